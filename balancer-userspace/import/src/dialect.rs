@@ -12,7 +12,7 @@ pub enum Dialect {
     Nginx,
     /// `haproxy.cfg` and files in its style.
     Haproxy,
-    /// `keepalived.conf`.
+    /// `keepalived.conf` and what it includes.
     Keepalived,
     /// The output of `ipvsadm -Sn`.
     Ipvsadm,

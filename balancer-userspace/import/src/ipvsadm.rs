@@ -45,7 +45,7 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
     Ok(())
 }
 
-/// What selects the packets of a service.
+/// The option that selects the packets of a service.
 #[derive(Clone, Copy)]
 enum Selector<'a> {
     Address { text: &'a str, udp: bool },
@@ -172,7 +172,7 @@ pub(crate) fn scheduler(conversion: &mut Conversion, place: &Place, scheduler: &
     conversion.not_needed(place, format!("scheduler {scheduler}"), why);
 }
 
-/// What is known of a server.
+/// The options of a server's rule.
 #[derive(Default)]
 struct Server<'a> {
     service: Option<Selector<'a>>,

@@ -1,4 +1,4 @@
-//! What becomes of each directive: a part of a service, or a note.
+//! Each directive becomes a part of a service, or a note.
 
 use std::net::IpAddr;
 
@@ -25,7 +25,7 @@ pub struct Conversion {
     /// Services that lack an address to listen on.
     pub(crate) waiting: Vec<Service>,
     pub(crate) notes: Vec<Note>,
-    /// What stands for every address of the machine.
+    /// They stand for every address of the machine.
     addresses: Vec<IpAddr>,
     /// Whether there was something that could have become a service.
     pub(crate) has_candidates: bool,

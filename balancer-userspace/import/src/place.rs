@@ -1,4 +1,4 @@
-//! Lines of files.
+//! Where a directive stands.
 
 use std::{
     fmt::{self, Display, Formatter},

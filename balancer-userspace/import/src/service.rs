@@ -1,4 +1,4 @@
-//! What all dialects are converted to, before it is written.
+//! Services as all dialects are converted to them.
 
 use std::net::IpAddr;
 
@@ -80,12 +80,12 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) forwarding: Forwarding,
-    /// In seconds.
+    /// A number of seconds.
     pub(crate) remember: Option<u64>,
     /// The lengths of a client's prefix, for IPv4 and IPv6.
     pub(crate) prefix: Option<(u8, u8)>,
     pub(crate) start_down: bool,
-    /// What a reader should know of the service's check.
+    /// A comment on the service's check.
     pub(crate) about_check: Option<&'static str>,
     pub(crate) backends: Vec<Backend>,
 }

@@ -285,7 +285,7 @@ fn clash(one: (u16, u16), other: (u16, u16)) -> bool {
     one == other || meet(one, other) && !within(one, other) && !within(other, one)
 }
 
-/// What the balancer's own check says of a file.
+/// Asks the balancer's own check about a file.
 fn verdict(text: &str) -> Result<(), String> {
     let parsed = file::parse(Path::new("balancer.toml"), text.as_bytes());
     parsed

@@ -19,7 +19,7 @@ const WAITING: &str = "# This service lacks addresses, see above. Put them in, a
 const DAY_MS: u64 = 86_400_000;
 const YEAR: u64 = 31_536_000;
 
-/// What the services' check has, so that a backend's own has to say otherwise.
+/// A backend's own check, with a value for each key that it would take over from the service's.
 fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: &Service) -> Check {
     let mut whole = whole(check);
     let common_port = common.and_then(|common| common.port);
@@ -83,7 +83,7 @@ pub(crate) fn alone(each: &Service) -> String {
     text
 }
 
-/// What backends need, said once.
+/// A comment on what backends need.
 fn about(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Nat => NAT,

@@ -19,7 +19,7 @@ pub(super) struct Args {
     /// Configuration files of one program; - is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Whose they are: nginx, haproxy, keepalived or ipvsadm [default: guessed by content]
+    /// The program: nginx, haproxy, keepalived or ipvsadm [default: guessed by content]
     #[arg(long, value_name = "PROGRAM")]
     from: Option<Dialect>,
     /// The address that clients connect to, for listeners on every address; may be repeated
@@ -55,7 +55,7 @@ fn refused(what: impl ToString) -> Failure {
     Failure::NotUnderstood(what.to_string())
 }
 
-/// What the files are of; all must be of one program.
+/// The program that all files are of.
 fn guess(files: &[(String, String)]) -> Result<Dialect, String> {
     let mut guessed: Option<(&str, Dialect)> = None;
     for (name, text) in files {

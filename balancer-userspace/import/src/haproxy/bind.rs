@@ -1,4 +1,4 @@
-//! `bind`.
+//! The listeners of `bind`.
 
 use super::{other::OWN, parse::Line};
 use crate::{

@@ -12,7 +12,7 @@ use crate::{error::NotUnderstood, notes::Conversion, service::Service};
 
 type Backends<'a> = BTreeMap<&'a str, (&'a Section, Vec<Line>)>;
 
-/// What sections take over: from the `defaults` that stand before them, or from those that they name.
+/// Lines that sections take over: from the `defaults` that stand before them, or from those that they name.
 #[derive(Default)]
 struct Defaults<'a> {
     last: Vec<Line>,

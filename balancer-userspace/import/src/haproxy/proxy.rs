@@ -1,4 +1,4 @@
-//! What a service has of a `backend` or `listen`.
+//! Fills a service from a `backend` or `listen`.
 
 use super::{
     check::{Http, http_check, httpchk},

@@ -9,7 +9,7 @@ use crate::{
     service::{Backend, Check, CheckKind, Http},
 };
 
-/// What `default-server` sets, and a server changes.
+/// Options that `default-server` sets and a server changes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
     weight: Option<u32>,

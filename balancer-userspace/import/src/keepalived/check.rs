@@ -10,7 +10,7 @@ const EXEC: &str = "checks are tcp, http, https or exec; use a check of type `ex
 const OWN: &str = "it concerns keepalived's own checks; nothing to do";
 pub(super) const NOTIFY: &str = "no program is started; read `balancer events --follow`, or let metrics alert";
 
-/// What a virtual server sets for its real servers, and these for their checkers.
+/// Values that a virtual server sets for its real servers, and these for their checkers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Defaults {
     delay_loop: Option<u64>,

@@ -62,7 +62,7 @@ pub(crate) fn convert(
     Ok(())
 }
 
-/// What stands in a `virtual_server`.
+/// The directives of a `virtual_server`.
 #[derive(Default)]
 struct Parts<'a> {
     defaults: Defaults,

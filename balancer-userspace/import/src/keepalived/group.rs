@@ -1,4 +1,4 @@
-//! What a `virtual_server` or a line of its group selects.
+//! Addresses that a `virtual_server` or a line of its group selects.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -164,7 +164,7 @@ impl Reader<'_> {
     }
 }
 
-/// `$NAME=VALUE`.
+/// The name and value of `$NAME=VALUE`.
 fn definition(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.trim_start().strip_prefix('$')?.split_once('=')?;
     let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');

@@ -1,4 +1,4 @@
-//! `real_server` and `sorry_server`.
+//! Backends of `real_server` and `sorry_server`.
 
 use super::check::{Defaults, NOTIFY, checker, is_checker, is_on};
 use crate::{
@@ -49,7 +49,7 @@ fn backend(conversion: &mut Conversion, directive: &Directive) -> Option<Backend
     Some(Backend { place, name, address, port, weight: None, backup: false, disabled: false, check: None })
 }
 
-/// The server that takes over when the others are down, and the method that it is reached by.
+/// The server that takes over when the others are down.
 pub(super) fn sorry(conversion: &mut Conversion, directive: &Directive) -> Option<Backend> {
     let mut backend = backend(conversion, directive)?;
     backend.backup = true;

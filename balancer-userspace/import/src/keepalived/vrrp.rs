@@ -20,7 +20,7 @@ pub(super) fn instance(conversion: &mut Conversion, directive: &Directive) {
     conversion.needs_you(&directive.place, format!("{}{moved}", directive.text()), STAYS);
 }
 
-/// `ADDRESS[/LENGTH]`.
+/// Whether it is `ADDRESS` or `ADDRESS/LENGTH`.
 fn is_address(word: &str) -> bool {
     word.split('/').next().is_some_and(|address| address.parse::<std::net::IpAddr>().is_ok())
 }

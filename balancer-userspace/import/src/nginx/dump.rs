@@ -1,4 +1,4 @@
-//! What `nginx -T` prints: the main file and all that it includes, one after another.
+//! Reads the output of `nginx -T`: the main file and all that it includes, one after another.
 
 use glob::{MatchOptions, Pattern};
 

@@ -1,4 +1,4 @@
-//! `listen`.
+//! The listeners of `listen`.
 
 use std::net::IpAddr;
 

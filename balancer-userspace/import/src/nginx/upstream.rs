@@ -10,7 +10,7 @@ use crate::{
 
 const OWN: &str = "it concerns nginx's own connections to the servers; nothing to do";
 
-/// What a service has of its `upstream`. In `http` port 80 is left out.
+/// Fills a service from its `upstream`. In `http`, servers without a port have port 80.
 pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream: &Directive, stream: bool, udp: bool) {
     for each in upstream.children() {
         let mut tell = |why: &str| conversion.needs_you(&each.place, each.text(), why);

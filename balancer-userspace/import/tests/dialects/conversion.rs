@@ -1,4 +1,4 @@
-//! What is made of configurations passes the balancer's own check, and no text makes the conversion panic.
+//! The results of conversions pass the balancer's own check, and no text makes the conversion panic.
 
 use crate::support::{SAMPLES, assert_has, checked, text_of};
 use balancer_import::{Conversion, Dialect, convert};
