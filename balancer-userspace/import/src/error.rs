@@ -8,6 +8,8 @@ use std::{
 
 use crate::place::Place;
 
+const LONGEST: usize = 400;
+
 /// The text is not a configuration that can be converted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotUnderstood {
@@ -18,11 +20,11 @@ pub struct NotUnderstood {
 
 impl NotUnderstood {
     pub(crate) fn at(place: &Place, what: impl Into<String>) -> Self {
-        Self { place: Some(place.clone()), file: place.file.clone(), what: what.into() }
+        Self { place: Some(place.clone()), file: place.file.clone(), what: shown(&what.into()) }
     }
 
     pub(crate) fn whole(what: impl Into<String>) -> Self {
-        Self { place: None, file: None, what: what.into() }
+        Self { place: None, file: None, what: shown(&what.into()) }
     }
 
     /// Names the file that is meant where none is named.
@@ -30,6 +32,12 @@ impl NotUnderstood {
         self.file.get_or_insert_with(|| Rc::from(file));
         self
     }
+}
+
+/// Words of the text may stand in it: no escape sequence reaches a terminal, and no long one.
+fn shown(what: &str) -> String {
+    let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    what.chars().take(LONGEST).map(shown).collect()
 }
 
 /// `FILE:LINE: what`, as editors expect it.

@@ -149,6 +149,16 @@ fn when_a_text_is_not_understood_then_the_error_names_the_line_and_what_would_be
 }
 
 #[test]
+fn when_a_text_has_escape_sequences_then_none_reaches_the_terminal() {
+    let text = format!("\u{1b}[31m{} a\n", "x".repeat(100_000));
+    let error = refusal(Dialect::Haproxy, &text);
+    assert!(error.starts_with("file:1: `\u{fffd}[31mxxx") && error.len() < 600, "{error}");
+    let conversion =
+        converted(Dialect::Haproxy, &format!("listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:80\n {text}"));
+    assert!(!checked(&conversion).contains('\u{1b}'));
+}
+
+#[test]
 fn when_a_listener_is_on_every_address_then_those_that_are_given_stand_for_it() {
     let text = "listen web\n bind :80\n bind :::80\n server a 10.0.0.1:80\n";
     let with = |addresses: &[&str]| crate::support::try_convert(Dialect::Haproxy, "file", text, addresses).unwrap();
