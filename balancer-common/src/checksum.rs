@@ -73,7 +73,7 @@ pub const fn one_hop_less(word: u32) -> u32 {
     let check = (word >> 16) + 1;
     // From 0xffff on the sum goes around: a checksum of ones is never the result.
     let check = check + ((check + 1) >> 16);
-    ((word & 0xffff) - 1 | check << 16).to_le()
+    (((word & 0xffff) - 1) | check << 16).to_le()
 }
 
 /// The unfolded sum of a 32-bit field in memory order.

@@ -16,6 +16,7 @@ mod events;
 mod fleet;
 mod health;
 mod help;
+mod import;
 mod journal;
 mod output;
 mod plan;
@@ -121,6 +122,10 @@ enum Verb {
     /// Show from an access log where its clients would go, and which of them changes would move; needs no controller
     #[command(after_help = help::see("simulation"))]
     Simulate(simulate::Args),
+    /// Convert a configuration of nginx, HAProxy, keepalived or ipvsadm; needs no controller. Exit code 1: something needs a
+    /// human, 2: not understood
+    #[command(after_help = help::see("moving"))]
+    Import(import::Args),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     #[command(after_help = help::see("forwarding"))]
     Decap(decap::Args),
@@ -153,6 +158,9 @@ enum Failure {
     Config(#[from] ConfigErrors),
     #[error("{0}")]
     Usage(String),
+    /// A text of another program; it begins with its place.
+    #[error("{0}")]
+    NotUnderstood(String),
     #[error("{0}")]
     WaitTimedOut(String),
     /// Its output says what is to be said.
@@ -202,6 +210,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
         Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Simulate(args) => simulate::run(&args),
+        Verb::Import(args) => import::run(&args),
         Verb::Decap(args) => decap::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Detach { all } => detach::run(all),
@@ -237,6 +246,7 @@ fn report(failure: &Failure) -> ExitCode {
         }
         Failure::Client(ClientError::Unreachable { .. }) => (NO_CONTROLLER, format!("balancer: {failure}")),
         Failure::Usage(_) => (WRONG_USAGE, format!("balancer: {failure}")),
+        Failure::NotUnderstood(text) => (WRONG_USAGE, text.clone()),
         Failure::WaitTimedOut(_) => (WAIT_TIMED_OUT, format!("balancer: {failure}")),
         Failure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })
         | Failure::Output(_)

@@ -13,7 +13,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-const CRATES: [&str; 18] = [
+const CRATES: [&str; 19] = [
     "balancer-ebpf",
     "balancer-common",
     "balancer-userspace",
@@ -24,6 +24,7 @@ const CRATES: [&str; 18] = [
     "balancer-userspace/demo",
     "balancer-userspace/engine",
     "balancer-userspace/fleet",
+    "balancer-userspace/import",
     "balancer-userspace/lab",
     "balancer-userspace/model",
     "balancer-userspace/simulate",

@@ -35,6 +35,7 @@ pub const CHAPTERS: &[Chapter] = chapters! {
     "memory" 7 "known clients, drains, failback; sizing the client table"
     "rules" 7 "pin, spread or deny the clients of a prefix"
     "operations" 7 "install, add a server, deploy, fail over, remove, upgrade"
+    "moving" 7 "moving from nginx, HAProxy, keepalived and IPVS"
     "simulation" 7 "where the clients of an access log would go"
     "commands" 7 "the command line: options, exit codes, signals, files"
     "restarts" 7 "the state file; restarts that stop no packet"

@@ -43,6 +43,11 @@ impl Installer {
         self.without_starting(&packages)
     }
 
+    /// The same where other systems have them in a package that is installed already.
+    pub(super) fn debian_files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
+        if self.manager == Some(Manager::Apt) { self.files(files) } else { Ok(()) }
+    }
+
     fn without_starting(&mut self, packages: &[&'static str]) -> Result<()> {
         if packages.is_empty() {
             return Ok(());

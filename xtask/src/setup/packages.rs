@@ -57,13 +57,17 @@ pub(super) const BROWSER: [Tool; 2] = [
 
 const NGINX: Tool = Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" };
 
+const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
+
 /// Servers, or tools that come with one, that tests alone start.
-pub(super) const SERVERS: [Tool; 2] =
-    [NGINX, Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" }];
+pub(super) const SERVERS: [Tool; 3] = [
+    NGINX,
+    HAPROXY,
+    Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
+];
 
 /// What benchmarks measure beside the balancer.
-pub(super) const CLASSICS: [Tool; 3] =
-    [NGINX, Tool::everywhere("haproxy", "haproxy"), Tool::everywhere("nft", "nftables")];
+pub(super) const CLASSICS: [Tool; 3] = [NGINX, HAPROXY, Tool::everywhere("nft", "nftables")];
 
 /// What Debian has in packages of their own, each by a file that it brings.
 pub(super) const CLASSICS_PARTS: [(&str, &str); 1] =
@@ -240,21 +244,21 @@ mod tests {
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light prometheus bird2 keepalived etcd-server curl \
+            "iproute2 ethtool chromium chromium-driver nginx-light haproxy prometheus bird2 keepalived etcd-server curl \
              iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx golang-github-prometheus bird keepalived etcd curl iperf3 \
+            "iproute ethtool chromium chromedriver nginx haproxy golang-github-prometheus bird keepalived etcd curl iperf3 \
              dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx prometheus bird keepalived etcd curl iperf3 dnsmasq bind etcd \
+            "iproute2 ethtool chromium chromium nginx haproxy prometheus bird keepalived etcd curl iperf3 dnsmasq bind etcd \
              debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
              qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')

@@ -1,0 +1,104 @@
+//! Addresses as configurations write them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The host and the port of `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address.
+pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
+    if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        return (host, rest.strip_prefix(':'));
+    }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return (text, None);
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    }
+}
+
+/// A numeric address and a port that may be absent.
+pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    let (host, port) = split(text);
+    let port = match port {
+        None => None,
+        Some(port) => Some(port.parse().ok()?),
+    };
+    Some((host.parse().ok()?, port))
+}
+
+/// The lengths of a client's prefix that a mask in dotted notation, or a length for IPv6, gives.
+pub(crate) fn mask(text: &str) -> Option<(u8, u8)> {
+    if let Ok(length) = text.parse::<u8>() {
+        return (1..=128).contains(&length).then_some((32, length));
+    }
+    let bits = u32::from(text.parse::<Ipv4Addr>().ok()?);
+    let ones = bits.leading_ones();
+    (ones > 0 && ones == bits.count_ones()).then_some((u8::try_from(ones).ok()?, 64))
+}
+
+/// The address that stands for every address of a family.
+pub(crate) fn unspecified(is_v4: bool) -> IpAddr {
+    if is_v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+/// A name for a server, from its address.
+pub(crate) fn as_name(text: &str) -> String {
+    text.replace(['[', ']'], "").replace(':', "-")
+}
+
+/// Why an address cannot stand in the file.
+pub(crate) fn refusal(text: &str) -> &'static str {
+    if text.starts_with("unix:") || text.starts_with('/') || text.starts_with('@') || text.starts_with("abns@") {
+        "a socket of this machine cannot be steered to; let the server listen on an address"
+    } else if text.contains('$') {
+        "its address is in a variable; write the address"
+    } else {
+        "names are not looked up; write the numeric address"
+    }
+}
+
+/// An address with its port as the balancer writes it, without the port if there is none.
+pub(crate) fn shown(address: IpAddr, port: Option<u16>) -> String {
+    match port {
+        Some(port) => SocketAddr::new(address, port).to_string(),
+        None => address.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_mask_is_contiguous_then_it_is_a_length() {
+        let cases = [
+            ("255.255.255.255", Some((32, 64))),
+            ("255.255.254.0", Some((23, 64))),
+            ("64", Some((32, 64))),
+            ("0", None),
+            ("129", None),
+            ("0.0.0.0", None),
+            ("255.0.255.0", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(mask(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn when_an_address_is_numeric_then_host_and_port_are_told_apart() {
+        let cases = [
+            ("10.0.0.1:80", Some("10.0.0.1:80")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("[fd00::1]:80", Some("[fd00::1]:80")),
+            ("fd00::1", Some("fd00::1")),
+            ("web.example:80", None),
+            ("10.0.0.1:$port", None),
+            ("10.0.0.1:", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(numeric(text).map(|(host, port)| shown(host, port)).as_deref(), expected, "{text}");
+        }
+    }
+}

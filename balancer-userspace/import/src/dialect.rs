@@ -1,0 +1,89 @@
+//! The programs whose configurations are read.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    str::FromStr,
+};
+
+/// The program that a configuration belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// `nginx.conf`, or the output of `nginx -T`.
+    Nginx,
+    /// `haproxy.cfg` and files in its style.
+    Haproxy,
+    /// `keepalived.conf` and what it includes.
+    Keepalived,
+    /// The output of `ipvsadm -Sn`.
+    Ipvsadm,
+}
+
+impl Display for Dialect {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+            Self::Keepalived => "keepalived",
+            Self::Ipvsadm => "ipvsadm",
+        })
+    }
+}
+
+impl FromStr for Dialect {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|dialect| dialect.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not read; give nginx, haproxy, keepalived or ipvsadm"))
+    }
+}
+
+impl Dialect {
+    /// Each one, in the order of the documents.
+    pub const ALL: [Self; 4] = [Self::Nginx, Self::Haproxy, Self::Keepalived, Self::Ipvsadm];
+
+    /// Says that there is nothing to convert.
+    pub(crate) fn lacks(self) -> &'static str {
+        match self {
+            Self::Nginx => "it has no `server` that listens; give nginx.conf, or the output of `nginx -T`",
+            Self::Haproxy => "it has no `frontend` or `listen`; give all files that HAProxy reads with -f",
+            Self::Keepalived => "it has no `virtual_server`; give keepalived.conf",
+            Self::Ipvsadm => "it has no service; give the output of `ipvsadm -Sn`",
+        }
+    }
+
+    /// Guesses by the first words of lines.
+    #[must_use]
+    pub fn guess(text: &str) -> Option<Self> {
+        let has = |words: &[&str]| {
+            let mut firsts = text.lines().map(|line| line.split_whitespace().next().unwrap_or_default());
+            firsts.any(|first| words.contains(&first.trim_end_matches('{')))
+        };
+        if has(&["-A", "--add-service"]) {
+            Some(Self::Ipvsadm)
+        } else if has(&["virtual_server", "virtual_server_group", "vrrp_instance", "global_defs"]) {
+            Some(Self::Keepalived)
+        } else if text.lines().any(opens_block_of_nginx) {
+            Some(Self::Nginx)
+        } else if has(&["global", "defaults", "frontend", "backend", "listen"]) {
+            Some(Self::Haproxy)
+        } else {
+            None
+        }
+    }
+}
+
+/// `http {`, `upstream NAME {` and so on; HAProxy has lines that begin with `server` too, but no block.
+fn opens_block_of_nginx(line: &str) -> bool {
+    let line = line.split('#').next().unwrap_or_default().trim();
+    let (head, rest) = line.split_once('{').map_or((line, None), |(head, rest)| (head, Some(rest)));
+    let words: Vec<&str> = head.split_whitespace().collect();
+    match (words.as_slice(), rest) {
+        // The brace may stand in the next line.
+        (["http" | "stream" | "server" | "events"], _) => true,
+        (["upstream", _], rest) => rest.is_some(),
+        _ => false,
+    }
+}

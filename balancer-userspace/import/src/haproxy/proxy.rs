@@ -1,0 +1,104 @@
+//! Fills a service from a `backend` or `listen`.
+
+use super::{
+    check::{Http, http_check, httpchk},
+    other::{BEHIND, other},
+    parse::Line,
+    server::{Options, time},
+    stick::{stick, stick_table},
+};
+use crate::{
+    notes::Conversion,
+    service::{CheckKind, Service},
+};
+
+/// Whether `defaults` sets it for the sections behind it.
+pub(super) fn inherits(line: &Line) -> bool {
+    match line.word(0) {
+        "balance" | "hash-type" | "default-server" | "option" | "http-check" => true,
+        "timeout" => line.word(1) == "check",
+        _ => false,
+    }
+}
+
+/// Where HAProxy would use one backup at a time.
+fn one_backup(conversion: &mut Conversion, service: &Service) {
+    if let Some(second) = service.backends.iter().filter(|backend| backend.backup).nth(1) {
+        let why =
+            "HAProxy uses its backups one after another, and here all share the clients; keep one where that matters";
+        conversion.needs_you(&second.place, format!("server {} backup", second.name), why);
+    }
+}
+
+pub(super) fn fill<'a>(
+    conversion: &mut Conversion,
+    service: &mut Service,
+    lines: impl Iterator<Item = &'a Line>,
+    inherited: &'a [Line],
+) {
+    let (mut default, mut http, mut timeout) = (Options::default(), None::<Http>, None);
+    let mut all_backups = false;
+    for line in inherited.iter().chain(lines) {
+        match line.word(0) {
+            "default-server" => default.read(conversion, line, 1),
+            "server" | "server-template" => {
+                let mut options = default.clone();
+                options.read(conversion, line, if line.word(0) == "server" { 3 } else { 4 });
+                service.backends.extend(options.backends(conversion, line));
+            }
+            "option" if line.word(1) == "httpchk" => httpchk(http.get_or_insert_default(), line),
+            "no" if line.word(1) == "option" && line.word(2) == "httpchk" => http = None,
+            "http-check" => http_check(conversion, http.get_or_insert_default(), line),
+            "timeout" if line.word(1) == "check" => timeout = time(line.word(2)),
+            "balance" => balance(conversion, service, line),
+            "hash-type" => conversion.not_needed(
+                &line.place,
+                line.text(),
+                "the lookup table moves few clients of itself; nothing to do",
+            ),
+            "stick-table" => stick_table(conversion, service, line),
+            "stick" => stick(conversion, service, line),
+            _ => {
+                all_backups |= line.word(0) == "option" && line.word(1) == "allbackups";
+                other(conversion, line);
+            }
+        }
+    }
+    if !all_backups {
+        one_backup(conversion, service);
+    }
+    for backend in &mut service.backends {
+        let Some(check) = &mut backend.check else { continue };
+        check.timeout_ms = timeout;
+        let over_tls = matches!(&check.kind, CheckKind::Http(_));
+        check.kind = match &http {
+            Some(http) => CheckKind::Http(http.kind(over_tls)),
+            None => {
+                if over_tls {
+                    let why =
+                        "a check of type `https` asks for a page; without one, only whether the port opens is checked";
+                    conversion.needs_you(&backend.place, format!("server {} check-ssl", backend.name), why);
+                }
+                CheckKind::Tcp
+            }
+        };
+    }
+}
+
+fn balance(conversion: &mut Conversion, service: &mut Service, line: &Line) {
+    match line.word(1) {
+        // It hashes the whole address.
+        "source" => service.prefix = service.prefix.or(Some((32, 128))),
+        "roundrobin" | "static-rr" => conversion.not_needed(
+            &line.place,
+            line.text(),
+            "clients are spread evenly by a hash of their address, by the servers' weights; nothing to do",
+        ),
+        "leastconn" | "first" | "random" => conversion.needs_you(
+            &line.place,
+            line.text(),
+            "clients are assigned by a hash and remembered, connections are not counted; give weights, and watch `balancer stats`",
+        ),
+        _ => conversion.needs_you(&line.place, line.text(), format!("it chooses the server by the request; {BEHIND}")),
+    }
+}

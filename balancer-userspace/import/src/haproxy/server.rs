@@ -1,0 +1,172 @@
+//! `server`, `server-template` and `default-server`.
+
+use std::net::IpAddr;
+
+use super::parse::Line;
+use crate::{
+    address::{numeric, refusal, split},
+    notes::Conversion,
+    service::{Backend, Check, CheckKind, Http},
+};
+
+/// Options that `default-server` sets and a server changes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
+    weight: Option<u32>,
+    backup: bool,
+    disabled: bool,
+    is_checked: bool,
+    over_tls: bool,
+    check: Check,
+}
+
+/// A time in milliseconds, which is also what a number without a unit counts.
+pub(super) fn time(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale = match text.get(digits.len()..)? {
+        "us" => return Some(digits.parse::<u64>().ok()? / 1000),
+        "" | "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(scale)
+}
+
+impl Options {
+    /// Reads the options from the word `at` on.
+    pub(super) fn read(&mut self, conversion: &mut Conversion, line: &Line, at: usize) {
+        let mut words = line.after(at).iter().map(String::as_str);
+        let label = if at > 1 { format!("{} {}", line.word(0), line.word(1)) } else { line.word(0).to_owned() };
+        while let Some(word) = words.next() {
+            if self.flag(word) {
+                continue;
+            }
+            let mut value = || words.next().unwrap_or_default();
+            match word {
+                "weight" | "inter" | "fastinter" | "fall" | "rise" | "port" => {
+                    let value = value();
+                    if self.number(word, value).is_none() {
+                        let why = "this is no value that it can have; write a number, or a time";
+                        conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
+                    }
+                }
+                word => other(conversion, line, &label, word, value),
+            }
+        }
+    }
+
+    /// Sets what is switched by a word alone; `false`: it is another word.
+    fn flag(&mut self, word: &str) -> bool {
+        match word {
+            "check" => self.is_checked = true,
+            "no-check" => self.is_checked = false,
+            "check-ssl" => self.over_tls = true,
+            "no-check-ssl" => self.over_tls = false,
+            "backup" => self.backup = true,
+            "no-backup" => self.backup = false,
+            "disabled" => self.disabled = true,
+            "enabled" => self.disabled = false,
+            _ => return false,
+        }
+        true
+    }
+
+    fn number(&mut self, word: &str, value: &str) -> Option<()> {
+        match word {
+            "weight" => self.weight = Some(value.parse().ok()?),
+            "inter" => self.check.interval_ms = Some(time(value)?),
+            "fastinter" => self.check.fast_ms = Some(time(value)?),
+            "fall" => self.check.fall = Some(value.parse().ok()?),
+            "rise" => self.check.rise = Some(value.parse().ok()?),
+            _ => self.check.port = Some(value.parse().ok()?),
+        }
+        Some(())
+    }
+
+    fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
+        let mut check = self.check.clone();
+        if self.over_tls {
+            check.kind = CheckKind::Http(Http { https: true, ..Http::default() });
+        }
+        Backend {
+            place: line.place.clone(),
+            name: name.to_owned(),
+            address,
+            port,
+            weight: self.weight,
+            backup: self.backup,
+            disabled: self.disabled,
+            check: self.is_checked.then_some(check),
+        }
+    }
+
+    /// The backends of a `server` or `server-template`.
+    pub(super) fn backends(&self, conversion: &mut Conversion, line: &Line) -> Vec<Backend> {
+        let template = line.word(0) == "server-template";
+        let text = line.word(if template { 3 } else { 2 });
+        let bare = text.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
+        // `:+1000` counts from the client's port.
+        let Some((address, port)) = numeric(bare) else {
+            let names = if template { format!(" for each of {}{}", line.word(1), line.word(2)) } else { String::new() };
+            let why = if split(bare).1.is_some_and(|port| port.starts_with(['+', '-'])) {
+                "a port relative to the client's is not known here; use `ports`"
+            } else {
+                refusal(bare)
+            };
+            conversion.needs_you(&line.place, line.text(), format!("{why}{names}"));
+            return Vec::new();
+        };
+        if !template {
+            return vec![self.backend(line, line.word(1), address, port)];
+        }
+        let (first, last) = line.word(2).split_once('-').unwrap_or(("1", line.word(2)));
+        match (first.parse::<usize>(), last.parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && conversion.has_room_for(last - first) => {
+                let name = |number| format!("{}{number}", line.word(1));
+                (first..=last).map(|number| self.backend(line, &name(number), address, port)).collect()
+            }
+            _ => {
+                conversion.needs_you(
+                    &line.place,
+                    line.text(),
+                    "this is no number of servers, or they are too many; write 1 to 65534 in all",
+                );
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, mut value: impl FnMut() -> &'a str) {
+    let (with_value, why) = match word {
+        "cookie" => (
+            true,
+            "cookies are layer 7, which this balancer does not do; it remembers clients by address, or keep HAProxy as the backend",
+        ),
+        "ssl" | "send-proxy" | "send-proxy-v2" | "send-proxy-v2-ssl" | "check-send-proxy" => (
+            false,
+            "nothing is added to or encrypted in connections here; let clients and backends do without it, or keep HAProxy as the backend",
+        ),
+        "slowstart" => (true, "it is a key of the service here; write `slow_start`"),
+        "maxconn" | "minconn" | "maxqueue" => {
+            (true, "connections are not counted or queued; set the limit in the server itself")
+        }
+        "agent-check" => (false, "agents are not asked; use a check of type `exec`"),
+        "downinter" => (true, "the interval is the same while a backend is down; look whether it matters"),
+        "verify" => (true, "`tls_verify` of a check says whether the certificate is looked at"),
+        "source" | "resolvers" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track"
+        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "ca-file" | "crt" | "sni" | "alpn" | "proto"
+        | "id" | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "pool-max-conn" | "check-sni"
+        | "check-alpn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay"
+        | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "check-proto" | "socks4" | "ws"
+        | "log-proto" | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
+            (!word.starts_with("force-"), "it has no counterpart; look whether it matters")
+        }
+        _ => (false, "it has no counterpart; look whether it matters"),
+    };
+    let directive = if with_value { format!("{label} {word} {}", value()) } else { format!("{label} {word}") };
+    conversion.needs_you(&line.place, directive, why);
+}

@@ -1,0 +1,56 @@
+//! `stick-table` and `stick on`.
+
+use super::{parse::Line, server::time};
+use crate::{address::mask, notes::Conversion, service::Service};
+
+pub(super) fn stick_table(conversion: &mut Conversion, service: &mut Service, line: &Line) {
+    let mut words = line.after(1).iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        let value = if word == "nopurge" { "" } else { words.next().unwrap_or_default() };
+        let directive = format!("stick-table {word} {value}");
+        match (word, value) {
+            ("type", "ip" | "ipv6") | ("nopurge", _) => {}
+            ("size", _) => {
+                let why = "`[client_table] capacity` is for all services; nothing to do below 262144";
+                conversion.not_needed(&line.place, directive, why);
+            }
+            ("expire", value) => match time(value) {
+                Some(ms) => service.remember = Some(ms.div_ceil(1000)),
+                None => conversion.needs_you(&line.place, directive, "this is no time; write `remember`"),
+            },
+            ("peers", _) => {
+                conversion.needs_you(&line.place, directive, "several balancers share clients by `[fleet]`");
+            }
+            _ => conversion.needs_you(
+                &line.place,
+                directive,
+                "clients are remembered by their address alone; `balancer stats` has what is counted",
+            ),
+        }
+    }
+}
+
+/// `stick on src`, or on a prefix of it: `stick on src,ipmask(24,64)`.
+pub(super) fn stick(conversion: &mut Conversion, service: &mut Service, line: &Line) {
+    let key = line.word(2);
+    let masks = key.strip_prefix("src,ipmask(").and_then(|rest| rest.strip_suffix(')'));
+    let prefix = match masks.map(|masks| masks.split_once(',').unwrap_or((masks, "128"))) {
+        None if key == "src" => Some((32, 128)),
+        None => None,
+        Some((v4, v6)) => length(v4).filter(|v4| *v4 <= 32).zip(length(v6)),
+    };
+    match prefix {
+        Some(prefix) if line.word(1) == "on" && line.words.len() == 3 => service.prefix = Some(prefix),
+        _ => conversion.needs_you(
+            &line.place,
+            line.text(),
+            "clients are remembered by their address alone; keep HAProxy as the backend where another key decides",
+        ),
+    }
+}
+
+/// The length of a mask, which may be in dotted notation.
+fn length(text: &str) -> Option<u8> {
+    let (v4, v6) = mask(text)?;
+    Some(if text.contains('.') { v4 } else { v6 })
+}

@@ -1,0 +1,195 @@
+//! Checkers of real servers.
+
+use crate::{
+    notes::Conversion,
+    service::{Check, CheckKind, Http},
+    tree::Directive,
+};
+
+const EXEC: &str = "checks are tcp, http, https or exec; use a check of type `exec` that asks the same";
+const OWN: &str = "it concerns keepalived's own checks; nothing to do";
+pub(super) const NOTIFY: &str = "no program is started; read `balancer events --follow`, or let metrics alert";
+
+/// Values that a virtual server sets for its real servers, and these for their checkers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Defaults {
+    delay_loop: Option<u64>,
+    connect_timeout: Option<u64>,
+    retry: Option<u32>,
+    delay_before_retry: Option<u64>,
+    host: Option<String>,
+    pub(super) alpha: bool,
+}
+
+/// Seconds with a fraction, as milliseconds.
+fn milliseconds(text: &str) -> Option<u64> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
+    seconds.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(digits.parse().ok()?)
+}
+
+/// `on` if nothing stands behind the word.
+pub(super) fn is_on(directive: &Directive) -> bool {
+    !["off", "false", "no"].contains(&directive.argument())
+}
+
+impl Defaults {
+    /// Takes a directive that is a default; `false`: it is another one.
+    pub(super) fn read(&mut self, conversion: &mut Conversion, directive: &Directive) -> bool {
+        let argument = directive.argument();
+        let taken = match directive.name() {
+            "delay_loop" => milliseconds(argument).map(|ms| self.delay_loop = Some(ms)),
+            "connect_timeout" => milliseconds(argument).map(|ms| self.connect_timeout = Some(ms)),
+            "delay_before_retry" => milliseconds(argument).map(|ms| self.delay_before_retry = Some(ms)),
+            "retry" | "nb_get_retry" => argument.parse().map(|count| self.retry = Some(count)).ok(),
+            "virtualhost" => {
+                self.host = Some(argument.to_owned());
+                Some(())
+            }
+            "alpha" => {
+                self.alpha = is_on(directive);
+                Some(())
+            }
+            _ => return false,
+        };
+        if taken.is_none() {
+            conversion.needs_you(
+                &directive.place,
+                directive.text(),
+                "this is no value that it can have; write a number",
+            );
+        }
+        true
+    }
+
+    /// A check with keepalived's own defaults; those of retries depend on the checker.
+    fn check(&self, retry: u32, delay: u64) -> Check {
+        let interval = self.delay_loop.unwrap_or(60_000).max(100);
+        Check {
+            kind: CheckKind::Tcp,
+            interval_ms: Some(interval),
+            timeout_ms: Some(self.connect_timeout.unwrap_or(5_000).min(interval)),
+            fast_ms: Some(self.delay_before_retry.unwrap_or(delay).min(interval)),
+            fall: Some(self.retry.unwrap_or(retry).saturating_add(1)),
+            rise: Some(1),
+            port: None,
+        }
+    }
+}
+
+/// Whether a block of a real server checks it.
+pub(super) fn is_checker(name: &str) -> bool {
+    name.ends_with("_CHECK") || ["HTTP_GET", "SSL_GET"].contains(&name)
+}
+
+/// The check of a checker, unless it has no counterpart.
+pub(super) fn checker(conversion: &mut Conversion, directive: &Directive, defaults: &Defaults) -> Option<Check> {
+    let mut defaults = defaults.clone();
+    let rest: Vec<_> = directive.children().iter().filter(|one| !defaults.read(conversion, one)).collect();
+    let mut check = match directive.name() {
+        "TCP_CHECK" => defaults.check(1, 1000),
+        name @ ("HTTP_GET" | "SSL_GET") => {
+            let mut check = defaults.check(3, 3000);
+            check.kind = CheckKind::Http(http(conversion, &rest, name == "SSL_GET", defaults.host.as_ref()));
+            check
+        }
+        "MISC_CHECK" => {
+            let mut check = defaults.check(0, 1000);
+            (check.kind, check.timeout_ms) = misc(conversion, directive, &rest, check.interval_ms)?;
+            check
+        }
+        _ => {
+            conversion.needs_you(&directive.place, directive.name(), EXEC);
+            return None;
+        }
+    };
+    for one in rest {
+        option(conversion, one, &mut check);
+    }
+    Some(check)
+}
+
+fn option(conversion: &mut Conversion, one: &Directive, check: &mut Check) {
+    let why = match one.name() {
+        "url" | "misc_path" | "misc_timeout" | "user" => return,
+        "connect_port" => match one.argument().parse() {
+            Ok(port) => return check.port = Some(port),
+            Err(_) => Err("this is no port; write `port` of the check"),
+        },
+        "connect_ip" => Err("the backend's own address is checked; use a check of type `exec`"),
+        "misc_dynamic" => Err("the program does not set weights; `balancer backend weight` does"),
+        "bindto" | "bind_if" | "bind_port" | "fwmark" => Err("the kernel chooses where checks come from; set routes"),
+        "warmup" | "log_all_failures" | "http_protocol" | "fast_recovery" | "enable_sni" | "tls_compliant" => Ok(OWN),
+        _ => Err("it has no counterpart; look whether it matters"),
+    };
+    match why {
+        Ok(why) => conversion.not_needed(&one.place, one.text(), why),
+        Err(why) => conversion.needs_you(&one.place, one.text(), why),
+    }
+}
+
+fn http(conversion: &mut Conversion, rest: &[&Directive], https: bool, host: Option<&String>) -> Http {
+    let mut http = Http { https, host: host.cloned(), ..Http::default() };
+    http.method = Some("GET".to_owned());
+    http.path = Some("/".to_owned());
+    http.status = Some("200-299".to_owned());
+    let urls: Vec<_> = rest.iter().filter(|one| one.name() == "url").collect();
+    for more in urls.iter().skip(1) {
+        let path = more.children().iter().find(|one| one.name() == "path").map_or("", |one| one.argument());
+        let why = "a check asks for one page; use a check of type `exec`";
+        conversion.needs_you(&more.place, format!("url {{ path {path} }}"), why);
+    }
+    for one in urls.first().map(|url| url.children()).unwrap_or_default() {
+        match one.name() {
+            "path" => http.path = Some(one.argument().to_owned()),
+            "status_code" => http.status = Some(one.arguments().join(",")),
+            "virtualhost" => http.host = Some(one.argument().to_owned()),
+            "regex" => http.body_regex = Some(one.argument().to_owned()),
+            "digest" => conversion.needs_you(
+                &one.place,
+                one.text(),
+                "bodies are not digested; write what they contain as `expect_body`",
+            ),
+            _ => {
+                conversion.needs_you(&one.place, one.text(), "write the expression so that `expect_body_regex` does it")
+            }
+        }
+    }
+    http
+}
+
+/// The program of a `MISC_CHECK`, and its timeout.
+fn misc(
+    conversion: &mut Conversion,
+    directive: &Directive,
+    rest: &[&Directive],
+    interval: Option<u64>,
+) -> Option<(CheckKind, Option<u64>)> {
+    let named = |name: &str| rest.iter().rev().find(|one| one.name() == name);
+    let command: Vec<String> =
+        named("misc_path")?.arguments().iter().flat_map(|word| word.split_whitespace()).map(str::to_owned).collect();
+    if !command.first().is_some_and(|program| program.starts_with('/')) {
+        conversion.needs_you(&directive.place, "misc_path", "write the whole path of the program as `command`");
+        return None;
+    }
+    let user = named("user").map(|user| user.argument().to_owned());
+    if let Some(with_group) = named("user").filter(|user| user.arguments().len() > 1) {
+        conversion.not_needed(&with_group.place, with_group.text(), "the program runs with the groups of its user");
+    }
+    let timeout = named("misc_timeout").and_then(|one| milliseconds(one.argument())).or(interval);
+    Some((CheckKind::Exec { command, user }, timeout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::milliseconds;
+
+    #[test]
+    fn when_a_time_has_a_fraction_then_it_counts() {
+        let cases =
+            [("3", Some(3000)), ("2.71828", Some(2718)), ("0.5", Some(500)), ("", None), ("x", None), ("1.x", None)];
+        for (text, expected) in cases {
+            assert_eq!(milliseconds(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Services of keepalived's virtual servers.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use super::{
+    check::{Defaults, NOTIFY, is_on},
+    group::listeners,
+    lines::Reader,
+    parse::parse,
+    real::{method, real, sorry},
+    vrrp,
+};
+use crate::{
+    Include,
+    address::{as_name, mask},
+    error::NotUnderstood,
+    ipvsadm::{FLAGS, PERSISTENCE_ENGINE, SCTP, give_port, scheduler, service_name},
+    notes::Conversion,
+    place::named,
+    service::{Backend, Forwarding, Listener, Service},
+    tree::Directive,
+};
+
+const OWN: &str = "it concerns keepalived itself; nothing to do";
+/// keepalived's timeout where none is given.
+const PERSISTENCE: u64 = 360;
+
+type Groups<'a> = BTreeMap<&'a str, &'a Directive>;
+
+pub(crate) fn convert(
+    conversion: &mut Conversion,
+    files: &[(String, String)],
+    include: Include<'_>,
+) -> Result<(), NotUnderstood> {
+    let mut reader = Reader { conversion, include, parameters: BTreeMap::new(), lines: Vec::new(), files: 0, seen: 0 };
+    for (name, text) in files {
+        let file: Option<Rc<str>> = named(files, name);
+        reader.read(file.as_ref(), name, text, 0)?;
+    }
+    let directives = parse(&reader.lines)?;
+    let is_group = |one: &&Directive| one.name() == "virtual_server_group";
+    let groups: Groups<'_> = directives.iter().filter(is_group).map(|one| (one.argument(), one)).collect();
+    for directive in &directives {
+        match directive.name() {
+            "virtual_server" => {
+                conversion.has_candidates = true;
+                virtual_server(conversion, directive, &groups);
+            }
+            "virtual_server_group" => {}
+            "vrrp_instance" => vrrp::instance(conversion, directive),
+            name if name.starts_with("vrrp_") => {
+                conversion.not_needed(&directive.place, directive.text(), "keepalived goes on with it; nothing to do")
+            }
+            "SSL" => conversion.needs_you(
+                &directive.place,
+                directive.text(),
+                "checks show no certificate; use a check of type `exec`",
+            ),
+            _ => conversion.not_needed(&directive.place, directive.text(), OWN),
+        }
+    }
+    Ok(())
+}
+
+/// The directives of a `virtual_server`.
+#[derive(Default)]
+struct Parts<'a> {
+    defaults: Defaults,
+    forwarding: Option<Forwarding>,
+    udp: bool,
+    sctp: bool,
+    is_v6: bool,
+    quorum: bool,
+    real: Vec<&'a Directive>,
+    sorry: Option<Backend>,
+}
+
+fn virtual_server(conversion: &mut Conversion, directive: &Directive, groups: &Groups<'_>) {
+    let mut service = Service::new(&directive.place, "");
+    let Some(parts) = parts(conversion, directive, &mut service) else { return };
+    if parts.sctp {
+        return conversion.needs_you(&directive.place, directive.text(), SCTP);
+    }
+    let words = directive.arguments();
+    let (name, listeners) = match words {
+        [word, name, ..] if word == "group" => {
+            let Some(group) = groups.get(name.as_str()) else {
+                let why = "there is no such `virtual_server_group`; name one";
+                return conversion.needs_you(&directive.place, directive.text(), why);
+            };
+            let all: Vec<Listener> = group
+                .children()
+                .iter()
+                .flat_map(|one| listeners(conversion, &one.place, &one.words, parts.udp, !parts.is_v6))
+                .collect();
+            (name.clone(), all)
+        }
+        words => {
+            let one = listeners(conversion, &directive.place, words, parts.udp, !parts.is_v6);
+            (name(words, &one, parts.udp), one)
+        }
+    };
+    if listeners.is_empty() {
+        return conversion.needs_you(&directive.place, directive.text(), "it has no listener; see its addresses");
+    }
+    (service.name, service.listeners) = (name, listeners);
+    service.forwarding = parts.forwarding.unwrap_or_default();
+    service.start_down = parts.defaults.alpha;
+    for one in &parts.real {
+        service.backends.extend(real(conversion, one, &parts.defaults, service.forwarding));
+    }
+    service.backends.extend(parts.sorry);
+    give_port(&mut service);
+    conversion.add(service);
+}
+
+fn name(words: &[String], listeners: &[Listener], udp: bool) -> String {
+    match listeners {
+        [one] if !one.address.is_unspecified() => service_name(one.address, one.first, udp),
+        _ => as_name(&words.join("-")).replace("fwmark", "mark"),
+    }
+}
+
+/// Reads a `virtual_server`; none: its method has no counterpart.
+fn parts<'a>(conversion: &mut Conversion, directive: &'a Directive, service: &mut Service) -> Option<Parts<'a>> {
+    let mut parts = Parts::default();
+    for one in directive.children() {
+        if parts.defaults.read(conversion, one) {
+            continue;
+        }
+        let (place, argument) = (&one.place, one.argument());
+        match one.name() {
+            "real_server" => parts.real.push(one),
+            "sorry_server" => parts.sorry = sorry(conversion, one),
+            "lb_kind" | "lvs_method" => parts.forwarding = Some(method(conversion, one)?),
+            "lb_algo" | "lvs_sched" => scheduler(conversion, place, argument),
+            "protocol" => match argument.to_ascii_uppercase().as_str() {
+                "UDP" => parts.udp = true,
+                "SCTP" => parts.sctp = true,
+                _ => {}
+            },
+            "ip_family" => parts.is_v6 = argument == "inet6",
+            "persistence_timeout" => service.remember = argument.parse().ok().or(Some(PERSISTENCE)),
+            "persistence_granularity" => match mask(argument) {
+                Some(prefix) => service.prefix = Some(prefix),
+                None => conversion.needs_you(place, one.text(), "this is no mask; write `client_prefix`"),
+            },
+            "persistence_engine" => conversion.needs_you(place, one.text(), PERSISTENCE_ENGINE),
+            "quorum" => parts.quorum = argument != "1",
+            _ => other(conversion, one),
+        }
+    }
+    if parts.quorum {
+        let why = "backups take over when no other backend is eligible, whatever the number; nothing else can be said";
+        conversion.needs_you(&directive.place, format!("quorum of {}", directive.text()), why);
+    }
+    Some(parts)
+}
+
+fn other(conversion: &mut Conversion, one: &Directive) {
+    let why = match one.name() {
+        "flag-1" | "flag-2" | "flag-3" | "sh-port" | "sh-fallback" | "mh-port" | "mh-fallback" => Ok(FLAGS),
+        "ops" => Ok("each datagram is steered by itself; nothing to do"),
+        "quorum_up" | "quorum_down" => Err(NOTIFY),
+        "smtp_alert" if is_on(one) => Err(NOTIFY),
+        "inhibit_on_failure" if is_on(one) => Err(
+            "known clients leave a backend that fails; write `on_failure = { hard = \"drain\" }` where they should not",
+        ),
+        "sorry_server_lvs_method" => {
+            Err("all backends of a service are reached in the same way, the backup too; let it accept that")
+        }
+        "ha_suspend"
+        | "omega"
+        | "hysteresis"
+        | "smtp_alert"
+        | "snmp_name"
+        | "warmup"
+        | "sorry_server_inhibit"
+        | "inhibit_on_failure" => Ok(OWN),
+        _ => Err("it has no counterpart; look whether it matters"),
+    };
+    match why {
+        Ok(why) => conversion.not_needed(&one.place, one.text(), why),
+        Err(why) => conversion.needs_you(&one.place, one.text(), why),
+    }
+}

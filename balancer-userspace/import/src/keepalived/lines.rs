@@ -1,0 +1,189 @@
+//! The lines of keepalived's files, with `include` and `$PARAMETER` put in.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use crate::{Include, error::NotUnderstood, notes::Conversion, place::Place};
+
+const DEEPEST: usize = 16;
+const MOST_FILES: usize = 4096;
+/// Parameters that stand for each other could grow without end.
+const MOST_LINES: usize = 1_000_000;
+const LONGEST: usize = 65_536;
+
+const INCLUDES: [&str; 6] = ["include", "includer", "includem", "includew", "includeb", "includea"];
+
+/// A line without its comment.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) place: Place,
+    pub(super) text: String,
+}
+
+pub(super) struct Reader<'a> {
+    pub(super) conversion: &'a mut Conversion,
+    pub(super) include: Include<'a>,
+    pub(super) parameters: BTreeMap<String, String>,
+    pub(super) lines: Vec<Line>,
+    pub(super) files: usize,
+    /// Lines that were looked at.
+    pub(super) seen: usize,
+}
+
+impl Reader<'_> {
+    /// Reads a file; relative names in it are relative to it.
+    pub(super) fn read(
+        &mut self,
+        file: Option<&Rc<str>>,
+        name: &str,
+        text: &str,
+        depth: usize,
+    ) -> Result<(), NotUnderstood> {
+        let mut lines = text.lines().enumerate();
+        while let Some((number, line)) = lines.next() {
+            let place = Place { line: number + 1, file: file.cloned() };
+            let line = without_comment(line);
+            let Some((parameter, value)) = definition(line) else {
+                self.line(&place, name, line, depth)?;
+                continue;
+            };
+            let mut value = value.to_owned();
+            while let Some(first) = value.trim_end().strip_suffix('\\') {
+                let more = lines.next().map_or("", |(_, line)| without_comment(line));
+                value = format!("{first}\n{more}");
+                self.fits(&place, value.len())?;
+            }
+            self.parameters.insert(parameter.to_owned(), value.trim().to_owned());
+        }
+        Ok(())
+    }
+
+    fn fits(&self, place: &Place, length: usize) -> Result<(), NotUnderstood> {
+        if length > LONGEST || self.seen > MOST_LINES {
+            return Err(NotUnderstood::at(place, "too long once parameters and files are put in"));
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, place: &Place, name: &str, line: &str, depth: usize) -> Result<(), NotUnderstood> {
+        self.seen += 1;
+        self.fits(place, line.len())?;
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if INCLUDES.contains(&first) {
+            return self.included(place, name, line, words.next().unwrap_or_default().trim_matches('"'), depth);
+        }
+        let text = self.put_in(place, line)?;
+        if first.starts_with(['@', '~']) {
+            let why = if first.starts_with('@') {
+                "conditions are not looked at; take the `@` and its word away where the line is for this machine"
+            } else {
+                "sequences are not written out; write the lines"
+            };
+            if text.contains(['{', '}']) {
+                return Err(NotUnderstood::at(place, format!("`{first}`: {why}")));
+            }
+            self.conversion.needs_you(place, text, why);
+            return Ok(());
+        }
+        if let Some((parameter, value)) = definition(line) {
+            self.parameters.insert(parameter.to_owned(), value.trim().to_owned());
+            return Ok(());
+        }
+        // A parameter with several lines, which may define others.
+        if text.contains('\n') {
+            if depth >= DEEPEST {
+                return Err(NotUnderstood::at(place, "parameters stand for each other too deeply"));
+            }
+            for line in text.lines() {
+                self.line(place, name, line, depth + 1)?;
+            }
+            return Ok(());
+        }
+        self.lines.push(Line { place: place.clone(), text });
+        Ok(())
+    }
+
+    /// The line with the values of parameters in it; what is not defined stays.
+    fn put_in(&self, place: &Place, line: &str) -> Result<String, NotUnderstood> {
+        let mut text = line.to_owned();
+        // A value with several lines is put in by itself, since the lines may change what stands in them.
+        for _ in 0..DEEPEST {
+            let Some((from, to, value)) = self.parameter(&text) else { break };
+            let value = value.to_owned();
+            text.replace_range(from..to, &value);
+            self.fits(place, text.len())?;
+            if value.contains('\n') {
+                break;
+            }
+        }
+        Ok(text)
+    }
+
+    /// The first parameter in the text that is defined: where it stands, and its value.
+    fn parameter(&self, text: &str) -> Option<(usize, usize, &str)> {
+        text.match_indices('$').find_map(|(from, _)| {
+            let rest = text.get(from + 1..)?;
+            let (name, length) = match rest.strip_prefix('{') {
+                Some(rest) => rest.split_once('}').map(|(name, _)| (name, name.len() + 3))?,
+                None => {
+                    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+                    (rest.get(..end)?, end + 1)
+                }
+            };
+            self.parameters.get(name).map(|value| (from, from + length, value.as_str()))
+        })
+    }
+
+    fn included(
+        &mut self,
+        place: &Place,
+        name: &str,
+        line: &str,
+        pattern: &str,
+        depth: usize,
+    ) -> Result<(), NotUnderstood> {
+        if depth >= DEEPEST {
+            return Err(NotUnderstood::at(place, "files include each other too deeply"));
+        }
+        match (self.include)(name, pattern) {
+            Ok(files) => {
+                for (name, text) in files {
+                    self.files += 1;
+                    if self.files > MOST_FILES {
+                        return Err(NotUnderstood::at(place, format!("more than {MOST_FILES} files are included")));
+                    }
+                    self.read(Some(&Rc::from(name.as_str())), &name, &text, depth + 1)?;
+                }
+            }
+            Err(why) => {
+                let why = format!("{why}; name the file on the command line as well");
+                self.conversion.needs_you(place, line.trim(), why);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name and value of `$NAME=VALUE`.
+fn definition(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.trim_start().strip_prefix('$')?.split_once('=')?;
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    is_name.then_some((name, value))
+}
+
+/// A comment begins with # or ! outside of quotes.
+fn without_comment(line: &str) -> &str {
+    let mut quote = None;
+    let mut escaped = false;
+    for (at, c) in line.char_indices() {
+        match (quote, c) {
+            _ if escaped => escaped = false,
+            (Some(_), '\\') => escaped = true,
+            (Some(open), c) if c == open => quote = None,
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '#' | '!') => return line.get(..at).unwrap_or(line),
+            _ => {}
+        }
+    }
+    line
+}

@@ -1,0 +1,51 @@
+//! Converts configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's: text in, text out.
+
+mod address;
+mod dialect;
+mod error;
+mod haproxy;
+mod ipvsadm;
+mod keepalived;
+mod nginx;
+mod notes;
+mod place;
+mod service;
+mod tree;
+mod valid;
+mod writer;
+
+use std::net::IpAddr;
+
+pub use dialect::Dialect;
+pub use error::NotUnderstood;
+pub use notes::Conversion;
+
+/// Reads the files that an `include` names: from the name of a file and a pattern, names and texts.
+pub type Include<'a> = &'a mut dyn FnMut(&str, &str) -> Result<Vec<(String, String)>, String>;
+
+/// Converts files of one dialect, given as name and text. `addresses` stand for listeners on every address.
+///
+/// # Errors
+///
+/// The text is not of that dialect, or has nothing in it that could become a service.
+pub fn convert(
+    dialect: Dialect,
+    files: &[(String, String)],
+    addresses: &[IpAddr],
+    include: Include<'_>,
+) -> Result<Conversion, NotUnderstood> {
+    let mut conversion = Conversion::new(addresses);
+    let converted = match dialect {
+        Dialect::Nginx => nginx::convert(&mut conversion, files, include),
+        Dialect::Haproxy => haproxy::convert(&mut conversion, files),
+        Dialect::Keepalived => keepalived::convert(&mut conversion, files, include),
+        Dialect::Ipvsadm => ipvsadm::convert(&mut conversion, files),
+    };
+    let checked = converted.and_then(|()| match conversion.has_candidates {
+        true => conversion.make_valid(),
+        false => Err(NotUnderstood::whole(format!("read as {dialect}, {}", dialect.lacks()))),
+    });
+    let name = files.first().map_or("", |(name, _)| name.as_str());
+    checked.map_err(|error| error.or_in(name))?;
+    Ok(conversion)
+}

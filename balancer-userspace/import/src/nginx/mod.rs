@@ -1,0 +1,10 @@
+//! nginx: `upstream`s and the `server`s that pass to them.
+
+mod convert;
+mod dump;
+mod listen;
+mod other;
+mod parse;
+mod upstream;
+
+pub(crate) use convert::convert;

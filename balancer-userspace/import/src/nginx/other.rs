@@ -1,0 +1,75 @@
+//! Directives that are not about where connections go.
+
+use crate::{notes::Conversion, tree::Directive};
+
+pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run nginx on several machines and make them the backends";
+const OWN: &str = "it concerns nginx's own process or connections; nothing to do";
+
+/// Each with what begins with it and `_`.
+const LAYER_7: [&str; 32] = [
+    "sub_filter",
+    "rewrite",
+    "return",
+    "if",
+    "auth_basic",
+    "auth_request",
+    "auth_jwt",
+    "proxy_cache",
+    "proxy_set_header",
+    "proxy_hide_header",
+    "proxy_method",
+    "proxy_ssl",
+    "proxy_redirect",
+    "proxy_cookie",
+    "proxy_intercept_errors",
+    "add_header",
+    "error_page",
+    "limit_req",
+    "limit_conn",
+    "limit_rate",
+    "sticky",
+    "root",
+    "alias",
+    "index",
+    "try_files",
+    "fastcgi_pass",
+    "grpc_pass",
+    "uwsgi_pass",
+    "scgi_pass",
+    "memcached_pass",
+    "split_clients",
+    "mirror",
+];
+
+/// Names a directive that is not about where connections go.
+pub(super) fn other(conversion: &mut Conversion, directive: &Directive) {
+    let name = directive.name();
+    let is = |of: &&str| name.strip_prefix(*of).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+    let why = match (name, directive.argument().to_ascii_lowercase().as_str()) {
+        ("gzip" | "brotli", "on") => Err("responses are not compressed any more; let the backends do it"),
+        ("proxy_set_header", "host") => {
+            Ok("requests pass unchanged, with the name that the client asked for; nothing to do")
+        }
+        ("proxy_set_header", "connection" | "upgrade") => Ok("connections pass unchanged; nothing to do"),
+        (
+            "proxy_set_header",
+            "x-real-ip" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "forwarded",
+        ) => Err(
+            "no header is added; let the backends take the address that the connection comes from, which is the client's own",
+        ),
+        ("access_log", argument) if argument != "off" => {
+            Ok("requests are not logged here; the backends see the clients' own addresses and can log them")
+        }
+        ("allow" | "deny" | "geo", _) => Err("clients are turned away by rules, `balancer rule add SVC CIDR deny`"),
+        ("map", _) => Err(BEHIND),
+        (name, _) if name.starts_with("ssl_") => {
+            Ok("it matters where a `listen` has ssl, which is named if there is one")
+        }
+        _ if LAYER_7.iter().any(is) => Err(BEHIND),
+        _ => Ok(OWN),
+    };
+    match why {
+        Ok(why) => conversion.not_needed(&directive.place, directive.text(), why),
+        Err(why) => conversion.needs_you(&directive.place, directive.text(), why),
+    }
+}

@@ -1,0 +1,85 @@
+//! `upstream` and its servers.
+
+use super::other::{BEHIND, other};
+use crate::{
+    address::{as_name, numeric, refusal},
+    notes::Conversion,
+    service::{Backend, Check, Service},
+    tree::Directive,
+};
+
+const OWN: &str = "it concerns nginx's own connections to the servers; nothing to do";
+
+/// Fills a service from its `upstream`. In `http`, servers without a port have port 80.
+pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream: &Directive, stream: bool, udp: bool) {
+    for each in upstream.children() {
+        let mut tell = |why: &str| conversion.needs_you(&each.place, each.text(), why);
+        match each.name() {
+            "server" => service.backends.extend(server(conversion, each, stream, udp)),
+            // For IPv4 it hashes three octets, for IPv6 the whole address.
+            "ip_hash" => service.prefix = Some((24, 128)),
+            "hash" if ["$remote_addr", "$binary_remote_addr"].contains(&each.argument()) => {
+                service.prefix = Some((32, 128));
+            }
+            "hash" | "sticky" => tell(
+                "this balancer hashes the client's address alone; keep nginx as the backend where another key decides",
+            ),
+            "least_conn" | "random" | "least_time" => tell(
+                "clients are assigned by a hash and remembered, connections are not counted; give weights, and watch `balancer stats`",
+            ),
+            "zone" | "keepalive" | "keepalive_timeout" | "keepalive_requests" | "keepalive_time" => {
+                conversion.not_needed(&each.place, each.text(), OWN);
+            }
+            _ => other(conversion, each),
+        }
+    }
+}
+
+fn server(conversion: &mut Conversion, directive: &Directive, stream: bool, udp: bool) -> Option<Backend> {
+    let text = directive.argument();
+    let Some((address, port)) = numeric(text) else {
+        conversion.needs_you(&directive.place, directive.text(), refusal(text));
+        return None;
+    };
+    let mut backend = Backend {
+        place: directive.place.clone(),
+        name: as_name(text),
+        address,
+        port: port.or((!stream).then_some(80)),
+        weight: None,
+        backup: false,
+        disabled: false,
+        check: (!udp).then(Check::default),
+    };
+    for option in directive.arguments().get(1..).unwrap_or_default() {
+        server_option(conversion, directive, option, &mut backend);
+    }
+    Some(backend)
+}
+
+fn server_option(conversion: &mut Conversion, directive: &Directive, option: &str, backend: &mut Backend) {
+    let about = || format!("server {} {option}", directive.argument());
+    let mut tell = |why: &str| conversion.needs_you(&directive.place, about(), why);
+    match option.split_once('=').unwrap_or((option, "")) {
+        ("weight", value) => match value.parse() {
+            Ok(weight) => backend.weight = Some(weight),
+            Err(_) => tell("this is no weight; write a number"),
+        },
+        ("backup", _) => backend.backup = true,
+        ("down", _) => backend.disabled = true,
+        ("max_fails", "0") => backend.check = None,
+        ("max_fails", value) => match value.parse() {
+            Ok(fall) => backend.check = backend.check.take().map(|check| Check { fall: Some(fall), ..check }),
+            Err(_) => tell("this is no number of failures; write one"),
+        },
+        ("fail_timeout", _) => {
+            let why = "checks of its own find out when a backend is back; nothing to do";
+            conversion.not_needed(&directive.place, about(), why);
+        }
+        ("max_conns", _) => tell("connections are not counted; set the limit in the server itself"),
+        ("slow_start", _) => tell("it is a key of the service here; write `slow_start`"),
+        ("resolve" | "service", _) => tell("names are not looked up; write numeric addresses"),
+        ("route", _) => tell(BEHIND),
+        _ => tell("this parameter is not known; look whether it matters"),
+    }
+}

@@ -1,0 +1,94 @@
+//! Each directive becomes a part of a service, or a note.
+
+use std::net::IpAddr;
+
+use crate::{
+    place::Place,
+    service::{Listener, Service},
+};
+
+const MOST_MULTIPLIED: usize = 65_534;
+
+/// A directive that has no counterpart.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    pub(crate) place: Place,
+    pub(crate) directive: String,
+    pub(crate) why: String,
+    pub(crate) needs_you: bool,
+}
+
+/// Services, and what could not be converted.
+#[derive(Debug, Default)]
+pub struct Conversion {
+    pub(crate) services: Vec<Service>,
+    /// Services that lack an address to listen on.
+    pub(crate) waiting: Vec<Service>,
+    pub(crate) notes: Vec<Note>,
+    /// They stand for every address of the machine.
+    addresses: Vec<IpAddr>,
+    /// Whether there was something that could have become a service.
+    pub(crate) has_candidates: bool,
+    /// Servers that one line stood for.
+    multiplied: usize,
+}
+
+impl Conversion {
+    pub(crate) fn new(addresses: &[IpAddr]) -> Self {
+        Self { addresses: addresses.to_vec(), ..Self::default() }
+    }
+
+    /// Names a directive that a person has to look at.
+    pub(crate) fn needs_you(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
+        let (directive, why) = (directive.into(), why.into());
+        self.notes.push(Note { place: place.clone(), directive, why, needs_you: true });
+    }
+
+    /// Names a directive that the balancer does without.
+    pub(crate) fn not_needed(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
+        let (directive, why) = (directive.into(), why.into());
+        self.notes.push(Note { place: place.clone(), directive, why, needs_you: false });
+    }
+
+    /// The listeners that stand for one on every address; without an address it stays as it is, and is named.
+    pub(crate) fn named_addresses(&mut self, place: &Place, directive: &str, listener: Listener) -> Vec<Listener> {
+        let is_v4 = listener.address.is_ipv4();
+        let named: Vec<_> = self.addresses.iter().filter(|address| address.is_ipv4() == is_v4).collect();
+        if named.is_empty() {
+            let family = if is_v4 { "IPv4" } else { "IPv6" };
+            let why = format!(
+                "it listens on every address of this machine, and the balancer steers named ones; import again with \
+                 --address ADDRESS, the {family} address that clients connect to"
+            );
+            self.needs_you(place, directive, why);
+            return vec![listener];
+        }
+        named.into_iter().map(|&address| Listener { address, ..listener }).collect()
+    }
+
+    /// Whether a line may stand for so many servers more; lines that do so do it for a bounded number in all.
+    pub(crate) fn has_room_for(&mut self, servers: usize) -> bool {
+        self.multiplied = self.multiplied.saturating_add(servers);
+        self.multiplied < MOST_MULTIPLIED
+    }
+
+    pub(crate) fn add(&mut self, service: Service) {
+        self.services.push(service);
+    }
+
+    /// The number of directives that a person has to look at.
+    #[must_use]
+    pub fn need_you(&self) -> usize {
+        self.notes.iter().filter(|note| note.needs_you).count()
+    }
+
+    /// *N services, M backends; K directives need you*.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let counted = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+        let backends = self.services.iter().map(|service| service.backends.len()).sum();
+        let (services, backends) = (counted(self.services.len(), "service"), counted(backends, "backend"));
+        let need = if self.need_you() == 1 { "needs" } else { "need" };
+        format!("{services}, {backends}; {} {need} you", counted(self.need_you(), "directive"))
+    }
+}

@@ -1,0 +1,29 @@
+//! Where a directive stands.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    rc::Rc,
+};
+
+/// A line of one of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) line: usize,
+    /// Named unless it is the only file.
+    pub(crate) file: Option<Rc<str>>,
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}", self.line)?;
+        if let Some(file) = &self.file {
+            write!(f, " of {file}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of a file for its places, if there are several files.
+pub(crate) fn named(files: &[(String, String)], name: &str) -> Option<Rc<str>> {
+    (files.len() > 1).then(|| Rc::from(name))
+}

@@ -1,0 +1,112 @@
+//! Services as all dialects are converted to them.
+
+use std::net::IpAddr;
+
+use crate::place::Place;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Listener {
+    /// Unspecified: the address is not known.
+    pub(crate) address: IpAddr,
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+    pub(crate) udp: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Forwarding {
+    #[default]
+    Nat,
+    Dsr,
+    Ipip,
+    Gue,
+}
+
+impl Forwarding {
+    pub(crate) fn tunnels(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Http {
+    pub(crate) https: bool,
+    pub(crate) method: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) host: Option<String>,
+    pub(crate) status: Option<String>,
+    pub(crate) body_regex: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CheckKind {
+    #[default]
+    Tcp,
+    Http(Http),
+    Exec {
+        command: Vec<String>,
+        user: Option<String>,
+    },
+}
+
+/// A health check; what is `None` is the balancer's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub(crate) kind: CheckKind,
+    pub(crate) interval_ms: Option<u64>,
+    pub(crate) timeout_ms: Option<u64>,
+    pub(crate) fast_ms: Option<u64>,
+    pub(crate) fall: Option<u32>,
+    pub(crate) rise: Option<u32>,
+    pub(crate) port: Option<u16>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Backend {
+    pub(crate) place: Place,
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) port: Option<u16>,
+    pub(crate) weight: Option<u32>,
+    pub(crate) backup: bool,
+    pub(crate) disabled: bool,
+    /// None: it is not checked.
+    pub(crate) check: Option<Check>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) place: Place,
+    pub(crate) name: String,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) forwarding: Forwarding,
+    /// A number of seconds.
+    pub(crate) remember: Option<u64>,
+    /// The lengths of a client's prefix, for IPv4 and IPv6.
+    pub(crate) prefix: Option<(u8, u8)>,
+    pub(crate) start_down: bool,
+    /// A comment on the service's check.
+    pub(crate) about_check: Option<&'static str>,
+    pub(crate) backends: Vec<Backend>,
+}
+
+impl Service {
+    pub(crate) fn new(place: &Place, name: impl Into<String>) -> Self {
+        Self {
+            place: place.clone(),
+            name: name.into(),
+            listeners: Vec::new(),
+            forwarding: Forwarding::Nat,
+            remember: None,
+            prefix: None,
+            start_down: false,
+            about_check: None,
+            backends: Vec::new(),
+        }
+    }
+
+    /// The check that backends have unless they say otherwise.
+    pub(crate) fn check(&self) -> Option<&Check> {
+        self.backends.iter().find_map(|backend| backend.check.as_ref())
+    }
+}

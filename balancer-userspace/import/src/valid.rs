@@ -1,0 +1,315 @@
+//! Keeps of a conversion what `balancer check` accepts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use balancer_model::{file, value};
+
+use crate::{
+    address,
+    error::NotUnderstood,
+    notes::Conversion,
+    service::{CheckKind, Forwarding, Listener, Service},
+    writer,
+};
+
+const MOST_SERVICES: usize = 65_535;
+const MOST_BACKENDS: usize = 65_534;
+const MOST_LISTENERS: usize = 64;
+
+/// Stands for the address that a service lacks while the rest of it is checked: one for documentation.
+const STAND_IN: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 254)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 0xffff)),
+];
+
+/// Listeners, and addresses behind them, that are taken.
+#[derive(Default)]
+struct Taken {
+    names: Names,
+    listeners: Ports,
+    replies: Ports,
+}
+
+impl Conversion {
+    /// Takes away what `balancer check` would refuse, and says so.
+    pub(crate) fn make_valid(&mut self) -> Result<(), NotUnderstood> {
+        let backends: usize = self.services.iter().map(|service| service.backends.len()).sum();
+        if self.services.len() > MOST_SERVICES || backends > MOST_BACKENDS {
+            let what = format!(
+                "{} services and {backends} backends; a balancer has up to {MOST_SERVICES} and {MOST_BACKENDS}: give it a part",
+                self.services.len()
+            );
+            return Err(NotUnderstood::whole(what));
+        }
+        let mut taken = Taken::default();
+        for service in std::mem::take(&mut self.services) {
+            self.keep_valid(service, &mut taken);
+        }
+        self.sort_notes();
+        match verdict(&self.toml()) {
+            Err(why) if !self.services.is_empty() => {
+                Err(NotUnderstood::whole(format!("what would be written is not valid: {why}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// By line, each note once: what sections take over from `defaults` is read for each of them.
+    fn sort_notes(&mut self) {
+        let mut seen = BTreeSet::new();
+        self.notes.retain(|note| {
+            seen.insert((note.place.file.clone(), note.place.line, note.directive.clone(), note.why.clone()))
+        });
+        self.notes.sort_by(|a, b| (&a.place.file, a.place.line).cmp(&(&b.place.file, b.place.line)));
+    }
+
+    fn keep_valid(&mut self, mut service: Service, taken: &mut Taken) {
+        let lacking = lacking(&mut service);
+        if service.listeners.is_empty() && !lacking.is_empty() {
+            self.keep_waiting(service, &lacking, taken);
+            return;
+        }
+        self.keep_fitting_listeners(&mut service);
+        self.keep_free_listeners(&mut service, &mut taken.listeners);
+        if service.listeners.is_empty() {
+            return;
+        }
+        service.name = taken.names.unique(&service.name);
+        self.keep_fitting_backends(&mut service);
+        self.keep_free_backends(&mut service, &mut taken.replies);
+        if service.backends.is_empty() {
+            self.needs_you(&service.place, service.name.clone(), "none of its servers could be converted; add them");
+            self.waiting.push(service);
+        } else if self.is_accepted(&mut service) {
+            self.services.push(service);
+        }
+    }
+
+    /// Keeps a service that lacks its address, if the rest of it is valid.
+    fn keep_waiting(&mut self, mut service: Service, lacking: &[Listener], taken: &mut Taken) {
+        // The address of a backend that is of the other family comes with the listener that it fits.
+        let family = service.backends.first().is_none_or(|backend| backend.address.is_ipv4());
+        let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.tunnels();
+        let Some(first) = lacking.iter().find(fits).or(lacking.first()) else { return };
+        let [v4, v6] = STAND_IN;
+        let stand_in = if first.address.is_ipv4() { v4 } else { v6 };
+        // By a mark the port is not known either.
+        let (start, end) = if first.first == 0 { (80, 80) } else { (first.first, first.last) };
+        service.listeners = vec![Listener { address: stand_in, first: start, last: end, udp: first.udp }];
+        service.name = taken.names.unique(&service.name);
+        self.keep_fitting_backends(&mut service);
+        self.keep_free_backends(&mut service, &mut Ports::default());
+        if self.is_accepted(&mut service) {
+            service.listeners = vec![*first];
+            self.waiting.push(service);
+        }
+    }
+
+    /// Takes away a check that the balancer refuses; `false`: it refuses the service for another reason.
+    fn is_accepted(&mut self, service: &mut Service) -> bool {
+        let Err(why) = verdict(&writer::alone(service)) else { return true };
+        let is_checked = service.check().is_some();
+        for check in service.backends.iter_mut().filter_map(|backend| backend.check.as_mut()) {
+            check.kind = CheckKind::Tcp;
+        }
+        let accepted = verdict(&writer::alone(service)).is_ok();
+        let what = if is_checked && accepted { "the check of " } else { "" };
+        self.needs_you(&service.place, format!("{what}{}", service.name), why);
+        accepted
+    }
+
+    /// Backends have one address, and with a port of their own one listener.
+    fn keep_fitting_listeners(&mut self, service: &mut Service) {
+        let Some(first) = service.backends.first() else { return };
+        let is_v4 = first.address.is_ipv4();
+        let have_ports = service.backends.iter().any(|backend| backend.port.is_some());
+        let place = service.place.clone();
+        for listener in std::mem::take(&mut service.listeners) {
+            let directive = format!("{} on {}", service.name, writer::listener(&listener));
+            if listener.address.is_ipv4() != is_v4 && !service.forwarding.tunnels() {
+                let why = "the backends have addresses of the other family; add the listener to `listen`, and `address6` to each backend";
+                self.needs_you(&place, directive, why);
+            } else if have_ports && service.forwarding == Forwarding::Nat && !service.listeners.is_empty() {
+                let why = "with nat, a backend has a port for each listener; let the servers listen on another port for \
+                           this one, and add it to `listen` and `ports`";
+                self.needs_you(&place, directive, why);
+            } else {
+                service.listeners.push(listener);
+            }
+        }
+    }
+
+    /// With nat, a reply has to tell its listener.
+    fn keep_free_backends(&mut self, service: &mut Service, replies: &mut Ports) {
+        if service.forwarding != Forwarding::Nat {
+            return;
+        }
+        for backend in std::mem::take(&mut service.backends) {
+            let from = |listener: &Listener| Listener {
+                address: backend.address,
+                first: backend.port.unwrap_or(listener.first),
+                last: backend.port.unwrap_or(listener.last),
+                udp: listener.udp,
+            };
+            let mut own = Ports::default();
+            let is_free = service.listeners.iter().map(from).all(|one| {
+                let is_free = !own.has(&one, meet) && !replies.has(&one, meet);
+                own.take(&one);
+                is_free
+            });
+            if is_free {
+                service.listeners.iter().map(from).for_each(|one| replies.take(&one));
+                service.backends.push(backend);
+            } else {
+                let why = "with nat, an address and port behind one listener cannot be behind another; let the server \
+                           listen on another port for this one";
+                self.needs_you(&backend.place, format!("{} in {}", backend.name, service.name), why);
+            }
+        }
+    }
+
+    fn keep_free_listeners(&mut self, service: &mut Service, taken: &mut Ports) {
+        let place = service.place.clone();
+        for listener in std::mem::take(&mut service.listeners) {
+            let shown = writer::listener(&listener);
+            if let Err(why) = value::address(&listener.address.to_string()) {
+                self.needs_you(&place, format!("{} on {shown}", service.name), why);
+            } else if taken.has(&listener, clash) {
+                let why = "another service has this address and port; the choice between them by the content of requests \
+                           is layer 7, which this balancer does not do: keep the proxy as the backend of that service";
+                self.needs_you(&place, format!("{} on {shown}", service.name), why);
+            } else if service.listeners.len() == MOST_LISTENERS {
+                self.needs_you(&place, shown, "a service has up to 64 listeners; make another service for it");
+            } else {
+                taken.take(&listener);
+                service.listeners.push(listener);
+            }
+        }
+    }
+
+    fn keep_fitting_backends(&mut self, service: &mut Service) {
+        let mut names = Names::default();
+        let mut ports = service.listeners.iter().map(|one| (one.first == one.last).then_some(one.first));
+        let first = ports.next().flatten();
+        // With one port for all listeners, or none: the backends' own.
+        let port = first.filter(|_| ports.all(|port| port == first));
+        let several = service.listeners.len() > 1;
+        for mut backend in std::mem::take(&mut service.backends) {
+            let directive = format!("{} {}", backend.name, address::shown(backend.address, backend.port));
+            let mut refuse = |why: &str| self.needs_you(&backend.place, directive.as_str(), why);
+            let families = service.listeners.iter().all(|one| one.address.is_ipv4() == backend.address.is_ipv4());
+            if service.listeners.iter().any(|listener| listener.address == backend.address) {
+                refuse("a backend cannot have the service's own address; give the server another one");
+                continue;
+            }
+            if let Err(why) = value::address(&backend.address.to_string()) {
+                refuse(&why);
+                continue;
+            }
+            if !families && !service.forwarding.tunnels() {
+                refuse("it is of another address family than the service; give it an address of that family");
+                continue;
+            }
+            if backend.port == Some(0) {
+                backend.port = None;
+            }
+            if several && backend.port == port && service.forwarding != Forwarding::Nat {
+                backend.port = None;
+            }
+            if backend.port.is_some()
+                && backend.port != port
+                && (service.forwarding != Forwarding::Nat || port.is_none())
+            {
+                refuse("its port differs from the listener's; use `forwarding = \"nat\"` and a service for each port");
+                continue;
+            }
+            backend.weight = backend.weight.map(|weight| weight.min(65_535));
+            backend.name = names.unique(&backend.name);
+            service.backends.push(backend);
+        }
+    }
+}
+
+/// Takes the listeners without an address from a service.
+fn lacking(service: &mut Service) -> Vec<Listener> {
+    let (lacking, listeners) =
+        std::mem::take(&mut service.listeners).into_iter().partition(|listener| listener.address.is_unspecified());
+    service.listeners = listeners;
+    lacking
+}
+
+/// Ports by address and protocol.
+#[derive(Default)]
+struct Ports(BTreeMap<(IpAddr, bool), Occupied>);
+
+/// Most listeners have one port, and there may be as many as there are ports.
+#[derive(Default)]
+struct Occupied {
+    single: BTreeSet<u16>,
+    wide: Vec<(u16, u16)>,
+}
+
+impl Ports {
+    fn range(listener: &Listener) -> (u16, u16) {
+        if listener.first == 0 { (0, u16::MAX) } else { (listener.first, listener.last) }
+    }
+
+    fn take(&mut self, listener: &Listener) {
+        let occupied = self.0.entry((listener.address, listener.udp)).or_default();
+        match Self::range(listener) {
+            (first, last) if first == last => drop(occupied.single.insert(first)),
+            range => occupied.wide.push(range),
+        }
+    }
+
+    fn has(&self, listener: &Listener, is_in_the_way: fn((u16, u16), (u16, u16)) -> bool) -> bool {
+        let range @ (first, last) = Self::range(listener);
+        let Some(Occupied { single, wide }) = self.0.get(&(listener.address, listener.udp)) else { return false };
+        first <= last && single.range(first..=last).any(|&port| is_in_the_way((port, port), range))
+            || wide.iter().any(|&other| is_in_the_way(other, range))
+    }
+}
+
+/// Whether two ranges of ports have one in common.
+fn meet(one: (u16, u16), other: (u16, u16)) -> bool {
+    one.0 <= other.1 && other.0 <= one.1
+}
+
+/// Whether two ranges are the same, or have a port in common and neither is within the other.
+fn clash(one: (u16, u16), other: (u16, u16)) -> bool {
+    let within = |inner: (u16, u16), outer: (u16, u16)| outer.0 <= inner.0 && inner.1 <= outer.1;
+    one == other || meet(one, other) && !within(one, other) && !within(other, one)
+}
+
+/// Asks the balancer's own check about a file.
+fn verdict(text: &str) -> Result<(), String> {
+    let parsed = file::parse(Path::new("balancer.toml"), text.as_bytes());
+    parsed
+        .map(drop)
+        .map_err(|errors| errors.findings().first().map_or_else(String::new, |finding| finding.text.clone()))
+}
+
+/// Names that are taken, each with the next number to try.
+#[derive(Default)]
+struct Names(BTreeMap<String, usize>);
+
+impl Names {
+    /// A free name of the characters that names may have.
+    fn unique(&mut self, text: &str) -> String {
+        let kept = text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' });
+        let name: String = kept.take(56).collect();
+        let name = if name.is_empty() { "unnamed".to_owned() } else { name };
+        let mut free = name.clone();
+        while self.0.contains_key(&free) {
+            let next = self.0.entry(name.clone()).or_insert(2);
+            free = format!("{name}-{next}");
+            *next += 1;
+        }
+        self.0.insert(free.clone(), 2);
+        free
+    }
+}

@@ -1,0 +1,244 @@
+//! Writes the balancer's configuration.
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use crate::{
+    address::shown,
+    notes::Conversion,
+    service::{Backend, Check, CheckKind, Forwarding, Listener, Service},
+};
+
+const NAT: &str = "\
+# nat: replies must come back through this machine, so the backends' route to the clients has to lead here. Backends see
+# the clients' own addresses, and no header or PROXY line from this balancer.
+";
+const DSR: &str = "# dsr: each backend has the service's address on an interface that answers no ARP, as with IPVS.\n";
+const TUNNEL: &str = "# Each backend needs a tunnel interface with the service's address, as with IPVS.\n";
+const WAITING: &str = "# This service lacks addresses, see above. Put them in, and take each `# ` away.\n";
+
+const DAY_MS: u64 = 86_400_000;
+const YEAR: u64 = 31_536_000;
+
+/// A backend's own check, with a value for each key that it would take over from the service's.
+fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: &Service) -> Check {
+    let mut whole = whole(check);
+    let common_port = common.and_then(|common| common.port);
+    let listener = service.listeners.first().map(|listener| listener.first);
+    whole.port = whole.port.or_else(|| common_port.and(backend.port.or(listener)));
+    if let (CheckKind::Http(own), Some(CheckKind::Http(common))) = (&mut whole.kind, common.map(|common| &common.kind))
+    {
+        if common.host.is_some() {
+            own.host.get_or_insert_with(|| shown(backend.address, backend.port));
+        }
+        if common.body_regex.is_some() {
+            own.body_regex.get_or_insert_default();
+        }
+    }
+    whole
+}
+
+impl Conversion {
+    /// The configuration, with comments.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        let mut text =
+            String::from("# Check this file with `balancer check`, and read the comments before it is used.\n");
+        text += "# interfaces = [\"eth0\"]   # name the interface that clients' packets come in through\n";
+        if !self.notes.is_empty() {
+            text.push('\n');
+        }
+        for note in &self.notes {
+            let line = format!("# not converted ({}): {}: {}", note.place, note.directive, note.why);
+            text += &line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+            text.push('\n');
+        }
+        let mut said = BTreeSet::new();
+        for each in &self.services {
+            text.push('\n');
+            if said.insert(each.forwarding) {
+                text.push_str(about(each.forwarding));
+            }
+            service(&mut text, each);
+        }
+        for each in &self.waiting {
+            text.push('\n');
+            if said.insert(each.forwarding) {
+                text.push_str(about(each.forwarding));
+            }
+            text.push_str(WAITING);
+            let mut lacking = String::new();
+            service(&mut lacking, each);
+            for line in lacking.lines() {
+                let _ = writeln!(text, "{}", format!("# {line}").trim_end());
+            }
+        }
+        text
+    }
+}
+
+/// A file with one service.
+pub(crate) fn alone(each: &Service) -> String {
+    let mut text = String::new();
+    service(&mut text, each);
+    text
+}
+
+/// A comment on what backends need.
+fn about(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Nat => NAT,
+        Forwarding::Dsr => DSR,
+        Forwarding::Ipip | Forwarding::Gue => TUNNEL,
+    }
+}
+
+/// A time in its largest whole unit.
+fn duration(ms: u64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
+    let whole = units.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit));
+    whole.map_or_else(|| "0s".to_owned(), |(unit, name)| format!("{}{name}", ms / unit))
+}
+
+fn service(text: &mut String, service: &Service) {
+    let forwarding = match service.forwarding {
+        Forwarding::Nat => "nat",
+        Forwarding::Dsr => "dsr",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
+    };
+    let _ = write!(text, "[[service]]\nname = {}\n", quoted(&service.name));
+    let listeners: Vec<_> = service.listeners.iter().map(|each| quoted(&listener(each))).collect();
+    let _ = writeln!(text, "listen = [{}]\nforwarding = \"{forwarding}\"", listeners.join(", "));
+    if let Some((v4, v6)) = service.prefix {
+        let _ = writeln!(text, "client_prefix = {{ v4 = {v4}, v6 = {v6} }}");
+    }
+    if let Some(seconds) = service.remember {
+        let _ = writeln!(text, "remember = \"{}\"", duration(1000 * seconds.min(YEAR)));
+    }
+    if service.start_down {
+        text.push_str("start_down = true\n");
+    }
+    let check = service.check();
+    text.push_str("\n  [service.check]\n");
+    if let Some(about) = service.about_check {
+        let _ = writeln!(text, "  # {about}");
+    }
+    for (key, value) in check.map_or_else(|| vec![("type", quoted("none"))], keys) {
+        let _ = writeln!(text, "  {key} = {value}");
+    }
+    let weighted = service.backends.iter().any(|backend| backend.weight.is_some());
+    for each in &service.backends {
+        backend(text, service, each, weighted);
+        let own = if each.check.as_ref() == check {
+            continue;
+        } else {
+            each.check
+                .as_ref()
+                .map_or_else(|| vec![("type", quoted("none"))], |own| keys(&differing(own, check, each, service)))
+        };
+        let own: Vec<_> = own.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        let _ = writeln!(text, "  check = {{ {} }}", own.join(", "));
+    }
+}
+
+/// A check that leaves nothing to be taken over from another one.
+fn whole(check: &Check) -> Check {
+    let mut whole = check.clone();
+    whole.interval_ms = whole.interval_ms.or(Some(2000));
+    whole.fall = whole.fall.or(Some(3));
+    whole.rise = whole.rise.or(Some(2));
+    if let CheckKind::Http(http) = &mut whole.kind {
+        http.method.get_or_insert_with(|| "GET".to_owned());
+        http.path.get_or_insert_with(|| "/".to_owned());
+        http.status.get_or_insert_with(|| "200-399".to_owned());
+    }
+    whole
+}
+
+/// The keys of a check, with their values.
+fn keys(check: &Check) -> Vec<(&'static str, String)> {
+    let mut keys = Vec::new();
+    let mut key = |name: &'static str, value: Option<String>| keys.extend(value.map(|value| (name, value)));
+    let kind = match &check.kind {
+        CheckKind::Tcp => "tcp",
+        CheckKind::Http(http) if http.https => "https",
+        CheckKind::Http(_) => "http",
+        CheckKind::Exec { .. } => "exec",
+    };
+    let interval = check.interval_ms.map(|ms| ms.clamp(100, DAY_MS));
+    let within = |ms: u64| ms.clamp(100, interval.unwrap_or(2000));
+    let time = |ms: u64| quoted(&duration(ms));
+    key("type", Some(quoted(kind)));
+    key("interval", interval.map(time));
+    key("timeout", check.timeout_ms.map(within).map(time));
+    key("fast_interval", check.fast_ms.map(within).map(time));
+    key("fall", check.fall.map(|fall| fall.clamp(1, 1000).to_string()));
+    key("rise", check.rise.map(|rise| rise.clamp(1, 1000).to_string()));
+    key("port", check.port.filter(|port| *port != 0).map(|port| port.to_string()));
+    match &check.kind {
+        CheckKind::Tcp => {}
+        CheckKind::Http(http) => {
+            let string = |value: &Option<String>| value.as_deref().map(quoted);
+            key("method", string(&http.method));
+            key("path", string(&http.path));
+            key("host", string(&http.host));
+            key("expect_status", string(&http.status));
+            key("expect_body_regex", string(&http.body_regex));
+        }
+        CheckKind::Exec { command, user } => {
+            let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
+            key("command", Some(format!("[{}]", words.join(", "))));
+            key("user", user.as_deref().map(quoted));
+        }
+    }
+    keys
+}
+
+fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bool) {
+    let _ = writeln!(text, "\n  [[service.backend]]\n  name = {}", quoted(&backend.name));
+    let _ = writeln!(text, "  address = {}", quoted(&shown(backend.address, backend.port)));
+    if backend.disabled {
+        let _ = writeln!(
+            text,
+            "  weight = 0   # it was out of service; also `balancer backend maint {}/{}` stops its checks",
+            service.name, backend.name
+        );
+    } else if weighted {
+        let _ = writeln!(text, "  weight = {}", backend.weight.unwrap_or(1));
+    }
+    if backend.backup {
+        text.push_str("  backup = true\n");
+    }
+}
+
+/// A listener as the file has it.
+pub(crate) fn listener(listener: &Listener) -> String {
+    let mut text = if listener.address.is_unspecified() {
+        let host = if listener.address.is_ipv4() { "ADDRESS" } else { "[ADDRESS]" };
+        if listener.first == 0 { format!("{host}:PORT") } else { format!("{host}:{}", listener.first) }
+    } else {
+        shown(listener.address, Some(listener.first))
+    };
+    if listener.last != listener.first {
+        let _ = write!(text, "-{}", listener.last);
+    }
+    if listener.udp {
+        text.push_str("/udp");
+    }
+    text
+}
+
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(quoted, "\\u{:04x}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}

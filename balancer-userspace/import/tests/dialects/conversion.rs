@@ -1,0 +1,388 @@
+//! The results of conversions pass the balancer's own check, and no text makes the conversion panic.
+
+use crate::support::{SAMPLES, assert_has, checked, text_of};
+use balancer_import::{Conversion, Dialect, convert};
+use proptest::prelude::*;
+
+const NGINX: &str = "\
+events {}
+http {
+    upstream web {
+        hash $remote_addr consistent;
+        server 10.0.0.11:8080 weight=5 max_fails=2;
+        server 10.0.0.12:8080 down;
+        server 10.0.0.13:8080 max_fails=0;
+        server unix:/run/web.sock;
+    }
+    server {
+        listen 198.51.100.10:18080;
+        location / {
+            proxy_pass http://web;
+        }
+    }
+}
+";
+
+const HAPROXY: &str = "\
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1m
+    timeout server 1m
+    default-server inter 3s fall 4 rise 1
+frontend in
+    bind 198.51.100.10:18081
+    default_backend web
+backend web
+    balance source
+    hash-type consistent
+    stick-table type ip size 200k expire 30m
+    stick on src
+    option httpchk GET /healthz
+    server a 10.0.0.11:8080 check weight 10
+    server b 10.0.0.12:8080 check disabled
+    server c 10.0.0.13:8080 backup
+    server-template d 2-3 10.0.0.14:8080 check
+";
+
+const IPVSADM: &str = "\
+-A -t 198.51.100.10:80 -s sh -p 600 -M 255.255.255.0
+-a -t 198.51.100.10:80 -r 10.0.0.11:80 -g -w 1
+-a -t 198.51.100.10:80 -r 10.0.0.12:80 -g -w 3
+-A -u [2001:db8::10]:53 -s rr
+-a -u [2001:db8::10]:53 -r [fd00::11]:53 -i -w 1
+";
+
+fn converted(dialect: Dialect, text: &str) -> Conversion {
+    crate::support::try_convert(dialect, "file", text, &[]).unwrap()
+}
+
+/// Why it is not understood.
+fn refusal(dialect: Dialect, text: &str) -> String {
+    crate::support::try_convert(dialect, "file", text, &[]).unwrap_err().to_string()
+}
+
+#[test]
+fn when_a_file_of_nginx_is_converted_then_its_parameters_stand_in_the_result() {
+    let conversion = converted(Dialect::Nginx, NGINX);
+    assert_eq!(conversion.summary(), "1 service, 3 backends; 1 directive needs you");
+    let wanted = [
+        "listen = [\"198.51.100.10:18080\"]\nforwarding = \"nat\"\nclient_prefix = { v4 = 32, v6 = 128 }\n",
+        "type = \"tcp\"\n  fall = 2\n",
+        "address = \"10.0.0.11:8080\"\n  weight = 5\n",
+        "address = \"10.0.0.12:8080\"\n  weight = 0 ",
+        "address = \"10.0.0.13:8080\"\n  weight = 1\n  check = { type = \"none\" }\n",
+        "# not converted (line 8): server unix:/run/web.sock: ",
+    ];
+    assert_has(&checked(&conversion), &wanted);
+}
+
+#[test]
+fn when_a_file_of_haproxy_is_converted_then_its_options_stand_in_the_result() {
+    let conversion = converted(Dialect::Haproxy, HAPROXY);
+    assert_eq!(conversion.summary(), "1 service, 4 backends; 1 directive needs you");
+    let wanted = [
+        "remember = \"30m\"\n",
+        "type = \"http\"\n  interval = \"3s\"\n  fall = 4\n  rise = 1\n  method = \"GET\"\n  path = \"/healthz\"\n",
+        "name = \"a\"\n  address = \"10.0.0.11:8080\"\n  weight = 10\n",
+        "name = \"b\"\n  address = \"10.0.0.12:8080\"\n  weight = 0 ",
+        "name = \"c\"\n  address = \"10.0.0.13:8080\"\n  weight = 1\n  backup = true\n  check = { type = \"none\" }\n",
+        "name = \"d2\"\n  address = \"10.0.0.14:8080\"\n",
+        // Both servers of the template have one address and port, which nat cannot tell apart.
+        "# not converted (line 19): d3 in web: ",
+    ];
+    assert_has(&checked(&conversion), &wanted);
+}
+
+#[test]
+fn when_rules_of_ipvs_are_converted_then_methods_and_persistence_stand_in_the_result() {
+    let conversion = converted(Dialect::Ipvsadm, IPVSADM);
+    assert_eq!(conversion.summary(), "2 services, 3 backends; 0 directives need you");
+    let wanted = [
+        "forwarding = \"dsr\"\nclient_prefix = { v4 = 24, v6 = 64 }\nremember = \"10m\"\n",
+        "address = \"10.0.0.12:80\"\n  weight = 3\n",
+        "listen = [\"[2001:db8::10]:53/udp\"]\nforwarding = \"ipip\"\n",
+    ];
+    assert_has(&checked(&conversion), &wanted);
+}
+
+#[test]
+fn when_tls_ends_at_the_proxy_then_it_is_said_how_to_keep_it() {
+    let conversion =
+        converted(Dialect::Haproxy, "listen web\n bind 198.51.100.10:443 ssl crt /a.pem\n server a 10.0.0.1:80\n");
+    assert_eq!(conversion.summary(), "0 services, 0 backends; 1 directive needs you");
+    assert_has(
+        &conversion.toml(),
+        &["# not converted (line 2): bind 198.51.100.10:443 ssl crt /a.pem: ", "keep HAProxy as the backend"],
+    );
+}
+
+#[test]
+fn when_a_file_includes_itself_then_it_is_refused() {
+    let mut include = |_: &str, name: &str| Ok(vec![(name.to_owned(), "include own.conf\n;".to_owned())]);
+    for (dialect, text) in [(Dialect::Nginx, "include own.conf;"), (Dialect::Keepalived, "include own.conf")] {
+        let files = [("own.conf".to_owned(), text.to_owned())];
+        let error = convert(dialect, &files, &[], &mut include).unwrap_err().to_string();
+        assert_has(&error, &["own.conf:1: ", "too deeply"]);
+    }
+}
+
+#[test]
+fn when_a_text_is_not_understood_then_the_error_names_the_line_and_what_would_be_right() {
+    for (dialect, text, wanted) in [
+        (Dialect::Nginx, "http {\n server {\n", "file:2: `server` is not closed"),
+        (Dialect::Nginx, "http {\n}\n}\n", "file:3: unexpected `}`"),
+        (Dialect::Nginx, "worker_processes \"1;\n", "file:2: a quote is not closed"),
+        (Dialect::Nginx, "events {}\n", "file: read as nginx, it has no `server` that listens"),
+        (Dialect::Haproxy, "\nserver a 10.0.0.1:80\n", "file:2: `server` stands in no section"),
+        (Dialect::Haproxy, "global\n daemon\n", "file: read as haproxy, it has no `frontend` or `listen`"),
+        (Dialect::Keepalived, "virtual_server 10.0.0.1 80 {\n", "file:1: `virtual_server` is not closed"),
+        (Dialect::Keepalived, "}\n", "file:1: unexpected `}`"),
+        (Dialect::Keepalived, "@lb1 virtual_server 10.0.0.1 80 {\n}\n", "file:1: `@lb1`: conditions are not looked at"),
+        (Dialect::Keepalived, "global_defs {\n}\n", "file: read as keepalived, it has no `virtual_server`"),
+        (Dialect::Ipvsadm, "-A -t 198.51.100.10:80\nIP Virtual Server\n", "file:2: `IP` begins no rule"),
+        (Dialect::Ipvsadm, "# nothing\n", "file: read as ipvsadm, it has no service"),
+    ] {
+        let error = refusal(dialect, text);
+        assert!(error.starts_with(wanted), "{error}");
+    }
+}
+
+#[test]
+fn when_a_text_has_escape_sequences_then_none_reaches_the_terminal() {
+    let text = format!("\u{1b}[31m{} a\n", "x".repeat(100_000));
+    let error = refusal(Dialect::Haproxy, &text);
+    assert!(error.starts_with("file:1: `\u{fffd}[31mxxx") && error.len() < 600, "{error}");
+    let conversion =
+        converted(Dialect::Haproxy, &format!("listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:80\n {text}"));
+    assert!(!checked(&conversion).contains('\u{1b}'));
+}
+
+#[test]
+fn when_a_listener_is_on_every_address_then_those_that_are_given_stand_for_it() {
+    let text = "listen web\n bind :80\n bind :::80\n server a 10.0.0.1:80\n";
+    let with = |addresses: &[&str]| crate::support::try_convert(Dialect::Haproxy, "file", text, addresses).unwrap();
+    let waiting = with(&[]);
+    assert_eq!(waiting.summary(), "0 services, 0 backends; 2 directives need you");
+    assert_has(
+        &waiting.toml(),
+        &["--address ADDRESS, the IPv4 address", "# listen = [\"ADDRESS:80\"]\n", "#   address = \"10.0.0.1:80\"\n"],
+    );
+    let given = with(&["198.51.100.10"]);
+    assert_eq!(given.summary(), "1 service, 1 backend; 1 directive needs you");
+    assert_has(&checked(&given), &["\nlisten = [\"198.51.100.10:80\"]\n", "--address ADDRESS, the IPv6 address"]);
+}
+
+#[test]
+fn when_haproxy_sticks_to_a_prefix_then_it_is_the_clients_prefix() {
+    for (key, wanted) in [
+        ("src", "client_prefix = { v4 = 32, v6 = 128 }\n"),
+        ("src,ipmask(24)", "client_prefix = { v4 = 24, v6 = 128 }\n"),
+        ("src,ipmask(255.255.255.0,56)", "client_prefix = { v4 = 24, v6 = 56 }\n"),
+    ] {
+        let text = format!(
+            "listen web\n bind 198.51.100.10:80\n stick-table type ip size 1m expire 1h\n stick on {key}\n server a 10.0.0.1:80\n"
+        );
+        assert_has(&checked(&converted(Dialect::Haproxy, &text)), &[wanted, "remember = \"1h\"\n"]);
+    }
+    let text = "listen web\n bind 198.51.100.10:80\n stick on url_param(id)\n server a 10.0.0.1:80\n";
+    assert_has(&checked(&converted(Dialect::Haproxy, text)), &["# not converted (line 3): stick on url_param(id): "]);
+}
+
+#[test]
+fn when_a_section_of_haproxy_names_its_defaults_then_it_takes_over_these() {
+    let text = "defaults slow\n default-server inter 9s\ndefaults quick from slow\n default-server fall 7\n\
+                defaults\n default-server inter 1s\n\
+                listen web from quick\n bind 198.51.100.10:80\n server a 10.0.0.1:80 check\n";
+    let conversion = converted(Dialect::Haproxy, text);
+    assert_eq!(conversion.summary(), "1 service, 1 backend; 0 directives need you");
+    assert_has(&checked(&conversion), &["  interval = \"9s\"\n  fall = 7\n"]);
+}
+
+#[test]
+fn when_haproxy_would_use_one_backup_at_a_time_then_it_is_said() {
+    let text = "listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:80\n server b 10.0.0.2:80 backup\n server c 10.0.0.3:80 backup\n";
+    let conversion = converted(Dialect::Haproxy, text);
+    assert_has(
+        &checked(&conversion),
+        &["# not converted (line 5): server c backup: HAProxy uses its backups one after another"],
+    );
+    let conversion = converted(Dialect::Haproxy, &format!("{text} option allbackups\n"));
+    assert_eq!(conversion.summary(), "1 service, 3 backends; 0 directives need you");
+}
+
+#[test]
+fn when_nginx_changes_paths_then_it_is_said() {
+    let text = |path: &str| {
+        format!(
+            "http {{ server {{ listen 198.51.100.10:80; location / {{ proxy_pass http://10.0.0.1:80{path}; }} }} }}"
+        )
+    };
+    for (path, need) in [("", 0), ("/", 0), ("/shop/", 1)] {
+        assert_eq!(converted(Dialect::Nginx, &text(path)).need_you(), need, "{path}");
+    }
+}
+
+#[test]
+fn when_nginx_serves_files_then_no_address_is_asked_for() {
+    let conversion = converted(Dialect::Nginx, "http { server { listen 80; location / { try_files $uri =404; } } }");
+    assert_has(
+        &conversion.toml(),
+        &["listen 80: its server passes to no other one", "server: it passes to no other server; "],
+    );
+    assert!(!conversion.toml().contains("--address"), "{}", conversion.toml());
+}
+
+#[test]
+fn when_a_virtual_server_is_not_plain_then_it_is_said_what_lacks() {
+    let server = |head: &str, inside: &str| {
+        format!("virtual_server {head} {{\n {inside}\n real_server 10.0.0.11 80 {{\n TCP_CHECK {{\n }}\n }}\n}}\n")
+    };
+    for (head, inside, wanted) in [
+        ("198.51.100.10 80", "protocol SCTP", "TCP and UDP are steered; keep IPVS for SCTP"),
+        ("198.51.100.10 80", "lb_kind TUN type gre", "methods are NAT, DR, and TUN with ipip or gue"),
+        ("198.51.100.10 80", "quorum 2", "backups take over when no other backend is eligible"),
+        ("group shop", "lb_kind DR", "there is no such `virtual_server_group`; name one"),
+        ("198.51.100.x 80", "lb_kind DR", "this is no numeric address or range; write one"),
+        ("198.51.100.10 http", "lb_kind DR", "this is no port; write one, 1 to 65535"),
+        ("198.51.100.10 80", "delay_loop soon", "this is no value that it can have; write a number"),
+        ("198.51.100.10 80", "quorum_down \"/usr/bin/mail -s down\"", "no program is started; read `balancer events"),
+    ] {
+        let conversion = converted(Dialect::Keepalived, &server(head, inside));
+        assert!(conversion.need_you() > 0, "{head} {inside}");
+        assert_has(&checked(&conversion), &[wanted]);
+    }
+}
+
+#[test]
+fn when_parameters_of_keepalived_stand_for_several_lines_then_they_are_put_in() {
+    let text = "$SERVER= \\\n real_server 10.0.0.${LAST} 80 { \\\n TCP_CHECK { \\\n } \\\n }\n\
+                virtual_server 198.51.100.10 80 {\n lb_kind DR\n $LAST=11\n $SERVER\n $LAST=12\n $SERVER\n}\n";
+    let conversion = converted(Dialect::Keepalived, text);
+    assert_eq!(conversion.summary(), "1 service, 2 backends; 0 directives need you");
+    assert_has(&checked(&conversion), &["address = \"10.0.0.11:80\"", "address = \"10.0.0.12:80\"", "type = \"tcp\""]);
+}
+
+/// Each doubles the one before.
+#[test]
+fn when_parameters_of_keepalived_grow_without_end_then_they_are_refused() {
+    let mut text = "$A0=x\n".to_owned();
+    for number in 1..40 {
+        let before = number - 1;
+        text += &format!("$A{number}=${{A{before}}}${{A{before}}}${{A{before}}}${{A{before}}} \\\n ${{A{before}}}\n");
+    }
+    text += "virtual_server 198.51.100.10 80 {\n ${A39}\n}\n";
+    let error = refusal(Dialect::Keepalived, &text);
+    assert!(error.contains("too deeply") || error.contains("too long"), "{error}");
+}
+
+#[test]
+fn when_a_line_stands_for_too_many_servers_then_it_is_not_converted() {
+    let mut text = "listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:80\n".to_owned();
+    text += &" server-template b 33000 10.0.0.2:80\n".repeat(1000);
+    let conversion = converted(Dialect::Haproxy, &text);
+    assert_has(&checked(&conversion), &["or they are too many; write 1 to 65534 in all"]);
+}
+
+#[test]
+fn when_the_kind_is_not_given_then_it_is_guessed() {
+    for (text, dialect) in [(NGINX, Dialect::Nginx), (HAPROXY, Dialect::Haproxy), (IPVSADM, Dialect::Ipvsadm)] {
+        assert_eq!(Dialect::guess(text), Some(dialect));
+    }
+    for (dialect, sample, _) in SAMPLES {
+        assert_eq!(Dialect::guess(&text_of(sample)), Some(dialect), "{sample}");
+    }
+    for (text, dialect) in [
+        ("http\n{\n", Dialect::Nginx),
+        ("upstream web{server 10.0.0.1;}\n", Dialect::Nginx),
+        ("frontend web\n http-request deny if { path / } # ;\nbackend b\n server a 10.0.0.1:80\n", Dialect::Haproxy),
+        ("vrrp_instance a{\n}\n", Dialect::Keepalived),
+    ] {
+        assert_eq!(Dialect::guess(text), Some(dialect), "{text}");
+    }
+    assert_eq!(Dialect::guess("[[service]]\nname = \"web\"\n"), None);
+}
+
+fn text() -> impl Strategy<Value = String> {
+    let words = prop::sample::select(vec![
+        "http",
+        "stream",
+        "upstream",
+        "server",
+        "listen",
+        "backend",
+        "frontend",
+        "bind",
+        "default_backend",
+        "{",
+        "}",
+        ";",
+        "\n",
+        "\"",
+        "\\",
+        "#",
+        "10.0.0.1:80",
+        "[::1]:80",
+        "198.51.100.10:80-90",
+        "*:0",
+        "weight",
+        "weight=9",
+        "check",
+        "web",
+        "-A",
+        "-a",
+        "-t",
+        "-r",
+        "-M",
+        "-p",
+        "$x",
+        "stick-table",
+        "expire",
+        "99999999999999999999d",
+        "proxy_pass",
+        "server-template",
+        "1-65534000",
+        "é",
+        "virtual_server",
+        "virtual_server_group",
+        "group",
+        "fwmark",
+        "real_server",
+        "sorry_server",
+        "lb_kind",
+        "DR",
+        "TUN type gue",
+        "TCP_CHECK",
+        "HTTP_GET",
+        "url",
+        "path",
+        "MISC_CHECK",
+        "misc_path /bin/true",
+        "10.0.0.1",
+        "10.0.0.1-9",
+        "$A=",
+        "${A}",
+        "persistence_timeout",
+        "-f 1",
+        "-i --tun-type gue",
+    ]);
+    let joined = prop::collection::vec(words, 0..60).prop_map(|words| words.join(" "));
+    let mut whole = vec![NGINX.to_owned(), HAPROXY.to_owned(), IPVSADM.to_owned()];
+    whole.extend(SAMPLES.iter().map(|(_, sample, _)| text_of(sample)));
+    let cut = (prop::sample::select(whole), any::<prop::sample::Index>())
+        .prop_map(|(text, at)| text.chars().take(at.index(text.len())).collect());
+    prop_oneof![joined, cut, any::<String>()]
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_text_then_the_result_is_an_error_or_passes_the_check(text in text()) {
+        for dialect in Dialect::ALL {
+            for addresses in [&[][..], &["198.51.100.77", "2001:db8::77"]] {
+                if let Ok(conversion) = crate::support::try_convert(dialect, "file", &text, addresses) {
+                    checked(&conversion);
+                }
+            }
+        }
+    }
+}

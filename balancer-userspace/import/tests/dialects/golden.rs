@@ -1,0 +1,36 @@
+//! Whole configurations of the four programs, and what they become, in `samples`.
+
+use std::{env, fs};
+
+use crate::support::{SAMPLES, checked, completed, samples, text_of, try_convert};
+
+/// `UPDATE_SAMPLES=1` writes what is expected anew: read the difference before it is committed.
+#[test]
+fn when_a_whole_configuration_is_converted_then_the_result_is_the_one_that_was_read() {
+    for (dialect, sample, addresses) in SAMPLES {
+        let conversion = try_convert(dialect, sample, &text_of(sample), addresses).unwrap();
+        let expected = samples().join(format!("{dialect}.toml"));
+        let text = format!("{}# {}\n", checked(&conversion), conversion.summary());
+        if env::var_os("UPDATE_SAMPLES").is_some() {
+            fs::write(&expected, &text).unwrap();
+        }
+        assert_eq!(text, fs::read_to_string(&expected).unwrap(), "{}", expected.display());
+    }
+}
+
+#[test]
+fn when_a_service_lacks_an_address_then_it_is_valid_once_one_is_put_in() {
+    let mut completed_services = 0;
+    for (dialect, sample, _) in SAMPLES {
+        let text = try_convert(dialect, sample, &text_of(sample), &[]).unwrap().toml();
+        let whole = completed(&text, "203.0.113.10").replace(":PORT", ":443");
+        // Servers that have names stay out.
+        for service in whole.split("[[service]]").skip(1).filter(|service| service.contains("[[service.backend]]")) {
+            let text = format!("[[service]]{service}");
+            let parsed = balancer_model::file::parse("balancer.toml".as_ref(), text.as_bytes());
+            assert!(parsed.is_ok(), "{}\n{text}", parsed.unwrap_err());
+            completed_services += 1;
+        }
+    }
+    assert_eq!(completed_services, 4, "nginx's and HAProxy's on every address, keepalived's and ipvsadm's by a mark");
+}

@@ -1,0 +1,84 @@
+//! The programs themselves say that the samples are configurations.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::support::{samples, text_of};
+use tempfile::TempDir;
+
+/// Where distributions have what reads `stream`.
+const STREAM_MODULES: [&str; 2] =
+    ["/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so"];
+
+/// Has a program check a configuration.
+fn accepts(program: &str, arguments: &[&str], file: &Path) {
+    let output = Command::new(program).args(arguments).arg(file).output();
+    let output = output.expect("`cargo xtask setup` installs nginx, HAProxy and keepalived");
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A directory with a certificate and its key, which both programs want to read.
+fn with_certificate() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["site".to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    fs::write(directory.path().join("site.pem"), format!("{certificate}{key}")).unwrap();
+    fs::write(directory.path().join("api.pem"), certificate).unwrap();
+    fs::write(directory.path().join("api.key"), key).unwrap();
+    directory
+}
+
+/// `nginx -t` opens sockets and files, so that addresses and places have to be of this machine.
+fn made_local(text: &str, directory: &Path) -> String {
+    let text =
+        text.replace("/etc/ssl", directory.to_str().unwrap()).replace("/var/log/nginx", directory.to_str().unwrap());
+    let mut local = String::new();
+    for line in text.lines() {
+        let rest = line.trim_start().strip_prefix("listen ").and_then(|rest| rest.split_once([' ', ';']));
+        match rest {
+            Some((listener, _)) => {
+                let host = if listener.starts_with("[::]") { "[::1]" } else { "127.0.0.1" };
+                let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+                local += &line.replace(listener, &format!("{host}:{port}"));
+            }
+            None if line.starts_with("user ") => continue,
+            None => local += &line.replace("/run/nginx.pid", directory.join("pid").to_str().unwrap()),
+        }
+        local.push('\n');
+    }
+    local
+}
+
+#[test]
+fn nginx_accepts_its_sample() {
+    let directory = with_certificate();
+    let root = directory.path();
+    fs::create_dir(root.join("conf.d")).unwrap();
+    for name in ["nginx.conf", "mime.types", "upstreams.conf", "conf.d/app.conf", "conf.d/api.conf"] {
+        let mut text = made_local(&text_of(&format!("nginx/{name}")), root);
+        if name == "nginx.conf" {
+            let module = STREAM_MODULES.into_iter().find(|module| Path::new(module).exists());
+            let module = module.expect("nginx's module for `stream` is missing; `cargo xtask setup` installs it");
+            text.insert_str(0, &format!("load_module {module};\n"));
+        }
+        fs::write(root.join(name), text).unwrap();
+    }
+    accepts("nginx", &["-t", "-c"], &root.join("nginx.conf"));
+}
+
+#[test]
+fn haproxy_accepts_its_sample() {
+    let directory = with_certificate();
+    let file: PathBuf = directory.path().join("haproxy.cfg");
+    fs::write(&file, text_of("haproxy.cfg").replace("/etc/ssl", directory.path().to_str().unwrap())).unwrap();
+    accepts("haproxy", &["-c", "-f"], &file);
+}
+
+#[test]
+fn keepalived_accepts_its_sample() {
+    accepts("keepalived", &["-t", "-f"], &samples().join("keepalived/keepalived.conf"));
+}

@@ -1,0 +1,76 @@
+//! The samples, and how they are converted.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use balancer_import::{Conversion, Dialect, NotUnderstood, convert};
+
+/// The sample of each program, and what it becomes with an address for listeners that have none.
+pub(crate) const SAMPLES: [(Dialect, &str, &[&str]); 4] = [
+    (Dialect::Nginx, "nginx/nginx.conf", &["198.51.100.10"]),
+    (Dialect::Haproxy, "haproxy.cfg", &[]),
+    (Dialect::Keepalived, "keepalived/keepalived.conf", &[]),
+    (Dialect::Ipvsadm, "ipvsadm.rules", &[]),
+];
+
+pub(crate) fn samples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
+}
+
+/// Files that `pattern` names below the samples' directory of `from`.
+pub(crate) fn include(from: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
+    let directory = Path::new(from).parent().unwrap();
+    let full = samples().join(directory).join(pattern);
+    let found = glob::glob(full.to_str().unwrap()).map_err(|error| error.to_string())?;
+    let name = |path: &Path| path.strip_prefix(samples()).unwrap().display().to_string();
+    let files: Vec<_> = found
+        .flatten()
+        .filter(|path| path.is_file())
+        .map(|path| (name(&path), fs::read_to_string(&path).unwrap()))
+        .collect();
+    if files.is_empty() { Err("there is no such file".to_owned()) } else { Ok(files) }
+}
+
+pub(crate) fn text_of(sample: &str) -> String {
+    fs::read_to_string(samples().join(sample)).unwrap()
+}
+
+pub(crate) fn try_convert(
+    dialect: Dialect,
+    name: &str,
+    text: &str,
+    addresses: &[&str],
+) -> Result<Conversion, NotUnderstood> {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    convert(dialect, &[(name.to_owned(), text.to_owned())], &addresses, &mut include)
+}
+
+/// The configuration, after the balancer's check of it and of what it has in comments.
+pub(crate) fn checked(conversion: &Conversion) -> String {
+    let text = conversion.toml();
+    let accepted = |text: &str| {
+        let parsed = balancer_model::file::parse(Path::new("balancer.toml"), text.as_bytes());
+        assert!(parsed.is_ok(), "{}\n{text}", parsed.unwrap_err());
+    };
+    if text.contains("\n[[service]]\n") {
+        accepted(&text);
+    }
+    text
+}
+
+/// The services that lack their own address, with one put in.
+pub(crate) fn completed(text: &str, address: &str) -> String {
+    let (_, waiting) = text.split_once("\n# This service lacks").unwrap_or_default();
+    let lines = waiting.lines().skip(1).filter(|line| !line.contains("This service lacks"));
+    let lines = lines.map(|line| line.strip_prefix("# ").unwrap_or(line.trim_start_matches('#')));
+    lines.map(|line| format!("{line}\n")).collect::<String>().replace("ADDRESS", address)
+}
+
+pub(crate) fn assert_has(text: &str, wanted: &[&str]) {
+    for each in wanted {
+        assert!(text.contains(each), "no {each} in\n{text}");
+    }
+}
