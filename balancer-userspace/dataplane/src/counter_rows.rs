@@ -3,6 +3,13 @@
 use std::fs;
 
 use anyhow::Context as _;
+use balancer_common::map_types::{LISTENER_COUNTERS, RULE_COUNTERS};
+
+use super::capacity::Capacity;
+
+pub(super) const BACKENDS: &str = "BACKEND_STATS";
+pub(super) const LISTENERS: &str = "LISTENER_STATS";
+const RULES: &str = "RULE_STATS";
 
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
@@ -30,10 +37,35 @@ impl CounterRows {
     pub(super) const fn of(entries: u32, possible: u32) -> Self {
         // Blocks have more rows than this.
         const EXPONENTS: u32 = 64;
-        match entries % EXPONENTS {
-            0 => Self { blocks: possible, rows: entries / possible },
-            exponent => Self { blocks: entries >> exponent, rows: 1 << exponent },
+        let exponent = entries % EXPONENTS;
+        match (exponent, 1u32.checked_shl(exponent)) {
+            (1.., Some(rows)) => Self { blocks: entries / rows, rows },
+            _ => Self { blocks: possible, rows: entries / possible },
         }
+    }
+}
+
+/// How many rows the maps of counters have for each CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CounterMaps {
+    pub(super) backends: CounterRows,
+    pub(super) listeners: CounterRows,
+    pub(super) rules: CounterRows,
+}
+
+impl CounterMaps {
+    /// For so many CPUs that are online.
+    pub(super) const fn new(capacity: &Capacity, blocks: u32) -> Self {
+        Self {
+            backends: CounterRows { blocks, rows: capacity.counted },
+            listeners: CounterRows { blocks, rows: LISTENER_COUNTERS },
+            rules: CounterRows { blocks, rows: RULE_COUNTERS },
+        }
+    }
+
+    /// By the names of the maps.
+    pub(super) const fn all(self) -> [(&'static str, CounterRows); 3] {
+        [(BACKENDS, self.backends), (LISTENERS, self.listeners), (RULES, self.rules)]
     }
 }
 

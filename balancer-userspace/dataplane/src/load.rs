@@ -28,8 +28,8 @@ pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
     };
     let advice = match io_error.raw_os_error() {
         Some(libc::ENOMEM) => &format!(
-            "{}; maps count in the memory limit of a control group (MemoryMax= of a unit): raise it, or make smaller what \
-             large ones follow from",
+            "{}; maps count in the memory limit of a control group (MemoryMax= of a unit): raise it, or reduce what \
+             the large ones depend on",
             map_sizes::told(sizes, name)
         ),
         Some(libc::EPERM) if privileges::in_user_namespace() => {

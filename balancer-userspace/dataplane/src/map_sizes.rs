@@ -16,9 +16,8 @@ use balancer_common::{
 
 use super::{
     capacity::Capacity,
-    counter_rows::{CounterRows, Cpus},
+    counter_rows::{CounterMaps, CounterRows, Cpus},
     placement,
-    replaced::CounterMaps,
 };
 
 /// How large a map is.
@@ -29,8 +28,8 @@ pub(super) struct MapSize {
     pub(super) entries: Option<u32>,
     pub(super) bytes: u64,
     of_cpus: OfCpus,
-    /// What makes it smaller.
-    set_by: Option<&'static str>,
+    /// What of the configuration makes it smaller.
+    depends_on: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,20 +66,21 @@ pub(super) fn sizes(
     let backends = Some("the number of backends");
     let listeners = Some("the number of listeners");
     vec![
-        array::<Bucket>("CLIENTS", buckets).set_by(clients),
-        array::<u64>("SEEN", seen::words(buckets)).set_by(clients),
-        array::<SlotLine>("SLOTS", capacity.slots.div_ceil(SLOTS_PER_LINE)).set_by(Some("table_size of the services")),
-        array::<ListenerRow>("LISTENERS", halves(capacity.listeners)).set_by(listeners),
-        array::<RangeRow>("RANGES", 2 * capacity.ranges).set_by(listeners),
-        array::<ServiceRow>("SERVICES", 2 * capacity.services).set_by(Some("the number of services")),
-        array::<ReturnRow>("RETURNS", halves(capacity.returns)).set_by(backends),
-        array::<BackendRows>("BACKENDS", capacity.backends).set_by(backends),
-        array::<BackendHistory>("BACKEND_HISTORY", capacity.backends).set_by(backends),
+        array::<Bucket>("CLIENTS", buckets).depends_on(clients),
+        array::<u64>("SEEN", seen::words(buckets)).depends_on(clients),
+        array::<SlotLine>("SLOTS", capacity.slots.div_ceil(SLOTS_PER_LINE))
+            .depends_on(Some("table_size of the services")),
+        array::<ListenerRow>("LISTENERS", halves(capacity.listeners)).depends_on(listeners),
+        array::<RangeRow>("RANGES", 2 * capacity.ranges).depends_on(listeners),
+        array::<ServiceRow>("SERVICES", 2 * capacity.services).depends_on(Some("the number of services")),
+        array::<ReturnRow>("RETURNS", halves(capacity.returns)).depends_on(backends),
+        array::<BackendRows>("BACKENDS", capacity.backends).depends_on(backends),
+        array::<BackendHistory>("BACKEND_HISTORY", capacity.backends).depends_on(backends),
         array::<ServiceHistory>("SERVICE_HISTORY", capacity.service_histories()),
         blocks_of::<BackendStats>("BACKEND_STATS", counters.backends),
         blocks_of::<ListenerStats>("LISTENER_STATS", counters.listeners),
         blocks_of::<RuleStats>("RULE_STATS", counters.rules),
-        array::<BackendStats>("SHARED_BACKENDS", capacity.backends).set_by(backends),
+        array::<BackendStats>("SHARED_BACKENDS", capacity.backends).depends_on(backends),
         array::<ListenerStats>("SHARED_LISTENERS", MAX_LISTENERS),
         array::<RuleStats>("SHARED_RULES", MAX_RULES),
         MapSize { of_cpus: OfCpus::Online(blocks), ..of("RECENT_HOPS", Some(blocks * RECENT_HOPS_OF_CPU), RECENT_HOP) },
@@ -104,7 +104,7 @@ fn redirect_errors(interfaces: usize) -> u32 {
 
 fn of(name: &'static str, entries: Option<u32>, bytes_each: u64) -> MapSize {
     let bytes = (u64::from(entries.unwrap_or(0)) * bytes_each).next_multiple_of(PAGE);
-    MapSize { name, entries, bytes, of_cpus: OfCpus::All, set_by: None }
+    MapSize { name, entries, bytes, of_cpus: OfCpus::All, depends_on: None }
 }
 
 /// One that is mapped, which takes whole pages.
@@ -123,12 +123,12 @@ fn hash<Key, Value>(name: &'static str, entries: u32) -> MapSize {
 
 fn per_cpu(name: &'static str, entries: Option<u32>, rows: u32, bytes_each: u64, cpus: Cpus) -> MapSize {
     let bytes = u64::from(rows) * u64::from(cpus.possible) * bytes_each;
-    MapSize { name, entries, bytes, of_cpus: OfCpus::Possible(cpus.possible), set_by: None }
+    MapSize { name, entries, bytes, of_cpus: OfCpus::Possible(cpus.possible), depends_on: None }
 }
 
 impl MapSize {
-    const fn set_by(self, set_by: Option<&'static str>) -> Self {
-        Self { set_by, ..self }
+    const fn depends_on(self, depends_on: Option<&'static str>) -> Self {
+        Self { depends_on, ..self }
     }
 
     fn by_object(self) -> Self {
@@ -148,8 +148,8 @@ impl fmt::Display for MapSize {
                 write!(f, ", {} for each of {cpus} possible CPUs", Mebibytes(self.bytes / u64::from(cpus)))?;
             }
         }
-        match self.set_by {
-            Some(set_by) => write!(f, "; it follows from {set_by}"),
+        match self.depends_on {
+            Some(depends_on) => write!(f, "; it depends on {depends_on}"),
             None => Ok(()),
         }
     }
@@ -227,7 +227,7 @@ mod tests {
         let said = told(&sizes, "BACKEND_STATS");
         let expected = "; it takes 32.0 MiB, 512 KiB for each of 64 CPUs online; all maps together take ";
         assert!(said.starts_with(expected), "{said}");
-        assert!(said.contains("CLIENTS (8.0 MiB; it follows from [client_table] capacity)"), "{said}");
+        assert!(said.contains("CLIENTS (8.0 MiB; it depends on [client_table] capacity)"), "{said}");
         assert!(told(&sizes, "AYA_LOGS").starts_with("; all maps together take "));
     }
 }

@@ -7,14 +7,14 @@ use anyhow::Context as _;
 use aya::maps::MapData;
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
-    map_types::{BackendStats, LISTENER_COUNTERS, ListenerStats, RULE_COUNTERS, RuleStats},
+    map_types::{BackendStats, ListenerStats, RuleStats},
 };
 use bytemuck::Pod;
 use tracing::info;
 
 use super::{
     capacity::Capacity,
-    counter_rows::{CounterRows, Cpus},
+    counter_rows::{BACKENDS as BACKEND_COUNTERS, CounterMaps, CounterRows, Cpus, LISTENERS},
     cpu_rows::Blocks,
     mapped::MappedArray,
     pins::Pins,
@@ -23,32 +23,6 @@ use super::{
 const BACKENDS: &str = "BACKEND_HISTORY";
 const SERVICES: &str = "SERVICE_HISTORY";
 const SHARED: &str = "SHARED_BACKENDS";
-const BACKEND_COUNTERS: &str = "BACKEND_STATS";
-const LISTENERS: &str = "LISTENER_STATS";
-const RULES: &str = "RULE_STATS";
-
-/// How many rows the maps of counters have for each CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CounterMaps {
-    pub(super) backends: CounterRows,
-    pub(super) listeners: CounterRows,
-    pub(super) rules: CounterRows,
-}
-
-impl CounterMaps {
-    /// For so many CPUs that are online.
-    pub(super) const fn new(capacity: &Capacity, blocks: u32) -> Self {
-        Self {
-            backends: CounterRows { blocks, rows: capacity.counted },
-            listeners: CounterRows { blocks, rows: LISTENER_COUNTERS },
-            rules: CounterRows { blocks, rows: RULE_COUNTERS },
-        }
-    }
-
-    fn all(self) -> [(&'static str, CounterRows); 3] {
-        [(BACKEND_COUNTERS, self.backends), (LISTENERS, self.listeners), (RULES, self.rules)]
-    }
-}
 
 /// Maps that are made anew, with what was counted. Until all of that is in them, the pins of those from before stay.
 pub(super) struct Replaced(Vec<One>);
