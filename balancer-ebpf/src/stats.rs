@@ -13,7 +13,7 @@ use balancer_common::{
         MemoryStats, NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
     },
     memory::Recorded,
-    verdict::{CauseIndex, Decision, DecisionIndex, DropIndex, Verdict},
+    verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
 };
 
 use crate::cpu_rows;
@@ -96,13 +96,22 @@ pub(crate) fn count_listener(row: u32, opens: bool) {
             (*stats).packets += 1;
             (*stats).connections += u64::from(opens);
         }
-    } else if let Some(stats) = SHARED_LISTENERS.get_ptr_mut(row) {
-        // SAFETY: a map value.
-        unsafe {
-            cpu_rows::add_shared(&raw mut (*stats).packets, 1);
-            cpu_rows::add_shared(&raw mut (*stats).connections, u64::from(opens));
-        }
+    } else {
+        balancer_count_shared_listener(u64::from(row), u64::from(opens));
     }
+}
+
+/// [`count_listener`] where CPUs share a row.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_count_shared_listener(row: u64, opens: u64) -> u64 {
+    let Some(stats) = SHARED_LISTENERS.get_ptr_mut(row as u32) else { return 0 };
+    // SAFETY: a map value.
+    unsafe {
+        cpu_rows::add_shared(&raw mut (*stats).packets, 1);
+        cpu_rows::add_shared(&raw mut (*stats).connections, opens);
+    }
+    0
 }
 
 /// Counts a drop.
@@ -155,8 +164,7 @@ pub(crate) fn count_not_remembered() {
 #[inline(always)]
 pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) -> bool {
     let Some(stats) = backend_row(backend) else {
-        let counter = decision.counter().map_or(NO_DECISION, |counter| counter as u64);
-        return balancer_count_shared(u64::from(backend), bytes as u64, counter) != 0;
+        return balancer_count_shared(u64::from(backend), bytes as u64, u64::from(decision.0)) != 0;
     };
     // SAFETY: as in `count_verdict`.
     let stats = unsafe { &mut *stats };
@@ -169,20 +177,19 @@ pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionInde
     stats.packets >= stats.next_sample
 }
 
-const NO_DECISION: u64 = u64::MAX;
-
-/// [`count_forwarded`] where CPUs share a row. A global function, so that the path of the others is as short as it was.
+/// [`count_forwarded`] where CPUs share a row. A global function, so that the path of the others is as short as it was, and
+/// needs no more of the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_count_shared(backend: u64, bytes: u64, counter: u64) -> u64 {
+extern "C" fn balancer_count_shared(backend: u64, bytes: u64, decision: u64) -> u64 {
     let Some(stats) = shared_row(backend as u16) else { return 0 };
     // SAFETY: a map value; the place of a decision is within its row.
     unsafe {
         cpu_rows::add_shared(&raw mut (*stats).packets, 1);
         cpu_rows::add_shared(&raw mut (*stats).bytes, bytes);
-        if (counter as usize) < Decision::COUNT {
+        if let Some(counter) = DecisionIndex(decision as u8).counter() {
             cpu_rows::add_shared(&raw mut (*stats).connections, 1);
-            cpu_rows::add_shared((&raw mut (*stats).decisions).cast::<u64>().add(counter as usize), 1);
+            cpu_rows::add_shared((&raw mut (*stats).decisions).cast::<u64>().add(counter), 1);
         }
         u64::from((&raw const (*stats).packets).read_volatile() >= (&raw const (*stats).next_sample).read_volatile())
     }
