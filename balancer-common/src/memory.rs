@@ -201,7 +201,8 @@ pub fn consult_with(
         || query.datagram
             && match entry {
                 Some(entry) => entry.age(query.now) >= query.idle,
-                None => true,
+                // Where it cannot be recorded, its next datagram would be taken for a first one again.
+                None => false,
             };
     let steered = steer(&Steering {
         live: query.live,
@@ -243,7 +244,8 @@ pub fn consult_with(
     } else {
         Recorded::Known
     };
-    let decision = if opens { Some(steered.decision) } else { None };
+    let first = query.datagram && matches!(recorded, Recorded::Inserted | Recorded::Evicted);
+    let decision = if opens || first { Some(steered.decision) } else { None };
     Answer { backend: steered.backend, decision, moved_from, cause, recorded, known }
 }
 
@@ -466,6 +468,20 @@ mod tests {
         });
         let kept = Some(Decision::Kept);
         assert_eq!(decisions, [Some(Decision::New), None, None, None, kept, None]);
+    }
+
+    #[test]
+    fn when_a_client_of_datagrams_cannot_be_recorded_then_the_first_that_is_recorded_decides() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let decisions = [false, false, true, true].map(|may_record| {
+            consult(&bucket, &Query { opens: false, datagram: true, ..QUERY }, serving, || may_record).decision
+        });
+        assert_eq!(decisions, [None, None, Some(Decision::New), None]);
+        let full = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(970).0));
+        let answer = consult(&full, &Query { opens: false, datagram: true, ..QUERY }, serving, || true);
+        assert_eq!((answer.backend, answer.decision, answer.recorded), (Some(5), None, Recorded::Full));
+        // A segment that opens a connection does so whether or not its client is recorded.
+        assert_eq!(consult(&full, &QUERY, serving, || true).decision, Some(Decision::New));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Many rows of counters for each CPU, in an array that the controller reads without a system call.
 //!
 //! A per-CPU array of the kernel's allocates each row by itself, which takes longer than all else that a start makes of
-//! maps. Here each CPU has a block of rows: the first block is CPU 0's.
+//! maps, and for every CPU that the machine could ever have. Here each CPU that was online at the start has a block of rows:
+//! the first block is CPU 0's. CPUs that came online later, and rows beyond a block's, count in an array that all share.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, maps::Array};
 
-/// The row of the CPU that asks, of `rows` that each has.
+/// The row of the CPU that asks, of `rows` that each has. `None`: it has none.
 #[inline(always)]
 pub(crate) fn own<T>(map: &Array<T>, rows: u32, row: u32) -> Option<*mut T> {
     // Beyond them is the next CPU's block.
@@ -15,4 +16,22 @@ pub(crate) fn own<T>(map: &Array<T>, rows: u32, row: u32) -> Option<*mut T> {
     // SAFETY: a plain helper call.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     map.get_ptr_mut(cpu.wrapping_mul(rows).wrapping_add(row))
+}
+
+/// Adds to a word that other CPUs add to as well.
+///
+/// # Safety
+/// The pointer is valid for reads and writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn add_shared(word: *mut u64, amount: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: one instruction, which changes that word. The target has no atomic operations but in assembly.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) amount, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        *word += amount;
+    }
 }

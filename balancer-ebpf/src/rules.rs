@@ -11,8 +11,8 @@ use aya_ebpf::{
 use balancer_common::{
     client::{self, HashKey},
     map_types::{
-        MAX_RULES, NO_BACKEND, RULE_DENY, RULE_KEY_BITS, RULE_PIN, RULE_SPREAD, RuleKey, RuleRow, RuleStats,
-        SERVICE_RULES, ServiceRow,
+        MAX_RULES, NO_BACKEND, RULE_COUNTERS, RULE_DENY, RULE_KEY_BITS, RULE_PIN, RULE_SPREAD, RuleKey, RuleRow,
+        RuleStats, SERVICE_RULES, ServiceRow,
     },
     rule_filter,
 };
@@ -25,9 +25,13 @@ const SPARE: u32 = 1;
 #[map]
 static RULES: LpmTrie<RuleKey, RuleRow> = LpmTrie::with_max_entries(MAX_RULES + SPARE, 0);
 
-/// [`MAX_RULES`] for each CPU, whose number is chosen at load.
+/// [`RULE_COUNTERS`] for each CPU, whose number is chosen at load.
 #[map]
 static RULE_STATS: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// A row for each rule, for what has none of the above.
+#[map]
+static SHARED_RULES: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What a rule says of a packet: `RULE_*` or 0 in bits 0–15, a backend in bits 16–31.
 #[derive(Clone, Copy)]
@@ -131,19 +135,27 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     let said = word(row);
     let backend = (said >> 16) as u16;
     let falls = said as u16 == RULE_PIN && !(backend != NO_BACKEND && backends::takes_clients(backend));
-    if service >> 16 == 0
+    if service >> 16 == 0 {
         // SAFETY: a reference is valid for reads.
-        && let Some(stats) = cpu_rows::own(&RULE_STATS, MAX_RULES, unsafe { (&raw const row.counters).read_volatile() })
-    {
-        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
-        let stats = unsafe { &mut *stats };
-        if falls {
-            stats.fallbacks += 1;
-        } else {
-            stats.packets += 1;
-        }
+        count(unsafe { (&raw const row.counters).read_volatile() }, falls);
     }
     if falls { Ruled::FALLS.0 } else { word(row) }
+}
+
+/// Counts a packet that a rule decides about, or `falls` back from.
+#[inline(always)]
+fn count(row: u32, falls: bool) {
+    let counter = |stats: *mut RuleStats| {
+        // SAFETY: a field of a map value.
+        unsafe { if falls { &raw mut (*stats).fallbacks } else { &raw mut (*stats).packets } }
+    };
+    if let Some(stats) = cpu_rows::own(&RULE_STATS, RULE_COUNTERS, row) {
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        unsafe { *counter(stats) += 1 };
+    } else if let Some(stats) = SHARED_RULES.get_ptr_mut(row) {
+        // SAFETY: a map value.
+        unsafe { cpu_rows::add_shared(counter(stats), 1) };
+    }
 }
 
 /// Action and backend of a rule as in [`Ruled`]. Read from the row each time, whose kind is never changed in place, as

@@ -13,8 +13,8 @@ use balancer_common::{
 };
 
 use crate::{
+    cpu_rows::add_shared,
     parse::{Ip, Ports},
-    stats::add_one,
 };
 
 /// By backend. The controller sets the real number of rows when it loads the program.
@@ -125,7 +125,7 @@ extern "C" fn balancer_refused(backend: u64) -> u64 {
         (&raw mut (*signs).refused_since).write_volatile(refusals.since);
         (&raw mut (*signs).passed).write_volatile(refusals.passed);
         if withheld {
-            add_one(&raw mut (*signs).withheld);
+            add_shared(&raw mut (*signs).withheld, 1);
         }
     }
     tell(signs, backend, Signal::Refused, now);

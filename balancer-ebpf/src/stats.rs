@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use balancer_common::{
     map_types::{
-        BackendStats, Control, DropStats, InterfaceStats, ListenerStats, MAX_INTERFACES, MAX_LISTENERS, MemoryStats,
-        NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
+        BackendStats, Control, DropStats, InterfaceStats, LISTENER_COUNTERS, ListenerStats, MAX_INTERFACES,
+        MemoryStats, NEWCOMER_PERIOD_BITS, NEWCOMER_ROWS, NewcomerBudget, ReplyStats, SampleStats, interface_row,
     },
     memory::Recorded,
     verdict::{CauseIndex, DecisionIndex, DropIndex, Verdict},
@@ -21,13 +21,21 @@ use crate::cpu_rows;
 #[map]
 static INTERFACE_STATS: PerCpuArray<InterfaceStats> = PerCpuArray::with_max_entries(MAX_INTERFACES, 0);
 
-/// [`BACKEND_ROWS`] for each CPU.
+/// [`BACKEND_COUNTERS`] for each CPU.
 #[map]
 static BACKEND_STATS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// [`MAX_LISTENERS`] for each CPU.
+/// A row for each backend, for what has none of the above.
+#[map]
+static SHARED_BACKENDS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// [`LISTENER_COUNTERS`] for each CPU.
 #[map]
 static LISTENER_STATS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// A row for each listener, for what has none of the above.
+#[map]
+static SHARED_LISTENERS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static DROP_STATS: PerCpuArray<DropStats> = PerCpuArray::with_max_entries(1, 0);
@@ -48,14 +56,20 @@ static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0
 #[unsafe(no_mangle)]
 static INTERFACE_MULTIPLIER: Global<u32> = Global::new(1 << 26);
 
-/// Backends that there is room for, chosen at load, as is the number of CPUs' blocks.
+/// Backends that each CPU has counters of, chosen at load, as is the number of CPUs' blocks.
 #[unsafe(no_mangle)]
-static BACKEND_ROWS: Global<u32> = Global::new(1);
+static BACKEND_COUNTERS: Global<u32> = Global::new(1);
 
 /// The row of a backend.
 #[inline(always)]
 fn backend_row(backend: u16) -> Option<*mut BackendStats> {
-    cpu_rows::own(&BACKEND_STATS, BACKEND_ROWS.load(), u32::from(backend))
+    cpu_rows::own(&BACKEND_STATS, BACKEND_COUNTERS.load(), u32::from(backend))
+}
+
+/// The row of a backend that CPUs share.
+#[inline(always)]
+fn shared_row(backend: u16) -> Option<*mut BackendStats> {
+    SHARED_BACKENDS.get_ptr_mut(u32::from(backend))
 }
 
 /// The row of an interface, below [`MAX_INTERFACES`] for those that are attached to.
@@ -76,13 +90,28 @@ pub fn count_verdict(row: u32, verdict: Verdict) {
 /// Counts a packet for a listener; whether it opens a TCP connection.
 #[inline(always)]
 pub(crate) fn count_listener(row: u32, opens: bool) {
-    if let Some(stats) = cpu_rows::own(&LISTENER_STATS, MAX_LISTENERS, row) {
+    if let Some(stats) = cpu_rows::own(&LISTENER_STATS, LISTENER_COUNTERS, row) {
         // SAFETY: as in `count_verdict`.
         unsafe {
             (*stats).packets += 1;
             (*stats).connections += u64::from(opens);
         }
+    } else {
+        balancer_count_shared_listener(u64::from(row), u64::from(opens));
     }
+}
+
+/// [`count_listener`] where CPUs share a row.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_count_shared_listener(row: u64, opens: u64) -> u64 {
+    let Some(stats) = SHARED_LISTENERS.get_ptr_mut(row as u32) else { return 0 };
+    // SAFETY: a map value.
+    unsafe {
+        cpu_rows::add_shared(&raw mut (*stats).packets, 1);
+        cpu_rows::add_shared(&raw mut (*stats).connections, opens);
+    }
+    0
 }
 
 /// Counts a drop.
@@ -134,7 +163,9 @@ pub(crate) fn count_not_remembered() {
 /// [sampled](crate::samples).
 #[inline(always)]
 pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) -> bool {
-    let Some(stats) = backend_row(backend) else { return false };
+    let Some(stats) = backend_row(backend) else {
+        return balancer_count_shared(u64::from(backend), bytes as u64, u64::from(decision.0)) != 0;
+    };
     // SAFETY: as in `count_verdict`.
     let stats = unsafe { &mut *stats };
     stats.packets += 1;
@@ -146,12 +177,30 @@ pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionInde
     stats.packets >= stats.next_sample
 }
 
+/// [`count_forwarded`] where CPUs share a row. A global function, so that the path of the others is as short as it was, and
+/// needs no more of the stack.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_count_shared(backend: u64, bytes: u64, decision: u64) -> u64 {
+    let Some(stats) = shared_row(backend as u16) else { return 0 };
+    // SAFETY: a map value; the place of a decision is within its row.
+    unsafe {
+        cpu_rows::add_shared(&raw mut (*stats).packets, 1);
+        cpu_rows::add_shared(&raw mut (*stats).bytes, bytes);
+        if let Some(counter) = DecisionIndex(decision as u8).counter() {
+            cpu_rows::add_shared(&raw mut (*stats).connections, 1);
+            cpu_rows::add_shared((&raw mut (*stats).decisions).cast::<u64>().add(counter), 1);
+        }
+        u64::from((&raw const (*stats).packets).read_volatile() >= (&raw const (*stats).next_sample).read_volatile())
+    }
+}
+
 /// Has the packet `gap` after this one be sampled next. Whether this one is: the first of all is not, as it came by no
 /// draw.
 #[inline(always)]
 pub(crate) fn sample_after(backend: u16, gap: u32) -> bool {
-    let Some(stats) = backend_row(backend) else { return false };
-    // SAFETY: as in `count_verdict`.
+    let Some(stats) = backend_row(backend).or_else(|| shared_row(backend)) else { return false };
+    // SAFETY: as in `count_verdict`; where CPUs share the row, the worst that comes of it is one sample more or less.
     let stats = unsafe { &mut *stats };
     let drawn = stats.next_sample != 0;
     stats.next_sample = stats.packets + u64::from(gap);
@@ -175,21 +224,26 @@ pub(crate) fn count_sample(sent: bool) {
 /// Counts how a backend was chosen for a connection that it does not get: its packet goes no further.
 #[inline(always)]
 pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
-    if let Some(counter) = decision.counter()
-        && let Some(stats) = backend_row(backend)
-    {
+    let Some(counter) = decision.counter() else { return };
+    if let Some(stats) = backend_row(backend) {
         // SAFETY: as in `count_verdict`.
         unsafe { (*stats).decisions[counter] += 1 };
+    } else if let Some(stats) = shared_row(backend) {
+        // SAFETY: a map value.
+        unsafe { cpu_rows::add_shared(&raw mut (*stats).decisions[counter], 1) };
     }
 }
 
 /// Counts a known client moved from a backend.
 #[inline(always)]
 pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
+    // Masked, as the verifier wants a bound of the very register. The counters of moves are the first words of the row.
     if let Some(stats) = backend_row(from) {
-        // Masked, as the verifier wants a bound of the very register. The counters of moves are the first words of the row.
         // SAFETY: within the row; as in `count_verdict`.
         unsafe { *stats.cast::<u64>().add(cause.counter() & 7) += 1 };
+    } else if let Some(stats) = shared_row(from) {
+        // SAFETY: within the row.
+        unsafe { cpu_rows::add_shared(stats.cast::<u64>().add(cause.counter() & 7), 1) };
     }
 }
 
@@ -221,27 +275,9 @@ fn take(row: u32, period: u64, limit: u32) -> bool {
         if used.read_volatile() >= u64::from(limit) {
             return false;
         }
-        add_one(used);
+        cpu_rows::add_shared(used, 1);
     }
     true
-}
-
-/// Adds 1 to a word that other CPUs add to as well.
-///
-/// # Safety
-/// The pointer is valid for reads and writes, and aligned.
-#[inline(always)]
-pub(crate) unsafe fn add_one(word: *mut u64) {
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: one instruction, which changes that word. The target has no atomic operations but in assembly.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) 1u64, options(nostack, preserves_flags));
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: the caller's.
-    unsafe {
-        *word += 1;
-    }
 }
 
 /// Counts what became of a newcomer.

@@ -12,6 +12,8 @@ pub const LAST_BACKEND: u16 = ALL_DOWN - 1;
 pub const FEWEST_BACKEND_ROWS: u32 = 16_384;
 /// Rows of the maps of backends, at most.
 pub const MOST_BACKEND_ROWS: u32 = 65_536;
+/// Backends that each CPU counts for itself, at least: those with the first ids. CPUs share the counters of the others.
+pub const FEWEST_BACKEND_COUNTERS: u32 = 4096;
 
 /// `BackendStanding::flags`: the row may be used; without it packets are dropped as [`crate::verdict::DropReason::NoNextHop`].
 pub const BACKEND_REACHABLE: u8 = 1;
@@ -167,6 +169,7 @@ const _: () = {
     assert!(size_of::<ReturnRow>() == 64);
     assert!(offset_of!(ReturnRow, interfaces).is_multiple_of(size_of::<u64>()) && MAX_INTERFACES <= u64::BITS);
     assert!(FEWEST_BACKEND_ROWS.is_power_of_two() && MOST_BACKEND_ROWS.is_power_of_two());
+    assert!(FEWEST_BACKEND_COUNTERS.is_power_of_two() && FEWEST_BACKEND_COUNTERS <= FEWEST_BACKEND_ROWS);
     assert!((LAST_BACKEND as u32) < MOST_BACKEND_ROWS);
 };
 

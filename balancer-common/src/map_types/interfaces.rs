@@ -73,7 +73,7 @@ pub struct NeighbourAsked {
 /// Neighbours that are asked for, at most; the oldest make room.
 pub const MAX_ASKED: u32 = 4096;
 
-/// Next hops of clients that each CPU keeps for a moment.
+/// Next hops of clients that each CPU keeps for a moment, if it was online at the start.
 pub const RECENT_HOPS_OF_CPU: u32 = 2048;
 
 const _: () = {

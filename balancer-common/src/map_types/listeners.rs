@@ -75,6 +75,8 @@ pub const LISTENER_COUNTS: u16 = 1;
 pub const LISTENER_RANGES: u16 = 2;
 /// Listeners of all services, at most.
 pub const MAX_LISTENERS: u32 = 65_536;
+/// Listeners that each CPU counts for itself: those with the first ids. CPUs share the counters of the others.
+pub const LISTENER_COUNTERS: u32 = 1024;
 /// Probes of a binary search among the ranges of one address and protocol, which cannot be more than there are ports.
 pub const RANGE_PROBES: u32 = 17;
 
@@ -158,5 +160,5 @@ pub enum PortlessMatch {
 
 const _: () = {
     assert!(size_of::<ListenerRow>() == 32 && size_of::<Listening>() == 8 && size_of::<Portless>() == 8);
-    assert!(size_of::<RangeRow>() == 16);
+    assert!(size_of::<RangeRow>() == 16 && LISTENER_COUNTERS.is_power_of_two());
 };

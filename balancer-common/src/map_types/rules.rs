@@ -4,6 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 /// Rules of all services together, at most.
 pub const MAX_RULES: u32 = 65_536;
+/// Rules that each CPU counts for itself: those with the first rows of counters. CPUs share the counters of the others.
+pub const RULE_COUNTERS: u32 = 4096;
 
 /// What a rule is found by: service and client prefix. The data of a key of a longest-prefix-match trie, whose length
 /// counts from [`RULE_PREFIX_BASE`].
@@ -55,5 +57,5 @@ pub struct RuleStats {
 const _: () = {
     assert!(size_of::<RuleKey>() == 20);
     assert!(size_of::<RuleRow>() == 8);
-    assert!(MAX_RULES.is_power_of_two());
+    assert!(MAX_RULES.is_power_of_two() && RULE_COUNTERS.is_power_of_two());
 };

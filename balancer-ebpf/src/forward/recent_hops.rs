@@ -30,7 +30,7 @@ pub(crate) struct RecentHop {
 
 const _: () = assert!(size_of::<RecentHop>() == 64);
 
-/// [`RECENT_HOPS_OF_CPU`] for each CPU. The flag has rows begin with a line of the cache.
+/// [`RECENT_HOPS_OF_CPU`] for each CPU that was online at the start; a later one asks the kernel. The flag has rows begin with a line of the cache.
 #[map]
 static RECENT_HOPS: Array<RecentHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 

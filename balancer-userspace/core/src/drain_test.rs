@@ -11,7 +11,7 @@ use balancer_model::{
 };
 
 use crate::{
-    controller::Gone,
+    controller::{Foresight, Gone},
     controller_test::{Bench, kinds, lines},
     io::{BackendId, Change, CheckOutcome, Command, Event},
     service::Backend,
@@ -234,6 +234,14 @@ fn a_removal_drains_and_its_id_is_kept_until_nobody_is_known_by_it() {
     assert_eq!([0, 0, 1, 0, 0].map(|clients| known(&mut bench, clients)), [const { Vec::new() }; 5]);
     assert_eq!(known(&mut bench, 0), [Command::RetireBackend(id)]);
     assert_eq!((bench.controller.gone().len(), bench.controller.free_ids()), (0, free + 1));
+}
+
+#[test]
+fn when_clients_were_counted_for_a_removal_then_it_says_so_many_and_not_those_of_the_sweep() {
+    let mut bench = bench();
+    bench.controller.expect(Foresight::default().with_known_clients(Some(102)));
+    let (message, _) = remove(&mut bench, false);
+    assert!(message.contains("; 102 known clients"), "{message}");
 }
 
 #[test]

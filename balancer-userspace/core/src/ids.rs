@@ -5,7 +5,7 @@ use std::{
     mem,
 };
 
-use balancer_common::map_types::{FEWEST_BACKEND_ROWS, LAST_BACKEND, MOST_BACKEND_ROWS};
+use balancer_common::map_types::{FEWEST_BACKEND_COUNTERS, LAST_BACKEND, MOST_BACKEND_ROWS};
 
 use crate::io::BackendId;
 
@@ -26,7 +26,8 @@ pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<
 /// They are kept as runs of rising ids (first, last), none of which goes on where the one before it ends: nearly all ids
 /// are free nearly always, and a controller that decides for a fleet is copied and compared often.
 ///
-/// Ids are rows of maps, so those of few rows are used up before there are more.
+/// Ids are rows of maps, of which each CPU has some of its own for those below a power of two: these are used up before
+/// there are more.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ids {
     free: VecDeque<(u16, u16)>,
@@ -43,7 +44,8 @@ fn last(rows: u32) -> u16 {
 
 impl Ids {
     pub(crate) fn new() -> Self {
-        Self { free: [(1, last(FEWEST_BACKEND_ROWS))].into(), rows: FEWEST_BACKEND_ROWS, most: MOST_BACKEND_ROWS }
+        let rows = FEWEST_BACKEND_COUNTERS;
+        Self { free: [(1, last(rows))].into(), rows, most: MOST_BACKEND_ROWS }
     }
 
     /// All of them, with the same room.
@@ -62,7 +64,7 @@ impl Ids {
         let listed = runs.iter().take(total).flat_map(|&(first, end)| first.max(1)..=end.min(LAST_BACKEND)).take(total);
         let listed: Vec<u16> = listed.collect();
         let highest = listed.iter().chain(used).copied().max().unwrap_or(0);
-        let rows = (u32::from(highest) + 1).next_power_of_two().clamp(FEWEST_BACKEND_ROWS, MOST_BACKEND_ROWS);
+        let rows = (u32::from(highest) + 1).next_power_of_two().clamp(FEWEST_BACKEND_COUNTERS, MOST_BACKEND_ROWS);
         let mut seen = vec![false; rows as usize];
         for &id in used {
             seen[usize::from(id)] = true;
@@ -82,10 +84,7 @@ impl Ids {
         for (first, last) in mem::take(&mut self.free) {
             self.append(first, last.min(end));
         }
-        if self.rows < rows {
-            self.append(last(self.rows) + 1, end);
-        }
-        (self.rows, self.most) = (rows, rows);
+        (self.rows, self.most) = (self.rows.min(rows), rows);
     }
 
     /// How many can be given out.
@@ -186,7 +185,7 @@ mod tests {
         assert_eq!(round.len(), usize::from(LAST_BACKEND));
         assert_eq!(round[..3], [2, 3, 4]);
         // Those of few rows before those of more.
-        assert_eq!(round[16_380..16_385], [16_382, 16_383, 1, 16_384, 16_385]);
+        assert_eq!(round[4092..4097], [4094, 4095, 1, 4096, 4097]);
         assert_eq!(round.last(), Some(&LAST_BACKEND));
     }
 
@@ -197,21 +196,22 @@ mod tests {
         assert_eq!((ids.free(), ids.total(), ids.lack_rows()), (32_767, 32_767, true));
         let first = ids.take().unwrap();
         ids.give_back(first);
-        ids.postpone(BackendId(20_000));
+        ids.postpone(BackendId(4000));
         let mut fewer = ids.clone();
-        fewer.set_rows(16_384);
-        assert_eq!((fewer.runs(), fewer.free()), (vec![(2, 16_383), (1, 1)], 16_383));
+        fewer.set_rows(2048);
+        assert_eq!((fewer.runs(), fewer.free()), (vec![(2, 2047), (1, 1)], 2047));
         fewer.set_rows(65_536);
-        assert_eq!(fewer.runs(), [(2, 16_383), (1, 1), (16_384, LAST_BACKEND)]);
         assert_eq!((fewer.free(), fewer.lack_rows()), (65_534, false));
+        assert_eq!(all(fewer)[2045..2049], [2047, 1, 2048, 2049]);
         assert_eq!(all(ids.all_free()), (1..=32_767).collect::<Vec<_>>());
-        assert_eq!(all(ids)[32_764..], [32_767, 1, 20_000]);
+        let round = all(ids);
+        assert_eq!((&round[4091..4096], round.len()), (&[4094, 4095, 1, 4000, 4096][..], 32_767));
     }
 
     #[test]
     fn rows_are_as_many_as_there_must_have_been() {
         for (runs, used, free) in [
-            (vec![], vec![], vec![(1, 16_383)]),
+            (vec![], vec![], vec![(1, 4095)]),
             (vec![], vec![16_384], vec![(1, 16_383), (16_385, 32_767)]),
             (vec![(5, 40_000), (1, 4)], vec![], vec![(5, 40_000), (1, 4), (40_001, LAST_BACKEND)]),
             (vec![(2, LAST_BACKEND)], vec![1], vec![(2, LAST_BACKEND)]),
@@ -232,8 +232,8 @@ mod tests {
         #[test]
         fn runs_are_a_queue_of_ids(steps in prop::collection::vec((0_u8..4, 1_u16..30), 0..200)) {
             let mut ids = Ids::new();
-            ids.set_rows(16_384);
-            let mut queue: VecDeque<u16> = (1..16_384).collect();
+            ids.set_rows(4096);
+            let mut queue: VecDeque<u16> = (1..4096).collect();
             let mut taken = VecDeque::new();
             for (step, id) in steps {
                 match step {

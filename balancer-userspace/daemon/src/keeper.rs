@@ -70,7 +70,7 @@ pub struct Ready {
     pub request: Request,
     /// What was prepared for it.
     pub prepared: Option<Prepared>,
-    /// The lookup tables that it takes.
+    /// The lookup tables that it takes, and known clients that it is about.
     pub foresight: Foresight,
 }
 
@@ -138,7 +138,7 @@ impl<F: Save> Keeper<F> {
 
     /// Begins to work out, to prepare or to write, if there is something to write and nothing is under way. Refuses what
     /// cannot be done.
-    pub fn advance<D: Dataplane>(&mut self, owner: &Owner<D>, host: &Host) {
+    pub fn advance<D: Dataplane>(&mut self, owner: &mut Owner<D>, host: &Host) {
         while self.idle.is_some() {
             match self.stage.take() {
                 None => match self.waiting.pop_front() {
@@ -165,7 +165,7 @@ impl<F: Save> Keeper<F> {
         }
     }
 
-    fn propose<D: Dataplane>(&mut self, owner: &Owner<D>, request: Request, prepared: Option<Prepared>) {
+    fn propose<D: Dataplane>(&mut self, owner: &mut Owner<D>, request: Request, prepared: Option<Prepared>) {
         // Nobody waits for the answer: the caller was told that the outcome is unknown.
         if request.reply.is_closed() {
             return;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
     kept::{FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES},
-    map_types::{FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
+    map_types::{FEWEST_BACKEND_COUNTERS, FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
 };
 use balancer_core::controller::Largest;
 use balancer_model::config::{Config, ServiceConfig};
@@ -25,6 +25,8 @@ pub struct Capacity {
     pub returns: u32,
     /// Rows of backends, which ids are below: a power of two.
     pub backends: u32,
+    /// Backends that each CPU counts for itself: those with ids below this power of two. CPUs share the counters of others.
+    pub counted: u32,
     /// Known clients.
     pub clients: u32,
 }
@@ -99,7 +101,8 @@ impl Capacity {
             ranges: at_least(2 * listeners, 256).min(1 << 17),
             // Most of the memory beside slots: 60,000 backends with one listener each have a power of two.
             returns: at_least(ways - ways / 8, 512),
-            backends: backend_rows(largest),
+            backends: backend_rows(largest).max(FEWEST_BACKEND_ROWS),
+            counted: backend_rows(largest).max(FEWEST_BACKEND_COUNTERS),
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity
             } else {
@@ -113,7 +116,7 @@ impl Capacity {
 fn backend_rows(largest: &Largest) -> u32 {
     let twice = u32::try_from(largest.ids).unwrap_or(u32::MAX / 4).saturating_mul(2);
     let most = twice.max(largest.highest_id.into()).min(MOST_BACKEND_ROWS - 1);
-    (most + 1).next_power_of_two().max(FEWEST_BACKEND_ROWS)
+    (most + 1).next_power_of_two()
 }
 
 #[cfg(test)]
@@ -123,7 +126,10 @@ mod tests {
     #[test]
     fn backends_have_room_for_as_many_again() {
         for (ids, highest_id, rows) in [
-            (0, 0, 16_384),
+            (0, 0, 1),
+            (3, 0, 8),
+            (2047, 3000, 4096),
+            (2048, 3000, 8192),
             (8191, 16_383, 16_384),
             (8192, 8192, 32_768),
             (3, 16_384, 32_768),
@@ -144,16 +150,32 @@ mod tests {
     #[test]
     fn when_there_are_many_services_then_each_has_a_history() {
         for (services, rows) in [(128, 4096), (4096, 4096), (4097, 8192), (u32::MAX / 4, 65_536)] {
-            let capacity =
-                Capacity { slots: 0, services, listeners: 0, ranges: 0, returns: 0, backends: 0, clients: 1 };
+            let capacity = Capacity {
+                slots: 0,
+                services,
+                listeners: 0,
+                ranges: 0,
+                returns: 0,
+                backends: 0,
+                counted: 0,
+                clients: 1,
+            };
             assert_eq!(capacity.service_histories(), rows, "{services}");
         }
     }
 
     #[test]
     fn newcomers_of_all_services_are_an_eighth_of_the_capacity() {
-        let capacity =
-            |clients| Capacity { slots: 0, services: 0, listeners: 0, ranges: 0, returns: 0, backends: 0, clients };
+        let capacity = |clients| Capacity {
+            slots: 0,
+            services: 0,
+            listeners: 0,
+            ranges: 0,
+            returns: 0,
+            backends: 0,
+            counted: 0,
+            clients,
+        };
         for (clients, services, shares) in [
             (262_144, 1, (16_384, 16_384)),
             (262_144, 3, (5461, 16_385)),

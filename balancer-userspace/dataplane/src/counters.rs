@@ -11,7 +11,7 @@ use aya::{
     maps::{MapData, PerCpuArray, PerCpuValues},
 };
 use balancer_common::map_types::{
-    BackendStats, DropStats, InterfaceStats, ListenerStats, MAX_INTERFACES, MAX_LISTENERS, MemoryStats, ReplyStats,
+    BackendStats, DropStats, InterfaceStats, LISTENER_COUNTERS, ListenerStats, MAX_INTERFACES, MemoryStats, ReplyStats,
     SampleStats, interface_row,
 };
 use balancer_core::io::{BackendId, ListenerId};
@@ -38,12 +38,17 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// With so many rows of backends; `interface_multiplier` is that of [`interface_row`].
+    /// With rows of so many backends for each CPU; `interface_multiplier` is that of [`interface_row`].
     pub(super) fn new(ebpf: &mut Ebpf, backends: u32, interface_multiplier: u32) -> anyhow::Result<Self> {
         Ok(Self {
             interfaces: per_cpu(ebpf, "INTERFACE_STATS")?,
-            backends: Arc::new(BackendCounters::new(CpuRows::take(ebpf, "BACKEND_STATS", backends)?)),
-            listeners: CpuRows::take(ebpf, "LISTENER_STATS", MAX_LISTENERS)?,
+            backends: Arc::new(BackendCounters::new(CpuRows::take(
+                ebpf,
+                "BACKEND_STATS",
+                backends,
+                "SHARED_BACKENDS",
+            )?)),
+            listeners: CpuRows::take(ebpf, "LISTENER_STATS", LISTENER_COUNTERS, "SHARED_LISTENERS")?,
             drops: per_cpu(ebpf, "DROP_STATS")?,
             memory: per_cpu(ebpf, "MEMORY_STATS")?,
             samples: per_cpu(ebpf, "SAMPLE_STATS")?,

@@ -1,6 +1,7 @@
-//! Many rows of counters for each CPU, in a shared array in which each CPU has a block of rows, CPU 0 the first.
+//! Many rows of counters for each CPU, in an array in which each CPU has a block of rows, CPU 0 the first; and an array with
+//! one row of each, in which CPUs without a block count, and what is beyond the rows of a block.
 
-use std::{fs, ops::Range, sync::atomic::Ordering};
+use std::{ops::Range, sync::atomic::Ordering};
 
 use anyhow::Context as _;
 use aya::{Ebpf, maps::MapData};
@@ -8,24 +9,54 @@ use bytemuck::Pod;
 
 use super::{mapped::MappedArray, object::take};
 
-const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
-
 /// Rows of `T`, which are words of 64 bits.
 #[derive(Debug)]
 pub(super) struct CpuRows<T> {
+    blocks: Blocks<T>,
+    shared: MappedArray<T>,
+}
+
+/// Those of CPUs that have some of their own.
+#[derive(Debug)]
+pub(super) struct Blocks<T> {
     array: MappedArray<T>,
     rows: usize,
 }
 
 impl<T: Pod> CpuRows<T> {
-    /// The map `name`, which has `rows` for each CPU.
+    /// The map `name`, which has `rows` for each CPU, and the map `shared`.
     ///
     /// # Errors
     /// When there is none, or it cannot be mapped.
-    pub(super) fn take(ebpf: &mut Ebpf, name: &str, rows: u32) -> anyhow::Result<Self> {
-        Self::of(take(ebpf, name)?, rows).with_context(|| format!("the map {name}"))
+    pub(super) fn take(ebpf: &mut Ebpf, name: &str, rows: u32, shared: &str) -> anyhow::Result<Self> {
+        let blocks = Blocks::of(take(ebpf, name)?, rows).with_context(|| format!("the map {name}"))?;
+        let shared = MappedArray::new(take(ebpf, shared)?).with_context(|| format!("the map {shared}"))?;
+        Ok(Self { blocks, shared })
     }
 
+    /// The values of a row: of each CPU, and the one that CPUs share. Of a row that is not there nothing.
+    pub(super) fn read(&self, row: u32) -> impl Iterator<Item = T> {
+        let blocks = self.blocks.places(row).map(|place| load(&self.blocks.array, place));
+        blocks.chain(self.shared_place(row).map(|place| load(&self.shared, place)))
+    }
+
+    /// Has the row count from zero. What a packet counts there at that moment may be lost, or stay.
+    pub(super) fn clear(&self, row: u32) {
+        let clear = |array: &MappedArray<T>, place| {
+            let words = array.words().get::<Range<usize>>(place).unwrap_or_default();
+            words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        };
+        self.blocks.places(row).for_each(|place| clear(&self.blocks.array, place));
+        self.shared_place(row).into_iter().for_each(|place| clear(&self.shared, place));
+    }
+
+    fn shared_place(&self, row: u32) -> Option<Range<usize>> {
+        let row = row as usize;
+        (row < self.shared.len()).then(|| row * words_of::<T>()..(row + 1) * words_of::<T>())
+    }
+}
+
+impl<T: Pod> Blocks<T> {
     /// # Errors
     /// When it cannot be mapped.
     pub(super) fn of(map: MapData, rows: u32) -> anyhow::Result<Self> {
@@ -33,29 +64,7 @@ impl<T: Pod> CpuRows<T> {
         Ok(Self { array: MappedArray::new(map)?, rows: rows as usize })
     }
 
-    /// The value of each CPU in a row; of a row that is not there nothing.
-    pub(super) fn read(&self, row: u32) -> impl Iterator<Item = T> {
-        self.places(row).map(|words| {
-            let mut value = T::zeroed();
-            let words = self.array.words().get(words).unwrap_or_default();
-            for (into, word) in
-                bytemuck::cast_slice_mut::<T, u64>(std::slice::from_mut(&mut value)).iter_mut().zip(words)
-            {
-                *into = word.load(Ordering::Relaxed);
-            }
-            value
-        })
-    }
-
-    /// Has the row count from zero. What a packet counts there at that moment may be lost, or stay.
-    pub(super) fn clear(&self, row: u32) {
-        for words in self.places(row) {
-            let words = self.array.words().get(words).unwrap_or_default();
-            words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        }
-    }
-
-    /// Takes over the counters of another one, as many rows as both have.
+    /// Takes over the counters of another one, as many rows and CPUs as both have.
     pub(super) fn copy_from(&self, other: &Self) {
         for row in 0..self.rows.min(other.rows) as u32 {
             for (from, to) in other.places(row).zip(self.places(row)) {
@@ -67,79 +76,80 @@ impl<T: Pod> CpuRows<T> {
         }
     }
 
-    /// Where the words of a row are, for each CPU.
+    /// Where the words of a row are, for each CPU. A map is a little longer than its blocks: the last ones are the first rows
+    /// of one CPU more.
     fn places(&self, row: u32) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let (row, rows, length) = (row as usize, self.rows, size_of::<T>() / size_of::<u64>());
-        let blocks = if row < rows { self.array.len() / rows } else { 0 };
-        (0..blocks).map(move |cpu| {
-            let first = (cpu * rows + row) * length;
-            first..first + length
+        let (row, rows) = (row as usize, self.rows);
+        let there = self.array.len();
+        let blocks = if row < rows { there.div_ceil(rows) } else { 0 };
+        (0..blocks).map(move |cpu| cpu * rows + row).filter(move |&place| place < there).map(|place| {
+            let first = place * words_of::<T>();
+            first..first + words_of::<T>()
         })
     }
 }
 
-/// How many blocks there are: one more than the greatest number of a CPU that this machine can have.
-///
-/// # Errors
-/// When the kernel does not say, or not as expected.
-pub(super) fn blocks() -> anyhow::Result<u32> {
-    let text = fs::read_to_string(POSSIBLE).with_context(|| format!("reading {POSSIBLE}"))?;
-    blocks_of(&text).with_context(|| format!("{POSSIBLE} says {text:?}, which is no list of CPUs"))
+const fn words_of<T>() -> usize {
+    size_of::<T>() / size_of::<u64>()
 }
 
-/// Of a list such as `0-3,8`.
-fn blocks_of(possible: &str) -> Option<u32> {
-    possible.trim().rsplit([',', '-']).next()?.parse::<u32>().ok()?.checked_add(1)
+fn load<T: Pod>(array: &MappedArray<T>, place: Range<usize>) -> T {
+    let mut value = T::zeroed();
+    let words = array.words().get(place).unwrap_or_default();
+    for (into, word) in bytemuck::cast_slice_mut::<T, u64>(std::slice::from_mut(&mut value)).iter_mut().zip(words) {
+        *into = word.load(Ordering::Relaxed);
+    }
+    value
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// With blocks for three CPUs: as the controller has it, and as the kernel program.
     fn rows(rows: usize) -> [CpuRows<[u64; 2]>; 2] {
-        MappedArray::twice(3 * rows).unwrap().map(|array| CpuRows { array, rows })
+        let [ours, kernels] = MappedArray::twice(3 * rows + 1).unwrap();
+        let [shared, common] = MappedArray::twice(8).unwrap();
+        [(ours, shared), (kernels, common)].map(|(array, shared)| CpuRows { blocks: Blocks { array, rows }, shared })
+    }
+
+    fn number(array: &MappedArray<[u64; 2]>, first: u64) {
+        for (word, number) in array.words().iter().zip(first..) {
+            word.store(number, Ordering::Relaxed);
+        }
     }
 
     #[test]
-    fn every_cpu_has_a_row_of_its_own() {
+    fn every_cpu_has_a_row_of_its_own_and_all_share_one() {
         let [ours, kernels] = rows(4);
-        for (index, word) in kernels.array.words().iter().enumerate() {
-            word.store(index as u64, Ordering::Relaxed);
-        }
+        number(&kernels.blocks.array, 0);
+        number(&kernels.shared, 100);
         // Two words a row, eight a block.
-        assert_eq!(ours.read(1).collect::<Vec<_>>(), [[2, 3], [10, 11], [18, 19]]);
+        assert_eq!(ours.read(1).collect::<Vec<_>>(), [[2, 3], [10, 11], [18, 19], [102, 103]]);
+        assert_eq!(ours.read(0).collect::<Vec<_>>(), [[0, 1], [8, 9], [16, 17], [24, 25], [100, 101]]);
         ours.clear(1);
-        assert_eq!(kernels.read(1).collect::<Vec<_>>(), [[0, 0]; 3]);
-        assert_eq!(kernels.read(2).collect::<Vec<_>>(), [[4, 5], [12, 13], [20, 21]]);
-        assert_eq!(ours.read(4).count(), 0, "not the next CPU's first");
+        assert_eq!(kernels.read(1).collect::<Vec<_>>(), [[0, 0]; 4]);
+        assert_eq!(kernels.read(2).collect::<Vec<_>>(), [[4, 5], [12, 13], [20, 21], [104, 105]]);
+        assert_eq!(ours.read(4).collect::<Vec<_>>(), [[108, 109]], "not the next CPU's first");
         ours.clear(4);
-        assert_eq!(kernels.read(0).last(), Some([16, 17]));
+        assert_eq!(kernels.read(0).last(), Some([100, 101]));
+        assert_eq!((ours.read(4).last(), ours.read(8).count()), (Some([0, 0]), 0));
     }
 
     #[test]
     fn more_and_fewer_rows_are_taken_over() {
         let [few, _] = rows(2);
-        for (index, word) in few.array.words().iter().enumerate() {
-            word.store(1 + index as u64, Ordering::Relaxed);
-        }
+        number(&few.blocks.array, 1);
         let [more, _] = rows(3);
-        more.copy_from(&few);
-        let all = |of: &CpuRows<[u64; 2]>| (0..4).map(|row| of.read(row).collect::<Vec<_>>()).collect::<Vec<_>>();
+        more.blocks.copy_from(&few.blocks);
+        let all =
+            |of: &CpuRows<[u64; 2]>| (0..4).map(|row| of.read(row).take(3).collect::<Vec<_>>()).collect::<Vec<_>>();
         assert_eq!(
             all(&more),
-            [vec![[1, 2], [5, 6], [9, 10]], vec![[3, 4], [7, 8], [11, 12]], vec![[0, 0]; 3], vec![]]
+            [vec![[1, 2], [5, 6], [9, 10]], vec![[3, 4], [7, 8], [11, 12]], vec![[0, 0]; 3], vec![[0, 0]]]
         );
         let [fewer, _] = rows(1);
-        fewer.copy_from(&more);
+        fewer.blocks.copy_from(&more.blocks);
         assert_eq!(all(&fewer)[0], [[1, 2], [5, 6], [9, 10]]);
-    }
-
-    #[test]
-    fn cpus_are_counted_by_the_greatest() {
-        for (text, blocks) in
-            [("0\n", Some(1)), ("0-3\n", Some(4)), ("0-3,8-11", Some(12)), ("0,2", Some(3)), ("", None), ("0-x", None)]
-        {
-            assert_eq!(blocks_of(text), blocks, "{text:?}");
-        }
     }
 }

@@ -52,7 +52,7 @@ impl Decap {
             .override_global(aya_log::LEVEL, &0u8, true)
             .override_global("DECAP_FROM_SOME", &some, true)
             .load(OBJECT)
-            .map_err(not_loaded)?;
+            .map_err(|error| not_loaded(error, &[]))?;
         let taken = |ebpf: &mut Ebpf, name| {
             ebpf.take_map(name).with_context(|| format!("the kernel object holds no map {name}"))
         };

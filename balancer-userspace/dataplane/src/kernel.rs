@@ -88,6 +88,8 @@ pub struct KernelDataplane {
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
+    /// What its maps take.
+    map_bytes: u64,
     directory: Vec<ServiceSpec>,
     /// The directory when what was told was last complete; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
@@ -139,6 +141,12 @@ impl KernelDataplane {
     #[must_use]
     pub const fn room_for_clients(&self) -> u32 {
         self.capacity.clients
+    }
+
+    /// Bytes of memory that its maps take.
+    #[must_use]
+    pub const fn map_bytes(&self) -> u64 {
+        self.map_bytes
     }
 
     /// Parts of a complete sweep.

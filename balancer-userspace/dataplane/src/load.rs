@@ -16,18 +16,22 @@ use aya::{
 };
 use nix::sys::signal::{SigSet, SigmaskHow};
 
-use crate::privileges;
+use crate::{
+    map_sizes::{self, MapSize},
+    privileges,
+};
 
-/// Why the kernel does not take a whole object: maps that it does not make, mostly.
-pub(super) fn not_loaded(error: EbpfError) -> anyhow::Error {
+/// Why the kernel does not take a whole object: maps that it does not make, mostly. `sizes` are those of the large maps.
+pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
         return anyhow::Error::new(error).context("loading the kernel program");
     };
     let advice = match io_error.raw_os_error() {
-        Some(libc::ENOMEM) => {
-            "; maps count in the memory limit of a control group (MemoryMax= of a unit): raise it, or make \
-             [client_table] capacity smaller"
-        }
+        Some(libc::ENOMEM) => &format!(
+            "{}; maps count in the memory limit of a control group (MemoryMax= of a unit): raise it, or reduce what \
+             the large ones depend on",
+            map_sizes::told(sizes, name)
+        ),
         Some(libc::EPERM) if privileges::in_user_namespace() => {
             "; this process is in a user namespace, where the kernel takes no maps and programs whatever capabilities it \
              has: run it outside (a container: privileged, and without a mapping of users)"
@@ -130,14 +134,14 @@ processed 58321 insns (limit 1000000) max_states_per_insn 21 total_states 3021 p
 ";
 
     #[test]
-    fn maps_without_memory_are_named_with_what_counts_them() {
+    fn when_there_is_no_memory_for_a_map_then_it_is_named_with_its_size_and_what_counts_it() {
         let create = |code| {
             let io_error = io::Error::from_raw_os_error(code);
-            not_loaded(MapError::CreateError { name: "CLIENTS".to_owned(), io_error }.into()).to_string()
+            not_loaded(MapError::CreateError { name: "CLIENTS".to_owned(), io_error }.into(), &[]).to_string()
         };
         let text = create(libc::ENOMEM);
         assert!(text.starts_with("the kernel does not make the map CLIENTS: Cannot allocate memory"), "{text}");
-        assert!(text.contains("MemoryMax=") && text.ends_with("[client_table] capacity smaller"), "{text}");
+        assert!(text.contains("(os error 12); maps count") && text.contains("MemoryMax="), "{text}");
         assert!(create(libc::E2BIG).ends_with("(os error 7)"));
     }
 

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 15] = [
+pub(super) const MAPS: [&str; 18] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
@@ -38,6 +38,9 @@ pub(super) const MAPS: [&str; 15] = [
     "INTERFACE_STATS",
     "BACKEND_STATS",
     "LISTENER_STATS",
+    "SHARED_RULES",
+    "SHARED_BACKENDS",
+    "SHARED_LISTENERS",
     "DROP_STATS",
     "MEMORY_STATS",
     "REPLY_STATS",

@@ -1,21 +1,28 @@
-//! Pinned maps with a row for each backend or service, where there are more or fewer rows than an earlier controller had.
+//! Pinned maps with a row for each backend or service, or for each CPU, where there are more or fewer rows than an earlier
+//! controller had.
 
-use std::{fs, path::PathBuf};
+use std::{fmt, fs, path::PathBuf};
 
 use anyhow::Context as _;
 use aya::maps::MapData;
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
-    map_types::BackendStats,
+    map_types::{BackendStats, ListenerStats, RuleStats},
 };
 use bytemuck::Pod;
 use tracing::info;
 
-use super::{capacity::Capacity, cpu_rows::CpuRows, mapped::MappedArray, pins::Pins};
+use super::{
+    capacity::Capacity,
+    counter_rows::{BACKENDS as BACKEND_COUNTERS, CounterMaps, CounterRows, Cpus, LISTENERS},
+    cpu_rows::Blocks,
+    mapped::MappedArray,
+    pins::Pins,
+};
 
 const BACKENDS: &str = "BACKEND_HISTORY";
 const SERVICES: &str = "SERVICE_HISTORY";
-const COUNTERS: &str = "BACKEND_STATS";
+const SHARED: &str = "SHARED_BACKENDS";
 
 /// Maps that are made anew, with what was counted. Until all of that is in them, the pins of those from before stay.
 pub(super) struct Replaced(Vec<One>);
@@ -26,30 +33,63 @@ struct One {
     pin: PathBuf,
     /// Where the map that is to replace it is pinned at first.
     new: PathBuf,
-    /// How many rows it had, and is to have.
-    rows: (u32, u32),
+    /// What it had, and is to have.
+    sizes: (Size, Size),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Rows(u32),
+    OfCpus(CounterRows),
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows(rows) => write!(f, "{rows} rows"),
+            Self::OfCpus(CounterRows { blocks, rows }) => write!(f, "{rows} rows for each of {blocks} CPUs"),
+        }
+    }
 }
 
 impl Replaced {
-    /// Those of the pinned maps that have not as many rows as `capacity` says, or have counters of another number of CPUs'
-    /// `blocks`.
-    pub(super) fn before_load(pins: &Pins, capacity: &Capacity, blocks: u32) -> anyhow::Result<Self> {
+    /// Those of the pinned maps that have not as many rows as `capacity` says, or have counters of fewer CPUs than are online.
+    /// With it: how many rows the maps of counters are to have. CPUs that have counters keep them while the maps live.
+    pub(super) fn before_load(
+        pins: Option<&Pins>,
+        capacity: &Capacity,
+        cpus: Cpus,
+    ) -> anyhow::Result<(Self, CounterMaps)> {
+        let wanted = CounterMaps::new(capacity, cpus.online);
+        let Some(pins) = pins else { return Ok((Self(Vec::new()), wanted)) };
+        let mut counters = Vec::new();
+        for (name, _) in wanted.all() {
+            let before = entries(pins, name)?.map(|entries| CounterRows::of(entries, cpus.possible));
+            counters.extend(before.map(|before| (name, before)));
+        }
+        let blocks = counters.iter().map(|(_, before)| before.blocks).fold(cpus.online, u32::max);
+        let wanted = CounterMaps::new(capacity, blocks);
         let mut replaced = Vec::new();
-        let (backends, services) = (capacity.backends, capacity.service_histories());
-        for (name, rows, each) in [(BACKENDS, backends, 1), (SERVICES, services, 1), (COUNTERS, backends, blocks)] {
+        let rows =
+            [(BACKENDS, capacity.backends), (SHARED, capacity.backends), (SERVICES, capacity.service_histories())];
+        for (name, rows) in rows {
+            let before = entries(pins, name)?;
+            replaced.extend(before.map(|before| (name, Size::Rows(before), Size::Rows(rows))));
+        }
+        for (name, before) in counters {
+            let there = wanted.all().into_iter().find(|(of, _)| *of == name);
+            replaced.extend(there.map(|(_, rows)| (name, Size::OfCpus(before), Size::OfCpus(rows))));
+        }
+        let mut all = Vec::new();
+        for (name, before, rows) in replaced {
             let temporary = format!("NEW-{name}");
             // Of a controller that was killed on its way.
             pins.make_anew(&temporary)?;
-            let (pin, new) = (pins.map(name), pins.map(&temporary));
-            if !pin.exists() {
-                continue;
-            }
-            let before = open(&pin)?.info().context("reading the map's description")?.max_entries();
-            if before != each * rows {
-                replaced.push(One { name, pin, new, rows: (before / each, rows) });
+            if before != rows {
+                all.push(One { name, pin: pins.map(name), new: pins.map(&temporary), sizes: (before, rows) });
             }
         }
-        Ok(Self(replaced))
+        Ok((Self(all), wanted))
     }
 
     /// Where a map is to be pinned, if it replaces another.
@@ -59,22 +99,34 @@ impl Replaced {
 
     /// Copies what there is room for, and has the new maps take the places of those from before.
     pub(super) fn carry_over(self) -> anyhow::Result<()> {
-        for One { name, pin, new, rows: (rows, room) } in self.0 {
+        for One { name, pin, new, sizes: (before, now) } in self.0 {
             let (from, to) = (open(&pin)?, open(&new)?);
-            match name {
-                BACKENDS => copy_rows::<BackendHistory>(from, to),
-                SERVICES => copy_rows::<ServiceHistory>(from, to),
-                _ => copy_counters((from, rows), (to, room)),
+            match (before, now) {
+                (Size::OfCpus(before), Size::OfCpus(now)) => copy_counters(name, (from, before.rows), (to, now.rows)),
+                _ => match name {
+                    BACKENDS => copy_rows::<BackendHistory>(from, to),
+                    SERVICES => copy_rows::<ServiceHistory>(from, to),
+                    _ => copy_rows::<BackendStats>(from, to),
+                },
             }
             .with_context(|| format!("carrying over the map {name}"))?;
             fs::rename(&new, &pin).with_context(|| format!("pinning the map {name}"))?;
             info!(
-                "{name} has {room} rows instead of {rows}: what was counted is carried over, but for what is counted until \
-                 the program is replaced"
+                "{name} has {now} instead of {before}: what was counted is carried over, but for what is counted until the \
+                 program is replaced"
             );
         }
         Ok(())
     }
+}
+
+/// How many a pinned map has; `None`: it is not there.
+fn entries(pins: &Pins, name: &str) -> anyhow::Result<Option<u32>> {
+    let pin = pins.map(name);
+    if !pin.exists() {
+        return Ok(None);
+    }
+    Ok(Some(open(&pin)?.info().context("reading the map's description")?.max_entries()))
 }
 
 fn open(pin: &PathBuf) -> anyhow::Result<MapData> {
@@ -90,7 +142,14 @@ fn copy_rows<Row: Pod>(from: MapData, to: MapData) -> anyhow::Result<()> {
 }
 
 /// Between maps with so many rows for each CPU.
-fn copy_counters((from, had): (MapData, u32), (to, has): (MapData, u32)) -> anyhow::Result<()> {
-    CpuRows::<BackendStats>::of(to, has)?.copy_from(&CpuRows::of(from, had)?);
-    Ok(())
+fn copy_counters(name: &str, from: (MapData, u32), to: (MapData, u32)) -> anyhow::Result<()> {
+    fn copy<T: Pod>((from, had): (MapData, u32), (to, has): (MapData, u32)) -> anyhow::Result<()> {
+        Blocks::<T>::of(to, has)?.copy_from(&Blocks::of(from, had)?);
+        Ok(())
+    }
+    match name {
+        BACKEND_COUNTERS => copy::<BackendStats>(from, to),
+        LISTENERS => copy::<ListenerStats>(from, to),
+        _ => copy::<RuleStats>(from, to),
+    }
 }

@@ -13,7 +13,8 @@ use aya::{
     },
 };
 use balancer_common::map_types::{
-    MAX_RULES, NO_BACKEND, RULE_DENY, RULE_PIN, RULE_PREFIX_BASE, RULE_SPREAD, RuleKey, RuleRow, RuleStats,
+    MAX_RULES, NO_BACKEND, RULE_COUNTERS, RULE_DENY, RULE_PIN, RULE_PREFIX_BASE, RULE_SPREAD, RuleKey, RuleRow,
+    RuleStats,
 };
 use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
 use ipnet::IpNet;
@@ -30,8 +31,8 @@ pub(super) struct RuleTable {
     services: HashMap<ServiceId, ServiceRules>,
     /// Rules of an earlier controller that nobody has asked for yet.
     left: HashMap<(u32, RuleKey), RuleRow>,
-    /// Counters that nobody uses, the longest unused first: a packet on its way may still count there.
-    free: VecDeque<u32>,
+    /// Rows of counters that no rule uses: those that each CPU has for itself, and the others.
+    free: [VecDeque<u32>; 2],
 }
 
 #[derive(Default)]
@@ -45,7 +46,7 @@ impl RuleTable {
     pub(super) fn new(ebpf: &mut Ebpf, kept: &Kept) -> anyhow::Result<Self> {
         let trie = ebpf.take_map("RULES").context("the kernel object holds no map RULES")?;
         let trie: LpmTrie<_, RuleKey, RuleRow> = trie.try_into()?;
-        let stats = CpuRows::take(ebpf, "RULE_STATS", MAX_RULES)?;
+        let stats = CpuRows::take(ebpf, "RULE_STATS", RULE_COUNTERS, "SHARED_RULES")?;
         let mut filter = RuleFilter::new(MappedArray::new(take(ebpf, "RULE_FILTER")?)?);
         let mut left = HashMap::new();
         for rule in trie.iter() {
@@ -56,7 +57,8 @@ impl RuleTable {
             left.insert((bits, key), row);
         }
         let used: HashSet<u32> = left.values().map(|row| row.counters).collect();
-        let free = (0..MAX_RULES).filter(|counters| !used.contains(counters)).collect();
+        let free = [0..RULE_COUNTERS, RULE_COUNTERS..MAX_RULES]
+            .map(|rows| rows.filter(|counters| !used.contains(counters)).collect());
         let gone = kept.rule_fallbacks();
         let services = gone.map(|(id, fallbacks)| (id, ServiceRules { rules: BTreeMap::new(), fallbacks })).collect();
         Ok(Self { trie, stats, filter, services, left, free })
@@ -98,7 +100,7 @@ impl RuleTable {
             let inserted = self.trie.insert(&key(service, rule.prefix), row, 0);
             if let Err(error) = inserted {
                 if old.is_none() {
-                    self.free.push_back(counters);
+                    self.give_back_counters(counters);
                 }
                 return Err(error).with_context(|| format!("the rule for {}", rule.prefix));
             }
@@ -177,14 +179,21 @@ impl RuleTable {
         let fallbacks = before + self.sum(row.counters).fallbacks;
         kept.keep_rule_fallbacks(service, fallbacks);
         self.services.entry(service).or_default().fallbacks = fallbacks;
-        self.free.push_back(row.counters);
+        self.give_back_counters(row.counters);
         Ok(())
     }
 
+    /// A row of counters, the longest unused first: a packet on its way may still count there.
     fn take_counters(&mut self) -> anyhow::Result<u32> {
-        let counters = self.free.pop_front().with_context(|| format!("more than {MAX_RULES} rules"))?;
+        let counters = self.free.iter_mut().find_map(VecDeque::pop_front);
+        let counters = counters.with_context(|| format!("more than {MAX_RULES} rules"))?;
         self.stats.clear(counters);
         Ok(counters)
+    }
+
+    fn give_back_counters(&mut self, counters: u32) {
+        let [own, shared] = &mut self.free;
+        if counters < RULE_COUNTERS { own } else { shared }.push_back(counters);
     }
 
     fn sum(&self, counters: u32) -> RuleStats {

@@ -145,6 +145,7 @@ impl Rig {
                 ranges: 64,
                 returns: 64,
                 backends: MOST_BACKEND_ROWS,
+                counted: MOST_BACKEND_ROWS,
                 clients: 1 << 10,
             },
             &[in_ifindex, out_ifindex],

@@ -82,8 +82,16 @@ fn backends_with_high_ids_are_as_all_others() -> Result<()> {
 
 #[test]
 fn ids_beyond_the_rows_are_refused() -> Result<()> {
-    let capacity =
-        Capacity { slots: 1 << 16, services: 16, listeners: 16, ranges: 16, returns: 16, backends: 8, clients: 1024 };
+    let capacity = Capacity {
+        slots: 1 << 16,
+        services: 16,
+        listeners: 16,
+        ranges: 16,
+        returns: 16,
+        backends: 8,
+        counted: 8,
+        clients: 1024,
+    };
     let mut dataplane = KernelDataplane::load(capacity, &[1])?;
     dataplane.write_backend(&backend(7))?;
     for id in [8, LAST_BACKEND] {

@@ -9,8 +9,16 @@ const BUDGET: u32 = 500_000;
 
 #[test]
 fn both_programs_are_verified_within_the_budget() -> Result<()> {
-    let capacity =
-        Capacity { slots: 1 << 16, services: 16, listeners: 16, ranges: 16, returns: 16, backends: 16, clients: 1024 };
+    let capacity = Capacity {
+        slots: 1 << 16,
+        services: 16,
+        listeners: 16,
+        ranges: 16,
+        returns: 16,
+        backends: 16,
+        counted: 16,
+        clients: 1024,
+    };
     let mut balancer = KernelDataplane::load(capacity, &[1])?;
     let mut decap = Decap::load(&[])?;
     for (name, program) in [("balancer", balancer.program()?), ("decap", decap.program()?)] {

@@ -21,6 +21,7 @@ use serde_json::Value;
 
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=300;
 const NEWCOMERS: std::ops::RangeInclusive<u16> = 301..=500;
+const LATE: std::ops::RangeInclusive<u16> = 501..=600;
 const FAMILY: Family = Family::V4;
 
 fn known_clients_stay_through_every_change(forwarding: Forwarding) {
@@ -152,8 +153,12 @@ fn maintenance_and_removal_move_each_with_its_cause() {
     users.site.cli(&["backend", "ready", "web/web1"]).unwrap();
 
     users.wait_counted();
+    // No sweep has counted these.
+    users.visit(LATE);
     let said = users.site.cli(&["backend", "remove", "web/web2"]).unwrap();
     assert!(said.contains("drains before it is removed"), "{said}");
+    let known = users.clients_of("web2").len();
+    assert!(said.contains(&format!("; {known} known clients")), "{known} are there: {said}");
     assert_eq!(users.shown(2).0, "draining");
     users.nobody_moves("while web2 drained");
     let gone = |status: &balancer_api::model::StatusView| {

@@ -1,9 +1,10 @@
 //! Rules for client prefixes: pinned, spread, denied, in every mode and by the rare ways as well.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use balancer_common::{
     client::{self, HashKey},
+    map_types::RULE_COUNTERS,
     verdict::{Decision, DropReason},
 };
 use balancer_core::io::{RuleAction, RuleSpec};
@@ -252,35 +253,56 @@ fn errors_go_where_the_flow_goes() {
 
 #[test]
 fn everything_is_counted_once() {
-    run_with(prepare, |rig| {
-        let (vip, ..) = SERVICES[0];
-        let first = rig.service(vip).expect("a service of the rig");
-        let stats = |number| rig.backend_stats(number).expect("counters");
-        let total = |decision: Decision| {
-            [first, pinned(0), unwilling(0)].map(|number| stats(number).decisions[decision.index()]).iter().sum::<u64>()
-        };
-        let ruled = |index: usize| rig.rule_stats(vip, rules(0)[index].prefix).expect("counters");
-        for (client, count, decision) in [
-            (V4.pinned, 5, Some(Decision::Pinned)),
-            (V4.denied, 4, None),
-            (V4.spread, 3, Some(Decision::Stateless)),
-            (V4.falls_back, 2, Some(Decision::Stateless)),
-            (V4.free, 1, Some(Decision::Stateless)),
-        ] {
-            let before = Decision::ALL.iter().map(|&decision| total(decision)).collect::<Vec<_>>();
-            for _ in 0..count {
-                for flags in [SYN, ACK] {
-                    rig.run(&packet(client, 44_000, vip, flags).bytes()).expect("a run");
-                }
-                rig.run(&error(vip, client, 44_000).bytes()).expect("a run");
-            }
-            for (&each, before) in Decision::ALL.iter().zip(before) {
-                let more = if Some(each) == decision { count } else { 0 };
-                assert_eq!(total(each) - before, more, "{client}, {each:?}");
-            }
+    run_with(prepare, count_everything);
+}
+
+#[test]
+fn when_there_are_more_rules_than_each_cpu_counts_for_itself_then_the_others_are_counted_as_well() {
+    let prepare_late = |rig: &mut Rig| {
+        let others = (0..RULE_COUNTERS).map(|number| {
+            let address = IpAddr::from(Ipv4Addr::from(0x0a63_0000 + number));
+            RuleSpec { prefix: address.into(), action: RuleAction::Deny }
+        });
+        let (first, ..) = SERVICES[2];
+        rig.set_rules(first, &others.collect::<Vec<_>>())?;
+        for (place, (vip, added, down)) in SERVICES.into_iter().enumerate().filter(|(place, _)| *place != 2) {
+            rig.add_backend(vip, pinned(place), added.parse()?, true)?;
+            rig.add_backend(vip, unwilling(place), down.parse()?, false)?;
+            rig.set_rules(vip, &rules(place))?;
         }
-        assert_eq!([0, 1, 2, 3].map(ruled), [(10, 0), (8, 0), (6, 0), (0, 4)]);
-        assert_eq!(stats(pinned(0)).decisions[Decision::Pinned.index()], 5);
-        vec![Case::new("still", &packet(V4.pinned, 1, vip, ACK), Then::To(backend_mac(pinned(0))))]
-    });
+        Ok(())
+    };
+    run_with(prepare_late, count_everything);
+}
+
+fn count_everything(rig: &Rig) -> Vec<Case> {
+    let (vip, ..) = SERVICES[0];
+    let first = rig.service(vip).expect("a service of the rig");
+    let stats = |number| rig.backend_stats(number).expect("counters");
+    let total = |decision: Decision| {
+        [first, pinned(0), unwilling(0)].map(|number| stats(number).decisions[decision.index()]).iter().sum::<u64>()
+    };
+    let ruled = |index: usize| rig.rule_stats(vip, rules(0)[index].prefix).expect("counters");
+    for (client, count, decision) in [
+        (V4.pinned, 5, Some(Decision::Pinned)),
+        (V4.denied, 4, None),
+        (V4.spread, 3, Some(Decision::Stateless)),
+        (V4.falls_back, 2, Some(Decision::Stateless)),
+        (V4.free, 1, Some(Decision::Stateless)),
+    ] {
+        let before = Decision::ALL.iter().map(|&decision| total(decision)).collect::<Vec<_>>();
+        for _ in 0..count {
+            for flags in [SYN, ACK] {
+                rig.run(&packet(client, 44_000, vip, flags).bytes()).expect("a run");
+            }
+            rig.run(&error(vip, client, 44_000).bytes()).expect("a run");
+        }
+        for (&each, before) in Decision::ALL.iter().zip(before) {
+            let more = if Some(each) == decision { count } else { 0 };
+            assert_eq!(total(each) - before, more, "{client}, {each:?}");
+        }
+    }
+    assert_eq!([0, 1, 2, 3].map(ruled), [(10, 0), (8, 0), (6, 0), (0, 4)]);
+    assert_eq!(stats(pinned(0)).decisions[Decision::Pinned.index()], 5);
+    vec![Case::new("still", &packet(V4.pinned, 1, vip, ACK), Then::To(backend_mac(pinned(0))))]
 }

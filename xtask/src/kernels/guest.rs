@@ -14,6 +14,8 @@ use super::{debian::Kernel, outcome::Outcome};
 use crate::{arch::Arch, command::program};
 
 const MEMORY: &str = "4G";
+/// Two, and more that could be added, as in many virtual machines: maps must not be made for those.
+const CPUS: &str = "2,maxcpus=64";
 /// A guest that hangs is given up.
 const LIMIT: &str = "7200";
 
@@ -52,7 +54,7 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
 /// The emulator with a machine that has a serial line, and two network cards joined by a cable.
 fn emulator(arch: Arch) -> Command {
     let mut qemu = program("timeout");
-    qemu.args([LIMIT, arch.emulator(), "-accel", "tcg,thread=multi", "-smp", "2", "-m", MEMORY]);
+    qemu.args([LIMIT, arch.emulator(), "-accel", "tcg,thread=multi", "-smp", CPUS, "-m", MEMORY]);
     qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
     let (cpu, line) = match arch {
         Arch::X86_64 => ("max", "ttyS0"),

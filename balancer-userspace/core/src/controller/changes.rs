@@ -75,7 +75,9 @@ impl Controller {
             Change::Remove { name, force } => {
                 self.backend(&name)?;
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
-                    let known = self.parts(&name).map(Backend::known_clients).sum();
+                    // The last sweep may be seconds old.
+                    let swept = self.parts(&name).map(Backend::known_clients).sum();
+                    let known = self.foreseen.known_clients.unwrap_or(swept);
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;

@@ -8,6 +8,7 @@ use balancer_core::{
     plan::{Plan, Planned},
 };
 use balancer_dataplane::{Dataplane, KnownClients};
+use balancer_model::names::BackendName;
 use tokio::task::JoinError;
 
 use super::{Owner, member::Place};
@@ -18,6 +19,8 @@ pub struct Proposing {
     wish: Wish,
     state: Restorable,
     place: Place,
+    /// Where the wish is about clients of a backend.
+    clients: Option<(BackendName, KnownClients)>,
 }
 
 /// What a wish leads to.
@@ -27,17 +30,18 @@ pub struct Proposal {
     pub state: Restorable,
     /// What would be wanted of this machine.
     pub wanted: Wanted,
-    /// The lookup tables that it takes.
+    /// The lookup tables that it takes, and known clients that it is about.
     pub foresight: Foresight,
 }
 
 impl Proposing {
-    /// Works it out: as long as the tables take that it moves.
+    /// Works it out: as long as the tables take that it moves, and the look at the client table.
     ///
     /// # Errors
     /// When it is refused.
     pub fn finish(self) -> Result<Proposal, Refused> {
-        let Self { wish, mut state, place } = self;
+        let Self { wish, mut state, place, clients } = self;
+        let known_clients = clients.map(|(name, clients)| known_at(&state.controller, &name, &clients));
         let before = state.controller.services().clone();
         match wish {
             Wish::Change(change) => {
@@ -49,9 +53,17 @@ impl Proposing {
             Wish::Withdraw(withdrawn) => state.withdrawn = withdrawn,
         }
         let wanted = place.wanted(&state.controller, state.withdrawn);
-        let foresight = state.controller.foresight_since(&before);
+        let foresight = state.controller.foresight_since(&before).with_known_clients(known_clients);
         Ok(Proposal { state, wanted, foresight })
     }
+}
+
+/// How many clients are known at a backend.
+fn known_at(controller: &Controller, name: &BackendName, clients: &KnownClients) -> u64 {
+    let ids: Vec<u16> = controller.parts(name).map(|backend| backend.id().0).collect();
+    let mut known = 0;
+    clients.for_each(|entry, _| known += u64::from(ids.contains(&entry.backend())));
+    known
 }
 
 /// A change of which somebody asks what it would do, and a copy of what it would change.
@@ -106,12 +118,17 @@ impl<D: Dataplane> Owner<D> {
     ///
     /// # Errors
     /// When the configuration is of another generation.
-    pub fn propose(&self, wish: Wish, if_generation: Option<u64>) -> Result<Proposing, Refused> {
+    pub fn propose(&mut self, wish: Wish, if_generation: Option<u64>) -> Result<Proposing, Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(Refused::Stale(generation));
         }
-        Ok(Proposing { wish, state: self.restorable(), place: self.place() })
+        let leaves = match &wish {
+            Wish::Change(Change::Remove { name, force: false }) => Some(name.clone()),
+            Wish::Change(_) | Wish::Reread(_) | Wish::Withdraw(_) => None,
+        };
+        let clients = leaves.and_then(|name| Some((name, self.dataplane.known_clients()?)));
+        Ok(Proposing { wish, state: self.restorable(), place: self.place(), clients })
     }
 
     /// Begins to work out what a change would move.

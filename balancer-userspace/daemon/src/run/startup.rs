@@ -231,6 +231,8 @@ fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity)
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    info!("the kernel's maps take {:.1} MiB", mebibytes(dataplane.map_bytes()));
     if config.services.iter().all(|service| service.remember.is_zero()) {
         return;
     }
@@ -241,8 +243,8 @@ fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity)
             capacity.clients
         ),
         _ => {
-            let mebibytes = capacity.client_table_bytes() as f64 / f64::from(1 << 20);
-            info!("client table for {} known clients: {mebibytes:.1} MiB", capacity.clients);
+            let table = mebibytes(capacity.client_table_bytes());
+            info!("client table for {} known clients: {table:.1} MiB", capacity.clients);
         }
     }
 }

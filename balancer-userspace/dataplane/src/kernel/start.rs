@@ -6,11 +6,7 @@ use anyhow::Context as _;
 use aya::{Ebpf, EbpfLoader};
 use aya_log::Level;
 use balancer_common::{
-    map_types::{
-        Control, LAYOUT_VERSION, MAX_LISTENERS, MAX_RULES, RECENT_HOPS_OF_CPU, SAMPLE_INTERVAL, SLOTS_PER_LINE,
-        WATCH_NO_HANDSHAKE,
-    },
-    seen,
+    map_types::{Control, LAYOUT_VERSION, SAMPLE_INTERVAL, SLOTS_PER_LINE, WATCH_NO_HANDSHAKE},
     service_table::TableView,
 };
 use bytemuck::Zeroable as _;
@@ -23,8 +19,8 @@ use crate::{
     budgets::Budgets,
     capacity::{Capacity, NOBODY},
     clients::ClientTable,
+    counter_rows::Cpus,
     counters::{Counters, interface_multiplier},
-    cpu_rows,
     devices::DeviceTable,
     grace::GracePeriods,
     halves::Halves,
@@ -32,10 +28,10 @@ use crate::{
     interfaces::{Interfaces, WaysIn},
     kept::Kept,
     load::{load_program, not_loaded},
+    map_sizes,
     mapped::MappedArray,
     object::take,
     pins::{self, Pins},
-    placement,
     redirects::{self, RedirectErrors, Whose},
     replaced::Replaced,
     rules::RuleTable,
@@ -53,6 +49,8 @@ struct Numbers<'a> {
     budgets: Budgets,
     /// Of the client table.
     buckets: u32,
+    /// Of this network namespace.
+    interfaces: usize,
     interface_multiplier: u32,
     handover_key: u64,
     /// Whether it tells of what is puzzling.
@@ -96,12 +94,15 @@ impl KernelDataplane {
         budgets: Budgets,
     ) -> anyhow::Result<Self> {
         let multiplier_left = pins.as_ref().and_then(Pins::left).map(|notes| notes.interface_multiplier);
-        let interface_multiplier = interface_multiplier(ifindexes, &all_interfaces(), multiplier_left)?;
+        let others = all_interfaces();
+        let interface_multiplier = interface_multiplier(ifindexes, &others, multiplier_left)?;
         let buckets = buckets(&mut capacity, pins.as_ref())?;
         let handover_key = handover::draw_key()?;
         let whose = Whose::here();
-        let numbers = Numbers { capacity: &capacity, budgets, buckets, interface_multiplier, handover_key, tells };
-        let mut ebpf = numbers.load(pins.as_ref(), whose.as_ref())?;
+        let interfaces = others.len();
+        let numbers =
+            Numbers { capacity: &capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells };
+        let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), whose.as_ref())?;
 
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let kept = Kept::new(&mut ebpf, pins)?;
@@ -121,11 +122,12 @@ impl KernelDataplane {
             backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
             interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
             ways_in: WaysIn::default(),
-            counters: Counters::new(&mut ebpf, capacity.backends, interface_multiplier)?,
+            counters: Counters::new(&mut ebpf, capacity.counted, interface_multiplier)?,
             stickiness,
             seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
+            map_bytes,
             directory: Vec::new(),
             settled: None,
             former: HashMap::new(),
@@ -156,22 +158,23 @@ impl KernelDataplane {
 }
 
 impl Numbers<'_> {
-    /// Makes the maps, or takes those that are pinned.
-    fn load(&self, pins: Option<&Pins>, whose: Option<&Whose>) -> anyhow::Result<Ebpf> {
-        let Self { capacity, budgets, buckets, interface_multiplier, handover_key, tells } = self;
+    /// Makes the maps, or takes those that are pinned. With it: how many bytes they take.
+    fn load(&self, pins: Option<&Pins>, whose: Option<&Whose>) -> anyhow::Result<(Ebpf, u64)> {
+        let Self { capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells } = self;
         let Budgets { errors, rejections, echo, fragments, waiting } = budgets;
         let mask = buckets - 1;
         let (log_level, log_size) = log_settings(*tells)?;
-        let blocks = cpu_rows::blocks()?;
-        let replaced = pins.map(|pins| Replaced::before_load(pins, capacity, blocks)).transpose()?;
+        let cpus = Cpus::here()?;
+        let (replaced, counters) = Replaced::before_load(pins, capacity, cpus)?;
+        let sizes = map_sizes::sizes(capacity, *buckets, &counters, cpus, *interfaces);
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
-            loader.map_pin_path(name, replaced.as_ref().and_then(|replaced| replaced.path(name)).unwrap_or(path));
+            loader.map_pin_path(name, replaced.path(name).unwrap_or(path));
         }
         if let Some(whose) = whose {
             whose.tell(&mut loader);
         }
-        let ebpf = loader
+        loader
             .override_global("ERROR_BUDGET", errors, true)
             .override_global("REJECTION_BUDGET", rejections, true)
             .override_global("ECHO_BUDGET", echo, true)
@@ -182,28 +185,15 @@ impl Numbers<'_> {
             .override_global(aya_log::LEVEL, &log_level, true)
             .map_max_entries("AYA_LOGS", log_size)
             .override_global("HANDOVER_KEY", handover_key, true)
-            .map_max_entries("CLIENTS", *buckets)
-            .map_max_entries("SEEN", seen::words(*buckets))
-            .map_max_entries("SLOTS", capacity.slots.div_ceil(SLOTS_PER_LINE))
-            .map_max_entries("LISTENERS", 2 * placement::rows_for(capacity.listeners as usize))
-            .map_max_entries("RANGES", 2 * capacity.ranges)
-            .map_max_entries("SERVICES", 2 * capacity.services)
-            .map_max_entries("RETURNS", 2 * placement::rows_for(capacity.returns as usize))
-            .map_max_entries("BACKENDS", capacity.backends)
-            .map_max_entries("SIGNS", capacity.backends)
-            .override_global("BACKEND_ROWS", &capacity.backends, true)
-            .map_max_entries("BACKEND_STATS", blocks * capacity.backends)
-            .map_max_entries("LISTENER_STATS", blocks * MAX_LISTENERS)
-            .map_max_entries("RULE_STATS", blocks * MAX_RULES)
-            .map_max_entries("RECENT_HOPS", blocks * RECENT_HOPS_OF_CPU)
-            .map_max_entries("BACKEND_HISTORY", capacity.backends)
-            .map_max_entries("SERVICE_HISTORY", capacity.service_histories())
-            .load(OBJECT)
-            .map_err(not_loaded)?;
-        if let Some(replaced) = replaced {
-            replaced.carry_over()?;
+            .override_global("BACKEND_COUNTERS", &capacity.counted, true);
+        for map in &sizes {
+            if let Some(entries) = map.entries {
+                loader.map_max_entries(map.name, entries);
+            }
         }
-        Ok(ebpf)
+        let ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, &sizes))?;
+        replaced.carry_over()?;
+        Ok((ebpf, map_sizes::total(&sizes)))
     }
 }
 

@@ -87,6 +87,8 @@ impl Kernel {
             ranges: 128,
             returns: 512,
             backends: BACKEND_ROWS,
+            // Of half of them CPUs share the counters.
+            counted: BACKEND_ROWS / 2,
             clients,
         };
         let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;

@@ -9,7 +9,7 @@ use std::{
 use balancer_common::{
     client::HashKey,
     client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
-    map_types::{ALL_DOWN, Forwarding, Mac, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED, TableSlot},
+    map_types::{ALL_DOWN, Forwarding, LISTENER_COUNTERS, Mac, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED, TableSlot},
     verdict::MoveCause,
 };
 use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec};
@@ -225,7 +225,8 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
         let listener = Listener { address: vip(rng, v4), ports, protocol };
         if taken.insert(listener) {
             let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };
-            let id = ListenerId(service * 10 + number);
+            // Of those of every second service CPUs share the counters.
+            let id = ListenerId(service * 10 + number + service % 2 * LISTENER_COUNTERS as u16);
             listeners.push(ListenerSpec { id, listener, backend_port, counted: false });
         }
     }

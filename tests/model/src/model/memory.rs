@@ -124,8 +124,6 @@ pub(super) fn ask<'a>(
     });
     let of_us = found.filter(|(_, known)| is_ours(known));
     let remembered = of_us.filter(|(_, known)| known.age(asked.now) <= asked.remember);
-    let silent = remembered.is_none_or(|(_, known)| known.age(asked.now) >= asked.idle);
-    let opens = asked.opens || asked.datagram && silent;
 
     let Some((place, known)) = remembered else {
         let decision = if asked.pinned { Decision::Pinned } else { Decision::New };
@@ -143,6 +141,8 @@ pub(super) fn ask<'a>(
                 (None, None) => record(bucket, new, asked, is_ours),
             }
         });
+        // A datagram's client that is not recorded would open a connection with each.
+        let opens = asked.opens || asked.datagram && matches!(newcomer, Some(Newcomer::Recorded { .. }));
         return Answer {
             backend: asked.live,
             decision: opens.then_some(decision),
@@ -152,6 +152,7 @@ pub(super) fn ask<'a>(
         };
     };
 
+    let opens = asked.opens || asked.datagram && known.age(asked.now) >= asked.idle;
     let keeps = backend(known.backend).is_some_and(|backend| backend.keeps_known);
     let lost = backend(known.backend).map_or(MoveCause::Removed, |backend| backend.cause);
     let goes = goes(asked, known, keeps, lost, opens);

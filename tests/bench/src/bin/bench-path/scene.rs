@@ -112,6 +112,7 @@ impl Scene {
             ranges: 64,
             returns: 256,
             backends: 1 << 14,
+            counted: 1 << 12,
             clients,
         };
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
