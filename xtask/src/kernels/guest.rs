@@ -49,7 +49,10 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The emulator with a machine that has a serial line, and two network cards joined by a cable.
+/// The ends of each cable between two of a guest's network cards.
+const CABLES: [[&str; 2]; 2] = [["near0", "far0"], ["near1", "far1"]];
+
+/// The emulator with a machine that has a serial line, and network cards joined by cables.
 fn emulator(arch: Arch) -> Command {
     let mut qemu = program("timeout");
     qemu.args([LIMIT, arch.emulator(), "-accel", "tcg,thread=multi", "-smp", "2", "-m", MEMORY]);
@@ -59,9 +62,11 @@ fn emulator(arch: Arch) -> Command {
         // Signed pointers as architected take an emulator most of its time.
         Arch::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
     };
-    for (card, mac) in [("near", "52:54:00:00:00:01"), ("far", "52:54:00:00:00:02")] {
-        qemu.args(["-netdev", &format!("hubport,id={card},hubid=0")]);
-        qemu.args(["-device", &format!("virtio-net-pci,netdev={card},mac={mac}")]);
+    for (cable, ends) in CABLES.iter().enumerate() {
+        for (end, card) in ends.iter().enumerate() {
+            qemu.args(["-netdev", &format!("hubport,id={card},hubid={cable}")]);
+            qemu.args(["-device", &format!("virtio-net-pci,netdev={card},mac=52:54:00:00:{cable:02x}:{end:02x}")]);
+        }
     }
     if arch == Arch::Arm64 {
         qemu.args(["-machine", "virt"]);
