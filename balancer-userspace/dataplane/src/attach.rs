@@ -40,9 +40,25 @@ pub struct Attachment {
     pub native: bool,
     /// What it is made of, by index, if it is a bond or team: packets may come in by these.
     pub parts: BTreeSet<u32>,
+    /// The same, and what it was made of: their counters are its own, so that those never fall.
+    pub counted: BTreeSet<u32>,
 }
 
+/// So many parts that have left are counted, the latest.
+const COUNTED_PARTS: usize = 32;
+
 impl Attachment {
+    /// Takes note of its parts. `counting` are the ways in of all attachments: a part that has left and counts elsewhere is that
+    /// one's.
+    pub fn count_parts(&mut self, counting: &BTreeSet<u32>) {
+        let Self { parts, counted, .. } = self;
+        counted.retain(|part| !parts.contains(part) && !counting.contains(part));
+        while counted.len() > COUNTED_PARTS {
+            counted.pop_first();
+        }
+        counted.extend(&*parts);
+    }
+
     /// `native` or `generic`.
     #[must_use]
     pub const fn mode(&self) -> &'static str {
@@ -265,7 +281,7 @@ pub(super) fn attach(
     pins: Option<&LinkPins>,
 ) -> anyhow::Result<Attached> {
     let attached = |native, adopted, link, pin| Attached {
-        at: Attachment { name: name.to_owned(), ifindex, native, parts: BTreeSet::new() },
+        at: Attachment { name: name.to_owned(), ifindex, native, parts: BTreeSet::new(), counted: BTreeSet::new() },
         adopted,
         called: name.to_owned(),
         link: Some(link),
@@ -375,5 +391,50 @@ fn explain(name: &str, error: &ProgramError, native: bool) -> anyhow::Error {
         ),
         Some(code) => anyhow!("interface {name}: attaching failed: {}", io::Error::from_raw_os_error(code)),
         None => anyhow!("interface {name}: attaching failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_part_leaves_a_bond_then_what_it_counted_stays_the_bonds_unless_it_counts_elsewhere() {
+        let mut bond = Attachment {
+            name: "bond0".to_owned(),
+            ifindex: 9,
+            native: true,
+            parts: BTreeSet::new(),
+            counted: BTreeSet::new(),
+        };
+        for (parts, others, counted) in [
+            (&[2, 3][..], &[][..], &[2, 3][..]),
+            (&[3], &[], &[2, 3]),
+            (&[3, 4], &[], &[2, 3, 4]),
+            (&[3, 4], &[2], &[3, 4]),
+            (&[4], &[10, 3], &[4]),
+        ] {
+            bond.parts = parts.iter().copied().collect();
+            let counting = bond.ways_in().chain(others.iter().copied()).collect();
+            bond.count_parts(&counting);
+            assert_eq!(bond.counted, counted.iter().copied().collect(), "{parts:?} beside {others:?}");
+        }
+    }
+
+    #[test]
+    fn when_parts_come_and_go_for_ever_then_those_that_left_last_are_counted() {
+        let mut bond = Attachment {
+            name: "bond0".to_owned(),
+            ifindex: 1,
+            native: true,
+            parts: BTreeSet::new(),
+            counted: BTreeSet::new(),
+        };
+        for part in 2..1000 {
+            bond.parts = BTreeSet::from([part]);
+            bond.count_parts(&bond.ways_in().collect());
+        }
+        assert_eq!(bond.counted.len(), COUNTED_PARTS + 1);
+        assert_eq!(bond.counted.last(), Some(&999));
     }
 }

@@ -32,8 +32,7 @@ pub(super) struct Counters {
     /// The same for listeners.
     listening: HashSet<ListenerId>,
     interface_multiplier: u32,
-    /// What bonds and teams are or were made of, by index. Counters of a part that has left stay counted, so that those of
-    /// the whole never fall.
+    /// [`Attachment::counted`], by the interface's index.
     parts: HashMap<u32, BTreeSet<u32>>,
 }
 
@@ -122,7 +121,7 @@ impl Counters {
 
     /// The program is on these interfaces now.
     pub(super) fn count_by_parts(&mut self, attached: &[Attachment]) {
-        follow_parts(&mut self.parts, attached);
+        self.parts = attached.iter().map(|attached| (attached.ifindex, attached.counted.clone())).collect();
     }
 
     /// An interface's counters, with those of its parts.
@@ -176,17 +175,6 @@ impl Counters {
     }
 }
 
-fn follow_parts(known: &mut HashMap<u32, BTreeSet<u32>>, attached: &[Attachment]) {
-    let counting: BTreeSet<u32> = attached.iter().flat_map(Attachment::ways_in).collect();
-    known.retain(|whole, _| attached.iter().any(|attached| attached.ifindex == *whole));
-    for Attachment { ifindex, parts, .. } in attached {
-        let known = known.entry(*ifindex).or_default();
-        // One that has left and counts elsewhere is that one's.
-        known.retain(|part| parts.contains(part) || !counting.contains(part));
-        known.extend(parts);
-    }
-}
-
 fn add<const N: usize>(sum: &mut [u64; N], values: &[u64; N]) {
     for (sum, value) in sum.iter_mut().zip(values) {
         *sum += value;
@@ -225,28 +213,6 @@ pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Op
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn when_a_part_leaves_a_bond_then_what_it_counted_stays_the_bonds_unless_it_counts_elsewhere() {
-        let on = |ifindex, parts: &[u32]| Attachment {
-            name: format!("if{ifindex}"),
-            ifindex,
-            native: true,
-            parts: parts.iter().copied().collect(),
-        };
-        let mut known = HashMap::new();
-        for (attached, of_bond) in [
-            (vec![on(9, &[2, 3])], Some(&[2, 3][..])),
-            (vec![on(9, &[3])], Some(&[2, 3])),
-            (vec![on(9, &[3, 4])], Some(&[2, 3, 4])),
-            (vec![on(9, &[3, 4]), on(2, &[])], Some(&[3, 4])),
-            (vec![on(9, &[4]), on(10, &[3])], Some(&[4])),
-            (vec![on(10, &[3])], None),
-        ] {
-            follow_parts(&mut known, &attached);
-            assert_eq!(known.get(&9), of_bond.map(|parts| parts.iter().copied().collect()).as_ref(), "{attached:?}");
-        }
-    }
 
     #[test]
     fn interfaces_that_may_be_attached_to_later_have_rows_of_their_own() {

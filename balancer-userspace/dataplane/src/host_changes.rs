@@ -1,6 +1,6 @@
 //! What a controller changed on its machine beyond maps and programs, as it is noted for whoever has to put it back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ pub struct HostChanges {
     /// Interfaces that were told to leave VLAN tags where they are.
     #[serde(default)]
     pub tag_stripping: Vec<String>,
+    /// Which counters are an interface's as well, by index: see [`Attachment::counted`](super::Attachment::counted).
+    #[serde(default)]
+    pub counted: BTreeMap<u32, BTreeSet<u32>>,
 }
 
 /// A switch that was changed.

@@ -310,7 +310,9 @@ impl KernelDataplane {
         self.kept.keep_elapsed(elapsed);
         let settled = self.ways_in.expire(elapsed);
         self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
-        if let Some(salt) = self.seen.advance(elapsed) {
+        // What cannot be read leaves the period as long as it is.
+        let counted = self.counters.memory().unwrap_or_default();
+        if let Some(salt) = self.seen.advance(elapsed, counted, rows::only_openers(&self.directory)) {
             self.begin_period(salt);
         }
         for (id, memory) in &mut self.stickiness.memories {

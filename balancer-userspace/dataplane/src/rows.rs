@@ -18,7 +18,7 @@ use balancer_common::{
 };
 use balancer_core::io::{BackendSpec, ListenerSpec, ServiceSpec};
 use balancer_model::{
-    config::Failback,
+    config::{Failback, Protocol},
     listeners::{Family, Listener, PortRange},
 };
 use bytemuck::Zeroable as _;
@@ -136,6 +136,12 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
 #[must_use]
 pub(super) fn seen_period(spec: &ServiceSpec) -> Option<u32> {
     seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX))
+}
+
+/// Whether connections to all these services begin with a packet that says so.
+#[must_use]
+pub(super) fn only_openers(services: &[ServiceSpec]) -> bool {
+    services.iter().flat_map(|spec| &spec.listeners).all(|listener| listener.listener.protocol == Protocol::Tcp)
 }
 
 /// Ticks after which a datagram counts as a new connection.

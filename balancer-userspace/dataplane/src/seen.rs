@@ -2,9 +2,14 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use balancer_common::seen;
+use balancer_common::{map_types::MemoryStats, seen};
 
 use super::mapped::MappedArray;
+
+/// No period is shorter.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
+/// A period ends early if of so many clients that have been seen in it one is a newcomer that the filter hides.
+const HIDDEN: u64 = 1000;
 
 /// The mapped filter.
 pub(super) struct Seen {
@@ -16,12 +21,21 @@ pub(super) struct Seen {
     since: Duration,
     /// How long it lasts. `None`: nobody asks the filter.
     period: Option<Duration>,
+    /// What was counted when it began.
+    before: MemoryStats,
 }
 
 impl Seen {
     /// The filter for a client table of `buckets`, in its first period.
     pub(super) fn new(words: MappedArray<u64>, buckets: u32, elapsed: Duration) -> Self {
-        Self { words, bucket_mask: buckets - 1, number: 0, since: elapsed, period: None }
+        Self {
+            words,
+            bucket_mask: buckets - 1,
+            number: 0,
+            since: elapsed,
+            period: None,
+            before: MemoryStats::default(),
+        }
     }
 
     /// The salt of the present period.
@@ -35,10 +49,29 @@ impl Seen {
         (std::mem::replace(&mut self.period, period) != period).then(|| self.next(elapsed))
     }
 
-    /// The new salt, if the period is over.
-    pub(super) fn advance(&mut self, elapsed: Duration) -> Option<u64> {
+    /// The new salt, if the period is over. `counted` tells of newcomers, `openers` that each has been recorded by the packet that
+    /// opens its connection, if not too many came at once.
+    pub(super) fn advance(&mut self, elapsed: Duration, counted: MemoryStats, openers: bool) -> Option<u64> {
         let period = self.period?;
-        (elapsed.saturating_sub(self.since) >= period).then(|| self.next(elapsed))
+        let lasted = elapsed.saturating_sub(self.since);
+        let newcomers = counted.inserted.saturating_sub(self.before.inserted);
+        let looked_up = openers && counted.limited == self.before.limited;
+        if lasted < period && (lasted < SHORTEST_PERIOD || looked_up || !self.hides(newcomers)) {
+            return None;
+        }
+        self.before = counted;
+        Some(self.next(elapsed))
+    }
+
+    /// Whether, beside so many newcomers that were recorded, too many are hidden: their bits are others', so their packets do not
+    /// read the table, and they are not recorded in this period.
+    fn hides(&self, newcomers: u64) -> bool {
+        let words = self.words.words();
+        let bits = u128::from(u64::BITS) * words.len() as u128;
+        // Of n newcomers n·(set/bits)² are hidden, among set/2 clients.
+        let hides = |set: u128| 2 * u128::from(HIDDEN) * u128::from(newcomers) * set >= bits * bits;
+        // Most seconds end here.
+        hides(bits) && hides(words.iter().map(|word| u128::from(word.load(Ordering::Relaxed).count_ones())).sum())
     }
 
     /// Begins another period; gives its salt. Whoever publishes it calls [`Self::clear`] then.

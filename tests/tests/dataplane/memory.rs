@@ -429,6 +429,34 @@ fn datagrams_of_a_known_client_read_its_entry_once_in_a_period() -> Result<()> {
     Ok(())
 }
 
+/// A newcomer's datagram finds both its bits set by others: its entry is not looked for before the next period.
+#[test]
+fn when_many_udp_clients_come_at_once_then_all_are_known_within_seconds() -> Result<()> {
+    const NEWCOMERS: u32 = 20_000;
+    let mut world = World::of(
+        "[client_table]\ncapacity = 65536\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:53\"\n\
+         protocol = \"udp\"\nforwarding = \"dsr\"\nremember = \"3h\"\n[[service.backend]]\nname = \"web1\"\n\
+         address = \"10.0.0.11\"\n",
+    )?;
+    let mut frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
+    let mut unknown = 0;
+    // Three of these pass before all may be recorded.
+    for second in 1..=6 {
+        world.hold_newcomers()?;
+        for _ in 0..2 {
+            for number in 0..NEWCOMERS {
+                frame.source = SocketAddr::new(client(number).into(), 40_000);
+                world.deliver(&frame)?;
+            }
+        }
+        world.pass(1)?;
+        unknown = (0..NEWCOMERS).filter(|&number| world.seen(client(number)).is_none()).count();
+        println!("after {second} s {unknown} are not known");
+    }
+    assert!(unknown <= 5, "{unknown} of {NEWCOMERS} are not known");
+    Ok(())
+}
+
 #[test]
 fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 262_144)?;

@@ -23,6 +23,8 @@ const PACKETS: usize = 1_000_000;
 const SCENE: usize = 4000;
 /// Packets that must show everything.
 const ENOUGH: usize = 200_000;
+/// How many of so many packets must show each thing. It is as rare among fewer.
+const EACH: (u64, usize) = (20, PACKETS);
 /// Steps between two looks at the counters.
 const LOOK: usize = 64;
 
@@ -72,7 +74,7 @@ fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
         seeds = seeds.wrapping_add(0x9e37_79b9_7f4a_7c15);
     }
     println!("{packets} packets in {:.1?}: {:#?}", start.elapsed(), total.0);
-    Ok((packets >= ENOUGH).then(|| total.missing()).filter(|missing| !missing.is_empty()))
+    Ok((packets >= ENOUGH).then(|| total.missing(packets)).filter(|missing| !missing.is_empty()))
 }
 
 /// The case, for people.
@@ -171,8 +173,9 @@ impl Total {
     }
 
     /// What was hardly ever seen.
-    fn missing(&self) -> String {
-        let rare = self.0.iter().filter(|&(_, &times)| times < 20);
+    fn missing(&self, packets: usize) -> String {
+        let (least, of) = EACH;
+        let rare = self.0.iter().filter(|&(_, &times)| times * (of as u64) < least * packets as u64);
         rare.map(|(what, times)| format!("too few packets show {what:?}: {times}\n")).collect()
     }
 }

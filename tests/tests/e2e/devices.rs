@@ -3,9 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -18,13 +15,16 @@ use balancer_testkit::{
 };
 use nix::sys::signal::Signal;
 
-use crate::support::wait;
+use crate::{
+    cards::{self, Cards},
+    support::wait,
+};
 
-const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
+pub(crate) const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
 const MODES: [Forwarding; 4] = [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
 
 /// The balancer's interface on the backends' segment.
-const fn port(shape: Shape) -> &'static str {
+pub(crate) const fn port(shape: Shape) -> &'static str {
     if matches!(shape, Shape::OneLegged) { "eth0" } else { "eth1" }
 }
 
@@ -34,7 +34,7 @@ fn move_addresses(topology: &Topology, shape: Shape, from: &str, to: &str) -> Re
     give_addresses(topology, shape, to)
 }
 
-fn give_addresses(topology: &Topology, shape: Shape, to: &str) -> Result<()> {
+pub(crate) fn give_addresses(topology: &Topology, shape: Shape, to: &str) -> Result<()> {
     let balancer = topology.balancer();
     balancer.ip(&format!("link set {to} up"))?;
     balancer.ip(&format!("addr add 10.0.0.1/16 dev {to}"))?;
@@ -55,13 +55,13 @@ fn bridge(topology: &Topology, shape: Shape) -> Result<()> {
     move_addresses(topology, shape, port, "br0")
 }
 
-fn wait_up(site: &mut Site) {
+pub(crate) fn wait_up(site: &mut Site) {
     for number in 1..=2 {
         site.wait_state(number, &["up"]).unwrap();
     }
 }
 
-fn served(site: &Site) -> BTreeMap<u16, String> {
+pub(crate) fn served(site: &Site) -> BTreeMap<u16, String> {
     site.homes(Family::V6, CLIENTS).unwrap();
     site.homes(Family::V4, CLIENTS).unwrap()
 }
@@ -176,108 +176,26 @@ fn behind_a_vlan_tags_are_not_stripped_while_the_balancer_runs() {
     }
 }
 
-/// The balancer's interface becomes a part of a bond, with another one to the same segment.
-fn bond(topology: &Topology, shape: Shape, mode: &str) -> Result<()> {
-    let (port, balancer, switch) = (port(shape), topology.balancer(), topology.switch());
-    balancer.ip(&format!("link add bond0 type bond mode {mode} miimon 50"))?;
-    balancer.ip(&format!("link add more0 type veth peer name more0 netns {}", switch.name()))?;
-    switch.ip("link set more0 master br0 up")?;
-    // As the other ends of the pairs do elsewhere: they poll, and checksums are complete.
-    for (host, name) in [(switch, "more0"), (balancer, "more0")] {
-        let set = host.command("ethtool").args(["-K", name, "gro", "on", "tx", "off"]).output()?;
-        ensure!(set.status.success(), "{set:?}");
-    }
-    for part in [port, "more0"] {
-        balancer.ip(&format!("link set {part} down"))?;
-        balancer.ip(&format!("link set {part} master bond0"))?;
-    }
-    give_addresses(topology, shape, "bond0")
-}
-
-/// Frames come in by what the bond is made of, and that may change.
-#[test]
-#[ignore = "needs the module bonding, as the kernels of `cargo xtask test --kernels` have it"]
-fn on_a_bond() {
-    let (backup, lacp) = ("active-backup", "802.3ad");
-    for (mode, forwarding) in [(backup, Forwarding::Nat), (lacp, Forwarding::Nat), (backup, Forwarding::Dsr)] {
-        let shape = Shape::OneLegged;
-        let mut site = Site::start(shape, forwarding, 2, |settings, topology| {
-            settings.families = Family::BOTH.to_vec();
-            settings.check = r#"{ type = "tcp", interval = "500ms" }"#.to_owned();
-            settings.interfaces = vec!["bond0".to_owned()];
-            settings.xdp_mode = "native";
-            bond(topology, shape, mode)
-        })
-        .unwrap();
-        wait_up(&mut site);
-        let homes = served(&site);
-        let seen = counted(&site, "tx") + counted(&site, "redirect");
-        assert!(seen > 100.0, "{mode} {forwarding:?}: {seen} packets were sent");
-        println!("{mode} {forwarding:?}: {seen} packets were sent");
-        // One leaves: the counters of the bond do not fall.
-        let balancer = site.topology().balancer();
-        balancer.ip("link set eth0 nomaster").unwrap();
-        until_served_as(&site, &homes, |_| true);
-        let after = counted(&site, "tx") + counted(&site, "redirect");
-        assert!(after > seen, "{mode} {forwarding:?}: {after} after {seen}");
-        // And comes back, alone.
-        let balancer = site.topology().balancer();
-        balancer.ip("link set eth0 down").unwrap();
-        balancer.ip("link set eth0 master bond0").unwrap();
-        balancer.ip("link set more0 nomaster").unwrap();
-        until_served_as(&site, &homes, |_| true);
-    }
-}
-
-const CARDS: [&str; 2] = ["card0", "card1"];
-
-/// Gives this machine's two network cards names that no host of a site has: the namespace that had them last may still be
-/// going.
-fn name_cards() -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut names = Vec::new();
-        for interface in fs::read_dir("/sys/class/net")? {
-            let interface = interface?;
-            if interface.path().join("device").exists() {
-                names.push(interface.file_name().to_string_lossy().into_owned());
-            }
-        }
-        if names.len() == CARDS.len() {
-            let free = CARDS.iter().filter(|card| !names.iter().any(|name| name == *card));
-            let unnamed = names.iter().filter(|name| !CARDS.contains(&name.as_str()));
-            return unnamed.zip(free).try_for_each(|(name, card)| ip(&["link", "set", name, "name", card]));
-        }
-        ensure!(Instant::now() < deadline, "two network cards are wanted, there are {names:?}");
-        thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// On this machine itself.
-fn ip(arguments: &[&str]) -> Result<()> {
-    let done = Command::new("ip").args(arguments).output()?;
-    ensure!(done.status.success(), "{arguments:?}: {done:?}");
-    Ok(())
-}
-
 /// The backends' segment reaches the balancer over a cable between two of this machine's network cards.
 fn cable(topology: &Topology, shape: Shape) -> Result<()> {
     let (near, far) = (port(shape), "balancer");
     topology.balancer().ip(&format!("link del {near}"))?;
-    for (card, (host, name)) in CARDS.into_iter().zip([(topology.balancer(), near), (topology.switch(), far)]) {
-        ip(&["link", "set", card, "netns", host.name(), "name", name])?;
+    for (card, (host, name)) in
+        cards::CABLES[0].into_iter().zip([(topology.balancer(), near), (topology.switch(), far)])
+    {
+        cards::give(card, host, name)?;
     }
     topology.switch().ip(&format!("link set {far} master br0 up"))?;
     give_addresses(topology, shape, near)
 }
 
-/// By the driver's own XDP. The cards go back to this machine when the site is gone.
+/// By the driver's own XDP.
 #[test]
-#[ignore = "needs two network cards joined by a cable, as the machines of `cargo xtask test --kernels` have them"]
+#[ignore = "needs network cards joined by a cable, as the machines of `cargo xtask test --kernels` have them"]
 fn on_network_cards() {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         for forwarding in MODES {
-            name_cards().unwrap();
+            let _cards = Cards::take().unwrap();
             let mut site = start(shape, forwarding, |topology| cable(topology, shape));
             wait_up(&mut site);
             let homes = served(&site);
@@ -289,7 +207,6 @@ fn on_network_cards() {
             println!("{shape:?} {forwarding:?}: {homes:?}");
         }
     }
-    name_cards().unwrap();
 }
 
 /// It becomes a bridge's port while it is in use, and is one no longer.

@@ -1,6 +1,8 @@
 //! Hosts in network namespaces with real clients and servers, and the programs that users start.
 
 mod api;
+mod bonds;
+mod cards;
 mod changes_under_load;
 mod configuration;
 mod contrib;

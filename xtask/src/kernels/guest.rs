@@ -51,7 +51,10 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The emulator with a machine that has a serial line, and two network cards joined by a cable.
+/// The ends of each cable between two of a guest's network cards.
+const CABLES: [[&str; 2]; 2] = [["near0", "far0"], ["near1", "far1"]];
+
+/// The emulator with a machine that has a serial line, and network cards joined by cables.
 fn emulator(arch: Arch) -> Command {
     let mut qemu = program("timeout");
     qemu.args([LIMIT, arch.emulator(), "-accel", "tcg,thread=multi", "-smp", CPUS, "-m", MEMORY]);
@@ -61,9 +64,13 @@ fn emulator(arch: Arch) -> Command {
         // Signed pointers as architected take an emulator most of its time.
         Arch::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
     };
-    for (card, mac) in [("near", "52:54:00:00:00:01"), ("far", "52:54:00:00:00:02")] {
-        qemu.args(["-netdev", &format!("hubport,id={card},hubid=0")]);
-        qemu.args(["-device", &format!("virtio-net-pci,netdev={card},mac={mac}")]);
+    for (cable, ends) in CABLES.iter().enumerate() {
+        for (end, card) in ends.iter().enumerate() {
+            qemu.args(["-netdev", &format!("hubport,id={card},hubid={cable}")]);
+            // Of unknown speed, cards are no parts of an 802.3ad bond.
+            let device = format!("mac=52:54:00:00:{cable:02x}:{end:02x},speed=10000,duplex=full");
+            qemu.args(["-device", &format!("virtio-net-pci,netdev={card},{device}")]);
+        }
     }
     if arch == Arch::Arm64 {
         qemu.args(["-machine", "virt"]);

@@ -33,7 +33,7 @@ suite() {
     grep -oE '[a-z]+: [0-9]+ verified instructions' /run/output | sed 's/^/@@ /'
     if [ $code != 0 ]; then
         grep -E '^test .*FAILED' /run/output
-        tail -n 80 /run/output | cut -c1-600
+        tail -n 300 /run/output | cut -c1-600
     fi
     echo "@@ suite $name $code $(($(up) - start))"
 }

@@ -110,7 +110,7 @@ const SUITES: [Suite; 13] = [
     Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
     Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
     Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },
-    Suite { name: "bond", program: "e2e", only: "devices::on_a_bond --include-ignored", environment: &[] },
+    Suite { name: "bond", program: "e2e", only: "bonds:: --include-ignored", environment: &[] },
     Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
 ];
 

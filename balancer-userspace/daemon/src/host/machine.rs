@@ -59,6 +59,8 @@ pub(super) struct Machine {
     receive_offload: Vec<String>,
     /// The same of those that it has told to leave VLAN tags where they are.
     tag_stripping: Vec<String>,
+    /// Which counters were an interface's before it was attached to, by index.
+    counted: BTreeMap<u32, BTreeSet<u32>>,
     /// This machine's own addresses that were [warned of](Self::warn_of_own).
     warned: BTreeSet<IpAddr>,
     /// Addresses that were added before this process has settled.
@@ -83,7 +85,7 @@ impl Machine {
         inherited: HostChanges,
         events: Events,
     ) -> Self {
-        let HostChanges { forwarding, vips_on, receive_offload, tag_stripping } = inherited;
+        let HostChanges { forwarding, vips_on, receive_offload, tag_stripping, counted } = inherited;
         Self {
             handle,
             announcements: Announcements::default(),
@@ -98,6 +100,7 @@ impl Machine {
             vips_on,
             receive_offload,
             tag_stripping,
+            counted,
             warned: BTreeSet::new(),
             fresh: Vec::new(),
             notes,
@@ -141,6 +144,8 @@ impl Machine {
             let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
             self.events.note(&format!("{how} {name} in {mode} mode"));
         }
+        // Before anything is told of what is attached: packets come in by parts from the first on.
+        self.follow_parts(&links);
         let Places { all: wanted, announced } = self.places(target, &links);
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
         self.write_notes()?;
@@ -413,6 +418,12 @@ impl Machine {
                 }
             }
         }
+        self.counted.retain(|&ifindex, _| links.iter().any(|link| link.ifindex == ifindex));
+        let counting = self.attached.iter().flat_map(|attached| attached.at.ways_in()).collect();
+        for attached in &mut self.attached {
+            attached.at.counted.append(&mut self.counted.remove(&attached.at.ifindex).unwrap_or_default());
+            attached.at.count_parts(&counting);
+        }
         for (name, error) in troubles {
             self.trouble(&name, &error);
         }
@@ -461,7 +472,8 @@ impl Machine {
         let Some(index) = self.attached.iter().position(|attached| attached.at.ifindex == ifindex) else {
             return Ok(());
         };
-        let Attachment { name, native, .. } = self.attached[index].at.clone();
+        let Attachment { name, native, counted, .. } = self.attached[index].at.clone();
+        self.counted.insert(ifindex, counted);
         let before = if native { XdpMode::Native } else { XdpMode::Generic };
         block_in_place(|| self.attached.remove(index).detach())?;
         if let Err(error) = self.attach(&name, ifindex, mode) {
@@ -648,6 +660,13 @@ impl Machine {
             vips_on: self.vips_on.clone(),
             receive_offload,
             tag_stripping,
+            counted: self
+                .attached
+                .iter()
+                .filter(|attached| !attached.at.counted.is_empty())
+                .map(|attached| (attached.at.ifindex, attached.at.counted.clone()))
+                .chain(self.counted.clone())
+                .collect(),
         })
     }
 
