@@ -20,6 +20,7 @@ use balancer_core::{
 use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
 use balancer_model::{
     config::Failback,
+    fixture,
     listeners::{Family, Listener},
 };
 use balancer_testkit::{prog_run, sweep::sweep};
@@ -112,8 +113,9 @@ impl Scene {
             ranges: 64,
             returns: 256,
             backends: 1 << 14,
-            counted: 1 << 12,
             clients,
+            // What earlier programs have no field for.
+            ..Capacity::for_config(&fixture::config(Vec::new()))
         };
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
         dataplane.set_layers(Layers::flat(&[(ifindex, OWN_MAC)]));
