@@ -204,7 +204,7 @@ mod tests {
             let handshake = Handshake::new(client, backend, now);
             prop_assert!(handshake.is_of(client));
             prop_assert_eq!(handshake.backend(), backend);
-            let units = (now + later >> HANDSHAKE_UNIT_BITS) - (now >> HANDSHAKE_UNIT_BITS);
+            let units = ((now + later) >> HANDSHAKE_UNIT_BITS) - (now >> HANDSHAKE_UNIT_BITS);
             prop_assert_eq!(u64::from(handshake.age(now + later)), units);
         }
     }

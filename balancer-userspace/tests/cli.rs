@@ -104,7 +104,7 @@ fn help_is_about_commands_and_topics() {
     assert!(stdout(&balancer(&["help", "health"])).ends_with("\nSee also: balancer help health-checks\n"));
 
     let chapter = stdout(&balancer(&["help", "operations"]));
-    assert!(chapter.starts_with("Operations\n==========\n\nWhat an operator"), "{chapter}");
+    assert!(chapter.starts_with("Operations\n==========\n\nThis chapter shows"), "{chapter}");
     assert!(chapter.contains("\n    $ balancer backend drain web/web1 --timeout 10m --wait\n"), "{chapter}");
 }
 

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
-    map_types::{ReturnRow, ServiceKey},
+    map_types::{FAMILY_V4, ReturnRow, ServiceKey},
     verdict::DropReason,
 };
 use network_types::tcp::TcpHdr;
@@ -19,7 +19,6 @@ use crate::{
         rewrite::{self, End, Translation},
     },
     found::Found,
-    icmp,
     ingress::Ingress,
     packet::Packet,
     parse::{ACK, Ip, RST, SYN, TCP},
@@ -168,7 +167,7 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
     if !way.sends() {
         return way;
     }
-    if icmp::says_unreachable(ip) {
+    if says_unreachable(ip) {
         signs::unreachable(row.backend);
     }
     let Some(left) = rewrite::leaving(ip, End::Source) else { return Step::drop(DropReason::Malformed) };
@@ -187,6 +186,13 @@ fn refuses(ip: &Ip<'_>) -> bool {
     }
     let flags = ip.l4.load::<[u8; 2]>(offset_of!(TcpHdr, ack_seq) + 4).map_or(0, |[_, flags]| flags);
     flags & (SYN | RST | ACK) == RST | ACK && ip.l4.load::<u32>(offset_of!(TcpHdr, seq)) == Some(0)
+}
+
+/// Whether an ICMP error says that its packet cannot be delivered at all; not that it is too big.
+#[inline(always)]
+fn says_unreachable(ip: &Ip<'_>) -> bool {
+    let Some([message, code]) = ip.l4.load::<[u8; 2]>(0) else { return false };
+    if ip.family == FAMILY_V4 { message == 3 && code != 4 } else { message == 1 }
 }
 
 /// How a packet leaves for the client. One for this machine itself (the answer to a health check) passes unchanged, and the

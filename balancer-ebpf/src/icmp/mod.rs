@@ -12,7 +12,7 @@ use balancer_common::{
 use crate::{
     control,
     found::Found,
-    parse::{ICMP, ICMP_HEADER_LEN, ICMP_V6, Ip},
+    parse::{ICMP, ICMP_HEADER_LEN, ICMP_V6},
     service,
     step::Step,
 };
@@ -40,13 +40,6 @@ const fn kind(family: u8, message: u8) -> Kind {
             _ => Kind::Other,
         }
     }
-}
-
-/// Whether an error says that its packet cannot be delivered at all; not that it is too big.
-#[inline(always)]
-pub(crate) fn says_unreachable(ip: &Ip<'_>) -> bool {
-    let Some([message, code]) = ip.l4.load::<[u8; 2]>(0) else { return false };
-    if ip.family == FAMILY_V4 { message == 3 && code != 4 } else { message == 1 }
 }
 
 /// Decides about an ICMP message that is not fragmented.

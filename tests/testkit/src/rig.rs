@@ -561,8 +561,9 @@ impl Suspects {
     pub fn told(&mut self) -> Vec<(BackendId, u16)> {
         let mut told = Vec::new();
         while let Some(item) = self.0.next() {
-            let sign = bytemuck::try_pod_read_unaligned::<Sign>(&item).expect("a sign");
-            told.push((BackendId(sign.backend), sign.signal));
+            if let Ok(sign) = bytemuck::try_pod_read_unaligned::<Sign>(&item) {
+                told.push((BackendId(sign.backend), sign.signal));
+            }
         }
         told
     }
