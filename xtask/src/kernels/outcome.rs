@@ -15,6 +15,8 @@ pub(super) struct Outcome {
     trouble: bool,
     /// It came to its end by itself.
     ended: bool,
+    /// Its process 1 has said something.
+    heard: bool,
     seconds: u64,
 }
 
@@ -29,6 +31,7 @@ impl Outcome {
 
     /// Takes in a line that the guest's process 1 said.
     pub(super) fn hear(&mut self, said: &str) {
+        self.heard = true;
         match *said.split_whitespace().collect::<Vec<_>>() {
             ["suite", name, code, seconds] => {
                 let ran = (code.parse().unwrap_or(-1), seconds.parse().unwrap_or_default());
@@ -44,6 +47,11 @@ impl Outcome {
 
     pub(super) fn end(&mut self, after: Duration) {
         self.seconds = after.as_secs();
+    }
+
+    /// Whether its kernel came as far as process 1.
+    pub(super) const fn has_booted(&self) -> bool {
+        self.heard
     }
 
     /// Whether every suite passed and the kernel had nothing to complain of.
@@ -87,6 +95,12 @@ pub(super) fn table(outcomes: &[Outcome], suites: &[Suite]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_a_guest_has_said_nothing_then_it_has_not_booted() {
+        assert!(!heard(&[]).has_booted());
+        assert!(heard(&["suite verifier 1 9"]).has_booted());
+    }
 
     fn heard(lines: &[&str]) -> Outcome {
         let mut outcome = Outcome::new("6.1.0-56".to_owned());
