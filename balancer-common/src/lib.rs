@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod client;
 pub mod client_table;
 pub mod clock;
+pub mod flows;
 pub mod handover;
 pub mod kept;
 pub mod map_types;

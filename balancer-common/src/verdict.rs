@@ -85,6 +85,12 @@ labelled! {
         EchoLimited = "echo_limited",
         /// A reset by which a `nat` backend refuses a connection, while that backend is checked.
         Withheld = "withheld",
+        /// To a `snat` service, of no connection that is known, and it opens none.
+        FlowUnknown = "flow_unknown",
+        /// It would open a connection of a `snat` service, and all addresses and ports of its pool are taken for the backend.
+        NoPort = "no_port",
+        /// It would open a connection of a `snat` service, and the table of connections is full.
+        FlowTableFull = "flow_table_full",
     }
 }
 
@@ -161,7 +167,7 @@ impl From<MoveCause> for CauseIndex {
 }
 
 /// Room for counters by [`DropReason`]: a power of two.
-pub const DROP_COUNTERS: usize = 16;
+pub const DROP_COUNTERS: usize = 32;
 
 /// A [`DropReason`] as the kernel program carries it: the bare index, which it masks right before it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

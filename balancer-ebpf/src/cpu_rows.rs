@@ -35,3 +35,36 @@ pub(crate) unsafe fn add_shared(word: *mut u64, amount: u64) {
         *word += amount;
     }
 }
+
+/// Replaces a word that other CPUs replace as well, if it is `old`. Returns what it was.
+///
+/// # Safety
+/// The pointer is valid for reads and writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn swap_shared(word: *mut u64, old: u64, new: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let was;
+        // SAFETY: one instruction, which changes that word and the register. As above.
+        unsafe {
+            core::arch::asm!(
+                "r0 = cmpxchg_64({0} + 0, r0, {1})",
+                in(reg) word,
+                in(reg) new,
+                inout("r0") old => was,
+                options(nostack, preserves_flags)
+            );
+        }
+        was
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        // SAFETY: the caller's.
+        let was = unsafe { *word };
+        if was == old {
+            // SAFETY: the caller's.
+            unsafe { *word = new };
+        }
+        was
+    }
+}

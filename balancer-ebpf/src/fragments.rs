@@ -1,9 +1,9 @@
 //! Where the first fragment of a datagram went, so that the rest, which has no ports, can follow.
 
-use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, macros::map, maps::LruHashMap};
+use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, macros::map, maps::{LruHashMap, PerCpuArray}};
 use balancer_common::map_types::{
-    FAMILY_V4, FRAGMENT_LIFETIME, FRAGMENT_PASSED, FRAGMENT_TO_BACKEND, FRAGMENT_TO_CLIENT, FragmentKey, FragmentRow,
-    MAX_FRAGMENTS,
+    FAMILY_V4, FRAGMENT_BACK_OF_FLOW, FRAGMENT_LIFETIME, FRAGMENT_OF_FLOW, FRAGMENT_PASSED, FRAGMENT_TO_BACKEND,
+    FRAGMENT_TO_CLIENT, FragmentKey, FragmentRow, MAX_FRAGMENTS,
 };
 
 use crate::{
@@ -16,6 +16,16 @@ use crate::{
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 
+/// What is remembered. Not on the stack, of which the steps that lead here leave little.
+#[repr(C)]
+struct Noted {
+    key: FragmentKey,
+    row: FragmentRow,
+}
+
+#[map]
+static NOTED: PerCpuArray<Noted> = PerCpuArray::with_max_entries(1, 0);
+
 /// Where a datagram goes.
 #[derive(Clone, Copy)]
 pub(crate) enum Way {
@@ -25,6 +35,10 @@ pub(crate) enum Way {
     Backend(u16),
     /// From a `nat` backend to its client; port and protocol of its row in the return table.
     Client(u16, u8),
+    /// To the backend of the flow in a row.
+    Flow(u32),
+    /// To the client of the flow in a row.
+    FlowBack(u32),
 }
 
 #[inline(always)]
@@ -55,11 +69,17 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     }
     let (way, value) = match way {
         Way::Passed => (FRAGMENT_PASSED, 0),
-        Way::Backend(backend) => (FRAGMENT_TO_BACKEND, backend),
-        Way::Client(port, _) => (FRAGMENT_TO_CLIENT, port),
+        Way::Backend(backend) => (FRAGMENT_TO_BACKEND, u32::from(backend)),
+        Way::Client(port, _) => (FRAGMENT_TO_CLIENT, u32::from(port)),
+        Way::Flow(row) => (FRAGMENT_OF_FLOW, row),
+        Way::FlowBack(row) => (FRAGMENT_BACK_OF_FLOW, row),
     };
-    let row = FragmentRow { seen: now(), way, value, protocol: ip.protocol, reserved: [0; 3] };
-    if let Err(error) = FRAGMENTS.insert(key(ip), row, 0) {
+    let Some(noted) = NOTED.get_ptr_mut(0) else { return };
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    let noted = unsafe { &mut *noted };
+    noted.key = key(ip);
+    noted.row = FragmentRow { seen: now(), way, value, protocol: ip.protocol, reserved: 0 };
+    if let Err(error) = FRAGMENTS.insert(&noted.key, &noted.row, 0) {
         puzzles::tell(Puzzle::Fragment, error.unsigned_abs());
     }
 }
@@ -75,8 +95,10 @@ pub(crate) fn recall(ip: &Ip<'_>) -> Option<Way> {
     }
     match way {
         FRAGMENT_PASSED => Some(Way::Passed),
-        FRAGMENT_TO_BACKEND => Some(Way::Backend(value)),
-        FRAGMENT_TO_CLIENT => Some(Way::Client(value, protocol)),
+        FRAGMENT_TO_BACKEND => Some(Way::Backend(value as u16)),
+        FRAGMENT_TO_CLIENT => Some(Way::Client(value as u16, protocol)),
+        FRAGMENT_OF_FLOW => Some(Way::Flow(value)),
+        FRAGMENT_BACK_OF_FLOW => Some(Way::FlowBack(value)),
         _ => None,
     }
 }

@@ -12,6 +12,7 @@ mod control;
 mod cpu_rows;
 pub mod decap;
 mod devices;
+mod flows;
 pub mod forward;
 mod found;
 mod fragments;

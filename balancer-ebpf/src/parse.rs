@@ -5,7 +5,10 @@
 
 use core::mem::offset_of;
 
-use balancer_common::map_types::{FAMILY_V4, FAMILY_V6};
+use balancer_common::{
+    flows::Said,
+    map_types::{FAMILY_V4, FAMILY_V6},
+};
 use network_types::{
     eth::{EthHdr, EtherType},
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -279,6 +282,13 @@ impl Ports {
         self.opening & Self::RESETS != 0
     }
 
+    /// Both ports as one word of the packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ends(&self) -> u32 {
+        self.ends
+    }
+
     /// Whether it is a TCP segment.
     #[inline(always)]
     #[must_use]
@@ -493,10 +503,21 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
 }
 
 /// The bit of a TCP header.
+pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 /// The bit of a TCP header.
 pub(crate) const ACK: u8 = 0x10;
+
+/// What a packet whose [`ports`] are known says of its connection.
+#[inline(always)]
+#[must_use]
+pub(crate) fn said(ip: &Ip<'_>, by_client: bool) -> Said {
+    const FLAGS: usize = 12;
+    let flags = if ip.protocol == TCP { ip.l4.load::<[u8; 2]>(FLAGS).map_or(0, |[_, flags]| flags) } else { 0 };
+    let has = |flag: u8| flags & flag != 0;
+    Said { by_client, datagram: ip.protocol == UDP, syn: has(SYN), fin: has(FIN), rst: has(RST), ack: has(ACK) }
+}
 
 /// The ports of a TCP or UDP packet. `None`: it is neither, or the header is not there or contradicts itself.
 #[inline(always)]

@@ -2,7 +2,7 @@
 //! [`crate::steps`].
 
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, Control},
+    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, SERVICE_FLOWS, SERVICE_RULES},
     verdict::DropReason,
 };
 
@@ -54,8 +54,13 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return not_for_a_service(control, ingress, ip, ports);
     };
     let service = listener.service;
-    if rules::may_concern(service, ip.family, &ip.source) {
-        return Step::RARE;
+    if service.flags & (SERVICE_RULES | SERVICE_FLOWS) != 0 {
+        if service.flags & SERVICE_FLOWS != 0 {
+            return Step::FLOW;
+        }
+        if rules::may_concern(service, ip.family, &ip.source) {
+            return Step::RARE;
+        }
     }
     listener.count(ports);
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(control, ip) {
@@ -77,8 +82,8 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
 
 #[inline(always)]
 fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, ports: Ports) -> Step {
-    if control.flags & CONTROL_RETURNS == 0 {
-        return Step::PASS;
+    if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != CONTROL_RETURNS {
+        return if control.flags & CONTROL_FLOWS == 0 { Step::PASS } else { Step::FLOW_BACK };
     }
     let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });

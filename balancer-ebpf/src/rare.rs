@@ -2,7 +2,7 @@
 //! ICMP), and what is for a service with rules.
 
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, Control, FAMILY_V6, PortlessMatch},
+    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, FAMILY_V6, PortlessMatch, SERVICE_FLOWS},
     service_table::PublishedView,
     verdict::{DecisionIndex, DropReason},
 };
@@ -12,9 +12,9 @@ use crate::{
     fragments::{self, Way},
     ingress::Ingress,
     martian, opaque,
-    parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Stopped, TCP, UDP},
+    parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Ports, Stopped, TCP, UDP},
     returns, service, steer,
-    step::{Carries, Choice, Step, ToBackend, ToClient},
+    step::{Carries, Choice, FlowPart, Step, ToBackend, ToClient, Toward},
 };
 
 /// What every decision about a frame needs.
@@ -70,8 +70,11 @@ pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
 fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     let Some(ports) = parse::ports(ip) else { return malformed(tables.listeners(), ip) };
     let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, ports.destination()) else {
-        return not_for_a_service(tables, ip, ports.source());
+        return not_for_a_service(tables, ip, ports);
     };
+    if listener.service.flags & SERVICE_FLOWS != 0 {
+        return Step::FLOW;
+    }
     listener.count(ports);
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(tables.control, ip) {
         return Step::drop(DropReason::Martian);
@@ -86,9 +89,9 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
 }
 
 #[inline(always)]
-fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, source_port: u16) -> Step {
+fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
     let replies = tables.control.flags & CONTROL_RETURNS != 0;
-    if replies && let Some(row) = returns::find(tables.control, ip, source_port) {
+    if replies && let Some(row) = returns::find(tables.control, ip, ports.source()) {
         if ip.fragment.is_first() {
             fragments::remember(ip, Way::Client(row.key.port, ip.protocol));
         }
@@ -100,7 +103,7 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, source_port: u16) -> Step {
     if ip.fragment.is_first() && mistakable {
         fragments::remember(ip, Way::Passed);
     }
-    Step::PASS
+    if tables.control.flags & CONTROL_FLOWS == 0 { Step::PASS } else { Step::FLOW_BACK }
 }
 
 /// A packet without ports: it follows the first fragment, or goes where all of its address and protocol goes.
@@ -113,6 +116,8 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
             Step::to(ToBackend { choice, carries: Carries::Nothing, port: 0 })
         }
         Some(Way::Client(port, protocol)) => to_client(port, protocol, Carries::Nothing),
+        Some(Way::Flow(row)) => Step::to(FlowPart { row, toward: Toward::Backend }),
+        Some(Way::FlowBack(row)) => Step::to(FlowPart { row, toward: Toward::Client }),
         None => first_not_seen(tables, ip),
     }
 }
@@ -130,6 +135,9 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                 let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, port) else {
                     return Step::drop(DropReason::FragmentUnknown);
                 };
+                if listener.service.flags & SERVICE_FLOWS != 0 {
+                    return Step::drop(DropReason::FragmentUnknown);
+                }
                 if martian::is_source(ip) {
                     return Step::drop(DropReason::Martian);
                 }

@@ -12,12 +12,10 @@ use crate::{
     found::Found,
     link::{self, V4, V6},
     packet::Packet,
-    parse::{ACK, Ip, RST, SYN, TCP},
+    parse::{ACK, FIN, Ip, RST, SYN, TCP},
     stats,
     step::{IcmpError, Payload as _, Reject, Step, Told},
 };
-
-const FIN: u8 = 0x01;
 
 /// The shortest frame on a link, without its check sequence.
 const SHORTEST: usize = 60;

@@ -221,7 +221,7 @@ const fn candidate(backend: u16) -> Result<u16, DropReason> {
 }
 
 #[inline(always)]
-fn now(service: &'static ServiceRow) -> u16 {
+pub(crate) fn now(service: &'static ServiceRow) -> u16 {
     // SAFETY: a reference is valid for reads; the controller advances the clock with one store.
     unsafe { ptr::read_volatile(&raw const service.tick) as u16 }
 }
@@ -247,7 +247,7 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
 }
 
 #[inline(always)]
-fn client_hash(service: &ServiceRow, family: u8, client: &[u32; 4]) -> u64 {
+pub(crate) fn client_hash(service: &ServiceRow, family: u8, client: &[u32; 4]) -> u64 {
     if family == FAMILY_V4 {
         service.hash.v4(service.masked_v4(client[0]))
     } else {

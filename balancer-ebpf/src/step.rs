@@ -62,7 +62,16 @@ pub(crate) enum Kind {
     Drop,
     Rare,
     Icmp,
+    Flow,
+    FlowNew,
     Consult,
+    OpenFlow,
+    FlowPort,
+    FlowThere,
+    FlowBack,
+    FlowReturn,
+    FlowPart,
+    FlowError,
     ToBackend,
     ErrorToBackend,
     ToClient,
@@ -112,6 +121,61 @@ pub(crate) struct ToBackend {
     pub(crate) carries: Carries,
     /// The backend's for the packet's listener (network order); 0: the packet's own.
     pub(crate) port: u16,
+}
+
+/// To a backend, as the first packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenFlow {
+    pub(crate) choice: Choice,
+    /// As [`ToBackend::port`].
+    pub(crate) port: u16,
+}
+
+/// A flow that has a row, and needs an address and a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowPort(pub(crate) Going);
+
+/// A packet of a flow, to its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowThere(pub(crate) Going);
+
+/// Which flow a packet is of, and how its backend was chosen, if the packet opens it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Going {
+    /// The flow's, below [`MAX_FLOW_ROWS`](balancer_common::map_types::MAX_FLOW_ROWS).
+    pub(crate) row: u32,
+    pub(crate) decision: DecisionIndex,
+}
+
+/// A reply, to the client of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowReturn {
+    /// The flow's.
+    pub(crate) row: u32,
+}
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Toward {
+    Backend,
+    Client,
+}
+
+/// A later fragment of a packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowPart {
+    /// The flow's.
+    pub(crate) row: u32,
+    pub(crate) toward: Toward,
+}
+
+/// An ICMP error about a packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowError {
+    /// The flow's.
+    pub(crate) row: u32,
+    /// Whose packet it is about.
+    pub(crate) toward: Toward,
 }
 
 /// An ICMP error about a packet of a backend, to that backend.
@@ -205,6 +269,46 @@ impl ToBackend {
     }
 }
 
+impl OpenFlow {
+    #[inline(always)]
+    pub(crate) fn unchosen(port: u16) -> Unchosen {
+        Unchosen(Step::to(Self { choice: Choice::NONE, port }).0)
+    }
+}
+
+impl Going {
+    /// Bits 32–47 are free: a [`Choice`] may be put there.
+    #[inline(always)]
+    const fn word(self) -> u64 {
+        (self.decision.0 as u64) << 16 | ((self.row & 0xff) as u64) << 24 | ((self.row >> 8) as u64) << 48
+    }
+
+    #[inline(always)]
+    const fn of_word(word: u64) -> Self {
+        Self { row: (word >> 24) as u32 & 0xff | ((word >> 48) as u32) << 8, decision: DecisionIndex((word >> 16) as u8) }
+    }
+}
+
+impl FlowThere {
+    /// The same once the memory has been asked, for a packet that opens nothing: what it says of backends is not looked at.
+    #[inline(always)]
+    pub(crate) fn unchosen(row: u32) -> Unchosen {
+        Unchosen(Step::to(Self(Going { row, decision: DecisionIndex::NONE })).0)
+    }
+}
+
+impl Toward {
+    #[inline(always)]
+    const fn word(self) -> u64 {
+        flag(matches!(self, Self::Client))
+    }
+
+    #[inline(always)]
+    const fn of_word(word: u64) -> Self {
+        if word & FLAG == 0 { Self::Backend } else { Self::Client }
+    }
+}
+
 impl ErrorToBackend {
     #[inline(always)]
     pub(crate) fn unchosen(port: u16) -> Unchosen {
@@ -230,6 +334,90 @@ impl Payload for ToBackend {
     #[inline(always)]
     fn of_word(word: u64) -> Self {
         Self { choice: Choice::of_word(word), carries: Carries::of_word(word), port: (word >> 48) as u16 }
+    }
+}
+
+impl Payload for OpenFlow {
+    const KIND: Kind = Kind::OpenFlow;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.choice.word() | u64::from(self.port) << 48
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { choice: Choice::of_word(word), port: (word >> 48) as u16 }
+    }
+}
+
+impl Payload for FlowPort {
+    const KIND: Kind = Kind::FlowPort;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.0.word()
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self(Going::of_word(word))
+    }
+}
+
+impl Payload for FlowThere {
+    const KIND: Kind = Kind::FlowThere;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.0.word()
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self(Going::of_word(word))
+    }
+}
+
+impl Payload for FlowReturn {
+    const KIND: Kind = Kind::FlowReturn;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.row) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { row: (word >> 32) as u32 }
+    }
+}
+
+impl Payload for FlowPart {
+    const KIND: Kind = Kind::FlowPart;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.toward.word() | u64::from(self.row) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { row: (word >> 32) as u32, toward: Toward::of_word(word) }
+    }
+}
+
+impl Payload for FlowError {
+    const KIND: Kind = Kind::FlowError;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.toward.word() | u64::from(self.row) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { row: (word >> 32) as u32, toward: Toward::of_word(word) }
     }
 }
 
@@ -346,6 +534,12 @@ impl Step {
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
     /// An ICMP message: see [`crate::icmp`].
     pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
+    /// For a `snat` service: see [`crate::flows`].
+    pub(crate) const FLOW: Self = Self(Kind::Flow as u64);
+    /// The first packet of a flow, whose backend is still to be chosen.
+    pub(crate) const FLOW_NEW: Self = Self(Kind::FlowNew as u64);
+    /// Perhaps a reply of a `snat` backend: see [`crate::flows`].
+    pub(crate) const FLOW_BACK: Self = Self(Kind::FlowBack as u64);
     /// To this machine itself, or nowhere: see [`crate::forward::sockets`].
     pub(crate) const OWN: Self = Self(Kind::Own as u64);
     /// To the backend that the memory says: see [`crate::memory`].
@@ -449,7 +643,7 @@ impl Step {
 mod tests {
     use core::fmt::Debug;
 
-    use balancer_common::map_types::LAST_BACKEND;
+    use balancer_common::map_types::{LAST_BACKEND, MAX_FLOW_ROWS};
 
     use super::*;
 
@@ -483,6 +677,20 @@ mod tests {
             survives(ToClient { port: u16::MAX, protocol: 17, carries });
         }
         survives(ErrorToBackend { choice, port: u16::MAX });
+        survives(OpenFlow { choice, port: u16::MAX });
+        for row in [0, 0xff, 0x1234, MAX_FLOW_ROWS - 1] {
+            let going = Going { row, decision: DecisionIndex(5) };
+            survives(FlowPort(going));
+            survives(FlowThere(going));
+            survives(FlowReturn { row });
+            let asked = FlowThere::unchosen(row).chosen(Choice { backend: LAST_BACKEND, decision: DecisionIndex::NONE });
+            let going = Told::<FlowThere>::of_word(asked.word()).get().0;
+            assert_eq!(going, Going { row, decision: DecisionIndex::NONE });
+        }
+        for toward in [Toward::Backend, Toward::Client] {
+            survives(FlowPart { row: u32::MAX, toward });
+            survives(FlowError { row: u32::MAX, toward });
+        }
         survives(ErrorToClient { port: u16::MAX });
         for answerable in [Answerable::Yes, Answerable::No] {
             survives(Encapsulate { choice, answerable });

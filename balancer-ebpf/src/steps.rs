@@ -4,13 +4,15 @@
 use aya_ebpf::bindings::xdp_md;
 
 use crate::{
+    flows,
     forward::{self, encapsulate, nat, sockets},
     found::Found,
     icmp::{self, too_big},
     ingress::Ingress,
     memory, rare, reject,
     step::{
-        Encapsulate, ErrorToBackend, ErrorToClient, IcmpError, Kind, Payload, Reject, Step, ToBackend, ToClient, Told,
+        Encapsulate, ErrorToBackend, ErrorToClient, FlowError, FlowPart, FlowPort, FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Payload, Reject,
+        Step, ToBackend, ToClient, Told,
     },
 };
 
@@ -60,10 +62,19 @@ steps! {
     look:
     Rare => balancer_rare(Ingress) rare::decide;
     Icmp => balancer_icmp(Found) icmp::decide;
+    Flow => balancer_flow(Found) flows::find::decide;
+    FlowNew => balancer_flow_new(Found) flows::open::choose;
 }
 
 steps! {
     act:
+    OpenFlow => balancer_open_flow(Found, told) flows::open::begin;
+    FlowPort => balancer_flow_ports(Ingress, told) flows::ports::find;
+    FlowThere => balancer_flow_there(Found, told) flows::there::send;
+    FlowBack => balancer_flow_back(Found) flows::back::decide;
+    FlowReturn => balancer_flow_return(Found, told) flows::back::to_client;
+    FlowPart => balancer_flow_part(Found, told) flows::parts::send;
+    FlowError => balancer_flow_error(Found, told) flows::errors::send;
     ToBackend => balancer_to_backend(Found, told) forward::any_to_backend;
     ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
     ToClient => balancer_to_client(Found, told) nat::to_client;

@@ -78,6 +78,7 @@ struct ServerArgs {
 enum Mode {
     Dsr,
     Nat,
+    Snat,
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
@@ -122,6 +123,7 @@ fn options(args: Args, program: PathBuf) -> Options {
         forwarding: match args.forwarding {
             Mode::Dsr => Forwarding::Dsr,
             Mode::Nat => Forwarding::Nat,
+            Mode::Snat => Forwarding::Snat,
         },
         clients: args.clients,
         remember: args.remember,

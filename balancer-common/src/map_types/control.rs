@@ -38,5 +38,7 @@ pub const CONTROL_PORT_WILDCARD: u32 = 1;
 pub const CONTROL_RETURNS: u32 = 2;
 /// `Control::flags`: some `nat` service has a listener with port 0 or a range.
 pub const CONTROL_RETURN_WILDCARD: u32 = 4;
+/// `Control::flags`: some service is `snat`, so a packet to a port of a pool is looked up among the flows.
+pub const CONTROL_FLOWS: u32 = 8;
 
 const _: () = assert!(size_of::<Control>() == 64);

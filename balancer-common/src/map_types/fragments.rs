@@ -26,14 +26,14 @@ pub struct FragmentKey {
 pub struct FragmentRow {
     /// Nanoseconds on the kernel's monotonic clock.
     pub seen: u64,
+    /// What the way needs: a backend's id, a port, or the row of a flow.
+    pub value: u32,
     /// `FRAGMENT_*`.
     pub way: u16,
-    /// What that needs: a backend's id, or a port.
-    pub value: u16,
     /// The layer-4 protocol, which a later IPv6 fragment need not name.
     pub protocol: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
 }
 
 /// `FragmentRow::way`: to the kernel.
@@ -42,6 +42,10 @@ pub const FRAGMENT_PASSED: u16 = 1;
 pub const FRAGMENT_TO_BACKEND: u16 = 2;
 /// `FragmentRow::way`: to the client of the `nat` backend that the return table has under this port (network order).
 pub const FRAGMENT_TO_CLIENT: u16 = 3;
+/// `FragmentRow::way`: to the backend of the flow in this row.
+pub const FRAGMENT_OF_FLOW: u16 = 4;
+/// `FragmentRow::way`: to the client of the flow in this row.
+pub const FRAGMENT_BACK_OF_FLOW: u16 = 5;
 /// Datagrams whose fragments are remembered; the oldest make room.
 pub const MAX_FRAGMENTS: u32 = 8192;
 /// How long, in nanoseconds: as long as receivers wait for the rest (60 s, RFC 8200 section 4.5).

@@ -8,6 +8,7 @@ mod budgets;
 mod control;
 mod counters;
 mod decap;
+mod flows;
 mod fragments;
 mod interfaces;
 mod listeners;
@@ -17,12 +18,12 @@ mod signs;
 mod tables;
 
 pub use self::{
-    backends::*, budgets::*, control::*, counters::*, decap::*, fragments::*, interfaces::*, listeners::*, rules::*,
+    backends::*, budgets::*, control::*, counters::*, decap::*, flows::*, fragments::*, interfaces::*, listeners::*, rules::*,
     services::*, signs::*, tables::*,
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 12;
+pub const LAYOUT_VERSION: u32 = 13;
 
 /// `ServiceKey::family` of IPv4.
 pub const FAMILY_V4: u8 = 4;
@@ -49,6 +50,11 @@ mod user {
         BackendRows,
         ReturnRow,
         Signs,
+        FlowLine,
+        FlowReturns,
+        FlowRow,
+        FlowPool,
+        FlowControl,
         Control,
         InterfaceRow,
         InterfaceStats,

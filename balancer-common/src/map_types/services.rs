@@ -14,10 +14,12 @@ pub enum Forwarding {
     Dsr = 1,
     /// Destination address and port rewritten; the reply passes the balancer.
     Nat = 2,
+    /// Both ends rewritten: the backend sees an address of the balancer, and answers there. See [`crate::flows`].
+    Snat = 3,
     /// The packet in an IP packet of the backend's family (RFC 2003, RFC 2473, RFC 4213).
-    Ipip = 3,
+    Ipip = 4,
     /// The packet behind UDP to port [`GUE_PORT`]: Generic UDP Encapsulation, variant 1.
-    Gue = 4,
+    Gue = 5,
 }
 
 /// The UDP port of Generic UDP Encapsulation (IANA), in host order.
@@ -81,6 +83,9 @@ pub const SERVICE_RULES: u16 = 4;
 pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS as u16;
 /// `ServiceRow::flags`: what nobody takes is answered.
 pub const SERVICE_REJECTS: u16 = 16;
+
+/// `ServiceRow::flags`: its connections are flows, see [`crate::flows`].
+pub const SERVICE_FLOWS: u16 = 32;
 
 const _: () = assert!(size_of::<ServiceRow>() == 64);
 

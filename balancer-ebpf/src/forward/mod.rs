@@ -27,7 +27,8 @@ use crate::{
     parse::Ip,
     step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Step, ToBackend, Told},
 };
-use sent::{Sender, decided, finish, finish_by_any, no_next_hop};
+pub(crate) use sent::decided;
+use sent::{Sender, finish, finish_by_any, no_next_hop};
 
 /// The end of a packet whose backend has no next hop.
 #[inline(always)]
@@ -102,7 +103,7 @@ fn write(
 
 #[inline(always)]
 fn is_tunnel(row: &BackendRow) -> bool {
-    row.mode() > Forwarding::Nat as u8
+    row.mode() > Forwarding::Snat as u8
 }
 
 /// The same as [`to_backend`] for a packet with its layer-4 header anywhere, which the kernel may have to send. A first
@@ -155,9 +156,31 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
     }
 }
 
+/// Counts a packet of a flow, before it is rewritten: a sample is of its client.
+#[inline(always)]
+pub(crate) fn finish_flow(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice) -> Step {
+    finish(ingress, ip, backend, choice, Sender::Client { added: 0 })
+}
+
+/// The last of it, once it is rewritten from its IP header on.
+#[inline(always)]
+pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step: Step) -> Step {
+    match rewrite::macs_to(found.frame, backend.row) {
+        Some(()) => sent::by_kernel_perhaps(found.ingress, found.frame, &found.ip, backend, choice, step),
+        None => Step::drop(DropReason::Malformed),
+    }
+}
+
+/// The same for an ICMP error about a packet of a flow.
+#[inline(always)]
+pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> Step {
+    let step = finish(found.ingress, &found.ip, backend, choice, Sender::Other);
+    hand_flow(found, backend, choice, step)
+}
+
 /// Whether a packet that keeps its length fits the interface it leaves by. By the one it came in by it always does (it
 /// may be longer only where the kernel has merged segments).
 #[inline(always)]
-fn fits(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
+pub(crate) fn fits(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
     row.ifindex == ingress.ifindex() || ip.length <= row.mtu as usize
 }

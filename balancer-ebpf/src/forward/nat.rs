@@ -180,7 +180,7 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
 /// Whether a segment refuses a connection: a reset that answers a segment without an ACK has a sequence number of 0 (RFC 9293,
 /// 3.10.7.1), and one that ends a connection has no ACK.
 #[inline(always)]
-fn refuses(ip: &Ip<'_>) -> bool {
+pub(crate) fn refuses(ip: &Ip<'_>) -> bool {
     if ip.protocol != TCP {
         return false;
     }
@@ -190,7 +190,7 @@ fn refuses(ip: &Ip<'_>) -> bool {
 
 /// Whether an ICMP error says that its packet cannot be delivered at all; not that it is too big.
 #[inline(always)]
-fn says_unreachable(ip: &Ip<'_>) -> bool {
+pub(crate) fn says_unreachable(ip: &Ip<'_>) -> bool {
     let Some([message, code]) = ip.l4.load::<[u8; 2]>(0) else { return false };
     if ip.family == FAMILY_V4 { message == 3 && code != 4 } else { message == 1 }
 }
@@ -204,7 +204,7 @@ fn says_unreachable(ip: &Ip<'_>) -> bool {
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
     let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
-    let way = neighbour::route(ingress, ip, &row.vip);
+    let way = neighbour::route(ingress, ip, &row.vip, &ip.destination);
     if way.is(Kind::Pass) || way.is(Kind::Own) {
         way
     } else if !expected {

@@ -38,9 +38,15 @@ const AF_INET6: u8 = 10;
 #[map]
 static QUERY: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
-/// Asks the kernel for the way of a packet from `source` to `ip`'s destination that came in by `ifindex`.
+/// Asks the kernel for the way of a packet from `source` to `destination` that came in by `ifindex`.
 #[inline(always)]
-fn ask(context: *mut c_void, ifindex: u32, ip: &Ip<'_>, source: &[u32; 4]) -> Option<(u32, *const FibLookup)> {
+fn ask(
+    context: *mut c_void,
+    ifindex: u32,
+    ip: &Ip<'_>,
+    source: &[u32; 4],
+    destination: &[u32; 4],
+) -> Option<(u32, *const FibLookup)> {
     let place = QUERY.get_ptr_mut(0)?;
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. It is a plain C
     // structure without invalid bit patterns.
@@ -53,11 +59,11 @@ fn ask(context: *mut c_void, ifindex: u32, ip: &Ip<'_>, source: &[u32; 4]) -> Op
     if ip.family == FAMILY_V4 {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = source[0];
-        query.__bindgen_anon_4.ipv4_dst = ip.destination[0];
+        query.__bindgen_anon_4.ipv4_dst = destination[0];
     } else {
         query.family = AF_INET6;
         query.__bindgen_anon_3.ipv6_src = *source;
-        query.__bindgen_anon_4.ipv6_dst = ip.destination;
+        query.__bindgen_anon_4.ipv6_dst = *destination;
     }
     // SAFETY: the context is the kernel's, the structure a map value and its size is given.
     let answer = unsafe { bpf_fib_lookup(context, &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) };
@@ -95,12 +101,12 @@ pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option
     is_good.then_some(hop)
 }
 
-/// How a packet from `source` to `ip`'s destination leaves: a step that sends it, to the [`macs`] that are known from then
+/// How a packet from `source` to `destination` leaves: a step that sends it, to the [`macs`] that are known from then
 /// on. Or what becomes of it otherwise; it passes where the kernel takes it, as this machine's own, and a step has still to
 /// find that out where it is not said.
 #[inline(always)]
-pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Step {
-    let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source) else {
+pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destination: &[u32; 4]) -> Step {
+    let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source, destination) else {
         return Step::drop(DropReason::NoRoute);
     };
     match answer {
@@ -113,7 +119,13 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Step {
             }
             // SAFETY: as above.
             let (source_mac, destination_mac) = unsafe { ((*query).smac, (*query).dmac) };
-            Question { ingress: ingress.ifindex(), ip, source }.answered(egress, source_mac, destination_mac, mtu);
+            Question { ingress: ingress.ifindex(), ip, source }.answered(
+                destination,
+                egress,
+                source_mac,
+                destination_mac,
+                mtu,
+            );
             sent(ingress, ip, egress, mtu)
         }
         BPF_FIB_LKUP_RET_NO_NEIGH if balancer_hand_over_waiting() != 0 => Step::HANDED,
@@ -201,7 +213,7 @@ fn mark(query: &mut FibLookup) {
 /// The same for a packet that the kernel has taken in, whether or not the next hop's MAC is known.
 #[inline(always)]
 pub(crate) fn way(context: *mut c_void, ifindex: u32, ip: &Ip<'_>) -> Option<&'static NeighbourWanted> {
-    let (answer, query) = ask(context, ifindex, ip, &ip.source)?;
+    let (answer, query) = ask(context, ifindex, ip, &ip.source, &ip.destination)?;
     // SAFETY: a row of this CPU, as in `ask`.
     let query = unsafe { &*query };
     if matches!(answer, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) { next_hop(query) } else { None }

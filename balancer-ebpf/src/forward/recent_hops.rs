@@ -74,15 +74,22 @@ impl Question<'_> {
 
     /// Keeps the answer.
     #[inline(always)]
-    pub(super) fn answered(&self, egress: u32, source_mac: Mac, destination_mac: Mac, mtu: u16) {
-        let Some(place) = self.place(self.ip.destination) else { return };
+    pub(super) fn answered(
+        &self,
+        destination: &[u32; 4],
+        egress: u32,
+        source_mac: Mac,
+        destination_mac: Mac,
+        mtu: u16,
+    ) {
+        let Some(place) = self.place(*destination) else { return };
         let Self { ingress, ip, source } = *self;
         // SAFETY: a row of this CPU, as above.
         let hop = unsafe { &mut *place };
         // SAFETY: a plain helper call.
         hop.asked = unsafe { bpf_ktime_get_coarse_ns() };
         hop.source = *source;
-        hop.destination = ip.destination;
+        hop.destination = *destination;
         hop.ingress = ingress;
         hop.egress = egress;
         hop.source_mac = source_mac;

@@ -91,6 +91,17 @@ pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_de
     }
 }
 
+/// Replaces one address of the IP header, and nothing else of it.
+#[inline(always)]
+#[must_use]
+pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
+    if ip.family == FAMILY_V4 {
+        ip.header.store(v4_address(end), address[0])
+    } else {
+        ip.header.store(v6_address(end), *address)
+    }
+}
+
 /// The sum of the complemented words of one address of the IP header, of 32 bits each, which fold to the same as words of 16:
 /// what leaves a checksum when it is replaced. Read from the packet again, so that it need not be on the stack from parsing
 /// on.

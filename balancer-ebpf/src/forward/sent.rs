@@ -16,7 +16,7 @@ use crate::{
 
 /// The `end` of a packet that does not reach the backend chosen for it. The choice is counted all the same.
 #[inline(always)]
-pub(super) fn decided(choice: Choice, end: Step) -> Step {
+pub(crate) fn decided(choice: Choice, end: Step) -> Step {
     stats::count_decided(choice.backend, choice.decision);
     end
 }
@@ -51,6 +51,19 @@ pub(super) fn finish_by_any(
     sender: Sender,
 ) -> Step {
     let step = finish(ingress, ip, backend, choice, sender);
+    by_kernel_perhaps(ingress, frame, ip, backend, choice, step)
+}
+
+/// `step`, or to the kernel if that has to send the packet.
+#[inline(always)]
+pub(super) fn by_kernel_perhaps(
+    ingress: Ingress,
+    frame: Packet<'_>,
+    ip: &Ip<'_>,
+    backend: Reachable,
+    choice: Choice,
+    step: Step,
+) -> Step {
     let row = backend.row;
     if row.forwarding & FORWARDING_ASKS == 0 || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
         return step;

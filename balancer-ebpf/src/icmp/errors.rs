@@ -1,12 +1,13 @@
 //! ICMP errors about packets of services: they belong to the flow that they quote, whichever router sent them.
 
 use balancer_common::{
-    map_types::{Control, ListenerRow, PortlessMatch, ServiceKey},
+    map_types::{Control, ListenerRow, PortlessMatch, SERVICE_FLOWS, ServiceKey},
     service_table::PublishedView,
     verdict::DropReason,
 };
 
 use crate::{
+    flows::errors as flows,
     found::Found,
     parse::{Ip, TCP, UDP},
     returns, service, steer,
@@ -39,7 +40,10 @@ pub(super) fn about_vip(
         }
     };
     let key = ServiceKey { address: inner.source, port, protocol: inner.protocol, family: inner.family };
-    let Some(listener) = service::of_key(control, listeners, key) else { return Step::PASS };
+    let Some(listener) = service::of_key(control, listeners, key) else { return flows::about_backend(control, &inner) };
+    if listener.service.flags & SERVICE_FLOWS != 0 {
+        return flows::about_client(listener.service, &inner);
+    }
     let client_port = if inner.fragment.is_later() { None } else { inner.l4.load(2) };
     steer::peek_later(
         control,
@@ -69,7 +73,7 @@ pub(super) fn about_translated(found: &Found, control: &'static Control) -> Step
     };
     match row {
         Some(row) => Step::to(ErrorToClient { port: row.key.port }),
-        None => Step::PASS,
+        None => flows::about_backend(control, &inner),
     }
 }
 

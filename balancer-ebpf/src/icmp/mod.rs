@@ -5,7 +5,7 @@ mod errors;
 pub(crate) mod too_big;
 
 use balancer_common::{
-    map_types::{CONTROL_RETURNS, FAMILY_V4},
+    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, FAMILY_V4},
     verdict::DropReason,
 };
 
@@ -59,7 +59,7 @@ pub(crate) fn decide(found: &Found) -> Step {
     match (kind(ip.family, message), marker) {
         (Kind::EchoRequest, Some(_)) => echo::answer(*frame, ip),
         (Kind::Error, Some(marker)) => errors::about_vip(found, control, listeners, marker),
-        (Kind::Error, None) if control.flags & CONTROL_RETURNS != 0 => errors::about_translated(found, control),
+        (Kind::Error, None) if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != 0 => errors::about_translated(found, control),
         (Kind::EchoRequest | Kind::Error, None) | (Kind::Other, _) => Step::PASS,
     }
 }

@@ -78,6 +78,7 @@ impl ServiceSpec {
             failback: _,
             rules: _,
             reject: _,
+            flows: _,
             backends: _,
         } = next;
         let Some(clock) = next.clock() else { return Some(Forgets::NobodyIsKnown) };

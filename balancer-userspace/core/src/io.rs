@@ -308,9 +308,14 @@ pub struct ServiceSpec {
     pub rules: bool,
     /// Whether clients that nobody takes are told so.
     pub reject: bool,
+    /// `snat`: its connections.
+    pub flows: FlowSpec,
     /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }
+
+/// What the connections of a `snat` service may use.
+pub type FlowSpec = balancer_model::snat::SnatConfig;
 
 /// What the kernel must know of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

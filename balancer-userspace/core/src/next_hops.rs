@@ -29,7 +29,7 @@ pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextH
         Forwarding::Dsr => next_hop.gateway.map(|gateway| {
             format!("dsr needs a backend on the same link; {address} is reached through gateway {gateway}")
         }),
-        Forwarding::Ipip | Forwarding::Gue => {
+        Forwarding::Snat | Forwarding::Ipip | Forwarding::Gue => {
             let (family, usable) = match (address, next_hop.source) {
                 (IpAddr::V4(_), source) => ("IPv4", matches!(source, Some(IpAddr::V4(_)))),
                 // One of link scope is no sender for packets that a gateway forwards.
@@ -38,7 +38,8 @@ pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextH
                 }
                 (IpAddr::V6(_), _) => ("IPv6", false),
             };
-            let why = || format!("a tunnel needs an {family} address of this machine on the way to {address}");
+            let what = if forwarding == Forwarding::Snat { "snat" } else { "a tunnel" };
+            let why = || format!("{what} needs an {family} address of this machine on the way to {address}");
             (!usable).then(why)
         }
     }

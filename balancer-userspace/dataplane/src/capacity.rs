@@ -5,7 +5,7 @@ use std::sync::Arc;
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
     kept::{FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES},
-    map_types::{FEWEST_BACKEND_COUNTERS, FEWEST_BACKEND_ROWS, Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
+    map_types::{FEWEST_BACKEND_COUNTERS, FEWEST_BACKEND_ROWS, FLOWS_PER_LINE, Forwarding, MAX_FLOW_ROWS, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
 };
 use balancer_core::controller::Largest;
 use balancer_model::config::{Config, ServiceConfig};
@@ -29,6 +29,8 @@ pub struct Capacity {
     pub counted: u32,
     /// Known clients.
     pub clients: u32,
+    /// Connections of `snat` services; 0: there is no such service.
+    pub flows: u32,
 }
 
 /// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
@@ -57,6 +59,18 @@ impl Capacity {
         let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
         let buckets = entries.div_ceil(BUCKET_ENTRIES as u64).next_power_of_two();
         u32::try_from(buckets).unwrap_or(1 << 31)
+    }
+
+    /// Buckets of the table of connections: an eighth more than there are, so that hardly one finds its buckets full.
+    pub(super) fn flow_lines(&self) -> u32 {
+        let rows = u64::from(self.flows) * 9 / 8;
+        let lines = u32::try_from(rows.div_ceil(u64::from(FLOWS_PER_LINE))).unwrap_or(u32::MAX);
+        lines.clamp(1, MAX_FLOW_ROWS / FLOWS_PER_LINE)
+    }
+
+    /// Buckets of the index of replies: with four places for each connection a bucket hardly ever overflows.
+    pub(super) fn flow_returns(&self) -> u32 {
+        self.flow_lines().saturating_mul(4)
     }
 
     /// Bytes of the client table.
@@ -103,6 +117,11 @@ impl Capacity {
             returns: at_least(ways - ways / 8, 512),
             backends: backend_rows(largest).max(FEWEST_BACKEND_ROWS),
             counted: backend_rows(largest).max(FEWEST_BACKEND_COUNTERS),
+            flows: if services.iter().any(|service| service.forwarding == Forwarding::Snat) {
+                config.flow_table_capacity
+            } else {
+                0
+            },
             clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
                 config.client_table_capacity
             } else {
@@ -159,6 +178,7 @@ mod tests {
                 backends: 0,
                 counted: 0,
                 clients: 1,
+                flows: 0,
             };
             assert_eq!(capacity.service_histories(), rows, "{services}");
         }
@@ -175,6 +195,7 @@ mod tests {
             backends: 0,
             counted: 0,
             clients,
+            flows: 0,
         };
         for (clients, services, shares) in [
             (262_144, 1, (16_384, 16_384)),

@@ -23,7 +23,7 @@ use balancer_common::{
     clock::Clock,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BackendStats, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
+        BackendStats, CONTROL_FLOWS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
         InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow, ReplyStats,
         ReturnRow, RuleStats, ServiceRow,
     },
@@ -46,6 +46,7 @@ use super::{
     clients::KnownClients,
     counters::Counters,
     devices::{DeviceTable, Devices},
+    flows::{FlowMaps, FlowTable},
     grace::{Grace, GracePeriods},
     halves::Halves,
     host_changes::HostChanges,
@@ -105,6 +106,7 @@ pub struct KernelDataplane {
     handover_key: u64,
     devices: DeviceTable,
     redirect_errors: RedirectErrors,
+    flows: FlowMaps,
     signs: SignTable,
     kept: Kept,
     /// What the other members of a fleet know of the clients; none where there is no fleet.
@@ -173,6 +175,7 @@ impl KernelDataplane {
             interface_multiplier: self.counters.interface_multiplier(),
             buckets: self.stickiness.clients.buckets(),
             clients: self.capacity.clients,
+            flows: self.capacity.flows,
             process: std::process::id(),
             state_file: state_file.to_owned(),
             host: HostChanges::default(),
@@ -419,6 +422,9 @@ impl Dataplane for KernelDataplane {
         let placed_returns = self.returns.fill(&return_rows, &keys)?;
 
         let mut flags = 0;
+        if self.flows.publish(services)? {
+            flags |= CONTROL_FLOWS;
+        }
         if found.wildcard {
             flags |= CONTROL_PORT_WILDCARD;
         }
@@ -553,6 +559,10 @@ impl Dataplane for KernelDataplane {
         let packets = stats.flat_map(|stats| stats.verdicts).sum();
         let unsampled = self.signs.unsampled(packets, elapsed);
         self.control.word32(0, offset_of!(Control, unsampled)).store(unsampled, Ordering::Relaxed);
+    }
+
+    fn flows(&self) -> Arc<FlowTable> {
+        self.flows.table()
     }
 
     fn backend_counters(&self) -> Arc<BackendCounters> {

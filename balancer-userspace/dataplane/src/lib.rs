@@ -12,6 +12,7 @@ mod counters;
 mod cpu_rows;
 mod decap;
 mod devices;
+mod flows;
 mod grace;
 mod halves;
 mod handover;
@@ -68,6 +69,7 @@ pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
 pub use devices::Devices;
+pub use flows::{FlowCounts, FlowTable, FlowTimes, KnownFlow};
 pub use host_changes::{HostChanges, SwitchChange};
 pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};
@@ -255,6 +257,9 @@ pub trait Dataplane {
 
     /// Watches the handshakes of as many clients as there is time for, by what has come in until `elapsed`.
     fn watch_handshakes(&mut self, elapsed: Duration);
+
+    /// The connections of `snat` services, to be looked at by another thread.
+    fn flows(&self) -> Arc<FlowTable>;
 
     /// The counters of many backends, to be read by another thread.
     fn backend_counters(&self) -> Arc<BackendCounters>;

@@ -6,7 +6,7 @@ use balancer_common::{
     client_table::Bucket,
     kept::{BackendHistory, NotesRow, ServiceHistory},
     map_types::{
-        BackendRows, BackendStats, FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED,
+        BackendRows, BackendStats, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow, FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED,
         MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked,
         NeighbourWanted, NewcomerBudget, RECENT_HOPS_OF_CPU, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE,
         ServiceRow, Signs, SlotLine,
@@ -63,6 +63,7 @@ pub(super) fn sizes(
     let redirects = redirect_errors(interfaces);
     let halves = |keys: u32| 2 * placement::rows_for(keys as usize);
     let clients = Some("[client_table] capacity");
+    let flows = Some("[flow_table] capacity");
     let backends = Some("the number of backends");
     let listeners = Some("the number of listeners");
     vec![
@@ -73,6 +74,10 @@ pub(super) fn sizes(
         array::<ListenerRow>("LISTENERS", halves(capacity.listeners)).depends_on(listeners),
         array::<RangeRow>("RANGES", 2 * capacity.ranges).depends_on(listeners),
         array::<ServiceRow>("SERVICES", 2 * capacity.services).depends_on(Some("the number of services")),
+        array::<FlowLine>("FLOW_LINES", capacity.flow_lines()).depends_on(flows),
+        array::<FlowRow>("FLOWS", capacity.flow_lines() * FLOWS_PER_LINE).depends_on(flows),
+        array::<FlowReturns>("FLOW_RETURNS", capacity.flow_returns()).depends_on(flows),
+        array::<FlowPool>("FLOW_POOLS", if capacity.flows == 0 { 1 } else { capacity.services }),
         array::<ReturnRow>("RETURNS", halves(capacity.returns)).depends_on(backends),
         array::<BackendRows>("BACKENDS", capacity.backends).depends_on(backends),
         array::<Signs>("SIGNS", capacity.backends).depends_on(backends),
@@ -204,6 +209,7 @@ mod tests {
             backends: 16_384,
             counted: FEWEST_BACKEND_COUNTERS,
             clients: 262_144,
+            flows: 0,
         };
         sizes(&capacity, capacity.buckets(), &CounterMaps::new(&capacity, cpus.online), cpus, 4)
     }

@@ -27,11 +27,14 @@ use crate::{
 };
 
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
-pub(super) const MAPS: [&str; 18] = [
+pub(super) const MAPS: [&str; 21] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
     "CLIENTS",
+    "FLOW_LINES",
+    "FLOWS",
+    "FLOW_RETURNS",
     "FRAGMENTS",
     "RULES",
     "RULE_STATS",
@@ -87,6 +90,9 @@ pub struct Notes {
     pub buckets: u32,
     /// Known clients that the client table is made for.
     pub clients: u32,
+    /// Connections that the table of them is made for; 0: there is none.
+    #[serde(default)]
+    pub flows: u32,
     /// The process that holds the lock, while it lives.
     pub process: u32,
     /// Where the state is saved.

@@ -11,7 +11,7 @@ use balancer_common::{
     clock::Clock,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow, BackendStanding,
-        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_READS_ALWAYS,
+        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_FLOWS, SERVICE_READS_ALWAYS,
         SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
     },
     seen,
@@ -64,6 +64,7 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
 #[must_use]
 pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     let tunnelled = matches!(spec.forwarding, Forwarding::Ipip | Forwarding::Gue);
+    let needs_source = tunnelled || spec.forwarding == Forwarding::Snat;
     let tunnel_source = spec.tunnel_source.filter(|source| source.is_ipv4() == spec.address.is_ipv4());
     let mut row = BackendRow {
         address: address_words(spec.address.ip()),
@@ -88,7 +89,7 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
         row.set_macs(hop.destination_mac, hop.source_mac);
         row.ifindex = hop.ifindex;
         row.mtu = hop.mtu;
-        if !tunnelled || tunnel_source.is_some() {
+        if !needs_source || tunnel_source.is_some() {
             standing.flags |= BACKEND_REACHABLE;
         }
     }
@@ -103,11 +104,15 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
     if !spec.remember.is_zero() {
         flags |= SERVICE_REMEMBERS;
     }
-    if seen_period(spec).is_none() {
+    // A connection of a known client that a slot says nothing of must find its entry: its packets read no slot.
+    if seen_period(spec).is_none() || spec.forwarding == Forwarding::Snat {
         flags |= SERVICE_READS_ALWAYS;
     }
     if spec.failback == Failback::Return {
         flags |= SERVICE_FAILBACK;
+    }
+    if spec.forwarding == Forwarding::Snat {
+        flags |= SERVICE_FLOWS;
     }
     if spec.rules {
         flags |= SERVICE_RULES;

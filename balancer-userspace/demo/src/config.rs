@@ -74,14 +74,14 @@ pub(crate) fn listen(topology: &Topology, forwarding: Forwarding, index: u16) ->
     let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
-        Forwarding::Nat => own.to_vec(),
+        Forwarding::Nat | Forwarding::Snat => own.to_vec(),
     }
 }
 
-/// With `nat` the port changes on the way.
+/// With `nat` and `snat` the port changes on the way.
 const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
-        Forwarding::Nat => 8080,
+        Forwarding::Nat | Forwarding::Snat => 8080,
     }
 }

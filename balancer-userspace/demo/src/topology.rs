@@ -203,7 +203,8 @@ impl Topology {
         let backend = Namespace::new(&format!("web{number}"))?;
         join((&backend, "eth0"), (&self.switch, &format!("web{number}")))?;
         self.switch.ip(&format!("link set web{number} master br0"))?;
-        if self.forwarding != Forwarding::Nat {
+        let translated = matches!(self.forwarding, Forwarding::Nat | Forwarding::Snat);
+        if !translated {
             // The address is the balancer's to answer for.
             backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
             backend.sysctl("net/ipv4/conf/all/arp_announce", "2")?;
@@ -211,11 +212,15 @@ impl Topology {
         for family in Family::BOTH {
             address(&backend, "eth0", SEGMENT, family, host)?;
             let gateway = match self.forwarding {
-                Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => CLIENT,
-                Forwarding::Nat => BALANCER,
+                Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => Some(CLIENT),
+                Forwarding::Nat => Some(BALANCER),
+                // It needs no way to its clients.
+                Forwarding::Snat => None,
             };
-            route(&backend, CLIENTS, SEGMENT, family, gateway)?;
-            if self.forwarding != Forwarding::Nat {
+            if let Some(gateway) = gateway {
+                route(&backend, CLIENTS, SEGMENT, family, gateway)?;
+            }
+            if !translated {
                 own_vip(&backend, family)?;
             }
         }
@@ -290,7 +295,7 @@ impl Topology {
         let segment_interface = match (self.shape, self.forwarding) {
             (Shape::OneLegged | Shape::Routed, _) => Some("eth0"),
             (Shape::TwoLegged, Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => Some("eth1"),
-            (Shape::TwoLegged, Forwarding::Nat) => None,
+            (Shape::TwoLegged, Forwarding::Nat | Forwarding::Snat) => None,
         };
         if let Some(interface) = segment_interface {
             join((&self.client, interface), (&self.switch, "client"))?;

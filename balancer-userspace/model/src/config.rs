@@ -38,6 +38,8 @@ pub struct Config {
     pub metrics_page: bool,
     /// Known clients over all services.
     pub client_table_capacity: u32,
+    /// Connections of all `snat` services that the table is made for, if there is such a service.
+    pub flow_table_capacity: u32,
     /// The fleet's hash key; `None`: the controller makes one.
     pub hash_key: Option<HashKey>,
     /// What is watched, and when it is told.

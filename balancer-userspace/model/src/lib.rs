@@ -15,6 +15,7 @@ mod protocol;
 pub mod renames;
 mod service;
 pub mod shared;
+pub mod snat;
 pub mod states;
 pub mod table_size;
 pub mod validate;

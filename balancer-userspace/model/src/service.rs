@@ -5,7 +5,13 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use balancer_common::map_types::Forwarding;
 use serde::{Deserialize, Serialize};
 
-use crate::{check::CheckConfig, listeners::Listener, table_size::TableSize, vip::AssignVip};
+use crate::{
+    check::CheckConfig,
+    listeners::Listener,
+    snat::{DrainUntil, SnatConfig},
+    table_size::TableSize,
+    vip::AssignVip,
+};
 
 /// One `[[service]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,12 +45,18 @@ pub struct ServiceConfig {
     /// How long a draining backend keeps its known clients.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    /// What a drain waits for until then; `None`: for connections with `snat`, else for clients.
+    #[serde(default)]
+    pub drain_until: Option<DrainUntil>,
     /// What a failed health check does.
     pub on_failure: OnFailure,
     /// `nat`: for how long resets that refuse connections are withheld from clients while their backend is checked; zero: they
     /// are not.
     #[serde(default = "ServiceConfig::withhold_by_default", with = "humantime_serde")]
     pub withhold: Duration,
+    /// `snat`: its connections.
+    #[serde(default)]
+    pub snat: SnatConfig,
     /// When failures are those of no single backend.
     #[serde(default)]
     pub outage: Outage,
@@ -69,6 +81,13 @@ impl ServiceConfig {
         Duration::from_secs(1)
     }
 
+    /// What a drain waits for until its deadline.
+    #[must_use]
+    pub fn drains_until(&self) -> DrainUntil {
+        let by_mode = if self.forwarding == Forwarding::Snat { DrainUntil::Connections } else { DrainUntil::Clients };
+        self.drain_until.unwrap_or(by_mode)
+    }
+
     /// Slots of its lookup table, once all of its backends are reachable.
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -91,8 +110,10 @@ impl ServiceConfig {
             when_all_down,
             slow_start,
             drain_timeout,
+            drain_until,
             on_failure,
             withhold,
+            snat,
             outage,
             start_down,
             reject,
@@ -112,7 +133,9 @@ impl ServiceConfig {
             && *when_all_down == other.when_all_down
             && *slow_start == other.slow_start
             && *drain_timeout == other.drain_timeout
+            && *drain_until == other.drain_until
             && *on_failure == other.on_failure
+            && *snat == other.snat
             && *withhold == other.withhold
             && *outage == other.outage
             && *start_down == other.start_down
@@ -226,6 +249,7 @@ pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Dsr => "dsr",
         Forwarding::Nat => "nat",
+        Forwarding::Snat => "snat",
         Forwarding::Ipip => "ipip",
         Forwarding::Gue => "gue",
     }

@@ -304,7 +304,7 @@ impl Problems<'_> {
     /// `ports` for what keeps ports.
     fn ports(&mut self, index: usize, service: &ServiceConfig) {
         let at = Place::Name(index);
-        if !service.ports.is_empty() && service.forwarding != Forwarding::Nat {
+        if !service.ports.is_empty() && !matches!(service.forwarding, Forwarding::Nat | Forwarding::Snat) {
             let mode = forwarding_word(service.forwarding);
             self.add(
                 at,
@@ -450,10 +450,10 @@ fn port_fits(service: &ServiceConfig, name: &str, port: u16) -> Result<(), Strin
     let every = service.listen.iter().any(|listener| listener.ports.single().is_none());
     match (service.forwarding, service.listen.as_slice()) {
         _ if port == 0 => Ok(()),
-        (Forwarding::Nat, _) if every => Err(format!(
+        (Forwarding::Nat | Forwarding::Snat, _) if every => Err(format!(
             "backend {name:?} has port {port}, and a service with every port cannot change it; leave the port out"
         )),
-        (Forwarding::Nat, _) => Ok(()),
+        (Forwarding::Nat | Forwarding::Snat, _) => Ok(()),
         (_, [only]) if only.ports == PortRange::EVERY => Err(format!(
             "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
         )),

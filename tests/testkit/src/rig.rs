@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,10 +26,11 @@ use balancer_core::io::{
     BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, RuleSpec, ServiceId, ServiceSpec,
 };
 use balancer_daemon::supervisor::Supervisor;
-use balancer_dataplane::{Budgets, Capacity, Dataplane as _, KernelDataplane, Layers};
+use balancer_dataplane::{Budgets, Capacity, Dataplane as _, FlowTable, KernelDataplane, Layers};
 use balancer_model::{
     config::{Failback, Protocol},
     listeners::{Family, Listener},
+    snat::SnatConfig,
 };
 use ipnet::IpNet;
 use log::Log;
@@ -53,6 +55,9 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 pub const TUNNEL_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// Where tunnels to IPv6 backends start.
 pub const TUNNEL_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+
+/// The ports under which `snat` backends see clients, at [`TUNNEL_SOURCE_V4`] and [`TUNNEL_SOURCE_V6`].
+pub const POOL_PORTS: (u16, u16) = (20_000, 20_049);
 
 /// A service of the rig.
 #[derive(Clone, Debug)]
@@ -147,6 +152,7 @@ impl Rig {
                 backends: MOST_BACKEND_ROWS,
                 counted: MOST_BACKEND_ROWS,
                 clients: 1 << 10,
+                flows: 1 << 10,
             },
             &[in_ifindex, out_ifindex],
             None,
@@ -318,6 +324,21 @@ impl Rig {
         self.dataplane.watch_handshakes(Duration::ZERO);
         self.dataplane.watch_handshakes(Duration::from_secs(1));
         Ok(())
+    }
+
+    /// Says whether the backend, at `at`, of the service at `address` keeps known clients.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn keep_known(&mut self, address: &str, at: &str, keeps_known: bool) -> anyhow::Result<()> {
+        let row = self.moved(address, at, Some(self.in_ifindex))?;
+        self.dataplane.write_backend(&BackendSpec { keeps_known, ..row })
+    }
+
+    /// The connections of `snat` services.
+    #[must_use]
+    pub fn flows(&self) -> Arc<FlowTable> {
+        self.dataplane.flows()
     }
 
     /// The backend of the service at `index` is checked, and works.
@@ -528,6 +549,7 @@ fn configure(
         failback: Failback::Stay,
         rules: false,
         reject: false,
+        flows: SnatConfig { ports: Some(POOL_PORTS), ..SnatConfig::default() },
         backends: backends.into(),
     })
 }

@@ -79,7 +79,7 @@ impl Site {
             .map(|number| start_backend(&topology, forwarding, number, files.path()).map(Some))
             .collect::<Result<_>>()?;
         let decaps = match forwarding {
-            Forwarding::Dsr | Forwarding::Nat => Vec::new(),
+            Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => Vec::new(),
             Forwarding::Ipip | Forwarding::Gue => (1..=hosts)
                 .map(|number| start_decap(&topology, number, settings.xdp_mode, files.path()))
                 .collect::<Result<_>>()?,
@@ -424,7 +424,7 @@ pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, l
     let vip = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), port));
     let listen = match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => own.into_iter().chain(vip).collect(),
-        Forwarding::Nat => own.to_vec(),
+        Forwarding::Nat | Forwarding::Snat => own.to_vec(),
     };
     Backend::start(
         &binaries::balancer()?,

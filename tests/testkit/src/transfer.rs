@@ -77,7 +77,7 @@ pub fn target(topology: &Topology, family: Family) -> SocketAddr {
 #[must_use]
 pub fn listens(topology: &Topology, forwarding: Forwarding, family: Family, number: u16) -> SocketAddr {
     match forwarding {
-        Forwarding::Nat => SocketAddr::new(topology.backend_address(family, number - 1), NAT_PORT),
+        Forwarding::Nat | Forwarding::Snat => SocketAddr::new(topology.backend_address(family, number - 1), NAT_PORT),
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => target(topology, family),
     }
 }

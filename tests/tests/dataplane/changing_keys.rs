@@ -220,6 +220,8 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         when_all_down: _,
         slow_start: _,
         drain_timeout: _,
+        drain_until: _,
+        snat: _,
         on_failure: _,
         withhold: _,
         outage: _,

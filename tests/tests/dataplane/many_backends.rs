@@ -91,6 +91,7 @@ fn ids_beyond_the_rows_are_refused() -> Result<()> {
         backends: 8,
         counted: 8,
         clients: 1024,
+        flows: 0,
     };
     let mut dataplane = KernelDataplane::load(capacity, &[1])?;
     dataplane.write_backend(&backend(7))?;

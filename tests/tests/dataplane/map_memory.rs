@@ -31,6 +31,7 @@ fn when_maps_are_made_then_the_kernel_counts_the_memory_that_was_computed() -> R
             backends,
             counted: counted_each,
             clients,
+            flows: 0,
         };
         let before = counted()?;
         let dataplane = KernelDataplane::load(capacity, &[1])?;

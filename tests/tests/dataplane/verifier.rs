@@ -18,6 +18,7 @@ fn both_programs_are_verified_within_the_budget() -> Result<()> {
         backends: 16,
         counted: 16,
         clients: 1024,
+        flows: 0,
     };
     let mut balancer = KernelDataplane::load(capacity, &[1])?;
     let mut decap = Decap::load(&[])?;

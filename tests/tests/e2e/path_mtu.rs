@@ -35,7 +35,7 @@ fn learnt(host: &Namespace, from: IpAddr, to: IpAddr) -> Option<u32> {
 /// What a backend sends from.
 fn own_address(site: &Site, forwarding: Forwarding, family: Family, number: u16) -> IpAddr {
     match forwarding {
-        Forwarding::Nat => site.topology().backend_address(family, number - 1),
+        Forwarding::Nat | Forwarding::Snat => site.topology().backend_address(family, number - 1),
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => site.topology().vip(family),
     }
 }

@@ -258,7 +258,9 @@ fn datagrams_stick(forwarding: Forwarding) {
         for number in 1..=4u16 {
             let (site, stop) = (&site, &stop);
             let own = match forwarding {
-                Forwarding::Nat => SocketAddr::new(site.topology().backend_address(FAMILY, number - 1), 5301),
+                Forwarding::Nat | Forwarding::Snat => {
+                    SocketAddr::new(site.topology().backend_address(FAMILY, number - 1), 5301)
+                }
                 Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => vip,
             };
             let host = &site.topology().backends()[usize::from(number) - 1];

@@ -20,7 +20,7 @@ fn fits(forwarding: Forwarding, outer: Family) -> u64 {
         Family::V6 => 40,
     };
     match forwarding {
-        Forwarding::Dsr | Forwarding::Nat => MTU,
+        Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => MTU,
         Forwarding::Ipip => MTU - ip,
         Forwarding::Gue => MTU - ip - 8,
     }

@@ -113,7 +113,8 @@ impl Scene {
         let out = to_backend_mac(rig, frame, self.service);
         match self.forwarding {
             Forwarding::Dsr => out,
-            Forwarding::Nat => Frame { destination: self.backend(port), ttl: frame.ttl - 1, ..out },
+            // No scene has `snat`, whose ports are drawn: it has tables of its own.
+            Forwarding::Nat | Forwarding::Snat => Frame { destination: self.backend(port), ttl: frame.ttl - 1, ..out },
             Forwarding::Ipip => tunnel::wrapped(rig, "ipip", frame, self.service, self.backend),
             Forwarding::Gue => tunnel::wrapped(rig, "gue", frame, self.service, self.backend),
         }
@@ -269,7 +270,7 @@ fn errors_reach_the_backend_and_the_client() {
 fn what_does_not_fit_is_told_whichever_it_came_through() {
     run(|_, scene| {
         let outer = match scene.forwarding {
-            Forwarding::Dsr | Forwarding::Nat => return what_is_used_up(scene),
+            Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => return what_is_used_up(scene),
             Forwarding::Ipip => 0,
             Forwarding::Gue => 8,
         };

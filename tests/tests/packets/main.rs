@@ -10,6 +10,7 @@ mod decap;
 mod dsr;
 mod echo;
 mod extensions;
+mod flows;
 mod fragments;
 mod full_tables;
 mod handover;

@@ -67,6 +67,7 @@ impl Settings {
             metrics_listen,
             metrics_page,
             client_table_capacity,
+            flow_table_capacity,
             hash_key,
             statistics: StatisticsConfig { heavy_client_share, sample_interval },
             fleet,
@@ -78,6 +79,7 @@ impl Settings {
         differences.restart("state_file", old.state_file == *state_file);
         differences.restart("control.socket", old.socket == *socket);
         differences.restart("client_table.capacity", old.client_table_capacity == *client_table_capacity);
+        differences.restart("flow_table.capacity", old.flow_table_capacity == *flow_table_capacity);
         differences.restart("hash.key", old.hash_key == *hash_key);
         fleets(old.fleet.as_ref(), fleet.as_ref(), &mut differences);
         differences.restart(

@@ -377,6 +377,7 @@ impl Service {
             failback: self.settings.failback,
             rules: !self.told_rules.is_empty(),
             reject: self.settings.reject,
+            flows: self.settings.snat.clone(),
             backends: self.backends.iter().map(|backend| (backend.id, self.row_address(backend))).collect(),
         }
     }

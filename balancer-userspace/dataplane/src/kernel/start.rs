@@ -22,6 +22,7 @@ use crate::{
     counter_rows::Cpus,
     counters::{Counters, interface_multiplier},
     devices::DeviceTable,
+    flows::{FLOW_MAPS, FlowMaps},
     grace::GracePeriods,
     halves::Halves,
     handover,
@@ -97,6 +98,7 @@ impl KernelDataplane {
         let others = all_interfaces();
         let interface_multiplier = interface_multiplier(ifindexes, &others, multiplier_left)?;
         let buckets = buckets(&mut capacity, pins.as_ref())?;
+        flows(&mut capacity, pins.as_ref())?;
         let handover_key = handover::draw_key()?;
         let whose = Whose::here();
         let interfaces = others.len();
@@ -139,6 +141,7 @@ impl KernelDataplane {
             handover_key,
             devices: DeviceTable::new(&mut ebpf)?,
             redirect_errors: RedirectErrors::new(&mut ebpf)?,
+            flows: FlowMaps::new(&mut ebpf, &capacity)?,
             signs: SignTable::new(take(&mut ebpf, "SIGNS")?)?,
             kept,
             sharing: None,
@@ -207,6 +210,21 @@ fn buckets(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<u32> 
     }
     capacity.clients = notes.clients;
     Ok(notes.buckets)
+}
+
+/// Whether the table of connections that is left can be gone on with: it cannot change its size without resetting them.
+fn flows(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<()> {
+    let Some((pins, notes)) = pins.and_then(|pins| Some((pins, pins.left()?))) else { return Ok(()) };
+    if notes.flows == 0 || capacity.flows == 0 {
+        if notes.flows != capacity.flows {
+            for map in FLOW_MAPS {
+                pins.make_anew(map)?;
+            }
+        }
+        return Ok(());
+    }
+    capacity.flows = notes.flows;
+    Ok(())
 }
 
 /// The indices of this network namespace; none where the kernel does not tell.

@@ -29,6 +29,8 @@ pub const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
 const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9660);
 const CLIENT_TABLE_CAPACITY: u32 = 262_144;
 const MAX_CLIENT_TABLE_CAPACITY: i64 = 1 << 26;
+const FLOW_TABLE_CAPACITY: u32 = 262_144;
+const MAX_FLOW_TABLE_CAPACITY: i64 = 1 << 23;
 const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 
 /// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
@@ -97,6 +99,11 @@ fn of_parts(
             section.finish(findings);
             capacity
         });
+    let flows = root.table("flow_table", "[flow_table]", "{ capacity = 262144 }", findings).and_then(|mut section| {
+        let capacity = section.integer("capacity", findings, (1024, MAX_FLOW_TABLE_CAPACITY));
+        section.finish(findings);
+        capacity
+    });
     let hash_key = root.table("hash", "[hash]", "{ key = \"hex:…\" }", findings).and_then(|mut section| {
         let key = section.text("key", findings, value::hash_key);
         section.finish(findings);
@@ -133,6 +140,7 @@ fn of_parts(
         metrics_listen: metrics_listen.map_or(Some(METRICS_LISTEN), |listen| listen.value),
         metrics_page: metrics_page.unwrap_or(true),
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
+        flow_table_capacity: flows.map_or(FLOW_TABLE_CAPACITY, |capacity| capacity.value),
         hash_key: hash_key.map(|key| key.value),
         statistics: statistics.unwrap_or_default(),
         fleet,

@@ -10,6 +10,7 @@ mod fleet;
 mod pieces;
 mod section;
 mod service;
+mod snat;
 
 use std::{fs::File, io::Read as _, path::Path};
 

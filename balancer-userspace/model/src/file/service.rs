@@ -12,6 +12,7 @@ use balancer_common::map_types::Forwarding;
 use super::{
     check::{Keys, check},
     findings::Findings,
+    snat,
     section::{Either, Located, Section},
 };
 use crate::{
@@ -22,13 +23,20 @@ use crate::{
     },
     listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
+    snat::DrainUntil,
     table_size::{SLOTS_PER_BACKEND, TableSize},
     validate::enough_slots,
     value,
 };
 
 const FORWARDING: &[(&str, Forwarding)] =
-    &[("dsr", Forwarding::Dsr), ("nat", Forwarding::Nat), ("ipip", Forwarding::Ipip), ("gue", Forwarding::Gue)];
+    &[
+        ("dsr", Forwarding::Dsr),
+        ("nat", Forwarding::Nat),
+        ("snat", Forwarding::Snat),
+        ("ipip", Forwarding::Ipip),
+        ("gue", Forwarding::Gue),
+    ];
 const DEFAULT_TABLE_SIZE: TableSize = TableSize::Fixed(65_537);
 const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
@@ -93,7 +101,8 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let slow_start = section.text("slow_start", findings, slow_start);
     let drain_timeout = section
         .table("drain", "drain", "{ timeout = \"5m\" }", findings)
-        .and_then(|section| drain_timeout(section, findings));
+        .map_or((None, None), |section| drain(section, findings));
+    let (drain_timeout, drain_until) = drain_timeout;
     let on_failure = section
         .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
         .map(|section| on_failure(section, findings));
@@ -102,6 +111,8 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .map(|section| outage(section, findings))
         .unwrap_or_default();
     let withhold = section.text("withhold", findings, withhold);
+    let mode = forwarding.as_ref().map(|forwarding| forwarding.value);
+    let snat = snat::section(&mut section, mode, findings);
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let reject = section.boolean("reject", findings).unwrap_or(false);
     let assign_vip = match section.boolean_or("assign_vip", VIP_ON, findings, value::interface) {
@@ -110,9 +121,9 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         Some(Either::Text(interface)) => AssignVip::On(interface),
     };
     if let (Some(withhold), Some(forwarding)) = (&withhold, &forwarding)
-        && forwarding.value != Forwarding::Nat
+        && !matches!(forwarding.value, Forwarding::Nat | Forwarding::Snat)
     {
-        let text = "withhold has an effect with forwarding = \"nat\" alone: in other modes resets do not pass through the balancer";
+        let text = "withhold has an effect with forwarding = \"nat\" and \"snat\" alone: in other modes resets do not pass through the balancer";
         findings.warn(withhold.at, text.to_owned());
     }
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
@@ -120,6 +131,13 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
     section.finish(findings);
 
+    if let (Some(until), Some(forwarding)) = (&drain_until, &forwarding)
+        && until.value == DrainUntil::Connections
+        && forwarding.value != Forwarding::Snat
+    {
+        let text = "until = \"connections\" needs forwarding = \"snat\", which alone knows connections; remove it";
+        findings.error(until.at, text.to_owned());
+    }
     if let Some(failback) = &failback
         && failback.value == Failback::Stay
         && remember.as_ref().is_some_and(|remember| remember.value.is_zero())
@@ -186,8 +204,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
         slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
         drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
+        drain_until: drain_until.map(|until| until.value),
         on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
         withhold: withhold.map_or_else(ServiceConfig::withhold_by_default, |withhold| withhold.value),
+        snat,
         outage,
         start_down,
         reject,
@@ -273,10 +293,15 @@ fn withhold(text: &str) -> Result<Duration, String> {
     Ok(withhold)
 }
 
-fn drain_timeout(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Duration> {
+fn drain(
+    mut section: Section<'_>,
+    findings: &mut Findings<'_>,
+) -> (Option<Duration>, Option<Located<DrainUntil>>) {
     let timeout = section.text("timeout", findings, value::duration).map(|timeout| timeout.value);
+    let words = [("clients", DrainUntil::Clients), ("connections", DrainUntil::Connections)];
+    let until = section.text("until", findings, |text| value::word("until", text, &words));
     section.finish(findings);
-    timeout
+    (timeout, until)
 }
 
 fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailure {
@@ -324,11 +349,13 @@ fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'
 
 /// Reports a check by the way of clients' packets where that is the backend's own.
 fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
-    if check.value.via == Via::Service && forwarding == Forwarding::Nat {
+    if check.value.via == Via::Service && matches!(forwarding, Forwarding::Nat | Forwarding::Snat) {
+        let mode = forwarding_word(forwarding);
         findings.error(
             check.at,
-            "via = \"service\" means nothing to nat, which sends clients' packets to the backend's own address; remove it"
-                .to_owned(),
+            format!(
+                "via = \"service\" means nothing to {mode}, which sends clients' packets to the backend's own address; remove it"
+            ),
         );
     }
 }
@@ -336,7 +363,7 @@ fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut
 /// Warns of checks that do not see what clients see.
 fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Findings<'_>) {
     let mode = match front.forwarding {
-        Forwarding::Nat => return,
+        Forwarding::Nat | Forwarding::Snat => return,
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => forwarding_word(front.forwarding),
     };
     if keys.goes_past_the_service() {

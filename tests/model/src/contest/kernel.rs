@@ -15,7 +15,7 @@ use balancer_common::{
     handover,
     map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, TableSlot},
     service_table::PublishedView,
-    verdict::{DropReason, Verdict},
+    verdict::{DROP_COUNTERS, DropReason, Verdict},
 };
 use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers, Reread};
@@ -57,7 +57,7 @@ pub struct Kernel {
     /// Ids of listeners that are counted.
     listeners: Vec<ListenerId>,
     /// Drops by reason at the last packet.
-    drops: [u64; 16],
+    drops: [u64; DROP_COUNTERS],
 }
 
 /// A service: where its row and live table are, and what it has.
@@ -90,6 +90,7 @@ impl Kernel {
             // Of half of them CPUs share the counters.
             counted: BACKEND_ROWS / 2,
             clients,
+            flows: 0,
         };
         let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
         dataplane.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
@@ -104,7 +105,7 @@ impl Kernel {
             before: Counters::default(),
             backends: Vec::new(),
             listeners: Vec::new(),
-            drops: [0; 16],
+            drops: [0; DROP_COUNTERS],
         })
     }
 

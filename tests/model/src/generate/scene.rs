@@ -138,6 +138,7 @@ impl Scene {
             backends: backends.into(),
             rules: rng.bool(),
             reject: rng.bool(),
+            flows: balancer_core::io::FlowSpec::default(),
         };
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);
@@ -284,7 +285,7 @@ fn backend_address(
     let every_port = listeners.iter().any(|of| of.listener.ports.single().is_none());
     let (v4, host, port) = match forwarding {
         Forwarding::Nat if every_port || once_in(rng, 3) => (v4, rng.u16(21..27), 0),
-        Forwarding::Nat => (v4, rng.u16(21..27), 8000 + row),
+        Forwarding::Nat | Forwarding::Snat => (v4, rng.u16(21..27), 8000 + row),
         Forwarding::Dsr => (v4, 100 + row, 0),
         Forwarding::Ipip | Forwarding::Gue => (rng.bool(), 100 + row, 0),
     };

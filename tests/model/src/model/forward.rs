@@ -89,6 +89,8 @@ impl State {
                 one_hop_is_left(packet)?;
                 with_a_hop_less(arrival.frame, packet)
             }
+            // Its ports are drawn at random: no scene has it, and the packet tables of flows look at it.
+            Forwarding::Snat => return Err(DropReason::NoNextHop),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
                 let port = match carries {

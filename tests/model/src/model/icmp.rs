@@ -96,6 +96,7 @@ impl State {
                 one_hop_is_left(packet)?;
                 with_a_hop_less(arrival.frame, packet)
             }
+            Forwarding::Snat => return Err(DropReason::NoNextHop),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
                 let outer = New { end: End::Destination, address: backend.address.ip(), port: 0 };

@@ -94,7 +94,7 @@ impl Settings {
         let Self { interfaces, xdp_mode, check, remember, prefix_v4, on_exit, service_lines, lines, .. } = self;
         let (forwarding, port) = match self.forwarding {
             mode @ (Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue) => (forwarding_word(mode), PORT),
-            Forwarding::Nat => ("nat", backend_port(Forwarding::Nat)),
+            mode @ (Forwarding::Nat | Forwarding::Snat) => (forwarding_word(mode), backend_port(mode)),
         };
         let mut text = format!(
             "interfaces = {interfaces:?}\nxdp_mode = \"{xdp_mode}\"\non_exit = \"{on_exit}\"\nstate_file = \"{state}/state.json\"\n\
@@ -171,6 +171,6 @@ pub(super) fn config_path(files: &Path) -> PathBuf {
 pub const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,
-        Forwarding::Nat => 8080,
+        Forwarding::Nat | Forwarding::Snat => 8080,
     }
 }

@@ -97,7 +97,7 @@ impl Fleet {
         settings.check = QUICK_CHECK.to_owned();
         let files = tempfile::tempdir().unwrap();
         let decaps = match forwarding {
-            Forwarding::Dsr | Forwarding::Nat => Vec::new(),
+            Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => Vec::new(),
             Forwarding::Ipip | Forwarding::Gue => {
                 (1..=BACKENDS).map(|number| start_decap(&topology, number, "native", files.path()).unwrap()).collect()
             }

@@ -17,7 +17,7 @@ const DONT_FRAGMENT: u16 = 0x4000;
 pub(super) const fn overhead(forwarding: Forwarding, backend_v4: bool) -> usize {
     let ip = if backend_v4 { V4 } else { V6 };
     match forwarding {
-        Forwarding::Dsr | Forwarding::Nat => 0,
+        Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => 0,
         Forwarding::Ipip => ip,
         Forwarding::Gue => ip + UDP,
     }
@@ -28,7 +28,7 @@ pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port
     let inner_v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
     let mut payload: Vec<u8> = Vec::new();
     let protocol = match forwarding {
-        Forwarding::Dsr | Forwarding::Nat => return packet.to_vec(),
+        Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => return packet.to_vec(),
         Forwarding::Ipip if inner_v4 => PROTOCOL_IPV4,
         Forwarding::Ipip => PROTOCOL_IPV6,
         Forwarding::Gue => {

@@ -287,6 +287,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         failback: Failback::Stay,
         rules: service.rule.is_some(),
         reject: false,
+        flows: balancer_core::io::FlowSpec::default(),
         backends: addresses.into(),
     })
 }

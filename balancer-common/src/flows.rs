@@ -1,0 +1,334 @@
+//! Connections of `snat` services: which there are, how long they live, and under which port the backend sees them.
+//!
+//! A flow has a row in one of two buckets, which the hash of its ends names, so that a table is nearly full before a flow finds
+//! no place (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). What changes of it while it lives is one word:
+//!
+//! ```text
+//! bits  63…32 tag | 31…8 last seen, in ticks | 7…0 state        0 = empty
+//! ```
+//!
+//! *Who goes when both buckets are full*: a flow that has ended, else the half-open one that was seen the longest ago. A flow
+//! that was answered is never pushed out.
+
+use bytemuck::{Pod, Zeroable};
+
+/// ns in a tick, as a shift: 2^30, 1.07 s.
+pub const TICK_SHIFT: u32 = 30;
+const TICK_MASK: u32 = 0x00ff_ffff;
+
+/// Ticks of `seconds`, rounded up.
+#[must_use]
+pub const fn ticks(seconds: u64) -> u32 {
+    let ticks = (seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT);
+    if ticks > MOST_TICKS as u64 { MOST_TICKS } else { ticks as u32 }
+}
+
+/// Seconds of so many ticks.
+#[must_use]
+pub const fn seconds(ticks: u32) -> u64 {
+    ((ticks as u64) << TICK_SHIFT) / 1_000_000_000
+}
+
+/// The longest time that is told apart from a time to come: 99 days.
+const MOST_TICKS: u32 = TICK_MASK / 2;
+
+/// Ticks for which an address and port of the pool are not used again for the same backend, after a connection's end: a server
+/// keeps what it closed for as long (RFC 9293, TIME-WAIT, as Linux has it).
+pub const REST_TICKS: u32 = ticks(60);
+
+/// It has a row.
+pub const FLOW_TAKEN: u8 = 1;
+/// The backend has answered.
+pub const FLOW_ANSWERED: u8 = 2;
+/// The client has gone on after the answer.
+pub const FLOW_ESTABLISHED: u8 = 4;
+/// The client has sent FIN.
+pub const FLOW_CLIENT_ENDS: u8 = 8;
+/// The backend has sent FIN.
+pub const FLOW_BACKEND_ENDS: u8 = 16;
+/// One of them has sent RST, and nothing came after it.
+pub const FLOW_RESET: u8 = 32;
+/// It is one of datagrams.
+pub const FLOW_DATAGRAMS: u8 = 64;
+/// Only its address and port are still taken; packets no longer find it.
+pub const FLOW_RESTS: u8 = 128;
+
+/// What changes of a flow while it lives.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowWord(pub u64);
+
+/// Ticks without a packet after which a flow ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct IdleTicks {
+    /// An established connection.
+    pub tcp: u32,
+    /// Datagrams.
+    pub udp: u32,
+    /// What was not answered, or not gone on with.
+    pub half_open: u32,
+    /// A connection that both ends have closed, or one has reset.
+    pub closing: u32,
+}
+
+/// What a flow is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not answered yet, or not gone on with.
+    HalfOpen,
+    /// It carries data.
+    Open,
+    /// Both ends have closed it, or one has reset it.
+    Closing,
+    /// Only its address and port are still taken.
+    Rests,
+}
+
+impl FlowWord {
+    /// No flow.
+    pub const EMPTY: Self = Self(0);
+
+    /// A flow with this tag, last seen at `now`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(tag: u32, state: u8, now: u32) -> Self {
+        Self((tag as u64) << 32 | ((now & TICK_MASK) as u64) << 8 | state as u64)
+    }
+
+    /// The high half of the hash of its ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// `FLOW_*` bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The tick it was last seen in, of which the low bits are kept.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen(self) -> u32 {
+        (self.0 >> 8) as u32 & TICK_MASK
+    }
+
+    /// Ticks since it was last seen. What another CPU saw after `now` was read is taken as 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn age(self, now: u32) -> u32 {
+        let age = now.wrapping_sub(self.seen()) & TICK_MASK;
+        if age > MOST_TICKS { 0 } else { age }
+    }
+
+    /// Whether packets with this tag may be its.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_found_by(self, tag: u32) -> bool {
+        self.tag() == tag && self.state() & (FLOW_TAKEN | FLOW_RESTS) == FLOW_TAKEN
+    }
+
+    /// The same at `now`, in `state`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, state: u8, now: u32) -> Self {
+        Self::new(self.tag(), state, now)
+    }
+
+    /// What it is doing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn phase(self) -> Phase {
+        const ENDS: u8 = FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
+        let state = self.state();
+        if state & FLOW_RESTS != 0 {
+            Phase::Rests
+        } else if state & FLOW_RESET != 0 || state & ENDS == ENDS {
+            Phase::Closing
+        } else if state & FLOW_ESTABLISHED != 0 {
+            Phase::Open
+        } else {
+            Phase::HalfOpen
+        }
+    }
+
+    /// Whether it has not carried data.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_half_open(self) -> bool {
+        matches!(self.phase(), Phase::HalfOpen)
+    }
+
+    /// Whether it lives: whether it is a connection to those who count them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lives(self, now: u32, idle: &IdleTicks) -> bool {
+        let age = self.age(now);
+        match self.phase() {
+            _ if self.0 == 0 => false,
+            Phase::HalfOpen => age <= idle.half_open,
+            Phase::Open if self.state() & FLOW_DATAGRAMS != 0 => age <= idle.udp,
+            Phase::Open => age <= idle.tcp,
+            Phase::Closing => age <= idle.closing,
+            Phase::Rests => false,
+        }
+    }
+
+    /// Whether its row, address and port may be another's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_go(self, now: u32, idle: &IdleTicks) -> bool {
+        match self.phase() {
+            Phase::HalfOpen | Phase::Open => !self.lives(now, idle),
+            Phase::Closing | Phase::Rests => self.age(now) > REST_TICKS,
+        }
+    }
+
+    /// Whether its connection has ended, so that a segment that opens one from the same port begins another.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_ended(self, now: u32, idle: &IdleTicks) -> bool {
+        matches!(self.phase(), Phase::Closing | Phase::Rests) || !self.lives(now, idle)
+    }
+}
+
+/// How well the row of a flow does for another: the best has the highest score, which names its place in the low four bits; 0:
+/// it must stay.
+#[inline(always)]
+#[must_use]
+pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) -> u32 {
+    const HALF_OPEN: u32 = 1 << 28;
+    const UNANSWERED: u32 = 2 << 28;
+    const GONE: u32 = 3 << 28;
+    const EMPTY: u32 = 4 << 28;
+    let class = if word.0 == 0 {
+        EMPTY
+    } else if word.may_go(now, idle) {
+        GONE
+    } else if !word.is_half_open() {
+        return 0;
+    } else if word.state() & FLOW_ANSWERED == 0 {
+        UNANSWERED
+    } else {
+        HALF_OPEN
+    };
+    class | word.age(now) << 4 | place & 15
+}
+
+/// What a packet says of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// From the client; else from the backend.
+    pub by_client: bool,
+    /// A datagram; the rest is false then.
+    pub datagram: bool,
+    /// SYN.
+    pub syn: bool,
+    /// FIN.
+    pub fin: bool,
+    /// RST.
+    pub rst: bool,
+    /// ACK.
+    pub ack: bool,
+}
+
+/// The state after a packet.
+///
+/// A reset ends nothing by itself: where a segment comes after it, one end has not taken it for its peer's (RFC 5961), and
+/// the connection goes on.
+#[inline(always)]
+#[must_use]
+pub const fn next(state: u8, said: Said) -> u8 {
+    if said.rst {
+        return state | FLOW_RESET;
+    }
+    let state = state & !FLOW_RESET;
+    if said.by_client {
+        let goes_on = said.datagram || said.ack && !said.syn;
+        let established = if goes_on && state & FLOW_ANSWERED != 0 { FLOW_ESTABLISHED } else { 0 };
+        state | established | if said.fin { FLOW_CLIENT_ENDS } else { 0 }
+    } else {
+        let established = if said.datagram { FLOW_ESTABLISHED } else { 0 };
+        state | FLOW_ANSWERED | established | if said.fin { FLOW_BACKEND_ENDS } else { 0 }
+    }
+}
+
+/// A word of the index by which replies are found.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReturnWord(pub u64);
+
+impl ReturnWord {
+    /// The way to `row`, below 2^31, of the flow with this tag.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(tag: u32, row: u32) -> Self {
+        Self((tag as u64) << 32 | (row as u64 + 1))
+    }
+
+    /// The high half of the hash of its ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The row; for an empty word a number that is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn row(self) -> u32 {
+        (self.0 as u32).wrapping_sub(1)
+    }
+}
+
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The hash of both ends of a flow as a backend sees them. Without a key: a client chooses none of them.
+#[inline(always)]
+#[must_use]
+pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protocol: u8) -> u64 {
+    let low = (backend[0] as u64 | (backend[1] as u64) << 32) ^ (pool[1] as u64 | (pool[0] as u64) << 32).rotate_left(17);
+    let high = (backend[2] as u64 | (backend[3] as u64) << 32) ^ (pool[3] as u64 | (pool[2] as u64) << 32).rotate_left(17);
+    let mut state = (low ^ protocol as u64).wrapping_mul(MULTIPLIER);
+    state = (state ^ state >> 32 ^ high).wrapping_mul(MULTIPLIER);
+    state = (state ^ state >> 32 ^ ports as u64).wrapping_mul(MULTIPLIER);
+    state ^= state >> 29;
+    state = state.wrapping_mul(MULTIPLIER);
+    state ^ state >> 32
+}
+
+/// The bucket of a hash, of `count`: the low half scaled (Lemire's multiply-shift reduction). The tag is the high half.
+#[inline(always)]
+#[must_use]
+pub const fn first_bucket(hash: u64, count: u32) -> u32 {
+    (((hash & 0xffff_ffff) * count as u64) >> 32) as u32
+}
+
+/// The other bucket of a hash.
+#[inline(always)]
+#[must_use]
+pub const fn second_bucket(hash: u64, count: u32) -> u32 {
+    first_bucket((hash ^ hash >> 32).wrapping_mul(MULTIPLIER) >> 32, count)
+}
+
+/// How many addresses and ports are tried for a flow.
+pub const PORT_TRIES: u32 = 64;
+
+/// An address (as its index) and a port (host order), of `addresses` × (`last` − `first` + 1), both at least 1: number `attempt`
+/// from one that `start` names. Neighbours in that order are neighbours in numbers, so that a small pool is tried whole.
+#[inline(always)]
+#[must_use]
+pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {
+    let ports = (last as u32).wrapping_sub(first as u32).wrapping_add(1);
+    let all = ports.wrapping_mul(addresses);
+    let begin = ((start as u64 * all as u64) >> 32) as u32;
+    let number = begin.wrapping_add(attempt) % all;
+    (number / ports, first.wrapping_add((number % ports) as u16))
+}
+
+#[cfg(test)]
+mod tests;

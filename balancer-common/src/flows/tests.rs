@@ -1,0 +1,136 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const IDLE: IdleTicks = IdleTicks { tcp: 900, udp: 60, half_open: 30, closing: 10 };
+const NONE: Said = Said { by_client: true, datagram: false, syn: false, fin: false, rst: false, ack: false };
+
+fn client(said: Said) -> Said {
+    Said { by_client: true, ..said }
+}
+
+fn backend(said: Said) -> Said {
+    Said { by_client: false, ..said }
+}
+
+fn after(packets: &[Said]) -> FlowWord {
+    FlowWord::new(7, packets.iter().fold(FLOW_TAKEN, |state, said| next(state, *said)), 100)
+}
+
+const SYN: Said = Said { syn: true, ..NONE };
+const SYN_ACK: Said = Said { syn: true, ack: true, by_client: false, ..NONE };
+const ACK: Said = Said { ack: true, ..NONE };
+const FIN: Said = Said { ack: true, fin: true, ..NONE };
+const RST: Said = Said { rst: true, ..NONE };
+
+#[test]
+fn when_a_handshake_is_complete_then_a_flow_is_open() {
+    assert_eq!(after(&[SYN]).phase(), Phase::HalfOpen);
+    assert_eq!(after(&[SYN, SYN]).phase(), Phase::HalfOpen);
+    assert_eq!(after(&[SYN, SYN_ACK]).phase(), Phase::HalfOpen);
+    assert_eq!(after(&[SYN, ACK]).phase(), Phase::HalfOpen);
+    assert_eq!(after(&[SYN, SYN_ACK, ACK]).phase(), Phase::Open);
+}
+
+#[test]
+fn when_both_ends_close_then_a_flow_is_closing() {
+    let open = [SYN, SYN_ACK, ACK];
+    let with = |more: &[Said]| after(&[&open, more].concat()).phase();
+    assert_eq!(with(&[client(FIN)]), Phase::Open);
+    assert_eq!(with(&[backend(FIN)]), Phase::Open);
+    assert_eq!(with(&[client(FIN), backend(FIN), client(ACK)]), Phase::Closing);
+}
+
+#[test]
+fn when_a_segment_comes_after_a_reset_then_the_flow_goes_on() {
+    let open = [SYN, SYN_ACK, ACK];
+    let with = |more: &[Said]| after(&[&open, more].concat()).phase();
+    assert_eq!(with(&[client(RST)]), Phase::Closing);
+    assert_eq!(with(&[client(RST), backend(ACK)]), Phase::Open);
+}
+
+#[test]
+fn when_a_datagram_is_answered_then_its_flow_is_open() {
+    let datagram = Said { datagram: true, ..NONE };
+    assert_eq!(after(&[client(datagram)]).phase(), Phase::HalfOpen);
+    assert_eq!(after(&[client(datagram), backend(datagram)]).phase(), Phase::Open);
+}
+
+#[test]
+fn when_a_flow_is_idle_for_its_time_then_it_ends_and_its_port_rests() {
+    for (state, lives, gone) in [
+        (FLOW_TAKEN, 30, 30),
+        (FLOW_TAKEN | FLOW_ANSWERED | FLOW_ESTABLISHED, 900, 900),
+        (FLOW_TAKEN | FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_DATAGRAMS, 60, 60),
+        (FLOW_TAKEN | FLOW_RESET, 10, REST_TICKS),
+        (FLOW_TAKEN | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS, 10, REST_TICKS),
+    ] {
+        // Beyond the wrap-around as well.
+        for begin in [100, TICK_MASK - 20] {
+            let word = FlowWord::new(7, state, begin);
+            let at = |age: u32| begin.wrapping_add(age);
+            assert!(word.lives(at(lives), &IDLE) && !word.lives(at(lives + 1), &IDLE), "{state}");
+            assert!(!word.may_go(at(gone), &IDLE) && word.may_go(at(gone + 1), &IDLE), "{state}");
+        }
+    }
+    let rests = FlowWord::new(7, FLOW_TAKEN | FLOW_RESTS, 100);
+    assert!(!rests.lives(100, &IDLE) && !rests.may_go(100 + REST_TICKS, &IDLE) && !rests.is_found_by(7));
+}
+
+#[test]
+fn when_another_cpu_saw_a_flow_later_then_it_is_not_old() {
+    assert_eq!(FlowWord::new(7, FLOW_TAKEN, 101).age(100), 0);
+}
+
+#[test]
+fn when_a_pool_is_small_then_all_of_it_is_tried() {
+    for (addresses, first, last) in [(1, 20_000, 20_009), (3, 20_000, 20_007), (8, 5, 5), (1, 1, 64)] {
+        for start in [0, 7, u32::MAX / 3, u32::MAX] {
+            let tried: HashSet<_> =
+                (0..PORT_TRIES).map(|attempt| candidate(start, attempt, addresses, first, last)).collect();
+            assert_eq!(tried.len(), (addresses * u32::from(last - first + 1)) as usize, "{start}");
+        }
+    }
+}
+
+#[test]
+fn when_a_bucket_is_full_then_what_has_not_carried_data_goes_first() {
+    let at = |state, seen| FlowWord::new(7, state, seen);
+    let open = FLOW_TAKEN | FLOW_ANSWERED | FLOW_ESTABLISHED;
+    let order = [
+        FlowWord::EMPTY,
+        at(open, 99),
+        at(open | FLOW_RESET, 1000 - REST_TICKS - 1),
+        at(FLOW_TAKEN, 980),
+        at(FLOW_TAKEN, 999),
+        at(FLOW_TAKEN | FLOW_ANSWERED, 980),
+    ];
+    let scores = order.map(|word| expendable(word, 3, 1000, &IDLE));
+    assert!(scores.is_sorted_by(|one, other| one > other), "{scores:?}");
+    assert!(scores.iter().all(|score| score & 15 == 3));
+    for stays in [at(open, 100), at(open | FLOW_RESET, 999), at(open | FLOW_RESTS, 999)] {
+        assert_eq!(expendable(stays, 3, 1000, &IDLE), 0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_candidate_is_of_the_pool(start: u32, attempt in 0..PORT_TRIES, addresses in 1u32..=8, first in 1u16.., length: u16) {
+        let last = first.saturating_add(length);
+        let (index, port) = candidate(start, attempt, addresses, first, last);
+        prop_assert!(index < addresses && (first..=last).contains(&port));
+    }
+
+    #[test]
+    fn buckets_are_of_the_table(hash: u64, count in 1u32..) {
+        prop_assert!(first_bucket(hash, count) < count && second_bucket(hash, count) < count);
+    }
+
+    #[test]
+    fn a_word_keeps_what_it_was_made_of(tag: u32, state: u8, now: u32) {
+        let word = FlowWord::new(tag, state, now);
+        prop_assert_eq!((word.tag(), word.state(), word.age(now)), (tag, state, 0));
+    }
+}

@@ -1,0 +1,100 @@
+//! Replies of `snat` backends.
+
+use balancer_common::{
+    flows::{self, return_hash},
+    map_types::{CONTROL_RETURNS, Control, FlowRow},
+    verdict::DropReason,
+};
+
+use crate::{
+    control,
+    flows::{
+        find::differ,
+        pool, rewriting,
+        table::{self, Flow},
+    },
+    forward::{nat, neighbour, rewrite},
+    found::Found,
+    fragments::{self, Way},
+    parse::{self, Ip, Ports},
+    returns, signs,
+    step::{Carries, FlowReturn, Step, ToClient, Told, Toward},
+};
+
+/// The flow of a packet between these ends, as the backend sees them.
+#[inline(always)]
+pub(super) fn find(pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: u8, protocol: u8) -> Option<Flow> {
+    let hash = return_hash(pool, backend, ends, protocol);
+    let flow = Flow::at(table::find_reply(hash)?)?;
+    is_of(flow.row(), pool, backend, ends, family, protocol).then_some(flow)
+}
+
+#[inline(always)]
+fn is_of(row: &FlowRow, pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
+    let kinds = u32::from(row.family ^ family) | u32::from(row.protocol ^ protocol);
+    let own = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;
+    differ(&row.pool, pool) | differ(&row.backend, backend) | (own ^ ends) | kinds == 0
+}
+
+/// Which flow a packet is the reply of, or which `nat` backend's; it is this machine's if it is neither.
+#[inline(always)]
+pub(crate) fn decide(found: &Found) -> Step {
+    let Found { ip, .. } = found;
+    let Some(ports) = parse::ports(ip) else { return Step::PASS };
+    if pool::has(ports.destination())
+        && let Some(flow) = find(&ip.destination, &ip.source, ports.ends(), ip.family, ip.protocol)
+    {
+        if ip.fragment.is_first() {
+            fragments::remember(ip, Way::FlowBack(flow.index));
+        }
+        return Step::to(FlowReturn { row: flow.index });
+    }
+    match control::words() {
+        Some(control) if control.flags & CONTROL_RETURNS != 0 => of_nat(control, ip, ports),
+        _ => Step::PASS,
+    }
+}
+
+#[inline(always)]
+fn of_nat(control: &'static Control, ip: &Ip<'_>, ports: Ports) -> Step {
+    match returns::find(control, ip, ports.source()) {
+        Some(row) => Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header }),
+        None => Step::PASS,
+    }
+}
+
+/// Sends a reply to the client of its flow.
+#[inline(always)]
+pub(crate) fn to_client(found: &Found, told: Told<FlowReturn>) -> Step {
+    let Found { ip, .. } = found;
+    let Some(flow) = Flow::at(told.get().row) else { return Step::PASS };
+    let way = way(found, flow.row());
+    if !way.sends() {
+        return way;
+    }
+    if nat::refuses(ip) && signs::withholds(flow.row().backend_id) {
+        return Step::drop(DropReason::Withheld);
+    }
+    flow.put(flows::next(flow.was.state(), parse::said(ip, false)), table::now());
+    flow.count_back(ip.length);
+    send(found, &flow, way)
+}
+
+/// How a reply leaves for its client.
+#[inline(always)]
+pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
+    let way = neighbour::route(found.ingress, &found.ip, &row.vip, &row.client);
+    if way.sends() && found.ip.ttl() <= 1 { Step::drop(DropReason::TtlExceeded) } else { way }
+}
+
+/// Rewrites a reply, and sends it.
+#[inline(always)]
+pub(super) fn send(found: &Found, flow: &Flow, way: Step) -> Step {
+    if !rewriting::rewrite(found.ingress, &found.ip, flow, Toward::Client) {
+        return Step::drop(DropReason::Malformed);
+    }
+    match neighbour::macs().and_then(|(to, from)| rewrite::macs(found.frame, to, from)) {
+        Some(()) => way,
+        None => Step::drop(DropReason::Malformed),
+    }
+}

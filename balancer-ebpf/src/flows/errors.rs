@@ -1,0 +1,101 @@
+//! ICMP errors about packets of flows, from both sides (RFC 5508).
+
+use balancer_common::{
+    map_types::{CONTROL_FLOWS, Control, SERVICE_FLOWS, ServiceRow},
+    verdict::{DecisionIndex, DropReason},
+};
+
+use crate::{
+    backends,
+    flows::{
+        back, find, rewriting,
+        table::{self, Flow},
+        there,
+    },
+    forward::{self, nat, neighbour, rewrite},
+    found::Found,
+    parse::Ip,
+    signs,
+    step::{Choice, FlowError, Kind, Step, Told, Toward},
+};
+
+/// An error to a VIP about a packet that went to a client: to the flow's backend.
+#[inline(always)]
+pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
+    if service.flags & SERVICE_FLOWS == 0 || inner.fragment.is_later() {
+        return Step::drop(DropReason::FragmentUnknown);
+    }
+    let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::drop(DropReason::Malformed) };
+    let ends = u32::from(client_port) | u32::from(vip_port) << 16;
+    let hash = find::hash(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol);
+    match table::find(hash).and_then(Flow::at) {
+        Some(flow) if find::is_of(flow.row(), &inner.destination, &inner.source, ends, inner.family, inner.protocol) => {
+            Step::to(FlowError { row: flow.index, toward: Toward::Backend })
+        }
+        _ => Step::drop(DropReason::FlowUnknown),
+    }
+}
+
+/// An error to an address of a pool about a packet that went to a backend: to the flow's client.
+#[inline(always)]
+pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
+    if control.flags & CONTROL_FLOWS == 0 || inner.fragment.is_later() {
+        return Step::PASS;
+    }
+    let Some([pool_port, backend_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::PASS };
+    let ends = u32::from(backend_port) | u32::from(pool_port) << 16;
+    match back::find(&inner.source, &inner.destination, ends, inner.family, inner.protocol) {
+        Some(flow) => Step::to(FlowError { row: flow.index, toward: Toward::Client }),
+        None => Step::PASS,
+    }
+}
+
+/// Sends an error to the end that sent what it is about.
+#[inline(always)]
+pub(crate) fn send(found: &Found, told: Told<FlowError>) -> Step {
+    let FlowError { row, toward } = told.get();
+    let Some(flow) = Flow::at(row) else { return Step::PASS };
+    match toward {
+        Toward::Backend => to_backend(found, &flow),
+        Toward::Client => to_client(found, &flow),
+    }
+}
+
+#[inline(always)]
+fn to_backend(found: &Found, flow: &Flow) -> Step {
+    let Found { ip, .. } = found;
+    let Some(inner) = found.quoted() else { return Step::PASS };
+    let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
+    let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
+    if let Err(end) = there::leaves(found, backend) {
+        // No error about an error.
+        return if end.is(Kind::IcmpError) { Step::drop(DropReason::TooBig) } else { end };
+    }
+    if rewriting::translate_error(ip, &inner, flow.row(), Toward::Backend).is_none() {
+        return Step::drop(DropReason::Malformed);
+    }
+    forward::send_error(found, backend, choice)
+}
+
+#[inline(always)]
+fn to_client(found: &Found, flow: &Flow) -> Step {
+    let Some(inner) = found.quoted() else { return Step::PASS };
+    let way = back::way(found, flow.row());
+    if way.is(Kind::IcmpError) {
+        // No error about an error.
+        return Step::drop(DropReason::TooBig);
+    }
+    if !way.sends() {
+        return way;
+    }
+    if nat::says_unreachable(&found.ip) {
+        signs::unreachable(flow.row().backend_id);
+    }
+    let written = rewriting::translate_error(&found.ip, &inner, flow.row(), Toward::Client)
+        .and_then(|()| neighbour::macs())
+        .and_then(|(to, from)| rewrite::macs(found.frame, to, from));
+    match written {
+        Some(()) => way,
+        None => Step::drop(DropReason::Malformed),
+    }
+}

@@ -1,0 +1,164 @@
+//! Which flow a packet of a client is of.
+
+use balancer_common::{
+    flows::FlowWord,
+    map_types::{Control, FAMILY_V4, FlowRow, SERVICE_REMEMBERS, ServiceRow},
+    query::Query,
+    verdict::{DecisionIndex, DropIndex, DropReason},
+};
+
+use crate::{
+    backends, control,
+    flows::{
+        pool,
+        table::{self, Flow},
+    },
+    found::Found,
+    martian, memory,
+    parse::{self, Ip, Ports},
+    rules, service, signs, steer,
+    step::{FlowThere, Going, Reject, Step},
+};
+
+/// The hash of a flow's ends as the client sees them. Under the service's key: a client chooses its own.
+#[inline(always)]
+pub(super) fn hash(service: &ServiceRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> u64 {
+    let rest = u64::from(ends) | u64::from(protocol) << 32;
+    if family == FAMILY_V4 {
+        return service.hash.v6([u64::from(client[0]) | u64::from(vip[0]) << 32, rest]);
+    }
+    let [low, high] = rules::words(vip);
+    let client = service.hash.v6(rules::words(client));
+    // The address of a service is none that a client chooses.
+    service.hash.v6([client, low.rotate_left(32) ^ high ^ rest])
+}
+
+/// Whether a row is of the flow with these ends.
+#[inline(always)]
+pub(super) fn is_of(row: &FlowRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
+    let kinds = u32::from(row.family ^ family) | u32::from(row.protocol ^ protocol);
+    let own = u32::from(row.client_port) | u32::from(row.vip_port) << 16;
+    differ(&row.client, client) | differ(&row.vip, vip) | (own ^ ends) | kinds == 0
+}
+
+#[inline(always)]
+pub(super) const fn differ(one: &[u32; 4], other: &[u32; 4]) -> u32 {
+    (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3])
+}
+
+/// What becomes of a packet with ports for a `snat` service.
+#[inline(always)]
+pub(crate) fn decide(found: &Found) -> Step {
+    let Found { ip, .. } = found;
+    let Some(control) = control::words() else { return Step::PASS };
+    let Some(ports) = parse::ports(ip) else { return Step::drop(DropReason::Malformed) };
+    let listeners = control::listeners(control);
+    let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
+    let service = listener.service;
+    listener.count(ports);
+    if martian::is_source(ip) || ports.may_open() && martian::is_vip(control, ip) {
+        return Step::drop(DropReason::Martian);
+    }
+    if let Some(flow) = find(service, ip, ports) {
+        return match stands(service, &flow, ports) {
+            Stands::GoesOn => goes_on(control, service, ip, ports, &flow),
+            Stands::Ended => begins(service, ports),
+            // Nothing that the client waits for will come.
+            Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
+        };
+    }
+    begins(service, ports)
+}
+
+#[inline(always)]
+fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow> {
+    let ends = ports.ends();
+    let hash = hash(service, &ip.source, &ip.destination, ends, ip.family, ip.protocol);
+    let flow = Flow::at(table::find(hash)?)?;
+    is_of(flow.row(), &ip.source, &ip.destination, ends, ip.family, ip.protocol).then_some(flow)
+}
+
+/// A packet of no flow.
+#[inline(always)]
+fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
+    if ports.may_open() { Step::FLOW_NEW } else { steer::nobody(service, DropReason::FlowUnknown) }
+}
+
+/// How it is with the flow of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    GoesOn,
+    /// It is over; the packet may open another.
+    Ended,
+    /// Its backend has failed, or is gone.
+    Lost,
+}
+
+#[inline(always)]
+fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
+    match balancer_flow_stands(flow.index.into(), u64::from(ports.may_open()) | u64::from(service.id) << 16) {
+        0 => Stands::GoesOn,
+        1 => Stands::Ended,
+        _ => Stands::Lost,
+    }
+}
+
+/// A global function: the verifier looks at it once. `what`: whether the packet may open a flow, and the service.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
+    const GOES_ON: u64 = Stands::GoesOn as u64;
+    const ENDED: u64 = Stands::Ended as u64;
+    const LOST: u64 = Stands::Lost as u64;
+    let (may_open, service) = (what & 1 != 0, (what >> 16) as u16);
+    let (Some(flow), Some(pool)) = (Flow::at(row as u32), pool::of_service(service)) else { return ENDED };
+    let now = table::now();
+    if flow.was.has_ended(now, &pool.idle) && (may_open || !flow.was.lives(now, &pool.idle)) {
+        flow.rest(now);
+        return ENDED;
+    }
+    let facts = backends::facts(flow.row().backend_id);
+    if facts.is_some_and(|facts| facts.keeps_known && facts.service == service) {
+        return GOES_ON;
+    }
+    flow.rest(now);
+    if may_open { ENDED } else { LOST }
+}
+
+#[inline(always)]
+fn goes_on(control: &'static Control, service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports, flow: &Flow) -> Step {
+    if rules::find(service, &ip.source, false).denies() {
+        return steer::nobody(service, DropReason::Denied);
+    }
+    if signs::watches(control, ports) {
+        signs::watch(ip, ports, flow.row().backend_id);
+    }
+    let is_old = flow.was.seen() != FlowWord::new(0, 0, table::now()).seen();
+    if is_old && service.flags & SERVICE_REMEMBERS != 0 {
+        return remember(service, flow);
+    }
+    Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))
+}
+
+/// The client is still there, as the memory has to know: where its entry is, or where this flow goes.
+#[inline(always)]
+fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
+    let query = Query {
+        hash: flow.row().hash,
+        service: service.id,
+        live: Some(flow.row().backend_id),
+        live_is_home: true,
+        pinned: false,
+        opens: false,
+        datagram: false,
+        failback: false,
+        peeks: false,
+        marks: true,
+        now: steer::now(service),
+        remember: service.remember,
+        idle: service.idle,
+    };
+    let on = FlowThere::unchosen(flow.index);
+    let otherwise = Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }));
+    memory::consult_later(&query, on, otherwise).unwrap_or(otherwise)
+}

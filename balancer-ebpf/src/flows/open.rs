@@ -1,0 +1,74 @@
+//! The first packet of a flow.
+
+use balancer_common::verdict::DropReason;
+
+use crate::{
+    backends, control,
+    flows::{find, place, table},
+    forward::decided,
+    found::Found,
+    parse, service, signs, steer,
+    step::{Going, FlowPort, OpenFlow, Step, Told},
+};
+
+/// Chooses the backend of a new flow, as of a connection of any service.
+#[inline(always)]
+pub(crate) fn choose(found: &Found) -> Step {
+    let ip = &found.ip;
+    let Some(control) = control::words() else { return Step::PASS };
+    let Some(ports) = parse::ports(ip) else { return Step::drop(DropReason::Malformed) };
+    let listeners = control::listeners(control);
+    let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
+    steer::choose_later(control, listener.service, ip, ports, OpenFlow::unchosen(listener.listening.port))
+}
+
+/// Takes a row for a new flow to the backend that was chosen.
+#[inline(always)]
+pub(crate) fn begin(found: &Found, told: Told<OpenFlow>) -> Step {
+    match begun(found, told) {
+        Ok(row) => Step::to(FlowPort(Going { row, decision: told.get().choice.decision })),
+        Err(reason) => decided(told.get().choice, Step::drop(reason)),
+    }
+}
+
+#[inline(always)]
+fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, DropReason> {
+    let ip = &found.ip;
+    let control = control::words().ok_or(DropReason::NoNextHop)?;
+    let ports = parse::ports(ip).ok_or(DropReason::Malformed)?;
+    let listeners = control::listeners(control);
+    let service = service::of_port(control, listeners, ip, ports.destination()).ok_or(DropReason::NoNextHop)?.service;
+    let hash = find::hash(service, &ip.source, &ip.destination, ports.ends(), ip.family, ip.protocol);
+    let now = table::now();
+    let index = place::take(hash, now)?;
+    let pointer = table::pointer(index).ok_or(DropReason::FlowTableFull)?;
+    // SAFETY: a map value, and the row is this CPU's alone: no packet finds it.
+    let row = unsafe { &mut *pointer };
+    row.client = ip.source;
+    row.vip = ip.destination;
+    row.client_port = ports.source();
+    row.vip_port = ports.destination();
+    row.protocol = ip.protocol;
+    row.family = ip.family;
+    row.service = service.id;
+    row.ends = hash;
+    row.hash = steer::client_hash(service, ip.family, &ip.source);
+    row.begun = now;
+    row.bytes_there = 0;
+    row.bytes_back = 0;
+    let OpenFlow { choice, port } = told.get();
+    row.backend_id = choice.backend;
+    let Some(backend) = backends::reachable(choice.backend) else {
+        place::give_up(index);
+        return Err(DropReason::NoNextHop);
+    };
+    row.backend = backend.row.address;
+    row.backend_port = match (backend.row.port, port) {
+        (0, 0) => ports.destination(),
+        (0, port) | (port, _) => port,
+    };
+    if signs::watches(control, ports) {
+        signs::watch(ip, ports, choice.backend);
+    }
+    Ok(index)
+}

@@ -1,0 +1,49 @@
+//! Later fragments, which have no ports: they follow the first one.
+
+use balancer_common::verdict::{DecisionIndex, DropReason};
+
+use crate::{
+    backends,
+    flows::{back, rewriting, table::Flow, there},
+    forward,
+    found::Found,
+    step::{Choice, FlowPart, Step, Told, Toward},
+};
+
+/// Sends a later fragment where the flow of the first one goes.
+#[inline(always)]
+pub(crate) fn send(found: &Found, told: Told<FlowPart>) -> Step {
+    let FlowPart { row, toward } = told.get();
+    let Some(flow) = Flow::at(row) else { return Step::drop(DropReason::FragmentUnknown) };
+    match toward {
+        Toward::Backend => to_backend(found, &flow),
+        Toward::Client => to_client(found, &flow),
+    }
+}
+
+#[inline(always)]
+fn to_backend(found: &Found, flow: &Flow) -> Step {
+    let Found { ingress, ip, .. } = found;
+    let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
+    let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
+    if let Err(end) = there::leaves(found, backend) {
+        return forward::decided(choice, end);
+    }
+    flow.count_there(ip.length);
+    let step = forward::finish_flow(*ingress, ip, backend, choice);
+    if rewriting::rewrite(*ingress, ip, flow, Toward::Backend) {
+        forward::hand_flow(found, backend, choice, step)
+    } else {
+        Step::drop(DropReason::Malformed)
+    }
+}
+
+#[inline(always)]
+fn to_client(found: &Found, flow: &Flow) -> Step {
+    let way = back::way(found, flow.row());
+    if !way.sends() {
+        return way;
+    }
+    flow.count_back(found.ip.length);
+    back::send(found, flow, way)
+}

@@ -1,0 +1,117 @@
+//! A row for a new flow.
+
+use balancer_common::{
+    flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, expendable, first_bucket, second_bucket},
+    map_types::FLOWS_PER_LINE,
+    verdict::DropReason,
+};
+
+use crate::{
+    flows::table::{self, NONE, Word},
+    opaque,
+};
+
+/// A row for the flow with this hash, which no packet finds yet.
+#[inline(always)]
+pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
+    match balancer_flow_take(hash, now.into()) {
+        NONE => Err(DropReason::FlowTableFull),
+        row => Ok(row as u32),
+    }
+}
+
+/// The best of both buckets, a few times if other CPUs take it first.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
+    const TRIES: u32 = 4;
+    let Some(control) = table::control() else { return NONE };
+    let now = now as u32;
+    let first = first_bucket(hash, control.lines) * FLOWS_PER_LINE;
+    let second = second_bucket(hash, control.lines) * FLOWS_PER_LINE;
+    for _ in 0..TRIES {
+        let best = balancer_flow_best(first.into(), second.into(), now.into());
+        if best == NONE {
+            return NONE;
+        }
+        if balancer_flow_empty(best, now.into()) != 0 {
+            return best;
+        }
+    }
+    NONE
+}
+
+/// The row to take, of two buckets that begin with these.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_best(first: u64, second: u64, now: u64) -> u64 {
+    let Some(control) = table::control() else { return NONE };
+    let mut best = 0u64;
+    let mut place = 0u32;
+    while place < 2 * FLOWS_PER_LINE {
+        let begin = if place < FLOWS_PER_LINE { first } else { second };
+        if let Some(word) = Word::of_row((begin as u32).wrapping_add(place % FLOWS_PER_LINE)) {
+            // Of two that are as good, the one in the first bucket, which is looked at first.
+            let score = u64::from(expendable(FlowWord(word.load()), 15 - place, now as u32, &control.idle));
+            if score > best {
+                best = score;
+            }
+        }
+        best = opaque::mixed(best, now);
+        place += 1;
+    }
+    if best == 0 {
+        return NONE;
+    }
+    let place = 15 - (best as u32 & 15);
+    let begin = if place < FLOWS_PER_LINE { first } else { second };
+    (begin as u32).wrapping_add(place % FLOWS_PER_LINE).into()
+}
+
+/// Takes a row from the flow that has it, if that may go. Whether it is the caller's.
+#[inline(always)]
+pub(super) fn empty(row: u32, now: u32) -> bool {
+    balancer_flow_empty(row.into(), now.into()) != 0
+}
+
+/// 1: it is the caller's.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
+    let (row, now) = (row as u32, now as u32);
+    let (Some(control), Some(word)) = (table::control(), Word::of_row(row)) else { return 0 };
+    let was = FlowWord(word.load());
+    if expendable(was, 0, now, &control.idle) == 0 {
+        return 0;
+    }
+    // With a tag of its own, so that a packet that has found it before sees that it has gone.
+    let taken = FlowWord::new(!was.tag(), FLOW_TAKEN | FLOW_RESTS, now);
+    if !word.swap(was.0, taken.0) {
+        return 0;
+    }
+    if was.0 != 0 {
+        give_back(row);
+    }
+    1
+}
+
+/// Takes the way back to a row out of the index.
+#[inline(always)]
+fn give_back(row: u32) {
+    let Some(pointer) = table::pointer(row) else { return };
+    // SAFETY: a map value, and the row is the caller's.
+    let place = unsafe { (&raw const (*pointer).returns).read_volatile() };
+    let Some(word) = Word::of_return(place) else { return };
+    let there = word.load();
+    if there != 0 && ReturnWord(there).row() == row {
+        word.swap(there, 0);
+    }
+}
+
+/// Gives up a row that was taken, without an address and port.
+#[inline(always)]
+pub(super) fn give_up(row: u32) {
+    if let Some(word) = Word::of_row(row) {
+        word.store(0);
+    }
+}

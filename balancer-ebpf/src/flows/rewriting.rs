@@ -1,0 +1,137 @@
+//! Rewriting both ends of a packet.
+
+use aya_ebpf::bindings::xdp_md;
+use balancer_common::{
+    checksum,
+    map_types::FlowRow,
+};
+
+use crate::{
+    flows::table::Flow,
+    forward::rewrite::{self, End, Translation},
+    ingress::Ingress,
+    parse::Ip,
+    step::Toward,
+};
+
+/// One end as the other side sees it: network order.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    address: &'a [u32; 4],
+    port: u16,
+}
+
+/// Both ends of a packet that goes this way: from where, to where.
+#[inline(always)]
+const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
+    match toward {
+        Toward::Backend => [
+            Place { address: &row.pool, port: row.pool_port },
+            Place { address: &row.backend, port: row.backend_port },
+        ],
+        Toward::Client => [
+            Place { address: &row.vip, port: row.vip_port },
+            Place { address: &row.client, port: row.client_port },
+        ],
+    }
+}
+
+/// What a flow's translation adds to complemented checksums, folded.
+pub(super) struct Deltas {
+    pub(super) addresses: u16,
+    pub(super) all: u16,
+}
+
+/// Those of a row, on its way to the backend.
+#[inline(always)]
+pub(super) fn deltas(row: &FlowRow) -> [Deltas; 2] {
+    let old = checksum::sum_address(&row.client) + checksum::sum_address(&row.vip);
+    let new = checksum::sum_address(&row.pool) + checksum::sum_address(&row.backend);
+    let ports = |one: u16, other: u16| u64::from(one) + u64::from(other);
+    let old_ports = ports(row.client_port, row.vip_port);
+    let new_ports = ports(row.pool_port, row.backend_port);
+    [delta(old, new, old_ports, new_ports), delta(new, old, new_ports, old_ports)]
+}
+
+/// What leaves is added as its complement, word by word: a multiple of 0xffff less the sum.
+#[inline(always)]
+fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
+    const COMPLEMENT: u64 = 0xffff * 64;
+    Deltas {
+        addresses: checksum::fold(COMPLEMENT + new - old),
+        all: checksum::fold(COMPLEMENT + new + new_ports - old - old_ports),
+    }
+}
+
+/// Replaces both ends of a packet of a flow, and takes one hop off its TTL. `false`: a header is not there, or the row has become
+/// another flow's meanwhile; the packet may be half written.
+#[inline(always)]
+#[must_use]
+pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward) -> bool {
+    let which = u64::from(flow.index) | u64::from(toward == Toward::Client) << 32;
+    balancer_flow_rewrite(ingress.context(), which, ip.place()) != 0
+}
+
+/// A global function: the verifier looks at it once, and its stack does not add to that of the steps that lead here.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_rewrite(context: *mut xdp_md, which: u64, place: u64) -> u64 {
+    // SAFETY: the function above passes the program's context on.
+    let ingress = unsafe { Ingress::new(context) };
+    let Some(flow) = Flow::at(which as u32) else { return 0 };
+    let toward = if which >> 32 == 0 { Toward::Backend } else { Toward::Client };
+    let written = Ip::placed(ingress.frame(), place).and_then(|ip| translate(&ip, flow.row(), toward));
+    u64::from(written.is_some() && flow.is_still())
+}
+
+#[inline(always)]
+fn translate(ip: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
+    let (addresses, all) = match toward {
+        Toward::Backend => (row.there_addresses, row.there_all),
+        Toward::Client => (row.back_addresses, row.back_all),
+    };
+    let [from, to] = ends(row, toward);
+    addresses_of(ip, from, to, addresses.into())?;
+    if ip.fragment.is_later() {
+        return Some(());
+    }
+    ip.l4.store(0, u32::from(from.port) | u32::from(to.port) << 16)?;
+    rewrite::translate_l4(ip, End::Source, None, all.into())
+}
+
+/// Both addresses of the IP header; one hop less.
+#[inline(always)]
+fn addresses_of(ip: &Ip<'_>, from: Place<'_>, to: Place<'_>, delta: u64) -> Option<()> {
+    rewrite::translate_ip(ip, End::Source, from.address, delta)?;
+    rewrite::address(ip, End::Destination, to.address)
+}
+
+/// The same for an ICMP error about a packet of a flow, to the sender of that.
+#[inline(always)]
+#[must_use]
+pub(super) fn translate_error(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
+    let [from, to] = ends(row, toward);
+    let outer = rewrite::leaving(ip, End::Source)?
+        + rewrite::leaving(ip, End::Destination)?
+        + checksum::sum_address(from.address)
+        + checksum::sum_address(to.address);
+    addresses_of(ip, from, to, outer)?;
+    // What it quotes went the other way: its source is the one that the error goes to.
+    let later = inner.fragment.is_later();
+    let source = translation(inner, End::Source, to, if later { 0 } else { inner.l4.load(0)? })?;
+    rewrite::translate_quoted(ip, inner, outer, &source)?;
+    let destination = translation(inner, End::Destination, from, if later { 0 } else { inner.l4.load(2)? })?;
+    rewrite::translate_quoted(ip, inner, 0, &destination)
+}
+
+#[inline(always)]
+fn translation(inner: &Ip<'_>, end: End, new: Place<'_>, old_port: u16) -> Option<Translation> {
+    let delta = rewrite::leaving(inner, end)? + checksum::sum_address(new.address);
+    Some(Translation {
+        end,
+        address: *new.address,
+        port: Some(new.port),
+        address_delta: delta,
+        l4_delta: delta + checksum::replace_u16(old_port, new.port),
+    })
+}

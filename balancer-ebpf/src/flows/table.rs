@@ -1,0 +1,264 @@
+//! The table of flows, and the index by which replies are found.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
+use balancer_common::{
+    flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, TICK_SHIFT, first_bucket, second_bucket},
+    map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowReturns, FlowRow},
+};
+
+use crate::{cpu_rows::swap_shared, opaque};
+
+/// The controller sets the real size when it loads the program, as of the next two.
+#[map]
+static FLOW_LINES: Array<FlowLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// [`FLOWS_PER_LINE`] for each of [`FLOW_LINES`].
+#[map]
+static FLOWS: Array<FlowRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static FLOW_RETURNS: Array<FlowReturns> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static FLOW_CONTROL: Array<FlowControl> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// No row.
+pub(super) const NONE: u64 = u64::MAX;
+
+/// What all flows have in common.
+#[inline(always)]
+pub(super) fn control() -> Option<&'static FlowControl> {
+    FLOW_CONTROL.get(0)
+}
+
+/// The tick of the kernel's clock.
+#[inline(always)]
+pub(super) fn now() -> u32 {
+    // SAFETY: a plain helper call.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+}
+
+/// A word that other CPUs and the controller replace in one piece.
+#[derive(Clone, Copy)]
+pub(super) struct Word(*mut u64);
+
+impl Word {
+    /// The word of a row.
+    #[inline(always)]
+    pub(super) fn of_row(row: u32) -> Option<Self> {
+        let line = FLOW_LINES.get_ptr_mut(row / FLOWS_PER_LINE)?;
+        // SAFETY: a map value, and the index is masked to lie within it.
+        Some(Self(unsafe { &raw mut (*line).words[(row % FLOWS_PER_LINE) as usize] }))
+    }
+
+    /// A word of the index of replies, counted in words.
+    #[inline(always)]
+    pub(super) fn of_return(place: u32) -> Option<Self> {
+        let line = FLOW_RETURNS.get_ptr_mut(place / FLOWS_PER_LINE)?;
+        // SAFETY: as above.
+        Some(Self(unsafe { &raw mut (*line).words[(place % FLOWS_PER_LINE) as usize] }))
+    }
+
+    #[inline(always)]
+    pub(super) fn load(self) -> u64 {
+        // SAFETY: the pointer is a map value's.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(super) fn store(self, word: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.write_volatile(word) };
+    }
+
+    /// Replaces `old`. Whether it was that.
+    #[inline(always)]
+    pub(super) fn swap(self, old: u64, new: u64) -> bool {
+        // SAFETY: as above; map values are aligned.
+        unsafe { swap_shared(self.0, old, new) == old }
+    }
+}
+
+/// A flow that was found: its row, and what it was doing then.
+#[derive(Clone, Copy)]
+pub(super) struct Flow {
+    pub(super) index: u32,
+    pub(super) word: Word,
+    pub(super) was: FlowWord,
+    row: *mut FlowRow,
+}
+
+impl Flow {
+    /// The one in a row. `None`: nobody's, or packets no longer find it.
+    #[inline(always)]
+    pub(super) fn at(index: u32) -> Option<Self> {
+        let word = Word::of_row(index)?;
+        let was = FlowWord(word.load());
+        if was.state() & (FLOW_TAKEN | FLOW_RESTS) != FLOW_TAKEN {
+            return None;
+        }
+        Some(Self { index, word, was, row: pointer(index)? })
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self) -> &'static FlowRow {
+        // SAFETY: a map value. It is written only while it is nobody's; a packet that has looked at one that has become
+        // another's meanwhile sees it by `is_still`.
+        unsafe { &*self.row }
+    }
+
+    /// Whether the row is that of the same flow as when it was found.
+    #[inline(always)]
+    pub(super) fn is_still(&self) -> bool {
+        let now = FlowWord(self.word.load());
+        now.tag() == self.was.tag() && now.state() & FLOW_TAKEN != 0
+    }
+
+    /// The flow is doing `state` now.
+    #[inline(always)]
+    pub(super) fn put(&self, state: u8, now: u32) {
+        let new = self.was.with(state, now);
+        if new != self.was {
+            // Who is late loses what it saw: the next packet says it again.
+            self.word.swap(self.was.0, new.0);
+        }
+    }
+
+    /// Packets find it no longer; its address and port stay taken for a while.
+    #[inline(always)]
+    pub(super) fn rest(&self, now: u32) {
+        self.put(self.was.state() | FLOW_RESTS, now);
+    }
+
+    /// Counts a packet of so many bytes to the backend. CPUs that count at once may lose one.
+    #[inline(always)]
+    pub(super) fn count_there(&self, bytes: usize) {
+        // SAFETY: a map value.
+        unsafe { (*self.row).bytes_there = (*self.row).bytes_there.wrapping_add(bytes as u64) };
+    }
+
+    /// The same for one to the client.
+    #[inline(always)]
+    pub(super) fn count_back(&self, bytes: usize) {
+        // SAFETY: a map value.
+        unsafe { (*self.row).bytes_back = (*self.row).bytes_back.wrapping_add(bytes as u64) };
+    }
+}
+
+/// A row, to be written by the one that has taken it.
+#[inline(always)]
+pub(super) fn pointer(index: u32) -> Option<*mut FlowRow> {
+    FLOWS.get_ptr_mut(index)
+}
+
+/// A row.
+#[inline(always)]
+pub(super) fn row(index: u32) -> Option<&'static FlowRow> {
+    FLOWS.get(index)
+}
+
+/// The row of the flow with this hash of the client's and the VIP's ends, as far as the hash tells.
+#[inline(always)]
+pub(super) fn find(hash: u64) -> Option<u32> {
+    index(balancer_flow_find(hash))
+}
+
+/// The row of the flow with this hash of the pool's and the backend's ends, as far as the hash tells.
+#[inline(always)]
+pub(super) fn find_reply(hash: u64) -> Option<u32> {
+    index(balancer_flow_reply(hash))
+}
+
+#[inline(always)]
+const fn index(answer: u64) -> Option<u32> {
+    if answer == NONE { None } else { Some(answer as u32) }
+}
+
+/// A global function: the verifier looks at it once, and knows nothing of the answer.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_find(hash: u64) -> u64 {
+    let Some(control) = control() else { return NONE };
+    let tag = (hash >> 32) as u32;
+    let first = first_bucket(hash, control.lines);
+    match in_line(first, tag, hash) {
+        NONE => in_line(second_bucket(hash, control.lines), tag, hash),
+        found => found,
+    }
+}
+
+#[inline(always)]
+fn in_line(bucket: u32, tag: u32, unknown: u64) -> u64 {
+    let Some(line) = FLOW_LINES.get_ptr(bucket) else { return NONE };
+    let mut index = 0;
+    while index < FLOWS_PER_LINE {
+        // SAFETY: a map value, and the index is below its length.
+        let word = FlowWord(unsafe { (&raw const (*line).words[index as usize]).read_volatile() });
+        if word.is_found_by(tag) {
+            return opaque::mixed(u64::from(bucket) * u64::from(FLOWS_PER_LINE) + u64::from(index), unknown);
+        }
+        index += 1;
+    }
+    NONE
+}
+
+/// As above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_reply(hash: u64) -> u64 {
+    let Some(control) = control() else { return NONE };
+    let scanned = balancer_flow_scan(first_bucket(hash, control.returns).into(), hash >> 32);
+    match place(scanned, TAKEN_SHIFT) {
+        Some(place) => match Word::of_return(place) {
+            Some(word) => ReturnWord(word.load()).row().into(),
+            None => NONE,
+        },
+        None => NONE,
+    }
+}
+
+const TAKEN_SHIFT: u32 = 0;
+const FREE_SHIFT: u32 = 32;
+
+/// A place in the answer of [`balancer_flow_scan`].
+#[inline(always)]
+const fn place(scanned: u64, shift: u32) -> Option<u32> {
+    ((scanned >> shift) as u32).checked_sub(1)
+}
+
+/// What a bucket of the index of replies has for a tag.
+pub(super) struct Scanned {
+    /// The place that has the tag.
+    pub(super) taken: Option<u32>,
+    /// A place that is free.
+    pub(super) free: Option<u32>,
+}
+
+#[inline(always)]
+pub(super) fn scan(bucket: u32, tag: u32) -> Scanned {
+    let scanned = balancer_flow_scan(bucket.into(), tag.into());
+    Scanned { taken: place(scanned, TAKEN_SHIFT), free: place(scanned, FREE_SHIFT) }
+}
+
+/// The place of `tag` in a bucket, in the low half, and a free one in the high half: each counted from 1; 0: there is none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_scan(bucket: u64, tag: u64) -> u64 {
+    let Some(line) = FLOW_RETURNS.get_ptr(bucket as u32) else { return 0 };
+    let begin = (bucket as u32).wrapping_mul(FLOWS_PER_LINE).wrapping_add(1);
+    let (mut taken, mut free) = (0u64, 0u64);
+    let mut index = 0;
+    while index < FLOWS_PER_LINE {
+        // SAFETY: a map value, and the index is below its length.
+        let word = ReturnWord(unsafe { (&raw const (*line).words[index as usize]).read_volatile() });
+        if word.0 == 0 {
+            free = u64::from(begin.wrapping_add(index));
+        } else if u64::from(word.tag()) == tag & 0xffff_ffff {
+            taken = u64::from(begin.wrapping_add(index));
+        }
+        taken = opaque::mixed(taken, bucket);
+        free = opaque::mixed(free, bucket);
+        index += 1;
+    }
+    taken << TAKEN_SHIFT | free << FREE_SHIFT
+}

@@ -1,0 +1,53 @@
+//! Packets of flows to their backends.
+
+use balancer_common::{flows, verdict::DropReason};
+
+use crate::{
+    backends::{self, Reachable},
+    flows::{
+        rewriting,
+        table::{self, Flow},
+    },
+    forward,
+    found::Found,
+    fragments::{self, Way},
+    parse,
+    step::{Choice, FlowThere, IcmpError, Step, Told, Toward},
+};
+
+/// Rewrites a packet of a flow, and sends it to the backend.
+#[inline(always)]
+pub(crate) fn send(found: &Found, told: Told<FlowThere>) -> Step {
+    let Found { ingress, ip, .. } = found;
+    let FlowThere(going) = told.get();
+    let Some(flow) = Flow::at(going.row) else { return Step::drop(DropReason::FlowUnknown) };
+    let choice = Choice { backend: flow.row().backend_id, decision: going.decision };
+    let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
+    if let Err(end) = leaves(found, backend) {
+        return forward::decided(choice, end);
+    }
+    if ip.fragment.is_first() {
+        fragments::remember(ip, Way::Flow(flow.index));
+    }
+    flow.put(flows::next(flow.was.state(), parse::said(ip, true)), table::now());
+    flow.count_there(ip.length);
+    let step = forward::finish_flow(*ingress, ip, backend, choice);
+    if rewriting::rewrite(*ingress, ip, &flow, Toward::Backend) {
+        forward::hand_flow(found, backend, choice, step)
+    } else {
+        Step::drop(DropReason::Malformed)
+    }
+}
+
+/// Whether a packet can be sent to its backend at all.
+#[inline(always)]
+pub(super) fn leaves(found: &Found, backend: Reachable) -> Result<(), Step> {
+    let Found { ingress, ip, .. } = found;
+    if !forward::fits(*ingress, ip, backend.row) {
+        return Err(Step::to(IcmpError::TooBig(backend.row.mtu)));
+    }
+    if ip.ttl() <= 1 {
+        return Err(Step::drop(DropReason::TtlExceeded));
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! The connections of `snat` services: what the kernel program must know for them, and what it tells of them.
+
+mod ports;
+mod sweep;
+
+use std::{
+    mem::offset_of,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use aya::Ebpf;
+use balancer_common::{
+    flows::{FlowWord, IdleTicks, ticks},
+    map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowPool, FlowReturns, FlowRow, Forwarding, MAX_POOL},
+};
+use balancer_core::io::{FlowSpec, ServiceSpec};
+use bytemuck::Zeroable as _;
+
+pub use self::sweep::{FlowCounts, FlowTimes, KnownFlow};
+use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
+
+/// Those that are pinned.
+pub(super) const FLOW_MAPS: [&str; 3] = ["FLOW_LINES", "FLOWS", "FLOW_RETURNS"];
+
+/// The maps of flows.
+pub(super) struct FlowMaps {
+    pools: MappedArray<FlowPool>,
+    control: MappedArray<FlowControl>,
+    table: Arc<FlowTable>,
+}
+
+/// The table itself, which other threads look at as well.
+pub struct FlowTable {
+    lines: MappedArray<FlowLine>,
+    rows: MappedArray<FlowRow>,
+    returns: MappedArray<FlowReturns>,
+    /// Connections that it is made for; 0: there is no table.
+    capacity: u32,
+}
+
+impl FlowMaps {
+    pub(super) fn new(ebpf: &mut Ebpf, capacity: &Capacity) -> anyhow::Result<Self> {
+        let table = FlowTable {
+            lines: MappedArray::new(take(ebpf, "FLOW_LINES")?)?,
+            rows: MappedArray::new(take(ebpf, "FLOWS")?)?,
+            returns: MappedArray::new(take(ebpf, "FLOW_RETURNS")?)?,
+            capacity: capacity.flows,
+        };
+        let pools = MappedArray::new(take(ebpf, "FLOW_POOLS")?)?;
+        let mut control = MappedArray::new(take(ebpf, "FLOW_CONTROL")?)?;
+        let first = FlowControl {
+            first_port: u32::MAX,
+            last_port: 0,
+            lines: u32::try_from(table.lines.len()).unwrap_or(u32::MAX),
+            returns: u32::try_from(table.returns.len()).unwrap_or(u32::MAX),
+            ..FlowControl::zeroed()
+        };
+        control.store(0, first);
+        Ok(Self { pools, control, table: Arc::new(table) })
+    }
+
+    pub(super) fn table(&self) -> Arc<FlowTable> {
+        Arc::clone(&self.table)
+    }
+
+    /// Tells the program what the flows of these services may use. Whether there are any such services.
+    ///
+    /// # Errors
+    /// When there is no table for flows, or no range of ports.
+    pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<bool> {
+        let snat: Vec<_> = services.iter().filter(|spec| spec.forwarding == Forwarding::Snat).collect();
+        anyhow::ensure!(
+            snat.is_empty() || self.table.capacity > 0,
+            "there is no table for connections, because no service was snat at the start; a restart makes one"
+        );
+        let mut all = FlowControl { first_port: u32::MAX, last_port: 0, ..FlowControl::zeroed() };
+        for spec in snat {
+            let pool = pool(&spec.flows)?;
+            all.first_port = all.first_port.min(pool.first_port.into());
+            all.last_port = all.last_port.max(pool.last_port.into());
+            all.idle = longest(all.idle, pool.idle);
+            self.write_pool(usize::from(spec.id.0), &pool);
+        }
+        self.write_control(&all);
+        Ok(all.last_port > 0)
+    }
+
+    /// Word by word: packets read it meanwhile. What says how many addresses there are comes after them.
+    fn write_pool(&self, index: usize, pool: &FlowPool) {
+        const COUNTS: usize = offset_of!(FlowPool, count);
+        let words = bytemuck::bytes_of(pool).chunks_exact(8).map(|word| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(word);
+            u64::from_ne_bytes(bytes)
+        });
+        let (counts, others): (Vec<_>, Vec<_>) =
+            words.enumerate().map(|(place, word)| (place * 8, word)).partition(|&(place, _)| place == COUNTS);
+        for (place, word) in others.into_iter().chain(counts) {
+            self.pools.word64(index, place).store(word, Ordering::Release);
+        }
+    }
+
+    fn write_control(&self, all: &FlowControl) {
+        let put = |offset, value| self.control.word32(0, offset).store(value, Ordering::Release);
+        let idle = offset_of!(FlowControl, idle);
+        put(idle + offset_of!(IdleTicks, tcp), all.idle.tcp);
+        put(idle + offset_of!(IdleTicks, udp), all.idle.udp);
+        put(idle + offset_of!(IdleTicks, half_open), all.idle.half_open);
+        put(idle + offset_of!(IdleTicks, closing), all.idle.closing);
+        put(offset_of!(FlowControl, first_port), all.first_port);
+        put(offset_of!(FlowControl, last_port), all.last_port);
+    }
+}
+
+/// What the flows of a service may use.
+fn pool(spec: &FlowSpec) -> anyhow::Result<FlowPool> {
+    let (first_port, last_port) = match spec.ports {
+        Some(ports) => ports,
+        None => ports::not_given_by_the_kernel()?,
+    };
+    let mut pool = FlowPool { first_port, last_port, idle: idle_ticks(spec), ..FlowPool::zeroed() };
+    for family in 0..2 {
+        let of_family = spec.addresses.iter().filter(|address| address.is_ipv6() == (family == 1));
+        for (place, &address) in pool.addresses[family].iter_mut().zip(of_family.clone()) {
+            *place = address_words(address);
+        }
+        pool.count[family] = u16::try_from(of_family.count().min(MAX_POOL)).unwrap_or(0);
+    }
+    Ok(pool)
+}
+
+fn idle_ticks(spec: &FlowSpec) -> IdleTicks {
+    let ticks = |time: std::time::Duration| ticks(time.as_secs().max(1));
+    IdleTicks {
+        tcp: ticks(spec.idle.tcp),
+        udp: ticks(spec.idle.udp),
+        half_open: ticks(spec.idle.half_open),
+        closing: ticks(spec.idle.closing),
+    }
+}
+
+fn longest(one: IdleTicks, other: IdleTicks) -> IdleTicks {
+    IdleTicks {
+        tcp: one.tcp.max(other.tcp),
+        udp: one.udp.max(other.udp),
+        half_open: one.half_open.max(other.half_open),
+        closing: one.closing.max(other.closing),
+    }
+}
+
+/// An address of a row of this family.
+fn address(words: [u32; 4], family: u8) -> IpAddr {
+    if family == balancer_common::map_types::FAMILY_V4 {
+        IpAddr::from(words[0].to_ne_bytes())
+    } else {
+        IpAddr::from(bytemuck::cast::<[u32; 4], [u8; 16]>(words))
+    }
+}
+
+impl FlowTable {
+    /// Connections that it is made for; 0: there is no table.
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// The word of a row.
+    fn word(&self, row: usize) -> &std::sync::atomic::AtomicU64 {
+        let per_line = FLOWS_PER_LINE as usize;
+        self.lines.word64(row / per_line, (row % per_line) * size_of::<FlowWord>())
+    }
+}

@@ -1,0 +1,174 @@
+//! Looking at all flows: how many each backend has, and giving up those that have ended.
+
+use std::{
+    collections::BTreeMap,
+    mem::offset_of,
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use balancer_common::{
+    flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, IdleTicks, Phase, ReturnWord, TICK_SHIFT, seconds},
+    map_types::{FLOWS_PER_LINE, FlowRow},
+};
+use balancer_core::io::{BackendId, FlowSpec, ServiceId, ServiceSpec};
+use balancer_model::config::Protocol;
+use nix::time::{ClockId, clock_gettime};
+
+use super::{FlowTable, address, idle_ticks};
+
+/// What a look at all flows has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    /// Connections of each backend that has any.
+    pub of_backends: BTreeMap<BackendId, u64>,
+    /// Rows that are taken, by connections or by what is left of them.
+    pub entries: u64,
+    /// The fullest pool of each backend's ports: connections and what rests after them, at one address of the pool.
+    pub fullest: BTreeMap<BackendId, u64>,
+}
+
+/// A connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownFlow {
+    /// The client's end.
+    pub client: SocketAddr,
+    /// The end that the client speaks to.
+    pub vip: SocketAddr,
+    /// The end that the backend sees.
+    pub pool: SocketAddr,
+    /// The backend's end.
+    pub at: SocketAddr,
+    /// The backend.
+    pub backend: BackendId,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// `half_open`, `established` or `closing`.
+    pub state: &'static str,
+    /// How long ago it began.
+    pub age: Duration,
+    /// How long ago its last packet came.
+    pub idle: Duration,
+    /// Bytes of IP packets to the backend.
+    pub bytes_to_backend: u64,
+    /// Bytes of IP packets to the client.
+    pub bytes_to_client: u64,
+}
+
+/// The tick of the kernel's clock.
+fn now() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    (u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) >> TICK_SHIFT) as u32
+}
+
+/// The times of each service, by its index.
+#[derive(Clone, Debug, Default)]
+pub struct FlowTimes(BTreeMap<ServiceId, IdleTicks>);
+
+impl FlowTimes {
+    /// Those of `services`.
+    #[must_use]
+    pub fn of(services: &[ServiceSpec]) -> Self {
+        Self(services.iter().map(|spec| (spec.id, idle_ticks(&spec.flows))).collect())
+    }
+
+    fn of_row(&self, row: &FlowRow) -> IdleTicks {
+        let known = self.0.get(&ServiceId(row.service)).copied();
+        // A service that is gone has no times: what is left of it ends as by default.
+        known.unwrap_or_else(|| idle_ticks(&FlowSpec::default()))
+    }
+}
+
+impl FlowTable {
+    /// Looks at all flows, gives up those that have ended, and counts the others. About 2 ms for 100,000 rows.
+    #[must_use]
+    pub fn sweep(&self, times: &FlowTimes) -> FlowCounts {
+        let now = now();
+        let mut counts = FlowCounts::default();
+        let mut pools: BTreeMap<(BackendId, u16), u64> = BTreeMap::new();
+        for index in 0..self.lines.len() * FLOWS_PER_LINE as usize {
+            let word = self.word(index);
+            let seen = FlowWord(word.load(Ordering::Acquire));
+            if seen == FlowWord::EMPTY {
+                continue;
+            }
+            let row = self.rows.load(index);
+            let idle = times.of_row(&row);
+            if seen.may_go(now, &idle) && self.give_up(index, word, seen, now) {
+                continue;
+            }
+            counts.entries += 1;
+            let backend = BackendId(row.backend_id);
+            if seen.lives(now, &idle) {
+                *counts.of_backends.entry(backend).or_default() += 1;
+            }
+            *pools.entry((backend, row.pool_index)).or_default() += 1;
+        }
+        for ((backend, _), taken) in pools {
+            let fullest = counts.fullest.entry(backend).or_default();
+            *fullest = taken.max(*fullest);
+        }
+        counts
+    }
+
+    /// As the kernel program does where it needs the row. `false`: a packet was faster.
+    fn give_up(&self, index: usize, word: &AtomicU64, seen: FlowWord, now: u32) -> bool {
+        let taken = FlowWord::new(!seen.tag(), FLOW_TAKEN | FLOW_RESTS, now);
+        if word.compare_exchange(seen.0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        let place = self.rows.word32(index, offset_of!(FlowRow, returns)).load(Ordering::Relaxed) as usize;
+        if let Some(way) = self.returns.words().get(place) {
+            let there = way.load(Ordering::Relaxed);
+            if there != 0 && ReturnWord(there).row() as usize == index {
+                let _ours = way.compare_exchange(there, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+        word.store(0, Ordering::Release);
+        true
+    }
+
+    /// The flows of a service that `wanted` says, at most `most`.
+    #[must_use]
+    pub fn list(
+        &self,
+        service: ServiceId,
+        times: &FlowTimes,
+        wanted: impl Fn(&KnownFlow) -> bool,
+        most: usize,
+    ) -> Vec<KnownFlow> {
+        let now = now();
+        let rows = 0..self.lines.len() * FLOWS_PER_LINE as usize;
+        let lives = |index: usize| {
+            let seen = FlowWord(self.word(index).load(Ordering::Acquire));
+            if seen == FlowWord::EMPTY {
+                return None;
+            }
+            let row = self.rows.load(index);
+            (row.service == service.0 && seen.lives(now, &times.of_row(&row))).then(|| known(&row, seen, now))
+        };
+        rows.filter_map(lives).filter(wanted).take(most).collect()
+    }
+}
+
+fn known(row: &FlowRow, seen: FlowWord, now: u32) -> KnownFlow {
+    let end = |words, port: u16| SocketAddr::new(address(words, row.family), u16::from_be(port));
+    KnownFlow {
+        client: end(row.client, row.client_port),
+        vip: end(row.vip, row.vip_port),
+        pool: end(row.pool, row.pool_port),
+        at: end(row.backend, row.backend_port),
+        backend: BackendId(row.backend_id),
+        protocol: if row.protocol == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp },
+        state: match seen.phase() {
+            Phase::HalfOpen => "half_open",
+            Phase::Open => "established",
+            Phase::Closing | Phase::Rests => "closing",
+        },
+        age: Duration::from_secs(seconds(now.wrapping_sub(row.begun))),
+        idle: Duration::from_secs(seconds(seen.age(now))),
+        bytes_to_backend: row.bytes_there,
+        bytes_to_client: row.bytes_back,
+    }
+}

@@ -1,0 +1,377 @@
+//! `snat`: both ends of a packet are rewritten, and replies find their client.
+
+use std::{collections::HashSet, net::SocketAddr};
+
+use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_model::config::Protocol;
+use balancer_testkit::{
+    frame::{ACK, Frame, SYN, Transport},
+    rig::{
+        IN_MAC, POOL_PORTS, ROUTER_MAC, Rig, Service, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, Target, backend_id, backend_mac,
+    },
+};
+
+use crate::icmp_errors::error;
+
+const FIN: u8 = 1;
+const RST: u8 = 4;
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+
+#[derive(Clone, Copy)]
+struct Scene {
+    index: usize,
+    vip: &'static str,
+    backend: &'static str,
+    client: &'static str,
+    router: &'static str,
+    too_big: (&'static str, u8, u8, [u8; 4]),
+}
+
+const V4: Scene = Scene {
+    index: 0,
+    vip: "198.51.100.10:80",
+    backend: "10.0.0.11:8080",
+    client: "203.0.113.7",
+    router: "192.0.2.77:0",
+    too_big: ("fragmentation needed", 3, 4, [0, 0, 5, 0]),
+};
+const V6: Scene = Scene {
+    index: 1,
+    vip: "[2001:db8::10]:80",
+    backend: "[fd00::11]:8080",
+    client: "[2001:db8:c::7]",
+    router: "[2001:db8:ff::77]:0",
+    too_big: ("packet too big", 2, 0, [0, 0, 5, 0]),
+};
+const BOTH: [Scene; 2] = [V4, V6];
+const UDP: (&str, &str) = ("198.51.100.20:53", "10.0.0.21:5353");
+
+impl Scene {
+    fn client(self, port: u16) -> String {
+        format!("{}:{port}", self.client)
+    }
+
+    fn there(self, port: u16, flags: u8) -> Frame {
+        Frame::tcp(&self.client(port), self.vip, flags)
+    }
+
+    fn pool(self, port: u16) -> String {
+        if self.index == 0 { format!("{TUNNEL_SOURCE_V4}:{port}") } else { format!("[{TUNNEL_SOURCE_V6}]:{port}") }
+    }
+
+    fn back(self, pool_port: u16, flags: u8) -> Frame {
+        Frame::tcp(self.backend, &self.pool(pool_port), flags)
+    }
+}
+
+fn services() -> Vec<Service> {
+    let of = |address, at, protocol| Service {
+        address,
+        protocol,
+        forwarding: Forwarding::Snat,
+        target: Target::SameInterface(at),
+    };
+    vec![
+        of(V4.vip, V4.backend, Protocol::Tcp),
+        of(V6.vip, V6.backend, Protocol::Tcp),
+        of(UDP.0, UDP.1, Protocol::Udp),
+    ]
+}
+
+fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
+    std::thread::spawn(move || test(Rig::new(&services()).expect("a rig"))).join().expect("the thread panicked");
+}
+
+/// The port under which the backend sees the sender of `frame`, which it is sent as if from there.
+fn sent(rig: &Rig, index: usize, frame: &Frame, backend: &str) -> u16 {
+    let ran = rig.run(&frame.bytes()).expect("a run");
+    assert_eq!(ran.action, XDP_TX, "{frame:?}");
+    let header = if frame.source.is_ipv4() { 34 } else { 54 };
+    let port = u16::from_be_bytes([ran.frame[header], ran.frame[header + 1]]);
+    assert!((POOL_PORTS.0..=POOL_PORTS.1).contains(&port), "{port}");
+    let expected = translated(frame, index, port, backend);
+    assert_eq!(ran.frame, expected.bytes(), "{frame:?}");
+    port
+}
+
+fn pool(v4: bool, port: u16) -> SocketAddr {
+    if v4 { (TUNNEL_SOURCE_V4, port).into() } else { (TUNNEL_SOURCE_V6, port).into() }
+}
+
+fn translated(frame: &Frame, index: usize, port: u16, backend: &str) -> Frame {
+    Frame {
+        destination_mac: backend_mac(index),
+        source_mac: IN_MAC,
+        source: pool(frame.source.is_ipv4(), port),
+        destination: backend.parse().expect("an address"),
+        ttl: frame.ttl - 1,
+        ..frame.clone()
+    }
+}
+
+fn restored(frame: &Frame, vip: &str, client: &str) -> Frame {
+    Frame {
+        destination_mac: ROUTER_MAC,
+        source_mac: IN_MAC,
+        source: vip.parse().expect("an address"),
+        destination: client.parse().expect("an address"),
+        ttl: frame.ttl - 1,
+        ..frame.clone()
+    }
+}
+
+fn comes_back(rig: &Rig, frame: &Frame, vip: &str, client: &str) {
+    let ran = rig.run(&frame.bytes()).expect("a run");
+    assert_eq!((ran.action, ran.frame), (XDP_TX, restored(frame, vip, client).bytes()), "{frame:?}");
+}
+
+fn action(rig: &Rig, frame: &Frame) -> u32 {
+    rig.run(&frame.bytes()).expect("a run").action
+}
+
+/// A connection from `port` that carries data; the port that the backend sees.
+fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
+    let seen = sent(rig, scene.index, &scene.there(port, SYN), scene.backend);
+    comes_back(rig, &scene.back(seen, SYN | ACK), scene.vip, &scene.client(port));
+    assert_eq!(sent(rig, scene.index, &scene.there(port, ACK), scene.backend), seen);
+    seen
+}
+
+#[test]
+fn when_a_client_connects_then_both_ends_are_rewritten_and_back() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let seen = connect(&rig, scene, 40_000);
+            for flags in [ACK, ACK | FIN] {
+                assert_eq!(sent(&rig, scene.index, &scene.there(40_000, flags), scene.backend), seen);
+                comes_back(&rig, &scene.back(seen, flags), scene.vip, &scene.client(40_000));
+            }
+            let options = Frame { options: vec![1; 8], ..scene.there(40_000, ACK) };
+            if scene.index == 0 {
+                assert_eq!(sent(&rig, scene.index, &options, scene.backend), seen);
+            }
+            let tagged = Frame { vlans: vec![7], ..scene.there(40_000, ACK) };
+            assert_eq!(sent(&rig, scene.index, &tagged, scene.backend), seen);
+            assert_eq!(rig.backend_stats(scene.index).expect("counters").decisions.iter().sum::<u64>(), 1);
+        }
+    });
+}
+
+#[test]
+fn when_a_client_asks_by_datagram_then_the_answer_finds_it() {
+    with_rig(|rig| {
+        for transport in [Transport::Udp, Transport::UdpWithoutChecksum] {
+            let ask = Frame { transport, ..Frame::udp("203.0.113.7:5000", UDP.0) };
+            let seen = sent(&rig, 2, &ask, UDP.1);
+            let answer = Frame { transport, ..Frame::udp(UDP.1, &format!("{TUNNEL_SOURCE_V4}:{seen}")) };
+            comes_back(&rig, &answer, UDP.0, "203.0.113.7:5000");
+            assert_eq!(sent(&rig, 2, &ask, UDP.1), seen);
+        }
+    });
+}
+
+#[test]
+fn when_a_segment_is_of_no_connection_then_it_is_dropped_or_rejected() {
+    with_rig(|mut rig| {
+        for scene in BOTH {
+            for flags in [ACK, RST, SYN | ACK, FIN | ACK] {
+                assert_eq!(action(&rig, &scene.there(40_000, flags)), XDP_DROP);
+            }
+        }
+        assert_eq!(rig.drops(DropReason::FlowUnknown).expect("counters"), 8);
+        rig.reject(true).expect("a publication");
+        for scene in BOTH {
+            let ran = rig.run(&scene.there(40_000, ACK).bytes()).expect("a run");
+            let flags = if scene.index == 0 { 14 + 20 + 13 } else { 14 + 40 + 13 };
+            assert_eq!((ran.action, ran.frame[flags]), (XDP_TX, RST), "{}", scene.vip);
+        }
+    });
+}
+
+#[test]
+fn when_a_packet_is_no_reply_then_it_passes() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let seen = connect(&rig, scene, 40_000);
+            let others = [
+                scene.back(seen + 1, ACK),
+                Frame { source: scene.router.parse().expect("an address"), ..scene.back(seen, ACK) },
+                Frame { transport: Transport::Udp, ..scene.back(seen, ACK) },
+                scene.back(POOL_PORTS.0 - 1, ACK),
+            ];
+            for other in others {
+                let bytes = other.bytes();
+                let ran = rig.run(&bytes).expect("a run");
+                assert_eq!((ran.action, ran.frame), (XDP_PASS, bytes), "{other:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn when_all_ports_carry_data_then_the_next_connection_is_dropped_and_the_others_stay() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let all = 1 + POOL_PORTS.1 - POOL_PORTS.0;
+            let seen: HashSet<u16> = (0..all).map(|number| connect(&rig, scene, 40_000 + number)).collect();
+            assert_eq!(seen.len(), usize::from(all));
+            let drops = rig.drops(DropReason::NoPort).expect("counters");
+            for port in 0..100 {
+                assert_eq!(action(&rig, &scene.there(50_000 + port, SYN)), XDP_DROP);
+            }
+            assert_eq!(rig.drops(DropReason::NoPort).expect("counters"), drops + 100);
+            let again: HashSet<u16> = (0..all)
+                .map(|number| sent(&rig, scene.index, &scene.there(40_000 + number, ACK), scene.backend))
+                .collect();
+            assert_eq!(again, seen);
+        }
+    });
+}
+
+#[test]
+fn when_ports_are_taken_by_what_nobody_answers_then_a_new_connection_finds_one() {
+    with_rig(|rig| {
+        let seen = connect(&rig, V4, 39_999);
+        for port in 0..2000 {
+            sent(&rig, V4.index, &V4.there(40_000 + port, SYN), V4.backend);
+        }
+        connect(&rig, V4, 50_000);
+        assert_eq!(sent(&rig, V4.index, &V4.there(39_999, ACK), V4.backend), seen);
+        assert_eq!(rig.drops(DropReason::NoPort).expect("counters"), 0);
+    });
+}
+
+#[test]
+fn when_a_connection_has_ended_then_the_next_from_the_same_port_has_another_end() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let mut seen = HashSet::from([connect(&rig, scene, 40_000)]);
+            let last = *seen.iter().next().expect("one");
+            sent(&rig, scene.index, &scene.there(40_000, FIN | ACK), scene.backend);
+            comes_back(&rig, &scene.back(last, FIN | ACK), scene.vip, &scene.client(40_000));
+            sent(&rig, scene.index, &scene.there(40_000, ACK), scene.backend);
+            let next = connect(&rig, scene, 40_000);
+            assert!(seen.insert(next), "{next} is in TIME-WAIT");
+            comes_back(&rig, &scene.back(next, RST | ACK), scene.vip, &scene.client(40_000));
+            assert!(seen.insert(connect(&rig, scene, 40_000)));
+        }
+    });
+}
+
+#[test]
+fn when_a_reset_is_forged_then_the_connection_goes_on() {
+    with_rig(|rig| {
+        let seen = connect(&rig, V4, 40_000);
+        sent(&rig, V4.index, &V4.there(40_000, RST), V4.backend);
+        comes_back(&rig, &V4.back(seen, ACK), V4.vip, &V4.client(40_000));
+        assert_eq!(sent(&rig, V4.index, &V4.there(40_000, SYN), V4.backend), seen, "it is for the backend to refuse that");
+    });
+}
+
+#[test]
+fn when_the_backend_no_longer_keeps_known_clients_then_its_connections_are_reset() {
+    with_rig(|mut rig| {
+        for scene in BOTH {
+            connect(&rig, scene, 40_000);
+            rig.keep_known(scene.vip, scene.backend, false).expect("a backend");
+            let ran = rig.run(&scene.there(40_000, ACK).bytes()).expect("a run");
+            let flags = if scene.index == 0 { 14 + 20 + 13 } else { 14 + 40 + 13 };
+            assert_eq!((ran.action, ran.frame[flags]), (XDP_TX, RST));
+            assert_eq!(action(&rig, &scene.there(40_000, ACK)), XDP_DROP, "it is unknown from then on");
+            rig.keep_known(scene.vip, scene.backend, true).expect("a backend");
+            connect(&rig, scene, 40_000);
+        }
+    });
+}
+
+#[test]
+fn when_a_packet_comes_in_fragments_then_all_of_them_are_translated() {
+    with_rig(|rig| {
+        let ask = Frame { payload: (0..200).collect(), ..Frame::udp("203.0.113.7:5000", UDP.0) };
+        let seen = sent(&rig, 2, &ask, UDP.1);
+        let parts = ask.fragments(64, 77);
+        let expected = translated(&ask, 2, seen, UDP.1).fragments(64, 77);
+        for (part, expected) in parts.iter().zip(expected) {
+            let ran = rig.run(&part.bytes()).expect("a run");
+            assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()));
+        }
+        let pool = format!("{TUNNEL_SOURCE_V4}:{seen}");
+        let answer = Frame { payload: (0..200).collect(), ..Frame::udp(UDP.1, &pool) };
+        let expected = restored(&answer, UDP.0, "203.0.113.7:5000").fragments(64, 78);
+        for (part, expected) in answer.fragments(64, 78).iter().zip(expected) {
+            let ran = rig.run(&part.bytes()).expect("a run");
+            assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()));
+        }
+        let unknown = &ask.fragments(64, 79)[1];
+        assert_eq!(action(&rig, unknown), XDP_DROP);
+        assert_eq!(rig.drops(DropReason::FragmentUnknown).expect("counters"), 1);
+    });
+}
+
+#[test]
+fn when_a_router_says_that_a_packet_is_too_big_then_its_sender_hears_it() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let seen = connect(&rig, scene, 40_000);
+            for length in [28, 36, 48, 1500] {
+                let length = if scene.index == 0 { length } else { length + 20 };
+                let there = Frame { payload: vec![3; 100], ..scene.there(40_000, ACK) };
+                let at_backend = Frame { ttl: there.ttl - 1, ..translated(&there, scene.index, seen, scene.backend) };
+                // To the client, about what it sent to the backend.
+                let told = error(scene.router, &at_backend, length, scene.too_big);
+                let as_sent = Frame { source: there.source, destination: there.destination, ..at_backend.clone() };
+                let expected = Frame {
+                    source: SocketAddr::new(there.destination.ip(), 0),
+                    ttl: told.ttl - 1,
+                    destination_mac: ROUTER_MAC,
+                    source_mac: IN_MAC,
+                    ..error(scene.router, &as_sent, length, scene.too_big)
+                };
+                let ran = rig.run(&told.bytes()).expect("a run");
+                assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()), "to {}, {length}", scene.client);
+                // To the backend, about what it sent to the client.
+                let back = Frame { payload: vec![3; 100], ..scene.back(seen, ACK) };
+                let at_client = restored(&back, scene.vip, &scene.client(40_000));
+                let told = error(scene.router, &at_client, length, scene.too_big);
+                let as_sent = Frame { source: back.source, destination: back.destination, ..at_client };
+                let expected = Frame {
+                    source: SocketAddr::new(back.destination.ip(), 0),
+                    ttl: told.ttl - 1,
+                    destination_mac: backend_mac(scene.index),
+                    source_mac: IN_MAC,
+                    ..error(scene.router, &as_sent, length, scene.too_big)
+                };
+                let ran = rig.run(&told.bytes()).expect("a run");
+                assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()), "to {}, {length}", scene.backend);
+            }
+        }
+    });
+}
+
+#[test]
+fn when_the_ttl_is_used_up_then_a_packet_is_dropped_both_ways() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let seen = connect(&rig, scene, 40_000);
+            assert_eq!(action(&rig, &Frame { ttl: 1, ..scene.there(40_000, ACK) }), XDP_DROP);
+            assert_eq!(action(&rig, &Frame { ttl: 1, ..scene.back(seen, ACK) }), XDP_DROP);
+        }
+        assert_eq!(rig.drops(DropReason::TtlExceeded).expect("counters"), 4);
+    });
+}
+
+#[test]
+fn when_flows_are_counted_then_they_are_those_that_live() {
+    with_rig(|rig| {
+        for port in 0..3 {
+            connect(&rig, V4, 40_000 + port);
+        }
+        sent(&rig, V6.index, &V6.there(40_000, SYN), V6.backend);
+        let counts = rig.flows().sweep(&balancer_dataplane::FlowTimes::default());
+        assert_eq!(counts.entries, 4);
+        assert_eq!(counts.of_backends.get(&backend_id(0)), Some(&3));
+        assert_eq!(counts.of_backends.get(&backend_id(1)), Some(&1));
+    });
+}
