@@ -1,5 +1,7 @@
 //! A frame whose layer-4 header has been found, and what an ICMP error quotes.
 
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+
 use crate::{
     ingress::Ingress,
     opaque,
@@ -9,6 +11,28 @@ use crate::{
 
 /// Source and destination port.
 const PORTS_LEN: usize = 4;
+
+/// Where the headers of a packet lie, for the steps after the one that has found them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Kept {
+    place: u64,
+    /// The identification of its fragment.
+    fragment: u32,
+    reserved: u32,
+}
+
+#[map]
+static KEPT: PerCpuArray<Kept> = PerCpuArray::with_max_entries(1, 0);
+
+/// Keeps where the headers of a packet lie, for [`Found::again`].
+#[inline(always)]
+pub(crate) fn keep(ip: &Ip<'_>) {
+    if let Some(kept) = KEPT.get_ptr_mut(0) {
+        // SAFETY: a row of this CPU, as below.
+        unsafe { kept.write(Kept { place: ip.place(), fragment: ip.fragment.id, reserved: 0 }) };
+    }
+}
 
 /// A frame whose layer-4 header has been found.
 #[derive(Clone, Copy)]
@@ -24,6 +48,17 @@ impl Found {
         let frame = ingress.frame();
         let mut ip = parse::ip(frame)?;
         opaque::follow(frame, &mut ip).ok()?;
+        keep(&ip);
+        Some(Self { ingress, frame, ip })
+    }
+
+    /// The same for a step after one that has [kept](keep) where the headers lie.
+    #[inline(always)]
+    pub(crate) fn again(ingress: Ingress) -> Option<Self> {
+        let frame = ingress.frame();
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        let Kept { place, fragment, .. } = unsafe { KEPT.get_ptr(0)?.read() };
+        let ip = Ip::kept(frame, place, fragment)?;
         Some(Self { ingress, frame, ip })
     }
 

@@ -202,6 +202,24 @@ impl<'a> Ip<'a> {
         Some(ip)
     }
 
+    /// The same with addresses, length and the identification of its fragment.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn kept(frame: Packet<'a>, place: u64, fragment: u32) -> Option<Self> {
+        let mut ip = Self::placed(frame, place)?;
+        ip.fragment.id = fragment;
+        if ip.family == FAMILY_V4 {
+            let [source, destination]: [u32; 2] = ip.header.load(offset_of!(Ipv4Hdr, src_addr))?;
+            ip.source = [source, 0, 0, 0];
+            ip.destination = [destination, 0, 0, 0];
+            ip.length = order::length(ip.header.load(offset_of!(Ipv4Hdr, tot_len))?);
+        } else {
+            [ip.source, ip.destination] = ip.header.load(offset_of!(Ipv6Hdr, src_addr))?;
+            ip.length = Ipv6Hdr::LEN + order::length(ip.header.load(offset_of!(Ipv6Hdr, payload_len))?);
+        }
+        Some(ip)
+    }
+
     /// Takes over what [`Ip::place`] said of this packet, which lies in `frame`.
     #[inline(always)]
     pub fn put(&mut self, frame: Packet<'a>, place: u64) {

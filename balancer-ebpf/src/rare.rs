@@ -8,7 +8,7 @@ use balancer_common::{
 };
 
 use crate::{
-    control,
+    control, found,
     fragments::{self, Way},
     ingress::Ingress,
     martian, opaque,
@@ -47,6 +47,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
         Err(Stopped::Waypoint) => return Step::PASS,
     }
     let ip = ip.again(ingress.frame());
+    found::keep(&ip);
     match ip.protocol {
         TCP | UDP if ip.fragment.is_later() => later_fragment(&tables, &ip),
         DESTINATION_OPTIONS if ip.fragment.is_later() && ip.family == FAMILY_V6 => later_fragment(&tables, &ip),

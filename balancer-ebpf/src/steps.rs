@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Declares steps. Each is a global function that is given the frame (`Ingress`: as it came in; `Found`: with its layer-4
-/// header found) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each
+/// header found; `Again`: the same after a step that has found it) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each
 /// leads only to later ones.
 macro_rules! steps {
     ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $told:ident)?) $run:path;)*) => {
@@ -44,6 +44,12 @@ macro_rules! steps {
         }
     };
     (@run $ingress:ident, Ingress, $run:path $(, $told:expr)?) => { $run($ingress $(, $told)?) };
+    (@run $ingress:ident, Again, $run:path $(, $told:expr)?) => {
+        match Found::again($ingress) {
+            Some(found) => $run(&found $(, $told)?),
+            None => Step::PASS,
+        }
+    };
     (@run $ingress:ident, Found, $run:path) => {
         match Found::of($ingress) {
             Some(found) => $run(&found),
@@ -63,18 +69,18 @@ steps! {
     Rare => balancer_rare(Ingress) rare::decide;
     Icmp => balancer_icmp(Found) icmp::decide;
     Flow => balancer_flow(Found) flows::find::decide;
-    FlowNew => balancer_flow_new(Found) flows::open::choose;
+    FlowNew => balancer_flow_new(Again) flows::open::choose;
 }
 
 steps! {
     act:
-    OpenFlow => balancer_open_flow(Found, told) flows::open::begin;
+    OpenFlow => balancer_open_flow(Again, told) flows::open::begin;
     FlowPort => balancer_flow_ports(Ingress, told) flows::ports::find;
-    FlowThere => balancer_flow_there(Found, told) flows::there::send;
+    FlowThere => balancer_flow_there(Again, told) flows::there::send;
     FlowBack => balancer_flow_back(Found) flows::back::decide;
-    FlowReturn => balancer_flow_return(Found, told) flows::back::to_client;
-    FlowPart => balancer_flow_part(Found, told) flows::parts::send;
-    FlowError => balancer_flow_error(Found, told) flows::errors::send;
+    FlowReturn => balancer_flow_return(Again, told) flows::back::to_client;
+    FlowPart => balancer_flow_part(Again, told) flows::parts::send;
+    FlowError => balancer_flow_error(Again, told) flows::errors::send;
     ToBackend => balancer_to_backend(Found, told) forward::any_to_backend;
     ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
     ToClient => balancer_to_client(Found, told) nat::to_client;

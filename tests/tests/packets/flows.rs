@@ -88,7 +88,7 @@ fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
 fn sent(rig: &Rig, index: usize, frame: &Frame, backend: &str) -> u16 {
     let ran = rig.run(&frame.bytes()).expect("a run");
     assert_eq!(ran.action, XDP_TX, "{frame:?}");
-    let header = if frame.source.is_ipv4() { 34 } else { 54 };
+    let header = 14 + 4 * frame.vlans.len() + if frame.source.is_ipv4() { 20 + frame.options.len() } else { 40 };
     let port = u16::from_be_bytes([ran.frame[header], ran.frame[header + 1]]);
     assert!((POOL_PORTS.0..=POOL_PORTS.1).contains(&port), "{port}");
     let expected = translated(frame, index, port, backend);
