@@ -205,7 +205,7 @@ impl<'a> Ip<'a> {
     /// The same with addresses, length and the identification of its fragment.
     #[inline(always)]
     #[must_use]
-    pub(crate) fn kept(frame: Packet<'a>, place: u64, fragment: u32) -> Option<Self> {
+    pub fn kept(frame: Packet<'a>, place: u64, fragment: u32) -> Option<Self> {
         let mut ip = Self::placed(frame, place)?;
         ip.fragment.id = fragment;
         if ip.family == FAMILY_V4 {
@@ -521,7 +521,7 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
 }
 
 /// The bit of a TCP header.
-pub(crate) const FIN: u8 = 0x01;
+pub const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 /// The bit of a TCP header.
@@ -530,7 +530,7 @@ pub(crate) const ACK: u8 = 0x10;
 /// What a packet whose [`ports`] are known says of its connection.
 #[inline(always)]
 #[must_use]
-pub(crate) fn said(ip: &Ip<'_>, by_client: bool) -> Said {
+pub fn said(ip: &Ip<'_>, by_client: bool) -> Said {
     const FLAGS: usize = 12;
     let flags = if ip.protocol == TCP { ip.l4.load::<[u8; 2]>(FLAGS).map_or(0, |[_, flags]| flags) } else { 0 };
     let has = |flag: u8| flags & flag != 0;

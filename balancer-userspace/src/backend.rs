@@ -7,7 +7,7 @@ use std::{
 
 use balancer_api::{
     client::Client,
-    model::{AddBackend, Changed, PlanRequest, SetAdmin},
+    model::{AddBackend, Changed, PlanRequest, ServiceView, SetAdmin},
 };
 use balancer_model::{names::BackendName, states::Admin, value};
 use clap::Subcommand;
@@ -184,11 +184,12 @@ async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), 
         Some(service) => vec![client.service(service).await?],
         None => client.services().await?,
     };
-    let mut table = output::backend_table("BACKEND");
+    let counts_active = services.iter().any(ServiceView::counts_active);
+    let mut table = output::backend_table("BACKEND", counts_active);
     for service in &services {
         for backend in &service.backends {
             let name = format!("{}/{}", service.name, backend.name);
-            output::add_backend(&mut table, name, backend, service.table_size);
+            output::add_backend(&mut table, name, backend, service.table_size, counts_active);
         }
     }
     Ok(output::print(&table.render())?)

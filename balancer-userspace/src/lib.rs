@@ -14,6 +14,7 @@ mod demo;
 mod detach;
 mod events;
 mod fleet;
+mod flow;
 mod health;
 mod help;
 mod import;
@@ -116,6 +117,9 @@ enum Verb {
     /// Look at and change rules for client prefixes
     #[command(subcommand, after_help = help::see("rules"))]
     Rule(rule::Verb),
+    /// Look at the connections of services with forwarding = "snat"
+    #[command(subcommand, after_help = help::see("forwarding"))]
+    Flow(flow::Verb),
     /// Show how well clients stick, and how evenly they are spread
     #[command(after_help = help::see("statistics"))]
     Stats(stats::Args),
@@ -208,6 +212,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Client(verb) => wait_for(client::run(&client(), verb)),
         Verb::Health(verb) => wait_for(health::run(&client(), verb)),
         Verb::Rule(verb) => wait_for(rule::run(&client(), verb)),
+        Verb::Flow(verb) => wait_for(flow::run(&client(), verb)),
         Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Simulate(args) => simulate::run(&args),
         Verb::Import(args) => import::run(&args),

@@ -70,9 +70,10 @@ pub(super) fn service(service: &ServiceView) -> String {
         grouped(service.table_size),
         grouped(service.table_generation),
     );
-    let mut table = backend_table("NAME");
+    let counts_active = service.counts_active();
+    let mut table = backend_table("NAME", counts_active);
     for backend in &service.backends {
-        add_backend(&mut table, backend.name.clone(), backend, service.table_size);
+        add_backend(&mut table, backend.name.clone(), backend, service.table_size, counts_active);
     }
     text.push_str(&table.render());
     for warning in &service.warnings {
@@ -113,8 +114,8 @@ pub(super) fn addresses(service: &ServiceView) -> String {
 }
 
 /// A table of backends, the first column headed `name`.
-pub(super) fn backend_table(name: &str) -> Table {
-    Table::new(&[
+pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
+    let headings = [
         name,
         "ADDRESS",
         "STATE",
@@ -128,13 +129,27 @@ pub(super) fn backend_table(name: &str) -> Table {
         ">PACKETS",
         ">BYTES",
         "REASON",
-    ])
+    ];
+    let mut headings = headings.to_vec();
+    if counts_active {
+        headings.insert(ACTIVE, ">ACTIVE");
+    }
+    Table::new(&headings)
 }
 
+/// Where the column of connections that live stands, where there is one.
+const ACTIVE: usize = 9;
+
 /// Adds a backend of a service with `table_size` slots.
-pub(super) fn add_backend(table: &mut Table, name: String, backend: &BackendView, table_size: u32) {
+pub(super) fn add_backend(
+    table: &mut Table,
+    name: String,
+    backend: &BackendView,
+    table_size: u32,
+    counts_active: bool,
+) {
     let backup = if backend.backup { " (backup)" } else { "" };
-    table.row([
+    let mut cells = vec![
         name,
         backend.address.clone(),
         state(backend),
@@ -148,7 +163,11 @@ pub(super) fn add_backend(table: &mut Table, name: String, backend: &BackendView
         grouped(backend.packets),
         grouped(backend.bytes),
         backend.reason.clone(),
-    ]);
+    ];
+    if counts_active {
+        cells.insert(ACTIVE, backend.active.map_or_else(|| "-".to_owned(), grouped));
+    }
+    table.cells(cells);
 }
 
 /// The state; while it drains, with who is left and for how long.

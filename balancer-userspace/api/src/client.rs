@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use super::{
     events::EventsView,
     model::{
         AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView,
-        FleetSnapshot, Force, ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView,
+        FleetSnapshot, FlowView, Force, ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView,
         SetAdmin, SetRule, SetWeight, StatusView,
     },
     statistics::{StatsView, TopClient, TopQuery},
@@ -292,6 +293,17 @@ impl Client {
     /// As [`Client::status`].
     pub async fn rules(&self, service: Option<&str>) -> Answer<Vec<RuleView>> {
         self.get(&format!("/v1/rules{}", service_query(service))).await
+    }
+
+    /// The connections of `snat` services, of one service or of all, of one client or of all; at most 100,000.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn flows(&self, service: Option<&str>, client: Option<IpAddr>) -> Answer<Vec<FlowView>> {
+        let asked = service.map(|name| format!("service={name}")).into_iter();
+        let asked: Vec<_> = asked.chain(client.map(|address| format!("client={address}"))).collect();
+        let query = if asked.is_empty() { String::new() } else { format!("?{}", asked.join("&")) };
+        self.get(&format!("/v1/flows{query}")).await
     }
 
     /// Adds a listener to a service.

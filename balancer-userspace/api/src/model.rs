@@ -139,6 +139,14 @@ pub struct FamilyView {
     pub known_clients: u64,
 }
 
+impl ServiceView {
+    /// Whether it knows connections.
+    #[must_use]
+    pub fn counts_active(&self) -> bool {
+        self.backends.iter().any(|backend| backend.active.is_some())
+    }
+}
+
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendView {
@@ -169,6 +177,9 @@ pub struct BackendView {
     pub slots: u32,
     /// Entries in the client table; 0 without memory.
     pub known_clients: u64,
+    /// `snat`: connections that live; other modes know none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<u64>,
     /// New connections forwarded.
     pub connections: u64,
     /// Packets forwarded.
@@ -256,6 +267,35 @@ pub struct RuleView {
     pub packets: u64,
     /// Packets steered as without it, because its backend took no clients.
     pub fallbacks: u64,
+}
+
+/// `GET /v1/flows`, one for each connection of a `snat` service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowView {
+    /// The service's name.
+    pub service: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The client's address and port.
+    pub client: String,
+    /// The address and port that the client speaks to.
+    pub vip: String,
+    /// The address and port of the balancer that the backend sees.
+    pub seen_as: String,
+    /// The backend's name; `-` if it is gone.
+    pub backend: String,
+    /// The backend's address and port.
+    pub address: String,
+    /// `half_open`, `established` or `closing`.
+    pub state: String,
+    /// How long ago it began.
+    pub age_seconds: u64,
+    /// How long ago its last packet came.
+    pub idle_seconds: u64,
+    /// Bytes of IP packets to the backend.
+    pub bytes_to_backend: u64,
+    /// Bytes of IP packets to the client.
+    pub bytes_to_client: u64,
 }
 
 /// What a rule does, without the backend.

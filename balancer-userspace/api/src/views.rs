@@ -145,6 +145,7 @@ impl From<BackendSnapshot> for BackendView {
             reason: backend.reason,
             slots: backend.slots,
             known_clients: backend.known_clients,
+            active: backend.active,
             connections: backend.stats.connections,
             packets: backend.stats.packets,
             bytes: backend.stats.bytes,

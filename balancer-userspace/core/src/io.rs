@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out of it.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -64,6 +65,11 @@ pub enum Event {
     Swept {
         /// Known clients by backend, in rising order of ids; a backend that is not listed has none.
         known: Vec<(BackendId, u64)>,
+    },
+    /// All connections of `snat` services were looked at.
+    Flows {
+        /// Connections by backend; a backend that is not listed has none.
+        of: BTreeMap<BackendId, u64>,
     },
     /// A deadline given by `next_deadline` has come.
     Tick,

@@ -47,6 +47,8 @@ pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
     pub redirect_errors: BTreeMap<String, u64>,
     /// The client table.
     pub memory: MemorySnapshot,
+    /// The table of connections; `None`: no service is `snat`.
+    pub flows: Option<FlowsSnapshot>,
     /// How often users have changed something.
     pub generation: u64,
     /// What it is to those who send it clients.
@@ -84,9 +86,9 @@ impl<Services> Snapshot<Services> {
     /// With what `make` makes of the services.
     #[must_use]
     pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
-        let Self { interfaces, services, drops, replies, redirect_errors, memory, generation, member, fleet } = self;
+        let Self { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet } = self;
         let services = make(services);
-        Snapshot { interfaces, services, drops, replies, redirect_errors, memory, generation, member, fleet }
+        Snapshot { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet }
     }
 }
 
@@ -128,6 +130,15 @@ pub struct MemorySnapshot {
     pub stats: MemoryStats,
     /// Packets sampled, all CPUs.
     pub samples: SampleStats,
+}
+
+/// The table of connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowsSnapshot {
+    /// Connections that it is made for.
+    pub capacity: u64,
+    /// Rows that are taken, by connections and by what is left of them.
+    pub entries: u64,
 }
 
 /// An attached interface.
@@ -347,6 +358,8 @@ pub struct BackendSnapshot {
     pub slots: u32,
     /// Known clients at the last sweep.
     pub known_clients: u64,
+    /// `snat`: connections, at the last count.
+    pub active: Option<u64>,
     /// Time left to a drain under way.
     pub drain_deadline: Option<Duration>,
     /// Whether it takes new clients.

@@ -9,10 +9,11 @@ use balancer_core::{
     readiness::Announcement,
     snapshot::{Coming, Snapshot},
 };
+use balancer_dataplane::FlowCounts;
 use balancer_model::{config::Config, names::BackendName, validate::Valid};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::events::Events;
+use crate::{events::Events, flows::FlowLook};
 
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +79,15 @@ pub enum Call {
         /// In the order of services and prefixes, or why there is none.
         reply: oneshot::Sender<Result<Vec<RuleView>, Refused>>,
     },
+    /// The connections of `snat` services.
+    Flows {
+        /// Only those of this service.
+        service: Option<String>,
+        /// Where to look, or why there is nothing to look at.
+        reply: oneshot::Sender<Result<FlowLook, Refused>>,
+    },
+    /// The connections of `snat` services were counted.
+    FlowsCounted(FlowCounts),
     /// Forget a client.
     Forget {
         /// Which client, which service.

@@ -1,6 +1,7 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
 mod beginning;
+mod flows;
 mod forgetting;
 mod join;
 mod look;
@@ -31,7 +32,7 @@ use balancer_core::{
     service::{Backend, Service},
     state::{SavedCounters, SavedEpoch},
 };
-use balancer_dataplane::{Dataplane, Swept};
+use balancer_dataplane::{Dataplane, FlowCounts, Swept};
 use balancer_model::{config::Config, listeners::Family, names::BackendName};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -93,6 +94,7 @@ pub struct Owner<D> {
     out_of_step: bool,
     member: Member,
     suspects: Suspects,
+    flow_counts: FlowCounts,
     /// Which state of a fleet it follows.
     epoch: Option<SavedEpoch>,
     /// Complete sweeps.
@@ -127,6 +129,7 @@ impl<D: Dataplane> Owner<D> {
             out_of_step: false,
             member: Member::default(),
             suspects: Suspects::default(),
+            flow_counts: FlowCounts::default(),
             epoch: None,
             sweeps: 0,
             sweeps_at: None,

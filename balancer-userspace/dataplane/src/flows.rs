@@ -6,7 +6,7 @@ mod sweep;
 use std::{
     mem::offset_of,
     net::IpAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, RwLock, atomic::Ordering},
 };
 
 use aya::Ebpf;
@@ -17,7 +17,8 @@ use balancer_common::{
 use balancer_core::io::{FlowSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
-pub use self::sweep::{FlowCounts, FlowTimes, KnownFlow};
+use self::sweep::{FlowTimes, Limits};
+pub use self::sweep::{FlowCounts, KnownFlow};
 use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
 
 /// Those that are pinned.
@@ -37,6 +38,7 @@ pub struct FlowTable {
     returns: MappedArray<FlowReturns>,
     /// Connections that it is made for; 0: there is no table.
     capacity: u32,
+    times: RwLock<FlowTimes>,
 }
 
 impl FlowMaps {
@@ -46,6 +48,7 @@ impl FlowMaps {
             rows: MappedArray::new(take(ebpf, "FLOWS")?)?,
             returns: MappedArray::new(take(ebpf, "FLOW_RETURNS")?)?,
             capacity: capacity.flows,
+            times: RwLock::default(),
         };
         let pools = MappedArray::new(take(ebpf, "FLOW_POOLS")?)?;
         let mut control = MappedArray::new(take(ebpf, "FLOW_CONTROL")?)?;
@@ -75,14 +78,18 @@ impl FlowMaps {
             "there is no table for connections, because no service was snat at the start; a restart makes one"
         );
         let mut all = FlowControl { first_port: u32::MAX, last_port: 0, ..FlowControl::zeroed() };
+        let mut times = FlowTimes::default();
         for spec in snat {
             let pool = pool(&spec.flows)?;
             all.first_port = all.first_port.min(pool.first_port.into());
             all.last_port = all.last_port.max(pool.last_port.into());
             all.idle = longest(all.idle, pool.idle);
+            let ports = u32::from(pool.last_port - pool.first_port) + 1;
+            times.add(spec.id, Limits { idle: pool.idle, ports });
             self.write_pool(usize::from(spec.id.0), &pool);
         }
         self.write_control(&all);
+        *self.table.times.write().unwrap_or_else(PoisonError::into_inner) = times;
         Ok(all.last_port > 0)
     }
 

@@ -69,7 +69,7 @@ pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
 pub use devices::Devices;
-pub use flows::{FlowCounts, FlowTable, FlowTimes, KnownFlow};
+pub use flows::{FlowCounts, FlowTable, KnownFlow};
 pub use host_changes::{HostChanges, SwitchChange};
 pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};

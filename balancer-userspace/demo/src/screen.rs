@@ -147,6 +147,7 @@ mod tests {
             drain_seconds_left: None,
             reason: String::new(),
             slots: 32_768,
+            active: None,
             known_clients: 0,
             connections: 5,
             packets: 0,

@@ -123,6 +123,10 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 }
                 let _ = reply.send(Ok(snapshot.into()));
             }
+            Call::Flows { reply, .. } => {
+                let _ = reply.send(Err(Refused::Conflict("service web knows no connections".to_owned())));
+            }
+            Call::FlowsCounted(_) => {}
             Call::Events { reply } => {
                 let _ = reply.send(events.clone());
             }
@@ -280,6 +284,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         state,
         reason: String::new(),
         slots,
+        active: None,
         known_clients: if state == BackendState::Draining { 214 } else { 0 },
         drain_deadline: (state == BackendState::Draining).then_some(Duration::from_secs(192)),
         eligible: true,
@@ -326,6 +331,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     };
     Snapshot {
         memory: balancer_core::snapshot::MemorySnapshot::default(),
+        flows: None,
         interfaces: vec![InterfaceSnapshot {
             name: "eth0".to_owned(),
             ifindex: 2,

@@ -267,7 +267,7 @@ impl Site {
         send_all(self.topology.client(), &requests, WORKERS)
     }
 
-    /// The backend that answers each client. Checks that the backend saw the client's own address.
+    /// The backend that answers each client. Checks that the backend saw the client's own address, or with `snat` did not.
     ///
     /// # Errors
     /// When a connection fails.
@@ -294,7 +294,8 @@ impl Site {
         for (client, reply) in clients.into_iter().zip(replies) {
             let answer = reply.and_then(|reply| reply.answer()).with_context(|| format!("client {client}"))?;
             let address = self.topology.client_address(family, client);
-            ensure!(answer.client == address.to_string(), "{address} was seen as {}", answer.client);
+            let hidden = self.settings.forwarding == Forwarding::Snat;
+            ensure!((answer.client != address.to_string()) == hidden, "{address} was seen as {}", answer.client);
             homes.insert(client, answer.backend);
         }
         Ok(homes)

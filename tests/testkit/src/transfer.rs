@@ -29,7 +29,7 @@ use crate::{
 
 /// The port of the services that [`add_services`] adds.
 pub const PORT: u16 = 5000;
-/// Where `nat` backends listen.
+/// Where `nat` and `snat` backends listen.
 const NAT_PORT: u16 = 5001;
 /// Bytes after which the stream repeats itself.
 const PERIOD: usize = 1_048_573;
@@ -56,7 +56,8 @@ pub fn add_services(settings: &mut Settings, topology: &Topology) {
             );
             for &(number, weight) in &settings.backends {
                 let of = if settings.crossed { family.other() } else { family };
-                let port = if settings.forwarding == Forwarding::Nat { NAT_PORT } else { PORT };
+                let translated = matches!(settings.forwarding, Forwarding::Nat | Forwarding::Snat);
+                let port = if translated { NAT_PORT } else { PORT };
                 let address = SocketAddr::new(topology.backend_address(of, number - 1), port);
                 let _ = write!(
                     settings.lines,

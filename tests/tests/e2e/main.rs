@@ -45,6 +45,7 @@ mod service_checks;
 mod service_manager;
 mod session_lab;
 mod sessions;
+mod snat;
 mod startup;
 mod stations;
 mod statistics;

@@ -49,8 +49,8 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
         let ip = if family == Family::V6 { 40 } else { 20 };
         let transfer = Transfer::new(&site, forwarding, family, CLIENT);
 
-        // In the other direction a transfer passes the balancer with nat alone.
-        let down = if forwarding == Forwarding::Nat { BYTES } else { 0 };
+        // In the other direction a transfer passes the balancer with nat and snat alone.
+        let down = if matches!(forwarding, Forwarding::Nat | Forwarding::Snat) { BYTES } else { 0 };
         let took = transfer.tcp(BYTES, down).unwrap();
         let (packets, bytes) = counted(&site, &format!("tcp{six}"));
         println!("{forwarding:?} {family:?}: TCP {} MB in {took:?}, {packets} packets", (BYTES + down) >> 20);
@@ -92,6 +92,16 @@ fn with_nat() {
 #[test]
 fn with_nat_on_one_leg_in_generic_mode() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Nat, |settings| settings.xdp_mode = "generic");
+}
+
+#[test]
+fn with_snat() {
+    every_byte_arrives(Shape::TwoLegged, Forwarding::Snat, |_| ());
+}
+
+#[test]
+fn with_snat_on_one_leg_in_generic_mode() {
+    every_byte_arrives(Shape::OneLegged, Forwarding::Snat, |settings| settings.xdp_mode = "generic");
 }
 
 #[test]

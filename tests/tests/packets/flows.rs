@@ -369,7 +369,7 @@ fn when_flows_are_counted_then_they_are_those_that_live() {
             connect(&rig, V4, 40_000 + port);
         }
         sent(&rig, V6.index, &V6.there(40_000, SYN), V6.backend);
-        let counts = rig.flows().sweep(&balancer_dataplane::FlowTimes::default());
+        let counts = rig.flows().sweep();
         assert_eq!(counts.entries, 4);
         assert_eq!(counts.of_backends.get(&backend_id(0)), Some(&3));
         assert_eq!(counts.of_backends.get(&backend_id(1)), Some(&1));

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{Config, ServiceConfig},
     shared::shared,
@@ -266,6 +266,12 @@ impl Controller {
                     }
                     for gone in &mut self.gone {
                         gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
+                    }
+                }
+                Event::Flows { of } => {
+                    let snat = |service: &Service| service.forwarding() == Forwarding::Snat;
+                    for backend in self.services.those_mut(snat).flat_map(Service::backends_mut) {
+                        backend.note_flows(of.get(&backend.id()).copied().unwrap_or(0));
                     }
                 }
                 Event::Tick => {}

@@ -19,18 +19,19 @@ mod sizes;
 mod stage;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{AssignVip, BackendConfig, Config, ServiceConfig},
     listeners::Family,
     names::BackendName,
+    snat::DrainUntil,
     validate::Valid,
     words::grouped,
 };
@@ -324,6 +325,7 @@ impl Controller {
                     concerned.extend(self.swept(&known));
                     sweeps.push(known);
                 }
+                Event::Flows { of } => concerned.extend(self.flows(&of)),
                 Event::Tick => {
                     let is_due = |service: &&Service| service.is_due(now);
                     concerned.extend(self.services.iter().filter(is_due).map(Service::id).collect::<Vec<_>>());
@@ -552,6 +554,23 @@ impl Controller {
             let id = service.id();
             for backend in service.backends_mut() {
                 if backend.swept(of(backend)) {
+                    concerned.push(id);
+                }
+            }
+        }
+        concerned
+    }
+
+    /// Takes note of how many connections each backend of a `snat` service has. Gives the services in which one is drained now.
+    fn flows(&mut self, of: &BTreeMap<BackendId, u64>) -> Vec<ServiceId> {
+        let mut concerned = Vec::new();
+        for service in self.services.those_mut(|service| service.forwarding() == Forwarding::Snat) {
+            let (id, waits) = (service.id(), service.drains_until() == DrainUntil::Connections);
+            for backend in service.backends_mut() {
+                let flows = of.get(&backend.id()).copied().unwrap_or(0);
+                if !waits {
+                    backend.note_flows(flows);
+                } else if backend.flows(flows) {
                     concerned.push(id);
                 }
             }

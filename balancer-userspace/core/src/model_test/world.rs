@@ -211,7 +211,7 @@ impl World {
                         spec.health.record(outcome, &spec.check);
                     }
                 }
-                Event::Tick => {}
+                Event::Flows { .. } | Event::Tick => {}
             }
         }
         let before_all = self.controller.clone();

@@ -39,6 +39,10 @@ pub struct Backend {
     pub(super) steered: bool,
     /// Known clients at the last sweep.
     pub(super) known: u64,
+    /// Its connections when they were last counted. `None`: they are not.
+    pub(super) flows: Option<u64>,
+    /// Whether its drains wait for its connections, not for its clients.
+    pub(super) waits_for_connections: bool,
     pub(super) drain: Drain,
     pub(super) slow_start: Option<Box<SlowStart>>,
     /// Whether it is removed once it is drained.
@@ -169,6 +173,8 @@ impl Backend {
             slots: 0,
             steered: false,
             known: 0,
+            flows: None,
+            waits_for_connections: false,
             drain: Drain::default(),
             slow_start: None,
             leaving: false,
@@ -438,6 +444,24 @@ impl Backend {
     /// Takes note of a complete sweep. True if it ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;
+        !self.waits_for_connections && self.found(known)
+    }
+
+    /// Takes note of how many connections it has. True if that ends a drain, which waits for those alone.
+    pub(crate) fn flows(&mut self, flows: u64) -> bool {
+        self.flows = Some(flows);
+        self.waits_for_connections = true;
+        self.found(flows)
+    }
+
+    /// Its connections when they were last counted. `None`: they are not.
+    #[must_use]
+    pub const fn connections(&self) -> Option<u64> {
+        self.flows
+    }
+
+    /// Takes note of how many there are of what a drain waits for. True if that ends it.
+    fn found(&mut self, known: u64) -> bool {
         if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
             // It is over, whoever comes then: somebody may where nobody takes clients and the table is open.
             return false;
@@ -453,6 +477,12 @@ impl Backend {
     /// Takes note of a complete sweep where somebody else decides what follows from it.
     pub(crate) const fn note_known(&mut self, known: u64) {
         self.known = known;
+    }
+
+    /// The same of connections.
+    pub(crate) const fn note_flows(&mut self, flows: u64) {
+        self.waits_for_connections = false;
+        self.flows = Some(flows);
     }
 
     /// When a drain under way ends at the latest.

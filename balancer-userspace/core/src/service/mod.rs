@@ -21,6 +21,7 @@ use balancer_model::{
     listeners::{Family, Listener},
     names::BackendName,
     renames::Named as _,
+    snat::DrainUntil,
     states::Admin,
 };
 
@@ -186,6 +187,12 @@ impl Service {
     #[must_use]
     pub const fn forwarding(&self) -> Forwarding {
         self.settings.forwarding
+    }
+
+    /// What a drain waits for until its deadline.
+    #[must_use]
+    pub fn drains_until(&self) -> DrainUntil {
+        self.settings.drains_until()
     }
 
     /// M, of the live table.

@@ -1,6 +1,6 @@
 //! What is asked at which path, and the call it becomes.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -13,13 +13,14 @@ use axum::{
 use balancer_api::{
     MAX_CONFIGURATION_BODY,
     model::{
-        Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, Force, ForceHealth, ForgottenView,
+        Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, FlowView, Force, ForceHealth,
+        ForgottenView,
         HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
     },
 };
 use balancer_core::{
     fleet::FleetSnapshot,
-    io::Change,
+    io::{Change, Refused},
     plan::clients_moved,
     readiness::Readiness,
     report::NOTHING_CHANGED,
@@ -73,6 +74,7 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("GET", "/v1/backends", get(backends)),
         ("GET", "/v1/health", get(health)),
         ("GET", "/v1/rules", get(rules)),
+        ("GET", "/v1/flows", get(flows)),
         ("GET", "/v1/clients/{ip}", get(clients)),
         ("DELETE", "/v1/clients/{ip}", delete(forget)),
         ("POST", "/v1/configuration", post(apply)),
@@ -454,6 +456,23 @@ async fn force_health(
 async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) -> Outcome<Vec<RuleView>> {
     let ServiceQuery { service } = query;
     Ok(Json(ask(&calls, |reply| Call::Rules { service, reply }).await??))
+}
+
+/// Connections that one answer has, at most.
+const MOST_FLOWS: usize = 100_000;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowsQuery {
+    service: Option<String>,
+    client: Option<IpAddr>,
+}
+
+async fn flows(State(calls): State<Calls>, Asked(query): Asked<FlowsQuery>) -> Outcome<Vec<FlowView>> {
+    let FlowsQuery { service, client } = query;
+    let look = ask(&calls, |reply| Call::Flows { service, reply }).await??;
+    let found = spawn_blocking(move || look.list(client, MOST_FLOWS)).await;
+    Ok(Json(found.map_err(|error| Refused::Conflict(format!("the connections were not listed: {error}")))?))
 }
 
 async fn set_rule(

@@ -8,7 +8,7 @@ use balancer_common::{
 };
 use balancer_core::{
     readiness::Fitness,
-    snapshot::{BackendSnapshot, MemberSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
+    snapshot::{BackendSnapshot, MemberSnapshot, FlowsSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
     top::By,
 };
 use balancer_model::{config::Protocol, states::BackendState};
@@ -29,6 +29,9 @@ pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
     build(encoder);
     interfaces(encoder, snapshot);
     client_table(encoder, &snapshot.memory);
+    if let Some(flows) = snapshot.flows {
+        flow_table(encoder, flows);
+    }
     member(encoder, &snapshot.member);
     if let Some(of) = &snapshot.fleet {
         fleet::render(encoder, of, &snapshot.services);
@@ -127,6 +130,13 @@ fn member(encoder: &mut Text<'_>, member: &MemberSnapshot) {
     let withdrawn = u64::from(member.withdrawn);
     gauges(encoder, "withdrawn", "Whether the operator has taken its VIPs away.", one(withdrawn));
     gauges(encoder, "assigned_vips", "VIPs that the machine has from the balancer.", one(member.vips.len() as u64));
+}
+
+fn flow_table(encoder: &mut Text<'_>, flows: FlowsSnapshot) {
+    let one = |value: u64| std::iter::once(([], value));
+    let text = "Rows of the table of connections that are taken, by connections or by what is left of them.";
+    gauges(encoder, "flow_table_entries", text, one(flows.entries));
+    gauges(encoder, "flow_table_capacity", "Connections the table is made for.", one(flows.capacity));
 }
 
 fn client_table(encoder: &mut Text<'_>, memory: &MemorySnapshot) {
@@ -289,6 +299,8 @@ fn traffic(encoder: &mut Text<'_>, services: &[ServiceSnapshot], backends: &[Lab
     counters(encoder, "connections", "New connections forwarded.", counted(|b| b.stats.connections));
     counters(encoder, "packets", "Packets forwarded.", counted(|b| b.stats.packets));
     counters(encoder, "bytes", "Bytes forwarded, from the Ethernet header on.", counted(|b| b.stats.bytes));
+    let flows = backends.iter().filter_map(|(labels, backend)| Some((labels, backend.active?)));
+    gauges(encoder, "flows", "Connections that live, of services with forwarding = \"snat\".", flows);
     counters(
         encoder,
         "withheld",
@@ -423,6 +435,7 @@ pub(super) mod tests {
             reason: String::new(),
             slots: 20_000,
             known_clients: 0,
+            active: None,
             drain_deadline: None,
             eligible: state == BackendState::Up,
             stats: BackendStats {
@@ -510,6 +523,7 @@ pub(super) mod tests {
                 fragments_not_remembered: 7,
                 rejected: 8,
             },
+            flows: None,
             memory: MemorySnapshot::default(),
             member: MemberSnapshot {
                 readiness: Readiness { state: Fitness::Degraded, reasons: vec!["eth1".to_owned()] },

@@ -64,6 +64,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     first.families.extend(other.families);
     first.check.extend(other.check);
     first.known_clients += other.known_clients;
+    first.active = first.active.zip(other.active).map(|(one, other)| one + other).or(first.active).or(other.active);
     first.stats += &other.stats;
     first.drain_deadline = first.drain_deadline.max(other.drain_deadline);
     first.eligible |= other.eligible;

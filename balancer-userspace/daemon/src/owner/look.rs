@@ -100,6 +100,7 @@ impl<D: Dataplane> Owner<D> {
             replies: self.dataplane.reply_stats()?,
             redirect_errors: self.redirect_errors()?,
             memory: self.dataplane.memory()?,
+            flows: self.flows_snapshot(),
             generation: self.controller.generation(),
             member: self.member_snapshot(),
             fleet: None,

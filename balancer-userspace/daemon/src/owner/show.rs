@@ -87,6 +87,7 @@ fn show_backend(
         reason: backend.reason().to_owned(),
         slots: backend.slots(),
         known_clients: backend.known_clients(),
+        active: backend.connections(),
         drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
         eligible: backend.takes_new_clients(),
         stats: BackendStats::default(),

@@ -69,6 +69,10 @@ pub(super) fn answer(
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
         }
+        Call::Flows { service, reply } => {
+            let _ = reply.send(owner.flows(service.as_deref()));
+        }
+        Call::FlowsCounted(counts) => owner.count_flows(counts),
         Call::Tallies { reply } => match fleet {
             Some(fleet) => fleet.ask_tallies(reply, owner),
             None => {

@@ -70,6 +70,7 @@ pub(super) struct Running {
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
     pub(super) watching: Attended<()>,
+    pub(super) counting: Option<Attended<()>>,
     pub(super) telling: Option<Attended<()>>,
     pub(super) api: Api,
     pub(super) host: Host,

@@ -18,7 +18,7 @@ impl Shutdown {
         let Self { running, end } = self;
         // What is not named here goes last.
         let Running {
-            manager, keeper, history, reloads, watching, telling, api, host, mut owner, calls, fleet, ..
+            manager, keeper, history, reloads, watching, counting, telling, api, host, mut owner, calls, fleet, ..
         } = running;
         if let End::Failed(ended) = &end {
             history.warn(&format!("{ended}: this process is of no use without it"));
@@ -37,7 +37,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, calls, watching, telling));
+        drop((reloads, calls, watching, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

@@ -7,7 +7,7 @@ use balancer_core::{
     io::Event,
     readiness::{FleetFacts, Stage},
 };
-use balancer_dataplane::{Capacity, KernelDataplane, Pins};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
 use balancer_model::{
     config::{Config, OnExit},
     words::counted,
@@ -30,6 +30,7 @@ use crate::{
     configuration::Configurations,
     events::Events,
     fleet::{self, Fleet},
+    flows,
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
@@ -192,6 +193,9 @@ impl Startup {
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
         let api = Api::serve(socket, calls_in.clone(), configurations.clone(), &supervisor);
+        let table = owner.dataplane().flows();
+        let counting = (table.capacity() > 0)
+            .then(|| supervisor.attend("the counting of connections", flows::watch(table, calls_in.clone())));
         let telling = fleet
             .as_ref()
             .map(|_| supervisor.attend("the telling of statistics", fleet::tell_tallies(calls_in.clone())));
@@ -214,6 +218,7 @@ impl Startup {
             history,
             reloads,
             watching,
+            counting,
             telling,
             api,
             host,

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     mem::offset_of,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,21 +15,22 @@ use balancer_common::{
     flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, IdleTicks, Phase, ReturnWord, TICK_SHIFT, seconds},
     map_types::{FLOWS_PER_LINE, FlowRow},
 };
-use balancer_core::io::{BackendId, FlowSpec, ServiceId, ServiceSpec};
+use balancer_core::io::{BackendId, FlowSpec, ServiceId};
 use balancer_model::config::Protocol;
 use nix::time::{ClockId, clock_gettime};
 
 use super::{FlowTable, address, idle_ticks};
 
 /// What a look at all flows has found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowCounts {
     /// Connections of each backend that has any.
     pub of_backends: BTreeMap<BackendId, u64>,
     /// Rows that are taken, by connections or by what is left of them.
     pub entries: u64,
-    /// The fullest pool of each backend's ports: connections and what rests after them, at one address of the pool.
-    pub fullest: BTreeMap<BackendId, u64>,
+    /// The part of the ports that is taken for each backend, by connections and by what rests after them, at the address of the
+    /// pool where that is the largest.
+    pub fullest: BTreeMap<BackendId, f64>,
 }
 
 /// A connection.
@@ -64,17 +68,23 @@ fn now() -> u32 {
 
 /// The times of each service, by its index.
 #[derive(Clone, Debug, Default)]
-pub struct FlowTimes(BTreeMap<ServiceId, IdleTicks>);
+pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
+
+/// What a service's flows may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) idle: IdleTicks,
+    /// Of each address.
+    pub(super) ports: u32,
+}
 
 impl FlowTimes {
-    /// Those of `services`.
-    #[must_use]
-    pub fn of(services: &[ServiceSpec]) -> Self {
-        Self(services.iter().map(|spec| (spec.id, idle_ticks(&spec.flows))).collect())
+    pub(super) fn add(&mut self, service: ServiceId, limits: Limits) {
+        self.0.insert(service, limits);
     }
 
     fn of_row(&self, row: &FlowRow) -> IdleTicks {
-        let known = self.0.get(&ServiceId(row.service)).copied();
+        let known = self.0.get(&ServiceId(row.service)).map(|limits| limits.idle);
         // A service that is gone has no times: what is left of it ends as by default.
         known.unwrap_or_else(|| idle_ticks(&FlowSpec::default()))
     }
@@ -83,10 +93,10 @@ impl FlowTimes {
 impl FlowTable {
     /// Looks at all flows, gives up those that have ended, and counts the others. About 2 ms for 100,000 rows.
     #[must_use]
-    pub fn sweep(&self, times: &FlowTimes) -> FlowCounts {
-        let now = now();
+    pub fn sweep(&self) -> FlowCounts {
+        let (now, times) = (now(), self.times());
         let mut counts = FlowCounts::default();
-        let mut pools: BTreeMap<(BackendId, u16), u64> = BTreeMap::new();
+        let mut pools: BTreeMap<(BackendId, u16, ServiceId), u32> = BTreeMap::new();
         for index in 0..self.lines.len() * FLOWS_PER_LINE as usize {
             let word = self.word(index);
             let seen = FlowWord(word.load(Ordering::Acquire));
@@ -103,13 +113,18 @@ impl FlowTable {
             if seen.lives(now, &idle) {
                 *counts.of_backends.entry(backend).or_default() += 1;
             }
-            *pools.entry((backend, row.pool_index)).or_default() += 1;
+            *pools.entry((backend, row.pool_index, ServiceId(row.service))).or_default() += 1;
         }
-        for ((backend, _), taken) in pools {
+        for ((backend, _, service), taken) in pools {
+            let Some(limits) = times.0.get(&service) else { continue };
             let fullest = counts.fullest.entry(backend).or_default();
-            *fullest = taken.max(*fullest);
+            *fullest = fullest.max(f64::from(taken) / f64::from(limits.ports.max(1)));
         }
         counts
+    }
+
+    fn times(&self) -> FlowTimes {
+        self.times.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// As the kernel program does where it needs the row. `false`: a packet was faster.
@@ -134,11 +149,10 @@ impl FlowTable {
     pub fn list(
         &self,
         service: ServiceId,
-        times: &FlowTimes,
         wanted: impl Fn(&KnownFlow) -> bool,
         most: usize,
     ) -> Vec<KnownFlow> {
-        let now = now();
+        let (now, times) = (now(), self.times());
         let rows = 0..self.lines.len() * FLOWS_PER_LINE as usize;
         let lives = |index: usize| {
             let seen = FlowWord(self.word(index).load(Ordering::Acquire));

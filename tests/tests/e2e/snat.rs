@@ -1,0 +1,185 @@
+//! `snat`: backends that need nothing, because they see the balancer's own address.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    ops::RangeInclusive,
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+
+const CLIENTS: RangeInclusive<u16> = 1..=60;
+const BACKENDS: u16 = 3;
+const PORT: u16 = 80;
+
+fn site(shape: Shape, lines: &str) -> Site {
+    let mut site = Site::start(shape, Forwarding::Snat, BACKENDS, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        settings.remember = "60s";
+        settings.check = balancer_testkit::site::QUICK_CHECK.to_owned();
+        settings.on_exit = "keep";
+        settings.service_lines = lines.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    (1..=BACKENDS).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    site
+}
+
+/// A connection from a client's own address, which stays open.
+fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
+    let vip = SocketAddr::new(site.topology().vip(family), PORT);
+    let from = SocketAddr::new(site.topology().client_address(family, client), 0);
+    let work = || {
+        let domain = socket2::Domain::for_address(vip);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&vip.into(), PATIENCE)?;
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok::<_, std::io::Error>(stream)
+    };
+    site.topology().client().run_in_thread(work).unwrap().unwrap()
+}
+
+/// A request on an open connection, of which the answer's head is read.
+fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n")?;
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+/// Connections by backend, as `status` has them.
+fn active(site: &Site, service: usize) -> BTreeMap<String, u64> {
+    let status = site.status().unwrap();
+    let backends = status.services[service].backends.iter();
+    backends.map(|backend| (backend.name.clone(), backend.active.unwrap())).collect()
+}
+
+fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn when_backends_have_no_route_to_clients_then_every_client_is_served_by_its_own() {
+    for shape in [Shape::OneLegged, Shape::TwoLegged] {
+        let site = site(shape, "");
+        for family in Family::BOTH {
+            let homes = site.homes(family, CLIENTS).unwrap();
+            for (client, home) in &homes {
+                assert_eq!(site.locate(family, *client).unwrap().1, *home);
+            }
+            assert_eq!(homes, site.homes(family, CLIENTS).unwrap());
+        }
+    }
+}
+
+#[test]
+fn when_a_client_is_in_the_backends_own_subnet_then_it_is_served() {
+    let site = site(Shape::OneLegged, "");
+    for family in Family::BOTH {
+        let vip = SocketAddr::new(site.topology().vip(family), PORT);
+        let answer = site
+            .topology()
+            .client()
+            .run_in_thread(|| {
+                let mut stream = TcpStream::connect_timeout(&vip, PATIENCE)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                ask(&mut stream)
+            })
+            .unwrap()
+            .unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
+
+#[test]
+fn when_connections_are_open_then_they_are_listed_and_counted() {
+    let site = site(Shape::TwoLegged, "");
+    let mut open: Vec<_> = (1..=9).map(|client| connect(&site, Family::V4, client)).collect();
+    open.iter_mut().for_each(|stream| assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200")));
+    wait("they are counted", || active(&site, 0).values().sum::<u64>() == 9);
+    let listed = site.cli(&["flow", "list", "web", "--json"]).unwrap();
+    let listed: Vec<balancer_api::model::FlowView> = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.len(), 9);
+    assert!(listed.iter().all(|flow| flow.state == "established" && flow.bytes_to_client > 0), "{listed:?}");
+    let client = site.topology().client_address(Family::V4, 3).to_string();
+    let one = site.cli(&["flow", "list", "--client", &client]).unwrap();
+    assert_eq!(one.lines().count(), 2, "{one}");
+    assert!(one.contains(&client) && one.starts_with("SERVICE"), "{one}");
+    assert!(site.cli(&["status"]).unwrap().contains("ACTIVE"));
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("flows", &["service=\"web\""]).unwrap(), 9.0);
+    assert_eq!(metrics.sum("flow_table_capacity", &[]).unwrap(), 262_144.0);
+    drop(open);
+    wait("they have ended", || active(&site, 0).values().sum::<u64>() == 0);
+}
+
+#[test]
+fn when_the_balancer_restarts_then_no_connection_is_lost() {
+    let mut site = site(Shape::TwoLegged, "");
+    let mut open: Vec<_> = Family::BOTH
+        .into_iter()
+        .flat_map(|family| (1..=20).map(move |client| (family, client)))
+        .map(|(family, client)| connect(&site, family, client))
+        .collect();
+    for round in 0..3 {
+        open.iter_mut().for_each(|stream| assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200"), "{round}"));
+        if round == 0 {
+            site.restart(|_| ()).unwrap();
+        } else {
+            site.kill_and_restart(|_| ()).unwrap();
+        }
+    }
+    wait("they are counted again", || active(&site, 0).values().sum::<u64>() == 20);
+}
+
+#[test]
+fn when_a_backend_drains_then_it_is_drained_once_its_connections_have_ended() {
+    let mut site = site(Shape::TwoLegged, "");
+    let homes = site.homes(Family::V4, CLIENTS).unwrap();
+    let victims: Vec<u16> = homes.iter().filter(|(_, home)| **home == "web2").map(|(client, _)| *client).collect();
+    let mut open = connect(&site, Family::V4, victims[0]);
+    assert!(ask(&mut open).unwrap().starts_with("HTTP/1.1 200"));
+    wait("other connections have ended", || active(&site, 0)["web2"] == 1);
+    site.cli(&["backend", "drain", "web/web2"]).unwrap();
+    thread::sleep(Duration::from_secs(4));
+    assert!(site.status().unwrap().services[0].backends[1].state.starts_with("draining"));
+    assert!(ask(&mut open).unwrap().starts_with("HTTP/1.1 200"));
+    drop(open);
+    site.wait_state(2, &["drained"]).unwrap();
+    let after = site.homes(Family::V4, CLIENTS).unwrap();
+    assert!(after.iter().all(|(client, home)| home != "web2" && (homes[client] == "web2" || homes[client] == *home)));
+}
+
+#[test]
+fn when_a_server_dies_then_its_connections_are_reset_and_nobody_else_notices() {
+    let mut site = site(Shape::TwoLegged, "");
+    let homes = site.homes(Family::V4, CLIENTS).unwrap();
+    let of = |wanted: &str| homes.iter().find(|(_, home)| *home == wanted).map(|(client, _)| *client).unwrap();
+    let (mut lost, mut kept) = (connect(&site, Family::V4, of("web2")), connect(&site, Family::V4, of("web1")));
+    for stream in [&mut lost, &mut kept] {
+        assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200"));
+    }
+    // The machine is gone: nothing comes from there.
+    site.topology().switch().ip("link set web2 down").unwrap();
+    site.wait_state(2, &["down"]).unwrap();
+    let error = ask(&mut lost).unwrap_err();
+    assert!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
+    assert!(ask(&mut kept).unwrap().starts_with("HTTP/1.1 200"));
+    let after = site.homes(Family::V4, CLIENTS).unwrap();
+    assert!(homes.iter().all(|(client, home)| home == "web2" || after[client] == *home));
+}
