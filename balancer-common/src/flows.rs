@@ -316,17 +316,21 @@ pub const fn second_bucket(hash: u64, count: u32) -> u32 {
 }
 
 /// How many addresses and ports are tried for a flow.
-pub const PORT_TRIES: u32 = 64;
+pub const PORT_TRIES: u32 = 256;
+/// From this attempt on, what was not answered makes room.
+pub const PATIENT_TRIES: u32 = 32;
 
-/// An address (as its index) and a port (host order), of `addresses` × (`last` − `first` + 1), both at least 1: number `attempt`
-/// from one that `start` names. Neighbours in that order are neighbours in numbers, so that a small pool is tried whole.
+/// An address (as its index) and a port (host order), of `addresses` × (`last` − `first` + 1), both at least 1: attempt number so
+/// many of those that begin with a random `start`. A small pool is tried whole. In a large one the distance of attempts is random
+/// as well: with neighbours, what is taken would grow together (Knuth, The Art of Computer Programming, volume 3, section 6.4).
 #[inline(always)]
 #[must_use]
 pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {
     let ports = (last as u32).wrapping_sub(first as u32).wrapping_add(1);
     let all = ports.wrapping_mul(addresses);
     let begin = ((start as u64 * all as u64) >> 32) as u32;
-    let number = begin.wrapping_add(attempt) % all;
+    let distance = if all <= PORT_TRIES { 1 } else { start.wrapping_mul(0x9e37_79b9) % all | 1 };
+    let number = begin.wrapping_add(attempt.wrapping_mul(distance)) % all;
     (number / ports, first.wrapping_add((number % ports) as u16))
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use balancer_common::{
-    flows::{FLOW_DATAGRAMS, FLOW_TAKEN, FlowWord, PORT_TRIES, ReturnWord, candidate, first_bucket, return_hash},
+    flows::{FLOW_DATAGRAMS, FLOW_TAKEN, FlowWord, PATIENT_TRIES, PORT_TRIES, ReturnWord, candidate, first_bucket, return_hash},
     map_types::{FAMILY_V4, FlowRow},
     verdict::DropReason,
 };
@@ -105,8 +105,8 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     1
 }
 
-/// Takes an address and port from the flow that has them, by its place in the index, if that may go: in the later half of
-/// attempts one that was not answered as well. 1: they are free.
+/// Takes an address and port from the flow that has them, by its place in the index, if that may go: in
+/// later attempts one that was not answered as well. 1: they are free.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
@@ -115,7 +115,7 @@ extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
     let row = ReturnWord(way.load()).row();
     let Some(word) = Word::of_row(row) else { return 0 };
     let may_go = FlowWord(word.load()).may_go(now as u32, &control.idle);
-    if !may_go && (attempt as u32) < PORT_TRIES / 2 || !place::empty(row, now as u32) {
+    if !may_go && (attempt as u32) < PATIENT_TRIES || !place::empty(row, now as u32) {
         return 0;
     }
     place::give_up(row);

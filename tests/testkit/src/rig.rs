@@ -121,7 +121,7 @@ impl Rig {
     /// # Errors
     /// Without root, and where the kernel refuses.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
-        Self::load(services, false, Budgets::here())
+        Self::load(services, false, Budgets::here(), &small_pool(), 1 << 10)
     }
 
     /// The same with a program that [tells](Self::log) of what is puzzling.
@@ -129,7 +129,7 @@ impl Rig {
     /// # Errors
     /// As [`Self::new`].
     pub fn telling(services: &[Service]) -> anyhow::Result<Self> {
-        Self::load(services, true, Budgets::here())
+        Self::load(services, true, Budgets::here(), &small_pool(), 1 << 10)
     }
 
     /// The same with other budgets for each CPU.
@@ -137,10 +137,24 @@ impl Rig {
     /// # Errors
     /// As [`Rig::new`].
     pub fn limited(services: &[Service], budgets: Budgets) -> anyhow::Result<Self> {
-        Self::load(services, false, budgets)
+        Self::load(services, false, budgets, &small_pool(), 1 << 10)
     }
 
-    fn load(services: &[Service], tells: bool, budgets: Budgets) -> anyhow::Result<Self> {
+    /// The same with a table for so many connections, which may use `snat`.
+    ///
+    /// # Errors
+    /// As [`Rig::new`].
+    pub fn with_flows(services: &[Service], flows: u32, snat: &SnatConfig) -> anyhow::Result<Self> {
+        Self::load(services, false, Budgets::here(), snat, flows)
+    }
+
+    fn load(
+        services: &[Service],
+        tells: bool,
+        budgets: Budgets,
+        snat: &SnatConfig,
+        flows: u32,
+    ) -> anyhow::Result<Self> {
         let (in_ifindex, out_ifindex) = enter_namespace()?;
         let mut dataplane = KernelDataplane::load_limited(
             Capacity {
@@ -152,7 +166,7 @@ impl Rig {
                 backends: MOST_BACKEND_ROWS,
                 counted: MOST_BACKEND_ROWS,
                 clients: 1 << 10,
-                flows: 1 << 10,
+                flows,
             },
             &[in_ifindex, out_ifindex],
             None,
@@ -163,7 +177,7 @@ impl Rig {
         dataplane.set_layers(Layers::flat(&[(in_ifindex, IN_MAC), (out_ifindex, OUT_MAC)]));
         let mut specs = Vec::new();
         for (index, service) in services.iter().enumerate() {
-            specs.push(configure(&mut dataplane, index, service, in_ifindex, out_ifindex)?);
+            specs.push(configure(&mut dataplane, index, service, snat, (in_ifindex, out_ifindex))?);
         }
         dataplane.publish_services(&specs)?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
@@ -500,8 +514,8 @@ fn configure(
     dataplane: &mut KernelDataplane,
     index: usize,
     service: &Service,
-    in_ifindex: u32,
-    out_ifindex: u32,
+    snat: &SnatConfig,
+    (in_ifindex, out_ifindex): (u32, u32),
 ) -> anyhow::Result<ServiceSpec> {
     let vip: SocketAddr = service.address.parse()?;
     let id = backend_id(index);
@@ -549,9 +563,13 @@ fn configure(
         failback: Failback::Stay,
         rules: false,
         reject: false,
-        flows: SnatConfig { ports: Some(POOL_PORTS), ..SnatConfig::default() },
+        flows: snat.clone(),
         backends: backends.into(),
     })
+}
+
+fn small_pool() -> SnatConfig {
+    SnatConfig { ports: Some(POOL_PORTS), ..SnatConfig::default() }
 }
 
 fn backend(

@@ -144,7 +144,7 @@ impl<'a> Transfer<'a> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let peer = peer.as_socket().context("no IP address")?.ip();
-        ensure!(peer == self.source, "{} was seen as {peer}", self.source);
+        self.seen_as(peer)?;
         let mut stream = TcpStream::from(stream);
         receive(&mut stream, up)?;
         send(&mut stream, down)
@@ -158,6 +158,13 @@ impl<'a> Transfer<'a> {
         send(&mut stream, up)?;
         receive(&mut stream, down)?;
         ensure!(stream.read(&mut [0])? == 0, "more than was sent");
+        Ok(())
+    }
+
+    /// With `snat` alone the backend sees another address than the client's.
+    fn seen_as(&self, peer: IpAddr) -> Result<()> {
+        let hidden = self.forwarding == Forwarding::Snat;
+        ensure!((peer != self.source) == hidden, "{} was seen as {peer}", self.source);
         Ok(())
     }
 
@@ -179,7 +186,7 @@ impl<'a> Transfer<'a> {
         let over = AtomicBool::new(false);
         let start = Instant::now();
         let again = thread::scope(|scope| {
-            let server = scope.spawn(|| acknowledge(&UdpSocket::from(server), self.source, size, windows, &over));
+            let server = scope.spawn(|| acknowledge(&UdpSocket::from(server), self, size, windows, &over));
             let again = send_windows(&UdpSocket::from(client), size, windows);
             over.store(true, Ordering::Relaxed);
             let server = server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -288,7 +295,13 @@ fn acknowledged(socket: &UdpSocket, window: u64) -> Result<bool> {
     }
 }
 
-fn acknowledge(socket: &UdpSocket, client: IpAddr, size: usize, windows: u64, over: &AtomicBool) -> Result<()> {
+fn acknowledge(
+    socket: &UdpSocket,
+    transfer: &Transfer<'_>,
+    size: usize,
+    windows: u64,
+    over: &AtomicBool,
+) -> Result<()> {
     let mut buffer = vec![0; size + 1];
     let mut window = 0;
     let mut missing = u32::MAX;
@@ -298,7 +311,7 @@ fn acknowledge(socket: &UdpSocket, client: IpAddr, size: usize, windows: u64, ov
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error).context("receiving"),
         };
-        ensure!(sender.ip() == client, "{client} was seen as {sender}");
+        transfer.seen_as(sender.ip())?;
         ensure!(length == size, "{length} of {size} bytes");
         let (number, rest) = buffer[..size].split_first_chunk::<8>().context("a datagram without a number")?;
         let number = u64::from_le_bytes(*number);

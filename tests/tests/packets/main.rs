@@ -10,6 +10,7 @@ mod decap;
 mod dsr;
 mod echo;
 mod extensions;
+mod flow_table;
 mod flows;
 mod fragments;
 mod full_tables;

@@ -24,7 +24,7 @@ use super::{FlowTable, address, idle_ticks};
 /// What a look at all flows has found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowCounts {
-    /// Connections of each backend that has any.
+    /// Connections of each backend that has any; those that are closed, and known for a moment yet, left out.
     pub of_backends: BTreeMap<BackendId, u64>,
     /// Rows that are taken, by connections or by what is left of them.
     pub entries: u64,
@@ -110,7 +110,7 @@ impl FlowTable {
             }
             counts.entries += 1;
             let backend = BackendId(row.backend_id);
-            if seen.lives(now, &idle) {
+            if seen.phase() != Phase::Closing && seen.lives(now, &idle) {
                 *counts.of_backends.entry(backend).or_default() += 1;
             }
             *pools.entry((backend, row.pool_index, ServiceId(row.service))).or_default() += 1;
