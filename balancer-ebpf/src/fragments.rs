@@ -35,9 +35,9 @@ pub(crate) enum Way {
     Backend(u16),
     /// From a `nat` backend to its client; port and protocol of its row in the return table.
     Client(u16, u8),
-    /// To the backend of the flow in a row.
+    /// To the backend of the flow of this name.
     Flow(u32),
-    /// To the client of the flow in a row.
+    /// To the client of the flow of this name.
     FlowBack(u32),
 }
 

@@ -117,8 +117,8 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
             Step::to(ToBackend { choice, carries: Carries::Nothing, port: 0 })
         }
         Some(Way::Client(port, protocol)) => to_client(port, protocol, Carries::Nothing),
-        Some(Way::Flow(row)) => Step::to(FlowPart { row, toward: Toward::Backend }),
-        Some(Way::FlowBack(row)) => Step::to(FlowPart { row, toward: Toward::Client }),
+        Some(Way::Flow(flow)) => Step::to(FlowPart { flow, toward: Toward::Backend }),
+        Some(Way::FlowBack(flow)) => Step::to(FlowPart { flow, toward: Toward::Client }),
         None => first_not_seen(tables, ip),
     }
 }

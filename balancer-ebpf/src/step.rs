@@ -164,8 +164,8 @@ pub(crate) enum Toward {
 /// A later fragment of a packet of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowPart {
-    /// The flow's.
-    pub(crate) row: u32,
+    /// The name of the flow, which is not its row alone.
+    pub(crate) flow: u32,
     pub(crate) toward: Toward,
 }
 
@@ -398,12 +398,12 @@ impl Payload for FlowPart {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        self.toward.word() | u64::from(self.row) << 32
+        self.toward.word() | u64::from(self.flow) << 32
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { row: (word >> 32) as u32, toward: Toward::of_word(word) }
+        Self { flow: (word >> 32) as u32, toward: Toward::of_word(word) }
     }
 }
 
@@ -688,7 +688,7 @@ mod tests {
             assert_eq!(going, Going { row, decision: DecisionIndex::NONE });
         }
         for toward in [Toward::Backend, Toward::Client] {
-            survives(FlowPart { row: u32::MAX, toward });
+            survives(FlowPart { flow: u32::MAX, toward });
             survives(FlowError { row: u32::MAX, toward });
         }
         survives(ErrorToClient { port: u16::MAX });

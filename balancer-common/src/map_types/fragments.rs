@@ -26,7 +26,7 @@ pub struct FragmentKey {
 pub struct FragmentRow {
     /// Nanoseconds on the kernel's monotonic clock.
     pub seen: u64,
-    /// What the way needs: a backend's id, a port, or the row of a flow.
+    /// What the way needs: a backend's id, a port, or what names a flow.
     pub value: u32,
     /// `FRAGMENT_*`.
     pub way: u16,
@@ -42,9 +42,9 @@ pub const FRAGMENT_PASSED: u16 = 1;
 pub const FRAGMENT_TO_BACKEND: u16 = 2;
 /// `FragmentRow::way`: to the client of the `nat` backend that the return table has under this port (network order).
 pub const FRAGMENT_TO_CLIENT: u16 = 3;
-/// `FragmentRow::way`: to the backend of the flow in this row.
+/// `FragmentRow::way`: to the backend of the flow of this name.
 pub const FRAGMENT_OF_FLOW: u16 = 4;
-/// `FragmentRow::way`: to the client of the flow in this row.
+/// `FragmentRow::way`: to the client of the flow of this name.
 pub const FRAGMENT_BACK_OF_FLOW: u16 = 5;
 /// Datagrams whose fragments are remembered; the oldest make room.
 pub const MAX_FRAGMENTS: u32 = 8192;

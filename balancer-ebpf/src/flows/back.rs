@@ -45,7 +45,7 @@ pub(crate) fn decide(found: &Found) -> Step {
         && let Some(flow) = find(&ip.destination, &ip.source, ports.ends(), ip.family, ip.protocol)
     {
         if ip.fragment.is_first() {
-            fragments::remember(ip, Way::FlowBack(flow.index));
+            fragments::remember(ip, Way::FlowBack(flow.name()));
         }
         return Step::to(FlowReturn { row: flow.index });
     }

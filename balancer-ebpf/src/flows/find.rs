@@ -117,9 +117,14 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
         flow.rest(now);
         return ENDED;
     }
-    let facts = backends::facts(flow.row().backend_id);
+    let row = flow.row();
+    let facts = backends::facts(row.backend_id);
     if facts.is_some_and(|facts| facts.keeps_known && facts.service == service) {
-        return GOES_ON;
+        // One whose way is not known at the moment may be where it was.
+        let elsewhere = |backend: backends::Reachable| differ(&backend.row.address, &row.backend) != 0;
+        if !backends::reachable(row.backend_id).is_some_and(elsewhere) {
+            return GOES_ON;
+        }
     }
     flow.rest(now);
     if may_open { ENDED } else { LOST }

@@ -13,8 +13,8 @@ use crate::{
 /// Sends a later fragment where the flow of the first one goes.
 #[inline(always)]
 pub(crate) fn send(found: &Found, told: Told<FlowPart>) -> Step {
-    let FlowPart { row, toward } = told.get();
-    let Some(flow) = Flow::at(row) else { return Step::drop(DropReason::FragmentUnknown) };
+    let FlowPart { flow, toward } = told.get();
+    let Some(flow) = Flow::named(flow) else { return Step::drop(DropReason::FragmentUnknown) };
     match toward {
         Toward::Backend => to_backend(found, &flow),
         Toward::Client => to_client(found, &flow),

@@ -30,7 +30,7 @@ extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
     let first = first_bucket(hash, control.lines) * FLOWS_PER_LINE;
     let second = second_bucket(hash, control.lines) * FLOWS_PER_LINE;
     for _ in 0..TRIES {
-        let best = balancer_flow_best(first.into(), second.into(), now.into());
+        let best = best(first.into(), second.into(), now.into());
         if best == NONE {
             return NONE;
         }
@@ -41,31 +41,39 @@ extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
     NONE
 }
 
-/// The row to take, of two buckets that begin with these.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_flow_best(first: u64, second: u64, now: u64) -> u64 {
-    let Some(control) = table::control() else { return NONE };
-    let mut best = 0u64;
-    let mut place = 0u32;
-    while place < 2 * FLOWS_PER_LINE {
-        let begin = if place < FLOWS_PER_LINE { first } else { second };
-        if let Some(word) = Word::of_row((begin as u32).wrapping_add(place % FLOWS_PER_LINE)) {
-            // Of two that are as good, the one in the first bucket, which is looked at first.
-            let score = u64::from(expendable(FlowWord(word.load()), 15 - place, now as u32, &control.idle));
-            if score > best {
-                best = score;
-            }
-        }
-        best = opaque::mixed(best, now);
-        place += 1;
-    }
-    if best == 0 {
+/// The row to take, of two buckets that begin with these: in the first, where packets are looked for first, unless that is
+/// nearly full and the second has more room.
+#[inline(always)]
+fn best(first: u64, second: u64, now: u64) -> u64 {
+    const ENOUGH: u64 = 3;
+    let (one, other) = (balancer_flow_bucket(first, now), balancer_flow_bucket(second, now));
+    let (room, more) = (one >> 32, other >> 32);
+    let chosen = if room >= ENOUGH || room >= more && (room > 0 || one as u32 >= other as u32) { one } else { other };
+    if chosen as u32 == 0 {
         return NONE;
     }
-    let place = 15 - (best as u32 & 15);
-    let begin = if place < FLOWS_PER_LINE { first } else { second };
-    (begin as u32).wrapping_add(place % FLOWS_PER_LINE).into()
+    let begin = if chosen == one { first } else { second };
+    (begin as u32).wrapping_add(chosen as u32 & 15).into()
+}
+
+/// The best row of a bucket, as [`expendable`] scores it, in the low half; how many are empty in the high half.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
+    let Some(control) = table::control() else { return 0 };
+    let (mut best, mut empty) = (0u64, 0u64);
+    let mut place = 0;
+    while place < FLOWS_PER_LINE {
+        if let Some(word) = Word::of_row((begin as u32).wrapping_add(place)) {
+            let word = FlowWord(word.load());
+            empty += u64::from(word == FlowWord::EMPTY);
+            best = best.max(u64::from(expendable(word, place, now as u32, &control.idle)));
+        }
+        best = opaque::mixed(best, now);
+        empty = opaque::mixed(empty, now);
+        place += 1;
+    }
+    best | empty << 32
 }
 
 /// Takes a row from the flow that has it, if that may go. Whether it is the caller's.

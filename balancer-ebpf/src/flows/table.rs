@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::{
     flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, TICK_SHIFT, first_bucket, second_bucket},
-    map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowReturns, FlowRow},
+    map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowReturns, FlowRow, MAX_FLOW_ROWS},
 };
 
 use crate::{cpu_rows::swap_shared, opaque};
@@ -21,6 +21,8 @@ static FLOW_RETURNS: Array<FlowReturns> = Array::with_max_entries(1, BPF_F_MMAPA
 
 #[map]
 static FLOW_CONTROL: Array<FlowControl> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+const ROW_BITS: u32 = MAX_FLOW_ROWS.trailing_zeros();
 
 /// No row.
 pub(super) const NONE: u64 = u64::MAX;
@@ -105,6 +107,19 @@ impl Flow {
         // SAFETY: a map value. It is written only while it is nobody's; a packet that has looked at one that has become
         // another's meanwhile sees it by `is_still`.
         unsafe { &*self.row }
+    }
+
+    /// What names it to the later fragments of a datagram: its row, and a part of its tag, by which another that has the row
+    /// is told from it.
+    #[inline(always)]
+    pub(super) fn name(&self) -> u32 {
+        self.index | self.was.tag() << ROW_BITS
+    }
+
+    /// The flow of this [`name`](Self::name).
+    #[inline(always)]
+    pub(super) fn named(name: u32) -> Option<Self> {
+        Self::at(name & (MAX_FLOW_ROWS - 1)).filter(|flow| flow.name() == name)
     }
 
     /// Whether the row is that of the same flow as when it was found.

@@ -27,7 +27,7 @@ pub(crate) fn send(found: &Found, told: Told<FlowThere>) -> Step {
         return forward::decided(choice, end);
     }
     if ip.fragment.is_first() {
-        fragments::remember(ip, Way::Flow(flow.index));
+        fragments::remember(ip, Way::Flow(flow.name()));
     }
     flow.put(flows::next(flow.was.state(), parse::said(ip, true)), table::now());
     flow.count_there(ip.length);

@@ -24,6 +24,8 @@ pub struct Wanted {
     pub v4: bool,
     /// Whether IPv6 packets are.
     pub v6: bool,
+    /// Ranges of ports that the kernel is not to give to its own sockets.
+    pub reserved: BTreeSet<(u16, u16)>,
     /// The VIPs that this machine is to have, with the names of their interfaces; `None`: the first, where they are
     /// announced.
     pub vips: BTreeSet<(Option<String>, IpAddr)>,
@@ -56,6 +58,7 @@ impl Wanted {
             mode: settings.xdp_mode,
             v4: translates(Family::V4),
             v6: translates(Family::V6),
+            reserved: controller.snat_ports(),
             vips: controller.assigned_vips(ready),
             whole: whole(controller),
             vip_interfaces: controller.vip_interfaces(),

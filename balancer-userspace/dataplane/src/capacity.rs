@@ -61,9 +61,9 @@ impl Capacity {
         u32::try_from(buckets).unwrap_or(1 << 31)
     }
 
-    /// Buckets of the table of connections: an eighth more than there are, so that hardly one finds its buckets full.
+    /// Buckets of the table of connections: with half as many rows again, so that none finds its buckets full.
     pub(super) fn flow_lines(&self) -> u32 {
-        let rows = u64::from(self.flows) * 9 / 8;
+        let rows = u64::from(self.flows) * 3 / 2;
         let lines = u32::try_from(rows.div_ceil(u64::from(FLOWS_PER_LINE))).unwrap_or(u32::MAX);
         lines.clamp(1, MAX_FLOW_ROWS / FLOWS_PER_LINE)
     }

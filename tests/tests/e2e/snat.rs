@@ -107,6 +107,24 @@ fn when_a_client_is_in_the_backends_own_subnet_then_it_is_served() {
 }
 
 #[test]
+fn when_ports_are_named_then_backends_see_those_and_the_kernel_gives_them_to_nobody() {
+    let mut site = site(Shape::TwoLegged, "snat = { ports = \"40000-40099\" }");
+    let reserved = |site: &Site| {
+        let read = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports");
+        site.topology().balancer().run_in_thread(read).unwrap().unwrap().trim().to_owned()
+    };
+    assert_eq!(reserved(&site), "40000-40099");
+    let _homes = site.homes(Family::V4, CLIENTS).unwrap();
+    let listed = site.cli(&["flow", "list", "web", "--json"]).unwrap();
+    let listed: Vec<balancer_api::model::FlowView> = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed.len(), CLIENTS.count());
+    let port = |flow: &balancer_api::model::FlowView| flow.seen_as.parse::<SocketAddr>().unwrap().port();
+    assert!(listed.iter().all(|flow| (40_000..=40_099).contains(&port(flow))), "{listed:?}");
+    site.apply(|settings| settings.service_lines = "snat = { ports = \"41000-41099\" }".to_owned()).unwrap();
+    wait("others are reserved", || reserved(&site) == "41000-41099");
+}
+
+#[test]
 fn when_connections_are_open_then_they_are_listed_and_counted() {
     let site = site(Shape::TwoLegged, "");
     let mut open: Vec<_> = (1..=9).map(|client| connect(&site, Family::V4, client)).collect();

@@ -442,6 +442,13 @@ impl Controller {
         self.services.iter().any(|service| *service.assign_vip() != AssignVip::No)
     }
 
+    /// The ranges of ports that `snat` services name.
+    #[must_use]
+    pub fn snat_ports(&self) -> BTreeSet<(u16, u16)> {
+        let snat = self.services.iter().filter(|service| service.forwarding() == Forwarding::Snat);
+        snat.filter_map(Service::snat_ports).collect()
+    }
+
     /// The interfaces that `assign_vip` names.
     #[must_use]
     pub fn vip_interfaces(&self) -> BTreeSet<String> {

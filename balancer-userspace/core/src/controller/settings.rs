@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use balancer_common::map_types::Forwarding;
 use balancer_model::{
     config::{Config, Fleet, OnExit, StatisticsConfig, XdpMode},
     validate::Valid,
@@ -18,6 +19,8 @@ pub(super) struct Settings {
     named: Vec<String>,
     /// Whether memory was set aside, because some service remembers clients.
     memory: bool,
+    /// Whether there is a table of connections, because some service is `snat`.
+    flows: bool,
 }
 
 /// How a configuration says otherwise.
@@ -34,7 +37,7 @@ pub(super) struct Differences {
 impl Settings {
     pub(super) fn of(config: &Config) -> Self {
         let without_services = Config { services: Valid::default(), ..config.clone() };
-        Self { config: without_services, named: Vec::new(), memory: remembers(config) }
+        Self { config: without_services, named: Vec::new(), memory: remembers(config), flows: is_snat(config) }
     }
 
     pub(super) const fn config(&self) -> &Config {
@@ -82,6 +85,10 @@ impl Settings {
         differences.restart("flow_table.capacity", old.flow_table_capacity == *flow_table_capacity);
         differences.restart("hash.key", old.hash_key == *hash_key);
         fleets(old.fleet.as_ref(), fleet.as_ref(), &mut differences);
+        differences.restart(
+            "forwarding = \"snat\" (no service was snat at the start, so there is no table of connections)",
+            self.flows || !is_snat(config),
+        );
         differences.restart(
             "remember (no service has remembered its clients from the start, so no memory is set aside)",
             self.memory || !remembers(config),
@@ -154,6 +161,10 @@ fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Difference
     differences.restart("fleet.share_clients", old.share_clients == *share_clients);
     differences.restart("fleet.when_alone", old.when_alone == *when_alone);
     differences.restart("fleet.linger", old.linger == *linger);
+}
+
+fn is_snat(config: &Config) -> bool {
+    config.services.iter().any(|service| service.forwarding == Forwarding::Snat)
 }
 
 fn remembers(config: &Config) -> bool {

@@ -52,7 +52,7 @@ impl Service {
             health,
             start_down: self.settings.start_down,
             on_failure: self.settings.on_failure,
-            remembers: self.remembers(),
+            remembers: self.keeps_clients(),
             drained: backend.drain.is_over(now),
             held,
         };

@@ -189,6 +189,11 @@ impl Service {
         self.settings.forwarding
     }
 
+    /// The ports under which backends see its clients, if it names any.
+    pub(crate) const fn snat_ports(&self) -> Option<(u16, u16)> {
+        self.settings.snat.ports
+    }
+
     /// What a drain waits for until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
@@ -313,6 +318,11 @@ impl Service {
         !self.settings.remember.is_zero()
     }
 
+    /// Whether clients may stay with a backend that takes no new ones: by their memory, or by their connections.
+    pub(crate) fn keeps_clients(&self) -> bool {
+        self.remembers() || self.forwarding() == Forwarding::Snat
+    }
+
     /// How often the live table was replaced. Counts from 1, the first table.
     #[must_use]
     pub const fn table_generation(&self) -> u64 {
@@ -431,7 +441,7 @@ impl Service {
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
         // As if it were up, it keeps its clients: also a backup or one of weight 0, which takes no new ones.
-        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.admin() != Admin::Maint && self.remembers();
+        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.admin() != Admin::Maint && self.keeps_clients();
         let next_hop = match self.way(backend, hops) {
             Hop::Resolved(next_hop) => Some(next_hop),
             Hop::Pending | Hop::Failed(_) => None,
@@ -440,7 +450,7 @@ impl Service {
             service: self.id,
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
             // Without memory nobody is moved, and nothing is written anew for the sake of a cause.
-            cause: standing.filter(|_| self.remembers()).map_or(MoveCause::Down, |standing| standing.cause),
+            cause: standing.filter(|_| self.keeps_clients()).map_or(MoveCause::Down, |standing| standing.cause),
             // Rows of services without pins are not written anew for its sake.
             takes_pinned: self.rules.pins() && backend.takes_pinned(),
             id: backend.id,

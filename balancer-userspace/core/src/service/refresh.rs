@@ -108,7 +108,7 @@ impl Service {
 
     /// Assesses the backend at a place, which begins to drain or ends it.
     fn look_at(&mut self, place: usize, hops: &NextHops, now: Instant) -> Option<Assessment> {
-        let remembers = self.remembers();
+        let remembers = self.keeps_clients();
         let backend = self.backends.get(place)?;
         let assessment = self.assess(backend, hops, now);
         let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);

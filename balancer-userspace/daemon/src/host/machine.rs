@@ -135,7 +135,10 @@ impl Machine {
         let links = interfaces::links(&self.handle).await?;
         interfaces::select(must, &links)?;
         let names = self.forwarding(target, &links);
-        block_in_place(|| self.switches.set(&names, target.v4, target.v6))?;
+        block_in_place(|| {
+            self.switches.set(&names, target.v4, target.v6)?;
+            self.switches.reserve(&target.reserved)
+        })?;
         self.change_modes(target.mode, mode_before)?;
         for (name, ifindex) in self.not_entered(target, &links) {
             let selected = interfaces::select(std::slice::from_ref(&name), &links).map(drop);
@@ -295,6 +298,9 @@ impl Machine {
         let names = self.forwarding(target, &links);
         if let Err(error) = block_in_place(|| self.switches.set(&names, target.v4, target.v6)) {
             self.trouble("forwarding", &error);
+        }
+        if let Err(error) = block_in_place(|| self.switches.reserve(&target.reserved)) {
+            self.trouble("reserved ports", &error);
         }
         self.settle_interfaces(target, &links);
         self.follow_parts(&links);

@@ -61,6 +61,8 @@ struct Target {
     vips: BTreeSet<WantedVip>,
     /// Addresses of which services take every port.
     whole: BTreeSet<IpAddr>,
+    /// Ranges of ports that the kernel is not to give to its own sockets.
+    reserved: BTreeSet<(u16, u16)>,
     /// Whether they are to go however the process ends.
     guarded: bool,
 }
@@ -77,8 +79,20 @@ struct WantedVip {
 impl From<&Wanted> for Target {
     fn from(wanted: &Wanted) -> Self {
         // What is no target is done once, when it changes.
-        let Wanted { interfaces, mode, v4, v6, vips, whole, vip_interfaces: _, guarded, keep, metrics: _, group: _ } =
-            wanted.clone();
+        let Wanted {
+            interfaces,
+            mode,
+            v4,
+            v6,
+            vips,
+            whole,
+            reserved,
+            vip_interfaces: _,
+            guarded,
+            keep,
+            metrics: _,
+            group: _,
+        } = wanted.clone();
         let first = interfaces.first();
         let vips = vips.into_iter().filter_map(|(on, address)| {
             let announced = on.is_none();
@@ -86,7 +100,7 @@ impl From<&Wanted> for Target {
         });
         let vips: BTreeSet<WantedVip> = vips.collect();
         let guarded = !keep && (guarded || vips.iter().any(|vip| !vip.announced));
-        Self { vips, whole, interfaces, mode, v4, v6, guarded }
+        Self { vips, whole, reserved, interfaces, mode, v4, v6, guarded }
     }
 }
 
@@ -100,6 +114,7 @@ impl Target {
         self.guarded |= other.guarded;
         self.vips.extend(other.vips.iter().cloned());
         self.whole.extend(&other.whole);
+        self.reserved.extend(&other.reserved);
         self
     }
 }
@@ -458,6 +473,7 @@ mod tests {
                 })
                 .collect(),
             whole: BTreeSet::new(),
+            reserved: BTreeSet::new(),
             vip_interfaces: BTreeSet::new(),
             guarded: false,
             keep: false,

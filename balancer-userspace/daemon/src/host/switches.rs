@@ -1,7 +1,8 @@
-//! The kernel's forwarding switches. `nat` replies ask its routing tables for the way to the client, and they answer
+//! The kernel's switches: forwarding, and ports that are reserved for `snat`. `nat` and `snat` replies ask its routing tables for the way to the client, and they answer
 //! only for interfaces that may forward.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -10,6 +11,8 @@ use anyhow::{Context as _, bail};
 use balancer_dataplane::SwitchChange;
 
 const PROC_SYS: &str = "/proc/sys";
+/// Ports of both families that the kernel does not give to its own sockets.
+const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// What was switched, to be put back: when it is no longer wanted, or when this is dropped.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub(super) struct Switches {
     changes: Vec<SwitchChange>,
     /// How many of them an earlier process made, which are not put back before this one has [settled](Self::settle).
     inherited: usize,
+    /// Ranges of ports that are reserved.
+    reserved: BTreeSet<(u16, u16)>,
 }
 
 impl Switches {
@@ -29,7 +34,47 @@ impl Switches {
     }
 
     fn below(root: PathBuf, inherited: Vec<SwitchChange>) -> Self {
-        Self { root, inherited: inherited.len(), changes: inherited }
+        Self { root, inherited: inherited.len(), changes: inherited, reserved: BTreeSet::new() }
+    }
+
+    /// Keeps the kernel from giving these ranges of ports to its own sockets; what another program has reserved stays. None: it
+    /// gives all again.
+    ///
+    /// # Errors
+    /// When that cannot be read or written; the error gives the command to run by hand.
+    pub(super) fn reserve(&mut self, ports: &BTreeSet<(u16, u16)>) -> anyhow::Result<()> {
+        let made = self.changes.iter().position(|change| change.key == RESERVED);
+        if made.is_none() && ports.is_empty() {
+            return Ok(());
+        }
+        let present = self.read(RESERVED)?;
+        let before = match made.map(|place| &self.changes[place]) {
+            Some(change) if change.after == present && self.reserved == *ports => return Ok(()),
+            Some(change) if change.after == present => change.before.clone(),
+            // Another program has said otherwise.
+            Some(_) | None => present,
+        };
+        let ranges = ports.iter().map(|(first, last)| format!("{first}-{last}"));
+        let wanted: Vec<_> = Some(before.clone()).filter(|before| !before.is_empty()).into_iter().chain(ranges).collect();
+        let path = self.root.join(RESERVED);
+        let wanted = wanted.join(",");
+        fs::write(&path, &wanted)
+            .with_context(|| format!("cannot write {}; run `sysctl -w {}={wanted}`", path.display(), sysctl(RESERVED)))?;
+        // The kernel joins and sorts what it is told.
+        let after = self.read(RESERVED)?;
+        match made {
+            Some(place) if ports.is_empty() => {
+                self.changes.remove(place);
+                self.inherited -= usize::from(place < self.inherited);
+            }
+            Some(place) => (self.changes[place].before, self.changes[place].after) = (before, after),
+            None => {
+                tracing::info!("{} set to {after} (was {before:?}) while snat needs it", sysctl(RESERVED));
+                self.changes.push(SwitchChange { key: RESERVED.to_owned(), before, after });
+            }
+        }
+        self.reserved.clone_from(ports);
+        Ok(())
     }
 
     /// Switches forwarding on for `interfaces`, IPv4 (`v4`) or IPv6 (`v6`) or both, and puts back what is not wanted any
@@ -39,7 +84,8 @@ impl Switches {
     /// When a switch cannot be read or written; the error gives the command to run by hand. What this call has switched on
     /// is put back.
     pub(super) fn set(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
-        let wanted: Vec<String> = interfaces.iter().flat_map(|name| keys(name, v4, v6)).collect();
+        let wanted = interfaces.iter().flat_map(|name| keys(name, v4, v6)).chain([RESERVED.to_owned()]);
+        let wanted: Vec<String> = wanted.collect();
         let own = self.changes.split_off(self.inherited);
         let (kept, gone): (Vec<_>, Vec<_>) = own.into_iter().partition(|change| wanted.contains(&change.key));
         self.changes.extend(kept);
@@ -243,6 +289,7 @@ mod tests {
                     fs::write(path, value).unwrap();
                 }
             }
+            fs::write(tree.0.path().join(RESERVED), "\n").unwrap();
             tree
         }
 
@@ -276,6 +323,32 @@ mod tests {
         drop(switches);
         assert_eq!(tree.state("eth0"), ["0", "0", "1"]);
         assert_eq!(tree.state("eth1.100"), ["0", "0", "1"]);
+    }
+
+    #[test]
+    fn when_ports_are_reserved_then_those_of_others_stay_and_ours_are_given_back() {
+        let tree = Tree::new();
+        tree.set(RESERVED, "8080\n");
+        let ports = |ranges: &[(u16, u16)]| ranges.iter().copied().collect();
+        let mut switches = tree.switches();
+        switches.reserve(&ports(&[])).unwrap();
+        assert_eq!((tree.get(RESERVED), switches.changes().len()), ("8080".to_owned(), 0));
+        switches.reserve(&ports(&[(20_000, 20_999)])).unwrap();
+        assert_eq!(tree.get(RESERVED), "8080,20000-20999");
+        // As every few seconds: what is not wanted any more is put back, and these are wanted.
+        switches.set(&["eth0"], true, false).unwrap();
+        assert_eq!(tree.get(RESERVED), "8080,20000-20999");
+        switches.reserve(&ports(&[(30_000, 30_999)])).unwrap();
+        assert_eq!(tree.get(RESERVED), "8080,30000-30999");
+        // A controller before this one has reserved them.
+        let inherited = switches.changes().to_vec();
+        switches.leave();
+        let mut switches = Switches::below(tree.0.path().to_owned(), inherited);
+        switches.reserve(&ports(&[(30_000, 30_999)])).unwrap();
+        assert_eq!(tree.get(RESERVED), "8080,30000-30999");
+        switches.settle();
+        drop(switches);
+        assert_eq!(tree.get(RESERVED), "8080");
     }
 
     #[test]

@@ -435,7 +435,7 @@ pub(super) mod tests {
             reason: String::new(),
             slots: 20_000,
             known_clients: 0,
-            active: None,
+            active: Some(2),
             drain_deadline: None,
             eligible: state == BackendState::Up,
             stats: BackendStats {
@@ -523,7 +523,7 @@ pub(super) mod tests {
                 fragments_not_remembered: 7,
                 rejected: 8,
             },
-            flows: None,
+            flows: Some(FlowsSnapshot { capacity: 1024, entries: 3 }),
             memory: MemorySnapshot::default(),
             member: MemberSnapshot {
                 readiness: Readiness { state: Fitness::Degraded, reasons: vec!["eth1".to_owned()] },

@@ -27,6 +27,8 @@ pub(crate) struct Clients {
     pub(crate) first: u32,
     /// How many clients.
     pub(crate) count: u32,
+    /// Where the frame says whose turn it is, if not by that word, which the program writes over.
+    pub(crate) turn: Option<i16>,
 }
 
 /// A program that makes the frame (without the `grows` bytes before it) `frame` again, but from the next client, and goes on
@@ -51,15 +53,19 @@ pub(crate) fn feeder(frame: &[u8], feed: &Feed, grows: i32, next: &ProgramArray)
 }
 
 fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
-    let Clients { at, beside, first, count } = *clients;
+    let Clients { at, beside, first, count, turn } = *clients;
     let program = program
-        .load(Size::Word, Register::R2, FRAME, at)
+        .load(Size::Word, Register::R2, FRAME, turn.unwrap_or(at))
         .swap_word(Register::R2)
         .add(Register::R2, 1)
         .set_double(Register::R1, u64::from(first + count - 1))
         .skip_if_at_most(Register::R2, Register::R1, 2)
         .set_double(Register::R2, u64::from(first))
         .swap_word(Register::R2);
+    let program = match turn {
+        Some(turn) => program.store(Size::Word, FRAME, turn, Register::R2),
+        None => program,
+    };
     let kept = bytes(frame, beside, Size::Word);
     let program = if beside > at {
         program.set_double(Register::R1, kept << 32)

@@ -12,7 +12,7 @@ use crate::{
     many,
     scene::Place,
     services::{
-        DATAGRAMS, ELSEWHERE, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN, PLAIN_V6,
+        DATAGRAMS, ELSEWHERE, FLOWING, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN, PLAIN_V6,
         REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
     },
 };
@@ -101,7 +101,7 @@ impl Path {
         let is_tcp = matches!(self.packet.transport, Transport::Tcp(_));
         let transport = if is_tcp { Transport::Tcp(SYN) } else { self.packet.transport };
         let opening = Frame { transport, ..self.packet.clone() };
-        let restores = vec![ttl(&opening)];
+        let restores = self.feed.as_ref().map_or_else(|| vec![ttl(&opening)], |feed| feed.restores.clone());
         (opening.bytes(), Feed { clients: self.clients, restores })
     }
 
@@ -120,7 +120,7 @@ impl Path {
             IpAddr::V4(address) => (V4_DESTINATION, address.to_bits()),
             IpAddr::V6(address) => (V6_SITE, (address.to_bits() >> 64) as u32),
         };
-        let clients = Clients { at: SOURCE, beside, first, count: 1 };
+        let clients = Clients { at: SOURCE, beside, first, count: 1, turn: None };
         Self {
             name: name.to_owned(),
             wanted: "",
@@ -224,10 +224,10 @@ fn reply(name: &str, service: usize) -> Path {
 fn reply_to_many(name: &str, service: usize) -> Path {
     let mut path = reply(name, service);
     if SERVICES[service].is_v6() {
-        path.clients = Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1 };
+        path.clients = Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1, turn: None };
         path.fed(MILLION, &[V6_SOURCE[0], V6_SOURCE[1], V6_PORTS])
     } else {
-        path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1 };
+        path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1, turn: None };
         path.fed(MILLION, &[V4_PORTS])
     }
 }
@@ -238,7 +238,7 @@ pub(crate) fn to_each_service() -> Path {
     let packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
     let mut path = Path::new("IPv4 TCP dsr, memory settled, 1,000 services", End::Sent, packet);
     path.scene = Place::ManyServices;
-    path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: many::FIRST_VIP, count: 1 };
+    path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: many::FIRST_VIP, count: 1, turn: None };
     path.fed(many::SERVICES.into(), &[])
 }
 
@@ -310,6 +310,7 @@ pub(crate) fn all() -> Vec<Path> {
         datagrams(),
         ruled(),
         translated(),
+        flowing(),
         tunnelled(),
         known_devices(),
         rare(),
@@ -399,6 +400,24 @@ fn translated() -> Vec<Path> {
         reply("IPv6 TCP nat, reply", NAT_V6).fed(1, &[V6_SOURCE[1], V6_PORTS]),
         reply_to_many("IPv6 TCP nat, reply, 1M clients", NAT_V6),
     ]
+}
+
+/// Where the payload begins.
+const V4_PAYLOAD: i16 = 54;
+
+/// Connections of a million clients, each of which has a flow.
+pub(crate) fn flows() -> Path {
+    let vip = FLOWING[0].address.to_string();
+    let mut packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
+    packet.payload[..4].copy_from_slice(&FIRST_V4.to_be_bytes());
+    let mut path = Path::new("IPv4 TCP snat, 1M flows", End::Sent, packet).at(Place::Flows);
+    path.clients.turn = Some(V4_PAYLOAD);
+    path.fed(MILLION, &[V4_PORTS]).wanted("hash + LRU")
+}
+
+fn flowing() -> Vec<Path> {
+    let one = Path { name: "IPv4 TCP snat".to_owned(), wanted: "2 nat", ..flows() };
+    vec![one.fed(1, &[V4_PORTS]), flows()]
 }
 
 fn tunnelled() -> Vec<Path> {

@@ -14,7 +14,7 @@ use balancer_common::{
     verdict::MoveCause,
 };
 use balancer_core::{
-    io::{BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
+    io::{BackendSpec, FlowSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
@@ -22,6 +22,7 @@ use balancer_model::{
     config::Failback,
     fixture,
     listeners::{Family, Listener},
+    snat::IdleTimes,
 };
 use balancer_testkit::{prog_run, sweep::sweep};
 use serde_json::json;
@@ -31,7 +32,7 @@ use crate::{
     ground::{INTERFACE, OTHER_INTERFACE, TAGGED_INTERFACE},
     many,
     paths::{self, End, Path},
-    services::{self, BACKENDS, SERVICES, Service, backends, tunnel_source},
+    services::{self, BACKENDS, FLOWING, SERVICES, Service, backends, pool, tunnel_source},
 };
 
 /// The destination of every packet.
@@ -40,6 +41,13 @@ pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const NEWCOMERS: u32 = 125_000;
 /// Passes after which a flag is taken back that can be: two that agree, after the one in which a table came.
 const SETTLING_SWEEPS: u32 = 4;
+/// Connections that there is room for.
+const FLOWS: u32 = 1_200_000;
+/// Nobody answers, and nobody goes.
+const IDLE: IdleTimes = {
+    let day = Duration::from_secs(24 * 3600);
+    IdleTimes { tcp: day, udp: day, half_open: day, closing: day }
+};
 /// When all clients are known.
 const AFTER_CLIENTS: Duration = Duration::from_secs(60);
 
@@ -60,10 +68,12 @@ pub(crate) enum Place {
     Devices,
     /// As settled, but clients of a service with a rule for others.
     Ruled,
+    /// A million connections are known.
+    Flows,
 }
 
 /// How many [`Place`]s there are.
-pub(crate) const SCENES: usize = 7;
+pub(crate) const SCENES: usize = 8;
 
 /// A loaded program.
 pub(crate) struct Scene {
@@ -79,7 +89,7 @@ impl Scene {
         let one = || Self::new(&SERVICES, INTERFACE, 8 * NEWCOMERS);
         let many: Vec<_> = (0..many::SERVICES).map(many::service).collect();
         let few = |services| Self::new(services, INTERFACE, NEWCOMERS);
-        let mut scenes = [one()?, one()?, one()?, one()?, few(&many)?, few(&SERVICES)?, one()?];
+        let mut scenes = [one()?, one()?, one()?, one()?, few(&many)?, few(&SERVICES)?, one()?, Self::flowing()?];
         let known = [
             vec![paths::known()],
             vec![paths::known()],
@@ -88,6 +98,7 @@ impl Scene {
             vec![paths::to_each_service()],
             Vec::new(),
             vec![paths::known_beside_a_rule()],
+            Vec::new(),
         ];
         make_known(&mut scenes, &known)?;
         scenes[Place::Exceptions as usize].move_everybody()?;
@@ -104,7 +115,21 @@ impl Scene {
         Ok(scene)
     }
 
+    /// One in which each of a million clients has a connection.
+    fn flowing() -> Result<Self> {
+        let scene = Self::with_flows(&FLOWING, INTERFACE, NEWCOMERS, FLOWS)?;
+        let flows = paths::flows();
+        Opener::new(&scene, &flows)?.open(flows.clients())?;
+        let there = scene.dataplane.flows().sweep().entries;
+        ensure!(there >= u64::from(flows.clients()) * 999 / 1000, "only {there} connections");
+        Ok(scene)
+    }
+
     fn new(services: &[Service], ifindex: u32, clients: u32) -> Result<Self> {
+        Self::with_flows(services, ifindex, clients, 0)
+    }
+
+    fn with_flows(services: &[Service], ifindex: u32, clients: u32, flows: u32) -> Result<Self> {
         let rows = (services.len() as u32).next_power_of_two().max(64);
         let capacity = Capacity {
             slots: 1 << 23,
@@ -114,6 +139,7 @@ impl Scene {
             returns: 256,
             backends: 1 << 14,
             clients,
+            flows,
             // What earlier programs have no field for.
             ..Capacity::for_config(&fixture::config(Vec::new()))
         };
@@ -287,7 +313,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         failback: Failback::Stay,
         rules: service.rule.is_some(),
         reject: false,
-        flows: balancer_core::io::FlowSpec::default(),
+        flows: FlowSpec { addresses: pool(), idle: IDLE, ..FlowSpec::default() },
         backends: addresses.into(),
     })
 }

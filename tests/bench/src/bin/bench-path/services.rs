@@ -137,6 +137,14 @@ pub(crate) const SERVICES: [Service; 17] = [
     Service::tcp(v4(11), Forwarding::Dsr).remembering().pinning("192.0.2.0/24"),
 ];
 
+/// Those whose connections are flows: in a scene of their own.
+pub(crate) const FLOWING: [Service; 1] = [Service::tcp(v4(1), Forwarding::Snat)];
+
+/// Addresses under which backends see the clients of those.
+pub(crate) fn pool() -> Vec<IpAddr> {
+    (1..=8).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect()
+}
+
 /// Backends of each service.
 pub(crate) const BACKENDS: u16 = 8;
 
