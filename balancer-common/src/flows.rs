@@ -12,6 +12,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::client::HashKey;
+
 /// ns in a tick, as a shift: 2^30, 1.07 s.
 pub const TICK_SHIFT: u32 = 30;
 const TICK_MASK: u32 = 0x00ff_ffff;
@@ -286,6 +288,18 @@ impl ReturnWord {
 }
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A hash of two words under a key: two rounds of multiplication by odd numbers that the key says, so that a client that does not
+/// know it cannot choose ports that collide (Dietzfelbinger and others: "A Reliable Randomized Algorithm for the Closest-Pair
+/// Problem", 1997, section 2), and one by a constant, for the bits that it leaves alike.
+#[inline(always)]
+#[must_use]
+pub const fn hash(key: HashKey, first: u64, second: u64) -> u64 {
+    let mut state = (first ^ key.k0).wrapping_mul(key.k1 | 1);
+    state = (state ^ state >> 32 ^ second).wrapping_mul(key.k0 | 1);
+    state = (state ^ state >> 32).wrapping_mul(MULTIPLIER);
+    state ^ state >> 32
+}
 
 /// The hash of both ends of a flow as a backend sees them. Without a key: a client chooses none of them.
 #[inline(always)]

@@ -28,10 +28,18 @@ static KEPT: PerCpuArray<Kept> = PerCpuArray::with_max_entries(1, 0);
 /// Keeps where the headers of a packet lie, for [`Found::again`].
 #[inline(always)]
 pub(crate) fn keep(ip: &Ip<'_>) {
+    balancer_keep(ip.place(), ip.fragment.id.into());
+}
+
+/// A function, so that what it has on the stack does not add to what its callers have on theirs.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_keep(place: u64, fragment: u64) -> u64 {
     if let Some(kept) = KEPT.get_ptr_mut(0) {
         // SAFETY: a row of this CPU, as below.
-        unsafe { kept.write(Kept { place: ip.place(), fragment: ip.fragment.id, reserved: 0 }) };
+        unsafe { kept.write(Kept { place, fragment: fragment as u32, reserved: 0 }) };
     }
+    0
 }
 
 /// A frame whose layer-4 header has been found.
@@ -50,6 +58,17 @@ impl Found {
         opaque::follow(frame, &mut ip).ok()?;
         keep(&ip);
         Some(Self { ingress, frame, ip })
+    }
+
+    /// The same, with a quick look at first: most packets have no options and no extension headers.
+    #[inline(always)]
+    pub(crate) fn plain(ingress: Ingress) -> Option<Self> {
+        let frame = ingress.frame();
+        let plain = |ip: Ip<'static>| {
+            keep(&ip);
+            true
+        };
+        if parse::with_plain_ip(frame, plain, false)? || Self::of(ingress).is_some() { Self::again(ingress) } else { None }
     }
 
     /// The same for a step after one that has [kept](keep) where the headers lie.

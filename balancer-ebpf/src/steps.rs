@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Declares steps. Each is a global function that is given the frame (`Ingress`: as it came in; `Found`: with its layer-4
-/// header found; `Again`: the same after a step that has found it) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each
+/// header found; `Plain`: the same, quickly where most packets have it; `Again`: the same after a step that has found it) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each
 /// leads only to later ones.
 macro_rules! steps {
     ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $told:ident)?) $run:path;)*) => {
@@ -38,6 +38,9 @@ macro_rules! steps {
                 if step.is(Kind::$kind) {
                     $(let $told = step.word();)?
                     step = Step::of_word($global(ingress.context() $(, $told)?));
+                    if step.is_last() {
+                        return step;
+                    }
                 }
             )*
             step
@@ -47,6 +50,12 @@ macro_rules! steps {
     (@run $ingress:ident, Again, $run:path $(, $told:expr)?) => {
         match Found::again($ingress) {
             Some(found) => $run(&found $(, $told)?),
+            None => Step::PASS,
+        }
+    };
+    (@run $ingress:ident, Plain, $run:path) => {
+        match Found::plain($ingress) {
+            Some(found) => $run(&found),
             None => Step::PASS,
         }
     };
@@ -68,7 +77,7 @@ steps! {
     look:
     Rare => balancer_rare(Ingress) rare::decide;
     Icmp => balancer_icmp(Found) icmp::decide;
-    Flow => balancer_flow(Found) flows::find::decide;
+    Flow => balancer_flow(Plain) flows::find::decide;
     FlowNew => balancer_flow_new(Again) flows::open::choose;
 }
 
@@ -77,7 +86,7 @@ steps! {
     OpenFlow => balancer_open_flow(Again, told) flows::open::begin;
     FlowPort => balancer_flow_ports(Ingress, told) flows::ports::find;
     FlowThere => balancer_flow_there(Again, told) flows::there::send;
-    FlowBack => balancer_flow_back(Found) flows::back::decide;
+    FlowBack => balancer_flow_back(Plain) flows::back::decide;
     FlowReturn => balancer_flow_return(Again, told) flows::back::to_client;
     FlowPart => balancer_flow_part(Again, told) flows::parts::send;
     FlowError => balancer_flow_error(Again, told) flows::errors::send;
@@ -95,6 +104,9 @@ steps! {
 #[inline(always)]
 pub(crate) fn take(ingress: Ingress, first: Step) -> Step {
     let step = look(ingress, first);
+    if step.is_last() {
+        return step;
+    }
     let step = if step.is(Kind::Consult) { memory::resume() } else { step };
     act(ingress, step)
 }

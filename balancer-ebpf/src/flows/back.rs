@@ -1,7 +1,7 @@
 //! Replies of `snat` backends.
 
 use balancer_common::{
-    flows::{self, return_hash},
+    flows::return_hash,
     map_types::{CONTROL_RETURNS, Control, FlowRow},
     verdict::DropReason,
 };
@@ -75,7 +75,9 @@ pub(crate) fn to_client(found: &Found, told: Told<FlowReturn>) -> Step {
     if nat::refuses(ip) && signs::withholds(flow.row().backend_id) {
         return Step::drop(DropReason::Withheld);
     }
-    flow.put(flows::next(flow.was.state(), parse::said(ip, false)), table::now());
+    let now = table::now();
+    flow.see(now);
+    flow.goes_on(parse::said(ip, false));
     flow.count_back(ip.length);
     send(found, &flow, way)
 }

@@ -1,7 +1,7 @@
 //! Which flow a packet of a client is of.
 
 use balancer_common::{
-    flows::FlowWord,
+    flows,
     map_types::{Control, FAMILY_V4, FlowRow, SERVICE_REMEMBERS, ServiceRow},
     query::Query,
     verdict::{DecisionIndex, DropIndex, DropReason},
@@ -24,13 +24,12 @@ use crate::{
 #[inline(always)]
 pub(super) fn hash(service: &ServiceRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> u64 {
     let rest = u64::from(ends) | u64::from(protocol) << 32;
+    let key = service.hash.key();
     if family == FAMILY_V4 {
-        return service.hash.v6([u64::from(client[0]) | u64::from(vip[0]) << 32, rest]);
+        return flows::hash(key, u64::from(client[0]) | u64::from(vip[0]) << 32, rest);
     }
-    let [low, high] = rules::words(vip);
-    let client = service.hash.v6(rules::words(client));
-    // The address of a service is none that a client chooses.
-    service.hash.v6([client, low.rotate_left(32) ^ high ^ rest])
+    let ([low, high], [vip_low, vip_high]) = (rules::words(client), rules::words(vip));
+    flows::hash(key, flows::hash(key, low, high), flows::hash(key, vip_low.rotate_left(32) ^ vip_high, rest))
 }
 
 /// Whether a row is of the flow with these ends.
@@ -61,7 +60,8 @@ pub(crate) fn decide(found: &Found) -> Step {
     }
     if let Some(flow) = find(service, ip, ports) {
         return match stands(service, &flow, ports) {
-            Stands::GoesOn => goes_on(control, service, ip, ports, &flow),
+            Stands::GoesOn => goes_on(control, service, ip, ports, &flow, false),
+            Stands::SeenAgain => goes_on(control, service, ip, ports, &flow, true),
             Stands::Ended => begins(service, ports),
             // Nothing that the client waits for will come.
             Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
@@ -88,17 +88,25 @@ fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stands {
     GoesOn,
+    /// The same, for the first time in this tick.
+    SeenAgain,
     /// It is over; the packet may open another.
     Ended,
     /// Its backend has failed, or is gone.
     Lost,
 }
 
+const GOES_ON: u64 = Stands::GoesOn as u64;
+const SEEN_AGAIN: u64 = Stands::SeenAgain as u64;
+const ENDED: u64 = Stands::Ended as u64;
+const LOST: u64 = Stands::Lost as u64;
+
 #[inline(always)]
 fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
     match balancer_flow_stands(flow.index.into(), u64::from(ports.may_open()) | u64::from(service.id) << 16) {
-        0 => Stands::GoesOn,
-        1 => Stands::Ended,
+        GOES_ON => Stands::GoesOn,
+        SEEN_AGAIN => Stands::SeenAgain,
+        ENDED => Stands::Ended,
         _ => Stands::Lost,
     }
 }
@@ -107,9 +115,6 @@ fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
-    const GOES_ON: u64 = Stands::GoesOn as u64;
-    const ENDED: u64 = Stands::Ended as u64;
-    const LOST: u64 = Stands::Lost as u64;
     let (may_open, service) = (what & 1 != 0, (what >> 16) as u16);
     let (Some(flow), Some(pool)) = (Flow::at(row as u32), pool::of_service(service)) else { return ENDED };
     let now = table::now();
@@ -123,7 +128,7 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
         // One whose way is not known at the moment may be where it was.
         let elsewhere = |backend: backends::Reachable| differ(&backend.row.address, &row.backend) != 0;
         if !backends::reachable(row.backend_id).is_some_and(elsewhere) {
-            return GOES_ON;
+            return if flow.see(now) { SEEN_AGAIN } else { GOES_ON };
         }
     }
     flow.rest(now);
@@ -131,15 +136,21 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
 }
 
 #[inline(always)]
-fn goes_on(control: &'static Control, service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports, flow: &Flow) -> Step {
+fn goes_on(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    ip: &Ip<'_>,
+    ports: Ports,
+    flow: &Flow,
+    again: bool,
+) -> Step {
     if rules::find(service, &ip.source, false).denies() {
         return steer::nobody(service, DropReason::Denied);
     }
     if signs::watches(control, ports) {
         signs::watch(ip, ports, flow.row().backend_id);
     }
-    let is_old = flow.was.seen() != FlowWord::new(0, 0, table::now()).seen();
-    if is_old && service.flags & SERVICE_REMEMBERS != 0 {
+    if again && service.flags & SERVICE_REMEMBERS != 0 {
         return remember(service, flow);
     }
     Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::{
-    flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, TICK_SHIFT, first_bucket, second_bucket},
+    flows::{self, FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, Said, TICK_SHIFT, first_bucket, second_bucket},
     map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowReturns, FlowRow, MAX_FLOW_ROWS},
 };
 
@@ -136,6 +136,25 @@ impl Flow {
         if new != self.was {
             // Who is late loses what it saw: the next packet says it again.
             self.word.swap(self.was.0, new.0);
+        }
+    }
+
+    /// Notes that a packet of it was seen. Whether it is the first in this tick.
+    #[inline(always)]
+    pub(super) fn see(&self, now: u32) -> bool {
+        let first = self.was.with(self.was.state(), now) != self.was;
+        if first {
+            self.put(self.was.state(), now);
+        }
+        first
+    }
+
+    /// The flow does what it does after a packet, if that is something else.
+    #[inline(always)]
+    pub(super) fn goes_on(&self, said: Said) {
+        let state = flows::next(self.was.state(), said);
+        if state != self.was.state() {
+            self.put(state, now());
         }
     }
 

@@ -1,13 +1,10 @@
 //! Packets of flows to their backends.
 
-use balancer_common::{flows, verdict::DropReason};
+use balancer_common::verdict::DropReason;
 
 use crate::{
     backends::{self, Reachable},
-    flows::{
-        rewriting,
-        table::{self, Flow},
-    },
+    flows::{rewriting, table::Flow},
     forward,
     found::Found,
     fragments::{self, Way},
@@ -29,7 +26,7 @@ pub(crate) fn send(found: &Found, told: Told<FlowThere>) -> Step {
     if ip.fragment.is_first() {
         fragments::remember(ip, Way::Flow(flow.name()));
     }
-    flow.put(flows::next(flow.was.state(), parse::said(ip, true)), table::now());
+    flow.goes_on(parse::said(ip, true));
     flow.count_there(ip.length);
     let step = forward::finish_flow(*ingress, ip, backend, choice);
     if rewriting::rewrite(*ingress, ip, &flow, Toward::Backend) {
