@@ -36,6 +36,7 @@ mod returns;
 mod rules;
 mod samples;
 mod service;
+mod share;
 mod shared;
 mod signs;
 mod station;

@@ -67,6 +67,8 @@ pub(crate) enum Kind {
     ErrorToBackend,
     ToClient,
     ErrorToClient,
+    /// To the host, counted as if to a backend.
+    Watch,
     /// To this machine itself, or nowhere.
     Own,
     Encapsulate,
@@ -139,6 +141,12 @@ pub(crate) struct ErrorToClient {
     pub(crate) port: u16,
 }
 
+/// To the host, unchanged; counted as if forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub(crate) choice: Choice,
+}
+
 /// To a backend in an outer packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encapsulate {
@@ -166,6 +174,8 @@ pub(crate) enum IcmpError {
 pub(crate) struct Unchosen(u64);
 
 const FLAG: u64 = 1 << 8;
+/// Beside a kind, of which no step is known by this bit.
+const UNLESS_HOSTS: u64 = 1 << 7;
 
 #[inline(always)]
 const fn flag(set: bool) -> u64 {
@@ -212,7 +222,20 @@ impl ErrorToBackend {
     }
 }
 
+impl Watch {
+    #[inline(always)]
+    pub(crate) fn unchosen() -> Unchosen {
+        Unchosen(Step::to(Self { choice: Choice::NONE }).0)
+    }
+}
+
 impl Unchosen {
+    /// Whether the packet passes, whatever is chosen.
+    #[inline(always)]
+    pub(crate) const fn watches(self) -> bool {
+        self.0 & 0xff == Kind::Watch as u64
+    }
+
     #[inline(always)]
     pub(crate) const fn chosen(self, choice: Choice) -> Step {
         Step(self.0 | choice.word())
@@ -272,6 +295,20 @@ impl Payload for ErrorToClient {
     #[inline(always)]
     fn of_word(word: u64) -> Self {
         Self { port: (word >> 32) as u16 }
+    }
+}
+
+impl Payload for Watch {
+    const KIND: Kind = Kind::Watch;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.choice.word()
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { choice: Choice::of_word(word) }
     }
 }
 
@@ -366,6 +403,18 @@ impl Step {
     #[inline(always)]
     pub(crate) const fn send(ingress: u32, egress: u32) -> Self {
         if ingress == egress { Self::TX } else { Self(Kind::Redirect as u64 | (egress as u64) << 32) }
+    }
+
+    /// The same, unless the host has the connection: see [`crate::share::decide`].
+    #[inline(always)]
+    pub(crate) const fn unless_hosts(self) -> Self {
+        Self(self.0 | UNLESS_HOSTS)
+    }
+
+    /// The step that is to be taken [unless the host has the connection](Self::unless_hosts), if that is to be found out.
+    #[inline(always)]
+    pub(crate) const fn if_not_hosts(self) -> Option<Self> {
+        if self.0 & UNLESS_HOSTS == 0 { None } else { Some(Self(self.0 & !UNLESS_HOSTS)) }
     }
 
     /// The step that takes this.
@@ -482,6 +531,7 @@ mod tests {
             survives(ToBackend { choice, carries, port: 0 });
             survives(ToClient { port: u16::MAX, protocol: 17, carries });
         }
+        survives(Watch { choice });
         survives(ErrorToBackend { choice, port: u16::MAX });
         survives(ErrorToClient { port: u16::MAX });
         for answerable in [Answerable::Yes, Answerable::No] {
@@ -494,6 +544,21 @@ mod tests {
         }
         survives(IcmpError::TooBig(u32::MAX));
         survives(IcmpError::TooBig(0));
+    }
+
+    #[test]
+    fn a_step_that_the_host_comes_before_is_no_other() {
+        let told = ToBackend {
+            choice: Choice { backend: 7, decision: DecisionIndex(5) },
+            carries: Carries::Nothing,
+            port: 80,
+        };
+        for step in [Step::CONSULT, Step::to(told), Step::drop(DropReason::Denied), Step::PASS] {
+            assert_eq!(step.if_not_hosts(), None);
+            let marked = step.unless_hosts();
+            assert_eq!(marked.if_not_hosts(), Some(step));
+            assert!(!marked.is_last() && !marked.is(Kind::Consult) && !marked.is(Kind::ToBackend));
+        }
     }
 
     #[test]

@@ -70,7 +70,10 @@ pub(super) fn service(service: &ServiceView) -> String {
         grouped(service.table_size),
         grouped(service.table_generation),
     );
-    let mut table = backend_table("NAME");
+    if let Some(sharing) = &service.sharing {
+        text.push_str(&format!("steer {}: {sharing}\n", service.steer));
+    }
+    let mut table = backend_table(if service.watched { "NAME (WATCHED)" } else { "NAME" });
     for backend in &service.backends {
         add_backend(&mut table, backend.name.clone(), backend, service.table_size);
     }

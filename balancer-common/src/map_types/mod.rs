@@ -58,6 +58,7 @@ mod user {
         NewcomerBudget,
         SampleStats,
         ReplyStats,
+        ShareStats,
         Budget,
         RuleKey,
         RuleRow,

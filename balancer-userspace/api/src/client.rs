@@ -21,8 +21,9 @@ use super::{
     events::EventsView,
     model::{
         AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView,
-        FleetSnapshot, Force, ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView,
-        SetAdmin, SetRule, SetWeight, StatusView,
+        FleetSnapshot, Force, ForceHealth, ForgottenView, HealthView, ImportClient, ImportClients, ImportedView,
+        KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetSteer, SetWeight,
+        StatusView,
     },
     statistics::{StatsView, TopClient, TopQuery},
 };
@@ -292,6 +293,32 @@ impl Client {
     /// As [`Client::status`].
     pub async fn rules(&self, service: Option<&str>) -> Answer<Vec<RuleView>> {
         self.get(&format!("/v1/rules{}", service_query(service))).await
+    }
+
+    /// Has clients be known.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn import_clients(&self, service: &str, clients: Vec<ImportClient>) -> Answer<ImportedView> {
+        self.send(Method::POST, &format!("/v1/services/{service}/clients"), Some(&ImportClients { clients })).await
+    }
+
+    /// The known clients of a service that have addresses within these prefixes.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn export_clients(&self, service: &str, within: &[IpNet]) -> Answer<KnownClientsView> {
+        let within: Vec<String> = within.iter().map(ToString::to_string).collect();
+        let query = if within.is_empty() { String::new() } else { format!("?within={}", within.join(",")) };
+        self.get(&format!("/v1/services/{service}/clients{query}")).await
+    }
+
+    /// Sets the share of a service's clients that are steered, in percent.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_steer(&self, service: &str, steer: u8) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
     }
 
     /// Adds a listener to a service.

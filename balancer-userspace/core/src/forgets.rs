@@ -78,6 +78,8 @@ impl ServiceSpec {
             failback: _,
             rules: _,
             reject: _,
+            // A client that is not steered any more stays known, for when it is again.
+            share: _,
             backends: _,
         } = next;
         let Some(clock) = next.clock() else { return Some(Forgets::NobodyIsKnown) };

@@ -9,6 +9,7 @@ use std::{
 use balancer_common::{
     client::HashKey,
     map_types::{Forwarding, Mac},
+    share::Share,
     verdict::MoveCause,
 };
 use balancer_model::{
@@ -127,6 +128,13 @@ pub enum Change {
         name: BackendName,
         /// To what.
         weight: u16,
+    },
+    /// Set the share of a service's clients that are steered.
+    SetSteer {
+        /// The service's name.
+        service: String,
+        /// In percent.
+        steer: u8,
     },
     /// Add a listener to a service.
     AddListener {
@@ -308,6 +316,8 @@ pub struct ServiceSpec {
     pub rules: bool,
     /// Whether clients that nobody takes are told so.
     pub reject: bool,
+    /// The share of clients that are steered.
+    pub share: Share,
     /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }

@@ -3,6 +3,7 @@
 mod beginning;
 mod forgetting;
 mod join;
+mod learning;
 mod look;
 mod member;
 mod proposal;
@@ -39,6 +40,7 @@ use tracing::{error, info, warn};
 pub use self::{
     beginning::Beginning,
     forgetting::Forgetting,
+    learning::Searching,
     look::Counting,
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };

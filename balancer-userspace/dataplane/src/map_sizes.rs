@@ -9,7 +9,7 @@ use balancer_common::{
         BackendRows, BackendStats, FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED,
         MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked,
         NeighbourWanted, NewcomerBudget, RECENT_HOPS_OF_CPU, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE,
-        ServiceRow, Signs, SlotLine,
+        ServiceRow, ShareStats, Signs, SlotLine,
     },
     rule_filter, seen, signs,
 };
@@ -73,6 +73,7 @@ pub(super) fn sizes(
         array::<ListenerRow>("LISTENERS", halves(capacity.listeners)).depends_on(listeners),
         array::<RangeRow>("RANGES", 2 * capacity.ranges).depends_on(listeners),
         array::<ServiceRow>("SERVICES", 2 * capacity.services).depends_on(Some("the number of services")),
+        array::<ShareStats>("SHARE_STATS", 2 * capacity.services).depends_on(Some("the number of services")),
         array::<ReturnRow>("RETURNS", halves(capacity.returns)).depends_on(backends),
         array::<BackendRows>("BACKENDS", capacity.backends).depends_on(backends),
         array::<Signs>("SIGNS", capacity.backends).depends_on(backends),

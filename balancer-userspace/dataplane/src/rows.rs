@@ -125,6 +125,7 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         hash: spec.hash_key.begun(),
         ..ServiceRow::zeroed()
     };
+    row.set_share(spec.share);
     row.set_client_mask(match spec.family {
         Family::V4 => [u64::from(mask_v4(spec.client_prefix)), 0],
         Family::V6 => mask_v6(spec.client_prefix),

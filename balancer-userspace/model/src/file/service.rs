@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::map_types::Forwarding;
+use balancer_common::{map_types::Forwarding, share};
 
 use super::{
     check::{Keys, check},
@@ -104,6 +104,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let withhold = section.text("withhold", findings, withhold);
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let reject = section.boolean("reject", findings).unwrap_or(false);
+    let steer = section.integer("steer", findings, (0, share::WHOLE.into()));
     let assign_vip = match section.boolean_or("assign_vip", VIP_ON, findings, value::interface) {
         None | Some(Either::Boolean(false)) => AssignVip::No,
         Some(Either::Boolean(true)) => AssignVip::First,
@@ -191,6 +192,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         outage,
         start_down,
         reject,
+        steer: steer.map_or_else(ServiceConfig::steer_by_default, |steer| steer.value),
         assign_vip,
         check: service_check,
         backends,

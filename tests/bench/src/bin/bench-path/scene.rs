@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_bench::asm::ProgramArray;
 use balancer_common::{
     map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES},
+    share::Share,
     verdict::MoveCause,
 };
 use balancer_core::{
@@ -287,6 +288,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         failback: Failback::Stay,
         rules: service.rule.is_some(),
         reject: false,
+        share: Share::ALL,
         backends: addresses.into(),
     })
 }
