@@ -27,11 +27,9 @@ fn set(bench: &mut Bench, steer: u8) -> (String, Vec<Command>) {
 
 /// What the data path was last told of the only service.
 fn told(commands: &[Command]) -> Option<Share> {
-    let published = commands.iter().filter_map(|command| match command {
-        Command::PublishServices(services) => services.first().map(|spec| spec.share),
-        _ => None,
-    });
-    published.last()
+    commands.iter().rev().find_map(|command| {
+        if let Command::PublishServices(services) = command { services.first().map(|spec| spec.share) } else { None }
+    })
 }
 
 fn later(bench: &mut Bench, time: Duration) -> Vec<Command> {
@@ -117,7 +115,7 @@ fn when_the_controller_restarts_then_the_share_and_what_it_was_are_those_of_befo
 #[test]
 fn when_a_change_of_the_share_is_planned_then_the_known_clients_that_change_sides_are_counted() {
     let (mut bench, _) = Bench::new(vec![steering(50)]);
-    ["web/web1", "web/web2"].map(|backend| bench.pass(backend));
+    bench.pass("web/web1");
     let id = bench.id("web/web1").0;
     let clients = || (0..10_000u32).map(|client| Entry::new(client.wrapping_mul(0x0019_660d), id, 1));
     let on =
