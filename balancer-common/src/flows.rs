@@ -305,8 +305,10 @@ pub const fn hash(key: HashKey, first: u64, second: u64) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protocol: u8) -> u64 {
-    let low = (backend[0] as u64 | (backend[1] as u64) << 32) ^ (pool[1] as u64 | (pool[0] as u64) << 32).rotate_left(17);
-    let high = (backend[2] as u64 | (backend[3] as u64) << 32) ^ (pool[3] as u64 | (pool[2] as u64) << 32).rotate_left(17);
+    let low =
+        (backend[0] as u64 | (backend[1] as u64) << 32) ^ (pool[1] as u64 | (pool[0] as u64) << 32).rotate_left(17);
+    let high =
+        (backend[2] as u64 | (backend[3] as u64) << 32) ^ (pool[3] as u64 | (pool[2] as u64) << 32).rotate_left(17);
     let mut state = (low ^ protocol as u64).wrapping_mul(MULTIPLIER);
     state = (state ^ state >> 32 ^ high).wrapping_mul(MULTIPLIER);
     state = (state ^ state >> 32 ^ ports as u64).wrapping_mul(MULTIPLIER);

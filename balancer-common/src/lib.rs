@@ -17,5 +17,6 @@ pub mod query;
 pub mod rule_filter;
 pub mod seen;
 pub mod service_table;
+pub mod share;
 pub mod signs;
 pub mod verdict;

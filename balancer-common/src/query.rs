@@ -89,6 +89,14 @@ impl PackedQuery {
         self.0[1] & MARKS != 0
     }
 
+    /// The same of a packet that goes to a backend only if its client is known there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_known_alone(self) -> Self {
+        let Self([hash, first, second]) = self;
+        Self([hash, first & !PINNED | ALL_DOWN as u64, second])
+    }
+
     /// What it stands for.
     #[inline(always)]
     #[must_use]
@@ -155,6 +163,13 @@ mod tests {
         for query in each {
             assert_eq!(query.packed().unpacked(), query);
         }
+    }
+
+    #[test]
+    fn a_query_of_known_clients_alone_names_no_backend() {
+        let query = Query { live: Some(7), pinned: true, opens: true, now: u16::MAX, hash: 9, service: 3, ..NONE };
+        let known_alone = query.packed().of_known_alone().unpacked();
+        assert_eq!(known_alone, Query { live: None, pinned: false, ..query });
     }
 
     #[test]

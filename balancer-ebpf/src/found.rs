@@ -68,7 +68,11 @@ impl Found {
             keep(&ip);
             true
         };
-        if parse::with_plain_ip(frame, plain, false)? || Self::of(ingress).is_some() { Self::again(ingress) } else { None }
+        if parse::with_plain_ip(frame, plain, false)? || Self::of(ingress).is_some() {
+            Self::again(ingress)
+        } else {
+            None
+        }
     }
 
     /// The same for a step after one that has [kept](keep) where the headers lie.

@@ -1,6 +1,10 @@
 //! Where the first fragment of a datagram went, so that the rest, which has no ports, can follow.
 
-use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, macros::map, maps::{LruHashMap, PerCpuArray}};
+use aya_ebpf::{
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::map,
+    maps::{LruHashMap, PerCpuArray},
+};
 use balancer_common::map_types::{
     FAMILY_V4, FRAGMENT_BACK_OF_FLOW, FRAGMENT_LIFETIME, FRAGMENT_OF_FLOW, FRAGMENT_PASSED, FRAGMENT_TO_BACKEND,
     FRAGMENT_TO_CLIENT, FragmentKey, FragmentRow, MAX_FRAGMENTS,

@@ -37,6 +37,7 @@ mod returns;
 mod rules;
 mod samples;
 mod service;
+mod share;
 mod shared;
 mod signs;
 mod station;

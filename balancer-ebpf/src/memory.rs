@@ -141,6 +141,18 @@ pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Opti
     Some(Step::CONSULT)
 }
 
+/// Has the query that was put off send known clients alone to a backend; others pass.
+#[inline(always)]
+pub(crate) fn ask_for_known() {
+    if let Some(pending) = PENDING.get_ptr_mut(0) {
+        // SAFETY: as in `consult_later`.
+        unsafe {
+            (*pending).query = (*pending).query.of_known_alone();
+            (*pending).nobody = Step::PASS;
+        }
+    }
+}
+
 /// The step that [`consult_later`] was given, with the backend, or the end of it.
 #[inline(always)]
 pub(crate) fn resume() -> Step {

@@ -2,7 +2,7 @@
 //! [`crate::steps`].
 
 use balancer_common::{
-    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, SERVICE_FLOWS, SERVICE_RULES},
+    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, SERVICE_FLOWS, SERVICE_RULES, SERVICE_SHARED},
     verdict::DropReason,
 };
 
@@ -54,7 +54,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return not_for_a_service(control, ingress, ip, ports);
     };
     let service = listener.service;
-    if service.flags & (SERVICE_RULES | SERVICE_FLOWS) != 0 {
+    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS) != 0 {
         if service.flags & SERVICE_FLOWS != 0 {
             return Step::FLOW;
         }

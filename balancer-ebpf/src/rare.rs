@@ -13,7 +13,9 @@ use crate::{
     ingress::Ingress,
     martian, opaque,
     parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Ports, Stopped, TCP, UDP},
-    returns, service, steer,
+    returns, service,
+    share::{self, Treated},
+    steer,
     step::{Carries, Choice, FlowPart, Step, ToBackend, ToClient, Toward},
 };
 
@@ -61,7 +63,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
 #[inline(always)]
 pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
     match service::vip(listeners, ip) {
-        Some(_) => Step::drop(DropReason::Malformed),
+        Some(marker) => share::refused(marker, DropReason::Malformed),
         None => Step::PASS,
     }
 }
@@ -77,14 +79,23 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
         return Step::FLOW;
     }
     listener.count(ports);
+    let treated = Treated::of(listener.service, ip.family, &ip.source);
+    // A connection that is still open at a backend goes on there.
+    if treated.is_hosts() || treated.has_left() && (ports.opens() || ip.protocol == UDP) {
+        if ip.fragment.is_first() {
+            fragments::remember(ip, Way::Passed);
+        }
+        return share::unsteered(listener.service.id);
+    }
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(tables.control, ip) {
-        return Step::drop(DropReason::Martian);
+        return if treated.is_steered() { Step::drop(DropReason::Martian) } else { Step::PASS };
     }
     steer::choose_later(
         tables.control,
         listener.service,
         ip,
         ports,
+        treated,
         ToBackend::unchosen(Carries::Header, listener.listening.port),
     )
 }
@@ -127,11 +138,11 @@ fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
 fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
     if let Some(marker) = service::vip(tables.listeners(), ip) {
         if ip.protocol == DESTINATION_OPTIONS {
-            return Step::drop(DropReason::FragmentUnknown);
+            return share::refused(marker, DropReason::FragmentUnknown);
         }
         return match marker.portless().find(ip.protocol) {
             PortlessMatch::None => Step::PASS,
-            PortlessMatch::Ambiguous => Step::drop(DropReason::FragmentUnknown),
+            PortlessMatch::Ambiguous => share::refused(marker, DropReason::FragmentUnknown),
             PortlessMatch::Only(port) => {
                 let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, port) else {
                     return Step::drop(DropReason::FragmentUnknown);
@@ -140,14 +151,14 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                     return Step::drop(DropReason::FragmentUnknown);
                 }
                 if martian::is_source(ip) {
-                    return Step::drop(DropReason::Martian);
+                    return share::refused(marker, DropReason::Martian);
                 }
                 steer::peek_later(
                     tables.control,
                     listener.service,
-                    ip.family,
-                    &ip.source,
+                    (ip.family, &ip.source),
                     None,
+                    false,
                     ToBackend::unchosen(Carries::Nothing, 0),
                 )
             }

@@ -20,7 +20,8 @@ use crate::{
     parse::{Ip, Ports, UDP},
     puzzles::{self, Puzzle},
     rules::{self, Ruled},
-    step::{Choice, Reject, Step, Unchosen},
+    share::{self, Treated},
+    step::{Choice, Reject, Step, Unchosen, Watch},
 };
 
 /// The live tables of all services, each a run of whole lines.
@@ -48,31 +49,51 @@ pub(crate) fn choose(
     )
 }
 
-/// `step` to the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked.
+/// `step` to the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked; or what
+/// becomes of it that is to be `treated` otherwise.
 #[inline(always)]
 pub(crate) fn choose_later(
     control: &'static Control,
     service: &'static ServiceRow,
     ip: &Ip<'_>,
     ports: Ports,
+    treated: Treated,
     step: Unchosen,
 ) -> Step {
     let packet = Opening::of(ip, ports);
-    later(control, service, ip.family, &ip.source, packet, step)
+    let step = if treated.is_watched() { Watch::unchosen() } else { step };
+    // What opens a connection goes where new ones go.
+    let hosts = treated.has_changed() && !packet.opens && !packet.datagram;
+    if hosts {
+        share::ask(service, treated);
+    }
+    let packet = Opening { hosts, ..packet };
+    let next = later(control, service, ip.family, &ip.source, packet, step);
+    if packet.hosts { next.unless_hosts() } else { next }
 }
 
 /// `step` to the backend that a packet of `client` from `port` (if that is known) would be steered to that opens
-/// nothing. Nothing is recorded or counted.
+/// nothing. Nothing is recorded or counted. A `segment` of TCP may belong to a connection of the host.
 #[inline(always)]
 pub(crate) fn peek_later(
     control: &'static Control,
     service: &'static ServiceRow,
-    family: u8,
-    client: &[u32; 4],
+    (family, client): (u8, &[u32; 4]),
     port: Option<u16>,
+    segment: bool,
     step: Unchosen,
 ) -> Step {
-    later(control, service, family, client, Opening { port, opens: false, datagram: false, peeks: true }, step)
+    let treated = Treated::of(service, family, client);
+    let hosts = treated.has_changed() && segment && port.is_some();
+    if !treated.is_steered() && !hosts {
+        return Step::PASS;
+    }
+    if hosts {
+        share::ask(service, treated);
+    }
+    let packet = Opening { port, opens: false, datagram: false, peeks: true, hosts };
+    let next = later(control, service, family, client, packet, step);
+    if packet.hosts { next.unless_hosts() } else { next }
 }
 
 #[inline(always)]
@@ -93,13 +114,13 @@ fn later(
         ruled,
         |choice| match candidate(choice.backend) {
             Ok(_) => step.chosen(choice),
-            Err(reason) => end(service, packet, reason),
+            Err(reason) => end(service, packet, step, reason),
         },
-        |query, nobody| memory::consult_later(query, step, end(service, packet, nobody)).ok_or(nobody),
+        |query, nobody| memory::consult_later(query, step, end(service, packet, step, nobody)).ok_or(nobody),
     );
     match steered {
         Ok(step) => step,
-        Err(reason) => end(service, packet, reason),
+        Err(reason) => end(service, packet, step, reason),
     }
 }
 
@@ -124,8 +145,14 @@ pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
 
 /// The same, or of a packet about a client's.
 #[inline(always)]
-fn end(service: &'static ServiceRow, packet: Opening, reason: DropReason) -> Step {
-    if packet.peeks { Step::drop(reason) } else { nobody(service, reason) }
+fn end(service: &'static ServiceRow, packet: Opening, step: Unchosen, reason: DropReason) -> Step {
+    if step.watches() {
+        Step::PASS
+    } else if packet.peeks {
+        Step::drop(reason)
+    } else {
+        nobody(service, reason)
+    }
 }
 
 /// What a packet says of connections.
@@ -139,12 +166,20 @@ struct Opening {
     datagram: bool,
     /// It only quotes a packet of the client, who did not send it: nothing is recorded or counted.
     peeks: bool,
+    /// The host may have the connection.
+    hosts: bool,
 }
 
 impl Opening {
     #[inline(always)]
     fn of(ip: &Ip<'_>, ports: Ports) -> Self {
-        Self { port: Some(ports.source()), opens: ports.opens(), datagram: ip.protocol == UDP, peeks: false }
+        Self {
+            port: Some(ports.source()),
+            opens: ports.opens(),
+            datagram: ip.protocol == UDP,
+            peeks: false,
+            hosts: false,
+        }
     }
 }
 

@@ -76,6 +76,8 @@ pub(crate) enum Kind {
     ErrorToBackend,
     ToClient,
     ErrorToClient,
+    /// To the host, counted as if to a backend.
+    Watch,
     /// To this machine itself, or nowhere.
     Own,
     Encapsulate,
@@ -203,6 +205,12 @@ pub(crate) struct ErrorToClient {
     pub(crate) port: u16,
 }
 
+/// To the host, unchanged; counted as if forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub(crate) choice: Choice,
+}
+
 /// To a backend in an outer packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encapsulate {
@@ -230,6 +238,8 @@ pub(crate) enum IcmpError {
 pub(crate) struct Unchosen(u64);
 
 const FLAG: u64 = 1 << 8;
+/// Beside a kind, of which no step is known by this bit.
+const UNLESS_HOSTS: u64 = 1 << 7;
 
 #[inline(always)]
 const fn flag(set: bool) -> u64 {
@@ -285,7 +295,10 @@ impl Going {
 
     #[inline(always)]
     const fn of_word(word: u64) -> Self {
-        Self { row: (word >> 24) as u32 & 0xff | ((word >> 48) as u32) << 8, decision: DecisionIndex((word >> 16) as u8) }
+        Self {
+            row: (word >> 24) as u32 & 0xff | ((word >> 48) as u32) << 8,
+            decision: DecisionIndex((word >> 16) as u8),
+        }
     }
 }
 
@@ -316,7 +329,20 @@ impl ErrorToBackend {
     }
 }
 
+impl Watch {
+    #[inline(always)]
+    pub(crate) fn unchosen() -> Unchosen {
+        Unchosen(Step::to(Self { choice: Choice::NONE }).0)
+    }
+}
+
 impl Unchosen {
+    /// Whether the packet passes, whatever is chosen.
+    #[inline(always)]
+    pub(crate) const fn watches(self) -> bool {
+        self.0 & 0xff == Kind::Watch as u64
+    }
+
     #[inline(always)]
     pub(crate) const fn chosen(self, choice: Choice) -> Step {
         Step(self.0 | choice.word())
@@ -463,6 +489,20 @@ impl Payload for ErrorToClient {
     }
 }
 
+impl Payload for Watch {
+    const KIND: Kind = Kind::Watch;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.choice.word()
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { choice: Choice::of_word(word) }
+    }
+}
+
 impl Payload for Encapsulate {
     const KIND: Kind = Kind::Encapsulate;
 
@@ -560,6 +600,18 @@ impl Step {
     #[inline(always)]
     pub(crate) const fn send(ingress: u32, egress: u32) -> Self {
         if ingress == egress { Self::TX } else { Self(Kind::Redirect as u64 | (egress as u64) << 32) }
+    }
+
+    /// The same, unless the host has the connection: see [`crate::share::decide`].
+    #[inline(always)]
+    pub(crate) const fn unless_hosts(self) -> Self {
+        Self(self.0 | UNLESS_HOSTS)
+    }
+
+    /// The step that is to be taken [unless the host has the connection](Self::unless_hosts), if that is to be found out.
+    #[inline(always)]
+    pub(crate) const fn if_not_hosts(self) -> Option<Self> {
+        if self.0 & UNLESS_HOSTS == 0 { None } else { Some(Self(self.0 & !UNLESS_HOSTS)) }
     }
 
     /// The step that takes this.
@@ -676,6 +728,7 @@ mod tests {
             survives(ToBackend { choice, carries, port: 0 });
             survives(ToClient { port: u16::MAX, protocol: 17, carries });
         }
+        survives(Watch { choice });
         survives(ErrorToBackend { choice, port: u16::MAX });
         survives(OpenFlow { choice, port: u16::MAX });
         for row in [0, 0xff, 0x1234, MAX_FLOW_ROWS - 1] {
@@ -683,7 +736,8 @@ mod tests {
             survives(FlowPort(going));
             survives(FlowThere(going));
             survives(FlowReturn { row });
-            let asked = FlowThere::unchosen(row).chosen(Choice { backend: LAST_BACKEND, decision: DecisionIndex::NONE });
+            let asked =
+                FlowThere::unchosen(row).chosen(Choice { backend: LAST_BACKEND, decision: DecisionIndex::NONE });
             let going = Told::<FlowThere>::of_word(asked.word()).get().0;
             assert_eq!(going, Going { row, decision: DecisionIndex::NONE });
         }
@@ -702,6 +756,21 @@ mod tests {
         }
         survives(IcmpError::TooBig(u32::MAX));
         survives(IcmpError::TooBig(0));
+    }
+
+    #[test]
+    fn a_step_that_the_host_comes_before_is_no_other() {
+        let told = ToBackend {
+            choice: Choice { backend: 7, decision: DecisionIndex(5) },
+            carries: Carries::Nothing,
+            port: 80,
+        };
+        for step in [Step::CONSULT, Step::to(told), Step::drop(DropReason::Denied), Step::PASS] {
+            assert_eq!(step.if_not_hosts(), None);
+            let marked = step.unless_hosts();
+            assert_eq!(marked.if_not_hosts(), Some(step));
+            assert!(!marked.is_last() && !marked.is(Kind::Consult) && !marked.is(Kind::ToBackend));
+        }
     }
 
     #[test]

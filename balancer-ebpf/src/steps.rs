@@ -9,10 +9,10 @@ use crate::{
     found::Found,
     icmp::{self, too_big},
     ingress::Ingress,
-    memory, rare, reject,
+    memory, rare, reject, share,
     step::{
-        Encapsulate, ErrorToBackend, ErrorToClient, FlowError, FlowPart, FlowPort, FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Payload, Reject,
-        Step, ToBackend, ToClient, Told,
+        Encapsulate, ErrorToBackend, ErrorToClient, FlowError, FlowPart, FlowPort, FlowReturn, FlowThere, IcmpError,
+        Kind, OpenFlow, Payload, Reject, Step, ToBackend, ToClient, Told, Watch,
     },
 };
 
@@ -94,18 +94,30 @@ steps! {
     ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
     ToClient => balancer_to_client(Found, told) nat::to_client;
     ErrorToClient => balancer_error_to_client(Found, told) nat::error_to_client;
-    Own => balancer_own(Found) sockets::pass;
+    Watch => balancer_watched(Found, told) forward::watch;
+    Own => balancer_own(Ingress) sockets::pass;
     Encapsulate => balancer_encapsulate(Ingress, told) encapsulate::to_backend;
     Reject => balancer_reject(Found, told) reject::answer;
     IcmpError => balancer_icmp_error(Found, told) too_big::answer;
 }
 
+/// `next`, unless the host has the connection.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_unless_hosts(context: *mut xdp_md, next: u64) -> u64 {
+    // SAFETY: the function below passes the program's context on.
+    share::decide(unsafe { Ingress::new(context) }, Step::of_word(next)).word()
+}
+
 /// Takes the steps from `first` on.
 #[inline(always)]
 pub(crate) fn take(ingress: Ingress, first: Step) -> Step {
-    let step = look(ingress, first);
+    let mut step = look(ingress, first);
     if step.is_last() {
         return step;
+    }
+    if let Some(next) = step.if_not_hosts() {
+        step = Step::of_word(balancer_unless_hosts(ingress.context(), next.word()));
     }
     let step = if step.is(Kind::Consult) { memory::resume() } else { step };
     act(ingress, step)

@@ -70,8 +70,11 @@ pub(super) fn service(service: &ServiceView) -> String {
         grouped(service.table_size),
         grouped(service.table_generation),
     );
+    if let Some(sharing) = &service.sharing {
+        text.push_str(&format!("steer {}: {sharing}\n", service.steer));
+    }
     let counts_active = service.counts_active();
-    let mut table = backend_table("NAME", counts_active);
+    let mut table = backend_table(if service.watched { "NAME (WATCHED)" } else { "NAME" }, counts_active);
     for backend in &service.backends {
         add_backend(&mut table, backend.name.clone(), backend, service.table_size, counts_active);
     }

@@ -63,6 +63,14 @@ pub(super) fn text(plan: &PlanView) -> String {
         let how = if before < plan.table_size { "grow" } else { "shrink" };
         text += &format!("the table would {how} from {} to {} slots\n", grouped(before), grouped(plan.table_size));
     }
+    if plan.steer != plan.steer_before && !plan.removed {
+        text += &format!("{}% of the clients would be steered, not {}%", plan.steer, plan.steer_before);
+        text += &match (plan.known_clients_taken_over, plan.known_clients_sent_back) {
+            (0, 0) => "\n".to_owned(),
+            (taken, 0) => format!("; {} would be taken over\n", clients(taken)),
+            (_, back) => format!("; {} would go back to the host\n", clients(back)),
+        };
+    }
     for (listeners, what) in
         [(&plan.listeners_added, "would listen"), (&plan.listeners_removed, "would no longer listen")]
     {

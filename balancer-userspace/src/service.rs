@@ -36,6 +36,15 @@ pub(super) enum ServiceChange {
     /// Add or remove a listener
     #[command(subcommand)]
     Listen(Listen),
+    /// Set the share of clients that are steered; the others pass to the host
+    Steer {
+        /// The service's name
+        #[arg(value_name = "SVC", value_parser = value::name)]
+        service: String,
+        /// In percent, from 0 (watch) to 100 (all)
+        #[arg(value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+        steer: u8,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -60,6 +69,7 @@ impl ServiceChange {
     /// What asks for a plan of it.
     pub(super) fn plan(self) -> PlanRequest {
         match self {
+            Self::Steer { service, steer } => PlanRequest::Steer { service, steer },
             Self::Listen(Listen::Add(Which { service, listener })) => {
                 PlanRequest::AddListener { service, listener: listener.to_string() }
             }
@@ -78,6 +88,10 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
                 Listen::Add(Which { service, listener }) => client.add_listener(&service, listener).await?,
                 Listen::Remove(Which { service, listener }) => client.remove_listener(&service, listener).await?,
             };
+            Ok(output::print(&format!("{}\n", changed.message))?)
+        }
+        Verb::Change(ServiceChange::Steer { service, steer }) => {
+            let changed = client.set_steer(&service, steer).await?;
             Ok(output::print(&format!("{}\n", changed.message))?)
         }
         Verb::Show { service, json } => {

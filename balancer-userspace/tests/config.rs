@@ -81,6 +81,7 @@ fn defaults() {
             outage: Outage::default(),
             start_down: false,
             reject: false,
+            steer: 100,
             assign_vip: AssignVip::No,
             check: tcp,
             backends: vec![BackendConfig {

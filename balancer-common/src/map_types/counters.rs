@@ -106,6 +106,16 @@ pub struct MemoryStats {
     pub limited: u64,
 }
 
+/// Per-CPU counters of the packets of one service that pass to the host, which serves some of its clients.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ShareStats {
+    /// Of clients that are not steered.
+    pub unsteered: u64,
+    /// Of connections that clients have to the host although they are steered by now.
+    pub host_connections: u64,
+}
+
 /// Per-CPU counters of dropped packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -35,7 +35,7 @@ impl ServiceKey {
 pub struct ListenerRow {
     /// What it is found by.
     pub key: ServiceKey,
-    /// The row of its service. With [`LISTENER_RANGES`]: the first of its [`RangeRow`]s.
+    /// The row of its service. With [`LISTENER_RANGES`]: the first of its [`RangeRow`]s. In a VIP marker: [`VIP_SHARED`], or 0.
     pub service: u32,
     /// [`Listening`], or in a VIP marker [`Portless`].
     pub details: u64,
@@ -47,6 +47,13 @@ impl ListenerRow {
     #[must_use]
     pub fn listening(&self) -> Listening {
         bytemuck::cast(self.details)
+    }
+
+    /// In a VIP marker: whether the host serves clients of the VIP as well.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        self.service == VIP_SHARED
     }
 
     /// In a VIP marker: what a fragment without ports may belong to.
@@ -69,6 +76,9 @@ pub struct Listening {
     pub counters: u32,
 }
 
+/// `ListenerRow::service` of a VIP marker: the host serves clients of the VIP as well, so that it is to have what is for no
+/// service in particular.
+pub const VIP_SHARED: u32 = 1;
 /// `Listening::flags`: it is counted, as one of several of its service.
 pub const LISTENER_COUNTS: u16 = 1;
 /// `Listening::flags`: ports without a listener of their own are looked up in [`RangeRow`]s.

@@ -18,8 +18,8 @@ mod signs;
 mod tables;
 
 pub use self::{
-    backends::*, budgets::*, control::*, counters::*, decap::*, flows::*, fragments::*, interfaces::*, listeners::*, rules::*,
-    services::*, signs::*, tables::*,
+    backends::*, budgets::*, control::*, counters::*, decap::*, flows::*, fragments::*, interfaces::*, listeners::*,
+    rules::*, services::*, signs::*, tables::*,
 };
 
 /// Version of every layout in this module. A pinned map of another version is not adopted.
@@ -64,6 +64,7 @@ mod user {
         NewcomerBudget,
         SampleStats,
         ReplyStats,
+        ShareStats,
         Budget,
         RuleKey,
         RuleRow,

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::SLOT_EXCEPTIONS;
-use crate::client::BegunHash;
+use crate::{client::BegunHash, share::Share};
 
 /// How packets reach the backends of a service. What needs an outer header comes last.
 #[repr(u8)]
@@ -44,7 +44,9 @@ pub struct ServiceRow {
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
     /// Whether the client prefix is longer than 64 bits, so that `client_mask` is that of the second word of an address.
-    pub long_prefix: u32,
+    pub long_prefix: u8,
+    /// The [`Share`] of clients that are steered, of a [shared](SERVICE_SHARED) service.
+    pub steer: [u8; 3],
     /// The client prefix as a mask of the word of an address in which it ends, in memory order: of the first one, for IPv4 its
     /// first four bytes, unless it is a long one.
     pub client_mask: u64,
@@ -53,8 +55,25 @@ pub struct ServiceRow {
 impl ServiceRow {
     /// Has clients be told apart by this prefix, as a mask of both words of an address; for IPv4 in the first four bytes.
     pub const fn set_client_mask(&mut self, [first, second]: [u64; 2]) {
-        self.long_prefix = (second != 0) as u32;
+        self.long_prefix = (second != 0) as u8;
         self.client_mask = if second == 0 { first } else { second };
+    }
+
+    /// Has this share of clients be steered.
+    pub const fn set_share(&mut self, share: Share) {
+        self.flags = self.flags & !SERVICE_SHARED | if share.is_all() { 0 } else { SERVICE_SHARED };
+        self.steer = [share.now, share.least, share.most];
+    }
+
+    /// Which clients are steered.
+    #[inline(always)]
+    #[must_use]
+    pub const fn share(&self) -> Share {
+        if self.flags & SERVICE_SHARED == 0 {
+            return Share::ALL;
+        }
+        let [now, least, most] = self.steer;
+        Share { now, least, most }
     }
 
     /// An IPv4 client, of the first word of an address.
@@ -84,8 +103,10 @@ pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS as u16;
 /// `ServiceRow::flags`: what nobody takes is answered.
 pub const SERVICE_REJECTS: u16 = 16;
 
+/// `ServiceRow::flags`: not all clients are steered, or some have come to be only recently.
+pub const SERVICE_SHARED: u16 = 32;
 /// `ServiceRow::flags`: its connections are flows, see [`crate::flows`].
-pub const SERVICE_FLOWS: u16 = 32;
+pub const SERVICE_FLOWS: u16 = 64;
 
 const _: () = assert!(size_of::<ServiceRow>() == 64);
 

@@ -29,7 +29,9 @@ pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
     let ends = u32::from(client_port) | u32::from(vip_port) << 16;
     let hash = find::hash(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol);
     match table::find(hash).and_then(Flow::at) {
-        Some(flow) if find::is_of(flow.row(), &inner.destination, &inner.source, ends, inner.family, inner.protocol) => {
+        Some(flow)
+            if find::is_of(flow.row(), &inner.destination, &inner.source, ends, inner.family, inner.protocol) =>
+        {
             Step::to(FlowError { row: flow.index, toward: Toward::Backend })
         }
         _ => Step::drop(DropReason::FlowUnknown),

@@ -22,7 +22,14 @@ use crate::{
 
 /// The hash of a flow's ends as the client sees them. Under the service's key: a client chooses its own.
 #[inline(always)]
-pub(super) fn hash(service: &ServiceRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> u64 {
+pub(super) fn hash(
+    service: &ServiceRow,
+    client: &[u32; 4],
+    vip: &[u32; 4],
+    ends: u32,
+    family: u8,
+    protocol: u8,
+) -> u64 {
     let rest = u64::from(ends) | u64::from(protocol) << 32;
     let key = service.hash.key();
     if family == FAMILY_V4 {

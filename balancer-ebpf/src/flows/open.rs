@@ -7,8 +7,10 @@ use crate::{
     flows::{find, place, table},
     forward::decided,
     found::Found,
-    parse, service, signs, steer,
-    step::{Going, FlowPort, OpenFlow, Step, Told},
+    parse, service,
+    share::Treated,
+    signs, steer,
+    step::{FlowPort, Going, OpenFlow, Step, Told},
 };
 
 /// Chooses the backend of a new flow, as of a connection of any service.
@@ -19,7 +21,8 @@ pub(crate) fn choose(found: &Found) -> Step {
     let Some(ports) = parse::ports(ip) else { return Step::drop(DropReason::Malformed) };
     let listeners = control::listeners(control);
     let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
-    steer::choose_later(control, listener.service, ip, ports, OpenFlow::unchosen(listener.listening.port))
+    let step = OpenFlow::unchosen(listener.listening.port);
+    steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }
 
 /// Takes a row for a new flow to the backend that was chosen.

@@ -2,7 +2,10 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use balancer_common::{
-    flows::{FLOW_DATAGRAMS, FLOW_TAKEN, FlowWord, PATIENT_TRIES, PORT_TRIES, ReturnWord, candidate, first_bucket, return_hash},
+    flows::{
+        FLOW_DATAGRAMS, FLOW_TAKEN, FlowWord, PATIENT_TRIES, PORT_TRIES, ReturnWord, candidate, first_bucket,
+        return_hash,
+    },
     map_types::{FAMILY_V4, FlowRow},
     verdict::DropReason,
 };

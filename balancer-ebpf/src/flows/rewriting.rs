@@ -1,10 +1,7 @@
 //! Rewriting both ends of a packet.
 
 use aya_ebpf::bindings::xdp_md;
-use balancer_common::{
-    checksum,
-    map_types::FlowRow,
-};
+use balancer_common::{checksum, map_types::FlowRow};
 
 use crate::{
     flows::table::Flow,
@@ -25,14 +22,12 @@ struct Place<'a> {
 #[inline(always)]
 const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     match toward {
-        Toward::Backend => [
-            Place { address: &row.pool, port: row.pool_port },
-            Place { address: &row.backend, port: row.backend_port },
-        ],
-        Toward::Client => [
-            Place { address: &row.vip, port: row.vip_port },
-            Place { address: &row.client, port: row.client_port },
-        ],
+        Toward::Backend => {
+            [Place { address: &row.pool, port: row.pool_port }, Place { address: &row.backend, port: row.backend_port }]
+        }
+        Toward::Client => {
+            [Place { address: &row.vip, port: row.vip_port }, Place { address: &row.client, port: row.client_port }]
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     ingress::Ingress,
     packet::Packet,
     parse::Ip,
-    step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Step, ToBackend, Told},
+    step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Step, ToBackend, Told, Watch},
 };
 pub(crate) use sent::decided;
 use sent::{Sender, finish, finish_by_any, no_next_hop};
@@ -176,6 +176,21 @@ pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step:
 pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> Step {
     let step = finish(found.ingress, &found.ip, backend, choice, Sender::Other);
     hand_flow(found, backend, choice, step)
+}
+
+/// Passes a packet that is only watched, and counts it as if it were forwarded to its backend.
+#[inline(always)]
+pub(crate) fn watch(found: &Found, told: Told<Watch>) -> Step {
+    let Found { ingress, ip, .. } = found;
+    let Watch { choice } = told.get();
+    if ip.fragment.is_first() {
+        fragments::remember(ip, Way::Passed);
+    }
+    match reachable(choice.backend) {
+        Some(backend) => sent::count(*ingress, ip, backend, choice, Sender::Client { added: 0 }),
+        None => return decided(choice, Step::PASS),
+    }
+    Step::PASS
 }
 
 /// Whether a packet that keeps its length fits the interface it leaves by. By the one it came in by it always does (it

@@ -32,12 +32,18 @@ pub(super) enum Sender {
 
 #[inline(always)]
 pub(super) fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) -> Step {
+    count(ingress, ip, backend, choice, sender);
+    Step::send(ingress.ifindex(), backend.row.ifindex)
+}
+
+/// Counts a packet for its backend, and samples it if it is due.
+#[inline(always)]
+pub(super) fn count(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) {
     let bytes = ip.l3_offset + ip.length;
     let due = stats::count_forwarded(choice.backend, bytes, choice.decision);
     if due && let Sender::Client { added } = sender {
         samples::take(ingress, added + ip.l3_offset, ip.family, backend.service, choice.backend, bytes);
     }
-    Step::send(ingress.ifindex(), backend.row.ifindex)
 }
 
 /// The same where the kernel may have to send the packet.

@@ -3,7 +3,7 @@
 use core::{mem, ptr};
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_tuple},
+    bindings::{bpf_sock, bpf_sock_tuple, xdp_md},
     helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     macros::map,
     maps::PerCpuArray,
@@ -17,6 +17,9 @@ use crate::{
     step::Step,
 };
 
+/// Of the kernel's `enum tcp_states`.
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
 /// Means the network namespace of the interface that the packet came in by.
 const THIS_NAMESPACE: u64 = u64::MAX;
 
@@ -27,15 +30,49 @@ static ENDS: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
 /// The end of a backend's packet, or of an error about a packet to a backend: it passes if a socket of this machine waits for
 /// it, such as a health check's.
 #[inline(always)]
-pub(crate) fn pass(found: &Found) -> Step {
-    let Found { ingress, ip, .. } = found;
+pub(crate) fn pass(ingress: Ingress) -> Step {
+    match of_host(ingress) {
+        HostSocket::None => Step::drop(DropReason::NoRoute),
+        HostSocket::Connection | HostSocket::Listener => Step::PASS,
+    }
+}
+
+/// A socket of this machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostSocket {
+    /// There is none.
+    None,
+    /// One that waits for connections, or for datagrams, or that had a connection.
+    Listener,
+    /// That of a connection.
+    Connection,
+}
+
+/// The socket for a packet to this machine, or for one from it that an ICMP error quotes.
+#[inline(always)]
+pub(crate) fn of_host(ingress: Ingress) -> HostSocket {
+    match balancer_socket(ingress.context()) {
+        CONNECTION => HostSocket::Connection,
+        LISTENER => HostSocket::Listener,
+        _ => HostSocket::None,
+    }
+}
+
+const NONE: u64 = 0;
+const LISTENER: u64 = 1;
+const CONNECTION: u64 = 2;
+
+/// A global function: what leads here has little of the stack left.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_socket(context: *mut xdp_md) -> u64 {
+    // SAFETY: the functions that lead here pass the program's context on.
+    let Some(found) = Found::of(unsafe { Ingress::new(context) }) else { return NONE };
+    let Found { ingress, ip, .. } = &found;
     if matches!(ip.protocol, TCP | UDP) {
-        return pass_to_socket(*ingress, ip, Direction::Here);
+        return look_up(*ingress, ip, Direction::Here);
     }
-    match found.quoted() {
-        Some(inner) => pass_to_socket(*ingress, &inner, Direction::FromHere),
-        None => Step::drop(DropReason::NoRoute),
-    }
+    found.quoted().map_or(NONE, |inner| look_up(*ingress, &inner, Direction::FromHere))
 }
 
 /// Where a packet goes, if it is this machine's.
@@ -46,13 +83,12 @@ enum Direction {
 }
 
 #[inline(always)]
-fn pass_to_socket(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> Step {
-    let nowhere = Step::drop(DropReason::NoRoute);
+fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
     if ip.fragment.is_later() {
-        return nowhere;
+        return NONE;
     }
-    let Some([source_port, destination_port]) = ip.l4.load::<[u16; 2]>(0) else { return nowhere };
-    let Some(place) = ENDS.get_ptr_mut(0) else { return nowhere };
+    let Some([source_port, destination_port]) = ip.l4.load::<[u16; 2]>(0) else { return NONE };
+    let Some(place) = ENDS.get_ptr_mut(0) else { return NONE };
     let source = (&ip.source, source_port);
     let destination = (&ip.destination, destination_port);
     let (from, to) = match direction {
@@ -75,17 +111,30 @@ fn pass_to_socket(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> Step {
         }
     };
     let context = ingress.untyped();
-    let socket: *mut bpf_sock = match ip.protocol {
-        // SAFETY: the context is the kernel's, and the ends as long as is said.
-        TCP => unsafe { bpf_skc_lookup_tcp(context, place, length, THIS_NAMESPACE, 0) },
-        // SAFETY: as above.
-        UDP => unsafe { bpf_sk_lookup_udp(context, place, length, THIS_NAMESPACE, 0) },
-        _ => ptr::null_mut(),
+    // The verifier tells sockets of the two protocols apart, so each is looked at where it is found.
+    let (socket, found): (*mut bpf_sock, _) = match ip.protocol {
+        TCP => {
+            // SAFETY: the context is the kernel's, and the ends as long as is said.
+            let socket = unsafe { bpf_skc_lookup_tcp(context, place, length, THIS_NAMESPACE, 0) };
+            if socket.is_null() {
+                return NONE;
+            }
+            // SAFETY: a socket that the kernel has just given.
+            let state = unsafe { (&raw const (*socket).state).read_volatile() };
+            // Of a connection that has ended a client may use the port again.
+            (socket, if state == TCP_LISTEN || state == TCP_TIME_WAIT { LISTENER } else { CONNECTION })
+        }
+        UDP => {
+            // SAFETY: as above.
+            let socket = unsafe { bpf_sk_lookup_udp(context, place, length, THIS_NAMESPACE, 0) };
+            (socket, LISTENER)
+        }
+        _ => (ptr::null_mut(), NONE),
     };
     if socket.is_null() {
-        return nowhere;
+        return NONE;
     }
     // SAFETY: a socket that the kernel has just given.
     unsafe { bpf_sk_release(socket.cast()) };
-    Step::PASS
+    found
 }

@@ -10,7 +10,7 @@ use crate::{
     flows::errors as flows,
     found::Found,
     parse::{Ip, TCP, UDP},
-    returns, service, steer,
+    returns, service, share, steer,
     step::{ErrorToBackend, ErrorToClient, Step},
 };
 
@@ -23,20 +23,20 @@ pub(super) fn about_vip(
     listeners: PublishedView,
     marker: &ListenerRow,
 ) -> Step {
-    let Some(inner) = found.quoted() else { return Step::drop(DropReason::Malformed) };
+    let Some(inner) = found.quoted() else { return share::refused(marker, DropReason::Malformed) };
     if !is_ours(&found.ip, &inner) {
         return Step::PASS;
     }
     let port = if inner.fragment.is_later() {
         match marker.portless().find(inner.protocol) {
             PortlessMatch::Only(port) => port,
-            PortlessMatch::Ambiguous => return Step::drop(DropReason::FragmentUnknown),
+            PortlessMatch::Ambiguous => return share::refused(marker, DropReason::FragmentUnknown),
             PortlessMatch::None => return Step::PASS,
         }
     } else {
         match inner.l4.load(0) {
             Some(port) => port,
-            None => return Step::drop(DropReason::Malformed),
+            None => return share::refused(marker, DropReason::Malformed),
         }
     };
     let key = ServiceKey { address: inner.source, port, protocol: inner.protocol, family: inner.family };
@@ -48,9 +48,9 @@ pub(super) fn about_vip(
     steer::peek_later(
         control,
         listener.service,
-        inner.family,
-        &inner.destination,
+        (inner.family, &inner.destination),
         client_port,
+        inner.protocol == TCP,
         ErrorToBackend::unchosen(listener.listening.port),
     )
 }

@@ -13,7 +13,7 @@ use crate::{
     control,
     found::Found,
     parse::{ICMP, ICMP_HEADER_LEN, ICMP_V6},
-    service,
+    service, share,
     step::Step,
 };
 
@@ -54,12 +54,14 @@ pub(crate) fn decide(found: &Found) -> Step {
     }
     let marker = service::vip(listeners, ip);
     let Some([message, _code]) = ip.l4.load::<[u8; 2]>(0).filter(|_| ip.l4_length() >= ICMP_HEADER_LEN) else {
-        return if marker.is_some() { Step::drop(DropReason::Malformed) } else { Step::PASS };
+        return marker.map_or(Step::PASS, |marker| share::refused(marker, DropReason::Malformed));
     };
     match (kind(ip.family, message), marker) {
-        (Kind::EchoRequest, Some(_)) => echo::answer(*frame, ip),
+        (Kind::EchoRequest, Some(marker)) if !marker.is_shared() => echo::answer(*frame, ip),
         (Kind::Error, Some(marker)) => errors::about_vip(found, control, listeners, marker),
-        (Kind::Error, None) if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != 0 => errors::about_translated(found, control),
-        (Kind::EchoRequest | Kind::Error, None) | (Kind::Other, _) => Step::PASS,
+        (Kind::Error, None) if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != 0 => {
+            errors::about_translated(found, control)
+        }
+        (Kind::EchoRequest, _) | (Kind::Error, None) | (Kind::Other, _) => Step::PASS,
     }
 }

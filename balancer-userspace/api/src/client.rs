@@ -22,8 +22,9 @@ use super::{
     events::EventsView,
     model::{
         AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView,
-        FleetSnapshot, FlowView, Force, ForceHealth, ForgottenView, HealthView, PlanRequest, PlanView, RuleView, ServiceView,
-        SetAdmin, SetRule, SetWeight, StatusView,
+        FleetSnapshot, FlowView, Force, ForceHealth, ForgottenView, HealthView, ImportClient, ImportClients,
+        ImportedView, KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetSteer,
+        SetWeight, StatusView,
     },
     statistics::{StatsView, TopClient, TopQuery},
 };
@@ -304,6 +305,32 @@ impl Client {
         let asked: Vec<_> = asked.chain(client.map(|address| format!("client={address}"))).collect();
         let query = if asked.is_empty() { String::new() } else { format!("?{}", asked.join("&")) };
         self.get(&format!("/v1/flows{query}")).await
+    }
+
+    /// Has clients be known.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn import_clients(&self, service: &str, clients: Vec<ImportClient>) -> Answer<ImportedView> {
+        self.send(Method::POST, &format!("/v1/services/{service}/clients"), Some(&ImportClients { clients })).await
+    }
+
+    /// The known clients of a service that have addresses within these prefixes.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn export_clients(&self, service: &str, within: &[IpNet]) -> Answer<KnownClientsView> {
+        let within: Vec<String> = within.iter().map(ToString::to_string).collect();
+        let query = if within.is_empty() { String::new() } else { format!("?within={}", within.join(",")) };
+        self.get(&format!("/v1/services/{service}/clients{query}")).await
+    }
+
+    /// Sets the share of a service's clients that are steered, in percent.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn set_steer(&self, service: &str, steer: u8) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
     }
 
     /// Adds a listener to a service.

@@ -12,5 +12,7 @@ mod views;
 pub const MAX_REQUEST_BODY: usize = 64 << 10;
 /// Largest request body with a configuration, in bytes: a text of 16 MiB with most of it escaped.
 pub const MAX_CONFIGURATION_BODY: usize = 40 << 20;
+/// Largest request body with clients, in bytes.
+pub const MAX_CLIENTS_BODY: usize = 1 << 20;
 /// The header of a change that is only to be made if the configuration is of this generation.
 pub const IF_GENERATION: &str = "if-generation";

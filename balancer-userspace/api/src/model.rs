@@ -40,6 +40,11 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     pub fleet: Option<FleetSnapshot>,
 }
 
+/// Every client, in percent.
+const fn all() -> u8 {
+    100
+}
+
 /// A VIP that the machine has from the balancer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VipView {
@@ -97,6 +102,21 @@ pub struct ServiceView {
     pub table_size: u32,
     /// How often the live table was replaced.
     pub table_generation: u64,
+    /// The share of clients that are steered, in percent; the host serves the others.
+    #[serde(default = "all")]
+    pub steer: u8,
+    /// Whether every packet passes to the host, and all figures say what would be.
+    #[serde(default)]
+    pub watched: bool,
+    /// Packets that passed to the host because their clients are not steered.
+    #[serde(default)]
+    pub unsteered_packets: u64,
+    /// Packets that passed to the host because they belong to one of its connections, although their clients are steered.
+    #[serde(default)]
+    pub host_connection_packets: u64,
+    /// What that means at present, in a line; absent where every client is steered, and has been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<String>,
     /// How long it has had an outage: so many backends fail that known clients stay where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_seconds: Option<u64>,
@@ -462,6 +482,14 @@ impl From<Planned> for Applied {
     }
 }
 
+/// `PUT /v1/services/{service}/steer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSteer {
+    /// In percent, 0–100.
+    pub steer: u8,
+}
+
 /// The answer to a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Changed {
@@ -508,6 +536,13 @@ pub enum PlanRequest {
         /// 0–65535.
         weight: u16,
     },
+    /// Setting the share of clients that are steered.
+    Steer {
+        /// The service's name.
+        service: String,
+        /// In percent, 0–100.
+        steer: u8,
+    },
     /// Adding a listener.
     AddListener {
         /// The service's name.
@@ -550,6 +585,18 @@ pub struct PlanView {
     /// Why, where there are some.
     #[serde(default)]
     pub forgotten_because: Option<String>,
+    /// The share of clients that are steered before the change, in percent.
+    #[serde(default = "all")]
+    pub steer_before: u8,
+    /// The same after the change.
+    #[serde(default = "all")]
+    pub steer: u8,
+    /// Known clients that would come to be steered.
+    #[serde(default)]
+    pub known_clients_taken_over: u64,
+    /// Known clients that would go back to the host.
+    #[serde(default)]
+    pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     #[serde(default)]
     pub removed: bool,
@@ -588,6 +635,10 @@ impl From<PlannedService> for PlanView {
             known_clients_draining: planned.known_clients_draining,
             known_clients_forgotten: planned.known_clients_forgotten,
             forgotten_because: planned.forgotten_because.map(str::to_owned),
+            steer_before: planned.steer[0],
+            steer: planned.steer[1],
+            known_clients_taken_over: planned.known_clients_taken_over,
+            known_clients_sent_back: planned.known_clients_sent_back,
             removed: planned.removed,
             listeners_added: planned.listeners_added.iter().map(ToString::to_string).collect(),
             listeners_removed: planned.listeners_removed.iter().map(ToString::to_string).collect(),
@@ -611,6 +662,78 @@ pub struct ForgottenView {
     pub forgotten: u64,
     /// How many of these clients the lookup table sends elsewhere.
     pub moved: u64,
+}
+
+/// Clients in one `POST /v1/services/{service}/clients`, at most: a millisecond's work or two.
+pub const MAX_IMPORTED: usize = 4096;
+
+/// `POST /v1/services/{service}/clients`: clients that are to be known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportClients {
+    /// At most [`MAX_IMPORTED`].
+    pub clients: Vec<ImportClient>,
+}
+
+/// A client that is to be known at a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportClient {
+    /// An address of it.
+    pub client: IpAddr,
+    /// The backend's name.
+    pub backend: String,
+    /// How long ago it was seen; absent: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<u64>,
+    /// Instead: for how long it is to be remembered from now on, if the service remembers that long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_seconds: Option<u64>,
+}
+
+/// The answer to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedView {
+    /// What was done, in one line.
+    pub message: String,
+    /// Clients not known before.
+    pub new: u64,
+    /// Clients known at that backend before.
+    pub known: u64,
+    /// Clients known at another backend before.
+    pub moved: u64,
+    /// Clients not seen for longer than the service remembers; they are not known.
+    pub expired: u64,
+    /// Clients without room in the client table; they are not known.
+    pub full: u64,
+    /// Clients of a family that the service has no listener of; they are not known.
+    pub strangers: u64,
+}
+
+/// `GET /v1/services/{service}/clients`: the known clients of a service with addresses in the prefixes asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownClientsView {
+    /// The service's name.
+    pub service: String,
+    /// All known clients of it.
+    pub known_clients: u64,
+    /// The length of the prefix that makes an IPv4 client.
+    pub prefix_v4: u8,
+    /// The same of an IPv6 client.
+    pub prefix_v6: u8,
+    /// Those that were found.
+    pub clients: Vec<KnownClientView>,
+}
+
+/// A known client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownClientView {
+    /// The first address of its prefix.
+    pub client: IpAddr,
+    /// The backend's name.
+    pub backend: String,
+    /// How long ago it was seen.
+    pub age_seconds: u64,
 }
 
 /// The answer to a request that was refused.

@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 pub struct StatsView {
     /// The service's name.
     pub service: String,
+    /// The share of clients that are steered, in percent.
+    #[serde(default = "all")]
+    pub steer: u8,
+    /// Whether every packet passes to the host, and all figures say what would be.
+    #[serde(default)]
+    pub watched: bool,
     /// Kept over kept and moved among the new connections of known clients, since start; `None` before the first.
     pub stickiness_ratio: Option<f64>,
     /// The largest share over expected share among the backends.
@@ -26,6 +32,11 @@ pub struct StatsView {
     pub table: TableView,
     /// What somebody should look at, a line each.
     pub warnings: Vec<String>,
+}
+
+/// Every client, in percent.
+const fn all() -> u8 {
+    100
 }
 
 /// What was counted in a while.

@@ -187,6 +187,8 @@ mod tests {
         };
         StatsView {
             service: "web".to_owned(),
+            steer: 100,
+            watched: false,
             stickiness_ratio: None,
             imbalance_ratio: None,
             client_gini: Some(0.5),

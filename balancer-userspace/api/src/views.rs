@@ -64,6 +64,7 @@ impl From<InterfaceSnapshot> for InterfaceView {
 
 impl From<ServiceSnapshot> for ServiceView {
     fn from(service: ServiceSnapshot) -> Self {
+        let sharing = service.sharing_line();
         Self {
             name: service.name,
             address: service.listeners.first().map(|of| of.listener.place()).unwrap_or_default(),
@@ -72,6 +73,11 @@ impl From<ServiceSnapshot> for ServiceView {
             forwarding: forwarding_word(service.forwarding).to_owned(),
             table_size: service.table_size,
             table_generation: service.table_generation,
+            steer: service.share.now,
+            watched: service.share.now == 0,
+            unsteered_packets: service.passed.unsteered,
+            host_connection_packets: service.passed.host_connections,
+            sharing,
             outage_seconds: service.outage.as_ref().map(|outage| outage.lasted.as_secs()),
             warnings: service.outage.map(|outage| outage.line).into_iter().chain(service.statistics.warnings).collect(),
             backends: service.backends.into_iter().map(Into::into).collect(),

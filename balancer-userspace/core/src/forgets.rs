@@ -79,6 +79,8 @@ impl ServiceSpec {
             rules: _,
             reject: _,
             flows: _,
+            // A client that is not steered any more stays known, for when it is again.
+            share: _,
             backends: _,
         } = next;
         let Some(clock) = next.clock() else { return Some(Forgets::NobodyIsKnown) };

@@ -10,6 +10,7 @@ use std::{
 use balancer_common::{
     client::HashKey,
     map_types::{Forwarding, Mac},
+    share::Share,
     verdict::MoveCause,
 };
 use balancer_model::{
@@ -133,6 +134,13 @@ pub enum Change {
         name: BackendName,
         /// To what.
         weight: u16,
+    },
+    /// Set the share of a service's clients that are steered.
+    SetSteer {
+        /// The service's name.
+        service: String,
+        /// In percent.
+        steer: u8,
     },
     /// Add a listener to a service.
     AddListener {
@@ -316,6 +324,8 @@ pub struct ServiceSpec {
     pub reject: bool,
     /// `snat`: its connections.
     pub flows: FlowSpec,
+    /// The share of clients that are steered.
+    pub share: Share,
     /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }

@@ -25,6 +25,7 @@ pub mod ratios;
 pub mod readiness;
 pub mod refused;
 pub mod rules;
+pub mod search;
 pub mod service;
 pub mod shares;
 pub mod snapshot;
@@ -55,6 +56,8 @@ mod foresight_test;
 mod model_test;
 #[cfg(test)]
 mod outage_test;
+#[cfg(test)]
+mod share_test;
 #[cfg(test)]
 mod slow_start_test;
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! A configuration file that is read again, and what was changed at run time since it was last read.
 //!
 //! The file's word wins for what it has changed; what it says as before stays as it is at run time. Only the sets of
-//! listeners and backends and the latters' weights can differ at run time, so a service's other settings are always the
-//! file's.
+//! listeners and backends, the weights of backends, and the share of clients that are steered can differ at run time, so a
+//! service's other settings are always the file's.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
@@ -62,6 +62,7 @@ pub fn merge(
             continue;
         }
         let mut service = Arc::unwrap_or_clone(service);
+        steer(&base, &now, &mut service, &mut merged.differences);
         listen(&base, &now, (merged.services.len(), &mut service), &mut listeners, &mut merged.differences);
         let of = |services: &ByName<'_>| -> HashMap<String, BackendConfig> {
             let found = services.get(service.name.as_str());
@@ -192,6 +193,22 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged:
         if refused.is_some() {
             exchange(services, place, written);
         }
+    }
+}
+
+/// Leaves the share of clients that are steered as it was set at run time, unless the file says another one than before.
+fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
+    let of = |services: &ByName<'_>| services.get(service.name.as_str()).map(|service| service.steer);
+    let (Some(before), Some(here)) = (of(base), of(now)) else { return };
+    let (name, file) = (&service.name, service.steer);
+    if here == before || here == file {
+        return;
+    }
+    if file == before {
+        differences.push(format!("steer of {name}: {here} set at run time is kept, the file says {file} as before"));
+        service.steer = here;
+    } else {
+        differences.push(format!("steer of {name}: {here} set at run time, the file now says {file}"));
     }
 }
 

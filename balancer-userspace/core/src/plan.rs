@@ -14,6 +14,7 @@ use balancer_common::{
     client_table::Entry,
     map_types::{ALL_DOWN, MOST_BACKEND_ROWS, NO_BACKEND},
     memory::{Steering, steer},
+    share::{self, Share},
     verdict::{CauseIndex, MoveCause},
 };
 use balancer_model::{config::Failback, listeners::Listener, words::counted};
@@ -70,6 +71,12 @@ pub struct PlannedService {
     pub known_clients_forgotten: u64,
     /// Why, where there are some.
     pub forgotten_because: Option<&'static str>,
+    /// The share of clients that are steered, in percent, before the change and after it.
+    pub steer: [u8; 2],
+    /// Known clients that would come to be steered.
+    pub known_clients_taken_over: u64,
+    /// Known clients that would go back to the host.
+    pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     pub removed: bool,
     /// Listeners that it does not have before; none if it would be removed.
@@ -101,6 +108,7 @@ impl PlannedService {
             || self.known_clients_moved > 0
             || self.known_clients_draining > 0
             || self.known_clients_forgotten > 0
+            || self.steer[0] != self.steer[1]
             || !self.listeners_added.is_empty()
             || !self.listeners_removed.is_empty()
     }
@@ -137,6 +145,8 @@ struct Side {
     keeps: HashSet<u16>,
     /// Those among them that do so only until a deadline.
     drains: HashSet<u16>,
+    /// The share of clients that are steered.
+    share: Share,
 }
 
 /// Known clients by where they are and where they would be.
@@ -145,6 +155,8 @@ struct Census {
     moved: BTreeMap<(u16, u16), u64>,
     draining: u64,
     forgotten: u64,
+    taken_over: u64,
+    sent_back: u64,
 }
 
 impl Controller {
@@ -248,6 +260,7 @@ impl Plan {
         let services: Vec<PlannedService> =
             services.iter().zip(&censuses).map(|(service, census)| service.with(census)).collect();
         message += &clients_moved(&services);
+        message += &clients_changing_sides(&services);
         message += &report::clients_forgotten(services.iter().map(|of| of.known_clients_forgotten).sum());
         Planned { message, reports, services }
     }
@@ -260,6 +273,16 @@ pub fn clients_moved(services: &[PlannedService]) -> String {
         0 => String::new(),
         moved => format!(", {} moved", counted(moved as usize, "known client")),
     }
+}
+
+/// How many known clients change sides, as a part of a sentence; nothing where nobody does.
+#[must_use]
+pub fn clients_changing_sides(services: &[PlannedService]) -> String {
+    let said = |sum: u64, what: &str| {
+        if sum == 0 { String::new() } else { format!(", {} {what}", counted(sum as usize, "known client")) }
+    };
+    said(services.iter().map(|of| of.known_clients_taken_over).sum(), "taken over")
+        + &said(services.iter().map(|of| of.known_clients_sent_back).sum(), "sent back")
 }
 
 /// A next hop that suits every kind of forwarding; where it leads makes no difference to a plan.
@@ -286,6 +309,7 @@ impl Side {
             failback: service.failback() == Failback::Return,
             keeps: ids(Backend::keeps_known),
             drains: ids(|backend| backend.drain_deadline().is_some()),
+            share: Share::always(service.share().now),
         }
     }
 
@@ -320,7 +344,9 @@ impl ServicePlan {
     /// Of a service that the change does not touch: its clients need not be counted.
     fn none(service: &Service) -> Self {
         let (table, _) = service.tables();
-        let side = Side { table, home: None, failback: false, keeps: HashSet::new(), drains: HashSet::new() };
+        let (keeps, drains) = (HashSet::new(), HashSet::new());
+        let share = Share::always(service.share().now);
+        let side = Side { table, home: None, failback: false, keeps, drains, share };
         Self {
             service: service.name().to_owned(),
             id: service.id(),
@@ -345,6 +371,9 @@ impl ServicePlan {
         else {
             return;
         };
+        let [was, will] = [&self.before, after].map(|side| side.share.side(entry.tag()) == share::Side::Steered);
+        census.taken_over += u64::from(will && !was);
+        census.sent_back += u64::from(was && !will);
         if self.before.steer(entry) != Some(at) {
             return;
         }
@@ -390,6 +419,9 @@ impl ServicePlan {
             known_clients_draining: census.draining,
             known_clients_forgotten: census.forgotten,
             forgotten_because: self.forgets.filter(|_| census.forgotten > 0).map(|forgets| forgets.why()),
+            steer: [self.before.share.now, self.after.as_ref().unwrap_or(&self.before).share.now],
+            known_clients_taken_over: census.taken_over,
+            known_clients_sent_back: census.sent_back,
             moves: moves.collect(),
         }
     }

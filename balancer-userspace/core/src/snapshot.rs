@@ -11,13 +11,16 @@ use std::{
 use balancer_common::{
     map_types::{
         BackendStats, DropStats, Forwarding, InterfaceStats, ListenerStats, MemoryStats, ReplyStats, SampleStats,
+        ShareStats,
     },
+    share::{Share, WHOLE},
     verdict::MOVE_COUNTERS,
 };
 use balancer_model::{
     config::ClientPrefix,
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
+    words::counted,
 };
 
 use crate::{
@@ -86,7 +89,8 @@ impl<Services> Snapshot<Services> {
     /// With what `make` makes of the services.
     #[must_use]
     pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
-        let Self { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet } = self;
+        let Self { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet } =
+            self;
         let services = make(services);
         Snapshot { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet }
     }
@@ -250,6 +254,10 @@ pub struct ServiceSnapshot {
     pub outage: Option<OutageSnapshot>,
     /// Whether clients are remembered.
     pub remembers: bool,
+    /// The share of clients that are steered.
+    pub share: Share,
+    /// Packets that passed to the host, which serves the others.
+    pub passed: ShareStats,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
     /// What backends that are gone for good have counted, by name; after an hour together.
@@ -297,6 +305,41 @@ impl ServiceSnapshot {
                 moves.saturating_sub(self.repeated_moves.get(index).copied().unwrap_or(0))
             }),
         }
+    }
+
+    /// What it means that it shares its clients with the host, in a line. `None`: it steers every client, and has for long.
+    #[must_use]
+    pub fn sharing_line(&self) -> Option<String> {
+        let Share { now, least, most } = self.share;
+        let ShareStats { unsteered, host_connections } = self.passed;
+        let of_host = if host_connections > 0 {
+            format!(
+                ", {} of connections that its clients have to the host",
+                counted(host_connections as usize, "packet")
+            )
+        } else {
+            String::new()
+        };
+        match now {
+            0 if most == 0 => {
+                Some("watched: every packet passes to the host, the figures say what would be".to_owned())
+            }
+            0 => {
+                Some("watched: every packet passes to the host but those of connections that backends have".to_owned())
+            }
+            WHOLE if least == WHOLE => None,
+            WHOLE => Some(format!("every client is steered; connections that the host has stay there{of_host}")),
+            _ => {
+                let passed = counted(unsteered as usize, "packet");
+                Some(format!("{now}% of the clients are steered; {passed} of the others passed to the host{of_host}"))
+            }
+        }
+    }
+
+    /// Whether every packet passes to the host, and what is counted is what would be.
+    #[must_use]
+    pub const fn is_watched(&self) -> bool {
+        self.share.now == 0
     }
 
     /// What shares are parts of.

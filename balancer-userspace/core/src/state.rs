@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, share::SETTLES_SECONDS};
 use balancer_model::{
     config::{BackendConfig, CheckConfig, ServiceConfig},
     listeners::{Family, Listener},
@@ -146,6 +146,9 @@ impl SavedState {
                     SavedPhase::Lasts => {}
                 }
             }
+            if let Some(share) = &mut service.share {
+                share.settles = share.settles.min(Moment(now.0 + Duration::from_secs(SETTLES_SECONDS)));
+            }
             for backend in &mut service.backends {
                 let timeout = backend.drain_timeout.unwrap_or(service.settings.drain_timeout);
                 let latest = Moment(now.0 + timeout);
@@ -197,8 +200,22 @@ pub struct SavedService {
     /// An outage of it, or what may be one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SavedOutage>,
+    /// Where the share of clients that are steered has changed recently: what it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<SavedShare>,
     /// Its backends, in their order.
     pub backends: Vec<SavedBackend>,
+}
+
+/// What the share of clients that are steered has been recently, beside the one that the settings say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedShare {
+    /// The smallest.
+    pub least: u8,
+    /// The largest.
+    pub most: u8,
+    /// When that stops to matter.
+    pub settles: Moment,
 }
 
 /// An outage of a service, or what may be one.

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
-use balancer_api::model::{Changed, ClientQuery, ClientView, ForgottenView, RuleView};
+use balancer_api::model::{
+    Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView,
+};
 use balancer_core::{
     io::{Change, Refused},
     plan::Planned,
@@ -11,6 +13,7 @@ use balancer_core::{
 };
 use balancer_dataplane::FlowCounts;
 use balancer_model::{config::Config, names::BackendName, validate::Valid};
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{events::Events, flows::FlowLook};
@@ -96,6 +99,26 @@ pub enum Call {
         uid: Option<u32>,
         /// How many entries, or why not.
         reply: oneshot::Sender<Result<ForgottenView, Refused>>,
+    },
+    /// Have clients be known.
+    ImportClients {
+        /// The service's name.
+        service: String,
+        /// Which, and where.
+        clients: Vec<ImportClient>,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// What has become of them, or why nothing was changed.
+        reply: oneshot::Sender<Result<ImportedView, Refused>>,
+    },
+    /// Find the known clients of a service.
+    ExportClients {
+        /// The service's name.
+        service: String,
+        /// Those with addresses in these prefixes.
+        within: Vec<IpNet>,
+        /// Those that were found, or why there are none.
+        reply: oneshot::Sender<Result<KnownClientsView, Refused>>,
     },
     /// Forget every client of a backend.
     ForgetAll {

@@ -238,6 +238,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::ForceHealth { name, .. } => Some(name.clone()),
         Change::AddRule { service, .. }
         | Change::RemoveRule { service, .. }
+        | Change::SetSteer { service, .. }
         | Change::AddListener { service, .. }
         | Change::RemoveListener { service, .. } => {
             Some(BackendName { service: service.clone(), backend: String::new() })

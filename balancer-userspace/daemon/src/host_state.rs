@@ -51,7 +51,9 @@ impl Wanted {
         let settings = controller.settings();
         let translates = |family: Family| {
             let mut services = controller.services().iter();
-            services.any(|service| matches!(service.forwarding(), Forwarding::Nat | Forwarding::Snat) && service.family() == family)
+            services.any(|service| {
+                matches!(service.forwarding(), Forwarding::Nat | Forwarding::Snat) && service.family() == family
+            })
         };
         Self {
             interfaces: controller.interfaces().to_vec(),

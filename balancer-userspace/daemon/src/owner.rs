@@ -4,6 +4,7 @@ mod beginning;
 mod flows;
 mod forgetting;
 mod join;
+mod learning;
 mod look;
 mod member;
 mod proposal;
@@ -40,6 +41,7 @@ use tracing::{error, info, warn};
 pub use self::{
     beginning::Beginning,
     forgetting::Forgetting,
+    learning::Searching,
     look::Counting,
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket},
     kept::{FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES},
-    map_types::{FEWEST_BACKEND_COUNTERS, FEWEST_BACKEND_ROWS, FLOWS_PER_LINE, Forwarding, MAX_FLOW_ROWS, MOST_BACKEND_ROWS, SLOTS_PER_LINE},
+    map_types::{
+        FEWEST_BACKEND_COUNTERS, FEWEST_BACKEND_ROWS, FLOWS_PER_LINE, Forwarding, MAX_FLOW_ROWS, MOST_BACKEND_ROWS,
+        SLOTS_PER_LINE,
+    },
 };
 use balancer_core::controller::Largest;
 use balancer_model::config::{Config, ServiceConfig};

@@ -11,7 +11,7 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{BUCKET_ENTRIES, Bucket, Entry, find},
+    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry, find},
     clock::Clock,
     map_types::{ALL_DOWN, NO_BACKEND},
 };
@@ -27,9 +27,16 @@ pub(super) struct ClientTable {
 }
 
 /// One bucket for a look from user space.
-struct Look<'a>(&'a [AtomicU64]);
+pub(super) struct Look<'a>(pub(super) &'a [AtomicU64]);
 
-impl balancer_common::client_table::Entries for Look<'_> {
+impl Look<'_> {
+    /// The entry at `index`.
+    pub(super) fn entry(&self, index: usize) -> Entry {
+        self.load(index)
+    }
+}
+
+impl Entries for Look<'_> {
     fn load(&self, index: usize) -> Entry {
         Entry(self.0.get(index).map_or(0, |word| word.load(Ordering::Relaxed)))
     }
@@ -49,9 +56,20 @@ pub struct KnownClients {
 }
 
 impl KnownClients {
+    /// The number of buckets, a power of two.
+    #[must_use]
+    pub fn buckets(&self) -> u32 {
+        self.buckets.len() as u32
+    }
+
     /// Calls `each` with every entry that is not expired, and the time since its client was seen.
     pub fn for_each(&self, mut each: impl FnMut(Entry, Duration)) {
-        for word in self.buckets.words() {
+        self.for_each_placed(|_, entry, seen| each(entry, seen));
+    }
+
+    /// The same with the bucket that the entry is in.
+    pub fn for_each_placed(&self, mut each: impl FnMut(u32, Entry, Duration)) {
+        for (index, word) in self.buckets.words().iter().enumerate() {
             let entry = Entry(word.load(Ordering::Relaxed));
             if entry.is_empty() {
                 continue;
@@ -60,7 +78,7 @@ impl KnownClients {
             if let Some((clock, now)) = clock
                 && entry.age(now) <= clock.remember
             {
-                each(entry, seen(entry, now, clock));
+                each((index / BUCKET_ENTRIES) as u32, entry, seen(entry, now, clock));
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    mem::offset_of,
+    sync::{Arc, atomic::Ordering},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -12,11 +13,13 @@ use aya::{
 };
 use balancer_common::map_types::{
     BackendStats, DropStats, InterfaceStats, LISTENER_COUNTERS, ListenerStats, MAX_INTERFACES, MemoryStats, ReplyStats,
-    SampleStats, interface_row,
+    SampleStats, ShareStats, interface_row,
 };
-use balancer_core::io::{BackendId, ListenerId};
+use balancer_core::io::{BackendId, ListenerId, ServiceId};
 
-use super::{attach::Attachment, backend_counters::BackendCounters, cpu_rows::CpuRows};
+use super::{
+    attach::Attachment, backend_counters::BackendCounters, cpu_rows::CpuRows, mapped::MappedArray, object::take,
+};
 
 /// All but those of rules, which are in [`super::rules`].
 pub(super) struct Counters {
@@ -27,6 +30,9 @@ pub(super) struct Counters {
     memory: PerCpuArray<MapData, MemoryStats>,
     samples: PerCpuArray<MapData, SampleStats>,
     replies: PerCpuArray<MapData, ReplyStats>,
+    shares: MappedArray<ShareStats>,
+    /// Services whose counters are theirs.
+    sharing: HashSet<ServiceId>,
     /// Backends whose counters are theirs: not those of whoever had the id before.
     counted: HashSet<BackendId>,
     /// The same for listeners.
@@ -52,6 +58,8 @@ impl Counters {
             memory: per_cpu(ebpf, "MEMORY_STATS")?,
             samples: per_cpu(ebpf, "SAMPLE_STATS")?,
             replies: per_cpu(ebpf, "REPLY_STATS")?,
+            shares: MappedArray::new(take(ebpf, "SHARE_STATS")?)?,
+            sharing: HashSet::new(),
             counted: HashSet::new(),
             listening: HashSet::new(),
             interface_multiplier,
@@ -104,6 +112,29 @@ impl Counters {
             packets: sum.packets + cpu.packets,
             connections: sum.connections + cpu.connections,
         })
+    }
+
+    /// Counts for these services and no others: those that are new from zero.
+    pub(super) fn share(&mut self, ids: HashSet<ServiceId>) {
+        for id in ids.difference(&self.sharing).filter(|id| usize::from(id.0) < self.shares.len()) {
+            for offset in [offset_of!(ShareStats, unsteered), offset_of!(ShareStats, host_connections)] {
+                self.shares.word64(usize::from(id.0), offset).store(0, Ordering::Relaxed);
+            }
+        }
+        self.sharing = ids;
+    }
+
+    /// Packets of a service that have passed to the host.
+    pub(super) fn shared(&self, id: ServiceId) -> ShareStats {
+        let place = usize::from(id.0);
+        if place >= self.shares.len() {
+            return ShareStats::default();
+        }
+        let word = |offset| self.shares.word64(place, offset).load(Ordering::Relaxed);
+        ShareStats {
+            unsteered: word(offset_of!(ShareStats, unsteered)),
+            host_connections: word(offset_of!(ShareStats, host_connections)),
+        }
     }
 
     /// The id is free.

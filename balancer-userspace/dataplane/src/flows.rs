@@ -17,8 +17,8 @@ use balancer_common::{
 use balancer_core::io::{FlowSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
-use self::sweep::{FlowTimes, Limits};
 pub use self::sweep::{FlowCounts, KnownFlow};
+use self::sweep::{FlowTimes, Limits};
 use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
 
 /// Those that are pinned.

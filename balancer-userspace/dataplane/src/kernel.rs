@@ -23,9 +23,9 @@ use balancer_common::{
     clock::Clock,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BackendStats, CONTROL_FLOWS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control, DropStats,
-        InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow, ReplyStats,
-        ReturnRow, RuleStats, ServiceRow,
+        BackendStats, CONTROL_FLOWS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control,
+        DropStats, InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow,
+        ReplyStats, ReturnRow, RuleStats, ServiceRow, ShareStats,
     },
     service_table::{TableView, vip_bit},
 };
@@ -91,7 +91,7 @@ pub struct KernelDataplane {
     capacity: Capacity,
     /// What its maps take.
     map_bytes: u64,
-    directory: Vec<ServiceSpec>,
+    pub(super) directory: Vec<ServiceSpec>,
     /// The directory when what was told was last complete; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
     /// The memory, as it was then, of services whose clocks were set since, or that are gone.
@@ -458,6 +458,7 @@ impl Dataplane for KernelDataplane {
         if let Some(salt) = self.seen.set_period(period, self.elapsed) {
             self.begin_period(salt);
         }
+        self.counters.share(services.iter().map(|spec| spec.id).collect());
         self.directory = services.to_vec();
         let listed: HashMap<_, _> = services.iter().map(|spec| spec.id).zip(first_service..).collect();
         for gone in self.stickiness.tables.published(&listed) {
@@ -542,6 +543,10 @@ impl Dataplane for KernelDataplane {
 
     fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
         Ok(self.counters.listener(id))
+    }
+
+    fn share_stats(&self, id: ServiceId) -> ShareStats {
+        self.counters.shared(id)
     }
 
     fn works(&self, id: BackendId) {

@@ -22,6 +22,7 @@ mod kept;
 mod kernel;
 mod kernel_types;
 mod layers;
+mod learning;
 mod link_pins;
 mod listeners;
 mod load;
@@ -54,7 +55,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
-    map_types::{BackendStats, DropStats, InterfaceStats, ListenerStats, ReplyStats, RuleStats},
+    map_types::{BackendStats, DropStats, InterfaceStats, ListenerStats, ReplyStats, RuleStats, ShareStats},
 };
 use balancer_core::{
     io::{BackendId, BackendSpec, ListenerId, RuleSpec, ServiceId, ServiceSpec},
@@ -74,6 +75,7 @@ pub use host_changes::{HostChanges, SwitchChange};
 pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};
 pub use layers::Layers;
+pub use learning::{Learning, Learnt, Seen};
 pub use pins::{AllPins, Notes, Pins};
 pub use sharing::ImportedClients;
 pub use threads::Threads;
@@ -248,6 +250,9 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses the read.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>>;
+
+    /// Packets of a service that have passed to the host, which serves some of its clients.
+    fn share_stats(&self, id: ServiceId) -> ShareStats;
 
     /// A backend that packets had suspected was checked and works: resets of its own intent are not withheld any more.
     fn works(&self, id: BackendId);

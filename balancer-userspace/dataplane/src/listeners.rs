@@ -6,7 +6,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use balancer_common::map_types::{LISTENER_COUNTS, LISTENER_RANGES, ListenerRow, Listening, Portless, RangeRow};
+use balancer_common::map_types::{
+    LISTENER_COUNTS, LISTENER_RANGES, ListenerRow, Listening, Portless, RangeRow, VIP_SHARED,
+};
 use balancer_core::io::{ListenerSpec, ServiceId, ServiceSpec};
 use balancer_model::listeners::PortRange;
 
@@ -83,20 +85,23 @@ fn listening(spec: &ListenerSpec) -> Listening {
 
 /// The rows that mark the addresses of `services` as VIPs.
 fn markers(services: &[ServiceSpec]) -> impl Iterator<Item = ListenerRow> {
-    let mut vips: HashMap<IpAddr, Portless> = HashMap::new();
+    let mut vips: HashMap<IpAddr, (Portless, u32)> = HashMap::new();
     let mut known: HashSet<(IpAddr, u8, ServiceId)> = HashSet::new();
     for spec in services {
         for listener in spec.listeners.iter().map(|spec| spec.listener) {
             let protocol = listener.protocol.number();
-            let portless = vips.entry(listener.address).or_default();
+            let (portless, shared) = vips.entry(listener.address).or_default();
+            if !spec.share.is_all() {
+                *shared = VIP_SHARED;
+            }
             if known.insert((listener.address, protocol, spec.id)) {
                 portless.add(protocol, listener.ports.first.to_be());
             }
         }
     }
-    vips.into_iter().map(|(address, portless)| ListenerRow {
+    vips.into_iter().map(|(address, (portless, shared))| ListenerRow {
         key: rows::key(SocketAddr::new(address, 0), 0),
-        service: 0,
+        service: shared,
         details: bytemuck::cast(portless),
     })
 }

@@ -6,10 +6,10 @@ use balancer_common::{
     client_table::Bucket,
     kept::{BackendHistory, NotesRow, ServiceHistory},
     map_types::{
-        BackendRows, BackendStats, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow, FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED,
-        MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked,
-        NeighbourWanted, NewcomerBudget, RECENT_HOPS_OF_CPU, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE,
-        ServiceRow, Signs, SlotLine,
+        BackendRows, BackendStats, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow, FragmentKey, FragmentRow,
+        InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES,
+        MAX_LISTENERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted, NewcomerBudget, RECENT_HOPS_OF_CPU,
+        RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
     },
     rule_filter, seen, signs,
 };
@@ -78,6 +78,7 @@ pub(super) fn sizes(
         array::<FlowRow>("FLOWS", capacity.flow_lines() * FLOWS_PER_LINE).depends_on(flows),
         array::<FlowReturns>("FLOW_RETURNS", capacity.flow_returns()).depends_on(flows),
         array::<FlowPool>("FLOW_POOLS", if capacity.flows == 0 { 1 } else { capacity.services }),
+        array::<ShareStats>("SHARE_STATS", 2 * capacity.services).depends_on(Some("the number of services")),
         array::<ReturnRow>("RETURNS", halves(capacity.returns)).depends_on(backends),
         array::<BackendRows>("BACKENDS", capacity.backends).depends_on(backends),
         array::<Signs>("SIGNS", capacity.backends).depends_on(backends),

@@ -11,8 +11,8 @@ use balancer_common::{
     clock::Clock,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow, BackendStanding,
-        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_FLOWS, SERVICE_READS_ALWAYS,
-        SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
+        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_FLOWS,
+        SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
     },
     seen,
 };
@@ -130,6 +130,7 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         hash: spec.hash_key.begun(),
         ..ServiceRow::zeroed()
     };
+    row.set_share(spec.share);
     row.set_client_mask(match spec.family {
         Family::V4 => [u64::from(mask_v4(spec.client_prefix)), 0],
         Family::V6 => mask_v6(spec.client_prefix),

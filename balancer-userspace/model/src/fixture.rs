@@ -98,6 +98,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         outage: Outage::default(),
         start_down: false,
         reject: false,
+        steer: 100,
         assign_vip: AssignVip::No,
         check: check(),
         backends: backends

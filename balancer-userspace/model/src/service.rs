@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use balancer_common::map_types::Forwarding;
+use balancer_common::{map_types::Forwarding, share};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -65,6 +65,9 @@ pub struct ServiceConfig {
     /// Whether clients that nobody takes are told so.
     #[serde(default)]
     pub reject: bool,
+    /// The share of clients that are steered, in percent; the host serves the others.
+    #[serde(default = "ServiceConfig::steer_by_default")]
+    pub steer: u8,
     /// Whether this machine is given the VIPs, and where.
     #[serde(default)]
     pub assign_vip: AssignVip,
@@ -86,6 +89,12 @@ impl ServiceConfig {
     pub fn drains_until(&self) -> DrainUntil {
         let by_mode = if self.forwarding == Forwarding::Snat { DrainUntil::Connections } else { DrainUntil::Clients };
         self.drain_until.unwrap_or(by_mode)
+    }
+
+    /// [`Self::steer`] where nothing is said.
+    #[must_use]
+    pub const fn steer_by_default() -> u8 {
+        share::WHOLE
     }
 
     /// Slots of its lookup table, once all of its backends are reachable.
@@ -117,6 +126,7 @@ impl ServiceConfig {
             outage,
             start_down,
             reject,
+            steer,
             assign_vip,
             check,
             backends: _,
@@ -140,6 +150,7 @@ impl ServiceConfig {
             && *outage == other.outage
             && *start_down == other.start_down
             && *reject == other.reject
+            && *steer == other.steer
             && *assign_vip == other.assign_vip
             && *check == other.check
     }

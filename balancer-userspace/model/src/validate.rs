@@ -290,6 +290,7 @@ impl Problems<'_> {
                 }
             }
             self.ports(index, service);
+            self.steer(index, service);
         }
         let mut all = services
             .iter()
@@ -298,6 +299,17 @@ impl Problems<'_> {
         if let Some(excess) = all.nth(MAX_LISTENERS as usize - 1) {
             let text = format!("more than {} listeners over all services; remove some", MAX_LISTENERS - 1);
             self.add(excess, Fault::Invalid(text));
+        }
+    }
+
+    /// A share of a service whose connections are known to it alone.
+    fn steer(&mut self, index: usize, service: &ServiceConfig) {
+        if service.steer != ServiceConfig::steer_by_default() && service.forwarding == Forwarding::Snat {
+            let text = format!(
+                "steer = {} is not for forwarding = \"snat\"; steer a share with \"nat\" or \"dsr\", or all clients",
+                service.steer
+            );
+            self.add(Place::Name(index), Fault::Invalid(text));
         }
     }
 

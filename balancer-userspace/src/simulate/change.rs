@@ -59,7 +59,7 @@ pub(super) fn parse(text: &str) -> Result<Asked, Failure> {
             (service, Change::Admin { name, admin: admin.admin, timeout })
         }
         PlanRequest::Weight { service, name, weight } => (service, Change::Weight { name, weight }),
-        PlanRequest::AddListener { .. } | PlanRequest::RemoveListener { .. } => {
+        PlanRequest::Steer { .. } | PlanRequest::AddListener { .. } | PlanRequest::RemoveListener { .. } => {
             return Err(wrong("a listener moves no clients between backends; give a change of a backend"));
         }
     };

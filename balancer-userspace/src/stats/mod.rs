@@ -70,14 +70,19 @@ fn share(share: Option<f64>) -> String {
 
 fn render(stats: StatsView) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+    let watched = |heading: &str| {
+        if stats.watched { format!("{heading} (WATCHED)") } else { heading.to_owned() }
+    };
     let mut text = format!(
-        "service {}  stickiness {}  imbalance {}  Gini of clients {}\n",
+        "service {}{}  stickiness {}  imbalance {}  Gini of clients {}\n",
         stats.service,
+        steered(&stats),
         ratio(stats.stickiness_ratio),
         number(stats.imbalance_ratio),
         number(stats.client_gini),
     );
-    let mut table = Table::new(&["PERIOD", ">STICKINESS", ">CONNECTIONS", ">KEPT", ">NEW", ">MOVED", "MOVES BY CAUSE"]);
+    let mut table =
+        Table::new(&[&watched("PERIOD"), ">STICKINESS", ">CONNECTIONS", ">KEPT", ">NEW", ">MOVED", "MOVES BY CAUSE"]);
     for period in &stats.periods {
         let count = |decision: &str| grouped(period.decisions.get(decision).copied().unwrap_or(0));
         table.row([
@@ -91,7 +96,8 @@ fn render(stats: StatsView) -> String {
         ]);
     }
     text.push_str(&table.render());
-    let mut table = Table::new(&["BACKEND", "STATE", ">SHARE", ">EXPECTED", ">KNOWN CLIENTS", ">CONNECTIONS"]);
+    let mut table =
+        Table::new(&[&watched("BACKEND"), "STATE", ">SHARE", ">EXPECTED", ">KNOWN CLIENTS", ">CONNECTIONS"]);
     for backend in stats.backends {
         table.row([
             backend.name,
@@ -121,6 +127,15 @@ fn render(stats: StatsView) -> String {
         text.push_str(&format!("WARNING: {warning}\n"));
     }
     text
+}
+
+/// Whose figures a service's are, where they are not those of all its clients.
+fn steered(stats: &StatsView) -> String {
+    match stats.steer {
+        100 => String::new(),
+        _ if stats.watched => "  watched (steer 0: what would be)".to_owned(),
+        steer => format!("  of the {steer}% of clients that are steered"),
+    }
 }
 
 fn name(period: &PeriodView) -> String {

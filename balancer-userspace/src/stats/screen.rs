@@ -63,7 +63,7 @@ fn headline(stats: &StatsView, (place, of): (usize, usize)) -> Line<'static> {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
     let place = if of > 1 { format!(" ({}/{of}, Tab)", place + 1) } else { String::new() };
     Line::from(vec![
-        bold(format!("{}{place}", stats.service)),
+        bold(format!("{}{place}{}", stats.service, if stats.watched { " (watched)" } else { "" })),
         Span::raw(format!(
             "  stickiness {}  imbalance {}  Gini {}  generation {}",
             ratio(stats.stickiness_ratio),
@@ -199,6 +199,8 @@ mod tests {
         };
         StatsView {
             service: "web".to_owned(),
+            steer: 100,
+            watched: false,
             stickiness_ratio: Some(0.9987),
             imbalance_ratio: Some(1.2),
             client_gini: Some(0.61),

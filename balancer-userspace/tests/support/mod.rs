@@ -9,10 +9,13 @@ use std::{
 };
 
 use balancer_api::{
-    model::{Changed, ClientView, ForgottenView, RuleView},
+    model::{Changed, ClientView, ForgottenView, ImportedView, KnownClientView, KnownClientsView, RuleView},
     tally::Tally,
 };
-use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats};
+use balancer_common::{
+    map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats, ShareStats},
+    share::Share,
+};
 use balancer_core::{
     health::Health,
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
@@ -37,6 +40,7 @@ use balancer_model::{
     listeners::Listener,
     states::{Admin, BackendState},
 };
+use ipnet::IpNet;
 use tempfile::TempDir;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -163,6 +167,9 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     known_clients_draining: 0,
                     known_clients_forgotten: 0,
                     forgotten_because: None,
+                    steer: [100, 100],
+                    known_clients_taken_over: 0,
+                    known_clients_sent_back: 0,
                     removed: false,
                     listeners_added: added,
                     listeners_removed: Vec::new(),
@@ -204,6 +211,25 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 let _ = reply.send(match query.service.as_deref() {
                     Some("dns") => Err(Refused::Conflict("nobody to forget: dns has no memory of clients".to_owned())),
                     _ => Ok(forgotten(1, 0)),
+                });
+            }
+            Call::ImportClients { service, clients, reply, .. } => {
+                let new = clients.len() as u64;
+                let _ = reply.send(match service.as_str() {
+                    "web" => Ok(ImportedView { message: format!("{new} known"), new, ..ImportedView::default() }),
+                    _ => Err(Refused::NotFound(format!("there is no service {service:?}"))),
+                });
+            }
+            Call::ExportClients { service, within, reply } => {
+                let known = |net: &IpNet| KnownClientView {
+                    client: net.network(),
+                    backend: "web1".to_owned(),
+                    age_seconds: 40,
+                };
+                let clients: Vec<_> = within.iter().map(known).collect();
+                let _ = reply.send(match service.as_str() {
+                    "web" => Ok(KnownClientsView { service, known_clients: 3, prefix_v4: 32, prefix_v6: 64, clients }),
+                    _ => Err(Refused::NotFound(format!("there is no service {service:?}"))),
                 });
             }
             Call::ForgetAll { backend, reply, .. } => {
@@ -255,6 +281,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::Remove { .. }
                     | Change::SetWeight { .. }
                     | Change::ForceHealth { .. }
+                    | Change::SetSteer { .. }
                     | Change::AddListener { .. }
                     | Change::RemoveListener { .. }
                     | Change::AddRule { .. }
@@ -324,6 +351,8 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         outage: None,
         remembers: false,
         rule_fallbacks: 0,
+        share: Share::ALL,
+        passed: ShareStats::default(),
         departed: Vec::new(),
         repeated_moves: Default::default(),
         gone: Vec::new(),

@@ -19,7 +19,8 @@ use aya_log::EbpfLogger;
 use balancer_common::{
     client::HashKey,
     handover,
-    map_types::{Forwarding, LAST_BACKEND, MOST_BACKEND_ROWS, ReplyStats, Sign},
+    map_types::{Forwarding, LAST_BACKEND, MOST_BACKEND_ROWS, ReplyStats, ShareStats, Sign},
+    share::Share,
     verdict::{DropReason, MoveCause, Verdict},
 };
 use balancer_core::io::{
@@ -416,6 +417,35 @@ impl Rig {
         self.dataplane.publish_services(&self.specs)
     }
 
+    /// Has this share of the clients of the service at `address` be steered.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn share(&mut self, address: &str, share: Share) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        self.specs[index].share = share;
+        self.dataplane.publish_services(&self.specs)
+    }
+
+    /// Has the clients of the service at `address` be remembered for so long.
+    ///
+    /// # Errors
+    /// When there is no such service, or the kernel refuses.
+    pub fn remember(&mut self, address: &str, remember: Duration) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        self.specs[index].remember = remember;
+        self.dataplane.publish_services(&self.specs)
+    }
+
+    /// Packets of the service at `address` that have passed to the host.
+    ///
+    /// # Errors
+    /// When there is no such service.
+    pub fn passed(&self, address: &str) -> anyhow::Result<ShareStats> {
+        let index = self.service(address).context("no such service")?;
+        Ok(self.dataplane.share_stats(ServiceId(index as u16)))
+    }
+
     /// Has all services answer what nobody takes, or not.
     ///
     /// # Errors
@@ -564,6 +594,7 @@ fn configure(
         rules: false,
         reject: false,
         flows: snat.clone(),
+        share: Share::ALL,
         backends: backends.into(),
     })
 }

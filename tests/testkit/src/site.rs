@@ -122,12 +122,27 @@ impl Site {
         self.start_again()
     }
 
+    /// Ends the balancer, if it runs, and starts it with its configuration file as somebody has edited it.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub fn restart_with_the_file_as_it_is(&mut self) -> Result<()> {
+        if self.controller.process().exited()?.is_none() {
+            self.controller.process().stop()?;
+        }
+        self.start_with_the_file_as_it_is()
+    }
+
     /// Kills the balancer without a farewell and starts it with its configuration file as somebody has edited it.
     ///
     /// # Errors
     /// When it does not come back.
     pub fn kill_and_restart_with_the_file_as_it_is(&mut self) -> Result<()> {
         self.controller.process().kill()?;
+        self.start_with_the_file_as_it_is()
+    }
+
+    fn start_with_the_file_as_it_is(&mut self) -> Result<()> {
         let files = self.files.path();
         let (binary, socket, log) = (self.settings.binary()?, files.join("balancer.sock"), files.join("balancer.log"));
         self.controller = Controller::start(self.topology.balancer(), &binary, &config_path(files), &socket, &log)?;

@@ -29,6 +29,8 @@ enum Clients {
     GoHome,
     /// Those of web3 are turned away.
     TurnedAway,
+    /// Some are the host's from then on; the others stay.
+    SentBack,
 }
 
 /// What becomes of connections of clients that stay.
@@ -72,7 +74,7 @@ const fn case(key: &'static str, change: (&'static str, &'static str), clients: 
 
 /// Every key of `[[service]]` and `[[service.backend]]`, with the table's cells.
 fn cases() -> Vec<Case> {
-    use Clients::{Forgotten, GoHome, Moved, OlderForgotten, Stay, TurnedAway};
+    use Clients::{Forgotten, GoHome, Moved, OlderForgotten, SentBack, Stay, TurnedAway};
     let check = r#"check = { type = "tcp" }"#;
     vec![
         case("name", (r#"name = "web""#, r#"name = "www""#), Forgotten),
@@ -146,6 +148,7 @@ outage = { share = 1 }"#,
         case("outage", ("", "outage = { share = 0.9 }"), Stay),
         case("start_down", ("", "start_down = true"), Stay),
         case("reject", ("", "reject = true"), Stay),
+        case("steer", ("", "steer = 30"), SentBack),
         case("assign_vip", ("", "assign_vip = true"), Stay),
         case("assign_vip", ("assign_vip = true", "assign_vip = \"lo\""), Stay),
         case("check", (r#"check = { type = "none" }"#, check), Stay),
@@ -227,6 +230,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         outage: _,
         start_down: _,
         reject: _,
+        steer: _,
         assign_vip: _,
         check: _,
         backends: _,
@@ -252,6 +256,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "outage",
         "start_down",
         "reject",
+        "steer",
         "assign_vip",
         "check",
         "backend",
@@ -388,6 +393,11 @@ fn run(case: &Case) -> Result<()> {
         Clients::GoHome => {
             ensure!(told == (elsewhere, 0) && elsewhere > 50, "{told:?}, {elsewhere} elsewhere");
             ensure!(counted(MoveCause::Failback) == elsewhere, "{:?}", counters.moves);
+        }
+        Clients::SentBack => {
+            let back = after.iter().filter(|home| home.is_none()).count() as u64;
+            ensure!(told == (0, 0) && elsewhere == back && back > all / 2 && back < all, "{told:?}, {back} sent back");
+            ensure!(counters.moves == before.moves, "{:?}", counters.moves);
         }
         Clients::TurnedAway => {
             ensure!(told == (all, 0) && after.iter().all(Option::is_none), "{told:?}");

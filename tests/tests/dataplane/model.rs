@@ -106,7 +106,7 @@ impl Total {
     }
 
     fn add(&mut self, scene: &Scene, counters: &Counters) {
-        let mut sent = 0;
+        let mut sent = counters.watched;
         for verdicts in counters.verdicts.values() {
             for &verdict in Verdict::ALL.iter().filter(|&&verdict| verdict != Verdict::Aborted) {
                 self.count(verdict.label(), verdicts[verdict.index()]);
@@ -163,6 +163,8 @@ impl Total {
             ("evicted", memory.evicted),
             ("full", memory.full),
             ("limited", memory.limited),
+            ("of clients that are not steered", counters.unsteered.values().sum()),
+            ("watched", counters.watched),
             ("echo", counters.echo),
             ("told too big", counters.too_big),
             ("rejected", counters.rejected),

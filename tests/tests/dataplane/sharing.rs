@@ -1,13 +1,14 @@
 //! Clients that one balancer tells another one of: real packets on both, the kernel's own client tables between them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
     verdict::{Decision, MoveCause},
 };
-use balancer_dataplane::{Forgotten, ImportedClients};
+use balancer_core::{io::ServiceId, service::Backend};
+use balancer_dataplane::{Forgotten, ImportedClients, Learning, Learnt, Seen};
 use balancer_fleet::{emptied::Emptied, member::Told, records::Record};
 use balancer_model::states::Admin;
 use balancer_packet_model::world::{client, named};
@@ -234,4 +235,62 @@ fn newcomers_are_told_of_as_far_as_there_is_room_or_where_slots_change() -> Resu
     let all = HashMap::from([(service, vec![true; 1])]);
     assert_eq!(first.world.dataplane_mut().tell_clients(2, &all, 0).len(), CLIENTS as usize - 7);
     Ok(())
+}
+
+/// Clients that somebody brings from elsewhere: one at each backend, whatever the table says.
+fn learnt(scene: &Scene, seen: Seen) -> Result<(ServiceId, Vec<Learnt>)> {
+    let [service] = scene.world.controller().services().iter().collect::<Vec<_>>()[..] else { bail!("one service") };
+    let ids: Vec<_> = service.backends().iter().map(Backend::id).collect();
+    let client =
+        |number: u32| Learnt { address: scene.client(number), backend: ids[number as usize % ids.len()], seen };
+    Ok((service.id(), (0..CLIENTS).map(client).collect()))
+}
+
+fn stay_where_they_are_brought(v6: bool) -> Result<()> {
+    let mut scene = Scene::new(v6)?;
+    scene.world.pass(4)?;
+    let (service, clients) = learnt(&scene, Seen::Ago(Duration::from_secs(5)))?;
+    let all = u64::from(CLIENTS);
+    let done = scene.world.dataplane_mut().learn_clients(service, &clients);
+    assert_eq!(done, Learning { new: all, ..Learning::default() });
+    // However often the table is looked through, who is elsewhere is found there.
+    scene.world.pass(40)?;
+    let ids = |scene: &Scene| -> Vec<String> {
+        let services = scene.world.controller().services();
+        services.iter().flat_map(|service| service.backends()).map(|backend| backend.name().to_owned()).collect()
+    };
+    let names = ids(&scene);
+    for number in 0..CLIENTS {
+        let home = &names[number as usize % names.len()];
+        assert_eq!(&scene.deliver(&scene.segment(number, ACK))?, home, "client {number}");
+        assert_eq!(&scene.connect_one(number)?, home, "client {number}");
+    }
+    let counters = scene.world.counters()?;
+    assert_eq!((counters.decided(Decision::Kept), counters.moves), (all, [0; MoveCause::COUNT]));
+    // Said again, they are known; said otherwise, what is said last holds.
+    let done = scene.world.dataplane_mut().learn_clients(service, &clients);
+    assert_eq!(done, Learning { known: all, ..Learning::default() });
+    let elsewhere: Vec<Learnt> = clients
+        .iter()
+        .zip(clients.iter().skip(1))
+        .map(|(one, other)| Learnt { backend: other.backend, ..*one })
+        .collect();
+    let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere);
+    assert_eq!(done, Learning { moved: all - 1, ..Learning::default() });
+    assert_eq!(scene.connect_one(0)?, names[1]);
+    // Who was not seen for too long, or is of the other family, is not known.
+    let (_, old) = learnt(&scene, Seen::Ago(Duration::from_secs(1 << 30)))?;
+    let done = scene.world.dataplane_mut().learn_clients(service, &old);
+    assert_eq!(done, Learning { expired: all, ..Learning::default() });
+    let other = if v6 { "203.0.113.7" } else { "2001:db8::7" };
+    let stranger = Learnt { address: other.parse()?, ..clients[0] };
+    let done = scene.world.dataplane_mut().learn_clients(service, &[stranger]);
+    assert_eq!(done, Learning { strangers: 1, ..Learning::default() });
+    Ok(())
+}
+
+#[test]
+fn when_clients_are_brought_from_elsewhere_then_they_stay_where_they_are_brought() -> Result<()> {
+    stay_where_they_are_brought(false)?;
+    stay_where_they_are_brought(true)
 }

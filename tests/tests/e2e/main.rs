@@ -20,6 +20,7 @@ mod listener_changes;
 mod listeners;
 mod member;
 mod metrics;
+mod moving;
 mod neighbours;
 mod next_hops;
 mod operations;

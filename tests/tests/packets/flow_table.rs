@@ -77,7 +77,10 @@ fn all_live_at_once(addresses: &'static [Ipv4Addr], connections: u32) {
             assert_eq!(sent(&rig, number, ACK), end, "client {number}");
         }
         let counts = rig.flows().sweep();
-        assert_eq!((counts.entries, counts.of_backends.values().sum::<u64>()), (connections.into(), connections.into()));
+        assert_eq!(
+            (counts.entries, counts.of_backends.values().sum::<u64>()),
+            (connections.into(), connections.into())
+        );
     });
 }
 

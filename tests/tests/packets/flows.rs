@@ -7,7 +7,8 @@ use balancer_model::config::Protocol;
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
     rig::{
-        IN_MAC, POOL_PORTS, ROUTER_MAC, Rig, Service, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, Target, backend_id, backend_mac,
+        IN_MAC, POOL_PORTS, ROUTER_MAC, Rig, Service, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, Target, backend_id,
+        backend_mac,
     },
 };
 
@@ -73,11 +74,7 @@ fn services() -> Vec<Service> {
         forwarding: Forwarding::Snat,
         target: Target::SameInterface(at),
     };
-    vec![
-        of(V4.vip, V4.backend, Protocol::Tcp),
-        of(V6.vip, V6.backend, Protocol::Tcp),
-        of(UDP.0, UDP.1, Protocol::Udp),
-    ]
+    vec![of(V4.vip, V4.backend, Protocol::Tcp), of(V6.vip, V6.backend, Protocol::Tcp), of(UDP.0, UDP.1, Protocol::Udp)]
 }
 
 fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
@@ -266,7 +263,11 @@ fn when_a_reset_is_forged_then_the_connection_goes_on() {
         let seen = connect(&rig, V4, 40_000);
         sent(&rig, V4.index, &V4.there(40_000, RST), V4.backend);
         comes_back(&rig, &V4.back(seen, ACK), V4.vip, &V4.client(40_000));
-        assert_eq!(sent(&rig, V4.index, &V4.there(40_000, SYN), V4.backend), seen, "it is for the backend to refuse that");
+        assert_eq!(
+            sent(&rig, V4.index, &V4.there(40_000, SYN), V4.backend),
+            seen,
+            "it is for the backend to refuse that"
+        );
     });
 }
 

@@ -27,6 +27,7 @@ mod recent_hops;
 mod reject;
 mod replaced;
 mod rules;
+mod share;
 mod signs;
 mod stations;
 mod too_big;

@@ -86,6 +86,7 @@ impl Controller {
                 }
                 self.reconfigure(services, &name, "removed", now)
             }
+            Change::SetSteer { service, steer } => self.set_steer(&service, steer, now),
             Change::AddListener { service, listener } => self.add_listener(&service, listener, now),
             Change::RemoveListener { service, listener } => self.remove_listener(&service, listener, now),
             Change::SetWeight { name, weight } => self.set_weight(&name, weight, now),

@@ -176,6 +176,7 @@ impl Controller {
                 Some(service) => {
                     let mut service = Service::clone(service);
                     service.set_settings(settings);
+                    service.share_as_configured(now);
                     service
                 }
                 None => match service_ids.next() {

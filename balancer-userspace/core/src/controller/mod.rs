@@ -15,6 +15,7 @@ mod rules;
 mod services;
 mod settings;
 mod settle;
+mod share;
 mod sizes;
 mod stage;
 
@@ -343,6 +344,7 @@ impl Controller {
         }
         if ticked {
             commands.extend(self.end_rules(now));
+            commands.extend(self.settle_shares(now));
         }
         for known in &sweeps {
             self.retire_those_that_nobody_knows(known, &mut commands);

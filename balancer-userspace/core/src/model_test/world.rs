@@ -689,6 +689,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
             service.when_all_down = if bit(0) { WhenAllDown::Open } else { WhenAllDown::Drop };
             service.start_down = bit(1);
             service.reject = bit(11);
+            service.steer = [100, 100, 40, 0][usize::from(bits >> 12 & 3)];
             (service.on_failure.hard, service.on_failure.soft) = (word(2), word(3));
             service.failback = if bit(4) { Failback::Return } else { Failback::Stay };
             service.slow_start = Duration::from_secs(if bit(5) { 30 } else { 0 });

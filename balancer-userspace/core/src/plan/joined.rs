@@ -27,6 +27,8 @@ impl PlannedService {
         self.known_clients_moved += other.known_clients_moved;
         self.known_clients_draining += other.known_clients_draining;
         self.known_clients_forgotten += other.known_clients_forgotten;
+        self.known_clients_taken_over += other.known_clients_taken_over;
+        self.known_clients_sent_back += other.known_clients_sent_back;
         self.forgotten_because = self.forgotten_because.or(other.forgotten_because);
         for moved in other.moves {
             let same = |known: &&mut PlannedMove| (&known.from, &known.to) == (&moved.from, &moved.to);

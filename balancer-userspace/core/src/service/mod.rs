@@ -7,6 +7,7 @@ mod outage;
 mod refresh;
 mod restore;
 mod rules;
+mod share;
 mod tables;
 
 use std::{
@@ -42,6 +43,7 @@ use crate::{
 pub use backend::Backend;
 pub(crate) use backend::ToldCheck;
 pub(crate) use refresh::Look;
+pub(crate) use share::SharedClients;
 
 fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
     Clock::tick_after(tick_seconds, u32::try_from(remember.as_secs()).unwrap_or(u32::MAX))
@@ -82,6 +84,7 @@ pub struct Service {
     needless: u64,
     /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
     tick_seconds: u32,
+    share: SharedClients,
 }
 
 impl Service {
@@ -94,6 +97,7 @@ impl Service {
             client_key: keys::client_key(fleet, settings.identity()),
             table_key: keys::table_key(fleet, settings.identity()),
             tick_seconds: tick_after(0, settings.remember),
+            share: SharedClients::always(settings.steer),
             settings,
             configured_as: None,
             backends: Vec::new(),
@@ -264,7 +268,12 @@ impl Service {
     /// When something about it is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         debug_assert_eq!(self.due, self.backends.iter().filter_map(Backend::deadline).min(), "{}", self.name());
-        self.due.into_iter().chain(self.rules.next_end()).chain(self.outage.deadline()).min()
+        self.due
+            .into_iter()
+            .chain(self.rules.next_end())
+            .chain(self.outage.deadline())
+            .chain(self.share.settles())
+            .min()
     }
 
     /// When something is due that is decided here although another balancer decides for the fleet.
@@ -395,6 +404,7 @@ impl Service {
             rules: !self.told_rules.is_empty(),
             reject: self.settings.reject,
             flows: self.settings.snat.clone(),
+            share: self.share.share(),
             backends: self.backends.iter().map(|backend| (backend.id, self.row_address(backend))).collect(),
         }
     }

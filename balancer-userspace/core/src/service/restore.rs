@@ -6,7 +6,7 @@ use balancer_common::client::HashKey;
 use balancer_model::states::{Admin, BackendState};
 
 use super::{
-    Service,
+    Service, SharedClients,
     backend::{Backend, Drain, SlowStart},
 };
 use crate::{
@@ -37,6 +37,7 @@ impl Service {
                 })
                 .collect(),
             outage: self.outage.export(clocks),
+            share: self.share.export(clocks),
             backends: self.backends.iter().map(|backend| backend.export(clocks)).collect(),
         }
     }
@@ -52,6 +53,7 @@ impl Service {
             && self.tick_seconds == before.tick_seconds
             && self.rules.iter().eq(before.rules.iter())
             && self.outage.is_saved_as(&before.outage)
+            && self.share == before.share
             && self.backends.len() == before.backends.len()
             && self.backends.iter().zip(&before.backends).all(|(now, before)| now.is_saved_as(before))
     }
@@ -61,6 +63,7 @@ impl Service {
         let family = state.family.unwrap_or(state.settings.first().family());
         let mut this = Self::new(state.id, family, state.settings, fleet);
         this.listeners = state.listeners;
+        this.share = SharedClients::restored(this.settings.steer, state.share, clocks);
         // The refresh counts the table as one more.
         this.generation = state.table_generation.saturating_sub(1);
         if state.tick_seconds > 0 {

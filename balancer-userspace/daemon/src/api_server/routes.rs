@@ -11,17 +11,17 @@ use axum::{
     routing::{MethodRouter, delete, get, post, put},
 };
 use balancer_api::{
-    MAX_CONFIGURATION_BODY,
+    MAX_CLIENTS_BODY, MAX_CONFIGURATION_BODY,
     model::{
         Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, FlowView, Force, ForceHealth,
-        ForgottenView,
-        HealthView, PlanView, RuleView, RuleWord, ServiceView, SetRule, SetWeight, StatusView,
+        ForgottenView, HealthView, ImportClients, ImportedView, KnownClientsView, MAX_IMPORTED, PlanView, RuleView,
+        RuleWord, ServiceView, SetRule, SetSteer, SetWeight, StatusView,
     },
 };
 use balancer_core::{
     fleet::FleetSnapshot,
     io::{Change, Refused},
-    plan::clients_moved,
+    plan::{clients_changing_sides, clients_moved},
     readiness::Readiness,
     report::NOTHING_CHANGED,
     rules::Action,
@@ -67,10 +67,13 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
         ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
         ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
+        ("PUT", "/v1/services/{service}/steer", put(set_steer)),
         ("PUT", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", put(add_listener)),
         ("DELETE", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", delete(remove_listener)),
         ("PUT", "/v1/services/{service}/rules/{address}/{length}", put(set_rule)),
         ("DELETE", "/v1/services/{service}/rules/{address}/{length}", delete(remove_rule)),
+        ("GET", "/v1/services/{service}/clients", get(export_clients)),
+        ("POST", "/v1/services/{service}/clients", post(import_clients)),
         ("GET", "/v1/backends", get(backends)),
         ("GET", "/v1/health", get(health)),
         ("GET", "/v1/rules", get(rules)),
@@ -290,6 +293,43 @@ async fn forget(
     Ok(Json(ask(&calls, |reply| Call::Forget { query, uid: asker.uid, reply }).await??))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExportQuery {
+    /// Prefixes, with commas between them; without them nobody is looked for.
+    within: Option<String>,
+}
+
+async fn export_clients(
+    State(calls): State<Calls>,
+    Names(service): Names<String>,
+    Asked(ExportQuery { within }): Asked<ExportQuery>,
+) -> Outcome<KnownClientsView> {
+    let within = within
+        .iter()
+        .flat_map(|within| within.split(','))
+        .map(value::prefix)
+        .collect::<Result<_, _>>()
+        .map_err(Failure::bad_request)?;
+    Ok(Json(ask(&calls, |reply| Call::ExportClients { service, within, reply }).await??))
+}
+
+async fn import_clients(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names(service): Names<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<ImportedView> {
+    let shape = r#"{"clients": [{"client": "203.0.113.7", "backend": "web1", "age_seconds": 40}]}"#;
+    let ImportClients { clients } = read_up_to(MAX_CLIENTS_BODY, &headers, body, shape).await?;
+    if clients.len() > MAX_IMPORTED {
+        let text = format!("{} clients are too many for one request; give at most {MAX_IMPORTED}", clients.len());
+        return Err(Failure::bad_request(text));
+    }
+    Ok(Json(ask(&calls, |reply| Call::ImportClients { service, clients, uid: asker.uid, reply }).await??))
+}
+
 async fn forget_all(
     State(calls): State<Calls>,
     asker: Asker,
@@ -328,6 +368,21 @@ async fn set_admin(
 ) -> Outcome<Changed> {
     let admin = read(&headers, body, ADMIN_SHAPE).await?;
     change(&calls, asker, change::set_admin(BackendName { service, backend }, admin)?).await
+}
+
+async fn set_steer(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names(service): Names<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let SetSteer { steer } = read(&headers, body, r#"{"steer": 10}, 0 to 100"#).await?;
+    let set = Change::SetSteer { service, steer };
+    // How many clients change sides only a plan counts.
+    let planned = ask(&calls, |reply| Call::Plan { change: set.clone(), reply }).await??;
+    let Json(Changed { message }) = change(&calls, asker, set).await?;
+    Ok(Json(Changed { message: message + &clients_changing_sides(&planned.services) }))
 }
 
 async fn add_listener(
@@ -420,8 +475,8 @@ async fn is_older(calls: &Calls, age_seconds: Option<f64>) -> Result<bool, Failu
 
 async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Outcome<PlanView> {
     let shape = r#"{"change": "remove", "service": "web", "name": "web4", "force": false}; other changes are add \
-                   (with "backend"), admin (with "admin": {"admin": "drain"}), weight (with "weight": 100), add_listener \
-                   and remove_listener (with "listener": "198.51.100.10:443/udp" instead of "name")"#;
+                   (with "backend"), admin (with "admin": {"admin": "drain"}), weight (with "weight": 100), steer (with "steer": 10 instead \
+                   of "name"), add_listener and remove_listener (with "listener": "198.51.100.10:443/udp" instead of "name")"#;
     let request = read(&headers, body, shape).await?;
     let (service, change) = change::planned(request)?;
     let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;

@@ -149,6 +149,8 @@ fn view(service: &ServiceSnapshot, top_clients: Vec<TopClient>) -> StatsView {
     let known = service.backends.iter().map(|backend| backend.known_clients).sum();
     StatsView {
         service: service.name.clone(),
+        steer: service.share.now,
+        watched: service.is_watched(),
         stickiness_ratio: now.stickiness(),
         imbalance_ratio: service.imbalance(),
         client_gini: statistics.top.gini(known),

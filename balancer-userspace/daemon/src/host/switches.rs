@@ -55,11 +55,13 @@ impl Switches {
             Some(_) | None => present,
         };
         let ranges = ports.iter().map(|(first, last)| format!("{first}-{last}"));
-        let wanted: Vec<_> = Some(before.clone()).filter(|before| !before.is_empty()).into_iter().chain(ranges).collect();
+        let wanted: Vec<_> =
+            Some(before.clone()).filter(|before| !before.is_empty()).into_iter().chain(ranges).collect();
         let path = self.root.join(RESERVED);
         let wanted = wanted.join(",");
-        fs::write(&path, &wanted)
-            .with_context(|| format!("cannot write {}; run `sysctl -w {}={wanted}`", path.display(), sysctl(RESERVED)))?;
+        fs::write(&path, &wanted).with_context(|| {
+            format!("cannot write {}; run `sysctl -w {}={wanted}`", path.display(), sysctl(RESERVED))
+        })?;
         // The kernel joins and sorts what it is told.
         let after = self.read(RESERVED)?;
         match made {

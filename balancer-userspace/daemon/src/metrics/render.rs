@@ -8,7 +8,7 @@ use balancer_common::{
 };
 use balancer_core::{
     readiness::Fitness,
-    snapshot::{BackendSnapshot, MemberSnapshot, FlowsSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
+    snapshot::{BackendSnapshot, FlowsSnapshot, MemberSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
     top::By,
 };
 use balancer_model::{config::Protocol, states::BackendState};
@@ -208,6 +208,27 @@ fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
         "Packets steered as without a rule, as the backend that it pins to took no clients.",
         services.iter().map(|s| (service(s), s.rule_fallbacks)),
     );
+    gauges(
+        encoder,
+        "service_steer_percent",
+        "The share of clients that are steered; the host serves the others.",
+        services.iter().map(|s| (service(s), u64::from(s.share.now))),
+    );
+    gauges(
+        encoder,
+        "service_watched",
+        "Whether every packet passes to the host, and what is counted of the service and its backends is what would be.",
+        services.iter().map(|s| (service(s), u64::from(s.is_watched()))),
+    );
+    counters(
+        encoder,
+        "unsteered_packets",
+        "Packets that passed to the host, by why: their clients are not steered, or the host has their connection.",
+        services.iter().flat_map(|s| {
+            let passed = [("unsteered", s.passed.unsteered), ("host_connection", s.passed.host_connections)];
+            passed.map(|(reason, count)| ([("service", s.name.as_str()), ("reason", reason)], count))
+        }),
+    );
     let listening: Vec<_> = services.iter().flat_map(listeners).collect();
     counters(
         encoder,
@@ -405,7 +426,10 @@ pub(super) mod tests {
         time::Duration,
     };
 
-    use balancer_common::map_types::{BackendStats, DropStats, Forwarding, InterfaceStats};
+    use balancer_common::{
+        map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ShareStats},
+        share::Share,
+    };
     use balancer_core::{
         fleet::FleetSnapshot,
         health::{Health, Verdict as Found},
@@ -502,6 +526,8 @@ pub(super) mod tests {
             outage: None,
             remembers: false,
             rule_fallbacks: 0,
+            share: Share::ALL,
+            passed: ShareStats::default(),
             departed: Vec::new(),
             repeated_moves: [3, 0, 0, 0, 0, 0, 0],
             gone: Vec::new(),

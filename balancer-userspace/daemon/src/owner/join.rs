@@ -25,6 +25,8 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     first.slots_moved_needless += other.slots_moved_needless;
     first.table_build = first.table_build.max(other.table_build);
     first.rule_fallbacks += other.rule_fallbacks;
+    first.passed.unsteered += other.passed.unsteered;
+    first.passed.host_connections += other.passed.host_connections;
     first.outage = match (first.outage.take(), other.outage) {
         (Some(one), Some(other)) => {
             Some(OutageSnapshot { lasted: one.lasted.max(other.lasted), line: format!("{}; {}", one.line, other.line) })

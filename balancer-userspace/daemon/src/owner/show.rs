@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::{map_types::BackendStats, verdict::MOVE_COUNTERS};
+use balancer_common::{
+    map_types::{BackendStats, ShareStats},
+    verdict::MOVE_COUNTERS,
+};
 use balancer_core::{
     controller::Gone,
     last_changes::LastChange,
@@ -21,6 +24,7 @@ pub(super) struct Aside {
     pub(super) last_change: Option<LastChange>,
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
+    pub(super) passed: ShareStats,
     /// Of each backend, resets that were withheld.
     pub(super) withheld: Vec<u64>,
     /// What backends that are gone for good have counted, by name.
@@ -53,6 +57,8 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         table_build: aside.table_build,
         outage: service.outage(now).map(|(lasted, line)| OutageSnapshot { lasted, line }),
         remembers: service.remembers(),
+        share: service.share(),
+        passed: aside.passed,
         rule_fallbacks: aside.rule_fallbacks,
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,

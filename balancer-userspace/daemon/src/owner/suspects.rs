@@ -16,7 +16,9 @@ impl Suspects {
     pub(super) fn passes(&mut self, event: &Event) -> Option<BackendId> {
         match event {
             Event::Checked { backend, outcome: CheckOutcome::Passed, .. } => self.0.take(backend),
-            Event::Checked { .. } | Event::NextHop { .. } | Event::Swept { .. } | Event::Flows { .. } | Event::Tick => None,
+            Event::Checked { .. } | Event::NextHop { .. } | Event::Swept { .. } | Event::Flows { .. } | Event::Tick => {
+                None
+            }
         }
     }
 }

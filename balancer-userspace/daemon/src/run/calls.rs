@@ -42,6 +42,17 @@ pub(super) fn answer(
                 let _ = reply.send(Err(refused));
             }
         },
+        Call::ImportClients { service, clients, uid, reply } => {
+            let _ = reply.send(owner.import_clients(&service, &clients, uid));
+        }
+        Call::ExportClients { service, within, reply } => match owner.export_clients(&service) {
+            Ok(searching) => drop(spawn_blocking(move || {
+                let _ = reply.send(searching.search(&within));
+            })),
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+            }
+        },
         Call::Snapshot { reply } => match owner.snapshot() {
             Ok(counting) => {
                 let counting = counting.with_fleet(fleet.map(|fleet| fleet.snapshot(owner)));

@@ -18,7 +18,19 @@ impl Shutdown {
         let Self { running, end } = self;
         // What is not named here goes last.
         let Running {
-            manager, keeper, history, reloads, watching, counting, telling, api, host, mut owner, calls, fleet, ..
+            manager,
+            keeper,
+            history,
+            reloads,
+            watching,
+            counting,
+            telling,
+            api,
+            host,
+            mut owner,
+            calls,
+            fleet,
+            ..
         } = running;
         if let End::Failed(ended) = &end {
             history.warn(&format!("{ended}: this process is of no use without it"));

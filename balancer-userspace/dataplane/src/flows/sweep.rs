@@ -146,12 +146,7 @@ impl FlowTable {
 
     /// The flows of a service that `wanted` says, at most `most`.
     #[must_use]
-    pub fn list(
-        &self,
-        service: ServiceId,
-        wanted: impl Fn(&KnownFlow) -> bool,
-        most: usize,
-    ) -> Vec<KnownFlow> {
+    pub fn list(&self, service: ServiceId, wanted: impl Fn(&KnownFlow) -> bool, most: usize) -> Vec<KnownFlow> {
         let (now, times) = (now(), self.times());
         let rows = 0..self.lines.len() * FLOWS_PER_LINE as usize;
         let lives = |index: usize| {

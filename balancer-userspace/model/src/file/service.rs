@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::map_types::Forwarding;
+use balancer_common::{map_types::Forwarding, share};
 
 use super::{
     check::{Keys, check},
     findings::Findings,
-    snat,
     section::{Either, Located, Section},
+    snat,
 };
 use crate::{
     addresses::{implied_check_port, port_zero},
@@ -29,14 +29,13 @@ use crate::{
     value,
 };
 
-const FORWARDING: &[(&str, Forwarding)] =
-    &[
-        ("dsr", Forwarding::Dsr),
-        ("nat", Forwarding::Nat),
-        ("snat", Forwarding::Snat),
-        ("ipip", Forwarding::Ipip),
-        ("gue", Forwarding::Gue),
-    ];
+const FORWARDING: &[(&str, Forwarding)] = &[
+    ("dsr", Forwarding::Dsr),
+    ("nat", Forwarding::Nat),
+    ("snat", Forwarding::Snat),
+    ("ipip", Forwarding::Ipip),
+    ("gue", Forwarding::Gue),
+];
 const DEFAULT_TABLE_SIZE: TableSize = TableSize::Fixed(65_537);
 const DEFAULT_WEIGHT: u16 = 100;
 const DEFAULT_REMEMBER: Duration = Duration::from_secs(3 * 3600);
@@ -115,6 +114,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let snat = snat::section(&mut section, mode, findings);
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
     let reject = section.boolean("reject", findings).unwrap_or(false);
+    let steer = section.integer("steer", findings, (0, share::WHOLE.into()));
     let assign_vip = match section.boolean_or("assign_vip", VIP_ON, findings, value::interface) {
         None | Some(Either::Boolean(false)) => AssignVip::No,
         Some(Either::Boolean(true)) => AssignVip::First,
@@ -211,6 +211,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         outage,
         start_down,
         reject,
+        steer: steer.map_or_else(ServiceConfig::steer_by_default, |steer| steer.value),
         assign_vip,
         check: service_check,
         backends,
@@ -293,10 +294,7 @@ fn withhold(text: &str) -> Result<Duration, String> {
     Ok(withhold)
 }
 
-fn drain(
-    mut section: Section<'_>,
-    findings: &mut Findings<'_>,
-) -> (Option<Duration>, Option<Located<DrainUntil>>) {
+fn drain(mut section: Section<'_>, findings: &mut Findings<'_>) -> (Option<Duration>, Option<Located<DrainUntil>>) {
     let timeout = section.text("timeout", findings, value::duration).map(|timeout| timeout.value);
     let words = [("clients", DrainUntil::Clients), ("connections", DrainUntil::Connections)];
     let until = section.text("until", findings, |text| value::word("until", text, &words));

@@ -184,6 +184,11 @@ impl Kernel {
             let stats = self.dataplane.listener_stats(id)?;
             counters.listeners.insert(id.0, (stats.packets, stats.connections));
         }
+        for Placed { id, .. } in &self.scene {
+            let passed = self.dataplane.share_stats(*id);
+            anyhow::ensure!(passed.host_connections == 0, "the host has connections");
+            counters.unsteered.insert(id.0, passed.unsteered);
+        }
         let memory = self.dataplane.memory()?.stats;
         counters.memory.inserted = memory.inserted;
         counters.memory.evicted = memory.evicted;
@@ -314,6 +319,10 @@ impl Player for Kernel {
         counters.listeners.retain(|id, (packets, connections)| {
             let before = self.before.listeners.get(id).copied().unwrap_or_default();
             (*packets, *connections) = (*packets - before.0, *connections - before.1);
+            *packets > 0
+        });
+        counters.unsteered.retain(|id, packets| {
+            *packets -= self.before.unsteered.get(id).copied().unwrap_or_default();
             *packets > 0
         });
         counters.echo -= self.before.echo;

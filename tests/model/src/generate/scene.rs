@@ -10,6 +10,7 @@ use balancer_common::{
     client::HashKey,
     client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
     map_types::{ALL_DOWN, Forwarding, LISTENER_COUNTERS, Mac, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED, TableSlot},
+    share::Share,
     verdict::MoveCause,
 };
 use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec};
@@ -139,6 +140,7 @@ impl Scene {
             rules: rng.bool(),
             reject: rng.bool(),
             flows: balancer_core::io::FlowSpec::default(),
+            share: random_share(rng),
         };
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);
@@ -210,6 +212,16 @@ impl Scene {
         state.seen = self.seen;
         state
     }
+}
+
+/// The share of clients that are steered: mostly all of them.
+fn random_share(rng: &mut Rng) -> Share {
+    if !once_in(rng, 4) {
+        return Share::ALL;
+    }
+    let percents = [0, 0, 30, 50, 70, 100];
+    let before = Share::always(one_of(rng, &percents));
+    if rng.bool() { before } else { before.changed(one_of(rng, &percents)) }
 }
 
 /// Listeners of one family, of which none is in `taken`; perhaps none.

@@ -19,6 +19,10 @@ pub struct Counters {
     pub backends: BTreeMap<u16, BackendStats>,
     /// By listener: packets and TCP connections; one that is not listed has counted nothing.
     pub listeners: BTreeMap<u16, (u64, u64)>,
+    /// By service: packets of clients that are not steered; one that is not listed has counted nothing.
+    pub unsteered: BTreeMap<u16, u64>,
+    /// Packets that passed and were counted for a backend. Only the model knows.
+    pub watched: u64,
     /// Newcomers to the client table.
     pub memory: Newcomers,
     /// Echo requests answered.
@@ -95,6 +99,10 @@ impl Counters {
             let sum = self.listeners.entry(id).or_default();
             *sum = (sum.0 + packets, sum.1 + connections);
         }
+        for (&id, &packets) in &other.unsteered {
+            *self.unsteered.entry(id).or_default() += packets;
+        }
+        self.watched += other.watched;
         self.memory.inserted += other.memory.inserted;
         self.memory.evicted += other.memory.evicted;
         self.memory.full += other.memory.full;
@@ -125,6 +133,7 @@ impl Counters {
             let of = |counters: &Self| format!("{:?}", counters.listeners.get(id).copied().unwrap_or_default());
             line(&format!("listener {id}"), of(self), of(other));
         }
+        line("unsteered", format!("{:?}", self.unsteered), format!("{:?}", other.unsteered));
         line("newcomers", format!("{:?}", self.memory), format!("{:?}", other.memory));
         let replies = |counters: &Self| format!("{:?}", (counters.echo, counters.too_big, counters.rejected));
         line("replies", replies(self), replies(other));

@@ -8,8 +8,9 @@ use super::{
     Arrival, Fate, State,
     forward::Carries,
     parse::{DESTINATION_OPTIONS, Packet},
+    share::Treated,
     state::{Portless, WayBack},
-    steer::Choice,
+    steer::{Choice, Nowhere},
 };
 
 /// What the fragments of one datagram have in common. In IPv6 the protocol is none of it (RFC 8200).
@@ -77,14 +78,23 @@ impl State {
     fn first_not_seen(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         if self.is_vip(packet.destination) {
             if packet.protocol == DESTINATION_OPTIONS {
-                return Err(DropReason::FragmentUnknown);
+                return self.refused(packet.destination, DropReason::FragmentUnknown);
             }
             return match self.only_service(packet.destination, packet.protocol) {
                 Portless::Nothing => Ok(Fate::Pass),
-                Portless::Several => Err(DropReason::FragmentUnknown),
-                Portless::Only(_) if self.is_martian(packet, false) => Err(DropReason::Martian),
+                Portless::Several => self.refused(packet.destination, DropReason::FragmentUnknown),
+                Portless::Only(_) if self.is_martian(packet, false) => {
+                    self.refused(packet.destination, DropReason::Martian)
+                }
                 Portless::Only(service) => {
-                    let choice = self.peek(service, packet.source, None)?;
+                    if !matches!(self.treated(service, packet.source), Treated::Steered { .. }) {
+                        return Ok(Fate::Pass);
+                    }
+                    let choice = match self.peek(service, packet.source, None, false) {
+                        Ok(choice) => choice,
+                        Err(Nowhere::Host) => return Ok(Fate::Pass),
+                        Err(Nowhere::Dropped(reason)) => return Err(reason),
+                    };
                     self.forward_carrying(arrival, packet, choice, Carries::Nothing)
                 }
             };

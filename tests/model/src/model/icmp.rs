@@ -10,8 +10,9 @@ use super::{
         with_a_hop_less, write_macs,
     },
     parse::{self, Packet, TCP, UDP},
+    share::Treated,
     state::Portless,
-    steer::Choice,
+    steer::{Choice, Nowhere},
     too_big::{is_group, is_one_host},
 };
 
@@ -27,6 +28,7 @@ impl State {
         let errors: &[u8] = if packet.v6 { &[1, 2, 3, 4] } else { &[3, 11, 12] };
         let kind = arrival.frame[packet.l4()];
         match (kind, self.is_vip(packet.destination)) {
+            (kind, true) if kind == echo_request && self.is_shared(packet.destination) => Ok(Fate::Pass),
             (kind, true) if kind == echo_request => Ok(self.echo(arrival.frame, packet)),
             (kind, true) if errors.contains(&kind) => self.error_to_vip(arrival, packet),
             (kind, false) if errors.contains(&kind) => self.error_to_client(arrival, packet),
@@ -56,24 +58,41 @@ impl State {
 
     /// About a packet that a backend sent as the VIP: to the backend of that packet's client.
     fn error_to_vip(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
-        let inner = parse::quoted(arrival.frame, packet).ok_or(DropReason::Malformed)?;
+        let vip = packet.destination;
+        let Some(inner) = parse::quoted(arrival.frame, packet) else { return self.refused(vip, DropReason::Malformed) };
         if !is_ours(packet, &inner) {
             return Ok(Fate::Pass);
         }
         let service = if inner.is_later_fragment() {
             match self.only_service(inner.source, inner.protocol) {
                 Portless::Nothing => None,
-                Portless::Several => return Err(DropReason::FragmentUnknown),
+                Portless::Several => return self.refused(vip, DropReason::FragmentUnknown),
                 Portless::Only(service) => Some(service),
             }
         } else {
-            let port = parse::word(arrival.frame, inner.l4()).ok_or(DropReason::Malformed)?;
+            let Some(port) = parse::word(arrival.frame, inner.l4()) else {
+                return self.refused(vip, DropReason::Malformed);
+            };
             self.service(inner.source, port, inner.protocol)
         };
         let Some(service) = service else { return Ok(Fate::Pass) };
         // The end that is the client's, as far as it is quoted.
         let port = if inner.is_later_fragment() { None } else { parse::word(arrival.frame, inner.l4() + 2) };
-        let choice = self.peek(service, inner.destination, port)?;
+        let segment = inner.protocol == TCP && port.is_some();
+        let came = match self.treated(service, inner.destination) {
+            Treated::Steered { came } => came,
+            Treated::Left if segment => {
+                // A choice, as for packets.
+                self.rule(service, inner.destination, true);
+                return Ok(self.left(service));
+            }
+            Treated::Left | Treated::Host | Treated::Watched => return Ok(Fate::Pass),
+        };
+        let choice = match self.peek(service, inner.destination, port, came && segment) {
+            Ok(choice) => choice,
+            Err(Nowhere::Host) => return Ok(Fate::Pass),
+            Err(Nowhere::Dropped(reason)) => return Err(reason),
+        };
         self.error_to_backend(arrival, packet, &inner, choice)
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod parse;
 mod reject;
 mod routes;
 mod rules;
+mod share;
 mod state;
 mod steer;
 mod too_big;
@@ -30,6 +31,9 @@ use balancer_common::{
     handover::Handed,
     verdict::{DropReason, Verdict},
 };
+
+use share::Treated;
+use steer::Nowhere;
 
 use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
 
@@ -118,7 +122,12 @@ impl State {
     }
 
     fn broken(&self, destination: std::net::IpAddr) -> Result<Fate, DropReason> {
-        if self.is_vip(destination) { Err(DropReason::Malformed) } else { Ok(Fate::Pass) }
+        if self.is_vip(destination) { self.refused(destination, DropReason::Malformed) } else { Ok(Fate::Pass) }
+    }
+
+    /// What becomes of a packet to a VIP that no service can have.
+    fn refused(&self, vip: std::net::IpAddr, reason: DropReason) -> Result<Fate, DropReason> {
+        if self.is_shared(vip) { Ok(Fate::Pass) } else { Err(reason) }
     }
 
     fn with_ports(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
@@ -131,14 +140,31 @@ impl State {
             *packets += 1;
             *connections += u64::from(ports.opens);
         }
-        if self.is_martian(packet, ports.opens || packet.protocol == UDP) {
-            return Err(DropReason::Martian);
+        let treated = self.treated(service, packet.source);
+        let begins = ports.opens || packet.protocol == UDP;
+        if treated == Treated::Host || treated == Treated::Left && begins {
+            return Ok(self.unsteered(service, packet));
         }
-        let opening = steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP };
+        if self.is_martian(packet, begins) {
+            return if matches!(treated, Treated::Steered { .. }) { Err(DropReason::Martian) } else { Ok(Fate::Pass) };
+        }
+        let known_alone = treated == Treated::Steered { came: true } && !begins;
+        let opening =
+            steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP, known_alone };
+        if treated == Treated::Left {
+            // A choice: its rule is counted before it passes.
+            self.rule(service, packet.source, false);
+            return Ok(self.left(service));
+        }
         let choice = match self.steer(service, packet.source, opening) {
             Ok(choice) => choice,
-            Err(reason) => return self.nobody(service, arrival, packet, reason),
+            Err(Nowhere::Host) => return Ok(Fate::Pass),
+            Err(Nowhere::Dropped(_)) if treated == Treated::Watched => return Ok(Fate::Pass),
+            Err(Nowhere::Dropped(reason)) => return self.nobody(service, arrival, packet, reason),
         };
+        if treated == Treated::Watched {
+            return Ok(self.watched(arrival, packet, choice));
+        }
         self.follow_to_backend(packet, choice.backend);
         self.forward(arrival, packet, choice)
     }

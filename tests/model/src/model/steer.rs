@@ -28,6 +28,23 @@ pub(super) struct Opening {
     pub(super) opens: bool,
     /// It may.
     pub(super) datagram: bool,
+    /// It goes to a backend only if its client is known there, where the memory is asked.
+    pub(super) known_alone: bool,
+}
+
+/// Why a packet goes to no backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nowhere {
+    /// It passes to the host.
+    Host,
+    /// Nobody takes it.
+    Dropped(DropReason),
+}
+
+impl From<DropReason> for Nowhere {
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
 }
 
 /// A backend, and how it was chosen if the packet opens a connection.
@@ -78,13 +95,19 @@ fn slot_of(hash: u64, slots: usize) -> usize {
 
 impl State {
     /// The backend for a packet from `source`, which is remembered.
-    pub(super) fn steer(&mut self, service: usize, source: IpAddr, opening: Opening) -> Result<Choice, DropReason> {
-        self.choose(service, source, Some(opening.port), Some(opening))
+    pub(super) fn steer(&mut self, service: usize, source: IpAddr, opening: Opening) -> Result<Choice, Nowhere> {
+        self.choose(service, source, Some(opening.port), Some(opening), opening.known_alone)
     }
 
     /// The backend that a packet from `client` would go to. Nothing is remembered of it or counted.
-    pub(super) fn peek(&mut self, service: usize, client: IpAddr, port: Option<u16>) -> Result<Choice, DropReason> {
-        self.choose(service, client, port, None)
+    pub(super) fn peek(
+        &mut self,
+        service: usize,
+        client: IpAddr,
+        port: Option<u16>,
+        known_alone: bool,
+    ) -> Result<Choice, Nowhere> {
+        self.choose(service, client, port, None, known_alone)
     }
 
     /// `opening`: `None` to peek.
@@ -94,11 +117,12 @@ impl State {
         source: IpAddr,
         port: Option<u16>,
         opening: Option<Opening>,
-    ) -> Result<Choice, DropReason> {
+        known_alone: bool,
+    ) -> Result<Choice, Nowhere> {
         let rule = self.rule(index, source, opening.is_none());
         let service = &self.services[index];
         let hash = match rule {
-            Some(Rule::Deny) => return Err(DropReason::Denied),
+            Some(Rule::Deny) => return Err(DropReason::Denied.into()),
             Some(Rule::Spread) => connection_hash(service, source, port.ok_or(DropReason::FragmentUnknown)?),
             Some(Rule::Pin(_) | Rule::Fallen) | None => client_hash(service, source),
         };
@@ -117,7 +141,7 @@ impl State {
         let Some(clock) = service.clock().filter(|_| rule != Some(Rule::Spread)) else {
             let decision = if pin.is_some() { Decision::Pinned } else { Decision::Stateless };
             let decision = opens.then_some(decision);
-            return live.map(|backend| Choice { backend, decision }).ok_or(nobody);
+            return live.map(|backend| Choice { backend, decision }).ok_or(nobody.into());
         };
         // The gate: in a slot without exceptions, only these need the client's entry.
         let datagram = opening.is_some_and(|opening| opening.datagram);
@@ -127,13 +151,14 @@ impl State {
             || opening.is_none()
             || service.spec.remember.as_secs() < u64::from(seen::SHORTEST_MEMORY);
         if !always && !opens && self.seen.contains(hash) {
-            return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody);
+            return live.map(|backend| Choice { backend, decision: None }).ok_or(nobody.into());
         }
+        let nobody = if known_alone { Nowhere::Host } else { nobody.into() };
         let asked = Asked {
             tag: (hash >> 32) as u32,
             service: service.spec.id,
-            live,
-            pinned: pin.is_some(),
+            live: live.filter(|_| !known_alone),
+            pinned: pin.is_some() && !known_alone,
             is_home: slot.flags & SLOT_REFILLED == 0,
             opens,
             datagram,

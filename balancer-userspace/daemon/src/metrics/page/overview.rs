@@ -46,6 +46,7 @@ fn row(service: &ServiceSnapshot) -> Markup {
             th role="rowheader" scope="row" {
                 // Names are letters, digits, and what means nothing in an address.
                 a href=(format!("/?service={}", service.name)) { (service.name) } " " span.quiet { (listeners(service)) }
+                @if service.is_watched() { " watched" } @else if service.share.now < 100 { " steer " (service.share.now) "%" }
             }
             td role="cell" data-label="Backends" { (backends(service)) }
             (number("Known clients", of_memory(grouped(known_clients(service)))))

@@ -41,6 +41,7 @@ pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: Syst
                 p {
                     (listeners(service)) " · " (forwarding_word(service.forwarding)) " · "
                     @if service.remembers { "clients are remembered" } @else { "no memory: the table alone decides" }
+                    @if let Some(sharing) = service.sharing_line() { " · " strong { "steer " (service.share.now) ": " (sharing) } }
                 }
             }
             (figures(service, &stretches))

@@ -12,8 +12,8 @@ use crate::{
     many,
     scene::Place,
     services::{
-        DATAGRAMS, ELSEWHERE, FLOWING, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN, PLAIN_V6,
-        REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
+        DATAGRAMS, ELSEWHERE, FLOWING, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN,
+        PLAIN_V6, REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
     },
 };
 
@@ -224,7 +224,8 @@ fn reply(name: &str, service: usize) -> Path {
 fn reply_to_many(name: &str, service: usize) -> Path {
     let mut path = reply(name, service);
     if SERVICES[service].is_v6() {
-        path.clients = Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1, turn: None };
+        path.clients =
+            Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1, turn: None };
         path.fed(MILLION, &[V6_SOURCE[0], V6_SOURCE[1], V6_PORTS])
     } else {
         path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1, turn: None };

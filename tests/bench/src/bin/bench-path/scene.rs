@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_bench::asm::ProgramArray;
 use balancer_common::{
     map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES},
+    share::Share,
     verdict::MoveCause,
 };
 use balancer_core::{
@@ -314,6 +315,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         rules: service.rule.is_some(),
         reject: false,
         flows: FlowSpec { addresses: pool(), idle: IDLE, ..FlowSpec::default() },
+        share: Share::ALL,
         backends: addresses.into(),
     })
 }

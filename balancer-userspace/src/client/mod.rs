@@ -1,6 +1,9 @@
 //! `balancer client …`.
 
-use std::net::IpAddr;
+mod lines;
+mod transfer;
+
+use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::anyhow;
 use balancer_api::{
@@ -11,6 +14,7 @@ use balancer_api::{
 use balancer_core::top::By;
 use balancer_model::{names::BackendName, value, words::grouped};
 use clap::{Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use super::{
     Failure,
@@ -46,6 +50,30 @@ pub(super) enum Verb {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Have clients be known at backends, from lines `ADDRESS BACKEND [AGE]` or HAProxy's `show table`
+    Import {
+        /// The service's name
+        #[arg(value_name = "SVC", value_parser = value::name)]
+        service: String,
+        /// What to read; - is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write where the known clients of a service are, as `client import` reads it
+    Export {
+        /// The service's name
+        #[arg(value_name = "SVC", value_parser = value::name)]
+        service: String,
+        /// Where to; without it to standard output
+        #[arg(short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Only clients with addresses in this prefix, as often as needed; without it all IPv4 addresses are looked at
+        #[arg(long, value_name = "PREFIX", value_parser = value::prefix)]
+        within: Vec<IpNet>,
     },
     /// Show the clients that sent most in about the last minute, going by samples
     Top {
@@ -87,6 +115,8 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
             }
             Ok(output::print(&format!("{}\n", forgotten.message))?)
         }
+        Verb::Import { service, file, json } => transfer::import(client, &service, &file, json).await,
+        Verb::Export { service, output, within } => transfer::export(client, &service, within, output).await,
         Verb::Top { backend, service, number, by, json } => {
             let by = match by {
                 Measure::Bytes => By::Bytes,

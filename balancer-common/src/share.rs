@@ -1,0 +1,147 @@
+//! Which clients of a service are steered, where not all of them are: those whose place in a fixed order is below the share.
+//!
+//! The place follows from the tag, the high half of a client's hash, so that an entry of the client table tells on which side
+//! its client is. The order never changes: a larger share adds clients and sends none away.
+
+/// Parts that a share is given in.
+pub const WHOLE: u8 = 100;
+
+/// How long after a change connections may still be open on the side where their clients were before: an hour, in seconds.
+pub const SETTLES_SECONDS: u64 = 3600;
+
+/// The share of a service's clients that are steered, in percent, now and recently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+pub struct Share {
+    /// The share now.
+    pub now: u8,
+    /// The smallest share for as long as connections are expected to last: at most `now`.
+    pub least: u8,
+    /// The largest share in that time: at least `now`.
+    pub most: u8,
+}
+
+/// On which side a client is.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Its packets are steered.
+    Steered = 0,
+    /// Its packets are steered, but it may still have connections to the host.
+    Came = 1,
+    /// It belongs to the host, but it may still have connections to a backend.
+    Left = 2,
+    /// Its packets pass to the host.
+    Host = 3,
+}
+
+impl Share {
+    /// Every client is steered, and was.
+    pub const ALL: Self = Self { now: WHOLE, least: WHOLE, most: WHOLE };
+
+    /// A share that has never been another one.
+    #[must_use]
+    pub const fn always(percent: u8) -> Self {
+        Self { now: percent, least: percent, most: percent }
+    }
+
+    /// Whether every client is steered and none has a connection to the host.
+    #[must_use]
+    pub const fn is_all(self) -> bool {
+        self.least >= WHOLE
+    }
+
+    /// The side of a client, by the high half of its hash.
+    #[inline(always)]
+    #[must_use]
+    pub const fn side(self, tag: u32) -> Side {
+        let place = place(tag);
+        if place < self.now {
+            if place < self.least { Side::Steered } else { Side::Came }
+        } else if place < self.most {
+            Side::Left
+        } else {
+            Side::Host
+        }
+    }
+
+    /// The share after `percent` takes its place, while connections of the time before may last.
+    #[must_use]
+    pub const fn changed(self, percent: u8) -> Self {
+        let least = if percent < self.least { percent } else { self.least };
+        let most = if percent > self.most { percent } else { self.most };
+        Self { now: percent, least, most }
+    }
+}
+
+/// The place of a client in the order in which clients come to be steered, below [`WHOLE`]. Clients of neighbouring slots,
+/// which are those of neighbouring tags, are far apart in it.
+#[inline(always)]
+#[must_use]
+pub const fn place(tag: u32) -> u8 {
+    const MULTIPLIER: u32 = 0x9e37_79b1;
+    ((tag.wrapping_mul(MULTIPLIER) as u64 * WHOLE as u64) >> 32) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn is_steered(side: Side) -> bool {
+        matches!(side, Side::Steered | Side::Came)
+    }
+
+    proptest! {
+        #[test]
+        fn when_the_share_grows_then_no_client_is_sent_away(tag: u32, small in 0..=WHOLE, large in 0..=WHOLE) {
+            let (small, large) = (small.min(large), small.max(large));
+            let [before, after] = [small, large].map(|share| is_steered(Share::always(share).side(tag)));
+            prop_assert!(after || !before);
+        }
+
+        #[test]
+        fn when_a_share_changes_then_only_clients_that_changed_sides_are_looked_at_twice(
+            tag: u32, changes in prop::collection::vec(0..=WHOLE, 1..6)
+        ) {
+            let mut share = Share::always(changes[0]);
+            let mut was = vec![is_steered(share.side(tag))];
+            for &percent in &changes[1..] {
+                share = share.changed(percent);
+                was.push(is_steered(share.side(tag)));
+            }
+            let (before, now) = (&was[..was.len() - 1], was[was.len() - 1]);
+            let changed = before.contains(&!now);
+            let expected = match (now, changed) {
+                (true, false) => Side::Steered,
+                (true, true) => Side::Came,
+                (false, true) => Side::Left,
+                (false, false) => Side::Host,
+            };
+            prop_assert_eq!(share.side(tag), expected);
+        }
+
+        #[test]
+        fn none_and_all_are_what_they_say(tag: u32) {
+            prop_assert_eq!(Share::ALL.side(tag), Side::Steered);
+            prop_assert_eq!(Share::always(0).side(tag), Side::Host);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
+    fn a_share_takes_its_part_of_the_clients_of_every_slot() {
+        const SLOTS: u32 = 16;
+        let mut steered = [0u32; SLOTS as usize];
+        let mut state = 1u32;
+        for _ in 0..160_000 {
+            // A full-period generator (Numerical Recipes) over all tags.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let slot = (u64::from(state) * u64::from(SLOTS)) >> 32;
+            steered[slot as usize] += u32::from(is_steered(Share::always(30).side(state)));
+        }
+        // 3,000 expected in each, standard deviation 46: five of them.
+        assert!(steered.iter().all(|&count| count.abs_diff(3000) < 230), "{steered:?}");
+    }
+}

@@ -1,0 +1,186 @@
+//! Services that share their clients with the host: which packets pass to it, and which are steered.
+//!
+//! A client's place in a fixed order says on which side it is ([`balancer_common::share`]). Of clients that have changed
+//! sides, an open TCP connection stays where it is: the host's connections are known by their sockets.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
+use balancer_common::{
+    client::HashKey,
+    map_types::{FAMILY_V4, ListenerRow, SERVICE_SHARED, ServiceRow, ShareStats},
+    share::{self, Side},
+    verdict::DropReason,
+};
+
+use crate::{
+    cpu_rows,
+    forward::sockets::{self, HostSocket},
+    ingress::Ingress,
+    memory, rules,
+    step::{Kind, Step},
+};
+
+/// By index of the service.
+#[map]
+static SHARE_STATS: Array<ShareStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// How packets of a client are treated.
+#[derive(Clone, Copy)]
+pub(crate) struct Treated(u64);
+
+const WATCHED: u64 = 1 << 8;
+
+impl Treated {
+    /// As in any service.
+    pub(crate) const STEERED: Self = Self(Side::Steered as u64);
+
+    /// Those of a client of `service`.
+    #[inline(always)]
+    pub(crate) fn of(service: &ServiceRow, family: u8, client: &[u32; 4]) -> Self {
+        if service.flags & SERVICE_SHARED == 0 {
+            return Self::STEERED;
+        }
+        let HashKey { k0, k1 } = service.hash.key();
+        let [low, high] = if family == FAMILY_V4 {
+            [u64::from(service.masked_v4(client[0])), 0]
+        } else {
+            service.masked(rules::words(client))
+        };
+        let [now, least, most] = service.steer;
+        let share = u64::from(now) | u64::from(least) << 8 | u64::from(most) << 16 | u64::from(family) << 24;
+        Self(balancer_side(k0, k1, low, high, share))
+    }
+
+    #[inline(always)]
+    const fn is(self, side: Side) -> bool {
+        self.0 & 0xff == side as u64
+    }
+
+    /// They pass, and what would have become of them is counted.
+    #[inline(always)]
+    pub(crate) const fn is_watched(self) -> bool {
+        self.0 & WATCHED != 0
+    }
+
+    /// They pass, whatever they are.
+    #[inline(always)]
+    pub(crate) const fn is_hosts(self) -> bool {
+        self.is(Side::Host) && !self.is_watched()
+    }
+
+    /// New connections of the client are steered.
+    #[inline(always)]
+    pub(crate) const fn is_steered(self) -> bool {
+        self.0 & 0xff <= Side::Came as u64
+    }
+
+    /// New connections of the client pass, but it may have some to a backend.
+    #[inline(always)]
+    pub(crate) const fn has_left(self) -> bool {
+        self.is(Side::Left)
+    }
+
+    /// The client may have connections on the side where it was before.
+    #[inline(always)]
+    pub(crate) const fn has_changed(self) -> bool {
+        self.is(Side::Came) || self.is(Side::Left)
+    }
+}
+
+/// A global function: the verifier looks at it once. `share`: the service's, and above it the family.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_side(k0: u64, k1: u64, low: u64, high: u64, share: u64) -> u64 {
+    let hash = HashKey { k0, k1 }.begun();
+    let hash = if (share >> 24) as u8 == FAMILY_V4 { hash.v4(low as u32) } else { hash.v6([low, high]) };
+    let place = share::place((hash >> 32) as u32);
+    let (now, least, most) = (share as u8, (share >> 8) as u8, (share >> 16) as u8);
+    if place < now {
+        return if place < least { Side::Steered as u64 } else { Side::Came as u64 };
+    }
+    if place < most {
+        return Side::Left as u64;
+    }
+    Side::Host as u64 | if now == 0 { WATCHED } else { 0 }
+}
+
+/// Passes a packet of a client that is the host's.
+#[inline(always)]
+pub(crate) fn unsteered(service: u16) -> Step {
+    count(service, |stats| {
+        // SAFETY: a field of a map value.
+        unsafe { &raw mut (*stats).unsteered }
+    });
+    Step::PASS
+}
+
+#[inline(always)]
+fn count(service: u16, field: impl Fn(*mut ShareStats) -> *mut u64) {
+    if let Some(stats) = SHARE_STATS.get_ptr_mut(u32::from(service)) {
+        // SAFETY: a word of a map value.
+        unsafe { cpu_rows::add_shared(field(stats), 1) };
+    }
+}
+
+/// What becomes of a packet to the VIP of `marker` that no service can have: dropped, unless the host serves clients there.
+#[inline(always)]
+pub(crate) fn refused(marker: &ListenerRow, reason: DropReason) -> Step {
+    if marker.is_shared() { Step::PASS } else { Step::drop(reason) }
+}
+
+/// Whose connection the host may have.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Asked {
+    service: u16,
+    /// The client is the host's by now, not the service's.
+    left: bool,
+}
+
+/// Not on the stack, of which the steps that lead here leave little.
+#[map]
+static ASKED_OF: PerCpuArray<Asked> = PerCpuArray::with_max_entries(1, 0);
+
+/// Notes whose connection is asked for by the step that is taken [unless the host has it](Step::unless_hosts).
+#[inline(always)]
+pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
+    if let Some(asked) = ASKED_OF.get_ptr_mut(0) {
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        unsafe { asked.write(Asked { service: service.id, left: treated.has_left() }) };
+    }
+}
+
+/// Decides by the host's sockets about a segment that opens no connection, of a client that has changed sides: it passes, or
+/// `next` is taken.
+///
+/// A host without a socket for the VIP's port (it forwards, or IPVS does) cannot be asked. Then connections of clients that are
+/// not known are taken for the host's.
+#[inline(always)]
+pub(crate) fn decide(ingress: Ingress, next: Step) -> Step {
+    let Some(asked) = ASKED_OF.get_ptr(0) else { return Step::PASS };
+    // SAFETY: as in `ask`.
+    let Asked { service, left } = unsafe { asked.read() };
+    let socket = sockets::of_host(ingress);
+    if socket == HostSocket::Connection || socket == HostSocket::None && left {
+        return hosts(service, left);
+    }
+    if next.is(Kind::Consult) && (left || socket == HostSocket::None) {
+        memory::ask_for_known();
+    }
+    next
+}
+
+#[inline(always)]
+fn hosts(service: u16, left: bool) -> Step {
+    if left {
+        return unsteered(service);
+    }
+    count(service, |stats| {
+        // SAFETY: a field of a map value.
+        unsafe { &raw mut (*stats).host_connections }
+    });
+    Step::PASS
+}

@@ -1,0 +1,132 @@
+//! Clients that are known from elsewhere: where they are is written into the client table that packets use.
+
+use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
+
+use balancer_common::{
+    client::slot,
+    client_table::{BUCKET_ENTRIES, Entry, find, victim},
+};
+use balancer_core::io::{BackendId, ServiceId};
+
+use super::{KernelDataplane, clients::Look, rows, stickiness::Stickiness};
+
+/// Tries to replace an entry that packets change meanwhile.
+const TRIES: usize = 8;
+
+/// A client that is to be known at a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learnt {
+    /// An address of it.
+    pub address: IpAddr,
+    /// Where it is.
+    pub backend: BackendId,
+    /// When it was seen last.
+    pub seen: Seen,
+}
+
+/// When a client was seen last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// So long ago.
+    Ago(Duration),
+    /// So long ago that it is remembered for this time from now on.
+    Left(Duration),
+}
+
+/// What has become of clients that were to be learnt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learning {
+    /// Not known before.
+    pub new: u64,
+    /// Known at that backend before.
+    pub known: u64,
+    /// Known at another backend before.
+    pub moved: u64,
+    /// Not seen for longer than clients are remembered.
+    pub expired: u64,
+    /// Without room in their buckets.
+    pub full: u64,
+    /// Not of the service's family, or of a service that remembers nobody.
+    pub strangers: u64,
+}
+
+enum Written {
+    New,
+    Known,
+    Moved,
+    Full,
+}
+
+impl KernelDataplane {
+    /// Has clients of a service be known at its backends, whatever was known of them before.
+    pub fn learn_clients(&mut self, service: ServiceId, clients: &[Learnt]) -> Learning {
+        self.reread_all();
+        let mut sum = Learning::default();
+        for &client in clients {
+            *match self.learn(service, client) {
+                Ok(Written::New) => &mut sum.new,
+                Ok(Written::Known) => &mut sum.known,
+                Ok(Written::Moved) => &mut sum.moved,
+                Ok(Written::Full) => &mut sum.full,
+                Err(Refusal::Expired) => &mut sum.expired,
+                Err(Refusal::Stranger) => &mut sum.strangers,
+            } += 1;
+        }
+        self.stickiness.wait_for_packets();
+        sum
+    }
+
+    fn learn(&mut self, service: ServiceId, Learnt { address, backend, seen }: Learnt) -> Result<Written, Refusal> {
+        let spec = self.directory.iter().find(|spec| spec.id == service).ok_or(Refusal::Stranger)?;
+        let hash = rows::client_hash(spec, address).ok_or(Refusal::Stranger)?;
+        let Stickiness { clients, sweep, memories, tables, .. } = &mut self.stickiness;
+        let memory = memories.get(&service).ok_or(Refusal::Stranger)?;
+        let clock = memory.clock.ok_or(Refusal::Stranger)?;
+        if clients.service_of(backend.0) != Some(service) {
+            return Err(Refusal::Stranger);
+        }
+        let ticks = |time: Duration| time.as_secs() / u64::from(clock.tick_seconds);
+        let age = match seen {
+            Seen::Ago(ago) => ticks(ago),
+            Seen::Left(left) => u64::from(clock.remember).saturating_sub(ticks(left)),
+        };
+        let age = u16::try_from(age).ok().filter(|&age| age <= clock.remember).ok_or(Refusal::Expired)?;
+        let (tag, now) = ((hash >> 32) as u32, memory.tick);
+        let place = slot(hash, memory.table.len() as u32);
+        if memory.table.get(place as usize) != Some(&backend.0) {
+            // Before packets can meet the entry: only those of flagged slots look for one.
+            tables.flag(service, place);
+            sweep.found_elsewhere(service, place);
+        }
+        let first = clients.bucket(hash) * BUCKET_ENTRIES;
+        let words = clients.words().get(first..first + BUCKET_ENTRIES).unwrap_or_default();
+        let ours = |id| clients.service_of(id) == Some(service);
+        let bucket = Look(words);
+        for _ in 0..TRIES {
+            let (at, old, written) = match find(&bucket, tag) {
+                Some((_, old)) if !ours(old.backend()) => return Ok(Written::Full),
+                Some((at, old)) if old.backend() == backend.0 => (at, old, Written::Known),
+                Some((at, old)) if old.age(now) > clock.remember => (at, old, Written::New),
+                Some((at, old)) => (at, old, Written::Moved),
+                None => match victim(&bucket, now, clock.remember, ours) {
+                    Some((at, _)) => (at, bucket.entry(at), Written::New),
+                    None => return Ok(Written::Full),
+                },
+            };
+            let age = if matches!(written, Written::Known) { age.min(old.age(now)) } else { age };
+            let new = Entry::heard_of(tag, backend.0, false, age, now);
+            let exchange = |word: &std::sync::atomic::AtomicU64| {
+                word.compare_exchange(old.0, new.0, Ordering::Release, Ordering::Relaxed).is_ok()
+            };
+            if words.get(at).is_some_and(exchange) {
+                return Ok(written);
+            }
+        }
+        Ok(Written::Full)
+    }
+}
+
+enum Refusal {
+    Expired,
+    Stranger,
+}

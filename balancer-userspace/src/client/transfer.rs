@@ -1,0 +1,175 @@
+//! `balancer client import` and `balancer client export`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{self, IsTerminal as _, Read as _},
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow};
+use balancer_api::{
+    client::Client,
+    model::{ImportedView, KnownClientView, KnownClientsView, MAX_IMPORTED},
+};
+use balancer_core::search;
+use balancer_model::words::{counted, grouped};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::lines;
+use crate::{Failure, output};
+
+/// Lines of a file that are read, in bytes.
+const MOST: u64 = 1 << 30;
+
+/// Has the clients of a file be known.
+pub(super) async fn import(client: &Client, service: &str, file: &Path, json: bool) -> Result<(), Failure> {
+    let text = read(file)?;
+    let backends: Vec<String> =
+        client.service(service).await?.backends.into_iter().map(|backend| backend.name).collect();
+    let clients = lines::read(&file.display().to_string(), &text, &backends).map_err(|error| anyhow!(error))?;
+    if clients.is_empty() {
+        return Err(anyhow!("{}: no line says where a client is; nothing was changed", file.display()).into());
+    }
+    let mut sum = ImportedView::default();
+    for part in clients.chunks(MAX_IMPORTED) {
+        let ImportedView { new, known, moved, expired, full, strangers, .. } =
+            client.import_clients(service, part.to_vec()).await?;
+        sum.new += new;
+        sum.known += known;
+        sum.moved += moved;
+        sum.expired += expired;
+        sum.full += full;
+        sum.strangers += strangers;
+    }
+    sum.message = told(service, &sum);
+    if json {
+        return Ok(output::print_json(&sum)?);
+    }
+    Ok(output::print(&format!("{}\n", sum.message))?)
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let done = if file == Path::new("-") {
+        io::stdin().lock().take(MOST).read_to_end(&mut bytes)
+    } else {
+        fs::File::open(file).and_then(|open| open.take(MOST).read_to_end(&mut bytes))
+    };
+    done.with_context(|| format!("reading {}", file.display()))?;
+    Ok(String::from_utf8(bytes).map_err(|_| anyhow!("{} is not a text", file.display()))?)
+}
+
+fn told(service: &str, sum: &ImportedView) -> String {
+    let taken = sum.new + sum.known + sum.moved;
+    let mut text = format!("service {service}: {} known from the file", counted(taken as usize, "client"));
+    for (count, what) in [
+        (sum.known, "known there before"),
+        (sum.moved, "known at another backend before"),
+        (sum.expired, "too old for remember"),
+        (sum.full, "without room: see [client_table] capacity"),
+        (sum.strangers, "of a family that the service has no listener of"),
+    ] {
+        if count > 0 {
+            let _ = write!(text, "; {} {what}", grouped(count));
+        }
+    }
+    text
+}
+
+/// Requests that one export may take.
+const MOST_PARTS: u128 = 1 << 16;
+
+/// Prefixes in each of which as many clients are as one request may search for, if clients are told apart by so many bits.
+fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, String> {
+    let mut all = Vec::new();
+    for &net in within {
+        let clients = search::count(net, prefix(net));
+        if clients / search::MOST > MOST_PARTS {
+            return Err(format!("{net} holds too many clients to look at; name smaller prefixes"));
+        }
+        let doublings = clients.div_ceil(search::MOST).next_power_of_two().ilog2() as u8;
+        all.extend(net.subnets(net.prefix_len() + doublings).into_iter().flatten());
+    }
+    Ok(all)
+}
+
+/// All addresses that a client may have: of IPv6 ones there are too many to look at.
+fn everywhere() -> Vec<IpNet> {
+    // 0.0.0.0/8, 127.0.0.0/8 and 224.0.0.0/3 are nobody's.
+    let nets = (1..=223u8).filter(|&first| first != 127);
+    let nets: Vec<Ipv4Net> = nets.filter_map(|first| Ipv4Net::new(Ipv4Addr::new(first, 0, 0, 0), 8).ok()).collect();
+    Ipv4Net::aggregate(&nets).into_iter().map(IpNet::V4).collect()
+}
+
+/// Writes where clients are.
+pub(super) async fn export(
+    client: &Client,
+    service: &str,
+    within: Vec<IpNet>,
+    file: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let within = if within.is_empty() { everywhere() } else { within };
+    let KnownClientsView { known_clients: mut all, prefix_v4, prefix_v6, .. } =
+        client.export_clients(service, &[]).await?;
+    let prefix = |net: IpNet| if net.addr().is_ipv4() { prefix_v4 } else { prefix_v6 };
+    let parts = parts(&within, prefix).map_err(|error| anyhow!(error))?;
+    let mut found: BTreeMap<IpAddr, KnownClientView> = BTreeMap::new();
+    let shows = io::stderr().is_terminal();
+    for (index, part) in parts.iter().enumerate() {
+        let known = client.export_clients(service, std::slice::from_ref(part)).await?;
+        all = known.known_clients;
+        found.extend(known.clients.into_iter().map(|client| (client.client, client)));
+        if shows {
+            eprint!(
+                "\r{} of {} known clients found, {}%",
+                grouped(found.len() as u64),
+                grouped(all),
+                100 * (index + 1) / parts.len()
+            );
+        }
+        if found.len() as u64 >= all {
+            break;
+        }
+    }
+    if shows {
+        eprintln!();
+    }
+    let mut text = format!("# service {service}: address, backend, how long ago it was there\n");
+    for KnownClientView { client, backend, age_seconds } in found.values() {
+        let _ = writeln!(text, "{client} {backend} {age_seconds}s");
+    }
+    match file {
+        Some(file) => fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?,
+        None => output::print(&text)?,
+    }
+    let missing = all.saturating_sub(found.len() as u64);
+    if missing > 0 {
+        eprintln!(
+            "{} have addresses in none of the prefixes searched and are left out: the client table holds hashes; name \
+             prefixes with --within, such as 2001:db8::/40",
+            counted(missing as usize, "known client")
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_much_is_searched_then_each_request_looks_at_no_more_than_it_may() {
+        let all = everywhere();
+        assert!(all.iter().all(|net| !net.contains(&"127.0.0.1".parse::<IpAddr>().unwrap())), "{all:?}");
+        let parts = parts(&all, |_| 32).unwrap();
+        assert!(parts.iter().all(|&part| search::count(part, 32) <= search::MOST), "{parts:?}");
+        let looked_at: u128 = parts.iter().map(|&part| search::count(part, 32)).sum();
+        assert_eq!(looked_at, 222 << 24);
+        let v6 = ["2001:db8::/32".parse::<IpNet>().unwrap()];
+        assert_eq!(super::parts(&v6, |_| 64).unwrap().len(), 64);
+        assert!(super::parts(&v6, |_| 128).unwrap_err().contains("name smaller prefixes"));
+    }
+}

@@ -1,0 +1,67 @@
+//! Services that share their clients with the host. No socket of the host has a connection here: single packets cover that.
+
+use std::net::IpAddr;
+
+use balancer_common::share::Side;
+
+use super::{Arrival, Fate, State, client_hash, parse::Packet, steer::Choice};
+
+/// How packets of a client are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Treated {
+    /// They are steered; whether the client may have connections to the host.
+    Steered { came: bool },
+    /// The host's, though the client may have connections to backends.
+    Left,
+    /// The host's.
+    Host,
+    /// The host's, counted as if they were steered.
+    Watched,
+}
+
+impl State {
+    /// How packets of a client of a service are treated.
+    pub(super) fn treated(&self, service: usize, client: IpAddr) -> Treated {
+        let service = &self.services[service];
+        let tag = (client_hash(service, client) >> 32) as u32;
+        match service.spec.share.side(tag) {
+            Side::Steered => Treated::Steered { came: false },
+            Side::Came => Treated::Steered { came: true },
+            Side::Left => Treated::Left,
+            Side::Host if service.spec.share.now == 0 => Treated::Watched,
+            Side::Host => Treated::Host,
+        }
+    }
+
+    /// Whether the host serves clients of a VIP as well.
+    pub(super) fn is_shared(&self, vip: IpAddr) -> bool {
+        let mut services = self.services.iter().filter(|service| !service.spec.share.is_all());
+        services.any(|service| service.spec.listeners.iter().any(|of| of.listener.address == vip))
+    }
+
+    /// Passes a packet of a client that is not steered.
+    pub(super) fn unsteered(&mut self, service: usize, packet: &Packet) -> Fate {
+        self.follow_to_kernel(packet);
+        self.left(service)
+    }
+
+    /// Passes a packet of a client that is not steered any more, of a connection that the host may have. A choice: later
+    /// fragments do not follow it.
+    pub(super) fn left(&mut self, service: usize) -> Fate {
+        *self.counters.unsteered.entry(self.services[service].spec.id.0).or_default() += 1;
+        Fate::Pass
+    }
+
+    /// Passes a packet that is watched on its way to a backend.
+    pub(super) fn watched(&mut self, _arrival: Arrival<'_>, packet: &Packet, choice: Choice) -> Fate {
+        self.follow_to_kernel(packet);
+        if let Some(decision) = choice.decision {
+            self.counters.backend(choice.backend).decisions[decision.index()] += 1;
+        }
+        if self.reachable(choice.backend).is_some() {
+            self.counters.forwarded(choice.backend, packet.start + packet.length, choice.decision.is_some());
+            self.counters.watched += 1;
+        }
+        Fate::Pass
+    }
+}

@@ -1,0 +1,462 @@
+//! From another balancer to this one on the same machine, which owns the VIP: nginx and HAProxy serve, then this one carries
+//! a part of the clients, then all, and the other one ends.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    binaries,
+    http_client::{Request, send_all},
+    process::Process,
+    site::{PATIENCE, PORT, Site, counts},
+    topology::{Family, Shape},
+    users::find_the_way_to_the_clients,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::support::{homes, requests, under_load, wait};
+
+const FAMILY: Family = Family::V4;
+
+/// Servers behind a balancer's machine, whose balancer is only started for its files.
+fn site(hosts: u16) -> Site {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, hosts, |settings, _| {
+        settings.service_lines = "steer = 0".to_owned();
+        Ok(())
+    })
+    .unwrap();
+    find_the_way_to_the_clients(&site);
+    site.controller().process().stop().unwrap();
+    site
+}
+
+/// Starts a program in the balancer's namespace, and waits until it takes connections to the VIP.
+fn start(site: &Site, name: &str, program: &str, arguments: &[&str]) -> Process {
+    assert!(Path::new(program).exists(), "{program} is missing: `cargo xtask setup` installs it");
+    let mut command = site.topology().balancer().command(program);
+    command.args(arguments);
+    let process = Process::spawn(name, &mut command, &site.files().join(format!("{name}.log"))).unwrap();
+    let [request] = <[Request; 1]>::try_from(requests(site.topology(), FAMILY, PORT, 1..=1)).unwrap();
+    wait(&format!("{name} does not answer: {:?}", process.tail(5)), || {
+        send_all(site.topology().client(), std::slice::from_ref(&request), 1).unwrap().iter().all(Result::is_ok)
+    });
+    process
+}
+
+fn start_haproxy(site: &Site, text: &str) -> Process {
+    let config = site.files().join("haproxy.cfg");
+    let socket = site.files().join("haproxy.sock");
+    let head = format!("global\n    stats socket {} mode 600 level admin\n", socket.display());
+    fs::write(&config, head + text).unwrap();
+    start(site, "haproxy", "/usr/sbin/haproxy", &["-db", "-f", &config.to_string_lossy()])
+}
+
+/// What HAProxy says on its socket.
+fn ask_haproxy(site: &Site, command: &str) -> String {
+    let mut socket = UnixStream::connect(site.files().join("haproxy.sock")).unwrap();
+    writeln!(socket, "{command}").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// A `listen` of HAProxy that remembers clients, whom it gives to the servers in turn.
+fn sticky(site: &Site, servers: u16) -> String {
+    let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
+    let servers: String = (1..=servers)
+        .map(|number| format!("    server web{number} {} check\n", site.backend_address(FAMILY, number)))
+        .collect();
+    format!(
+        "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 10m\n    timeout server 10m\n\
+         listen web\n    bind {vip}\n    balance roundrobin\n    stick-table type ip size 100k expire 30m\n    \
+         stick on src\n{servers}"
+    )
+}
+
+/// `balancer import` of a file, with arguments.
+fn import(site: &Site, file: &Path, arguments: &[&str]) -> (PathBuf, String) {
+    let imported = site.files().join("imported.toml");
+    let output = Command::new(binaries::balancer().unwrap())
+        .arg("import")
+        .arg(file)
+        .args(arguments)
+        .arg("-o")
+        .arg(&imported)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code().is_some_and(|code| code < 2), "{said}");
+    (imported, said)
+}
+
+/// Starts the balancer with the imported services, `steer` percent of whose clients it steers.
+fn start_balancer(site: &mut Site, imported: &Path, steer: u8) {
+    let own = fs::read_to_string(site.config()).unwrap();
+    let (head, _) = own.split_once("[[service]]").unwrap();
+    let services = fs::read_to_string(imported).unwrap();
+    let services = services.replace("forwarding = \"nat\"\n", &format!("forwarding = \"nat\"\nsteer = {steer}\n"));
+    assert!(services.contains(&format!("steer = {steer}")), "{services}");
+    fs::write(site.config(), format!("{head}{services}")).unwrap();
+    site.restart_with_the_file_as_it_is().unwrap();
+}
+
+fn steer(site: &Site, service: &str, percent: u8) -> String {
+    site.cli(&["service", "steer", service, &percent.to_string()]).unwrap()
+}
+
+/// How many clients are on another server.
+fn elsewhere(before: &[String], after: &[String]) -> usize {
+    before.iter().zip(after).filter(|(before, after)| before != after).count()
+}
+
+/// The chapter on this, whose commands are typed here.
+fn chapter() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    fs::read_to_string(root.join("docs/src/switching.md")).unwrap()
+}
+
+/// The text of the code block that begins with `head`.
+fn block<'a>(chapter: &'a str, head: &str) -> &'a str {
+    let (_, rest) = chapter.split_once(head).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+/// The commands of a block, each with what it prints.
+fn commands(block: &str) -> Vec<(&str, String)> {
+    let mut commands: Vec<(&str, String)> = Vec::new();
+    for line in block.lines() {
+        match (line.strip_prefix("$ "), commands.last_mut()) {
+            (Some(command), _) => commands.push((command, String::new())),
+            (None, Some((_, printed))) => *printed += &format!("{line}\n"),
+            (None, None) => unreachable!("{line} is what no command prints"),
+        }
+    }
+    commands
+}
+
+#[test]
+fn when_haproxy_is_left_as_in_the_book_then_no_client_comes_to_another_server_and_no_request_fails() {
+    let chapter = chapter();
+    let mut site = site(4);
+    let mut haproxy = start_haproxy(&site, block(&chapter, "```haproxy\n"));
+    let all = requests(site.topology(), FAMILY, PORT, 1..=2000);
+    let before = homes(site.topology(), &all);
+    assert_eq!(counts(&before).len(), 4, "{:?}", counts(&before));
+
+    let (imported, said) = import(&site, &site.files().join("haproxy.cfg"), &[]);
+    println!("{}", said.trim());
+    start_balancer(&mut site, &imported, 0);
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let table = site.files().join("table.txt");
+    let table = table.to_str().unwrap();
+    let entrance = site.topology().client().entrance();
+    let mut shares = Vec::new();
+    let typed = commands(block(&chapter, "```console\n"));
+    let mut type_in = |command: &str, shown: &str| {
+        if command.starts_with("echo ") {
+            fs::write(table, ask_haproxy(&site, "show table web")).unwrap();
+            return;
+        }
+        let command = command.strip_prefix("balancer ").unwrap().replace("table.txt", table);
+        let printed = site.cli(&command.split(' ').collect::<Vec<_>>()).unwrap();
+        assert_eq!(printed, shown, "balancer {command}");
+        if command.starts_with("service steer") {
+            shares.extend(command.rsplit(' ').next().map(str::to_owned));
+            assert_eq!(elsewhere(&before, &homes(site.topology(), &all)), 0, "{command}");
+        }
+    };
+    // Whom the load would bring to HAProxy meanwhile its table would not tell.
+    let first = typed.iter().position(|(command, _)| command.contains(" steer ")).unwrap();
+    typed[..first].iter().for_each(|(command, shown)| type_in(command, shown));
+    let load =
+        under_load(&entrance, &all, || typed[first..].iter().for_each(|(command, shown)| type_in(command, shown)));
+    load.assert_answered(500);
+    assert_eq!(shares, ["10", "50", "100"]);
+    // Connections that HAProxy still has end with it.
+    haproxy.stop().unwrap();
+    let load = under_load(&entrance, &all, || {
+        assert_eq!(elsewhere(&before, &homes(site.topology(), &all)), 0, "without HAProxy");
+    });
+    load.assert_answered(500);
+    let metrics = site.metrics().unwrap();
+    assert_eq!(metrics.sum("moves_total", &["service=\"web\""]).unwrap(), 0.0);
+    assert_eq!(metrics.sum("service_steer_percent", &["service=\"web\""]).unwrap(), 100.0);
+    // Each server sees the client's own address now, where HAProxy's was seen before.
+    site.homes(FAMILY, 1..=20).unwrap();
+    println!("2,000 clients: 0 on another server, 0 failed requests");
+}
+
+/// A connection of a client that has asked for nothing yet.
+struct Waiting {
+    client: u16,
+    stream: TcpStream,
+}
+
+impl Waiting {
+    fn open(site: &Site, client: u16) -> Self {
+        let source = SocketAddr::new(site.topology().client_address(FAMILY, client), 0);
+        let target = SocketAddr::new(site.topology().vip(FAMILY), PORT);
+        let stream = site
+            .topology()
+            .client()
+            .run_in_thread(move || {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.bind(&source.into())?;
+                socket.connect_timeout(&target.into(), PATIENCE)?;
+                Ok::<TcpStream, std::io::Error>(socket.into())
+            })
+            .unwrap()
+            .unwrap();
+        Self { client, stream }
+    }
+
+    /// Asks once and leaves the connection open: whom the server has seen.
+    fn ask(&mut self) -> Result<String, String> {
+        let error = |error: std::io::Error| format!("client {}: {error}", self.client);
+        self.stream.set_read_timeout(Some(PATIENCE)).map_err(error)?;
+        self.stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: web\r\naccept: application/json\r\ncontent-length: 0\r\n\r\n")
+            .map_err(error)?;
+        let mut answer = Vec::new();
+        let mut part = [0; 4096];
+        loop {
+            let read = self.stream.read(&mut part).map_err(error)?;
+            if read == 0 {
+                return Err(format!("client {}: the connection was ended", self.client));
+            }
+            answer.extend_from_slice(&part[..read]);
+            let text = String::from_utf8_lossy(&answer);
+            if let Some((_, rest)) = text.split_once("\"client\":")
+                && let Some(address) = rest.split('"').nth(1).filter(|_| rest.contains('}'))
+            {
+                return Ok(address.to_owned());
+            }
+        }
+    }
+}
+
+#[test]
+fn when_the_share_grows_and_shrinks_under_load_then_open_connections_stay_on_their_side() {
+    let mut site = site(3);
+    let text = sticky(&site, 3);
+    let _haproxy = start_haproxy(&site, &text);
+    let (imported, _) = import(&site, &site.files().join("haproxy.cfg"), &[]);
+    start_balancer(&mut site, &imported, 0);
+    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let all = requests(site.topology(), FAMILY, PORT, 1..=300);
+    homes(site.topology(), &all);
+
+    let entrance = site.topology().client().entrance();
+    let mut open: Vec<(Waiting, String)> = Vec::new();
+    let mut steered = BTreeMap::new();
+    let load = under_load(&entrance, &all, || {
+        for percent in [0, 10, 50, 100, 10] {
+            if percent > 0 {
+                println!("{}", steer(&site, "web", percent).trim());
+            }
+            for (waiting, seen) in &mut open {
+                assert_eq!(waiting.ask().as_ref(), Ok(&*seen), "at {percent}%");
+            }
+            for client in 1..=60 {
+                let mut waiting = Waiting::open(&site, client);
+                let seen = waiting.ask().unwrap_or_else(|error| panic!("at {percent}%: {error}"));
+                let own = seen == site.topology().client_address(FAMILY, client).to_string();
+                *steered.entry(percent).or_insert(0) += usize::from(own);
+                open.push((waiting, seen));
+            }
+        }
+        for (waiting, seen) in &mut open {
+            assert_eq!(waiting.ask().as_ref(), Ok(&*seen), "in the end");
+        }
+    });
+    load.assert_answered(200);
+    println!("of 60 clients, steered at each share: {steered:?}; {} connections stayed open", open.len());
+    // The last one at 10% is counted with the first.
+    assert!(steered[&0] == 0 && steered[&100] == 60 && steered[&10] < steered[&50] * 2, "{steered:?}");
+    let passed = |reason: &str| {
+        let reason = format!("reason=\"{reason}\"");
+        site.metrics().unwrap().sum("unsteered_packets_total", &["service=\"web\"", &reason]).unwrap()
+    };
+    assert!(passed("unsteered") > 0.0 && passed("host_connection") > 0.0);
+}
+
+#[test]
+fn when_a_service_is_watched_then_the_figures_are_there_before_a_packet_is_steered() {
+    let mut site = site(3);
+    let text = sticky(&site, 3);
+    let _haproxy = start_haproxy(&site, &text);
+    let (imported, _) = import(&site, &site.files().join("haproxy.cfg"), &[]);
+    start_balancer(&mut site, &imported, 0);
+    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let all = requests(site.topology(), FAMILY, PORT, 1..=200);
+    for _ in 0..2 {
+        homes(site.topology(), &all);
+    }
+    wait("the known clients are not counted", || {
+        let status = site.status().unwrap();
+        status.services[0].backends.iter().map(|backend| backend.known_clients).sum::<u64>() >= 200
+    });
+    let status = site.status().unwrap();
+    let [service] = status.services.as_slice() else { panic!("{status:?}") };
+    assert_eq!((service.steer, service.watched), (0, true));
+    assert!(service.backends.iter().all(|backend| backend.connections > 50), "{:?}", service.backends);
+    let verdicts: u64 = status.interfaces.iter().map(|of| of.packets_seen.tx + of.packets_seen.redirect).sum();
+    assert_eq!(verdicts, 0, "something was steered");
+    for (arguments, expected) in [
+        (["stats", "web"], "watched (steer 0: what would be)"),
+        (["stats", "web"], "PERIOD (WATCHED)"),
+        (["status", "--json"], "\"watched\": true"),
+        (["service", "list"], "web"),
+    ] {
+        let text = site.cli(&arguments).unwrap();
+        assert!(text.contains(expected), "{arguments:?}: {text}");
+    }
+    let text = site.cli(&["status"]).unwrap();
+    assert!(text.contains("steer 0: watched: every packet passes to the host"), "{text}");
+    // What a change would do is told without doing it.
+    let plan = site.cli(&["plan", "service", "steer", "web", "100"]).unwrap();
+    assert!(plan.contains("100% of the clients would be steered, not 0%; ") && plan.contains("taken over"), "{plan}");
+    assert_eq!(site.status().unwrap().services[0].steer, 0);
+    let events = || site.cli(&["events"]).unwrap();
+    steer(&site, "web", 30);
+    assert!(events().contains("service web steer 0 → 30"), "{}", events());
+    // A later start goes on from there.
+    site.restart_with_the_file_as_it_is().unwrap();
+    assert_eq!(site.status().unwrap().services[0].steer, 30);
+}
+
+const NGINX: &str = "
+user root;
+worker_processes 1;
+pid DIRECTORY/front.pid;
+error_log stderr;
+events { worker_connections 2048; }
+http {
+    log_format clients '$remote_addr - - [$time_local] \"$request\" $status $body_bytes_sent \"-\" \"-\" $upstream_addr';
+    access_log DIRECTORY/access.log clients;
+    client_body_temp_path DIRECTORY/front-body;
+    proxy_temp_path DIRECTORY/front-proxy;
+    fastcgi_temp_path DIRECTORY/front-fastcgi;
+    uwsgi_temp_path DIRECTORY/front-uwsgi;
+    scgi_temp_path DIRECTORY/front-scgi;
+    upstream shop {
+        ip_hash;
+SERVERS    }
+    server {
+        listen VIP;
+        location / { proxy_pass http://shop; }
+    }
+}
+";
+
+#[test]
+fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_are_and_they_stay_there() {
+    let mut site = site(4);
+    let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
+    let servers: String =
+        (1..=4).map(|number| format!("        server {};\n", site.backend_address(FAMILY, number))).collect();
+    let config = site.files().join("nginx.conf");
+    let text = NGINX
+        .replace("DIRECTORY", &site.files().display().to_string())
+        .replace("SERVERS", &servers)
+        .replace("VIP", &vip.to_string());
+    fs::write(&config, text).unwrap();
+    let files = site.files().to_string_lossy().into_owned();
+    let arguments = ["-p", &files, "-c", &config.to_string_lossy(), "-g", "daemon off;"];
+    let mut nginx = start(&site, "nginx", "/usr/sbin/nginx", &arguments);
+    let all = requests(site.topology(), FAMILY, PORT, 1..=10_000);
+    let before = homes(site.topology(), &all);
+
+    let (imported, said) = import(&site, &config, &[]);
+    println!("{}", said.trim());
+    // What ip_hash would do by the log is what nginx did.
+    let log = site.files().join("access.log");
+    let simulated = Command::new(binaries::balancer().unwrap())
+        .args(["simulate", "--json", "--config"])
+        .arg(&imported)
+        .arg(&log)
+        .output()
+        .unwrap();
+    assert!(simulated.status.success(), "{}", String::from_utf8_lossy(&simulated.stderr));
+    let simulated: serde_json::Value = serde_json::from_slice(&simulated.stdout).unwrap();
+    let rules = simulated["rules"].as_array().unwrap();
+    let ip_hash = rules.iter().find(|rule| rule["rule"]["kind"] == "nginx_ip_hash").unwrap();
+    let simulated: BTreeMap<String, u64> = (1..)
+        .zip(ip_hash["servers"].as_array().unwrap())
+        .map(|(number, server)| (format!("web{number}"), server["clients"].as_u64().unwrap()))
+        .collect();
+    let did = counts(&before).into_iter().map(|(name, clients)| (name.clone(), clients as u64));
+    assert_eq!(simulated, did.collect());
+
+    // The log says who is where: a line of it becomes a line of an import.
+    let names: BTreeMap<String, String> = (1..=4)
+        .map(|number| {
+            let address = site.backend_address(FAMILY, number);
+            (address.to_string(), address.to_string().replace(':', "-"))
+        })
+        .collect();
+    let text = fs::read_to_string(&log).unwrap();
+    let lines = text.lines().map(|line| {
+        let (client, server) = (line.split(' ').next().unwrap(), line.rsplit(' ').next().unwrap());
+        format!("{client} {}\n", names[server])
+    });
+    let clients = site.files().join("clients.txt");
+    fs::write(&clients, lines.collect::<String>()).unwrap();
+
+    start_balancer(&mut site, &imported, 0);
+    let said = site.cli(&["client", "import", "shop", &clients.to_string_lossy()]).unwrap();
+    println!("{}", said.trim());
+    println!("{}", steer(&site, "shop", 100).trim());
+    nginx.stop().unwrap();
+    let after = homes(site.topology(), &all);
+    assert_eq!(elsewhere(&before, &after), 0);
+    println!("{} clients of nginx: 0 on another server: {:?}", before.len(), counts(&before));
+}
+
+#[test]
+fn when_clients_are_exported_and_imported_then_they_are_known_where_they_were() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 3, |settings, _| {
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap();
+    find_the_way_to_the_clients(&site);
+    let before = site.homes(FAMILY, 1..=300).unwrap();
+    let file = site.files().join("clients.txt");
+    let file = file.to_string_lossy();
+    let within = ["--within", "10.1.0.0/16"];
+    site.cli(&["client", "export", "web", "-o", &file, within[0], within[1]]).unwrap();
+    let text = fs::read_to_string(&*file).unwrap();
+    let lines: BTreeMap<&str, &str> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split_once(' ').unwrap())
+        .map(|(client, rest)| (client, rest.split(' ').next().unwrap()))
+        .collect();
+    for (&client, home) in &before {
+        let address = site.topology().client_address(FAMILY, client).to_string();
+        assert_eq!(lines.get(address.as_str()), Some(&home.as_str()), "{address}");
+    }
+    // Another client table, of another size, and all of them at one server: they are where the file says.
+    site.restart(|settings| settings.lines = "[client_table]\ncapacity = 65536\n".to_owned()).unwrap();
+    let moved = text.replace(" web2 ", " web1 ").replace(" web3 ", " web1 ");
+    fs::write(&*file, moved).unwrap();
+    let said = site.cli(&["client", "import", "web", &file]).unwrap();
+    assert!(said.starts_with("service web: 300 clients known from the file"), "{said}");
+    let after = site.homes(FAMILY, 1..=300).unwrap();
+    assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), ["web1"], "{:?}", counts(after.values()));
+    // A line that is wrong is named, and nobody is moved by the others.
+    fs::write(&*file, "10.1.0.1 web2\n10.1.0.2 web9\n").unwrap();
+    let error = site.cli(&["client", "import", "web", &file]).unwrap_err().to_string();
+    assert!(error.contains("clients.txt:2: there is no backend \"web9\""), "{error}");
+    assert_eq!(site.homes(FAMILY, 1..=1).unwrap()[&1], "web1");
+}

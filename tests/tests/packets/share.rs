@@ -1,0 +1,298 @@
+//! Services that share their clients with the host: which packets pass, which are steered, and what becomes of those of
+//! connections from before the share changed.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use balancer_common::{
+    client::{self, HashKey, mask_v6},
+    map_types::ShareStats,
+    share::{Share, Side},
+    verdict::{Decision, DropReason},
+};
+use balancer_core::io::{RuleAction, RuleSpec};
+use balancer_testkit::{
+    frame::{ACK, Frame, SYN, Transport},
+    rig::{Rig, backend_mac},
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    cases::{Case, Then, run_with},
+    icmp_errors::error,
+};
+
+/// TCP services of both families, one of each mode.
+const TCP: [&str; 6] = [
+    "198.51.100.10:80",
+    "[2001:db8::10]:80",
+    "198.51.100.20:80",
+    "[2001:db8::20]:80",
+    "198.51.100.60:80",
+    "[2001:db8::52]:80",
+];
+const UDP: [&str; 2] = ["198.51.100.70:53", "[2001:db8::71]:53"];
+const HALF: Share = Share::always(50);
+/// Half of the clients are steered, as many as before went from the host to the backends or back.
+const CHANGED: Share = Share { now: 50, least: 25, most: 75 };
+
+fn tag(client: IpAddr) -> u32 {
+    let key = HashKey { k0: 1, k1: 2 };
+    let hash = match client {
+        IpAddr::V4(client) => client::hash_v4(key, u32::from_ne_bytes(client.octets())),
+        IpAddr::V6(client) => {
+            let [high, low]: [u64; 2] = bytemuck::cast(client.octets());
+            let [high_mask, low_mask] = mask_v6(64);
+            client::hash_v6(key, [high & high_mask, low & low_mask])
+        }
+    };
+    (hash >> 32) as u32
+}
+
+/// A client of `vip`'s family that is on a side; another one for each VIP, because the services of the rig share a hash key.
+fn on(share: Share, side: Side, vip: &str) -> IpAddr {
+    let clients = (1..=250u16).map(|host| -> IpAddr {
+        if vip.starts_with('[') {
+            format!("2001:db8:c:{host:x}::7").parse().expect("an address")
+        } else {
+            format!("203.0.113.{host}").parse().expect("an address")
+        }
+    });
+    let place = TCP.iter().chain(&UDP).position(|of| *of == vip).unwrap_or_default();
+    let mut clients = clients.filter(|&client| share.side(tag(client)) == side);
+    clients.nth(place).expect("a client on that side")
+}
+
+fn packet(client: IpAddr, vip: &str, transport: Transport) -> Frame {
+    Frame::new(&SocketAddr::new(client, 40_000).to_string(), vip, transport)
+}
+
+fn to(rig: &Rig, vip: &str) -> Then {
+    Then::To(backend_mac(rig.service(vip).expect("a service")))
+}
+
+fn share_all(share: Share) -> impl FnOnce(&mut Rig) -> anyhow::Result<()> {
+    move |rig| TCP.iter().chain(&UDP).try_for_each(|vip| rig.share(vip, share))
+}
+
+#[test]
+fn when_half_of_the_clients_are_steered_then_all_packets_of_the_others_pass() {
+    run_with(share_all(HALF), |rig| {
+        let mut cases = Vec::new();
+        for (vip, transports) in TCP
+            .map(|vip| (vip, vec![Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Tcp(SYN | ACK)]))
+            .into_iter()
+            .chain(UDP.map(|vip| (vip, vec![Transport::Udp])))
+        {
+            for transport in transports {
+                let steered = packet(on(HALF, Side::Steered, vip), vip, transport);
+                let other = packet(on(HALF, Side::Host, vip), vip, transport);
+                for vlans in [vec![], vec![7], vec![7, 8]] {
+                    let steered = Frame { vlans: vlans.clone(), ..steered.clone() };
+                    let other = Frame { vlans, ..other.clone() };
+                    cases.push(Case::new(format!("{vip} steered, {transport:?}"), &steered, to(rig, vip)));
+                    cases.push(Case::new(format!("{vip} the host's, {transport:?}"), &other, Then::Pass));
+                }
+            }
+        }
+        cases
+    });
+}
+
+#[test]
+fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_unknown_ones_to_the_host() {
+    run_with(
+        |rig| {
+            share_all(CHANGED)(rig)?;
+            TCP.iter().try_for_each(|vip| rig.remember(vip, Duration::from_secs(3600)))
+        },
+        |rig| {
+            let mut cases = Vec::new();
+            for vip in TCP {
+                let [came, left] = [Side::Came, Side::Left].map(|side| on(CHANGED, side, vip));
+                let of = |client, flags| packet(client, vip, Transport::Tcp(flags));
+                cases.push(Case::new(format!("{vip} came, not known"), &of(came, ACK), Then::Pass));
+                cases.push(Case::new(format!("{vip} came, begins"), &of(came, SYN), to(rig, vip)));
+                cases.push(Case::new(format!("{vip} came, is known"), &of(came, ACK), to(rig, vip)));
+                cases.push(Case::new(format!("{vip} left, begins"), &of(left, SYN), Then::Pass));
+                // Nothing listens here: whoever serves the VIP has no sockets.
+                cases.push(Case::new(format!("{vip} left, goes on"), &of(left, ACK), Then::Pass));
+            }
+            for vip in UDP {
+                let [came, left] = [Side::Came, Side::Left].map(|side| on(CHANGED, side, vip));
+                let of = |client| packet(client, vip, Transport::Udp);
+                cases.push(Case::new(format!("{vip} came"), &of(came), to(rig, vip)));
+                cases.push(Case::new(format!("{vip} left"), &of(left), Then::Pass));
+            }
+            cases
+        },
+    );
+}
+
+/// Has this machine have the VIPs, and listen there.
+fn serve(vips: &[&str]) -> Vec<TcpListener> {
+    let ip = |words: &str| {
+        let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
+        assert!(status.success(), "ip {words}: {status}");
+    };
+    vips.iter()
+        .map(|vip| {
+            let address: SocketAddr = vip.parse().expect("an address");
+            ip(&format!("address add {} dev lo{}", address.ip(), if address.is_ipv6() { " nodad" } else { "" }));
+            TcpListener::bind(address).expect("a listener")
+        })
+        .collect()
+}
+
+/// A connection of `client`, whose address this machine is given for it, to a listener. Its packets do not leave the machine.
+fn connect(client: IpAddr, listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
+    let status = Command::new("ip")
+        .args(["address", "add", &client.to_string(), "dev", "lo"])
+        .args(client.is_ipv6().then_some("nodad"))
+        .status()
+        .expect("ip");
+    assert!(status.success(), "{client}: {status}");
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(client, 0)), Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::new(client, 0).into()).expect("bound to the client's address");
+    socket.connect(&listener.local_addr().expect("an address").into()).expect("connected");
+    let (accepted, from) = listener.accept().expect("accepted");
+    (socket.into(), accepted, from)
+}
+
+#[test]
+fn when_the_host_has_a_connection_then_its_packets_pass_whoever_is_steered_by_now() {
+    let vips = ["198.51.100.10:80", "[2001:db8::20]:80"];
+    run_with(
+        move |rig| {
+            share_all(CHANGED)(rig)?;
+            for (vip, listener) in vips.iter().zip(&serve(&vips)) {
+                let mut cases = Vec::new();
+                for side in [Side::Came, Side::Left] {
+                    let client = on(CHANGED, side, vip);
+                    let (own, accepted, from) = connect(client, listener);
+                    let of = |from: SocketAddr, flags| Frame::new(&from.to_string(), vip, Transport::Tcp(flags));
+                    let other = SocketAddr::new(client, from.port().wrapping_add(1));
+                    cases.push((format!("{side:?} in the host's connection"), of(from, ACK), true));
+                    // The host listens, so that it would know of another one: it is a backend's.
+                    cases.push((format!("{side:?} in another connection"), of(other, ACK), false));
+                    let begins = matches!(side, Side::Left);
+                    cases.push((format!("{side:?} begins another one"), of(other, SYN), begins));
+                    let vip: SocketAddr = vip.parse()?;
+                    let router = if vip.is_ipv4() { "192.0.2.77:0" } else { "[2001:db8:ff::77]:0" };
+                    let kind = if vip.is_ipv4() { ("", 3, 4, [0, 0, 5, 0]) } else { ("", 2, 0, [0, 0, 5, 0]) };
+                    let quoted = |client: SocketAddr| Frame {
+                        payload: vec![5; 64],
+                        ..Frame::new(&vip.to_string(), &client.to_string(), Transport::Tcp(ACK))
+                    };
+                    cases.push((format!("{side:?}, an error about it"), error(router, &quoted(from), 548, kind), true));
+                    cases.push((format!("{side:?}, another error"), error(router, &quoted(other), 548, kind), false));
+                    for (name, frame, passes) in cases.drain(..) {
+                        let ran = rig.run(&frame.bytes())?;
+                        let passed = ran.action == 2 && ran.frame == frame.bytes();
+                        anyhow::ensure!(passed == passes, "{vip} {name}: action {}", ran.action);
+                        let mac = backend_mac(rig.service(&vip.to_string()).expect("a service"));
+                        anyhow::ensure!(passes || ran.frame.starts_with(&mac), "{vip} {name}: elsewhere");
+                    }
+                    // It has ended, so that the client may use its port for a connection to a backend.
+                    drop((accepted, own));
+                    let ended = Frame::new(&from.to_string(), &vip.to_string(), Transport::Tcp(ACK));
+                    let ran = rig.run(&ended.bytes())?;
+                    anyhow::ensure!(ran.action == 3, "{vip} {side:?} after the end: action {}", ran.action);
+                }
+                let ShareStats { unsteered, host_connections } = rig.passed(vip)?;
+                // Of the client that came two, of the other one its own two and a beginning.
+                anyhow::ensure!((unsteered, host_connections) == (3, 2), "{vip}: {unsteered}, {host_connections}");
+            }
+            Ok(())
+        },
+        |rig| {
+            let vip = TCP[0];
+            let steered = packet(on(CHANGED, Side::Steered, vip), vip, Transport::Tcp(ACK));
+            vec![Case::new("who was always steered", &steered, to(rig, vip))]
+        },
+    );
+}
+
+#[test]
+fn when_a_service_is_watched_then_every_packet_passes_and_what_would_be_is_counted() {
+    run_with(
+        |rig| {
+            share_all(Share::always(0))(rig)?;
+            for vip in TCP.iter().chain(&UDP) {
+                let transport = if UDP.contains(vip) { Transport::Udp } else { Transport::Tcp(SYN) };
+                for side in 1..=3 {
+                    let client = on(HALF, Side::Host, vip);
+                    let frame = packet(client, vip, transport);
+                    let ran = rig.run(&frame.bytes())?;
+                    anyhow::ensure!(ran.action == 2 && ran.frame == frame.bytes(), "{vip}: action {}", ran.action);
+                    let index = rig.service(vip).expect("a service");
+                    let stats = rig.backend_stats(index)?;
+                    let connections = if UDP.contains(vip) { 0 } else { side };
+                    anyhow::ensure!(
+                        (stats.packets, stats.connections, stats.decisions[Decision::Stateless.index()])
+                            == (side, connections, connections),
+                        "{vip}: {stats:?}"
+                    );
+                    anyhow::ensure!(stats.bytes == side * frame.bytes().len() as u64, "{vip}: {stats:?}");
+                }
+                anyhow::ensure!(rig.passed(vip)? == ShareStats::default(), "{vip}: counted as the host's");
+            }
+            Ok(())
+        },
+        |_| {
+            let mut cases = Vec::new();
+            for vip in TCP.iter().chain(&UDP) {
+                let client = on(HALF, Side::Host, vip);
+                let whole = packet(client, vip, if UDP.contains(vip) { Transport::Udp } else { Transport::Tcp(ACK) });
+                let mut broken = whole.bytes();
+                broken.truncate(broken.len() - 30);
+                cases.push(Case { name: format!("{vip} broken"), frame: broken, then: Then::Pass });
+                let vip: SocketAddr = vip.parse().expect("an address");
+                let martian = Frame { source: SocketAddr::new(vip.ip(), 1), ..whole.clone() };
+                cases.push(Case::new(format!("{vip} from itself"), &martian, Then::Pass));
+                let (kind, of) = if vip.is_ipv4() { (8, "203.0.113.7:0") } else { (128, "[2001:db8:c::7]:0") };
+                let ping = Frame::icmp(of, &SocketAddr::new(vip.ip(), 0).to_string(), kind, 0, [0, 1, 0, 1]);
+                cases.push(Case::new(format!("{vip} ping"), &ping, Then::Pass));
+                if vip.is_ipv4() {
+                    let first = Frame { more_fragments: true, payload: vec![1; 64], ..whole.clone() };
+                    cases.push(Case::new(format!("{vip} first fragment"), &first, Then::Pass));
+                    let later = Frame { fragment_offset: 8, more_fragments: false, ..first };
+                    cases.push(Case::new(format!("{vip} later fragment"), &later, Then::Pass));
+                }
+            }
+            cases
+        },
+    );
+}
+
+#[test]
+fn when_nobody_takes_clients_or_a_rule_denies_them_then_only_those_that_are_steered_are_dropped() {
+    let empty = ["198.51.100.40:80", "[2001:db8::41]:80"];
+    run_with(
+        move |rig| {
+            for vip in empty {
+                rig.share(vip, HALF)?;
+            }
+            for (vip, all) in [("198.51.100.10:80", "203.0.113.0/24"), ("[2001:db8::10]:80", "2001:db8:c::/48")] {
+                rig.share(vip, HALF)?;
+                rig.set_rules(vip, &[RuleSpec { prefix: all.parse()?, action: RuleAction::Deny }])?;
+            }
+            Ok(())
+        },
+        move |_| {
+            let mut cases = Vec::new();
+            let reasons = [DropReason::NoBackend, DropReason::AllDown, DropReason::Denied, DropReason::Denied];
+            for (vip, reason) in empty.into_iter().chain(["198.51.100.10:80", "[2001:db8::10]:80"]).zip(reasons) {
+                for flags in [SYN, ACK] {
+                    let of = |side| packet(on(HALF, side, vip), vip, Transport::Tcp(flags));
+                    cases.push(Case::new(format!("{vip} steered"), &of(Side::Steered), Then::Drop(reason)));
+                    cases.push(Case::new(format!("{vip} the host's"), &of(Side::Host), Then::Pass));
+                }
+            }
+            cases
+        },
+    );
+}
