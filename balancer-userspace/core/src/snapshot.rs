@@ -12,7 +12,7 @@ use balancer_common::{
     map_types::{
         BackendStats, DropStats, Forwarding, InterfaceStats, ListenerStats, MemoryStats, ReplyStats, SampleStats,
     },
-    verdict::MOVE_COUNTERS,
+    verdict::{MOVE_COUNTERS, Signal},
 };
 use balancer_model::{
     config::ClientPrefix,
@@ -355,6 +355,8 @@ pub struct BackendSnapshot {
     pub stats: BackendStats,
     /// Resets that refused connections and were withheld from clients.
     pub withheld: u64,
+    /// Signals that it may have failed, by kind.
+    pub signals: [u64; Signal::COUNT],
     /// Health checks passed, failed softly, failed hard.
     pub checks: [u64; 3],
     /// How long the last health check took.

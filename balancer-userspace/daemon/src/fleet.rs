@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_api::model::Changed;
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, verdict::Signal};
 use balancer_core::{
     fingerprint,
     fleet::{FleetMember, FleetSnapshot},
@@ -175,6 +175,7 @@ impl Fleet {
                     | Output::Doubt
                     | Output::Confirm
                     | Output::Dump { .. }
+                    | Output::Check(_)
                     | Output::Alone(_)
                     | Output::Answer { .. }
                     | Output::Tallies { .. }
@@ -364,6 +365,7 @@ impl Fleet {
                 info!("{} known clients are told to {to}", grouped(records.len() as u64));
                 inputs.push_back(Input::Dumped { to, instance, batches: records::batches(&records) });
             }
+            Output::Check(backends) => backends.into_iter().for_each(|id| owner.suspect(id, Signal::Member)),
             Output::Alone(alone) => {
                 self.alone = alone;
                 owner.set_alone(alone);
@@ -473,7 +475,7 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
 
 /// What this balancer says of the backends that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
-    Ballot::of(owner.controller())
+    Ballot::of(owner.controller(), owner.suspected())
 }
 
 /// When something was decided, so long ago, and what the leader's clock said then.

@@ -86,3 +86,28 @@ async fn once(whom: Whom, config: CheckConfig, permits: Arc<Semaphore>) -> (Inst
     };
     (start, outcome)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn when_signals_come_all_the_time_then_a_series_begins_once_a_second() {
+        let suspected = Arc::new(Notify::new());
+        let mut series = Series::new(Arc::clone(&suspected));
+        let signals = tokio::spawn(async move {
+            loop {
+                suspected.notify_one();
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let (begun, mut count) = (Instant::now(), 0);
+        while timeout(Duration::from_secs(10).saturating_sub(begun.elapsed()), series.asked()).await.is_ok() {
+            count += 1;
+        }
+        assert!((9..=11).contains(&count), "{count}");
+        signals.abort();
+    }
+}
