@@ -256,8 +256,7 @@ fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_seco
         for _ in 0..2 {
             for number in 0..FLOOD {
                 frame[26..30].copy_from_slice(&(0x1400_0000 | number).to_be_bytes());
-                // Where clients are sampled by their ports, all of these are watched.
-                frame[34..36].copy_from_slice(&(number as u16 & 0xff).to_be_bytes());
+                frame[34..36].copy_from_slice(&(number as u16).to_be_bytes());
                 assert_eq!(action(&rig, &frame), XDP_TX);
                 if number % 10_000 == 0 {
                     told.extend(suspects.told());
