@@ -181,7 +181,9 @@ impl Scene {
     /// The first one whose clients are at the backend that failures are about: all of them live or die with it.
     fn shared_address(&self) -> Result<u16> {
         // Without memory or a hash of addresses, there is none.
-        let (true, Some(Front::Balancers(balancers))) = (self.row.front.remembers(), &self.front) else { return Ok(NAT) };
+        let (true, Some(Front::Balancers(balancers))) = (self.row.front.remembers(), &self.front) else {
+            return Ok(NAT);
+        };
         for number in NAT..NAT + 1000 {
             if balancers.home(self.hosts.topology.client_address(Family::V4, number))? == format!("web{VICTIM}") {
                 return Ok(number);

@@ -295,13 +295,7 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-fn config(
-    topology: &Topology,
-    row: Row,
-    (kind, index): (FrontOf, u16),
-    endpoints: &[String],
-    files: &Path,
-) -> String {
+fn config(topology: &Topology, row: Row, (kind, index): (FrontOf, u16), endpoints: &[String], files: &Path) -> String {
     let files = files.display();
     let (on_exit, fleet, lines) = match kind {
         FrontOf::One => ("keep", String::new(), ""),

@@ -56,7 +56,14 @@ struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { forwarding: Forwarding::Dsr, members: 3, lease: "2s", check: QUICK_CHECK, datagrams: false, etcd: Vec::new() }
+        Self {
+            forwarding: Forwarding::Dsr,
+            members: 3,
+            lease: "2s",
+            check: QUICK_CHECK,
+            datagrams: false,
+            etcd: Vec::new(),
+        }
     }
 }
 
