@@ -1,6 +1,7 @@
 //! What packets say of backends that may have failed: the controller is told, and resets that refuse connections are withheld.
 
 use std::{
+    env,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ const NAT: [(&str, &str, &str); 2] =
 const DSR: (&str, &str, &str) = ("198.51.100.20:80", "10.0.0.21:80", "203.0.113.7");
 /// Of UDP.
 const DATAGRAMS: (&str, &str, &str) = ("198.51.100.30:53", "10.0.0.31:53", "203.0.113.7");
-/// So many packets of a flood.
+/// So many packets of a flood; `BALANCER_FLOOD` says otherwise.
 const FLOOD: u32 = 1_000_000;
 
 fn services() -> Vec<Service> {
@@ -246,6 +247,10 @@ fn budget(since: Instant) -> usize {
     usize::try_from(since.elapsed().as_secs()).expect("not that long") + 2
 }
 
+fn flood() -> u32 {
+    env::var("BALANCER_FLOOD").ok().and_then(|flood| flood.parse().ok()).unwrap_or(FLOOD)
+}
+
 /// Nobody answers the SYNs of clients that there are not: that is checked, so many times.
 #[test]
 fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_second() {
@@ -254,7 +259,7 @@ fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_seco
         let mut told = Vec::new();
         let mut frame = syn(DSR, 40_000);
         for _ in 0..2 {
-            for number in 0..FLOOD {
+            for number in 0..flood() {
                 frame[26..30].copy_from_slice(&(0x1400_0000 | number).to_be_bytes());
                 frame[34..36].copy_from_slice(&(number as u16).to_be_bytes());
                 assert_eq!(action(&rig, &frame), XDP_TX);
@@ -281,7 +286,7 @@ fn when_a_client_is_refused_a_hundred_thousand_times_then_it_learns_so_and_check
             assert_eq!(action(&rig, &refused), XDP_DROP);
             rig.works(index);
             let mut told = suspects.told();
-            for _ in 0..FLOOD / 10 {
+            for _ in 0..flood() / 10 {
                 assert_eq!(action(&rig, &refused), XDP_TX);
             }
             told.extend(suspects.told());

@@ -67,13 +67,13 @@ fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Re
     thread::sleep(10 * LEAD);
     // As the kernel stamps packets.
     let died = UNIX_EPOCH.elapsed()?;
-    load.leave_unanswered();
     for &number in &dying {
         match death {
             Death::OfTheServer => site.servers.close(number),
             Death::OfTheMachine => site.hosts.silence(number)?,
         }
     }
+    load.leave_unanswered();
     await_silence(&mut site, &dying)?;
     load.stop()?;
     figures.tables += site.tables()? - tables;
