@@ -231,7 +231,7 @@ impl World {
                     self.check(index);
                 }
                 // The first of a series has an answer after this time.
-                if self.now % 50 == 0 && self.nodes[index].as_ref().is_some_and(|node| !node.asked.is_empty()) {
+                if self.now.is_multiple_of(50) && self.nodes[index].as_ref().is_some_and(|node| !node.asked.is_empty()) {
                     self.check_asked(index);
                 }
                 if self.now % 4000 == (index as u64) * 30 {
