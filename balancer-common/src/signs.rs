@@ -13,6 +13,10 @@ const AGAIN_AFTER: u16 = (900_000_000 >> HANDSHAKE_UNIT_BITS) as u16;
 const ENOUGH: u32 = 3;
 /// And so long, if its clients usually answer at once: 0.2 s.
 const LONG: u64 = 200_000_000;
+/// So many that wait are no coincidence: they need not wait as long.
+const MANY: u32 = 8;
+/// How long these have to wait: 0.05 s.
+const NOT_LONG: u64 = 50_000_000;
 /// How much longer than usual is long.
 const LONGER: u64 = 4;
 /// Of the smoothed time that handshakes take: so many parts of a new one are taken over.
@@ -134,7 +138,8 @@ impl Waiting {
         let begun = self.begun.saturating_add(1);
         let waited = now.saturating_sub(self.since);
         let unusual = ((self.usual >> SMOOTHING_BITS) as u64 * LONGER) << HANDSHAKE_UNIT_BITS;
-        let is_long = waited >= LONG && waited >= unusual;
+        let long = if begun >= MANY { NOT_LONG } else { LONG };
+        let is_long = waited >= long && waited >= unusual;
         (Self { begun, ..self }, is_long && (again || begun >= ENOUGH))
     }
 
@@ -230,6 +235,21 @@ mod tests {
             waiting.end(0).begin(T + 220 * MS, false),
             (Waiting { since: T + 220 * MS, begun: 1, usual: 0 }, false)
         );
+    }
+
+    #[test]
+    fn when_many_handshakes_wait_then_a_twentieth_of_a_second_is_enough() {
+        for (gap, told_at) in [(1, 50), (6, 54), (8, 56), (20, 140), (60, 240)] {
+            let (mut waiting, mut now) = (Waiting::default(), T);
+            let at = loop {
+                let (next, sign) = waiting.begin(now, false);
+                if sign {
+                    break now - T;
+                }
+                (waiting, now) = (next, now + gap * MS);
+            };
+            assert_eq!(at, told_at * MS, "one in {gap} ms");
+        }
     }
 
     #[test]

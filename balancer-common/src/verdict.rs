@@ -95,7 +95,7 @@ labelled! {
 }
 
 labelled! {
-    /// What packets say of a backend that may have failed, as counted in `balancer_signals_total`.
+    /// What says that a backend may have failed, as counted in `balancer_signals_total`.
     Signal {
         /// It refuses a connection with a reset.
         Refused = "refused",

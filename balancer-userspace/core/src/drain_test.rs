@@ -335,3 +335,25 @@ fn a_removed_service_leaves_no_one_known_to_the_next() {
     (0..Gone::ENOUGH_SWEEPS).for_each(|_| drop(sweep(&mut bench, &[])));
     assert_eq!(bench.controller.gone().len(), 0);
 }
+
+#[test]
+fn when_a_removed_backend_is_added_again_then_its_clients_are_at_home() {
+    let mut bench = bench();
+    let id = bench.id("web/web1");
+    let known = |bench: &Bench| bench.controller.backend(&name("web/web1")).unwrap().known_clients();
+    let clients = known(&bench);
+    remove(&mut bench, true);
+    let free = bench.controller.free_ids();
+    let (_, commands) = bench.add("web/web1", "10.0.0.11").unwrap();
+    assert_eq!((bench.id("web/web1"), known(&bench), bench.controller.gone().len()), (id, clients, 0));
+    assert_eq!(bench.controller.free_ids(), free);
+    assert!(!commands.contains(&Command::RetireBackend(id)), "{commands:?}");
+
+    // Elsewhere, it is another one, and so it is under another name.
+    remove(&mut bench, true);
+    bench.add("web/web1", "10.0.0.99").unwrap();
+    assert_ne!(bench.id("web/web1"), id);
+    bench.add("web/web9", "10.0.0.11").unwrap();
+    assert_ne!(bench.id("web/web9"), id);
+    assert_eq!(bench.controller.gone().len(), 1);
+}

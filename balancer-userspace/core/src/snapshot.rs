@@ -14,7 +14,7 @@ use balancer_common::{
         ShareStats,
     },
     share::{Share, WHOLE},
-    verdict::MOVE_COUNTERS,
+    verdict::{MOVE_COUNTERS, Signal},
 };
 use balancer_model::{
     config::ClientPrefix,
@@ -411,6 +411,8 @@ pub struct BackendSnapshot {
     pub stats: BackendStats,
     /// Resets that refused connections and were withheld from clients.
     pub withheld: u64,
+    /// Signals that it may have failed, by kind.
+    pub signals: [u64; Signal::COUNT],
     /// Health checks passed, failed softly, failed hard.
     pub checks: [u64; 3],
     /// How long the last health check took.

@@ -14,12 +14,13 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_api::model::Changed;
-use balancer_common::client::HashKey;
+use balancer_common::{client::HashKey, verdict::Signal};
 use balancer_core::{
     fingerprint,
     fleet::{FleetMember, FleetSnapshot},
     io::{BackendId, Change, Refused, Report, ReportLevel},
     readiness::FleetFacts,
+    service::Backend,
     state::{Clocks, Moment, SavedEpoch, SavedState},
 };
 use balancer_dataplane::{Capacity, KernelDataplane};
@@ -34,7 +35,7 @@ use balancer_model::{
     config::{Config, Fleet as FleetConfig},
     names::BackendName,
     states::Admin,
-    words::grouped,
+    words::{counted, grouped},
 };
 use tokio::{
     sync::oneshot,
@@ -90,6 +91,8 @@ pub(crate) struct Fleet {
 struct Asked {
     uid: Option<u32>,
     about: Option<BackendName>,
+    /// Clients that this member knew at a backend that is to be removed.
+    known: Option<u64>,
     reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
@@ -175,6 +178,7 @@ impl Fleet {
                     | Output::Doubt
                     | Output::Confirm
                     | Output::Dump { .. }
+                    | Output::Check(_)
                     | Output::Alone(_)
                     | Output::Answer { .. }
                     | Output::Tallies { .. }
@@ -364,6 +368,7 @@ impl Fleet {
                 info!("{} known clients are told to {to}", grouped(records.len() as u64));
                 inputs.push_back(Input::Dumped { to, instance, batches: records::batches(&records) });
             }
+            Output::Check(backends) => backends.into_iter().for_each(|id| owner.suspect(id, Signal::Member)),
             Output::Alone(alone) => {
                 self.alone = alone;
                 owner.set_alone(alone);
@@ -411,6 +416,8 @@ impl Fleet {
             return;
         }
         let about = crate::events::subject(&change);
+        let leaves = if let Change::Remove { name, force: false } = &change { Some(name) } else { None };
+        let known = leaves.map(|name| owner.controller().parts(name).map(Backend::known_clients).sum());
         let wish = if let Change::Reload(config) = change {
             Wish::Services(config.services.copies())
         } else {
@@ -418,7 +425,7 @@ impl Fleet {
         };
         self.last_asked += 1;
         let id = self.last_asked;
-        self.wishes.insert(id, Asked { uid, about, reply });
+        self.wishes.insert(id, Asked { uid, about, known, reply });
         self.handle(Input::Wish { id, wish, if_generation }, owner);
     }
 
@@ -426,6 +433,10 @@ impl Fleet {
         let Some(asked) = self.wishes.remove(&id) else { return };
         let result = result.map(|done| {
             let mut message = format!("{}; applied by {} of {} members", done.message, done.applied, done.members);
+            if let Some(known) = asked.known {
+                let clients = counted(known as usize, "client");
+                message += &format!("; {} knew {clients} of it at its last sweep", self.member.name());
+            }
             if !done.lagging.is_empty() {
                 message += &format!("; not yet by {}", done.lagging.join(", "));
                 owner.events().warn(&format!("{} does not apply what was decided yet", done.lagging.join(", ")));
@@ -473,7 +484,7 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
 
 /// What this balancer says of the backends that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
-    Ballot::of(owner.controller())
+    Ballot::of(owner.controller(), owner.suspected())
 }
 
 /// When something was decided, so long ago, and what the leader's clock said then.

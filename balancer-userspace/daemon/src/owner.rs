@@ -261,12 +261,18 @@ impl<D: Dataplane> Owner<D> {
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
         let Self { controller, dataplane, suspects, .. } = self;
-        let events = events.into_iter().inspect(|event| {
-            if let Some(id) = suspects.passes(event) {
-                dataplane.works(id);
-            }
+        let mut failing = Vec::new();
+        let events = events.into_iter().inspect(|event| match suspects.answer(event, now) {
+            Some(suspects::Answer::Works(id)) => dataplane.works(id),
+            Some(suspects::Answer::Fails(id, signal, why)) => failing.push((id, signal, why)),
+            None => {}
         });
         let commands = controller.handle_all(events, now.into_std());
+        for (id, signal, why) in failing {
+            if let Some(name) = self.controller.full_name_of(id) {
+                self.events.report(&suspects::report(name, signal, &why));
+            }
+        }
         self.changed |= !commands.is_empty();
         self.last_changes.note(&commands, None, &self.controller, now.into_std());
         if let Err(error) = self.execute(commands, now) {
@@ -575,6 +581,7 @@ impl<D: Dataplane> Owner<D> {
                 let stats = self.dataplane.backend_stats(*id)?;
                 self.dataplane.retire_backend(*id).context("retiring a backend")?;
                 self.prober.forget_way(*id);
+                self.suspects.forget(*id);
                 if let Some((service, name)) = self.owners.remove(id) {
                     let at = Instant::now().into_std();
                     self.departed.add(service, name.clone(), &stats, at);

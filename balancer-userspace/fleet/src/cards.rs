@@ -189,14 +189,25 @@ pub struct Ballot {
     /// Their latest checks failed, with those of so many others of their service that it looks like an outage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<BackendId>,
+    /// Packets suspect them, or their latest check failed, and it has no verdict of that yet: others should look at once. No
+    /// vote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspected: Vec<BackendId>,
 }
 
 impl Ballot {
-    /// Of all that a member thinks.
+    /// Of all that a member thinks, and of backends that it suspects.
     #[must_use]
-    pub fn of(controller: &Controller) -> Self {
+    pub fn of(controller: &Controller, suspected: Vec<BackendId>) -> Self {
         let opinions = controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
-        Self { failing: controller.failing_in_numbers(), ..Self::of_opinions(opinions) }
+        let failing = controller.failing_in_numbers();
+        Self { failing, suspected, ..Self::of_opinions(opinions) }
+    }
+
+    /// Backends that it has doubts of, for whatever reason.
+    pub fn doubted(&self) -> impl Iterator<Item = BackendId> {
+        let down = self.down.iter().map(|(id, ..)| *id).chain(self.no_way.iter().map(|(id, _)| *id));
+        down.chain(self.failing.iter().copied()).chain(self.suspected.iter().copied())
     }
 
     fn of_opinions(opinions: impl Iterator<Item = (BackendId, Opinion)>) -> Self {

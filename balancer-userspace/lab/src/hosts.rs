@@ -62,12 +62,12 @@ pub(crate) struct Octets {
 }
 
 impl Hosts {
-    /// Makes hosts for so many servers and stores.
-    pub(crate) fn new(servers: u16, stores: u8, outside: Outside) -> Result<Self> {
+    /// Makes hosts for so many servers, which are reached by `forwarding`, and stores.
+    pub(crate) fn new(forwarding: Forwarding, servers: u16, stores: u8, outside: Outside) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("lab-sessions-").tempdir()?;
         // What a server that is not root writes lies below.
         fs::set_permissions(files.path(), fs::Permissions::from_mode(0o711))?;
-        let mut topology = Topology::new(Shape::Routed, Forwarding::Dsr, usize::from(servers))?;
+        let mut topology = Topology::new(Shape::Routed, forwarding, usize::from(servers))?;
         for _ in 1..BALANCERS {
             topology.add_balancer()?;
         }

@@ -25,7 +25,7 @@ svg text{font:12px system-ui,sans-serif;fill:currentColor}svg rect{fill:#3b6fb6}
 pub(crate) fn html(cells: &[Cell]) -> String {
     let behind =
         |wanted: fn(Front) -> bool| -> Vec<&Cell> { cells.iter().filter(|cell| wanted(cell.row.front)).collect() };
-    let sticky = behind(|front| front == Front::Sticky);
+    let sticky = behind(Front::remembers);
     let spread = behind(|front| front == Front::Spread);
     let classics = behind(|front| !front.is_balancer());
     let mut body = String::new();

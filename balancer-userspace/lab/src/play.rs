@@ -60,7 +60,12 @@ impl Scene {
     /// Starts servers and stores of a row.
     pub(crate) fn start(row: Row, clients: u16, pause: Duration, outside: Outside) -> Result<Self> {
         let strategy = row.strategy;
-        let hosts = Hosts::new(strategy.servers() + strategy.spares(), stores::hosts_of(strategy), outside)?;
+        let hosts = Hosts::new(
+            row.front.forwarding(),
+            strategy.servers() + strategy.spares(),
+            stores::hosts_of(strategy),
+            outside,
+        )?;
         let stores = Stores::start(strategy, &hosts)?;
         let servers = Servers::start(strategy, stores.endpoints(&hosts), &hosts)?;
         Ok(Self { load: None, front: None, servers, stores, hosts, row, clients, pause })
@@ -104,13 +109,13 @@ impl Scene {
         if late > BUSY {
             notes.push(format!("the machine was busy: clients waited {} ms for a processor", late.as_millis()));
         }
-        let unit = if self.row.front == Kind::Sticky { Unit::Address } else { Unit::Client };
+        let unit = if self.row.front.remembers() { Unit::Address } else { Unit::Client };
         let concerned = concerned(event).map(|number| format!("web{number}"));
         let tally = tally(&seen, before, concerned.as_deref(), unit);
         let now = self.hosts.octets()?;
         // Of a rule's clients nothing is remembered, so that none of them moves.
-        let counted = match (self.row.front, moves, self.moves()) {
-            (Kind::Sticky, Some(before), Some(after)) => Some(after.saturating_sub(before)),
+        let counted = match (self.row.front.remembers(), moves, self.moves()) {
+            (true, Some(before), Some(after)) => Some(after.saturating_sub(before)),
             _ => None,
         };
         Ok(Cell {
@@ -176,7 +181,9 @@ impl Scene {
     /// The first one whose clients are at the backend that failures are about: all of them live or die with it.
     fn shared_address(&self) -> Result<u16> {
         // Without memory or a hash of addresses, there is none.
-        let (Kind::Sticky, Some(Front::Balancers(balancers))) = (self.row.front, &self.front) else { return Ok(NAT) };
+        let (true, Some(Front::Balancers(balancers))) = (self.row.front.remembers(), &self.front) else {
+            return Ok(NAT);
+        };
         for number in NAT..NAT + 1000 {
             if balancers.home(self.hosts.topology.client_address(Family::V4, number))? == format!("web{VICTIM}") {
                 return Ok(number);

@@ -1,5 +1,6 @@
 //! Rows of the table: a strategy, and what is in front of its servers.
 
+use balancer_common::map_types::Forwarding;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ use crate::{
 pub enum Front {
     /// The balancer, with memory.
     Sticky,
+    /// The same, with `nat`: replies pass through it as well.
+    Nat,
     /// The balancer, with a rule `spread` for everybody.
     Spread,
     /// nginx: `ip_hash`.
@@ -35,7 +38,7 @@ impl Front {
     /// The rule of a classic.
     pub(crate) const fn rule(self) -> Option<Rule> {
         match self {
-            Self::Sticky | Self::Spread => None,
+            Self::Sticky | Self::Nat | Self::Spread => None,
             Self::NginxIpHash => Some(Rule::NginxIpHash),
             Self::NginxConsistent => Some(Rule::NginxConsistent),
             Self::NginxCookie => Some(Rule::NginxCookie),
@@ -50,6 +53,7 @@ impl Front {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Sticky => "balancer",
+            Self::Nat => "balancer, nat",
             Self::Spread => "balancer, spread",
             Self::NginxIpHash => "nginx ip_hash",
             Self::NginxConsistent => "nginx hash consistent",
@@ -63,7 +67,17 @@ impl Front {
     /// Whether it is the balancer.
     #[must_use]
     pub const fn is_balancer(self) -> bool {
-        matches!(self, Self::Sticky | Self::Spread)
+        matches!(self, Self::Sticky | Self::Nat | Self::Spread)
+    }
+
+    /// Whether it remembers clients by their addresses, and counts those that it moves.
+    pub(crate) const fn remembers(self) -> bool {
+        matches!(self, Self::Sticky | Self::Nat)
+    }
+
+    /// How packets reach the servers, where it is the balancer.
+    pub(crate) const fn forwarding(self) -> Forwarding {
+        if matches!(self, Self::Nat) { Forwarding::Nat } else { Forwarding::Dsr }
     }
 }
 
@@ -86,7 +100,9 @@ impl Row {
         let classics = Front::value_variants().iter().filter(|front| !front.is_balancer());
         let mut rows: Vec<Self> = strategies.iter().map(sticky).collect();
         rows.extend(strategies.iter().filter(|strategy| !strategy.is_growth()).map(spread));
-        rows.extend(classics.map(|&front| Self { strategy: Strategy::NodeMemory, front }));
+        let node = |front| Self { strategy: Strategy::NodeMemory, front };
+        rows.push(node(Front::Nat));
+        rows.extend(classics.map(|&front| node(front)));
         rows
     }
 
@@ -106,11 +122,12 @@ impl Row {
     #[must_use]
     pub fn title(self) -> String {
         let strategy = self.strategy.title();
-        if self.front.is_balancer() {
-            let suffix = if self.front == Front::Spread { ", not sticky" } else { "" };
-            return format!("{strategy}{suffix}");
+        match self.front {
+            Front::Sticky => strategy.to_owned(),
+            Front::Nat => format!("{strategy}, nat"),
+            Front::Spread => format!("{strategy}, not sticky"),
+            _ => format!("{} · {strategy}", self.front.title()),
         }
-        format!("{} · {strategy}", self.front.title())
     }
 
     /// Whether an event can happen to this row, and says something.
@@ -131,6 +148,7 @@ impl Row {
                 Event::Nothing | Event::Add | Event::Drain | Event::Kill | Event::Deploy | Event::Restart
             ),
             (Front::Sticky, _) => true,
+            (Front::Nat, _) => matches!(event, Event::Nothing | Event::Kill | Event::Return | Event::Hang),
             (Front::Spread, _) => matches!(event, Event::Nothing | Event::Kill),
             _ => matches!(
                 event,

@@ -228,6 +228,7 @@ impl World {
             | Output::Confirm
             | Output::Answer { .. }
             | Output::Tallies { .. } => {}
+            Output::Check(backends) => assert!(!backends.is_empty()),
             Output::Log { message, .. } => assert!(!message.is_empty()),
         }
     }
@@ -238,7 +239,7 @@ impl World {
         }
         let clocks = self.clocks();
         let _ = self.plane.follow(state, clocks)?;
-        Ok(Ballot::of(&self.plane))
+        Ok(Ballot::of(&self.plane, self.plane.begin_to_fail().collect()))
     }
 
     fn transaction(&mut self, ticket: Ticket, conditions: &[Condition], writes: Vec<Write>) {

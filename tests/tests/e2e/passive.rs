@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     ops::RangeInclusive,
     thread,
     time::{Duration, Instant},
@@ -13,6 +15,7 @@ use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},
 };
+use socket2::{Domain, Socket, Type};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 const VICTIM: u16 = 2;
@@ -56,6 +59,243 @@ fn when_a_nat_server_is_killed_then_no_new_connection_fails() {
         assert!(before.iter().all(|(client, home)| home == "web2" || after[client] == *home));
         let withheld = site.metrics().unwrap().sum("withheld_total", &[]).unwrap();
         assert!(withheld >= 1.0, "{withheld}");
+        assert!(signals(&site, "refused") >= 1.0, "{:?}", site.metrics_text());
+        let events = site.cli(&["events"]).unwrap();
+        assert!(events.contains("web2 was checked at once, because it refuses connections"), "{events}");
+    }
+}
+
+fn signals(site: &Site, kind: &str) -> f64 {
+    let labels = [&format!("backend=\"web{VICTIM}\"")[..], &format!("signal=\"{kind}\"")];
+    site.metrics().unwrap().sum("signals_total", &labels).unwrap_or_default()
+}
+
+/// Checks of the victim that have passed.
+fn passed(site: &Site) -> f64 {
+    let labels = [&format!("backend=\"web{VICTIM}\"")[..], "result=\"passed\""];
+    site.metrics().unwrap().sum("health_checks_total", &labels).unwrap()
+}
+
+fn moves(site: &Site) -> f64 {
+    site.metrics().unwrap().sum("moves_total", &[]).unwrap_or_default()
+}
+
+/// The checks ask at another port, which is open.
+#[test]
+fn when_a_port_is_closed_on_purpose_then_clients_learn_so_and_nothing_moves() {
+    const CHECKED: u16 = 9999;
+    let topology_checks = |site: &Site| -> Vec<TcpListener> {
+        let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, CHECKED));
+        site.topology().backends().iter().map(|host| host.run_in_thread(listen).unwrap().unwrap()).collect()
+    };
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        let check = r#"{ type = "tcp", port = 9999, interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
+        settings.check = check.to_owned();
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap();
+    let _listeners = topology_checks(&site);
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let before = site.homes(Family::V4, CLIENTS).unwrap();
+    let victims = victims(&before);
+    site.kill_backend(VICTIM).unwrap();
+    let (begun, checks) = (Instant::now(), passed(&site));
+    let first = site.ask(Family::V4, victims.iter().copied(), PATIENCE).unwrap();
+    let withheld = site.metrics().unwrap().sum("withheld_total", &[]).unwrap();
+    for _ in 0..20 {
+        let replies = site.ask(Family::V4, victims.iter().copied(), PATIENCE).unwrap();
+        assert!(replies.iter().chain(&first).all(|reply| refused(reply.as_ref().err())), "{replies:?}");
+    }
+    let after = site.metrics().unwrap().sum("withheld_total", &[]).unwrap();
+    assert!(withheld >= 1.0 && after <= withheld, "{withheld} {after}: once");
+    let checks = passed(&site) - checks;
+    assert!(signals(&site, "refused") >= 1.0 && checks >= 1.0);
+    assert!(checks <= begun.elapsed().as_secs_f64() + 2.0, "{checks} in {:?}", begun.elapsed());
+    assert_eq!(moves(&site), 0.0);
+    assert_eq!(state(&site, VICTIM), "up");
+}
+
+fn refused(error: Option<&io::Error>) -> bool {
+    error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+fn state(site: &Site, number: u16) -> String {
+    site.status().unwrap().services[0].backends[usize::from(number) - 1].state.clone()
+}
+
+/// Handshakes stay unanswered for all that the balancer sees, as in a flood of SYNs from forged addresses: its checks find
+/// that the backend works.
+#[test]
+fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 4, |settings, _| {
+        settings.check = CHECK.to_owned();
+        settings.remember = "1h";
+        Ok(())
+    });
+    let mut site = site.unwrap();
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let before = site.homes(Family::V4, CLIENTS).unwrap();
+    let host = &site.topology().backends()[usize::from(VICTIM) - 1];
+    host.ip("route add blackhole 10.1.0.0/17").unwrap();
+    host.ip("route add blackhole 10.1.128.0/17").unwrap();
+    let (begun, checks) = (Instant::now(), passed(&site));
+    while begun.elapsed() < Duration::from_secs(5) {
+        let replies = site.ask(Family::V4, victims(&before), Duration::from_millis(100)).unwrap();
+        assert!(replies.iter().all(Result::is_err));
+    }
+    let (checks, seconds) = (passed(&site) - checks, begun.elapsed().as_secs_f64());
+    assert!(signals(&site, "unanswered") >= 1.0);
+    assert!((1.0..=seconds + 2.0).contains(&checks), "{checks} in {seconds} s");
+    assert_eq!((state(&site, VICTIM).as_str(), moves(&site)), ("up", 0.0));
+    let host = &site.topology().backends()[usize::from(VICTIM) - 1];
+    host.ip("route del blackhole 10.1.0.0/17").unwrap();
+    host.ip("route del blackhole 10.1.128.0/17").unwrap();
+    assert_eq!(site.homes(Family::V4, CLIENTS).unwrap(), before);
+    let events = site.cli(&["events"]).unwrap();
+    assert!(!events.contains("was checked at once"), "{events}");
+}
+
+/// What a killed `nat` server meets: all its clients open their connections elsewhere, nobody else moves.
+fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: &[u16]) {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        settings.check = CHECK.to_owned();
+        settings.remember = "1h";
+        settings.on_exit = "keep";
+        settings.service_lines = lines.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    prepare(&mut site);
+    let before = site.homes(Family::V4, CLIENTS).unwrap();
+    let names: Vec<String> = dead.iter().map(|number| format!("web{number}")).collect();
+    let are_dead = |home: &String| names.contains(home);
+    assert!(before.values().any(are_dead), "{what}: {before:?}");
+    dead.iter().for_each(|number| site.kill_backend(*number).unwrap());
+    let after = site.homes_within(PATIENCE, Family::V4, CLIENTS).unwrap();
+    assert!(!after.values().any(are_dead), "{what}: {after:?}");
+    assert!(before.iter().all(|(client, home)| are_dead(home) || after[client] == *home), "{what}: others move");
+    assert!(site.metrics().unwrap().sum("withheld_total", &[]).unwrap() >= 1.0, "{what}");
+}
+
+/// All checks but those of a series are an hour apart.
+const CHECK: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
+
+fn told(site: &Site, arguments: &[&str]) {
+    site.cli(arguments).unwrap();
+}
+
+#[test]
+fn when_a_server_that_rules_pin_clients_to_is_killed_then_none_of_them_fails() {
+    let client = |site: &Site, number| site.topology().client_address(Family::V4, number).to_string();
+    let pin = move |site: &mut Site| {
+        (1..=30).for_each(|number| told(site, &["rule", "add", "web", &client(site, number), "pin", "web2"]));
+    };
+    nobody_fails("pinned", "", pin, &[VICTIM]);
+}
+
+#[test]
+fn when_clients_share_a_prefix_and_their_server_is_killed_then_none_of_them_fails() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        (settings.check, settings.remember, settings.prefix_v4) = (CHECK.to_owned(), "1h", 24);
+        Ok(())
+    })
+    .unwrap();
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let home = site.homes(Family::V4, CLIENTS).unwrap()[&1].clone();
+    let number: u16 = home.trim_start_matches("web").parse().unwrap();
+    site.kill_backend(number).unwrap();
+    let after = site.homes_within(PATIENCE, Family::V4, CLIENTS).unwrap();
+    assert!(after.values().all(|other| *other != home && *other == after[&1]), "{after:?}");
+}
+
+#[test]
+fn when_a_server_that_is_drained_is_killed_then_none_of_its_clients_fails() {
+    let drain = |site: &mut Site| {
+        let _ = site.homes(Family::V4, CLIENTS).unwrap();
+        told(site, &["backend", "drain", "web/web2", "--timeout", "1h"]);
+    };
+    nobody_fails("drained", "", drain, &[VICTIM]);
+}
+
+#[test]
+fn when_half_of_the_servers_are_killed_then_no_new_connection_fails() {
+    nobody_fails("two of four", "", |_| (), &[VICTIM, 3]);
+}
+
+#[test]
+fn when_all_primaries_are_killed_then_new_connections_open_at_backups() {
+    let back_up = |site: &mut Site| {
+        for number in [3, 4] {
+            let name = format!("web/web{number}");
+            told(site, &["backend", "remove", &name, "--force"]);
+            let address = site.backend_address(Family::V4, number).to_string();
+            told(site, &["backend", "add", &name, &address, "--backup"]);
+            site.wait_state(number, &["up"]).unwrap();
+        }
+    };
+    nobody_fails("backups", "", back_up, &[1, VICTIM]);
+}
+
+#[test]
+fn when_a_server_is_killed_after_a_restart_that_kept_the_program_then_no_new_connection_fails() {
+    nobody_fails("restarted", "", |site| site.restart(|_| ()).unwrap(), &[VICTIM]);
+    nobody_fails("killed and restarted", "", |site| site.kill_and_restart(|_| ()).unwrap(), &[VICTIM]);
+}
+
+/// Nobody checks meanwhile, and resets are withheld for a second in all.
+#[test]
+fn when_a_server_is_killed_while_no_controller_runs_then_clients_are_refused_after_a_second() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        (settings.check, settings.remember, settings.on_exit) = (CHECK.to_owned(), "1h", "keep");
+        Ok(())
+    })
+    .unwrap();
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let before = site.homes(Family::V4, CLIENTS).unwrap();
+    site.controller().process().kill().unwrap();
+    site.kill_backend(VICTIM).unwrap();
+    for _ in 0..2 {
+        let replies = site.ask(Family::V4, victims(&before), PATIENCE).unwrap();
+        assert!(replies.iter().all(|reply| refused(reply.as_ref().err())), "{replies:?}");
+    }
+    site.start_again().unwrap();
+    let after = site.homes_within(PATIENCE, Family::V4, CLIENTS).unwrap();
+    assert!(before.iter().all(|(client, home)| home == "web2" || after[client] == *home));
+    assert!(after.values().all(|home| home != "web2"));
+}
+
+/// Connections that are open when the machine of their server is gone: the first packet after the verdict goes to another
+/// server, which resets them.
+#[test]
+fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once_it_is_down() {
+    for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
+        let mut site = site(forwarding, &[Family::V4], "");
+        let before = site.homes(Family::V4, CLIENTS).unwrap();
+        let victims = victims(&before);
+        let target = SocketAddr::new(site.topology().vip(Family::V4), 80);
+        let open = || -> io::Result<Vec<TcpStream>> {
+            let connect = |client: &u16| {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.bind(&SocketAddr::new(site.topology().client_address(Family::V4, *client), 0).into())?;
+                socket.connect(&target.into())?;
+                Ok(TcpStream::from(socket))
+            };
+            victims.iter().map(connect).collect()
+        };
+        let mut streams = site.topology().client().run_in_thread(open).unwrap().unwrap();
+        site.topology().switch().ip(&format!("link set web{VICTIM} down")).unwrap();
+        let cut = Instant::now();
+        wait_down(&mut site, &victims, Family::V4);
+        let down = cut.elapsed();
+        for stream in &mut streams {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+            let error = stream.read(&mut [0; 1]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{forwarding:?}");
+        }
+        println!("{forwarding:?}: down {down:?} after the cut, all {} reset after {:?}", streams.len(), cut.elapsed());
     }
 }
 

@@ -286,3 +286,22 @@ fn a_state_that_cannot_be_used_or_kept_is_told() {
     fs::remove_dir(&blocked).unwrap();
     site.cli(&["backend", "weight", "web/web2", "7"]).unwrap();
 }
+
+/// A service is scaled to nothing, and back to what it was.
+#[test]
+fn when_all_backends_are_removed_and_added_again_then_their_clients_are_at_home_and_none_has_moved() {
+    let site = site(4);
+    let before = site.homes(Family::V4, 1..=60).unwrap();
+    let name = |number| format!("web/web{number}");
+    for round in 0..2 {
+        (1..=4).for_each(|number| drop(site.cli(&["backend", "remove", &name(number), "--force"]).unwrap()));
+        assert!(site.status().unwrap().services[0].backends.is_empty());
+        for number in 1..=4 {
+            let address = site.backend_address(Family::V4, number).to_string();
+            site.cli(&["backend", "add", &name(number), &address]).unwrap();
+        }
+        assert_eq!(site.homes(Family::V4, 1..=60).unwrap(), before, "round {round}");
+        let metrics = site.metrics().unwrap();
+        assert_eq!(metrics.sum("moves_total", &[]).unwrap_or_default(), 0.0, "round {round}");
+    }
+}

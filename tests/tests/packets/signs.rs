@@ -1,6 +1,10 @@
 //! What packets say of backends that may have failed: the controller is told, and resets that refuse connections are withheld.
 
-use std::{thread::sleep, time::Duration};
+use std::{
+    env,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use balancer_common::{
     map_types::Forwarding,
@@ -14,6 +18,7 @@ use balancer_testkit::{
 };
 
 const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const RST: u8 = 4;
 /// More than the clock that the program reads may be behind.
@@ -23,15 +28,25 @@ const CLOCK: Duration = Duration::from_millis(20);
 const NAT: [(&str, &str, &str); 2] =
     [("198.51.100.10:80", "10.0.0.11:80", "203.0.113.7"), ("[2001:db8::10]:80", "[fd00::11]:80", "[2001:db8:c::7]")];
 const DSR: (&str, &str, &str) = ("198.51.100.20:80", "10.0.0.21:80", "203.0.113.7");
+/// Of UDP.
+const DATAGRAMS: (&str, &str, &str) = ("198.51.100.30:53", "10.0.0.31:53", "203.0.113.7");
+/// So many packets of a flood; `BALANCER_FLOOD` says otherwise.
+const FLOOD: u32 = 1_000_000;
 
 fn services() -> Vec<Service> {
-    let of = |(address, at, _), forwarding| Service {
+    let of = |(address, at, _), protocol, forwarding| Service {
         address,
-        protocol: Protocol::Tcp,
+        protocol,
         forwarding,
         target: Target::SameInterface(at),
     };
-    vec![of(NAT[0], Forwarding::Nat), of(NAT[1], Forwarding::Nat), of(DSR, Forwarding::Dsr)]
+    let tcp = Protocol::Tcp;
+    vec![
+        of(NAT[0], tcp, Forwarding::Nat),
+        of(NAT[1], tcp, Forwarding::Nat),
+        of(DSR, tcp, Forwarding::Dsr),
+        of(DATAGRAMS, Protocol::Udp, Forwarding::Nat),
+    ]
 }
 
 /// In a namespace of its own, with resets withheld for so long.
@@ -39,7 +54,7 @@ fn with_rig(withhold: Option<Duration>, test: impl FnOnce(Rig, Suspects) + Send 
     let thread = std::thread::spawn(move || {
         let mut rig = Rig::new(&services()).expect("a rig");
         let suspects = rig.suspects().expect("a ring");
-        for (address, at, _) in NAT.into_iter().chain([DSR]) {
+        for (address, at, _) in NAT.into_iter().chain([DSR, DATAGRAMS]) {
             rig.suspect(address, at, withhold.map(|withhold| Passive { withhold })).expect("a backend");
         }
         test(rig, suspects);
@@ -205,5 +220,119 @@ fn when_an_error_says_that_a_backend_cannot_be_reached_then_the_controller_is_to
             assert_eq!(action(&rig, &error(unreachable.0, unreachable.1)), XDP_TX);
             assert_eq!(suspects.told(), signs(index, Signal::Unreachable));
         }
+    });
+}
+
+/// The error of `source` to the client at `port` about its packet to the backend.
+fn unreachable(source: &str, case: (&str, &str, &str), quoted: &Frame) -> Vec<u8> {
+    let (_, _, client) = case;
+    let mut payload = quoted.packet();
+    payload.truncate(48);
+    let (message, code) = if quoted.source.is_ipv4() { (3, 3) } else { (1, 4) };
+    Frame { payload, ..Frame::icmp(source, &format!("{client}:0"), message, code, [0; 4]) }.bytes()
+}
+
+#[test]
+fn when_a_port_is_unreachable_for_datagrams_then_the_controller_is_told() {
+    with_rig(Some(Duration::ZERO), |rig, mut suspects| {
+        let (_, at, client) = DATAGRAMS;
+        let quoted = Frame::udp(&format!("{client}:40000"), at);
+        assert_eq!(action(&rig, &unreachable("10.0.0.31:0", DATAGRAMS, &quoted)), XDP_TX);
+        assert_eq!(suspects.told(), signs(3, Signal::Unreachable));
+    });
+}
+
+/// What the controller is told at most since then, of one backend.
+fn budget(since: Instant) -> usize {
+    usize::try_from(since.elapsed().as_secs()).expect("not that long") + 2
+}
+
+fn flood() -> u32 {
+    env::var("BALANCER_FLOOD").ok().and_then(|flood| flood.parse().ok()).unwrap_or(FLOOD)
+}
+
+/// Nobody answers the SYNs of clients that there are not: that is checked, so many times.
+#[test]
+fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_second() {
+    with_rig(Some(Duration::from_secs(1)), |rig, mut suspects| {
+        let begun = Instant::now();
+        let mut told = Vec::new();
+        let mut frame = syn(DSR, 40_000);
+        for _ in 0..2 {
+            for number in 0..flood() {
+                frame[26..30].copy_from_slice(&(0x1400_0000 | number).to_be_bytes());
+                frame[34..36].copy_from_slice(&(number as u16).to_be_bytes());
+                assert_eq!(action(&rig, &frame), XDP_TX);
+                if number % 10_000 == 0 {
+                    told.extend(suspects.told());
+                }
+            }
+            sleep(Duration::from_secs(1));
+        }
+        told.extend(suspects.told());
+        assert!((1..=budget(begun)).contains(&told.len()), "{} in {:?}", told.len(), begun.elapsed());
+        assert!(told.iter().all(|sign| *sign == signs(2, Signal::Unanswered)[0]), "of no other backend: {told:?}");
+        assert_eq!(rig.drops(DropReason::Withheld).expect("counters"), 0);
+    });
+}
+
+/// A port that is closed by intent, as the first checks find.
+#[test]
+fn when_a_client_is_refused_a_hundred_thousand_times_then_it_learns_so_and_checks_are_few() {
+    with_rig(Some(Duration::from_secs(5)), |rig, mut suspects| {
+        for (index, case) in NAT.into_iter().enumerate() {
+            let begun = Instant::now();
+            let refused = answer(case, 40_000, RST | ACK, 0);
+            assert_eq!(action(&rig, &refused), XDP_DROP);
+            rig.works(index);
+            let mut told = suspects.told();
+            for _ in 0..flood() / 10 {
+                assert_eq!(action(&rig, &refused), XDP_TX);
+            }
+            told.extend(suspects.told());
+            assert!((1..=budget(begun)).contains(&told.len()), "{told:?}");
+            assert_eq!(rig.withheld(index), 1);
+        }
+    });
+}
+
+#[test]
+fn when_resets_and_errors_come_from_elsewhere_then_nothing_is_withheld_and_nobody_told() {
+    with_rig(Some(Duration::from_secs(5)), |rig, mut suspects| {
+        for (index, case) in NAT.into_iter().enumerate() {
+            let (vip, at, client) = case;
+            let client = format!("{client}:40000");
+            let stranger = if index == 0 { "192.0.2.66:80" } else { "[2001:db8:f::66]:80" };
+            let other_port = at.replace(":80", ":81");
+            let zero = |frame: Frame| {
+                let header = if frame.source.is_ipv4() { 34 } else { 54 };
+                let mut bytes = frame.bytes();
+                bytes[header + 4..header + 8].fill(0);
+                bytes
+            };
+            // To the VIP, as clients send it; to a client, from a stranger and from another port of the backend.
+            for (from, to, wanted) in [
+                (client.as_str(), vip, XDP_TX),
+                (stranger, client.as_str(), XDP_PASS),
+                (&other_port, client.as_str(), XDP_PASS),
+            ] {
+                let forged = zero(Frame::tcp(from, to, RST | ACK));
+                assert_eq!(action(&rig, &forged), wanted, "{from} to {to}");
+            }
+            // About the answers of the VIP, to the VIP.
+            let answer = Frame::tcp(vip, &client, SYN | ACK);
+            let mut payload = answer.packet();
+            payload.truncate(48);
+            let (message, code) = if index == 0 { (3, 1) } else { (1, 3) };
+            let (from, to) = (client.replace(":40000", ":0"), vip.replace(":80", ":0"));
+            let error = Frame { payload, ..Frame::icmp(&from, &to, message, code, [0; 4]) }.bytes();
+            assert_eq!(action(&rig, &error), XDP_TX, "goes to the backend");
+            // About packets to somebody else.
+            let quoted = Frame::tcp(&client, stranger, SYN);
+            let stranger = stranger.replace(":80", ":0");
+            assert_eq!(action(&rig, &unreachable(&stranger, case, &quoted)), XDP_PASS);
+        }
+        assert_eq!(suspects.told(), []);
+        assert_eq!(rig.drops(DropReason::Withheld).expect("counters"), 0);
     });
 }

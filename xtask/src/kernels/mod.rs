@@ -92,9 +92,9 @@ struct Suite {
 
 const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
-const SUITES: [Suite; 13] = [
+const SUITES: [Suite; 14] = [
     LOADING,
-    Suite { name: "packets", program: "packets", only: "", environment: &[] },
+    Suite { name: "packets", program: "packets", only: "", environment: &["BALANCER_FLOOD=20000"] },
     Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
     Suite { name: "memory", program: "dataplane", only: "memory::", environment: &[] },
     Suite { name: "model", program: "dataplane", only: "model::", environment: &["BALANCER_MODEL_PACKETS=40000"] },
@@ -106,6 +106,7 @@ const SUITES: [Suite; 13] = [
     },
     // When a program goes off its interface differs between kernels.
     Suite { name: "restart", program: "e2e", only: "restart::a", environment: &[] },
+    Suite { name: "passive", program: "e2e", only: "passive::", environment: &[] },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
     Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
     Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },

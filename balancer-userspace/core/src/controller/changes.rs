@@ -16,6 +16,7 @@ use balancer_model::{
 
 use super::{Controller, settle::Settled, sizes::Sizes};
 use crate::{
+    agreed::Role,
     io::{Change, Command, Refused},
     moves::Moves,
     report,
@@ -77,7 +78,8 @@ impl Controller {
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
                     // The last sweep may be seconds old.
                     let swept = self.parts(&name).map(Backend::known_clients).sum();
-                    let known = self.foreseen.known_clients.unwrap_or(swept);
+                    let is_counted = self.role != Role::Decides;
+                    let known = self.foreseen.known_clients.or_else(|| is_counted.then_some(swept));
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;
@@ -126,13 +128,18 @@ impl Controller {
     }
 
     /// Begins to drain a backend that is to be removed.
-    pub(super) fn leave(&mut self, name: &BackendName, known: u64, now: Instant) -> (String, Vec<Command>) {
+    pub(super) fn leave(&mut self, name: &BackendName, known: Option<u64>, now: Instant) -> (String, Vec<Command>) {
         self.parts_mut(name).for_each(Backend::leave);
         let settled = self.settle_around(name, now);
         let message = self.done(name, "drains before it is removed", &settled);
         let mut commands = settled.commands;
         commands.extend(self.remove_those_that_left(now));
-        (format!("{message}; {} (--force does not wait for them)", counted(known as usize, "known client")), commands)
+        // One that decides for a fleet has no client table to count in.
+        let clients = known.map_or_else(
+            || "its known clients leave first".to_owned(),
+            |known| counted(known as usize, "known client"),
+        );
+        (format!("{message}; {clients} (--force does not wait for them)"), commands)
     }
 
     /// Any weight is right beside any other, so nothing else of the configuration is looked at.

@@ -15,7 +15,7 @@ use balancer_model::{
 use foldhash::{HashMap, HashSet};
 
 use super::{
-    Controller, Services,
+    Controller, Gone, Services,
     settings::{Differences, noted},
     settle::Settled,
     sizes::Sizes,
@@ -110,6 +110,21 @@ impl Controller {
         Ok((message, commands))
     }
 
+    /// The id of a backend of the same name and address that was removed and is still known to clients, and how many: they come
+    /// home to the one that is added, and need not move.
+    fn come_back(&mut self, service: &Service, wanted: &BackendConfig) -> Option<(BackendId, u64)> {
+        let address = service.row_address_of(wanted);
+        let is_same = |gone: &Gone| {
+            gone.row.service == service.id()
+                && gone.row.forwarding == service.forwarding()
+                && gone.name == wanted.name
+                && gone.row.address == address
+        };
+        // Of several the one whose clients were there last.
+        let gone = self.gone.remove(self.gone.iter().rposition(is_same)?);
+        Some((gone.row.id, gone.known))
+    }
+
     /// Makes `configs` the services that there are, keeping what is known of those that stay.
     pub(super) fn configure(
         &mut self,
@@ -199,10 +214,12 @@ impl Controller {
                         backend.configure(wanted, reached);
                         backend
                     }
-                    None => match self.ids.take() {
-                        Some(id) => {
+                    None => match self.come_back(&service, &wanted).or_else(|| Some((self.ids.take()?, 0))) {
+                        Some((id, known)) => {
                             added.insert(id);
-                            Backend::new(id, wanted, reached, in_use, now)
+                            let mut backend = Backend::new(id, wanted, reached, in_use, now);
+                            backend.note_known(known);
+                            backend
                         }
                         None => continue,
                     },

@@ -237,6 +237,12 @@ impl Controller {
         self.services.iter().flat_map(|service| service.failing_in_numbers(&self.hops)).collect()
     }
 
+    /// The backends whose latest check failed here, and which are not down here yet.
+    pub fn begin_to_fail(&self) -> impl Iterator<Item = BackendId> {
+        let backends = self.services.iter().flat_map(Service::backends);
+        backends.filter(|backend| backend.health().failing().is_some_and(|(failures, _)| failures > 0)).map(Backend::id)
+    }
+
     /// Takes note of which backends' latest checks failed, as most members of the fleet say.
     pub fn note_failing(&mut self, failing: &HashSet<BackendId>) {
         self.services

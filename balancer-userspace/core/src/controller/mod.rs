@@ -495,10 +495,23 @@ impl Controller {
     /// The name of the backend with this id in its service, one removed whose clients have not all come back included.
     #[must_use]
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
-        let owner = self.owners.get(&id);
-        let service = owner.and_then(|owner| self.services.with_id(*owner));
-        let present = service.and_then(|service| service.backends().get(service.position(id)?)).map(Backend::name);
+        let present = self.backend_with_id(id).map(Backend::name);
         present.or_else(|| self.gone.iter().find(|gone| gone.row.id == id).map(|gone| gone.name.as_str()))
+    }
+
+    /// The backend of this id, unless it is gone.
+    pub fn backend_with_id(&self, id: BackendId) -> Option<&Backend> {
+        self.with_service(id).map(|(_, backend)| backend)
+    }
+
+    /// Its name with that of its service.
+    pub fn full_name_of(&self, id: BackendId) -> Option<BackendName> {
+        self.with_service(id).map(|(service, backend)| service.name_of(backend))
+    }
+
+    fn with_service(&self, id: BackendId) -> Option<(&Service, &Backend)> {
+        let service = self.services.with_id(*self.owners.get(&id)?)?;
+        Some((service, service.backends().get(service.position(id)?)?))
     }
 
     /// A backend in each of the parts of its service.

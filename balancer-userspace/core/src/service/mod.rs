@@ -424,7 +424,11 @@ impl Service {
 
     /// A backend's address as the data path has it.
     fn row_address(&self, backend: &Backend) -> SocketAddr {
-        backend.config.address_for(self.family, self.settings.forwarding).unwrap_or(backend.config.address)
+        self.row_address_of(&backend.config)
+    }
+
+    pub(crate) fn row_address_of(&self, backend: &BackendConfig) -> SocketAddr {
+        backend.address_for(self.family, self.settings.forwarding).unwrap_or(backend.address)
     }
 
     pub(crate) fn backends_mut(&mut self) -> &mut Vec<Backend> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use balancer_common::{
     map_types::ListenerStats,
-    verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Verdict},
+    verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Signal, Verdict},
 };
 use balancer_core::{
     readiness::Fitness,
@@ -328,6 +328,15 @@ fn traffic(encoder: &mut Text<'_>, services: &[ServiceSnapshot], backends: &[Lab
         "Resets of refused connections that were not sent to clients while the backend was checked.",
         counted(|backend| backend.withheld),
     );
+    counters(
+        encoder,
+        "signals",
+        "Signals that the backend may have failed, which had it checked at once.",
+        backends.iter().flat_map(|(labels, backend)| {
+            let counts = Signal::ALL.iter().zip(backend.signals);
+            counts.map(move |(signal, count)| ((labels, [("signal", signal.label())]), count))
+        }),
+    );
     gauges(
         encoder,
         "table_slots",
@@ -482,6 +491,7 @@ pub(super) mod tests {
                 rise_fall: None,
             }],
             withheld: 0,
+            signals: [0; Signal::COUNT],
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }
     }

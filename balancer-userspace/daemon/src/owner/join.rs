@@ -72,6 +72,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     first.eligible |= other.eligible;
     first.checks.iter_mut().zip(other.checks).for_each(|(sum, count)| *sum += count);
     first.withheld += other.withheld;
+    first.signals.iter_mut().zip(other.signals).for_each(|(sum, count)| *sum += count);
     first.transitions.iter_mut().zip(other.transitions).for_each(|(sum, count)| *sum += count);
     if first.reason != other.reason {
         let reasons = [&first.reason, &other.reason].map(String::as_str);

@@ -6,6 +6,7 @@ use balancer_common::kept::{BackendHistory, ServiceHistory};
 use balancer_core::{
     controller::{Gone, Services},
     fleet::FleetSnapshot,
+    io::BackendId,
     service::Service,
     snapshot::{Coming, InterfaceSnapshot, ListenerSnapshot, Snapshot},
 };
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     Owner,
     join::join,
-    show::{Aside, show},
+    show::{Aside, Passive, show},
 };
 
 /// A moment of which a snapshot has still to be made.
@@ -118,11 +119,15 @@ impl<D: Dataplane> Owner<D> {
             listeners: self.listeners(service)?,
             rule_fallbacks: self.dataplane.rule_fallbacks(id)?,
             passed: self.dataplane.share_stats(id),
-            withheld: service.backends().iter().map(|backend| self.dataplane.withheld(backend.id())).collect(),
+            passive: service.backends().iter().map(|backend| self.passive(backend.id())).collect(),
             departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
             repeated_moves: self.repeated_moves.get(&id).copied().unwrap_or_default(),
             table_build: self.builds.get(&id).copied().unwrap_or_default(),
         })
+    }
+
+    fn passive(&self, id: BackendId) -> Passive {
+        Passive { withheld: self.dataplane.withheld(id), signals: self.suspects.counts(id) }
     }
 
     /// Its listeners; those of the other family without counters.

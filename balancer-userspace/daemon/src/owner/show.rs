@@ -19,14 +19,23 @@ use balancer_core::{
     },
 };
 
+use super::suspects::Counts;
+
+/// Counted where packets, or other members, say that a backend may have failed.
+pub(super) struct Passive {
+    /// Resets that were withheld.
+    pub(super) withheld: u64,
+    pub(super) signals: Counts,
+}
+
 /// What of a service the core does not know.
 pub(super) struct Aside {
     pub(super) last_change: Option<LastChange>,
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
     pub(super) passed: ShareStats,
-    /// Of each backend, resets that were withheld.
-    pub(super) withheld: Vec<u64>,
+    /// Of each backend.
+    pub(super) passive: Vec<Passive>,
     /// What backends that are gone for good have counted, by name.
     pub(super) departed: Vec<(String, BackendStats)>,
     /// Moves that other members of the fleet count, by cause.
@@ -63,8 +72,8 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
-        backends: (service.backends().iter().zip(aside.withheld))
-            .map(|(backend, withheld)| show_backend(service, backend, withheld, &check, now))
+        backends: (service.backends().iter().zip(aside.passive))
+            .map(|(backend, passive)| show_backend(service, backend, passive, &check, now))
             .collect(),
     }
 }
@@ -76,7 +85,7 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
 fn show_backend(
     service: &Service,
     backend: &Backend,
-    withheld: u64,
+    Passive { withheld, signals }: Passive,
     check: &Arc<str>,
     now: Instant,
 ) -> BackendSnapshot {
@@ -98,6 +107,7 @@ fn show_backend(
         eligible: backend.takes_new_clients(),
         stats: BackendStats::default(),
         withheld,
+        signals,
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),
         check: vec![check_snapshot(service, backend, check, now)],

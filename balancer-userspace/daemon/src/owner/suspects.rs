@@ -1,32 +1,203 @@
 //! Backends that may have failed, as packets or other members of a fleet say.
 
-use std::collections::HashSet;
+use std::{collections::HashMap, time::Duration};
 
-use balancer_core::io::{BackendId, CheckOutcome, Event};
+use balancer_common::verdict::Signal;
+use balancer_core::{
+    health::Verdict,
+    io::{BackendId, CheckOutcome, Event, Report, ReportLevel},
+};
 use balancer_dataplane::Dataplane;
+use balancer_model::names::BackendName;
+use tokio::time::Instant;
 
 use super::Owner;
 
-/// Backends that are checked because they are suspected, and have not passed since.
+/// After which a suspicion lapses that no check has answered.
+const LAPSES: Duration = Duration::from_secs(10);
+/// For so long after it has passed a check, others are not told that packets suspect a backend: where a client goes on
+/// asking for a closed port, that would never end.
+const CALM: Duration = Duration::from_secs(10);
+
+/// Signals of a backend, by kind.
+pub(super) type Counts = [u64; Signal::COUNT];
+
+#[derive(Debug)]
+struct Suspect {
+    signal: Signal,
+    since: Instant,
+    /// Whether a check has failed since.
+    fails: bool,
+}
+
+/// See the [module](self).
 #[derive(Debug, Default)]
-pub(super) struct Suspects(HashSet<BackendId>);
+pub(super) struct Suspects {
+    /// Those that have not passed a check since.
+    suspects: HashMap<BackendId, Suspect>,
+    /// When others last did.
+    passed: HashMap<BackendId, Instant>,
+    counts: HashMap<BackendId, Counts>,
+}
+
+/// What a check says of a suspect.
+pub(super) enum Answer {
+    Works(BackendId),
+    /// The first of them has failed.
+    Fails(BackendId, Signal, String),
+}
 
 impl Suspects {
-    /// Takes note of a check. Whether a suspect has passed it.
-    pub(super) fn passes(&mut self, event: &Event) -> Option<BackendId> {
-        match event {
-            Event::Checked { backend, outcome: CheckOutcome::Passed, .. } => self.0.take(backend),
-            Event::Checked { .. } | Event::NextHop { .. } | Event::Swept { .. } | Event::Flows { .. } | Event::Tick => {
-                None
-            }
+    fn note(&mut self, id: BackendId, signal: Signal, is_down: bool, now: Instant) {
+        self.counts.entry(id).or_default()[signal.index()] += 1;
+        if is_down {
+            self.suspects.remove(&id);
+        } else {
+            let suspect = self.suspects.entry(id).or_insert(Suspect { signal, since: now, fails: false });
+            suspect.since = now;
         }
     }
+
+    /// Takes note of a check, and what it says of a suspect.
+    pub(super) fn answer(&mut self, event: &Event, now: Instant) -> Option<Answer> {
+        let Event::Checked { backend, outcome, .. } = event else { return None };
+        match outcome {
+            CheckOutcome::Passed => {
+                self.suspects.remove(backend)?;
+                self.passed.retain(|_, at| now.saturating_duration_since(*at) < CALM);
+                self.passed.insert(*backend, now);
+                Some(Answer::Works(*backend))
+            }
+            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) => {
+                let suspect = self.suspects.get_mut(backend).filter(|suspect| !suspect.fails)?;
+                suspect.fails = true;
+                let is_recent = now.saturating_duration_since(suspect.since) < LAPSES;
+                is_recent.then(|| Answer::Fails(*backend, suspect.signal, why.clone()))
+            }
+            CheckOutcome::Hindered(_) => None,
+        }
+    }
+
+    /// Those that packets to this balancer make suspects, where that is news for others.
+    fn to_tell(&self, now: Instant) -> impl Iterator<Item = BackendId> {
+        let is_news = move |(id, suspect): &(&BackendId, &Suspect)| {
+            let is_calm = self.passed.get(id).is_some_and(|at| now.saturating_duration_since(*at) < CALM);
+            suspect.signal != Signal::Member && !is_calm && now.saturating_duration_since(suspect.since) < LAPSES
+        };
+        self.suspects.iter().filter(is_news).map(|(id, _)| *id)
+    }
+
+    /// A backend is gone, and another one may get its id.
+    pub(super) fn forget(&mut self, id: BackendId) {
+        self.suspects.remove(&id);
+        self.passed.remove(&id);
+        self.counts.remove(&id);
+    }
+
+    /// Signals of a backend since this process began, by kind.
+    pub(super) fn counts(&self, id: BackendId) -> Counts {
+        self.counts.get(&id).copied().unwrap_or_default()
+    }
+}
+
+/// What the signal says of a backend, as the end of a sentence.
+const fn words(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Refused => "it refuses connections",
+        Signal::Unreachable => "packets to it are answered with ICMP errors",
+        Signal::Unanswered => "clients do not continue their handshakes with it",
+        Signal::Member => "another member of the fleet suspects it",
+    }
+}
+
+/// A suspect has failed the check that a signal started.
+pub(super) fn report(name: BackendName, signal: Signal, why: &str) -> Report {
+    let message = format!("{name} was checked at once, because {}: {why}", words(signal));
+    Report { level: ReportLevel::Info, about: Some(name), message, moves: None }
 }
 
 impl<D: Dataplane> Owner<D> {
     /// Has a backend checked at once that may have failed.
-    pub fn suspect(&mut self, id: BackendId) {
-        self.suspects.0.insert(id);
+    pub fn suspect(&mut self, id: BackendId, signal: Signal) {
+        let Some(backend) = self.controller.backend_with_id(id) else { return };
+        let is_down = matches!(backend.health().verdict(), Verdict::Down { .. });
+        self.suspects.note(id, signal, is_down, Instant::now());
         self.prober.suspect(id);
+    }
+
+    /// Backends that other members of a fleet should check at once: those that packets suspect, and those that have begun to
+    /// fail their checks here.
+    pub(crate) fn suspected(&self) -> Vec<BackendId> {
+        let mut all: Vec<BackendId> = self.suspects.to_tell(Instant::now()).collect();
+        all.extend(self.controller.begin_to_fail());
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_core::io::CheckNumber;
+
+    use super::*;
+
+    const WEB: BackendId = BackendId(7);
+
+    fn checked(outcome: CheckOutcome) -> Event {
+        Event::Checked { backend: WEB, check: CheckNumber(1), outcome, took: Duration::from_millis(1) }
+    }
+
+    fn fails() -> Event {
+        checked(CheckOutcome::Hard("connect: refused".to_owned()))
+    }
+
+    fn told(suspects: &Suspects, now: Instant) -> Vec<BackendId> {
+        suspects.to_tell(now).collect()
+    }
+
+    #[test]
+    fn when_a_suspect_fails_its_check_then_that_is_told_once() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        assert!(suspects.answer(&fails(), now).is_none(), "nothing has suspected it");
+        suspects.note(WEB, Signal::Refused, false, now);
+        let Some(Answer::Fails(WEB, Signal::Refused, why)) = suspects.answer(&fails(), now) else { panic!("not told") };
+        let name = BackendName { service: "web".to_owned(), backend: "web7".to_owned() };
+        let line = report(name, Signal::Refused, &why).message;
+        assert_eq!(line, "web/web7 was checked at once, because it refuses connections: connect: refused");
+        assert!(suspects.answer(&fails(), now).is_none());
+        assert_eq!(told(&suspects, now), [WEB]);
+    }
+
+    #[test]
+    fn when_a_backend_works_then_signals_are_counted_and_not_told_to_others_for_a_while() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        suspects.note(WEB, Signal::Unanswered, false, now);
+        assert_eq!(told(&suspects, now), [WEB]);
+        assert!(matches!(suspects.answer(&checked(CheckOutcome::Passed), now), Some(Answer::Works(WEB))));
+        suspects.note(WEB, Signal::Unanswered, false, now);
+        assert!(told(&suspects, now).is_empty());
+        assert_eq!(suspects.counts(WEB)[Signal::Unanswered.index()], 2);
+        suspects.note(WEB, Signal::Refused, false, now + CALM);
+        assert_eq!(told(&suspects, now + CALM), [WEB]);
+        assert!(told(&suspects, now + CALM + LAPSES).is_empty(), "it lapses");
+        suspects.forget(WEB);
+        assert_eq!(suspects.counts(WEB), Counts::default());
+    }
+
+    #[test]
+    fn when_another_member_suspects_a_backend_then_it_is_not_told_back() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        suspects.note(WEB, Signal::Member, false, now);
+        assert!(told(&suspects, now).is_empty());
+        assert!(matches!(suspects.answer(&fails(), now), Some(Answer::Fails(..))));
+    }
+
+    #[test]
+    fn when_a_backend_is_down_already_then_its_signals_are_only_counted() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        suspects.note(WEB, Signal::Refused, true, now);
+        assert!(told(&suspects, now).is_empty() && suspects.answer(&fails(), now).is_none());
+        assert_eq!(suspects.counts(WEB)[Signal::Refused.index()], 1);
     }
 }

@@ -25,25 +25,28 @@ const MOST: u32 = 20;
 /// When series of a backend begin.
 pub(super) struct Series {
     suspected: Arc<Notify>,
+    /// Whether one is asked for and has not begun.
+    is_asked: bool,
     last: Option<Instant>,
 }
 
 impl Series {
     /// Those that are asked for by `suspected`.
     pub(super) const fn new(suspected: Arc<Notify>) -> Self {
-        Self { suspected, last: None }
+        Self { suspected, is_asked: false, last: None }
     }
 
-    /// Waits until one is asked for, and may begin. What is asked for too early is not made up for.
+    /// Waits until one is asked for, and may begin. Nothing is lost if it is not waited for to the end: a backend that dies
+    /// right after it was found to work is checked a moment later.
     pub(super) async fn asked(&mut self) {
-        loop {
+        if !self.is_asked {
             self.suspected.notified().await;
-            let now = Instant::now();
-            if self.last.is_none_or(|last| now.saturating_duration_since(last) >= PERIOD) {
-                self.last = Some(now);
-                return;
-            }
+            self.is_asked = true;
         }
+        if let Some(last) = self.last {
+            sleep_until(last + PERIOD).await;
+        }
+        (self.is_asked, self.last) = (false, Some(Instant::now()));
     }
 }
 
@@ -85,4 +88,46 @@ async fn once(whom: Whom, config: CheckConfig, permits: Arc<Semaphore>) -> (Inst
         Err(error) => Err(error),
     };
     (start, outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn when_signals_come_all_the_time_then_a_series_begins_once_a_second() {
+        let suspected = Arc::new(Notify::new());
+        let mut series = Series::new(Arc::clone(&suspected));
+        let signals = tokio::spawn(async move {
+            loop {
+                suspected.notify_one();
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let (begun, mut count) = (Instant::now(), 0);
+        while timeout(Duration::from_secs(10).saturating_sub(begun.elapsed()), series.asked()).await.is_ok() {
+            count += 1;
+        }
+        assert!((9..=11).contains(&count), "{count}");
+        signals.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_a_signal_comes_right_after_a_series_then_the_next_begins_a_second_after_the_first() {
+        let suspected = Arc::new(Notify::new());
+        let mut series = Series::new(Arc::clone(&suspected));
+        suspected.notify_one();
+        let first = Instant::now();
+        series.asked().await;
+        suspected.notify_one();
+        // Given up again and again, as by a check that ends meanwhile.
+        for _ in 0..4 {
+            assert!(timeout(Duration::from_millis(200), series.asked()).await.is_err());
+        }
+        series.asked().await;
+        assert_eq!(first.elapsed(), PERIOD);
+        assert!(timeout(10 * PERIOD, series.asked()).await.is_err(), "nothing else was asked for");
+    }
 }

@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use balancer_common::map_types::{NeighbourWanted, Sign};
+use balancer_common::{
+    map_types::{NeighbourWanted, Sign},
+    verdict::Signal,
+};
 use balancer_core::io::{BackendId, Event};
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
 use balancer_fleet::member::Input;
@@ -160,7 +163,7 @@ impl Running {
                     }
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
-                signs = suspects.next() => signs.iter().for_each(|sign| owner.suspect(BackendId(sign.backend))),
+                signs = suspects.next() => signs.iter().for_each(|sign| suspect(owner, *sign)),
                 // Ready for as long as something is left, and so the last.
                 () = until(rereads) => owner.reread(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
@@ -186,6 +189,12 @@ impl Running {
             }
             keeper.advance(owner, host);
         }
+    }
+}
+
+fn suspect(owner: &mut Owner<KernelDataplane>, sign: Sign) {
+    if let Some(signal) = Signal::ALL.get(usize::from(sign.signal)) {
+        owner.suspect(BackendId(sign.backend), *signal);
     }
 }
 

@@ -1,16 +1,27 @@
 //! The member's own card: the sign of its life for all others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use balancer_core::state::Clocks;
 
 use super::{Clients, Member, Output, pauses::Errand, steps::put};
 use crate::{
-    cards::{self, FORMAT, Member as Card},
+    cards::{self, Ballot, FORMAT, Member as Card},
     engine::{Answer, Condition, Request, Revision},
     keys,
     session::Purpose,
 };
+
+/// Suspicions come by packets that anybody sends: they are not told more often than this.
+const SUSPECTS_EVERY: Duration = Duration::from_millis(200);
+
+fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
+    let without = |card: &Card| {
+        let ballot = Ballot { suspected: Vec::new(), ..card.ballot.clone() };
+        Card { ballot, ..card.clone() }
+    };
+    one.ballot.suspected != other.ballot.suspected && without(one) == without(other)
+}
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -19,6 +30,8 @@ pub(super) struct OwnCard {
     written: Option<Card>,
     /// When this process put it last; `None`: that is not known.
     revision: Option<Revision>,
+    /// When it was last written because of suspicions alone.
+    suspected: Option<Instant>,
     /// Since when it is in the store, put by this session.
     since: Option<Instant>,
     denial: Option<Denial>,
@@ -85,6 +98,12 @@ impl Member {
             || self.pauses.hold(Errand::Card, clocks.now)
         {
             return;
+        }
+        if self.card.written.as_ref().is_some_and(|written| differs_in_suspects_alone(written, &card)) {
+            if self.card.suspected.is_some_and(|at| clocks.now < at + SUSPECTS_EVERY) {
+                return;
+            }
+            self.card.suspected = Some(clocks.now);
         }
         // Another process of this name must not be overwritten, which may have come at the same moment.
         let condition = match (self.card.revision, session.get(&key)) {

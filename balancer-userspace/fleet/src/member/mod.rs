@@ -10,6 +10,7 @@
 //! one order for everybody, so whoever sees the epoch has seen all records that were told for it.
 
 mod card;
+mod doubts;
 mod dumps;
 mod lead;
 mod others;
@@ -42,6 +43,7 @@ use crate::{
     session::Session,
 };
 use card::OwnCard;
+use doubts::Doubts;
 use lead::Leading;
 use pauses::Pauses;
 use telling::{Batch, Preparing};
@@ -170,6 +172,8 @@ pub enum Output {
         /// Which process of it.
         instance: u64,
     },
+    /// Check these backends at once: another member has doubts of them.
+    Check(Vec<BackendId>),
     /// Whether the engine is out of reach, so that hard failures seen here count.
     Alone(bool),
     /// What has become of a wish.
@@ -281,6 +285,7 @@ pub struct Member {
     card: OwnCard,
     pauses: Pauses,
     ballot: Ballot,
+    doubts: Doubts,
     sweeps: u64,
     known: Vec<(BackendId, u64)>,
     readiness: String,
@@ -324,6 +329,8 @@ pub(crate) enum Mutation {
     ForgetsMoves,
     /// Which backends could not keep their clients is not taken note of.
     ForgetsWhoHadToLeave,
+    /// What others suspect is not checked at once.
+    KeepsDoubtsToItself,
 }
 
 impl Member {
@@ -371,6 +378,7 @@ impl Member {
             card: OwnCard::default(),
             pauses,
             ballot: Ballot::default(),
+            doubts: Doubts::default(),
             sweeps: 0,
             known: Vec::new(),
             readiness: "not_ready".to_owned(),

@@ -32,11 +32,14 @@ impl Member {
             News::Joined { revision, entries } => {
                 self.join(Session::new(revision, entries), clocks.now, outputs);
                 self.note_epoch(false, clocks);
+                // Whoever begins checks everything.
+                let _ = self.new_doubts();
             }
             News::Changed { revision, put, deleted } => {
                 self.note_time(&put, clocks);
                 self.change(revision, put, &deleted, outputs);
                 self.note_epoch(true, clocks);
+                self.see_to_doubts(outputs);
             }
             News::Answered(ticket, answer) => {
                 let answered = self.session.as_mut().and_then(|session| session.answered(ticket, answer));

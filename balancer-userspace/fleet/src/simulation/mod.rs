@@ -5,6 +5,7 @@
 mod clocks;
 mod denials;
 mod directed;
+mod doubts;
 mod flaps;
 mod node;
 mod outages;

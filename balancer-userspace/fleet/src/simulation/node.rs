@@ -45,6 +45,10 @@ pub(crate) struct Node {
     checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
     watched: HashSet<IpAddr>,
     ballot: Ballot,
+    /// Packets suspect them.
+    suspected: Vec<BackendId>,
+    /// To be checked at once, as another member has doubts of them.
+    pub(crate) asked: Vec<BackendId>,
     pub(crate) stopped_from: Time,
     pub(crate) stopped_until: Time,
     pub(crate) alone: bool,
@@ -101,6 +105,8 @@ impl Node {
             checks: HashMap::new(),
             watched: HashSet::new(),
             ballot: Ballot::default(),
+            suspected: Vec::new(),
+            asked: Vec::new(),
             stopped_from: 0,
             stopped_until: 0,
             alone: true,
@@ -218,6 +224,7 @@ impl Node {
                 let records = self.plane.dump(&self.sharing, epoch, now);
                 inputs.push(Input::Dumped { to, instance, batches: records::batches(&records) });
             }
+            Output::Check(backends) => self.asked.extend(backends),
             Output::Alone(alone) => {
                 self.alone = alone;
                 let commands = self.controller.set_alone(alone, self.clocks(now).now);
@@ -272,7 +279,9 @@ impl Node {
     }
 
     fn ballot_now(&self) -> Ballot {
-        Ballot::of(&self.controller)
+        let mut suspected = self.suspected.clone();
+        suspected.extend(self.controller.begin_to_fail());
+        Ballot::of(&self.controller, suspected)
     }
 
     /// Its checks run once: `reaches` says whom it reaches.
@@ -292,12 +301,55 @@ impl Node {
         }));
         let commands = self.controller.handle_all(events, self.clocks(now).now);
         self.carry_out(commands);
+        self.suspected.clear();
+        self.vote(now, store, rng)
+    }
+
+    /// Packets say that a backend may have failed.
+    pub(crate) fn suspect(
+        &mut self,
+        id: BackendId,
+        now: Time,
+        store: &mut Store,
+        rng: &mut fastrand::Rng,
+    ) -> Vec<Happened> {
+        self.suspected.push(id);
+        self.asked.push(id);
+        self.vote(now, store, rng)
+    }
+
+    /// Says what it thinks of backends, if that is news.
+    fn vote(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let ballot = self.ballot_now();
         if ballot == self.ballot {
             return Vec::new();
         }
         self.ballot = ballot.clone();
         self.handle(Input::Ballot(ballot), now, store, rng)
+    }
+
+    /// Checks those that it is asked to: twice, which is enough for a verdict.
+    pub(crate) fn check_asked(
+        &mut self,
+        now: Time,
+        reaches: impl Fn(IpAddr) -> bool,
+        store: &mut Store,
+        rng: &mut fastrand::Rng,
+    ) -> Vec<Happened> {
+        let asked: Vec<_> = std::mem::take(&mut self.asked)
+            .into_iter()
+            .filter_map(|id| self.checks.get(&id).map(|&(number, address)| (id, number, address)))
+            .collect();
+        let once = |&(backend, check, address): &(BackendId, CheckNumber, IpAddr)| {
+            let outcome =
+                if reaches(address) { CheckOutcome::Passed } else { CheckOutcome::Hard("connect: refused".to_owned()) };
+            Event::Checked { backend, check, outcome, took: Duration::from_millis(1) }
+        };
+        let events: Vec<Event> = asked.iter().chain(&asked).map(once).collect();
+        self.suspected.retain(|id| !asked.iter().any(|(checked, ..)| checked == id));
+        let commands = self.controller.handle_all(events, self.clocks(now).now);
+        self.carry_out(commands);
+        self.vote(now, store, rng)
     }
 
     /// A sweep of its client table.

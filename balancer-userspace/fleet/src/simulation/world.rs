@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_common::map_types::{Forwarding, NO_BACKEND};
-use balancer_core::io::{Change, ServiceId};
+use balancer_core::io::{BackendId, Change, ServiceId};
 use balancer_model::{
     config::{Config, Failback, ServiceConfig},
     fixture,
@@ -61,6 +61,8 @@ pub(crate) struct World {
     instances: u64,
     /// Members that are called as others are.
     pub(crate) names: HashMap<usize, usize>,
+    /// Whether there are checks that nobody asks for.
+    pub(crate) checks: bool,
     mutation: Option<Mutation>,
     pub(crate) skewed: u64,
     pub(crate) moved: u64,
@@ -128,6 +130,7 @@ impl World {
             last_wish: 0,
             instances: 0,
             names: HashMap::new(),
+            checks: true,
             mutation,
             skewed: 0,
             moved: 0,
@@ -224,8 +227,13 @@ impl World {
                 if self.now % 200 == (index as u64) * 20 {
                     self.tell(index, Input::Tick);
                 }
-                if self.now % 500 == (index as u64) * 10 {
+                if self.checks && self.now % 500 == (index as u64) * 10 {
                     self.check(index);
+                }
+                // The first of a series has an answer after this time.
+                if self.now.is_multiple_of(50) && self.nodes[index].as_ref().is_some_and(|node| !node.asked.is_empty())
+                {
+                    self.check_asked(index);
                 }
                 if self.now % 4000 == (index as u64) * 30 {
                     self.sweep(index);
@@ -246,6 +254,23 @@ impl World {
         if let Some(node) = &mut nodes[index] {
             let reaches = |address| !dead.contains(&address) && !cut.contains(&(index, address));
             let happened = node.check(*now, reaches, store, rng);
+            self.learn(happened);
+        }
+    }
+
+    fn check_asked(&mut self, index: usize) {
+        let Self { nodes, dead, cut, store, rng, now, .. } = self;
+        if let Some(node) = &mut nodes[index] {
+            let reaches = |address| !dead.contains(&address) && !cut.contains(&(index, address));
+            let happened = node.check_asked(*now, reaches, store, rng);
+            self.learn(happened);
+        }
+    }
+
+    /// Packets to a member say that a backend may have failed.
+    pub(crate) fn suspect(&mut self, index: usize, id: BackendId) {
+        if let Some(node) = &mut self.nodes[index] {
+            let happened = node.suspect(id, self.now, &mut self.store, &mut self.rng);
             self.learn(happened);
         }
     }

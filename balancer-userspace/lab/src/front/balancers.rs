@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_api::model::StatusView;
+use balancer_common::map_types::Forwarding;
 use balancer_demo::{
     controller::Controller,
     etcd::{Server, servers},
@@ -25,6 +26,7 @@ use crate::{
     event::Event,
     hosts::{BALANCERS, Hosts},
     part::PATIENCE,
+    row::Row,
     servers::{HEALTH, PORT},
 };
 
@@ -85,8 +87,9 @@ impl std::fmt::Debug for Balancers {
 }
 
 impl Balancers {
-    /// Starts balancers in front of so many servers, and waits until all servers are up.
-    pub(crate) fn start(hosts: &Hosts, servers: u16, kind: FrontOf) -> Result<Self> {
+    /// Starts balancers in front of a row's servers, and waits until all servers are up.
+    pub(crate) fn start(hosts: &Hosts, row: Row, kind: FrontOf) -> Result<Self> {
+        let servers = row.strategy.servers();
         let engines = if kind == FrontOf::One { Vec::new() } else { start_engines(hosts)? };
         let endpoints: Vec<String> = engines.iter().map(|engine| engine.endpoint().to_owned()).collect();
         let this = Self { kind, routing: Vec::new(), balancers: RefCell::default(), _engines: engines };
@@ -95,7 +98,7 @@ impl Balancers {
             let files = hosts.directory(&format!("lb{}", index + 1))?;
             // What an earlier one has left would be restored.
             drop(fs::remove_file(files.join("state.json")));
-            let text = config(&hosts.topology, servers, kind, index, &endpoints, &files);
+            let text = config(&hosts.topology, row, (kind, index), &endpoints, &files);
             fs::write(files.join("balancer.toml"), text)?;
             let binary = hosts.balancer().to_owned();
             let controller = run(namespace, &binary, &files)?;
@@ -292,7 +295,7 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-fn config(topology: &Topology, servers: u16, kind: FrontOf, index: u16, endpoints: &[String], files: &Path) -> String {
+fn config(topology: &Topology, row: Row, (kind, index): (FrontOf, u16), endpoints: &[String], files: &Path) -> String {
     let files = files.display();
     let (on_exit, fleet, lines) = match kind {
         FrontOf::One => ("keep", String::new(), ""),
@@ -310,12 +313,13 @@ fn config(topology: &Topology, servers: u16, kind: FrontOf, index: u16, endpoint
     let mut text = format!(
         "interfaces = [\"eth0\"]\nxdp_mode = \"native\"\non_exit = \"{on_exit}\"\nstate_file = \"{files}/state.json\"\n\
          [control]\nsocket = \"{files}/balancer.sock\"\n[hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{fleet}\
-         [[service]]\nname = \"web\"\naddress = \"{}\"\nforwarding = \"dsr\"\nremember = \"3h\"\nfailback = \"stay\"\n\
+         [[service]]\nname = \"web\"\naddress = \"{}\"\nforwarding = \"{}\"\nremember = \"3h\"\nfailback = \"stay\"\n\
          check = {{ type = \"http\", path = \"{HEALTH}\", interval = \"1s\", fast_interval = \"200ms\", \
          timeout = \"1s\", fall = 3, rise = 2 }}\n{lines}",
-        SocketAddr::new(topology.vip(VIP), PORT)
+        SocketAddr::new(topology.vip(VIP), PORT),
+        if row.front.forwarding() == Forwarding::Nat { "nat" } else { "dsr" }
     );
-    for number in 1..=servers {
+    for number in 1..=row.strategy.servers() {
         let address = SocketAddr::new(topology.backend_address(VIP, number - 1), PORT);
         // Writing to a string cannot fail.
         let _ = write!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n");

@@ -28,7 +28,7 @@ impl Front {
     /// Starts what a row has in front, as an event needs it.
     pub(crate) fn start(hosts: &Hosts, row: Row, event: Event) -> Result<Self> {
         let Some(rule) = row.front.rule() else {
-            let balancers = Balancers::start(hosts, row.strategy.servers(), FrontOf::event(event))?;
+            let balancers = Balancers::start(hosts, row, FrontOf::event(event))?;
             if row.front == Kind::Spread {
                 balancers.cli(&["rule", "add", "web", "0.0.0.0/0", "spread"])?;
             }

@@ -123,6 +123,14 @@ impl Hosts {
         })?
     }
 
+    /// Nothing comes from this backend any more, not even a refusal.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn silence(&self, number: u16) -> Result<()> {
+        self.backends.ip(&format!("rule add pref 4 to {}/32 blackhole", backend(number).ip())).map(drop)
+    }
+
     /// Makes one server listen at all backends, of which so many are connected to at once.
     ///
     /// # Errors

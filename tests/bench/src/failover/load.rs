@@ -60,16 +60,18 @@ pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, fl
 /// A steady load, until it is stopped or its time is over.
 pub struct Load {
     stopped: Arc<AtomicBool>,
+    unanswered: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Load {
-    /// Sends a packet of one client of each group every `pause`, of each client in turn, for `limit` at most.
-    pub fn start(namespace: Entrance, groups: &[Vec<u16>], flags: u8, pause: Duration, limit: Duration) -> Self {
-        let packets: Vec<Vec<Vec<u8>>> =
-            groups.iter().map(|group| group.iter().map(|&client| packet(client, flags)).collect()).collect();
-        let stopped = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&stopped);
+    /// Sends packets with all of these flags of one client of each group every `pause`, of each client in turn, for `limit` at
+    /// most.
+    pub fn start(namespace: Entrance, groups: &[Vec<u16>], flags: &[u8], pause: Duration, limit: Duration) -> Self {
+        let of = |client: &u16| flags.iter().map(|&flags| packet(*client, flags)).collect();
+        let packets: Vec<Vec<Vec<Vec<u8>>>> = groups.iter().map(|group| group.iter().map(of).collect()).collect();
+        let [stopped, unanswered] = [false; 2].map(|is| Arc::new(AtomicBool::new(is)));
+        let (stop, first_alone) = (Arc::clone(&stopped), Arc::clone(&unanswered));
         let thread = thread::spawn(move || {
             namespace.enter()?;
             let (socket, vip) = (raw()?, vip());
@@ -81,7 +83,9 @@ impl Load {
             while !stop.load(Ordering::Relaxed) {
                 ensure!(start.elapsed() < limit, "the load was not stopped in time");
                 for group in &packets {
-                    if let Some(packet) = group.get(turn % group.len().max(1)) {
+                    let packets = group.get(turn % group.len().max(1)).map_or(&[][..], Vec::as_slice);
+                    let sent = if first_alone.load(Ordering::Relaxed) { 1 } else { packets.len() };
+                    for packet in packets.iter().take(sent) {
                         socket.send_to(packet, &vip)?;
                     }
                 }
@@ -94,7 +98,12 @@ impl Load {
             }
             Ok(())
         });
-        Self { stopped, thread }
+        Self { stopped, unanswered, thread }
+    }
+
+    /// Nobody answers clients any more: they send the first of their packets alone.
+    pub fn leave_unanswered(&self) {
+        self.unanswered.store(true, Ordering::Relaxed);
     }
 
     /// Stops it.

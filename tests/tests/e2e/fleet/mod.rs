@@ -46,6 +46,8 @@ struct Plan {
     /// Members that are started; of four that there are hosts for.
     members: usize,
     lease: &'static str,
+    /// How backends are checked.
+    check: &'static str,
     /// Whether `web` takes datagrams as well.
     datagrams: bool,
     /// More arguments of etcd.
@@ -54,7 +56,14 @@ struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { forwarding: Forwarding::Dsr, members: 3, lease: "2s", datagrams: false, etcd: Vec::new() }
+        Self {
+            forwarding: Forwarding::Dsr,
+            members: 3,
+            lease: "2s",
+            check: QUICK_CHECK,
+            datagrams: false,
+            etcd: Vec::new(),
+        }
     }
 }
 
@@ -94,7 +103,7 @@ impl Fleet {
         let mut settings = Settings::new(&topology, forwarding, BACKENDS - 1);
         settings.families = Family::BOTH.to_vec();
         settings.remember = "1h";
-        settings.check = QUICK_CHECK.to_owned();
+        settings.check = plan.check.to_owned();
         let files = tempfile::tempdir().unwrap();
         let decaps = match forwarding {
             Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => Vec::new(),

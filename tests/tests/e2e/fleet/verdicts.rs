@@ -1,11 +1,20 @@
 //! What members see of backends.
 
-use std::{collections::BTreeMap, env, time::Instant};
+use std::{
+    collections::BTreeMap,
+    env,
+    time::{Duration, Instant},
+};
 
 use balancer_api::statistics::StatsView;
-use balancer_testkit::topology::Family;
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    http_client::{Request, send_all},
+    site::WORKERS,
+    topology::Family,
+};
 
-use super::{CLIENTS, Fleet, PORT, moved};
+use super::{CLIENTS, Fleet, PORT, Plan, moved};
 use crate::support::{homes, requests, wait};
 
 /// How often a backend flaps. `FLEET_FLAPS=1000` is the long way.
@@ -190,4 +199,61 @@ fn nobody_pays_twice_for_a_backend_that_flaps() {
     assert!(counted.keys().all(|labels| labels.contains("web2") && labels.contains("down")), "{counted:?}");
     assert_eq!(counted.values().sum::<u64>(), moves.values().sum::<u64>(), "{counted:?}");
     assert_eq!(fleet.one_answer().iter().flatten().filter(|home| home.is_empty()).count(), 0);
+}
+
+/// The fleet decides without a table of clients; the member that is asked has one.
+#[test]
+fn when_a_backend_is_removed_then_the_answer_says_who_counted_its_clients() {
+    let fleet = Fleet::new();
+    let at_web2 = fleet.all_homes().iter().flatten().filter(|home| *home == "web2").count();
+    let shown = || fleet.controllers[1].as_ref().unwrap().status().unwrap();
+    wait("lb2 does not know its clients", || {
+        let backends = shown().services.into_iter().filter(|service| service.name == "web").flat_map(|of| of.backends);
+        backends.filter(|backend| backend.name == "web2").any(|backend| backend.known_clients > 0)
+    });
+    let said = fleet.cli(1, &["backend", "remove", "web/web2"]);
+    assert!(said.contains("its known clients leave first") && !said.contains("0 known clients"), "{said}");
+    let (_, count) = said.split_once("lb2 knew ").expect(&said);
+    let count: usize = count.split(' ').next().unwrap().parse().unwrap();
+    assert!((1..=at_web2).contains(&count), "{said}");
+}
+
+/// Clients come to one member alone, and checks are an hour apart: what that one sees has all members look.
+#[test]
+fn when_one_member_has_a_signal_then_all_check_at_once() {
+    const HOURLY: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
+    for forwarding in [Forwarding::Dsr, Forwarding::Nat] {
+        let mut fleet = Fleet::planned(Plan { forwarding, check: HOURLY, ..Plan::default() });
+        fleet.answer_through(&[2]);
+        fleet.route(&[2]);
+        let homes = fleet.all_homes();
+        fleet.backends[1] = None;
+        let mut requests: Vec<Request> = Vec::new();
+        for family in Family::BOTH {
+            requests.extend(self::requests(&fleet.topology, family, PORT, CLIENTS));
+        }
+        for request in &mut requests {
+            request.timeout = Duration::from_secs(5);
+        }
+        // Refused with dsr, opened elsewhere after a second with nat.
+        wait("web2 is not down", || {
+            let replies = send_all(fleet.topology.client(), &requests, WORKERS).unwrap();
+            assert!(forwarding == Forwarding::Dsr || replies.iter().all(Result::is_ok), "{replies:?}");
+            fleet.members().all(|number| {
+                let down = |service| {
+                    fleet.states(number).iter().any(|line| line.starts_with(&format!("{service}/web2 down ")))
+                };
+                down("web") && down("web6")
+            })
+        });
+        for number in [0, 1] {
+            let told = |line: &&str| {
+                line.starts_with("balancer_signals_total{")
+                    && line.contains("signal=\"member\"")
+                    && !line.ends_with(" 0")
+            };
+            assert!(fleet.metrics(number).lines().any(|line| told(&line)), "{}", fleet.metrics(number));
+        }
+        assert_eq!(moved(&homes, &fleet.all_homes(), "web2"), BTreeMap::new());
+    }
 }

@@ -8,6 +8,7 @@
 //! check's socket, the queues of events, the new table, and the packets that were on their way.
 
 mod figures;
+mod signals;
 
 use std::{
     fmt::Write as _,
@@ -40,6 +41,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::figures::{Figures, document};
 
+/// How often is checked.
+const CHECK: &str = "interval = \"1s\", fast_interval = \"100ms\"";
 /// Failures in a row that make a backend down.
 const FALL: usize = 3;
 /// Clients, all known before the first failure.
@@ -65,6 +68,9 @@ struct Options {
     /// Failures of one backend at a time in each scenario; a quarter as many of several at once.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(4..))]
     rounds: u16,
+    /// Measure instead how long it takes from death to effect, where clients' handshakes alone show the failure.
+    #[arg(long)]
+    signals: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -91,17 +97,20 @@ fn measure(options: &Options) -> Result<()> {
         for remember in ["3h", "0s"] {
             let wanted = options.backends.is_none_or(|only| only == backends)
                 && options.remember.as_ref().is_none_or(|only| only == remember);
-            if wanted {
+            if wanted && !options.signals {
                 scenario(backends, remember, options, &mut series)
                     .with_context(|| format!("{backends} backends, remember {remember}"))?;
             }
         }
     }
+    if options.signals {
+        signals::measure(options, &mut series)?;
+    }
     if options.json { document(series).print() } else { Ok(()) }
 }
 
 fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<Series>) -> Result<()> {
-    let mut site = Site::new(backends, remember)?;
+    let mut site = Site::new(backends, remember, CHECK)?;
     let several = 10.min(backends / 2);
     for (at_once, rounds) in [(1, options.rounds), (several, options.rounds / 4)] {
         let mut figures = Figures::default();
@@ -132,14 +141,14 @@ struct Site {
 }
 
 impl Site {
-    fn new(backends: u16, remember: &str) -> Result<Self> {
+    fn new(backends: u16, remember: &str, check: &str) -> Result<Self> {
         let hosts = Hosts::new()?;
         let mut servers = Servers::default();
         hosts.listen(&(1..=backends).collect::<Vec<_>>(), &mut servers)?;
         let wire = Wire::tap(hosts.backends.entrance())?;
         let files = tempfile::tempdir()?;
         let (config, socket) = (files.path().join("balancer.toml"), files.path().join("balancer.sock"));
-        fs::write(&config, configuration(backends, remember, files.path())?)?;
+        fs::write(&config, configuration((backends, remember, check), files.path())?)?;
         let log = files.path().join("balancer.log");
         let controller = Controller::start(&hosts.balancer, &binaries::balancer()?, &config, &socket, &log)?;
         let mut site = Self { controller, wire, servers, next: 1, backends, hosts, _files: files };
@@ -162,7 +171,7 @@ impl Site {
         };
         let before = self.tables()?;
         let pause = PAUSES[usize::from(at_once > 1)];
-        let load = Load::start(self.hosts.clients.entrance(), &groups, ACK, pause, PATIENCE);
+        let load = Load::start(self.hosts.clients.entrance(), &groups, &[ACK], pause, PATIENCE);
         thread::sleep(LEAD);
         for &number in &failing {
             self.servers.close(number);
@@ -242,14 +251,13 @@ impl Site {
     }
 }
 
-fn configuration(backends: u16, remember: &str, files: &Path) -> Result<String> {
+fn configuration((backends, remember, check): (u16, &str, &str), files: &Path) -> Result<String> {
     let mut text = settings(files);
     write!(
         text,
         "[[service]]\nname = \"web\"\naddress = \"{VIP}\"\nforwarding = \"nat\"\ntable_size = 65537\n\
          remember = \"{remember}\"\n\
-         check = {{ type = \"tcp\", interval = \"1s\", fast_interval = \"100ms\", timeout = \"1s\", fall = {FALL}, \
-         rise = 1 }}\n"
+         check = {{ type = \"tcp\", {check}, timeout = \"1s\", fall = {FALL}, rise = 1 }}\n"
     )?;
     for number in 1..=backends {
         let address = backend(number);

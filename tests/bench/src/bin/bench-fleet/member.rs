@@ -271,7 +271,7 @@ impl Light {
                 }
             }
             Output::Log { warning: true, message } => eprintln!("lb{:02}: {message}", self.number),
-            Output::Key(_) | Output::Tallies { .. } | Output::Log { warning: false, .. } => {}
+            Output::Key(_) | Output::Check(_) | Output::Tallies { .. } | Output::Log { warning: false, .. } => {}
         }
     }
 
@@ -317,7 +317,7 @@ impl Light {
         let events: Vec<Event> = hops.chain(checks).collect();
         let commands = self.controller.handle_all(events, Instant::now());
         self.carry_out(commands);
-        let ballot = Ballot::of(&self.controller);
+        let ballot = Ballot::of(&self.controller, self.controller.begin_to_fail().collect());
         let news = ballot != self.ballot;
         if news {
             self.ballot = ballot;

@@ -117,7 +117,7 @@ impl Real {
     pub(crate) fn load(&mut self, hosts: &Hosts, watched: u16) -> Result<Load> {
         self.wire.seen()?.watch(&[watched]);
         let theirs = self.places.iter().filter(|(_, place)| **place == watched).map(|(&client, _)| client).collect();
-        Ok(Load::start(hosts.clients.entrance(), &[theirs], ACK, PAUSE, PATIENCE))
+        Ok(Load::start(hosts.clients.entrance(), &[theirs], &[ACK], PAUSE, PATIENCE))
     }
 
     /// When the last packet of a client arrived at the watched backend, on the wall clock. Its clients are elsewhere then.

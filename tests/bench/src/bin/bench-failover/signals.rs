@@ -1,0 +1,110 @@
+//! From the death of backends to the last packet there, where no check is due: clients' handshakes show the failure.
+
+use std::{
+    thread,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use balancer_bench::{failover::load::Load, report::document::Series};
+use balancer_testkit::frame::{ACK, SYN};
+
+use super::{CLIENTS, LEAD, Options, PATIENCE, PAUSES, SILENCE, Site, figures::Figures, load};
+
+const NO_CHECK: &str = "interval = \"1h\", fast_interval = \"1h\"";
+
+/// How a backend dies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Death {
+    /// Its machine refuses connections.
+    OfTheServer,
+    /// Nothing answers.
+    OfTheMachine,
+}
+
+pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()> {
+    if !options.json {
+        println!(
+            "from death to the last packet there and the next elsewhere, by signals alone, in ms: min / median / max"
+        );
+    }
+    for backends in [8, 1000].into_iter().filter(|backends| options.backends.is_none_or(|only| only == *backends)) {
+        for (death, name) in [(Death::OfTheServer, "servers"), (Death::OfTheMachine, "machines")] {
+            let at_once = 10.min(backends / 4);
+            let what = format!("{backends} backends, {at_once} {name} die");
+            let mut figures = Figures::default();
+            let rounds = (options.rounds / 4).min(backends / at_once / 2).max(1);
+            for _ in 0..rounds {
+                round(backends, at_once, death, &mut figures).with_context(|| what.clone())?;
+            }
+            if options.json {
+                series.extend(figures.series(&what));
+            } else {
+                figures.print(&what, rounds, at_once);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// They stay dead, so that each round has a site of its own.
+fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Result<()> {
+    let mut site = Site::new(backends, "3h", NO_CHECK)?;
+    for flags in [SYN, ACK] {
+        load::once(&site.hosts.clients, 1..=CLIENTS, flags)?;
+    }
+    // Signals of these handshakes, which none of the backends has answered yet, are over.
+    thread::sleep(10 * LEAD);
+    let dying = site.choose(at_once)?;
+    let groups: Vec<Vec<u16>> = {
+        let mut seen = site.wire.seen()?;
+        seen.watch(&dying);
+        let of = |backend| seen.home.iter().filter(move |(_, home)| **home == backend).map(|(&client, _)| client);
+        dying.iter().map(|&backend| of(backend).collect()).collect()
+    };
+    let tables = site.tables()?;
+    let load = Load::start(site.hosts.clients.entrance(), &groups, &[SYN, ACK], PAUSES[1], PATIENCE);
+    thread::sleep(10 * LEAD);
+    // As the kernel stamps packets.
+    let died = UNIX_EPOCH.elapsed()?;
+    for &number in &dying {
+        match death {
+            Death::OfTheServer => site.servers.close(number),
+            Death::OfTheMachine => site.hosts.silence(number)?,
+        }
+    }
+    load.leave_unanswered();
+    await_silence(&mut site, &dying)?;
+    load.stop()?;
+    figures.tables += site.tables()? - tables;
+    figures.builds.push(site.metrics()?.sum("table_build_seconds", &[])? * 1e3);
+    for (number, watched) in &site.wire.seen()?.watched {
+        let since = |at: Option<Duration>| -> Result<f64> {
+            let at = at.with_context(|| format!("backend {number}: {watched:?}"))?;
+            Ok((at.as_secs_f64() - died.as_secs_f64()) * 1e3)
+        };
+        figures.last.push(since(watched.last)?);
+        figures.elsewhere.push(since(watched.elsewhere)?);
+    }
+    Ok(())
+}
+
+/// Until no packet has come to any of them for a while.
+fn await_silence(site: &mut Site, dying: &[u16]) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        thread::sleep(Duration::from_millis(20));
+        site.controller.ensure_running()?;
+        let seen = site.wire.seen()?;
+        let is_over = |number| {
+            let watched = seen.watched.get(number);
+            watched.is_some_and(|watched| {
+                watched.elsewhere.is_some() && watched.last.is_some_and(|last| seen.now.saturating_sub(last) > SILENCE)
+            })
+        };
+        if dying.iter().all(is_over) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "clients still go to a dead backend: {:?}", seen.watched);
+    }
+}
