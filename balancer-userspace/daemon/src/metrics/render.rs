@@ -445,6 +445,7 @@ pub(super) mod tests {
                 rise_fall: None,
             }],
             withheld: 0,
+            unanswered: None,
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }
     }

@@ -117,6 +117,7 @@ impl<D: Dataplane> Owner<D> {
             listeners: self.listeners(service)?,
             rule_fallbacks: self.dataplane.rule_fallbacks(id)?,
             withheld: service.backends().iter().map(|backend| self.dataplane.withheld(backend.id())).collect(),
+            unanswered: service.backends().iter().map(|backend| self.dataplane.unanswered(backend.id())).collect(),
             departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
             repeated_moves: self.repeated_moves.get(&id).copied().unwrap_or_default(),
             table_build: self.builds.get(&id).copied().unwrap_or_default(),

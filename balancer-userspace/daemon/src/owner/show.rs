@@ -12,7 +12,7 @@ use balancer_core::{
     service::{Backend, Service},
     snapshot::{
         BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, OutageSnapshot,
-        ServiceSnapshot, ServiceStatistics, TableSnapshot,
+        ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
 
@@ -23,6 +23,8 @@ pub(super) struct Aside {
     pub(super) rule_fallbacks: u64,
     /// Of each backend, resets that were withheld.
     pub(super) withheld: Vec<u64>,
+    /// Of each backend, handshakes that no client has ended.
+    pub(super) unanswered: Vec<Option<Unanswered>>,
     /// What backends that are gone for good have counted, by name.
     pub(super) departed: Vec<(String, BackendStats)>,
     /// Moves that other members of the fleet count, by cause.
@@ -57,8 +59,12 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
-        backends: (service.backends().iter().zip(aside.withheld))
-            .map(|(backend, withheld)| show_backend(service, backend, withheld, &check, now))
+        backends: (service.backends().iter().zip(aside.withheld).zip(aside.unanswered))
+            .map(|((backend, withheld), unanswered)| BackendSnapshot {
+                withheld,
+                unanswered,
+                ..show_backend(service, backend, &check, now)
+            })
             .collect(),
     }
 }
@@ -67,13 +73,7 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
     GoneSnapshot { id: gone.row.id, name: gone.name.clone(), known_clients: gone.known, stats: BackendStats::default() }
 }
 
-fn show_backend(
-    service: &Service,
-    backend: &Backend,
-    withheld: u64,
-    check: &Arc<str>,
-    now: Instant,
-) -> BackendSnapshot {
+fn show_backend(service: &Service, backend: &Backend, check: &Arc<str>, now: Instant) -> BackendSnapshot {
     BackendSnapshot {
         ids: vec![backend.id()],
         families: families(service, backend),
@@ -90,7 +90,8 @@ fn show_backend(
         drain_deadline: backend.drain_deadline().map(|at| at.saturating_duration_since(now)),
         eligible: backend.takes_new_clients(),
         stats: BackendStats::default(),
-        withheld,
+        withheld: 0,
+        unanswered: None,
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),
         check: vec![check_snapshot(service, backend, check, now)],

@@ -200,7 +200,7 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
                 (backend.name) " " span.quiet { (backend.address) }
             }
             td role="cell" data-label="State" { (state(backend)) }
-            td role="cell" data-label="Reason" { (backend.reason) }
+            td role="cell" data-label="Reason" { (backend.shown_reason()) }
             td.share role="cell" data-label="Share (expected)" {
                 span { (percent(share)) " " span.quiet { "(" (percent(expected)) ")" } }
                 (bar(share, expected))
