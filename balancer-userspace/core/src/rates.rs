@@ -50,9 +50,12 @@ impl std::ops::AddAssign for Rates {
     }
 }
 
+/// What each backend had counted, by id.
+type Counted = Arc<[(BackendId, Traffic)]>;
+
 /// What the backends of a service had counted of late.
 #[derive(Clone, Debug, Default)]
-pub struct TrafficHistory(VecDeque<(Duration, Arc<[(BackendId, Traffic)]>)>);
+pub struct TrafficHistory(VecDeque<(Duration, Counted)>);
 
 impl TrafficHistory {
     /// Keeps what is counted at `now`.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use balancer_api::model::{HealthView, RuleView, StatusView};
+use balancer_model::listeners::Listener;
 
 use crate::finding::Unseen;
 
@@ -254,6 +255,21 @@ pub struct Vip {
     pub answered: Vec<(u32, Mac)>,
     /// Whether somebody was asked.
     pub asked: bool,
+    /// The listeners of the service at this address.
+    pub listeners: Vec<Listener>,
+    /// Connections that clients tried to open, and that the program did not see or left to the kernel.
+    pub unsteered: Vec<Unsteered>,
+}
+
+/// Packets for a VIP that were seen behind the place where the program would have taken them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsteered {
+    /// The index of the interface.
+    pub ifindex: u32,
+    /// Whether their frames were for another hardware address.
+    pub for_another: bool,
+    /// How many.
+    pub packets: u32,
 }
 
 impl Facts {

@@ -111,6 +111,10 @@ pub enum Kind {
     ForeignProgram,
     /// Frames are redirected to an interface that does not take them.
     Redirect,
+    /// Clients' packets come in by an interface that the program is not attached to.
+    NotAttached,
+    /// Clients' packets are for another hardware address.
+    WrongMac,
     /// The kernel's forwarding is off, which `nat` needs.
     Forwarding,
     /// Two machines own a VIP.

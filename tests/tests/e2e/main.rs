@@ -30,6 +30,7 @@ mod passive;
 mod path_mtu;
 mod pins;
 mod puzzles;
+mod rates;
 mod real_clients;
 mod real_servers;
 mod reject;

@@ -11,7 +11,7 @@ use super::judge;
 use crate::{
     facts::{
         Address, Backend, Chain, Controller, Direct, Facts, Forwards, Link, Mac, Neighbour, Offloads, Outcome, Path,
-        Program, ServiceProbe, Vip, Way, XdpFeatures,
+        Program, ServiceProbe, Unsteered, Vip, Way, XdpFeatures,
     },
     finding::Kind,
 };
@@ -154,6 +154,8 @@ fn healthy(forwarding: &str) -> Facts {
             address: "10.2.0.10".parse().unwrap(),
             answered: Vec::new(),
             asked: true,
+            listeners: vec!["10.2.0.10:80/tcp".parse().unwrap()],
+            unsteered: Vec::new(),
         }],
         firewall: Vec::new(),
         unseen: Vec::new(),
@@ -330,6 +332,26 @@ fn when_nobody_has_a_vip_within_a_prefix_then_that_is_found_and_one_beyond_is_no
     assert_eq!(kinds(&facts), [Kind::VipUnowned]);
     after(&mut facts).withdrawn = true;
     assert_eq!(kinds(&facts), [Kind::Withdrawn]);
+}
+
+#[test]
+fn when_clients_packets_are_not_taken_then_it_is_said_where_they_come_in() {
+    let seen = |ifindex, for_another| {
+        move |facts: &mut Facts| {
+            facts.links.push(Link { ifindex: 3, name: "eth1".to_owned(), ..facts.links[0].clone() });
+            facts.vips[0].unsteered = vec![Unsteered { ifindex, for_another, packets: 2 }];
+        }
+    };
+    expect(&MODES, Kind::NotAttached, seen(3, false));
+    expect(&MODES, Kind::WrongMac, seen(2, true));
+    // A switch floods frames for others, and what lies upon an attached interface is given what that has passed.
+    let mut others = healthy("nat");
+    seen(3, true)(&mut others);
+    assert_eq!(kinds(&others), []);
+    let mut flooded = healthy("nat");
+    seen(2, true)(&mut flooded);
+    after(&mut flooded).services[0].backends[0].packets = 9;
+    assert_eq!(kinds(&flooded), []);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 
+use balancer_api::model::StatusView;
+
 use super::may_be_elsewhere;
 use crate::{
-    facts::{Backend, Controller, Facts, Mac, Vip},
+    facts::{Backend, Controller, Facts, Mac, Unsteered, Vip},
     finding::{Cure, Finding, Kind},
 };
 
@@ -13,7 +15,47 @@ const VRRP: [&[u8]; 2] = [&[0, 0, 0x5e, 0, 1], &[0, 0, 0x5e, 0, 2]];
 
 pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let asked = facts.vips.iter().filter(|vip| vip.asked);
-    asked.flat_map(|vip| of(vip, facts, controller)).collect()
+    let unsteered = facts.vips.iter().flat_map(|vip| unsteered(vip, facts, controller));
+    asked.flat_map(|vip| of(vip, facts, controller)).chain(unsteered).collect()
+}
+
+/// Packets that clients sent to the VIP while the examination lasted, and that the program did not take.
+fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
+    let attached = |ifindex: u32| controller.after.interfaces.iter().any(|view| view.ifindex == ifindex);
+    // What comes in by an attached interface and is passed is seen on what lies upon it as well.
+    let passed = vip.unsteered.iter().any(|of| attached(of.ifindex));
+    let mut findings = Vec::new();
+    for Unsteered { ifindex, for_another, packets } in &vip.unsteered {
+        let Some(link) = facts.link(*ifindex) else { continue };
+        let (name, address) = (&link.name, vip.address);
+        if attached(*ifindex) && *for_another && !flows(vip, controller) {
+            findings.push(finding(
+                vip,
+                Kind::WrongMac,
+                format!("clients' packets for {address} come in by {name}, and are for another hardware address"),
+                format!("{packets} requests to connect were seen that the program had passed, and none was steered"),
+                Cure::elsewhere("the router, or the clients", &[format!("ip neigh flush to {address}")]),
+            ));
+        } else if !attached(*ifindex) && !*for_another && !passed && link.kind.as_deref() != Some("loopback") {
+            findings.push(finding(
+                vip,
+                Kind::NotAttached,
+                format!("clients' packets for {address} come in by {name}, where the program is not"),
+                format!("{packets} requests to connect were seen on {name}"),
+                Cure::here(&[format!("add {name:?} to `interfaces` in the configuration, and: balancer apply FILE")]),
+            ));
+        }
+    }
+    findings
+}
+
+/// Whether packets of a service were steered while the examination lasted.
+fn flows(vip: &Vip, controller: &Controller) -> bool {
+    let packets = |status: &StatusView| -> u64 {
+        let service = status.services.iter().find(|service| service.name == vip.service);
+        service.map_or(0, |service| service.backends.iter().map(|backend| backend.packets).sum())
+    };
+    packets(&controller.after) > packets(&controller.before)
 }
 
 fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {

@@ -31,9 +31,13 @@ struct Listed {
 /// When there is no `nft`, or it fails.
 pub(super) fn chains() -> io::Result<Vec<Chain>> {
     let output = Command::new("nft").args(["-j", "list", "chains"]).output();
-    let output = output.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => io::Error::other("nft is not installed; what a firewall drops is seen from probes"),
-        _ => error,
+    let output = output.map_err(|error| {
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        if missing {
+            io::Error::other("nft is not installed; what a firewall drops is seen from probes")
+        } else {
+            error
+        }
     })?;
     if !output.status.success() {
         return Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()));

@@ -60,9 +60,9 @@ pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Resu
         find_clients(client, &mut facts).await;
         look_at_services(&mut facts, &services).await;
         // What went wrong meanwhile goes wrong now.
-        let after = client.status().await?;
+        let (after, health) = (client.status().await?, client.health(None).await?);
         if let Some(controller) = &mut facts.controller {
-            controller.after = after;
+            (controller.after, controller.health) = (after, health);
         }
     }
     Ok(facts)
@@ -187,7 +187,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
                 name: backend.name.clone(),
                 forwarding: service.forwarding.clone(),
                 address: checked.unwrap_or_else(|| SocketAddr::new(own, port)),
-                vip: vip.map(|vip| SocketAddr::new(vip.address, first_port(&vip))),
+                vip: vip.map(|vip| SocketAddr::new(vip.address, vip.ports.first)),
                 way: Way::None("not looked up".to_owned()),
                 source: None,
                 neighbour: None,
@@ -209,16 +209,19 @@ fn addresses(backend: &BackendView) -> impl Iterator<Item = (IpAddr, u16)> {
     })
 }
 
-fn first_port(listener: &Listener) -> u16 {
-    listener.ports.to_string().split('-').next().and_then(|port| port.parse().ok()).unwrap_or(0)
-}
-
 fn vips(service: &ServiceView) -> Vec<Vip> {
-    let mut addresses: Vec<IpAddr> =
-        service.listeners.iter().filter_map(|view| Some(view.listener.parse::<Listener>().ok()?.address)).collect();
+    let listeners: Vec<Listener> = service.listeners.iter().filter_map(|view| view.listener.parse().ok()).collect();
+    let mut addresses: Vec<IpAddr> = listeners.iter().map(|listener| listener.address).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    let vip = |address| Vip { service: service.name.clone(), address, answered: Vec::new(), asked: false };
+    let vip = |address| Vip {
+        service: service.name.clone(),
+        address,
+        answered: Vec::new(),
+        asked: false,
+        listeners: listeners.iter().filter(|listener| listener.address == address).copied().collect(),
+        unsteered: Vec::new(),
+    };
     addresses.into_iter().map(vip).collect()
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use balancer_model::config::Protocol;
 use tokio::{
     net::TcpStream,
     task::JoinHandle,
@@ -18,7 +19,7 @@ use super::{
     packets::{ACK, Heard, Outer, RST, SYN, echo, tcp, who_has},
     wire::{Note, Wire},
 };
-use crate::facts::{Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Vip, Way};
+use crate::facts::{Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Unsteered, Vip, Way};
 
 /// What is unanswered is sent again after so long.
 const ROUND: Duration = Duration::from_millis(400);
@@ -101,11 +102,15 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
     let directs: Vec<_> =
         outcomes.into_iter().enumerate().map(|(number, outcome)| Some(probe.direct(number, outcome?))).collect();
     let answers: Vec<_> = asked.iter().map(|asked| (asked.index, probe.owners(asked))).collect();
+    let unsteered: Vec<_> = facts.vips.iter().map(|vip| probe.unsteered(vip)).collect();
     for (number, target) in targets.iter().enumerate() {
         let Some(backend) = facts.backends.get_mut(target.index) else { continue };
         (backend.neighbour, backend.service_probe) = found[number].clone();
         backend.direct.clone_from(&directs[number]);
         backend.path = paths[number];
+    }
+    for (vip, unsteered) in facts.vips.iter_mut().zip(unsteered) {
+        vip.unsteered = unsteered;
     }
     for (index, answered) in answers {
         let Some(Vip { answered: known, asked, .. }) = facts.vips.get_mut(index) else { continue };
@@ -270,11 +275,12 @@ impl Probe<'_> {
             Heard::Tcp { from, to, flags, .. } if from == vip && to.port() == port(number) => Some(flags),
             Heard::Tcp { .. } | Heard::Arp { .. } | Heard::Echo { .. } | Heard::Unreachable { .. } => None,
         });
-        answers.fold(Outcome::Silent, |known, flags| match known {
-            Outcome::Silent if flags & RST != 0 => Outcome::Refused,
-            Outcome::Silent if flags & (SYN | ACK) == SYN | ACK => Outcome::Connected,
-            known => known,
-        })
+        let outcome = |flags: u8| match flags {
+            reset if reset & RST != 0 => Some(Outcome::Refused),
+            accepted if accepted & (SYN | ACK) == SYN | ACK => Some(Outcome::Connected),
+            _ => None,
+        };
+        answers.filter_map(outcome).next().unwrap_or_default()
     }
 
     fn neighbour(&self, number: usize) -> Option<Neighbour> {
@@ -356,6 +362,26 @@ impl Probe<'_> {
             }
         }
         false
+    }
+
+    /// Clients' requests to connect to a VIP that got as far as this socket: what the program steers does not.
+    fn unsteered(&self, vip: &Vip) -> Vec<Unsteered> {
+        let mut found: Vec<Unsteered> = Vec::new();
+        for note in self.incoming() {
+            let Heard::Tcp { to, flags, .. } = note.heard else { continue };
+            let is_for = vip.listeners.iter().any(|listener| {
+                listener.protocol == Protocol::Tcp && listener.address == to.ip() && listener.ports.contains(to.port())
+            });
+            if !is_for || flags & (SYN | ACK) != SYN {
+                continue;
+            }
+            let (ifindex, for_another) = (note.ifindex, note.for_another);
+            match found.iter_mut().find(|known| (known.ifindex, known.for_another) == (ifindex, for_another)) {
+                Some(known) => known.packets += 1,
+                None => found.push(Unsteered { ifindex, for_another, packets: 1 }),
+            }
+        }
+        found
     }
 
     /// The hosts that have a VIP, by interface.

@@ -17,10 +17,13 @@ const ETH_P_ALL: u16 = 0x0003;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_ARP: u16 = 0x0806;
 const ETH_P_IPV6: u16 = 0x86dd;
+const PACKET_OTHERHOST: u8 = 3;
 const PACKET_OUTGOING: u8 = 4;
 const BROADCAST: Mac = [0xff; 6];
 /// The largest packet, also one that the kernel has merged.
 const PACKET: usize = 65_600;
+/// Packets that notes are taken of.
+const MOST: usize = 200_000;
 /// Packets that are read in one go, so that a flood does not keep the examination from its clock.
 const AT_ONCE: usize = 4096;
 
@@ -36,6 +39,8 @@ pub(super) struct Wire {
 pub(super) struct Note {
     pub(super) ifindex: u32,
     pub(super) outgoing: bool,
+    /// Whether the frame was for another hardware address than the interface's.
+    pub(super) for_another: bool,
     pub(super) heard: Heard,
 }
 
@@ -84,6 +89,7 @@ impl Wire {
                 Ok((length, from))
             });
             match read {
+                Ok(Ok(_)) if notes.len() >= MOST => {}
                 Ok(Ok((length, from))) => notes.extend(note(buffer.get(..length).unwrap_or_default(), from.as_ref())),
                 // Of an interface that went away, which the next packet does not mind.
                 Ok(Err(_)) => {}
@@ -101,7 +107,12 @@ fn note(packet: &[u8], from: Option<&LinkAddr>) -> Option<Note> {
         _ => None,
     };
     let ifindex = u32::try_from(from.ifindex()).ok()?;
-    Some(Note { ifindex, outgoing: from.pkttype() == PACKET_OUTGOING, heard: heard? })
+    Some(Note {
+        ifindex,
+        outgoing: from.pkttype() == PACKET_OUTGOING,
+        for_another: from.pkttype() == PACKET_OTHERHOST,
+        heard: heard?,
+    })
 }
 
 /// An interface, and a neighbour there, as packet sockets name them.

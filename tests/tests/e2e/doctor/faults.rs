@@ -1,7 +1,12 @@
 //! The faults, one at a time, in each mode in which they can occur.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
@@ -9,11 +14,13 @@ use balancer_testkit::{
     binaries,
     namespace::run,
     offload::Offload,
-    site::{Site, backend_port},
+    site::{QUICK_HTTP_CHECK, Settings, Site, backend_port},
+    stop::StopOnDrop,
     topology::{Family, Shape},
 };
 
-use super::fault::{ALL, Beside, DIRECT, Fault, Mend, NAT, TUNNELS, lab};
+use super::fault::{ALL, Beside, DIRECT, Fault, Mend, NAT, TUNNELS, examine, lab};
+use crate::support::wait;
 
 const VIP: &str = "10.2.0.10/32";
 const WRONG_MAC: &str = "02:00:00:00:00:99";
@@ -257,4 +264,70 @@ fn when_a_fault_is_seeded_in_an_ipip_site_then_the_doctor_names_it_and_its_cure_
 #[test]
 fn when_a_fault_is_seeded_in_a_gue_site_then_the_doctor_names_it_and_its_cure_works() {
     all_are_found(Forwarding::Gue);
+}
+
+#[test]
+fn when_the_client_table_is_too_small_then_the_doctor_says_so() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.check = QUICK_HTTP_CHECK.to_owned();
+        settings.remember = "10m";
+        settings.lines = "[client_table]\ncapacity = 16\n".to_owned();
+        Ok(())
+    })
+    .unwrap();
+    for first in [1, 101, 201, 301] {
+        site.homes(Family::V4, first..=first + 99).unwrap();
+    }
+    let found = || examine(&site, &[]).1.findings.into_iter().map(|finding| finding.kind).collect::<Vec<_>>();
+    wait("the table is not found too small", || found() == ["client-table"]);
+}
+
+/// What is found while clients try all the time.
+fn found_while_clients_try(site: &Site) -> Vec<String> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let limit = Duration::from_millis(400);
+                site.ask(Family::V4, 1..=2, limit).unwrap();
+            }
+        });
+        examine(site, &[]).1.findings.into_iter().map(|finding| finding.kind).collect()
+    })
+}
+
+#[test]
+fn when_clients_come_in_where_the_program_is_not_then_the_doctor_names_the_interface() {
+    for forwarding in ALL {
+        let mut site = Site::start(Shape::TwoLegged, *forwarding, 2, |settings, _| {
+            settings.interfaces = vec!["eth1".to_owned()];
+            settings.check = QUICK_HTTP_CHECK.to_owned();
+            Ok(())
+        })
+        .unwrap();
+        for number in 1..=2 {
+            site.wait_state(number, &["up"]).unwrap();
+        }
+        wait("the interface is not named", || found_while_clients_try(&site) == ["not-attached"]);
+        let both = |settings: &mut Settings| settings.interfaces = ["eth0", "eth1"].map(str::to_owned).to_vec();
+        site.apply(both).unwrap();
+        assert_eq!(site.homes(Family::V4, 1..=12).unwrap().len(), 12, "{forwarding:?}");
+        assert_eq!(found_while_clients_try(&site), Vec::<String>::new(), "{forwarding:?}");
+    }
+}
+
+#[test]
+fn when_clients_send_to_another_hardware_address_then_the_doctor_says_so() {
+    let mut site = lab(Shape::TwoLegged, Forwarding::Nat, &[Family::V4]);
+    site.homes(Family::V4, 1..=2).unwrap();
+    let route = site.topology().client().ip("-4 route show 10.2.0.0/16").unwrap();
+    let via = route.split_whitespace().nth(2).unwrap().to_owned();
+    let client = site.topology().client();
+    client.ip(&format!("neigh replace {via} lladdr {WRONG_MAC} dev eth0 nud permanent")).unwrap();
+    wait("the hardware address is not found wrong", || found_while_clients_try(&site) == ["wrong-mac"]);
+    client.ip(&format!("neigh del {via} dev eth0")).unwrap();
+    assert_eq!(site.homes(Family::V4, 1..=12).unwrap().len(), 12);
+    site.wait_state(1, &["up"]).unwrap();
+    assert_eq!(found_while_clients_try(&site), Vec::<String>::new());
 }
