@@ -451,7 +451,11 @@ impl BackendSnapshot {
     /// Why it is what it is; where clients are still at one that takes no new ones, what keeps them there.
     #[must_use]
     pub fn shown_reason(&self) -> String {
-        if !self.reason.is_empty() || self.eligible || self.known_clients == 0 {
+        let takes_new = self.eligible && self.weight > 0;
+        // The core says "weight 0" of one that nothing else is wrong with.
+        let by_weight = self.weight == 0 && matches!(self.state, BackendState::Up | BackendState::Checking);
+        let says_enough = !self.reason.is_empty() && !by_weight;
+        if says_enough || takes_new || self.known_clients == 0 {
             return self.reason.clone();
         }
         let why = match (self.admin, self.state) {
@@ -461,7 +465,7 @@ impl BackendSnapshot {
             (Admin::Ready, BackendState::Down) => "down; they move when they come back",
             (Admin::Ready, _) if self.weight == 0 => "its weight is 0; they stay",
             (Admin::Ready, _) if self.backup => "a backup that is not in use; they stay",
-            (Admin::Ready, _) => return String::new(),
+            (Admin::Ready, _) => return self.reason.clone(),
         };
         format!("takes no new clients, has {}: {why}", counted(self.known_clients as usize, "known client"))
     }
