@@ -272,6 +272,14 @@ pub struct Unsteered {
     pub packets: u32,
 }
 
+impl Backend {
+    /// Whether the backend itself has the VIP in its forwarding mode.
+    #[must_use]
+    pub fn has_the_vip(&self) -> bool {
+        matches!(self.forwarding.as_str(), "dsr" | "ipip" | "gue")
+    }
+}
+
 impl Facts {
     /// The interface of this index.
     #[must_use]

@@ -68,7 +68,7 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     for mac in others {
         let backend = facts.backends.iter().find(|backend| is_of(backend, mac));
         let is_meant = VRRP.iter().any(|begin| mac.starts_with(begin)) || may_be_elsewhere(controller);
-        if let Some(backend) = backend.filter(|backend| backend.forwarding != "nat") {
+        if let Some(backend) = backend.filter(|backend| backend.has_the_vip()) {
             findings.push(answered(vip, backend));
         } else if facts.is_own(vip.address) || !is_meant {
             findings.push(twice(vip, mac, backend));

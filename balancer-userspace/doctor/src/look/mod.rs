@@ -260,7 +260,7 @@ fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usi
     let source = own_address(facts, ifindex, own.is_ipv4(), backend.source)?;
     let outer = Outer::of(&backend.forwarding);
     let is_tcp = services.iter().any(|service| service.name == backend.service && service.protocol == "tcp");
-    let vip = backend.vip.filter(|_| matches!(backend.forwarding.as_str(), "dsr" | "ipip" | "gue"));
+    let vip = backend.vip.filter(|_| backend.has_the_vip());
     let checks = facts.controller.as_ref().map(|of| of.health.as_slice()).unwrap_or_default();
     let checked = checks.iter().any(|view| {
         let same = view.service == backend.service && view.backend == backend.name;

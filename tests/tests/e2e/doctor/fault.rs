@@ -1,5 +1,5 @@
 //! How a fault is seeded, found and mended.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     process::Command,
@@ -46,7 +46,8 @@ pub(super) fn lab(shape: Shape, forwarding: Forwarding, families: &[Family]) -> 
     let mut site = Site::start(shape, forwarding, 2, |settings, _| {
         settings.check = QUICK_HTTP_CHECK.to_owned();
         settings.families = families.to_vec();
-        settings.remember = "10m";
+        // A client of a backend that fails comes back to it, so that each fault meets clients.
+        settings.remember = "0s";
         settings.lines = "[statistics]\nsample_interval = 1\n".to_owned();
         Ok(())
     })
