@@ -12,6 +12,7 @@ mod completions;
 mod decap;
 mod demo;
 mod detach;
+mod doctor;
 mod events;
 mod fleet;
 mod flow;
@@ -83,6 +84,10 @@ enum Verb {
     Apply(apply::Args),
     /// Show interfaces, services and backends
     Status(status::Args),
+    /// Find out why nothing flows: look at this machine, follow probes, and name causes with their cures. Exit code 0:
+    /// healthy, 1: findings, 3: no controller
+    #[command(after_help = help::see("troubleshooting"))]
+    Doctor(doctor::Args),
     /// Say whether clients can be sent to this balancer: exit code 0 ready or degraded, 1 not ready
     #[command(after_help = help::see("several-balancers"))]
     Ready(ready::Args),
@@ -200,6 +205,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Check(args) => check::run(&args),
         Verb::Apply(args) => wait_for(apply::run(&client(), args)),
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
+        Verb::Doctor(args) => wait_for(doctor::run(&client(), &args)),
         Verb::Ready(args) => wait_for(ready::run(&client(), &args)),
         Verb::Fleet(args) => wait_for(fleet::run(&client(), &args)),
         Verb::Withdraw(args) => wait_for(withdraw::withdraw(&client(), &args)),

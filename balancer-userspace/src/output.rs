@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use balancer_api::model::{BackendView, ServiceView};
+use balancer_api::model::{BackendView, Rates, ServiceView};
 use balancer_model::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
@@ -73,16 +73,29 @@ pub(super) fn service(service: &ServiceView) -> String {
     if let Some(sharing) = &service.sharing {
         text.push_str(&format!("steer {}: {sharing}\n", service.steer));
     }
+    text.extend(service.rates.as_ref().map(|rates| format!("  {}, over the last 10 s\n", rates_words(rates))));
     let counts_active = service.counts_active();
     let mut table = backend_table(if service.watched { "NAME (WATCHED)" } else { "NAME" }, counts_active);
     for backend in &service.backends {
         add_backend(&mut table, backend.name.clone(), backend, service.table_size, counts_active);
     }
     text.push_str(&table.render());
+    text.extend(service.silence.as_ref().map(|what| format!("{what}\n")));
     for warning in &service.warnings {
         text.push_str(&format!("WARNING: {warning}\n"));
     }
     text
+}
+
+/// `12.5 connections, 1,204 packets, 830,112 bytes a second`.
+fn rates_words(rates: &Rates) -> String {
+    let Rates { packets, bytes, connections } = rates;
+    format!("{connections:.1} connections, {} packets, {} bytes a second", whole(*packets), whole(*bytes))
+}
+
+/// A rate as a whole number.
+fn whole(rate: f64) -> String {
+    grouped(rate.round() as u64)
 }
 
 /// `tcp 198.51.100.10:80`, and more behind commas.
@@ -131,6 +144,9 @@ pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
         ">CONNECTIONS",
         ">PACKETS",
         ">BYTES",
+        ">CONN/S",
+        ">PACKETS/S",
+        ">BYTES/S",
         "REASON",
     ];
     let mut headings = headings.to_vec();
@@ -151,6 +167,7 @@ pub(super) fn add_backend(
     table_size: u32,
     counts_active: bool,
 ) {
+    let rate = |words: fn(&Rates) -> String| backend.rates.as_ref().map_or_else(|| "-".to_owned(), words);
     let backup = if backend.backup { " (backup)" } else { "" };
     let mut cells = vec![
         name,
@@ -165,6 +182,9 @@ pub(super) fn add_backend(
         grouped(backend.connections),
         grouped(backend.packets),
         grouped(backend.bytes),
+        rate(|rates| format!("{:.1}", rates.connections)),
+        rate(|rates| whole(rates.packets)),
+        rate(|rates| whole(rates.bytes)),
         backend.reason.clone(),
     ];
     if counts_active {

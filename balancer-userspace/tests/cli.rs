@@ -240,9 +240,9 @@ async fn tables_are_aligned_and_without_borders() {
     assert_eq!(
         shown,
         "service web  tcp 198.51.100.10:80  nat  65,537 slots, generation 7\n\
-         NAME  ADDRESS         STATE  ADMIN  HEALTH  WEIGHT   SLOTS  SHARE  CLIENTS  CONNECTIONS    PACKETS       BYTES  REASON\n\
-         web1  10.0.0.11:8080  up     ready  up         100  32,769  50.0%        0        4,321  1,234,567  89,000,000\n\
-         web2  10.0.0.11:8080  up     ready  up         100  32,768  50.0%        0        4,321  1,234,567  89,000,000\n"
+         NAME  ADDRESS         STATE  ADMIN  HEALTH  WEIGHT   SLOTS  SHARE  CLIENTS  CONNECTIONS    PACKETS       BYTES  CONN/S  PACKETS/S  BYTES/S  REASON\n\
+         web1  10.0.0.11:8080  up     ready  up         100  32,769  50.0%        0        4,321  1,234,567  89,000,000       -          -        -\n\
+         web2  10.0.0.11:8080  up     ready  up         100  32,768  50.0%        0        4,321  1,234,567  89,000,000       -          -        -\n"
     );
     let status = stdout(&at(&socket, &["status"]).await);
     assert!(status.contains("eth0           2  native"), "{status}");

@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 use crate::{
     build::{Aim, programs},
-    command::{built, ensure_root, program, root, run},
+    command::{built, cargo, ensure_root, program, root, run},
     setup::{Purpose, session_lab, setup},
 };
 
@@ -19,11 +19,36 @@ pub(crate) enum Lab {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// What `balancer doctor` finds: faults, one at a time and in each forwarding mode in which they can occur. Each must be
+    /// named and nothing else, its cure must mend it, and clients must be served afterwards.
+    Doctor {
+        /// Only the faults of this kind, such as `vip-missing`; the book's chapter on troubleshooting has a list.
+        fault: Option<String>,
+    },
 }
 
 /// Sets up and runs it.
 pub(crate) fn lab(lab: &Lab) -> Result<()> {
-    let Lab::Sessions { options } = lab;
+    match lab {
+        Lab::Sessions { options } => sessions(options),
+        Lab::Doctor { fault } => doctor(fault.as_deref()),
+    }
+}
+
+fn doctor(fault: Option<&str>) -> Result<()> {
+    ensure_root("the doctor's lab", "lab doctor")?;
+    setup(Purpose::Test)?;
+    run(cargo().args(["build", "--locked", "--workspace", "--bin", "balancer", "--test", "e2e"]))?;
+    let mut command = cargo();
+    command.args(["nextest", "run", "--locked", "--workspace", "--test", "e2e", "--no-fail-fast", "--no-capture"]);
+    match fault {
+        Some(fault) => command.env("DOCTOR_FAULT", fault).arg("doctor::faults::"),
+        None => command.arg("doctor::"),
+    };
+    run(&mut command)
+}
+
+fn sessions(options: &[String]) -> Result<()> {
     ensure_root("the session lab", "lab sessions")?;
     setup(Purpose::Run)?;
     session_lab()?;

@@ -13,7 +13,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-const CRATES: [&str; 19] = [
+const CRATES: [&str; 20] = [
     "balancer-ebpf",
     "balancer-common",
     "balancer-userspace",
@@ -22,6 +22,7 @@ const CRATES: [&str; 19] = [
     "balancer-userspace/daemon",
     "balancer-userspace/dataplane",
     "balancer-userspace/demo",
+    "balancer-userspace/doctor",
     "balancer-userspace/engine",
     "balancer-userspace/fleet",
     "balancer-userspace/import",

@@ -101,6 +101,12 @@ impl Client {
         Self { if_generation: generation, ..self }
     }
 
+    /// The socket that it serves.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Interfaces and services.
     ///
     /// # Errors

@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 pub use balancer_core::{
     fleet::{FleetMember, FleetSnapshot},
+    rates::Rates,
     readiness::{Fitness, Readiness},
+    rules::Action,
 };
 use balancer_core::{
     locate::Located,
     plan::{Planned, PlannedMove, PlannedService},
-    rules::Action,
 };
 use balancer_model::listeners::Family;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,25 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     /// The fleet that it is in; `None`: in none.
     #[serde(default)]
     pub fleet: Option<FleetSnapshot>,
+    /// Its memory of clients.
+    #[serde(default)]
+    pub client_table: ClientTableView,
+    /// Dropped packets, by reason; reasons without packets are left out.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// The memory of clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientTableView {
+    /// Known clients that it is made for.
+    pub capacity: u64,
+    /// Known clients at the last sweep.
+    pub entries: u64,
+    /// Clients that were forgotten to make room for others.
+    pub evictions: u64,
+    /// Newcomers that found no room.
+    pub unrecorded: u64,
 }
 
 /// Every client, in percent.
@@ -123,6 +143,12 @@ pub struct ServiceView {
     /// What somebody should look at, a line each: an outage, one client that is most of a backend's load.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// What its backends are sent in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
+    /// Where no packets come: what to look at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silence: Option<String>,
     /// Its backends, in configuration order, runtime additions last.
     pub backends: Vec<BackendView>,
 }
@@ -206,6 +232,21 @@ pub struct BackendView {
     pub packets: u64,
     /// Bytes forwarded.
     pub bytes: u64,
+    /// What it is sent in a second, over the last ten seconds or a little more; absent: that is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
+    /// Handshakes with it that no client has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<UnansweredView>,
+}
+
+/// Handshakes that clients have begun with a backend since one was last ended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnansweredView {
+    /// How many, those that were begun again among them.
+    pub begun: u32,
+    /// For how long the first of them has waited.
+    pub seconds: f64,
 }
 
 /// `GET /v1/backends`, one for each backend.

@@ -1,6 +1,11 @@
 //! What is shown of a snapshot.
 
-use balancer_common::verdict::Verdict;
+use std::collections::BTreeMap;
+
+use balancer_common::{
+    map_types::DropStats,
+    verdict::{DropReason, Verdict},
+};
 use balancer_core::snapshot::{
     BackendSnapshot, CheckSnapshot, Coming, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot,
     Snapshot,
@@ -9,7 +14,8 @@ use balancer_model::config::{Protocol, forwarding_word};
 
 use crate::{
     model::{
-        BackendView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, Verdicts, VipView,
+        BackendView, ClientTableView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView,
+        UnansweredView, Verdicts, VipView,
     },
     one_by_one::OneByOne,
 };
@@ -39,8 +45,21 @@ impl<Services> StatusView<Services> {
                 .map(|(address, interface)| VipView { address, interface })
                 .collect(),
             fleet: snapshot.fleet,
+            client_table: ClientTableView {
+                capacity: snapshot.memory.capacity,
+                entries: snapshot.memory.entries,
+                evictions: snapshot.memory.stats.evicted,
+                unrecorded: snapshot.memory.stats.full,
+            },
+            drops: drops(&snapshot.drops),
         }
     }
+}
+
+fn drops(stats: &DropStats) -> BTreeMap<String, u64> {
+    let counted =
+        DropReason::ALL.iter().map(|reason| (reason, stats.reasons.get(reason.index()).copied().unwrap_or(0)));
+    counted.filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.label().to_owned(), count)).collect()
 }
 
 impl From<InterfaceSnapshot> for InterfaceView {
@@ -65,7 +84,10 @@ impl From<InterfaceSnapshot> for InterfaceView {
 impl From<ServiceSnapshot> for ServiceView {
     fn from(service: ServiceSnapshot) -> Self {
         let sharing = service.sharing_line();
+        let rates: Vec<_> = service.backends.iter().map(|backend| service.rates_of(backend)).collect();
         Self {
+            rates: service.rates(),
+            silence: service.statistics.silence.clone(),
             name: service.name,
             address: service.listeners.first().map(|of| of.listener.place()).unwrap_or_default(),
             protocol: service.listeners.first().map(|of| of.listener.protocol.to_string()).unwrap_or_default(),
@@ -80,7 +102,9 @@ impl From<ServiceSnapshot> for ServiceView {
             sharing,
             outage_seconds: service.outage.as_ref().map(|outage| outage.lasted.as_secs()),
             warnings: service.outage.map(|outage| outage.line).into_iter().chain(service.statistics.warnings).collect(),
-            backends: service.backends.into_iter().map(Into::into).collect(),
+            backends: (service.backends.into_iter().zip(rates))
+                .map(|(backend, rates)| BackendView { rates, ..backend.into() })
+                .collect(),
         }
     }
 }
@@ -138,7 +162,9 @@ impl HealthView {
 
 impl From<BackendSnapshot> for BackendView {
     fn from(backend: BackendSnapshot) -> Self {
+        let reason = backend.shown_reason();
         Self {
+            rates: None,
             name: backend.name,
             address: backend.address,
             families: backend.families.into_iter().map(Into::into).collect(),
@@ -148,13 +174,16 @@ impl From<BackendSnapshot> for BackendView {
             health: backend.health.to_owned(),
             state: backend.state.word().to_owned(),
             drain_seconds_left: backend.drain_deadline.map(|left| left.as_secs()),
-            reason: backend.reason,
+            reason,
             slots: backend.slots,
             known_clients: backend.known_clients,
             active: backend.active,
             connections: backend.stats.connections,
             packets: backend.stats.packets,
             bytes: backend.stats.bytes,
+            unanswered: backend
+                .unanswered
+                .map(|of| UnansweredView { begun: of.begun, seconds: of.lasted.as_secs_f64() }),
         }
     }
 }

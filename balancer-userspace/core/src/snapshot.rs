@@ -29,6 +29,7 @@ use crate::{
     history::{Counted, History},
     io::{BackendId, CheckOutcome, ServiceId},
     last_changes::LastChange,
+    rates::{Rates, TrafficHistory},
     ratios::{self, share},
     readiness::Readiness,
     shares::{Load, ShareHistory},
@@ -177,6 +178,10 @@ pub struct ServiceStatistics {
     pub now: Duration,
     /// What somebody should look at, a line each.
     pub warnings: Vec<String>,
+    /// What its backends had forwarded of late.
+    pub traffic: Arc<TrafficHistory>,
+    /// What to look at first where no packets come; `None`: some come, or that is not known.
+    pub silence: Option<String>,
 }
 
 /// A removed backend that clients are still known at.
@@ -367,11 +372,37 @@ impl ServiceSnapshot {
         shares.map(|backend| (share(self.load(backend), load), share(backend.eligible_weight(), weight))).collect()
     }
 
+    /// What a backend of it is sent in a second; `None`: that is not known yet.
+    #[must_use]
+    pub fn rates_of(&self, backend: &BackendSnapshot) -> Option<Rates> {
+        let id = *backend.ids.first()?;
+        self.statistics.traffic.rates(self.statistics.now, id, (&backend.stats).into())
+    }
+
+    /// What all its backends are sent in a second; `None`: that is not known yet.
+    #[must_use]
+    pub fn rates(&self) -> Option<Rates> {
+        let rates = self.backends.iter().filter_map(|backend| self.rates_of(backend));
+        rates.reduce(|mut sum, rates| {
+            sum += rates;
+            sum
+        })
+    }
+
     /// The largest share over expected share.
     #[must_use]
     pub fn imbalance(&self) -> Option<f64> {
         ratios::imbalance(self.shares())
     }
+}
+
+/// Handshakes that clients have begun with a backend since one was last ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    /// How many, those that were begun again among them.
+    pub begun: u32,
+    /// For how long the first of them has waited.
+    pub lasted: Duration,
 }
 
 /// A backend.
@@ -413,6 +444,8 @@ pub struct BackendSnapshot {
     pub withheld: u64,
     /// Signals that it may have failed, by kind.
     pub signals: [u64; Signal::COUNT],
+    /// Handshakes with it that no client has ended.
+    pub unanswered: Option<Unanswered>,
     /// Health checks passed, failed softly, failed hard.
     pub checks: [u64; 3],
     /// How long the last health check took.
@@ -472,6 +505,28 @@ impl CheckSnapshot {
 }
 
 impl BackendSnapshot {
+    /// Why it is what it is; where clients are still at one that takes no new ones, what keeps them there.
+    #[must_use]
+    pub fn shown_reason(&self) -> String {
+        let takes_new = self.eligible && self.weight > 0;
+        // The core says "weight 0" of one that nothing else is wrong with.
+        let by_weight = self.weight == 0 && matches!(self.state, BackendState::Up | BackendState::Checking);
+        let says_enough = !self.reason.is_empty() && !by_weight;
+        if says_enough || takes_new || self.known_clients == 0 {
+            return self.reason.clone();
+        }
+        let why = match (self.admin, self.state) {
+            (Admin::Drain, BackendState::Drained) => "drained; they move when they come back",
+            (Admin::Drain, _) => "drained by an operator; they stay until the deadline",
+            (Admin::Maint, _) => "in maint; they move when they come back",
+            (Admin::Ready, BackendState::Down) => "down; they move when they come back",
+            (Admin::Ready, _) if self.weight == 0 => "its weight is 0; they stay",
+            (Admin::Ready, _) if self.backup => "a backup that is not in use; they stay",
+            (Admin::Ready, _) => return self.reason.clone(),
+        };
+        format!("takes no new clients, has {}: {why}", counted(self.known_clients as usize, "known client"))
+    }
+
     fn eligible_weight(&self) -> u64 {
         if self.eligible { u64::from(self.weight) } else { 0 }
     }

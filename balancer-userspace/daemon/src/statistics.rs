@@ -18,7 +18,9 @@ use balancer_common::map_types::Sample;
 use balancer_core::{
     history::{History, STEP},
     io::{BackendId, ServiceId},
+    rates::TrafficHistory,
     shares::ShareHistory,
+    silence::{Around, first_look},
     snapshot::{Coming, ServiceSnapshot, ServiceStatistics, Snapshot},
     top::{By, Top, client_of},
 };
@@ -57,6 +59,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 struct Past {
     counted: Arc<History>,
     shares: Arc<ShareHistory>,
+    traffic: Arc<TrafficHistory>,
 }
 
 /// What was seen so far.
@@ -137,8 +140,15 @@ impl Statistics {
     #[must_use]
     pub fn complete(self: Arc<Self>, snapshot: Snapshot<Coming>) -> Snapshot<Coming> {
         let now = self.now();
+        let around = Around::of(&snapshot.interfaces, snapshot.member.withdrawn);
         let complete = move |mut service: ServiceSnapshot| {
             service.statistics = self.seen().statistics(&service, now);
+            let is_silent = match service.rates() {
+                Some(rates) => rates.packets == 0.0,
+                // Without backends there is nothing to count.
+                None => service.backends.is_empty(),
+            };
+            service.statistics.silence = is_silent.then(|| first_look(&service, &around));
             service
         };
         snapshot.map(|services| Coming::new(services.map(complete)))
@@ -247,7 +257,7 @@ impl Seen {
     /// What a snapshot says of a service beside what the controller knows.
     fn statistics(&self, service: &ServiceSnapshot, now: Duration) -> ServiceStatistics {
         let id = first(service);
-        let Past { counted, shares } = self.histories.get(&service.name).cloned().unwrap_or_default();
+        let Past { counted, shares, traffic } = self.histories.get(&service.name).cloned().unwrap_or_default();
         let before = |ago| counted.before(now, ago).map(|(at, counted)| (now.saturating_sub(at), counted));
         ServiceStatistics {
             interval: self.settings.sample_interval,
@@ -258,6 +268,8 @@ impl Seen {
             warnings: self.warnings.get(&id).cloned().unwrap_or_default(),
             shares,
             history: counted,
+            traffic,
+            silence: None,
         }
     }
 
@@ -288,6 +300,8 @@ impl Seen {
         step.moment.services.insert(service.name.clone(), counted);
         let loads: Vec<(&str, u64)> =
             service.backends.iter().map(|backend| (backend.name.as_str(), service.load(backend))).collect();
+        let traffic = service.backends.iter().filter_map(|of| Some((*of.ids.first()?, (&of.stats).into())));
+        Arc::make_mut(&mut past.traffic).keep(step.at, traffic);
         let shares = Arc::make_mut(&mut past.shares);
         if shares.keep(step.at, service.load_kind(), &loads) && step.are_few() {
             step.moment.shares.extend(shares.last().map(|last| (service.name.clone(), last)));

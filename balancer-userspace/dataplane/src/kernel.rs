@@ -31,7 +31,7 @@ use balancer_common::{
 };
 use balancer_core::{
     io::{BackendId, BackendSpec, ListenerId, RuleAction, RuleSpec, ServiceId, ServiceSpec},
-    snapshot::MemorySnapshot,
+    snapshot::{MemorySnapshot, Unanswered},
 };
 use balancer_fleet::clients::Sharing;
 use ipnet::IpNet;
@@ -557,6 +557,10 @@ impl Dataplane for KernelDataplane {
 
     fn withheld(&self, id: BackendId) -> u64 {
         if self.check_backend(id).is_ok() { self.signs.withheld(id) } else { 0 }
+    }
+
+    fn unanswered(&self, id: BackendId) -> Option<Unanswered> {
+        self.check_backend(id).ok().and_then(|_| self.signs.unanswered(id))
     }
 
     fn watch_handshakes(&mut self, elapsed: Duration) {

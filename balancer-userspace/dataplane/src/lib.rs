@@ -59,7 +59,7 @@ use balancer_common::{
 };
 use balancer_core::{
     io::{BackendId, BackendSpec, ListenerId, RuleSpec, ServiceId, ServiceSpec},
-    snapshot::MemorySnapshot,
+    snapshot::{MemorySnapshot, Unanswered},
 };
 use ipnet::IpNet;
 
@@ -259,6 +259,9 @@ pub trait Dataplane {
 
     /// Resets of a backend that were withheld from clients since this data path was made.
     fn withheld(&self, id: BackendId) -> u64;
+
+    /// Handshakes with a backend that have begun and that no client has ended.
+    fn unanswered(&self, id: BackendId) -> Option<Unanswered>;
 
     /// Watches the handshakes of as many clients as there is time for, by what has come in until `elapsed`.
     fn watch_handshakes(&mut self, elapsed: Duration);

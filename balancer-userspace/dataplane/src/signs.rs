@@ -4,7 +4,10 @@ use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
 use aya::maps::MapData;
 use balancer_common::map_types::{Signs, WATCH_NO_HANDSHAKE};
-use balancer_core::io::{BackendId, Passive};
+use balancer_core::{
+    io::{BackendId, Passive},
+    snapshot::Unanswered,
+};
 use bytemuck::Zeroable as _;
 use nix::time::{ClockId, clock_gettime};
 
@@ -51,6 +54,16 @@ impl SignTable {
             passed.store(after.passed, Ordering::Relaxed);
             since.store(after.since, Ordering::Release);
         }
+    }
+
+    /// Handshakes that have begun and that no client has ended; `None`: there are none.
+    pub(super) fn unanswered(&self, id: BackendId) -> Option<Unanswered> {
+        let waiting = self.rows.load(usize::from(id.0)).waiting();
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).ok()?;
+        (waiting.since != 0).then(|| Unanswered {
+            begun: waiting.begun,
+            lasted: now.saturating_sub(Duration::from_nanos(waiting.since)),
+        })
     }
 
     /// Resets of a backend that were withheld from clients.

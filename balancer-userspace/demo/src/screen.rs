@@ -152,6 +152,8 @@ mod tests {
             connections: 5,
             packets: 0,
             bytes: 0,
+            rates: None,
+            unanswered: None,
         };
         let status = StatusView {
             generation: 0,
@@ -159,9 +161,13 @@ mod tests {
             withdrawn: false,
             vips: Vec::new(),
             fleet: None,
+            client_table: balancer_api::model::ClientTableView::default(),
+            drops: std::collections::BTreeMap::new(),
             interfaces: Vec::new(),
             redirect_errors: BTreeMap::new(),
             services: vec![ServiceView {
+                rates: None,
+                silence: None,
                 listeners: Vec::new(),
                 name: "web".to_owned(),
                 address: "10.2.0.10:80".to_owned(),

@@ -318,6 +318,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         stats: BackendStats { packets: 1_234_567, bytes: 89_000_000, connections: 4321, ..BackendStats::default() },
         withheld: 0,
         signals: [0; 4],
+        unanswered: None,
         checks: [10, 0, 1],
         last_check: Some(Duration::from_millis(3)),
         check: vec![CheckSnapshot {

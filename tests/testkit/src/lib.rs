@@ -1,7 +1,7 @@
 //! What the privileged tests and the benchmarks are made of: the demo's hosts, with clients, web servers and a controller in them;
 //! and frames for the kernel program alone.
 
-pub use balancer_demo::{backend, controller, metrics, namespace, process, routing, topology, xdp};
+pub use balancer_demo::{backend, controller, metrics, namespace, offload, process, routing, topology, xdp};
 
 pub mod binaries;
 pub mod browser;

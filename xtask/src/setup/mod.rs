@@ -165,6 +165,7 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.tools(&packages::INTERFACES)?;
         installer.tools(&packages::BROWSER)?;
         installer.servers(&packages::SERVERS)?;
+        installer.servers(&packages::CLASSICS)?;
         installer.debian_files(&packages::CLASSICS_PARTS)?;
         installer.servers(&packages::FLEET)?;
         installer.tools(&packages::CLIENTS)?;

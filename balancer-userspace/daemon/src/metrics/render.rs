@@ -492,6 +492,7 @@ pub(super) mod tests {
             }],
             withheld: 0,
             signals: [0; Signal::COUNT],
+            unanswered: None,
             transitions: [1, 1, 0, 0, 0, 0, 0],
         }
     }

@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use balancer_core::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot};
+use balancer_core::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot, Unanswered};
 use balancer_model::states::BackendState;
 
 /// Puts the parts of services together, which lie next to each other.
@@ -73,6 +73,12 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     first.checks.iter_mut().zip(other.checks).for_each(|(sum, count)| *sum += count);
     first.withheld += other.withheld;
     first.signals.iter_mut().zip(other.signals).for_each(|(sum, count)| *sum += count);
+    first.unanswered = match (first.unanswered, other.unanswered) {
+        (Some(a), Some(b)) => {
+            Some(Unanswered { begun: a.begun.saturating_add(b.begun), lasted: a.lasted.max(b.lasted) })
+        }
+        (a, b) => a.or(b),
+    };
     first.transitions.iter_mut().zip(other.transitions).for_each(|(sum, count)| *sum += count);
     if first.reason != other.reason {
         let reasons = [&first.reason, &other.reason].map(String::as_str);

@@ -127,7 +127,11 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn passive(&self, id: BackendId) -> Passive {
-        Passive { withheld: self.dataplane.withheld(id), signals: self.suspects.counts(id) }
+        Passive {
+            withheld: self.dataplane.withheld(id),
+            signals: self.suspects.counts(id),
+            unanswered: self.dataplane.unanswered(id),
+        }
     }
 
     /// Its listeners; those of the other family without counters.

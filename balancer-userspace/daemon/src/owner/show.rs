@@ -15,7 +15,7 @@ use balancer_core::{
     service::{Backend, Service},
     snapshot::{
         BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, OutageSnapshot,
-        ServiceSnapshot, ServiceStatistics, TableSnapshot,
+        ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Passive {
     /// Resets that were withheld.
     pub(super) withheld: u64,
     pub(super) signals: Counts,
+    /// Handshakes that no client has ended.
+    pub(super) unanswered: Option<Unanswered>,
 }
 
 /// What of a service the core does not know.
@@ -85,7 +87,7 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
 fn show_backend(
     service: &Service,
     backend: &Backend,
-    Passive { withheld, signals }: Passive,
+    Passive { withheld, signals, unanswered }: Passive,
     check: &Arc<str>,
     now: Instant,
 ) -> BackendSnapshot {
@@ -108,6 +110,7 @@ fn show_backend(
         stats: BackendStats::default(),
         withheld,
         signals,
+        unanswered,
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),
         check: vec![check_snapshot(service, backend, check, now)],

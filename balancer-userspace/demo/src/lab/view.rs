@@ -219,6 +219,8 @@ mod tests {
         let mut fleet = FleetSnapshot { epoch: Some(epoch), ..FleetSnapshot::example() };
         fleet.engine.reachable = reachable;
         StatusView {
+            client_table: balancer_api::model::ClientTableView::default(),
+            drops: std::collections::BTreeMap::new(),
             generation: 0,
             ready: Readiness::default(),
             withdrawn: false,

@@ -31,6 +31,15 @@ fn one_answer_through(forwarding: Forwarding) {
 }
 
 #[test]
+fn when_a_fleet_is_healthy_then_the_doctor_finds_nothing_at_any_member() {
+    let fleet = Fleet::new();
+    for member in 0..3 {
+        let said = fleet.cli(member, &["doctor"]);
+        assert!(said.starts_with("no findings"), "lb{}: {said}", member + 1);
+    }
+}
+
+#[test]
 fn one_answer_with_nat() {
     one_answer_through(Forwarding::Nat);
 }

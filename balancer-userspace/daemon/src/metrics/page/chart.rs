@@ -7,8 +7,9 @@ use maud::{Markup, html};
 
 /// The axis of the last ten minutes.
 pub(super) const TEN_MINUTES: Axis = Axis(Duration::from_secs(600));
-/// The axis of the last hour.
-pub(super) const HOUR: Axis = Axis(Duration::from_secs(3600));
+/// The spans that a picture of the last hour grows through, in minutes: their quarters are easily read.
+const SPANS: [u64; 6] = [1, 2, 4, 8, 20, 60];
+const MINUTE: Duration = Duration::from_secs(60);
 /// A shorter stretch says nothing of a rate.
 const LEAST: Duration = Duration::from_secs(1);
 /// Coordinates of a picture; it is stretched to its place.
@@ -19,6 +20,39 @@ pub(super) const HEIGHT: f64 = 100.0;
 pub(super) struct Axis(Duration);
 
 impl Axis {
+    /// Of at most an hour, as long as it takes to show what there is since the service was first watched.
+    pub(super) fn of(service: &ServiceSnapshot) -> Self {
+        let statistics = &service.statistics;
+        let first = statistics.history.minutes().next().map(|(at, _)| at);
+        let first = first.into_iter().chain(statistics.shares.minutes().next().map(|minute| minute.at)).min();
+        let age = statistics.now.saturating_sub(first.unwrap_or(statistics.now));
+        let spans = SPANS.map(|minutes| MINUTE * minutes as u32);
+        Self(spans.into_iter().find(|span| *span >= age).unwrap_or(SPANS.map(|minutes| MINUTE * minutes as u32)[5]))
+    }
+
+    /// `hour`, or `4 minutes`.
+    pub(super) fn words(&self) -> String {
+        match self.0.as_secs() / 60 {
+            60 => "hour".to_owned(),
+            1 => "minute".to_owned(),
+            minutes => format!("{minutes} minutes"),
+        }
+    }
+
+    /// What stands at the beginnings of its quarters.
+    pub(super) fn ticks(&self) -> [String; 4] {
+        let seconds = self.0.as_secs();
+        [4, 3, 2, 1].map(|quarters| match seconds * quarters / 4 {
+            some if seconds >= 240 => format!("−{} min", some / 60),
+            some => format!("−{some} s"),
+        })
+    }
+
+    /// Whether the moments of the last ten minutes, ten seconds apart, reach as far.
+    pub(super) const fn is_short(&self) -> bool {
+        self.0.as_secs() <= TEN_MINUTES.0.as_secs()
+    }
+
     pub(super) const fn span(&self) -> Duration {
         self.0
     }
@@ -45,7 +79,7 @@ pub(super) fn picture(class: &str, content: &Markup) -> Markup {
 /// What was counted in a stretch of time.
 pub(super) struct Stretch {
     /// How long before the snapshot it began.
-    ago: Duration,
+    pub(super) ago: Duration,
     /// Its length.
     pub(super) length: Duration,
     pub(super) counted: Counted,
@@ -56,9 +90,12 @@ pub(super) fn stretches(service: &ServiceSnapshot) -> Vec<Stretch> {
     between(service, service.statistics.history.steps(), &TEN_MINUTES)
 }
 
-/// The last hour, a minute each.
-pub(super) fn minutes(service: &ServiceSnapshot) -> Vec<Stretch> {
-    between(service, service.statistics.history.minutes(), &HOUR)
+/// The time of an axis of at most an hour: ten seconds each where that is known, otherwise a minute.
+pub(super) fn stretches_of(service: &ServiceSnapshot, axis: &Axis) -> Vec<Stretch> {
+    if axis.is_short() {
+        return between(service, service.statistics.history.steps(), axis);
+    }
+    between(service, service.statistics.history.minutes(), axis)
 }
 
 fn between(service: &ServiceSnapshot, moments: impl Iterator<Item = (Duration, Counted)>, axis: &Axis) -> Vec<Stretch> {
@@ -75,6 +112,16 @@ fn between(service: &ServiceSnapshot, moments: impl Iterator<Item = (Duration, C
 
 /// A bar for each stretch, as high as `value` makes it.
 pub(super) fn bars(axis: &Axis, stretches: &[Stretch], value: impl Fn(&Stretch) -> f64) -> Markup {
+    named_bars(axis, stretches, value, |_| None)
+}
+
+/// The same, each with what `name` says of it.
+pub(super) fn named_bars(
+    axis: &Axis,
+    stretches: &[Stretch],
+    value: impl Fn(&Stretch) -> f64,
+    name: impl Fn(&Stretch) -> Option<String>,
+) -> Markup {
     let most = stretches.iter().map(&value).fold(0.0, f64::max);
     picture(
         "chart",
@@ -85,7 +132,7 @@ pub(super) fn bars(axis: &Axis, stretches: &[Stretch], value: impl Fn(&Stretch) 
                     rect.fill x=(format!("{:.1}", axis.x(stretch.ago)))
                         y=(format!("{:.1}", HEIGHT - tall))
                         width=(format!("{:.1}", (axis.width(stretch.length) - 1.0).max(1.0)))
-                        height=(format!("{tall:.1}")) {}
+                        height=(format!("{tall:.1}")) { @if let Some(name) = name(stretch) { title { (name) } } }
                 }
             }
         },

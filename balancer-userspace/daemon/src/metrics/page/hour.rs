@@ -1,4 +1,4 @@
-//! A picture of a service's last hour: its backends' shares as a stacked band, what happened to it, and the known clients
+//! A picture of a service's last hour, or of as much of it as has been watched: its backends' shares as a stacked band, what happened to it, and the known clients
 //! that moved, on one time axis.
 
 use std::{
@@ -15,37 +15,41 @@ use balancer_model::words::{counted, grouped};
 use maud::{Markup, html};
 
 use super::{
-    chart::{HEIGHT, HOUR, Stretch, bars, minutes, picture},
+    chart::{Axis, HEIGHT, Stretch, named_bars, picture, stretches_of},
     colours::Colours,
 };
 
 /// A minute whose sample came later than this began when a minute before it; what was before that is not known.
 const LATE: Duration = Duration::from_secs(90);
 const MINUTE: Duration = Duration::from_secs(60);
+/// Events that moves are named by.
+const NAMED: usize = 3;
 /// Left free between one backend's part of the band and the next one's, of the band's [`HEIGHT`].
 const GAP: f64 = 0.6;
 
 /// The band, the events of the service at `now`, the moves, and the axis.
 pub(super) fn hour(service: &ServiceSnapshot, colours: &Colours<'_>, events: &[EventView], now: SystemTime) -> Markup {
-    let columns = columns(service, colours);
-    let moves = minutes(service);
+    let axis = Axis::of(service);
+    let columns = columns(service, colours, &axis);
+    let moves = stretches_of(service, &axis);
+    let marks = marks(service, events, now, &axis);
     html! {
         figure {
-            figcaption { "Shares of " (load_words(service.load_kind())) " over the last hour" }
+            figcaption { "Shares of " (load_words(service.load_kind())) " over the last " (axis.words()) }
             (picture("band", &html! {
                 @for place in 0..colours.count() {
-                    @let path = path(&columns, place);
+                    @let path = path(&columns, place, &axis);
                     @if !path.is_empty() { path.(colours.class(place)) d=(path) {} }
                 }
-                @for (ago, event) in marks(service, events, now) {
-                    @let x = format!("{:.1}", HOUR.x(ago));
+                @for (ago, event) in &marks {
+                    @let x = format!("{:.1}", axis.x(*ago));
                     line.event x1=(x) x2=(x) y1="0" y2=(HEIGHT) vector-effect="non-scaling-stroke" {
                         title { (event.time) " " (event.message) }
                     }
                 }
             }))
-            (axis())
-            @if service.remembers { (moved(&moves)) }
+            (ticks(&axis))
+            @if service.remembers { (moved(&moves, &axis, &marks)) }
         }
     }
 }
@@ -57,27 +61,57 @@ pub(super) const fn load_words(load: Load) -> &'static str {
     }
 }
 
-fn axis() -> Markup {
+fn ticks(axis: &Axis) -> Markup {
     html! {
         div.axis aria-hidden="true" {
-            @for minutes in [60, 45, 30, 15] { span { "−" (minutes) " min" } }
+            @for tick in axis.ticks() { span { (tick) } }
             span { "now" }
         }
     }
 }
 
-fn moved(moves: &[Stretch]) -> Markup {
+fn moved(moves: &[Stretch], axis: &Axis, marks: &[(Duration, &EventView)]) -> Markup {
     let of = |stretch: &Stretch| stretch.counted.moves.iter().sum::<u64>();
     let all: u64 = moves.iter().map(of).sum();
+    let step = if axis.is_short() { "ten seconds" } else { "a minute" };
+    let named = |stretch: &Stretch| event_of(stretch, marks).map(|event| event.message.clone());
     html! {
         figcaption {
-            @if all == 0 { "No known client moved in the last hour" } @else {
-                (counted(all as usize, "known client")) " moved in the last hour, at most "
-                (grouped(moves.iter().map(of).max().unwrap_or(0))) " in a minute"
+            @if all == 0 { "No known client moved in the last " (axis.words()) } @else {
+                (counted(all as usize, "known client")) " moved in the last " (axis.words()) ", at most "
+                (grouped(moves.iter().map(of).max().unwrap_or(0))) " in " (step)
             }
         }
-        @if all > 0 { div.moves { (bars(&HOUR, moves, |stretch| of(stretch) as f64)) } }
+        @if all > 0 { div.moves { (named_bars(axis, moves, |stretch| of(stretch) as f64, named)) } }
+        @for (event, clients) in by_event(moves, marks, of) {
+            p.quiet { (grouped(clients)) " after " (event.time) ": " (event.message) }
+        }
     }
+}
+
+/// The event that moves of a stretch follow: the last one before its end.
+fn event_of<'a>(stretch: &Stretch, marks: &[(Duration, &'a EventView)]) -> Option<&'a EventView> {
+    let end = stretch.ago.saturating_sub(stretch.length);
+    let before = marks.iter().filter(|(ago, _)| *ago >= end);
+    before.min_by_key(|(ago, _)| *ago).map(|(_, event)| *event)
+}
+
+/// How many clients moved after each event, the latest events first.
+fn by_event<'a>(
+    moves: &[Stretch],
+    marks: &[(Duration, &'a EventView)],
+    of: impl Fn(&Stretch) -> u64,
+) -> Vec<(&'a EventView, u64)> {
+    let mut named: Vec<(&EventView, u64)> = Vec::new();
+    for stretch in moves.iter().rev().filter(|stretch| of(stretch) > 0) {
+        let Some(event) = event_of(stretch, marks) else { continue };
+        match named.iter_mut().find(|(known, _)| known.sequence == event.sequence) {
+            Some((_, clients)) => *clients += of(stretch),
+            None => named.push((event, of(stretch))),
+        }
+    }
+    named.truncate(NAMED);
+    named
 }
 
 /// A minute of the band.
@@ -90,7 +124,7 @@ struct Column {
     ends: Vec<f64>,
 }
 
-fn columns(service: &ServiceSnapshot, colours: &Colours<'_>) -> Vec<Column> {
+fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec<Column> {
     let statistics = &service.statistics;
     let ago = |at: Duration| statistics.now.saturating_sub(at);
     let mut before: Option<&Minute> = None;
@@ -107,7 +141,7 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>) -> Vec<Column> {
         let shares = shares.filter_map(|(backend, (share, _))| Some((backend.name.as_str(), share?)));
         columns.extend(column(colours, ago(last.at), Duration::ZERO, shares));
     }
-    columns.retain(|column| column.to < HOUR.span());
+    columns.retain(|column| column.to < axis.span());
     columns
 }
 
@@ -133,7 +167,7 @@ fn column<'a>(
 }
 
 /// The part of one colour: a rectangle for all minutes in which it was the same.
-fn path(columns: &[Column], place: usize) -> String {
+fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     let mut path = String::new();
     let mut open: Option<(f64, f64, [String; 2])> = None;
     let mut close = |rectangle: Option<(f64, f64, [String; 2])>| {
@@ -148,7 +182,7 @@ fn path(columns: &[Column], place: usize) -> String {
         // The gap is taken from the part itself, unless that would leave nothing to see.
         let bottom = if bottom - top > 2.0 * GAP { bottom - GAP } else { bottom };
         let sides = [top, bottom].map(|y| format!("{y:.1}"));
-        let (left, right) = (HOUR.x(column.from).max(0.0), HOUR.x(column.to));
+        let (left, right) = (axis.x(column.from).max(0.0), axis.x(column.to));
         open = match open.take() {
             Some((from, to, same)) if same == sides && (left - to).abs() < 0.05 => Some((from, right, same)),
             other => {
@@ -161,19 +195,21 @@ fn path(columns: &[Column], place: usize) -> String {
     path
 }
 
-/// What happened to the service's backends in the last hour, and how long ago.
+/// What happened to the service's backends in the time of an axis, and how long ago.
 fn marks<'a>(
     service: &'a ServiceSnapshot,
     events: &'a [EventView],
     now: SystemTime,
-) -> impl Iterator<Item = (Duration, &'a EventView)> {
+    axis: &Axis,
+) -> Vec<(Duration, &'a EventView)> {
     let own = events.iter().filter(|event| event.backend.is_some() && event.service.as_ref() == Some(&service.name));
-    own.filter_map(move |event| {
+    let marks = own.filter_map(|event| {
         let at = humantime::parse_rfc3339(&event.time).ok()?;
         // A clock that was set back shows what was as now.
         let ago = now.duration_since(at).unwrap_or_default();
-        (ago <= HOUR.span()).then_some((ago, event))
-    })
+        (ago <= axis.span()).then_some((ago, event))
+    });
+    marks.collect()
 }
 
 #[cfg(test)]
@@ -204,6 +240,11 @@ mod tests {
         }
         service.statistics.shares = Arc::new(shares);
         service.statistics.now = SECOND * now as u32;
+        let mut history = History::default();
+        if let Some(long_ago) = now.checked_sub(3600) {
+            history.keep(SECOND * long_ago as u32, service.counted());
+        }
+        service.statistics.history = Arc::new(history);
         service
     }
 
@@ -230,10 +271,12 @@ mod tests {
         let mut past = service(3700, &[(50, 1, 0), (110, 1, 0), (3600, 1, 0)]);
         past.backends.clear();
         let colours = Colours::of(&past);
-        let columns = columns(&past, &colours);
+        let axis = Axis::of(&past);
+        let columns = columns(&past, &colours, &axis);
         let times: Vec<_> = columns.iter().map(|column| (column.from.as_secs(), column.to.as_secs())).collect();
         assert_eq!(times, [(3650, 3590), (160, 100)]);
-        assert!(path(&columns, 0).starts_with("M0.0 0.0H1.7V"), "{}", path(&columns, 0));
+        let drawn_path = path(&columns, 0, &axis);
+        assert!(drawn_path.starts_with("M0.0 0.0H1.7V"), "{drawn_path}");
         assert_eq!(drawn(&service(10, &[]), &[]).matches("<path").count(), 0);
     }
 
@@ -246,9 +289,9 @@ mod tests {
         let mut service = service(190, &[]);
         service.remembers = false;
         service.statistics.shares = Arc::new(shares);
-        let columns = columns(&service, &Colours::of(&service));
+        let columns = columns(&service, &Colours::of(&service), &Axis::of(&service));
         assert_eq!(columns, [Column { from: SECOND * 70, to: SECOND * 10, ends: vec![1.0, 1.0] }]);
-        assert!(drawn(&service, &[]).contains("Shares of connections over the last hour"));
+        assert!(drawn(&service, &[]).contains("Shares of connections over the last 4 minutes"));
     }
 
     fn event(time: &str, service: &str, backend: Option<&str>) -> EventView {
@@ -284,6 +327,56 @@ mod tests {
             text.contains("&lt;web&gt; Some(\"web1\") at 1970") || text.contains("&lt;web&gt; Some(&quot;web1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn when_a_service_is_young_then_the_picture_begins_with_what_there_is() {
+        for (age, words, ticks) in [
+            (20, "minute", ["−60 s", "−45 s", "−30 s", "−15 s"]),
+            (60, "minute", ["−60 s", "−45 s", "−30 s", "−15 s"]),
+            (61, "2 minutes", ["−120 s", "−90 s", "−60 s", "−30 s"]),
+            (130, "4 minutes", ["−4 min", "−3 min", "−2 min", "−1 min"]),
+            (481, "20 minutes", ["−20 min", "−15 min", "−10 min", "−5 min"]),
+            (1201, "hour", ["−60 min", "−45 min", "−30 min", "−15 min"]),
+            (90_000, "hour", ["−60 min", "−45 min", "−30 min", "−15 min"]),
+        ] {
+            let mut young = service(0, &[]);
+            let mut history = History::default();
+            history.keep(SECOND * 100, Counted::default());
+            young.statistics.history = Arc::new(history);
+            young.statistics.now = SECOND * (100 + age);
+            let text = drawn(&young, &[]);
+            assert!(text.contains(&format!("Shares of known clients over the last {words}<")), "{age}: {text}");
+            let drawn_ticks = ticks.map(|tick| format!("<span>{tick}</span>")).concat();
+            assert!(text.contains(&drawn_ticks), "{age}: {text}");
+        }
+    }
+
+    #[test]
+    fn when_clients_moved_then_the_event_before_is_named() {
+        let mut moving = service(3600, &[(3540, 1, 1)]);
+        let moves = |moves| {
+            let mut counted = Counted::default();
+            counted.moves[balancer_common::verdict::CauseIndex::from(MoveCause::Down).counter()] = moves;
+            counted
+        };
+        let mut history = History::default();
+        for (at, count) in [(3300, 0), (3360, 4), (3420, 9), (3480, 9)] {
+            history.keep(SECOND * at, moves(count));
+        }
+        moving.statistics.history = Arc::new(history);
+        moving.backends[0].stats.moves[balancer_common::verdict::CauseIndex::from(MoveCause::Down).counter()] = 12;
+        // It is 02:46:40; the moves were 240 to 180 and 120 to 0 s ago.
+        let (mut down, mut drain) = (
+            event("1970-01-01T02:42:10.000Z", "web", Some("web1")),
+            event("1970-01-01T02:45:00.000Z", "web", Some("web2")),
+        );
+        (down.sequence, drain.sequence) = (1, 2);
+        let text = drawn(&moving, &[down, drain]);
+        let (first, last) =
+            (text.find("9 after 1970-01-01T02:42:10.000Z"), text.find("3 after 1970-01-01T02:45:00.000Z"));
+        assert!(first.is_some() && last < first, "{text}");
+        assert!(text.contains("<title>&lt;web&gt;"), "{text}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use balancer_api::events::EventView;
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
 use balancer_core::{
     history::Counted,
+    rates::Rates,
     snapshot::{BackendSnapshot, ServiceSnapshot},
     top::By,
 };
@@ -123,6 +124,7 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
                 dd {
                     (rate(stretches))
                     small { (grouped(service.total(|stats| stats.connections))) " since start" }
+                    @if let Some(rates) = service.rates() { small { (traffic(&rates)) " a second" } }
                 }
             }
             div {
@@ -141,6 +143,9 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
                     " – " (grouped(last.slots_moved)) " slots moved, " (grouped(last.needless_slots_moved)) " needlessly"
                 }
             }
+        }
+        @if let Some(silence) = &service.statistics.silence {
+            p.wait { (silence) }
         }
         @if let Some(outage) = &service.outage {
             p.bad { (outage.line) }
@@ -179,7 +184,7 @@ fn backends(service: &ServiceSnapshot, id: &str) -> Markup {
                         th role="columnheader" scope="col" { (heading) }
                     }
                     th.share role="columnheader" scope="col" { "Share (expected)" }
-                    @for heading in ["Weight", "Known clients", "Connections", "Slots"] {
+                    @for heading in ["Weight", "Known clients", "Connections", "A second", "Slots"] {
                         th.number role="columnheader" scope="col" { (heading) }
                     }
                 }
@@ -201,7 +206,7 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
                 (backend.name) " " span.quiet { (backend.address) }
             }
             td role="cell" data-label="State" { (state(backend)) }
-            td role="cell" data-label="Reason" { (backend.reason) }
+            td role="cell" data-label="Reason" { (backend.shown_reason()) }
             td.share role="cell" data-label="Share (expected)" {
                 span { (percent(share)) " " span.quiet { "(" (percent(expected)) ")" } }
                 (bar(share, expected))
@@ -209,9 +214,25 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
             (number("Weight", backend.weight.into()))
             (number("Known clients", backend.known_clients))
             (number("Connections", backend.stats.connections))
+            td.number role="cell" data-label="A second" { (a_second(service, backend)) }
             (number("Slots", backend.slots.into()))
         }
     }
+}
+
+/// New connections in a second, and below them what they carry.
+fn a_second(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Markup {
+    html! {
+        @if let Some(rates) = service.rates_of(backend) {
+            (format!("{:.1}", rates.connections)) " " span.quiet { (traffic(&rates)) }
+        } @else { (NONE) }
+    }
+}
+
+/// `1,204 packets, 830,112 bytes`.
+fn traffic(rates: &Rates) -> String {
+    let whole = |rate: f64| grouped(rate.round() as u64);
+    format!("{} packets, {} bytes", whole(rates.packets), whole(rates.bytes))
 }
 
 /// The state as a word, with a sign and a colour that say the same.

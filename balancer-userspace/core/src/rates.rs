@@ -1,0 +1,130 @@
+//! What passes in a second, over about the last ten.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use balancer_common::map_types::BackendStats;
+use serde::{Deserialize, Serialize};
+
+use crate::io::BackendId;
+
+/// Rates are over so long at least, once that much has been watched.
+const LEAST: Duration = Duration::from_secs(10);
+/// A shorter time says nothing of a rate.
+const ENOUGH: Duration = Duration::from_secs(1);
+/// Moments kept: one that is old enough, and one that will be.
+const MOMENTS: usize = 2;
+
+/// What has been forwarded to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// New connections.
+    pub connections: u64,
+}
+
+impl From<&BackendStats> for Traffic {
+    fn from(stats: &BackendStats) -> Self {
+        Self { packets: stats.packets, bytes: stats.bytes, connections: stats.connections }
+    }
+}
+
+/// The same in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Packets a second.
+    pub packets: f64,
+    /// Bytes a second.
+    pub bytes: f64,
+    /// New connections a second.
+    pub connections: f64,
+}
+
+impl std::ops::AddAssign for Rates {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.connections += other.connections;
+    }
+}
+
+/// What each backend had counted, by id.
+type Counted = Arc<[(BackendId, Traffic)]>;
+
+/// What the backends of a service had counted of late.
+#[derive(Clone, Debug, Default)]
+pub struct TrafficHistory(VecDeque<(Duration, Counted)>);
+
+impl TrafficHistory {
+    /// Keeps what is counted at `now`.
+    pub fn keep(&mut self, now: Duration, backends: impl Iterator<Item = (BackendId, Traffic)>) {
+        let mut counted: Vec<_> = backends.collect();
+        counted.sort_unstable_by_key(|(id, _)| *id);
+        if self.0.len() >= MOMENTS {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, counted.into()));
+    }
+
+    /// What a backend that has counted `traffic` until `now` is sent in a second; `None`: it has not been watched for long
+    /// enough. One that was not there before had counted nothing.
+    #[must_use]
+    pub fn rates(&self, now: Duration, id: BackendId, traffic: Traffic) -> Option<Rates> {
+        let old = self.0.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= LEAST);
+        let (at, counted) = old.or(self.0.front())?;
+        let time = now.saturating_sub(*at);
+        let place = counted.binary_search_by_key(&id, |(id, _)| *id).ok();
+        let before = place.and_then(|place| counted.get(place)).map(|(_, traffic)| *traffic).unwrap_or_default();
+        let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / time.as_secs_f64();
+        (time >= ENOUGH).then(|| Rates {
+            packets: per_second(traffic.packets, before.packets),
+            bytes: per_second(traffic.bytes, before.bytes),
+            connections: per_second(traffic.connections, before.connections),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn traffic(packets: u64) -> Traffic {
+        Traffic { packets, bytes: 100 * packets, connections: packets / 2 }
+    }
+
+    fn packets(history: &TrafficHistory, now: u32, id: u16, counted: u64) -> Option<f64> {
+        history.rates(SECOND * now, BackendId(id), traffic(counted)).map(|rates| rates.packets)
+    }
+
+    #[test]
+    fn when_ten_seconds_were_watched_then_rates_are_of_these() {
+        let mut history = TrafficHistory::default();
+        assert_eq!(packets(&history, 5, 1, 10), None);
+        for (at, counted) in [(0, 1000), (10, 1000), (20, 1100)] {
+            history.keep(SECOND * at, [(BackendId(2), traffic(7)), (BackendId(1), traffic(counted))].into_iter());
+        }
+        // Of the moments at 10 and 20 s the younger one is old enough from 30 s on.
+        assert_eq!(packets(&history, 25, 1, 1300), Some(20.0));
+        assert_eq!(packets(&history, 30, 1, 1300), Some(20.0));
+        assert_eq!(packets(&history, 40, 1, 1300), Some(10.0));
+        assert_eq!(packets(&history, 40, 2, 7), Some(0.0));
+        let rates = history.rates(SECOND * 30, BackendId(1), traffic(1300)).unwrap();
+        assert_eq!((rates.bytes, rates.connections), (2000.0, 10.0));
+    }
+
+    #[test]
+    fn when_less_was_watched_then_rates_are_of_that_and_of_a_moment_there_are_none() {
+        let mut history = TrafficHistory::default();
+        history.keep(SECOND * 100, [(BackendId(1), traffic(0))].into_iter());
+        assert_eq!(history.rates(SECOND * 100, BackendId(1), traffic(5)), None);
+        assert_eq!(packets(&history, 104, 1, 8), Some(2.0));
+        // One that has come since, and one whose counters began anew.
+        assert_eq!(packets(&history, 104, 9, 8), Some(2.0));
+        history.keep(SECOND * 200, [(BackendId(1), traffic(50))].into_iter());
+        assert_eq!(packets(&history, 210, 1, 3), Some(0.0));
+    }
+}

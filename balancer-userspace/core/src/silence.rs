@@ -1,0 +1,58 @@
+//! Why a service may get no packets: what to look at first.
+
+use crate::snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot};
+
+/// What of the whole balancer bears on its services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// The names of attached interfaces, and whether frames have come in by each.
+    pub interfaces: Vec<(String, bool)>,
+    /// Whether the operator has taken the VIPs away.
+    pub withdrawn: bool,
+}
+
+impl Around {
+    /// What a snapshot says.
+    #[must_use]
+    pub fn of(interfaces: &[InterfaceSnapshot], withdrawn: bool) -> Self {
+        let seen = |interface: &InterfaceSnapshot| interface.stats.verdicts.iter().any(|&count| count > 0);
+        Self { interfaces: interfaces.iter().map(|of| (of.name.clone(), seen(of))).collect(), withdrawn }
+    }
+}
+
+/// What `balancer doctor` would look at first, of a service whose packets stay away.
+#[must_use]
+pub fn first_look(service: &ServiceSnapshot, around: &Around) -> String {
+    let name = &service.name;
+    let what = if around.withdrawn {
+        "the VIPs are withdrawn (balancer announce)".to_owned()
+    } else if around.interfaces.is_empty() {
+        "the program is on no interface".to_owned()
+    } else if service.backends.is_empty() {
+        format!("it has no backends (balancer backend add {name}/NAME ADDRESS)")
+    } else if !service.backends.iter().any(|backend| backend.eligible && backend.weight > 0) {
+        format!("no backend takes clients{}", service.backends.iter().find_map(reason).unwrap_or_default())
+    } else {
+        arrival(service, around)
+    };
+    format!("no packets over the last 10 s: {what}; balancer doctor {name}")
+}
+
+fn reason(backend: &BackendSnapshot) -> Option<String> {
+    let BackendSnapshot { name, state, reason, .. } = backend;
+    let why = if reason.is_empty() { state.word() } else { reason };
+    Some(format!(" ({name}: {why})")).filter(|_| !why.is_empty())
+}
+
+/// Nothing is known to be wrong: do its packets arrive at all?
+fn arrival(service: &ServiceSnapshot, around: &Around) -> String {
+    let names = |wanted: bool| {
+        let names = around.interfaces.iter().filter(|(_, seen)| *seen == wanted).map(|(name, _)| name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let place = service.listeners.first().map(|of| of.listener.place()).unwrap_or_default();
+    match names(true) {
+        some if some.is_empty() => format!("not one frame has come in by {}", names(false)),
+        some => format!("does {place} lead here? Frames come in by {some}, and none of late was for it"),
+    }
+}

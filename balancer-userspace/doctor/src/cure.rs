@@ -1,0 +1,39 @@
+//! Carries out what can be taken back, on this machine.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::finding::{Finding, Step};
+
+/// What can be taken back of the cures of all findings, in their order, each once.
+#[must_use]
+pub fn steps(findings: &[Finding]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for step in findings.iter().flat_map(|finding| &finding.cure.fix) {
+        if !steps.contains(step) {
+            steps.push(step.clone());
+        }
+    }
+    steps
+}
+
+/// Runs one of them. `balancer` is this program, with the control socket `socket`.
+///
+/// # Errors
+/// What the command says, or why it could not be started.
+pub fn run(step: &Step, socket: &Path) -> Result<(), String> {
+    let Some((program, arguments)) = step.run.split_first() else { return Ok(()) };
+    let mut command = match program.as_str() {
+        "balancer" => Command::new(std::env::current_exe().map_err(|error| error.to_string())?),
+        other => Command::new(other),
+    };
+    command.args(arguments).env("BALANCER_SOCKET", socket).stdin(Stdio::null());
+    let output = command.output().map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(format!("`{}` failed ({}): {}", step.run.join(" "), output.status, words.trim()))
+}

@@ -1,0 +1,115 @@
+//! The machine and the controller as a whole.
+
+use balancer_api::model::{Fitness, FleetSnapshot};
+
+use super::general;
+use crate::{
+    facts::{Controller, Facts},
+    finding::{Cure, Finding, Kind},
+};
+
+/// The oldest kernel that has everything.
+const OLDEST: (u32, u32) = (6, 1);
+/// Members warn of clocks that differ by more.
+const CLOCKS: f64 = 2.0;
+
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let is_old = version(&facts.kernel).is_some_and(|version| version < OLDEST);
+    let finding = is_old.then(|| {
+        general(
+            Kind::Kernel,
+            format!("Linux {} is too old: Linux 6.1 or newer is needed", facts.kernel),
+            "uname -r".to_owned(),
+            Cure::here(&["install a newer kernel, and boot it".to_owned()]),
+        )
+    });
+    finding.into_iter().collect()
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// What the controller says of itself. Reasons that a broken interface gives rise to are left out where one `is_known`.
+pub(super) fn of_controller(controller: &Controller, is_known: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let ready = &controller.after.ready;
+    if ready.state != Fitness::Ready && !is_known {
+        findings.extend(ready.reasons.iter().map(|reason| {
+            general(
+                Kind::NotReady,
+                format!("the balancer is {}: {reason}", ready.state.word().replace('_', " ")),
+                "`balancer ready` says so".to_owned(),
+                Cure::here(&["balancer ready".to_owned(), "balancer events --since 1h".to_owned()]),
+            )
+        }));
+    }
+    if controller.after.withdrawn {
+        findings.push(general(
+            Kind::Withdrawn,
+            "the VIPs are taken away until somebody announces them".to_owned(),
+            "`balancer withdraw` was called, and not taken back".to_owned(),
+            Cure::here(&["balancer announce".to_owned()]),
+        ));
+    }
+    findings.extend(controller.oom_kills.filter(|&kills| kills > 0).map(out_of_memory));
+    findings.extend(client_table(controller));
+    findings.extend(controller.after.fleet.iter().flat_map(clocks));
+    findings
+}
+
+fn out_of_memory(kills: u64) -> Finding {
+    general(
+        Kind::Memory,
+        format!("the kernel has ended {kills} processes of the controller's control group for want of memory"),
+        "memory.events of the control group".to_owned(),
+        Cure::here(&["systemctl set-property balancer.service MemoryMax=infinity".to_owned()]),
+    )
+}
+
+/// The table is too small if it forgets clients that it knows, or has no room for new ones.
+fn client_table(controller: &Controller) -> Option<Finding> {
+    let table = controller.after.client_table;
+    let lost = table.evictions + table.unrecorded;
+    let is_full = table.capacity > 0 && table.entries.saturating_mul(10) >= table.capacity.saturating_mul(9);
+    (lost > 0 && is_full).then(|| {
+        general(
+            Kind::ClientTable,
+            format!("the client table is too small: it has lost, or had no room for, {lost} clients"),
+            format!("{} of {} places are taken", table.entries, table.capacity),
+            Cure::here(&[format!(
+                "set capacity = {} below [client_table] in the configuration, and restart the balancer",
+                table.capacity.saturating_mul(2)
+            )]),
+        )
+    })
+}
+
+fn clocks(fleet: &FleetSnapshot) -> impl Iterator<Item = Finding> {
+    fleet.members.iter().filter_map(|member| {
+        let ahead = member.clock_ahead_seconds.filter(|ahead| ahead.abs() > CLOCKS)?;
+        let direction = if ahead > 0.0 { "ahead" } else { "behind" };
+        Some(general(
+            Kind::Clock,
+            format!("the clock of {} is {:.1} s {direction}", member.name, ahead.abs()),
+            "members of the fleet compare their clocks".to_owned(),
+            Cure::elsewhere(&member.name, &["timedatectl set-ntp true".to_owned()]),
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_kernel_is_older_than_6_1_then_that_is_said() {
+        for (release, old) in
+            [("5.15.0-91-generic", true), ("6.0.12", true), ("6.1.0-18-amd64", false), ("6.18.44", false), ("", false)]
+        {
+            let facts = Facts { kernel: release.to_owned(), ..Facts::default() };
+            assert_eq!(!findings(&facts).is_empty(), old, "{release}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Makes findings of facts. Pure: what one fault brings about is not told as another one.
+
+mod backends;
+mod links;
+mod machine;
+mod services;
+mod vips;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    facts::{Controller, Facts, Link},
+    finding::{Cure, Finding, Kind, Report},
+};
+
+/// What follows from facts.
+#[must_use]
+pub fn judge(facts: &Facts) -> Report {
+    let mut findings = machine::findings(facts);
+    let Some(controller) = &facts.controller else {
+        findings.extend(links::foreign_programs(facts, &[]));
+        return report(facts, findings);
+    };
+    let broken = links::broken(facts, controller);
+    findings.extend(broken.iter().map(|(_, finding)| finding.clone()));
+    findings.extend(links::spoiled(facts, controller));
+    findings.extend(machine::of_controller(controller, !broken.is_empty()));
+    findings.extend(services::findings(facts, controller));
+    let broken: Vec<u32> = broken.into_iter().map(|(ifindex, _)| ifindex).collect();
+    findings.extend(backends::findings(facts, controller, &broken));
+    findings.extend(vips::findings(facts, controller));
+    if findings.is_empty() {
+        findings.extend(backends::lost_replies(facts, controller));
+    }
+    report(facts, findings)
+}
+
+fn report(facts: &Facts, mut findings: Vec<Finding>) -> Report {
+    let mut seen = Vec::new();
+    findings.retain(|finding| {
+        let is_new = !seen.contains(finding);
+        seen.push(finding.clone());
+        is_new
+    });
+    Report {
+        controller: facts.controller.is_some(),
+        findings,
+        looked_at: looked_at(facts),
+        not_looked_at: facts.unseen.clone(),
+    }
+}
+
+fn looked_at(facts: &Facts) -> Vec<String> {
+    let mut lines = vec![format!("kernel {}", facts.kernel)];
+    lines.extend(facts.links.iter().filter(|link| !link.programs.is_empty()).map(|link| {
+        let modes = link.programs.iter().map(|program| {
+            format!(
+                "program {} {}",
+                program.name.as_deref().unwrap_or("of unknown name"),
+                if program.native { "in the driver" } else { "in generic mode" }
+            )
+        });
+        let modes: Vec<String> = modes.collect();
+        let kind = link.kind.as_deref().unwrap_or("hardware");
+        let features = link.xdp.map_or("", |features| match (features.runs_programs, features.takes_frames) {
+            (true, true) => ", driver runs programs and takes redirected frames",
+            (true, false) => ", driver runs programs and takes no redirected frames",
+            (false, _) => ", driver runs no programs",
+        });
+        let Link { name, mtu, rx_queues, .. } = link;
+        format!("{name} ({kind}, MTU {mtu}, {rx_queues} receive queues{features}): {}", modes.join(", "))
+    }));
+    lines.extend(facts.vips.iter().filter(|vip| vip.asked).map(|vip| format!("who answers for {}", vip.address)));
+    let whole = |backend: &&crate::facts::Backend| backend.path.is_some_and(|path| path.passed == path.wanted);
+    for backend in &facts.backends {
+        let name = format!("{}/{}", backend.service, backend.name);
+        let parts = [
+            backend.neighbour.as_ref().map(|_| "its neighbour"),
+            backend.direct.as_ref().map(|_| "a connection to its own address"),
+            backend.service_probe.as_ref().map(|_| "a probe to the VIP by its forwarding mode"),
+            Some(backend).filter(whole).map(|_| "packets of full size"),
+        ];
+        let parts: Vec<&str> = parts.into_iter().flatten().collect();
+        if !parts.is_empty() {
+            lines.push(format!("{name}: {}", parts.join(", ")));
+        }
+    }
+    lines
+}
+
+/// A finding about everything.
+fn general(kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
+    Finding { kind, service: None, backend: None, what, seen, cure }
+}
+
+/// Whether a fleet may have the VIPs elsewhere.
+fn may_be_elsewhere(controller: &Controller) -> bool {
+    controller.after.fleet.is_some() || controller.after.withdrawn
+}

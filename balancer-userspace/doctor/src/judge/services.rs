@@ -1,0 +1,76 @@
+//! What the operator has said of services.
+
+use balancer_api::model::ServiceView;
+
+use crate::{
+    facts::{Controller, Facts},
+    finding::{Cure, Finding, Kind},
+};
+
+pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
+    let asked = |service: &&ServiceView| facts.vips.iter().any(|vip| vip.service == service.name);
+    let services = controller.after.services.iter().filter(asked);
+    services
+        .flat_map(|service| {
+            no_backends(service).into_iter().chain(none_eligible(service)).chain(denied(service, controller))
+        })
+        .collect()
+}
+
+fn about(service: &ServiceView, kind: Kind, what: String, seen: &str, cure: Cure) -> Finding {
+    Finding { kind, service: Some(service.name.clone()), backend: None, what, seen: seen.to_owned(), cure }
+}
+
+fn no_backends(service: &ServiceView) -> Option<Finding> {
+    let name = &service.name;
+    service.backends.is_empty().then(|| {
+        about(
+            service,
+            Kind::NoBackends,
+            format!("service {name} has no backends, so that its packets are dropped"),
+            "`balancer status`",
+            Cure::here(&[format!("balancer backend add {name}/NAME ADDRESS")]),
+        )
+    })
+}
+
+/// The operator has taken every backend out of use. One that fails is told of by itself.
+fn none_eligible(service: &ServiceView) -> Option<Finding> {
+    let name = &service.name;
+    let out = |admin: &str, weight: u16| admin != "ready" || weight == 0;
+    let all = service.backends.iter().all(|backend| out(&backend.admin, backend.weight));
+    (all && !service.backends.is_empty()).then(|| {
+        let commands: Vec<String> = service
+            .backends
+            .iter()
+            .map(|backend| match backend.admin.as_str() {
+                "ready" => format!("balancer backend weight {name}/{} 100", backend.name),
+                _ => format!("balancer backend ready {name}/{}", backend.name),
+            })
+            .collect();
+        about(
+            service,
+            Kind::NoneEligible,
+            format!("every backend of service {name} is in drain or maint, or has weight 0: it takes no new clients"),
+            "the column ADMIN of `balancer status`",
+            Cure::here(&commands),
+        )
+    })
+}
+
+/// A rule that denies everybody of a family.
+fn denied(service: &ServiceView, controller: &Controller) -> Vec<Finding> {
+    let rules = controller.rules.iter().filter(|rule| rule.service == service.name && rule.active);
+    let all =
+        rules.filter(|rule| rule.prefix.ends_with("/0") && matches!(rule.action, balancer_api::model::Action::Deny));
+    all.map(|rule| {
+        about(
+            service,
+            Kind::DeniesAll,
+            format!("a rule of service {} denies every client of {}", service.name, rule.prefix),
+            "`balancer rule list`",
+            Cure::here(&[format!("balancer rule remove {} {}", service.name, rule.prefix)]),
+        )
+    })
+    .collect()
+}

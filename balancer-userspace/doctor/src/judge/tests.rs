@@ -1,0 +1,487 @@
+//! One fact is made wrong at a time: the finding is the one that names it, and there is no other.
+
+use std::collections::BTreeMap;
+
+use balancer_api::model::{
+    Action, BackendView, ClientTableView, Fitness, HealthView, InterfaceView, ListenerView, Readiness, RuleView,
+    ServiceView, StatusView, UnansweredView, Verdicts,
+};
+
+use super::judge;
+use crate::{
+    facts::{
+        Address, Backend, Chain, Controller, Direct, Facts, Forwards, Link, Mac, Neighbour, Offloads, Outcome, Path,
+        Program, ServiceProbe, Unsteered, Vip, Way, XdpFeatures,
+    },
+    finding::Kind,
+};
+
+const MODES: [&str; 4] = ["dsr", "nat", "ipip", "gue"];
+const OWN: Mac = [2, 0, 0, 0, 0, 1];
+const WEB1: Mac = [2, 0, 0, 0, 0, 11];
+
+fn backend_view(name: &str) -> BackendView {
+    BackendView {
+        name: name.to_owned(),
+        address: "10.0.0.11:80".to_owned(),
+        families: Vec::new(),
+        weight: 100,
+        backup: false,
+        admin: "ready".to_owned(),
+        health: "up".to_owned(),
+        state: "up".to_owned(),
+        drain_seconds_left: None,
+        reason: String::new(),
+        slots: 65_537,
+        known_clients: 0,
+        active: None,
+        connections: 0,
+        packets: 0,
+        bytes: 0,
+        rates: None,
+        unanswered: None,
+    }
+}
+
+fn status(forwarding: &str) -> StatusView {
+    let interface = InterfaceView {
+        name: "eth0".to_owned(),
+        ifindex: 2,
+        xdp_mode: "native".to_owned(),
+        packets_seen: Verdicts::default(),
+    };
+    let service = ServiceView {
+        name: "web".to_owned(),
+        address: "10.2.0.10:80".to_owned(),
+        protocol: "tcp".to_owned(),
+        listeners: vec![ListenerView { listener: "10.2.0.10:80/tcp".to_owned(), packets: None, connections: None }],
+        forwarding: forwarding.to_owned(),
+        table_size: 65_537,
+        table_generation: 1,
+        steer: 100,
+        watched: false,
+        unsteered_packets: 0,
+        host_connection_packets: 0,
+        sharing: None,
+        outage_seconds: None,
+        warnings: Vec::new(),
+        rates: None,
+        silence: None,
+        backends: vec![backend_view("web1")],
+    };
+    StatusView {
+        interfaces: vec![interface],
+        redirect_errors: BTreeMap::new(),
+        services: vec![service],
+        generation: 0,
+        ready: Readiness { state: Fitness::Ready, reasons: Vec::new() },
+        withdrawn: false,
+        vips: Vec::new(),
+        fleet: None,
+        client_table: ClientTableView { capacity: 1000, entries: 10, evictions: 0, unrecorded: 0 },
+        drops: BTreeMap::new(),
+    }
+}
+
+fn health() -> HealthView {
+    HealthView {
+        service: "web".to_owned(),
+        backend: "web1".to_owned(),
+        target: "10.0.0.11:80".to_owned(),
+        check: "http GET /healthz every 2s".to_owned(),
+        verdict: "up".to_owned(),
+        verdict_seconds: 9.0,
+        forced: None,
+        state: "up".to_owned(),
+        reason: String::new(),
+        last_result: Some("passed".to_owned()),
+        last_reason: String::new(),
+        last_duration_seconds: None,
+        last_seconds_ago: None,
+        passes: 3,
+        failures: 0,
+        next_verdict: String::new(),
+    }
+}
+
+/// Nothing is wrong.
+fn healthy(forwarding: &str) -> Facts {
+    let link = Link {
+        ifindex: 2,
+        name: "eth0".to_owned(),
+        up: true,
+        carrier: true,
+        mtu: 1500,
+        kind: Some("veth".to_owned()),
+        mac: Some(OWN),
+        rx_queues: 1,
+        programs: vec![Program { id: 7, name: Some("balancer".to_owned()), native: true }],
+        xdp: Some(XdpFeatures { runs_programs: true, takes_frames: true }),
+        carries_vlans: false,
+        offloads: Some(Offloads { lro: false, gro: true, strips_tags: true }),
+        forwards: Forwards { v4: Some(forwarding == "nat"), v6: Some(false) },
+    };
+    let probe = ServiceProbe {
+        echo: true,
+        bare_echo: matches!(forwarding, "ipip" | "gue").then_some(true),
+        tcp: Some(Outcome::Connected),
+        refused_outer: false,
+    };
+    let backend = Backend {
+        service: "web".to_owned(),
+        name: "web1".to_owned(),
+        forwarding: forwarding.to_owned(),
+        address: "10.0.0.11:80".parse().unwrap(),
+        vip: Some("10.2.0.10:80".parse().unwrap()),
+        way: Way::Known { ifindex: 2, next_hop: "10.0.0.11".parse().unwrap() },
+        source: Some("10.0.0.1".parse().unwrap()),
+        neighbour: Some(Neighbour { known: Some(WEB1), permanent: false, answered: vec![WEB1] }),
+        direct: Some(Direct { outcome: Outcome::Connected, left: true, came: true, checksum_wrong: false }),
+        service_probe: (forwarding != "nat").then_some(probe),
+        path: Some(Path { wanted: 1500, passed: 1500 }),
+    };
+    let address = |address: &str, length| Address { ifindex: 2, address: address.parse().unwrap(), length };
+    Facts {
+        kernel: "6.12.1".to_owned(),
+        controller: Some(Controller {
+            before: status(forwarding),
+            after: status(forwarding),
+            health: vec![health()],
+            rules: Vec::new(),
+            asks_generic: Some(false),
+            clients: None,
+            oom_kills: Some(0),
+        }),
+        links: vec![link],
+        addresses: vec![address("10.0.0.1", 16), address("10.2.0.10", 32)],
+        backends: vec![backend],
+        vips: vec![Vip {
+            service: "web".to_owned(),
+            address: "10.2.0.10".parse().unwrap(),
+            answered: Vec::new(),
+            asked: true,
+            listeners: vec!["10.2.0.10:80/tcp".parse().unwrap()],
+            unsteered: Vec::new(),
+        }],
+        firewall: Vec::new(),
+        unseen: Vec::new(),
+    }
+}
+
+fn kinds(facts: &Facts) -> Vec<Kind> {
+    judge(facts).findings.iter().map(|finding| finding.kind).collect()
+}
+
+/// In these modes the change makes exactly this finding.
+#[track_caller]
+fn expect(modes: &[&str], kind: Kind, change: impl Fn(&mut Facts)) {
+    for mode in modes {
+        let mut facts = healthy(mode);
+        change(&mut facts);
+        assert_eq!(kinds(&facts), [kind], "{mode}: {:#?}", judge(&facts).findings);
+    }
+}
+
+fn after(facts: &mut Facts) -> &mut StatusView {
+    &mut facts.controller.as_mut().unwrap().after
+}
+
+fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_wrong: bool) {
+    facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong });
+    // What clients' packets would meet is as bad.
+    if let Some(probe) = &mut facts.backends[0].service_probe {
+        *probe = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false };
+    }
+}
+
+fn probe(facts: &mut Facts) -> &mut ServiceProbe {
+    facts.backends[0].service_probe.as_mut().unwrap()
+}
+
+#[test]
+fn when_nothing_is_wrong_then_nothing_is_found() {
+    for mode in MODES {
+        assert_eq!(kinds(&healthy(mode)), [], "{mode}");
+    }
+    // A host that answers no pings, and a gateway that answers no ARP for what it hands over, are no faults.
+    let mut quiet = healthy("ipip");
+    (probe(&mut quiet).echo, probe(&mut quiet).bare_echo) = (false, Some(false));
+    (quiet.backends[0].path, quiet.backends[0].neighbour.as_mut().unwrap().answered) = (None, Vec::new());
+    assert_eq!(kinds(&quiet), []);
+    // Without a probe, as without CAP_NET_RAW, nothing is said of what it would meet.
+    let mut blind = healthy("gue");
+    let backend = &mut blind.backends[0];
+    (backend.neighbour, backend.direct, backend.service_probe, backend.path) = (None, None, None, None);
+    assert_eq!(kinds(&blind), []);
+}
+
+#[test]
+fn when_an_interface_passes_nothing_then_what_lies_behind_it_is_not_blamed() {
+    for (up, carrier) in [(false, false), (true, false)] {
+        expect(&MODES, Kind::Link, |facts| {
+            (facts.links[0].up, facts.links[0].carrier) = (up, carrier);
+            facts.backends[0].way = Way::None("network is unreachable".to_owned());
+            after(facts).ready = Readiness { state: Fitness::Degraded, reasons: vec!["eth0 is down".to_owned()] };
+        });
+    }
+}
+
+#[test]
+fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named() {
+    let direct = &direct;
+    for (kind, outcome, left, came, wrong) in [
+        (Kind::Server, Outcome::Refused, true, true, false),
+        (Kind::Server, Outcome::Silent, true, false, false),
+        (Kind::Firewall, Outcome::Silent, true, true, false),
+        (Kind::Firewall, Outcome::Silent, false, false, false),
+        (Kind::Firewall, Outcome::NotSent("permission denied".to_owned()), false, false, false),
+        (Kind::Checksum, Outcome::Silent, true, true, true),
+    ] {
+        expect(&MODES, kind, |facts| direct(facts, outcome.clone(), left, came, wrong));
+    }
+    // Of a connection that comes about the checksum is the kernel's business, unless such packets pass the program.
+    let unfinished = |facts: &mut Facts| facts.backends[0].direct.as_mut().unwrap().checksum_wrong = true;
+    expect(&["nat"], Kind::Checksum, unfinished);
+    let mut offloaded = healthy("dsr");
+    unfinished(&mut offloaded);
+    assert_eq!(kinds(&offloaded), []);
+}
+
+#[test]
+fn when_a_firewall_drops_what_several_backends_answer_then_it_is_one_finding() {
+    let mut facts = healthy("nat");
+    direct(&mut facts, Outcome::Silent, true, true, false);
+    let mut other = facts.backends[0].clone();
+    other.name = "web2".to_owned();
+    facts.backends.push(other);
+    facts.firewall = vec![Chain { place: "inet filter in".to_owned(), hook: "input".to_owned() }];
+    assert_eq!(kinds(&facts), [Kind::Firewall]);
+    let finding = &judge(&facts).findings[0];
+    assert!(finding.backend.is_none() && finding.what.ends_with("of backend web/web1; the same of web/web2"));
+    let expected =
+        ["nft insert rule inet filter in ct state established,related accept", "nft list ruleset; iptables-save"];
+    assert_eq!(finding.cure.commands, expected);
+}
+
+#[test]
+fn when_the_vip_does_not_serve_on_a_backend_then_the_reason_is_told_from_what_answers() {
+    let direct = ["dsr", "ipip", "gue"];
+    let tunnels = ["ipip", "gue"];
+    expect(&direct, Kind::ServerBound, |facts| probe(facts).tcp = Some(Outcome::Refused));
+    expect(&direct, Kind::Server, |facts| probe(facts).tcp = Some(Outcome::Silent));
+    expect(&direct, Kind::VipMissing, |facts| {
+        let bare = probe(facts).bare_echo.map(|_| false);
+        *probe(facts) = ServiceProbe { echo: false, bare_echo: bare, tcp: Some(Outcome::Silent), refused_outer: false };
+    });
+    expect(&tunnels, Kind::NoDecap, |facts| (probe(facts).echo, probe(facts).tcp) = (false, Some(Outcome::Silent)));
+    expect(&tunnels, Kind::NoDecap, |facts| {
+        let silent = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: true };
+        *probe(facts) = silent;
+    });
+    // Of a service of UDP nothing is known from pings that are not answered.
+    let mut udp = healthy("dsr");
+    *probe(&mut udp) = ServiceProbe { echo: false, bare_echo: None, tcp: None, refused_outer: false };
+    assert_eq!(kinds(&udp), []);
+}
+
+#[test]
+fn when_the_way_to_a_backend_is_wrong_then_that_is_the_only_finding() {
+    expect(&MODES, Kind::Route, |facts| facts.backends[0].way = Way::None("unreachable".to_owned()));
+    expect(&MODES, Kind::Route, |facts| facts.backends[0].way = Way::Local);
+    expect(&MODES, Kind::Neighbour, |facts| {
+        facts.backends[0].neighbour.as_mut().unwrap().answered.clear();
+        facts.backends[0].path = None;
+        direct(facts, Outcome::Silent, false, false, false);
+    });
+    expect(&MODES, Kind::NeighbourEntry, |facts| {
+        facts.backends[0].neighbour = Some(Neighbour { known: Some([9; 6]), permanent: true, answered: vec![WEB1] });
+        direct(facts, Outcome::Silent, true, false, false);
+    });
+    expect(&MODES, Kind::Mtu, |facts| facts.backends[0].path = Some(Path { wanted: 1500, passed: 1404 }));
+}
+
+#[test]
+fn when_a_gateway_does_not_answer_then_it_is_told_once() {
+    let mut facts = healthy("nat");
+    let backend = &mut facts.backends[0];
+    backend.way = Way::Known { ifindex: 2, next_hop: "10.0.0.254".parse().unwrap() };
+    (backend.neighbour, backend.path, backend.direct) = (Some(Neighbour::default()), None, None);
+    let mut other = facts.backends[0].clone();
+    other.name = "web2".to_owned();
+    facts.backends.push(other);
+    assert_eq!(kinds(&facts), [Kind::Neighbour]);
+}
+
+#[test]
+fn when_another_machine_has_the_vip_then_it_is_told_who() {
+    let answer = |mac: Mac| move |facts: &mut Facts| facts.vips[0].answered = vec![(2, mac)];
+    expect(&MODES, Kind::VipDuplicate, answer([9; 6]));
+    expect(&["dsr", "ipip", "gue"], Kind::VipAnswered, answer(WEB1));
+    expect(&["nat"], Kind::VipDuplicate, answer(WEB1));
+    // The other member of a pair has it, as is meant, by VRRP.
+    let mut standby = healthy("nat");
+    standby.addresses.retain(|own| own.length == 16);
+    standby.vips[0].answered = vec![(2, [0, 0, 0x5e, 0, 1, 51])];
+    assert_eq!(kinds(&standby), []);
+    // A bridge answers with an address of this machine.
+    let mut own = healthy("nat");
+    own.vips[0].answered = vec![(2, OWN)];
+    assert_eq!(kinds(&own), []);
+}
+
+#[test]
+fn when_nobody_has_a_vip_within_a_prefix_then_that_is_found_and_one_beyond_is_not() {
+    let mut facts = healthy("nat");
+    facts.addresses.retain(|own| own.length == 16);
+    assert_eq!(kinds(&facts), [], "it is routed here");
+    facts.vips[0].address = "10.0.0.200".parse().unwrap();
+    assert_eq!(kinds(&facts), [Kind::VipUnowned]);
+    after(&mut facts).withdrawn = true;
+    assert_eq!(kinds(&facts), [Kind::Withdrawn]);
+}
+
+#[test]
+fn when_clients_packets_are_not_taken_then_it_is_said_where_they_come_in() {
+    let seen = |ifindex, for_another| {
+        move |facts: &mut Facts| {
+            facts.links.push(Link { ifindex: 3, name: "eth1".to_owned(), ..facts.links[0].clone() });
+            facts.vips[0].unsteered = vec![Unsteered { ifindex, for_another, packets: 2 }];
+        }
+    };
+    expect(&MODES, Kind::NotAttached, seen(3, false));
+    expect(&MODES, Kind::WrongMac, seen(2, true));
+    // A switch floods frames for others, and what lies upon an attached interface is given what that has passed.
+    let mut others = healthy("nat");
+    seen(3, true)(&mut others);
+    assert_eq!(kinds(&others), []);
+    let mut flooded = healthy("nat");
+    seen(2, true)(&mut flooded);
+    after(&mut flooded).services[0].backends[0].packets = 9;
+    assert_eq!(kinds(&flooded), []);
+}
+
+#[test]
+fn when_the_operator_keeps_clients_away_then_that_is_said() {
+    expect(&MODES, Kind::NoneEligible, |facts| after(facts).services[0].backends[0].admin = "maint".to_owned());
+    expect(&MODES, Kind::NoneEligible, |facts| after(facts).services[0].backends[0].weight = 0);
+    expect(&MODES, Kind::NoBackends, |facts| {
+        after(facts).services[0].backends.clear();
+        facts.backends.clear();
+    });
+    expect(&MODES, Kind::Withdrawn, |facts| after(facts).withdrawn = true);
+    let rule = |prefix: &str| RuleView {
+        service: "web".to_owned(),
+        prefix: prefix.to_owned(),
+        action: Action::Deny,
+        active: true,
+        reason: String::new(),
+        expires_in_seconds: None,
+        packets: 0,
+        fallbacks: 0,
+    };
+    expect(&MODES, Kind::DeniesAll, |facts| facts.controller.as_mut().unwrap().rules = vec![rule("0.0.0.0/0")]);
+    let mut some = healthy("nat");
+    some.controller.as_mut().unwrap().rules = vec![rule("203.0.113.0/24")];
+    assert_eq!(kinds(&some), []);
+}
+
+#[test]
+fn when_an_interface_spoils_frames_then_the_switch_is_named() {
+    let offload = |change: fn(&mut Facts)| expect(&MODES, Kind::Offload, change);
+    offload(|facts| facts.links[0].offloads.as_mut().unwrap().lro = true);
+    offload(|facts| facts.links[0].carries_vlans = true);
+    offload(|facts| {
+        after(facts).interfaces[0].xdp_mode = "generic".to_owned();
+        facts.controller.as_mut().unwrap().asks_generic = Some(true);
+    });
+    expect(&MODES, Kind::Generic, |facts| {
+        after(facts).interfaces[0].xdp_mode = "generic".to_owned();
+        facts.links[0].offloads.as_mut().unwrap().gro = false;
+    });
+    expect(&["nat"], Kind::Forwarding, |facts| facts.links[0].forwards.v4 = Some(false));
+    expect(&MODES, Kind::ForeignProgram, |facts| facts.links[0].programs[0].name = Some("katran".to_owned()));
+    expect(&MODES, Kind::Redirect, |facts| {
+        after(facts).redirect_errors.insert("eth1".to_owned(), 3);
+    });
+    // What was counted before the examination may be old.
+    let mut old = healthy("nat");
+    let controller = old.controller.as_mut().unwrap();
+    for status in [&mut controller.before, &mut controller.after] {
+        status.redirect_errors.insert("eth1".to_owned(), 3);
+    }
+    assert_eq!(kinds(&old), []);
+}
+
+#[test]
+fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_lost() {
+    let wait = |begun, seconds| {
+        move |facts: &mut Facts| {
+            after(facts).services[0].backends[0].unanswered = Some(UnansweredView { begun, seconds });
+        }
+    };
+    expect(&MODES, Kind::Replies, wait(3, 4.0));
+    // Too few, too fresh, too old, or from before the backend came up.
+    for (begun, seconds) in [(2, 4.0), (3, 0.5), (100, 4000.0), (9, 9.5)] {
+        let mut facts = healthy("nat");
+        wait(begun, seconds)(&mut facts);
+        assert_eq!(kinds(&facts), [], "{begun} in {seconds} s");
+    }
+    // Another cause explains it.
+    expect(&MODES, Kind::Mtu, |facts| {
+        wait(9, 8.0)(facts);
+        facts.backends[0].path = Some(Path { wanted: 1500, passed: 576 });
+    });
+}
+
+#[test]
+fn when_the_replies_of_nat_are_lost_then_the_route_for_the_clients_is_named() {
+    let mut facts = healthy("nat");
+    after(&mut facts).services[0].backends[0].unanswered = Some(UnansweredView { begun: 5, seconds: 2.0 });
+    let command = |facts: &Facts| judge(facts).findings[0].cure.commands[0].clone();
+    assert_eq!(command(&facts), "ip route replace default via 10.0.0.1");
+    facts.controller.as_mut().unwrap().clients = Some("10.1.0.0/16".parse().unwrap());
+    assert_eq!(command(&facts), "ip route replace 10.1.0.0/16 via 10.0.0.1");
+}
+
+#[test]
+fn when_the_controller_is_in_trouble_then_that_is_said() {
+    expect(&MODES, Kind::Unhealthy, |facts| {
+        let view = &mut facts.controller.as_mut().unwrap().health[0];
+        (view.verdict, view.last_reason) = ("down".to_owned(), "http: status 503".to_owned());
+    });
+    expect(&MODES, Kind::NotReady, |facts| {
+        let reasons = vec!["etcd is out of reach: changes are refused".to_owned()];
+        after(facts).ready = Readiness { state: Fitness::Degraded, reasons };
+    });
+    expect(&MODES, Kind::ClientTable, |facts| {
+        after(facts).client_table = ClientTableView { capacity: 1000, entries: 990, evictions: 5, unrecorded: 0 };
+    });
+    expect(&MODES, Kind::Memory, |facts| facts.controller.as_mut().unwrap().oom_kills = Some(2));
+    expect(&MODES, Kind::Kernel, |facts| facts.kernel = "5.10.0".to_owned());
+    expect(&MODES, Kind::Clock, |facts| {
+        let mut fleet = balancer_api::model::FleetSnapshot::example();
+        fleet.members[1].clock_ahead_seconds = Some(-7.0);
+        after(facts).fleet = Some(fleet);
+    });
+}
+
+#[test]
+fn when_there_is_no_controller_then_only_the_machine_is_judged() {
+    let mut facts = healthy("nat");
+    (facts.controller, facts.backends, facts.vips) = (None, Vec::new(), Vec::new());
+    assert_eq!(kinds(&facts), [], "the program of a controller that left it running is the balancer's");
+    facts.links[0].programs[0].name = Some(String::new());
+    assert_eq!(kinds(&facts), [Kind::ForeignProgram]);
+    facts.links[0].programs[0].name = None;
+    assert_eq!(kinds(&facts), [], "a name that could not be read says nothing");
+}
+
+#[test]
+fn when_a_report_is_written_as_json_then_kinds_are_words() {
+    let mut facts = healthy("dsr");
+    probe(&mut facts).tcp = Some(Outcome::Refused);
+    let report = serde_json::to_value(judge(&facts)).unwrap();
+    assert_eq!(report["findings"][0]["kind"], "server-bound");
+    assert_eq!(report["findings"][0]["cure"]["on"], "web1 (10.0.0.11)");
+    assert_eq!(report["controller"], true);
+}

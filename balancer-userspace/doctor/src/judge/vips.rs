@@ -1,0 +1,133 @@
+//! Who has the VIPs.
+
+use std::net::IpAddr;
+
+use balancer_api::model::StatusView;
+
+use super::may_be_elsewhere;
+use crate::{
+    facts::{Backend, Controller, Facts, Mac, Unsteered, Vip},
+    finding::{Cure, Finding, Kind},
+};
+
+/// VRRP's virtual hardware addresses begin so: the VIP is with another router, as is meant.
+const VRRP: [&[u8]; 2] = [&[0, 0, 0x5e, 0, 1], &[0, 0, 0x5e, 0, 2]];
+
+pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
+    let asked = facts.vips.iter().filter(|vip| vip.asked);
+    let unsteered = facts.vips.iter().flat_map(|vip| unsteered(vip, facts, controller));
+    asked.flat_map(|vip| of(vip, facts, controller)).chain(unsteered).collect()
+}
+
+/// Packets that clients sent to the VIP while the examination lasted, and that the program did not take.
+fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
+    let attached = |ifindex: u32| controller.after.interfaces.iter().any(|view| view.ifindex == ifindex);
+    // What comes in by an attached interface and is passed is seen on what lies upon it as well.
+    let passed = vip.unsteered.iter().any(|of| attached(of.ifindex));
+    let mut findings = Vec::new();
+    for Unsteered { ifindex, for_another, packets } in &vip.unsteered {
+        let Some(link) = facts.link(*ifindex) else { continue };
+        let (name, address) = (&link.name, vip.address);
+        if attached(*ifindex) && *for_another && !flows(vip, controller) {
+            findings.push(finding(
+                vip,
+                Kind::WrongMac,
+                format!("clients' packets for {address} come in by {name}, and are for another hardware address"),
+                format!("{packets} requests to connect were seen that the program had passed, and none was steered"),
+                Cure::elsewhere("the router, or the clients", &[format!("ip neigh flush to {address}")]),
+            ));
+        } else if !attached(*ifindex) && !*for_another && !passed && link.kind.as_deref() != Some("loopback") {
+            findings.push(finding(
+                vip,
+                Kind::NotAttached,
+                format!("clients' packets for {address} come in by {name}, where the program is not"),
+                format!("{packets} requests to connect were seen on {name}"),
+                Cure::here(&[format!("add {name:?} to `interfaces` in the configuration, and: balancer apply FILE")]),
+            ));
+        }
+    }
+    findings
+}
+
+/// Whether packets of a service were steered while the examination lasted.
+fn flows(vip: &Vip, controller: &Controller) -> bool {
+    let packets = |status: &StatusView| -> u64 {
+        let service = status.services.iter().find(|service| service.name == vip.service);
+        service.map_or(0, |service| service.backends.iter().map(|backend| backend.packets).sum())
+    };
+    packets(&controller.after) > packets(&controller.before)
+}
+
+fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
+    let own = |mac: &Mac| facts.links.iter().any(|link| link.mac == Some(*mac));
+    let others: Vec<Mac> = vip.answered.iter().map(|(_, mac)| *mac).filter(|mac| !own(mac)).collect();
+    if others.is_empty() {
+        return unowned(vip, facts, controller).into_iter().collect();
+    }
+    let mut findings = Vec::new();
+    for mac in others {
+        let backend = facts.backends.iter().find(|backend| is_of(backend, mac));
+        let is_meant = VRRP.iter().any(|begin| mac.starts_with(begin)) || may_be_elsewhere(controller);
+        if let Some(backend) = backend.filter(|backend| backend.has_the_vip()) {
+            findings.push(answered(vip, backend));
+        } else if facts.is_own(vip.address) || !is_meant {
+            findings.push(twice(vip, mac, backend));
+        }
+    }
+    findings.dedup();
+    findings
+}
+
+/// Whether a backend is the neighbour that has this hardware address.
+fn is_of(backend: &Backend, mac: Mac) -> bool {
+    let near = matches!(backend.way, crate::facts::Way::Known { next_hop, .. } if next_hop == backend.address.ip());
+    near && backend.neighbour.as_ref().is_some_and(|of| of.answered.contains(&mac))
+}
+
+fn finding(vip: &Vip, kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
+    Finding { kind, service: Some(vip.service.clone()), backend: None, what, seen, cure }
+}
+
+fn answered(vip: &Vip, backend: &Backend) -> Finding {
+    let Vip { service, address, .. } = vip;
+    let (name, own) = (&backend.name, backend.address.ip());
+    let switches = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2";
+    let what =
+        format!("backend {service}/{name} answers ARP for the VIP {address}: clients may be led past the balancer");
+    let seen = format!("asked who has {address}, the hardware address of {own} answered");
+    let cure = Cure::elsewhere(&format!("{name} ({own})"), &[switches.to_owned()]);
+    Finding { backend: Some(name.clone()), ..finding(vip, Kind::VipAnswered, what, seen, cure) }
+}
+
+fn twice(vip: &Vip, mac: Mac, backend: Option<&Backend>) -> Finding {
+    let address = vip.address;
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let machine = backend.map_or_else(
+        || format!("the machine with the hardware address {mac}"),
+        |backend| format!("{} ({})", backend.name, backend.address.ip()),
+    );
+    let what = format!("{machine} answers ARP for the VIP {address}, beside or instead of this one");
+    let seen = format!("asked who has {address}, {mac} answered");
+    let cure = Cure::elsewhere(&machine, &[format!("ip addr del {address}/32 dev INTERFACE")]);
+    finding(vip, Kind::VipDuplicate, what, seen, cure)
+}
+
+/// A VIP within the prefix of an interface has to be somebody's. One beyond is routed here, or not, which is not to be seen.
+fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding> {
+    let IpAddr::V4(address) = vip.address else { return None };
+    let is_here = facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address);
+    let link = facts.on_link(vip.address).and_then(|ifindex| facts.link(ifindex))?;
+    (!is_here && !may_be_elsewhere(controller)).then(|| {
+        let name = &link.name;
+        finding(
+            vip,
+            Kind::VipUnowned,
+            format!("nobody answers ARP for the VIP {address}, which lies in the prefix of {name}"),
+            format!("asked on {name} who has {address}, nobody answered, and this machine does not have it"),
+            Cure::fixable(
+                &format!("ip addr add {address}/32 dev {name}"),
+                &format!("ip addr del {address}/32 dev {name}"),
+            ),
+        )
+    })
+}

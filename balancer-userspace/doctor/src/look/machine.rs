@@ -1,0 +1,151 @@
+//! What the kernel shows of interfaces and of the controller's process in files and by ioctl.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::{AsRawFd as _, RawFd},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use balancer_model::{config::XdpMode, file};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt::PeerCredentials},
+        utsname::uname,
+    },
+};
+
+use crate::facts::{Forwards, Offloads};
+
+/// The release of the running kernel.
+pub(super) fn kernel() -> String {
+    uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The process that serves the control socket.
+///
+/// # Errors
+/// When there is none, or it is not to be seen from here.
+pub(super) fn controller(socket: &Path) -> io::Result<i32> {
+    let stream = UnixStream::connect(socket)?;
+    let pid = getsockopt(&stream, PeerCredentials)?.pid();
+    if pid > 0 { Ok(pid) } else { Err(io::Error::other("it runs in another process namespace")) }
+}
+
+/// Moves this thread into the network namespace of a process, if it is another one. Whether it was.
+///
+/// # Errors
+/// When this process may not.
+pub(super) fn enter_network_of(pid: i32) -> io::Result<bool> {
+    let theirs = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    let (own, other) = (fs::read_link("/proc/thread-self/ns/net")?, fs::read_link(format!("/proc/{pid}/ns/net"))?);
+    if own == other {
+        return Ok(false);
+    }
+    setns(theirs, CloneFlags::CLONE_NEWNET)?;
+    Ok(true)
+}
+
+/// Whether the configuration file of a controller's process asks for generic mode.
+///
+/// # Errors
+/// When the file is not to be found or not valid.
+pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
+    let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    let named = words.find_map(|word| match word.split_once('=') {
+        _ if word == "--config" => Some(None),
+        Some(("--config", path)) => Some(Some(path.to_owned())),
+        _ => None,
+    });
+    let path = match named {
+        Some(Some(path)) => Some(path),
+        Some(None) => words.next().map(std::borrow::Cow::into_owned),
+        None => None,
+    };
+    let path = path.ok_or_else(|| io::Error::other("its command line names no file"))?;
+    // Relative to where the process is.
+    let path = PathBuf::from(format!("/proc/{pid}/cwd")).join(path);
+    let (config, _) = file::load(&path).map_err(|errors| io::Error::other(errors.to_string()))?;
+    Ok(config.xdp_mode == XdpMode::Generic)
+}
+
+/// How often the kernel has ended processes of that one's control group for want of memory.
+///
+/// # Errors
+/// When it is not to be seen, as without version 2 of control groups.
+pub(super) fn oom_kills(pid: i32) -> io::Result<u64> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let group = group.ok_or_else(|| io::Error::other("no control groups of version 2"))?;
+    let path = PathBuf::from("/sys/fs/cgroup").join(group).join("memory.events");
+    let events = fs::read_to_string(path)?;
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.parse().ok());
+    count.ok_or_else(|| io::Error::other("the control group does not count them"))
+}
+
+/// Whether the kernel forwards packets that come in by an interface.
+pub(super) fn forwards(interface: &str) -> Forwards {
+    let read = |family: &str| {
+        let path = format!("/proc/sys/net/{family}/conf/{interface}/forwarding");
+        fs::read_to_string(path).ok().map(|text| text.trim() != "0")
+    };
+    Forwards { v4: read("ipv4"), v6: read("ipv6") }
+}
+
+/// The names of the BPF programs that are loaded, by number.
+///
+/// # Errors
+/// When this process may not ask.
+pub(super) fn programs() -> Result<HashMap<u32, String>, String> {
+    let mut names = HashMap::new();
+    for program in aya::programs::loaded_programs() {
+        let program = program.map_err(|error| error.to_string())?;
+        names.insert(program.id(), program.name_as_str().unwrap_or_default().to_owned());
+    }
+    Ok(names)
+}
+
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_GGRO: u32 = 0x2b;
+const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+const ETH_FLAG_LRO: u32 = 1 << 15;
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct EthtoolValue {
+    cmd: u32,
+    data: u32,
+}
+
+/// What an interface does to frames before a program sees them.
+///
+/// # Errors
+/// When its driver cannot be asked.
+pub(super) fn offloads(interface: &str) -> io::Result<Offloads> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let flags = ethtool(socket.as_raw_fd(), interface, ETHTOOL_GFLAGS)?;
+    Ok(Offloads {
+        lro: flags & ETH_FLAG_LRO != 0,
+        strips_tags: flags & ETH_FLAG_RXVLAN != 0,
+        gro: ethtool(socket.as_raw_fd(), interface, ETHTOOL_GGRO)? != 0,
+    })
+}
+
+fn ethtool(socket: RawFd, interface: &str, cmd: u32) -> io::Result<u32> {
+    let mut value = EthtoolValue { cmd, data: 0 };
+    let mut name = [0; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in name.iter_mut().zip(interface.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
+    let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
+    // SAFETY: the request names an interface and points to a value of the command's size; both live through the call.
+    let result = unsafe { libc::ioctl(socket, libc::SIOCETHTOOL as _, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
+}

@@ -1,0 +1,341 @@
+//! Gathers the facts: asks the controller, the kernel, neighbours and backends. Changes nothing.
+
+mod features;
+mod firewall;
+mod machine;
+mod netlink;
+mod packets;
+mod probe;
+mod wire;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use balancer_api::{
+    client::{Client, ClientError},
+    model::{BackendView, HealthView, ServiceView},
+    statistics::TopQuery,
+};
+use balancer_model::listeners::Listener;
+
+use self::{
+    netlink::Netlink,
+    packets::Outer,
+    probe::{Asked, Entries, MOST, Target},
+    wire::Wire,
+};
+use crate::{
+    facts::{Backend, Controller, Facts, Link, Vip, Way},
+    finding::Unseen,
+};
+
+/// Looks at everything that has to do with a service, or with all.
+///
+/// # Errors
+/// When the controller knows no such service, or answers nonsense. That there is none is no error.
+pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Result<Facts, ClientError> {
+    let mut facts = Facts { kernel: machine::kernel(), ..Facts::default() };
+    let mut services = match client.status().await {
+        Ok(status) => {
+            let services = status.services.clone();
+            facts.controller = Some(controller(client, status).await?);
+            services
+        }
+        Err(ClientError::Unreachable { .. }) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    if let Some(name) = service
+        && facts.controller.is_some()
+    {
+        services = vec![client.service(name).await?];
+    }
+    enter(socket, &mut facts);
+    if let Err(error) = ask_kernel(&mut facts).await {
+        facts.unseen.push(Unseen::new("interfaces, routes and neighbours", format!("{error:#}")));
+        return Ok(facts);
+    }
+    if facts.controller.is_some() {
+        find_clients(client, &mut facts).await;
+        look_at_services(&mut facts, &services).await;
+        // What went wrong meanwhile goes wrong now.
+        let (after, health) = (client.status().await?, client.health(None).await?);
+        if let Some(controller) = &mut facts.controller {
+            (controller.after, controller.health) = (after, health);
+        }
+    }
+    Ok(facts)
+}
+
+async fn controller(client: &Client, status: balancer_api::model::StatusView) -> Result<Controller, ClientError> {
+    Ok(Controller {
+        after: status.clone(),
+        before: status,
+        health: client.health(None).await?,
+        rules: client.rules(None).await?,
+        asks_generic: None,
+        clients: None,
+        oom_kills: None,
+    })
+}
+
+/// Goes to where the controller is.
+fn enter(socket: &Path, facts: &mut Facts) {
+    if facts.controller.is_none() {
+        return;
+    }
+    let pid = match machine::controller(socket) {
+        Ok(pid) => pid,
+        Err(error) => {
+            return facts.unseen.push(Unseen::new("the controller's process", error.to_string()));
+        }
+    };
+    if let Err(error) = machine::enter_network_of(pid) {
+        let why = format!("{error}; what follows is of this process's own network namespace");
+        facts.unseen.push(Unseen::new("the network namespace of the controller", why));
+    }
+    match machine::asks_generic(pid) {
+        Ok(asks) => {
+            if let Some(controller) = &mut facts.controller {
+                controller.asks_generic = Some(asks);
+            }
+        }
+        Err(error) => facts.unseen.push(Unseen::new("the XDP mode that the configuration asks for", error.to_string())),
+    }
+    match machine::oom_kills(pid) {
+        Ok(count) => {
+            if let Some(controller) = &mut facts.controller {
+                controller.oom_kills = Some(count);
+            }
+        }
+        Err(error) => facts.unseen.push(Unseen::new("the memory of the controller's control group", error.to_string())),
+    }
+}
+
+async fn ask_kernel(facts: &mut Facts) -> anyhow::Result<()> {
+    let netlink = Netlink::connect()?;
+    facts.addresses = netlink.addresses().await?;
+    facts.links = netlink.links().await?;
+    let names = machine::programs();
+    if let Err(error) = &names {
+        facts.unseen.push(Unseen::new("the names of XDP programs", error.clone()));
+    }
+    let names = names.unwrap_or_default();
+    let features = features::features();
+    if let Err(error) = &features {
+        facts.unseen.push(Unseen::new("what drivers can do with XDP", error.to_string()));
+    }
+    let features = features.unwrap_or_default();
+    match firewall::chains() {
+        Ok(chains) => facts.firewall = chains,
+        Err(error) => facts.unseen.push(Unseen::new("the rules of the firewall", error.to_string())),
+    }
+    for link in &mut facts.links {
+        link.xdp = features.get(&link.ifindex).copied();
+        for program in &mut link.programs {
+            program.name = names.get(&program.id).cloned();
+        }
+        link.forwards = machine::forwards(&link.name);
+        match machine::offloads(&link.name) {
+            Ok(offloads) => link.offloads = Some(offloads),
+            Err(error) => {
+                facts.unseen.push(Unseen::new(format!("the offloads of {}", link.name), error.to_string()));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn look_at_services(facts: &mut Facts, services: &[ServiceView]) {
+    let Some(controller) = &facts.controller else { return };
+    facts.backends = services.iter().flat_map(|service| backends(service, &controller.health)).collect();
+    facts.vips = services.iter().flat_map(vips).collect();
+    if let Err(error) = ways(facts).await {
+        facts.unseen.push(Unseen::new("the ways to the backends", format!("{error:#}")));
+        return;
+    }
+    match Wire::open() {
+        Ok(mut wire) => {
+            let Ok((targets, asked)) = plan(facts, services).await else { return };
+            probe::probe(&mut wire, &targets, &asked, facts).await;
+        }
+        Err(error) => {
+            let why = format!("{error}; run it as root, or with CAP_NET_RAW");
+            facts.unseen.push(Unseen::new("neighbours, and what probes meet", why));
+        }
+    }
+}
+
+/// The addresses of a service's backends that take packets.
+fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iterator<Item = Backend> + 'a {
+    let in_use = service.backends.iter().filter(|backend| backend.admin != "maint");
+    in_use.flat_map(move |backend| {
+        let checks = health.iter().filter(|view| view.service == service.name && view.backend == backend.name);
+        addresses(backend).map(move |(own, port)| {
+            let target = checks.clone().filter_map(|view| view.target.parse::<SocketAddr>().ok());
+            let checked = target.clone().find(|target| target.ip() == own);
+            let vip = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
+            let families = target.count();
+            // A tunnel may carry packets of the other family.
+            let vip = vip
+                .clone()
+                .find(|vip| vip.address.is_ipv4() == own.is_ipv4())
+                .or_else(|| vip.clone().next().filter(|_| families < 2));
+            Backend {
+                service: service.name.clone(),
+                name: backend.name.clone(),
+                forwarding: service.forwarding.clone(),
+                address: checked.unwrap_or_else(|| SocketAddr::new(own, port)),
+                vip: vip.map(|vip| SocketAddr::new(vip.address, vip.ports.first)),
+                way: Way::None("not looked up".to_owned()),
+                source: None,
+                neighbour: None,
+                direct: None,
+                service_probe: None,
+                path: None,
+            }
+        })
+    })
+}
+
+/// The addresses of a backend, and its port or 0.
+fn addresses(backend: &BackendView) -> impl Iterator<Item = (IpAddr, u16)> {
+    let families = backend.families.iter().map(|family| family.address.as_str());
+    let one = backend.families.is_empty().then_some(backend.address.as_str());
+    families.chain(one).filter_map(|text| {
+        let with_port = text.parse::<SocketAddr>().map(|at| (at.ip(), at.port()));
+        with_port.or_else(|_| text.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| (ip, 0))).ok()
+    })
+}
+
+fn vips(service: &ServiceView) -> Vec<Vip> {
+    let listeners: Vec<Listener> = service.listeners.iter().filter_map(|view| view.listener.parse().ok()).collect();
+    let mut addresses: Vec<IpAddr> = listeners.iter().map(|listener| listener.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let vip = |address| Vip {
+        service: service.name.clone(),
+        address,
+        answered: Vec::new(),
+        asked: false,
+        listeners: listeners.iter().filter(|listener| listener.address == address).copied().collect(),
+        unsteered: Vec::new(),
+    };
+    addresses.into_iter().map(vip).collect()
+}
+
+/// Asks the kernel for the way to each backend.
+async fn ways(facts: &mut Facts) -> anyhow::Result<()> {
+    let netlink = Netlink::connect()?;
+    for backend in &mut facts.backends {
+        (backend.way, backend.source) = netlink.way(backend.address.ip()).await?;
+    }
+    Ok(())
+}
+
+/// What is sent to whom.
+async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Vec<Target>, Vec<Asked>)> {
+    let netlink = Netlink::connect()?;
+    let entries = netlink.neighbours().await?;
+    let mut targets = Vec::new();
+    for index in 0..facts.backends.len() {
+        targets.extend(target(facts, services, &entries, index));
+    }
+    if targets.len() > MOST {
+        let what = format!("{} of {} backends", targets.len() - MOST, targets.len());
+        facts.unseen.push(Unseen::new(what, format!("{MOST} are probed at once; name a service")));
+        targets.truncate(MOST);
+    }
+    let asked = ask_for_vips(facts);
+    Ok((targets, asked))
+}
+
+fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usize) -> Option<Target> {
+    let backend = facts.backends.get(index)?;
+    let (ifindex, next_hop) = Target::way(backend)?;
+    let link = facts.link(ifindex)?;
+    let own_mac = link.mac?;
+    let own = backend.address.ip();
+    let source = own_address(facts, ifindex, own.is_ipv4(), backend.source)?;
+    let outer = Outer::of(&backend.forwarding);
+    let is_tcp = services.iter().any(|service| service.name == backend.service && service.protocol == "tcp");
+    let vip = backend.vip.filter(|_| backend.has_the_vip());
+    let checks = facts.controller.as_ref().map(|of| of.health.as_slice()).unwrap_or_default();
+    let checked = checks.iter().any(|view| {
+        let same = view.service == backend.service && view.backend == backend.name;
+        let by_tcp = ["tcp", "http"].iter().any(|word| view.check.starts_with(word));
+        same && by_tcp && view.target == backend.address.to_string() && !view.check.contains(" via service")
+    });
+    let attached = facts.controller.iter().flat_map(|of| &of.before.interfaces);
+    let widest = attached.filter_map(|view| facts.link(view.ifindex)).map(|link| link.mtu).max().unwrap_or(link.mtu);
+    let largest = widest.saturating_add(outer.length(own.is_ipv4()) as u32).min(link.mtu);
+    Some(Target {
+        index,
+        ifindex,
+        own_mac,
+        next_hop,
+        entry: entries.get(&(ifindex, next_hop)).copied(),
+        source,
+        vip_source: vip.and_then(|vip| own_address(facts, ifindex, vip.is_ipv4(), Some(source))),
+        outer,
+        direct: checked
+            || matches!(backend.forwarding.as_str(), "nat" | "snat") && is_tcp && backend.address.port() != 0,
+        vip: vip.map(|vip| (vip, is_tcp && vip.port() != 0)),
+        largest,
+    })
+}
+
+/// An address of this machine that is no VIP: the preferred one, one of the interface, or any.
+fn own_address(facts: &Facts, ifindex: u32, v4: bool, preferred: Option<IpAddr>) -> Option<IpAddr> {
+    let is_vip = |address: IpAddr| facts.vips.iter().any(|vip| vip.address == address);
+    let usable = |address: &IpAddr| {
+        let scoped = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        address.is_ipv4() == v4 && !address.is_loopback() && !scoped && !is_vip(*address)
+    };
+    let near = facts.addresses.iter().filter(|own| own.ifindex == ifindex);
+    preferred.into_iter().chain(near.chain(&facts.addresses).map(|own| own.address)).find(usable)
+}
+
+/// The VIPs of IPv4 that neighbours of attached interfaces, and of those towards backends, are asked for.
+fn ask_for_vips(facts: &mut Facts) -> Vec<Asked> {
+    let attached = facts.controller.iter().flat_map(|of| &of.before.interfaces).map(|view| view.ifindex);
+    let egress = facts.backends.iter().filter_map(|backend| Target::way(backend).map(|(ifindex, _)| ifindex));
+    let mut interfaces: Vec<u32> = attached.chain(egress).collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    let usable = |link: &&Link| link.up && link.carrier;
+    let interfaces: Vec<(u32, crate::facts::Mac)> = interfaces
+        .iter()
+        .filter_map(|&index| facts.link(index).filter(usable))
+        .filter_map(|link| Some((link.ifindex, link.mac?)))
+        .collect();
+    let mut asked = Vec::new();
+    let mut unseen = Vec::new();
+    for (index, vip) in facts.vips.iter().enumerate() {
+        match vip.address {
+            IpAddr::V4(address) => asked.push(Asked { index, address, interfaces: interfaces.clone() }),
+            IpAddr::V6(address) => unseen.push(Unseen::new(
+                format!("whether another machine has {address}"),
+                "neighbours are asked by ARP, not by neighbour discovery",
+            )),
+        }
+    }
+    facts.unseen.extend(unseen);
+    asked
+}
+
+/// Enters the prefix of the route to a client that was seen of late.
+async fn find_clients(client: &Client, facts: &mut Facts) {
+    let Some(controller) = &mut facts.controller else { return };
+    let Ok(top) = client.top(&TopQuery { n: Some(1), ..TopQuery::default() }).await else { return };
+    let address = top.first().and_then(|top| top.client.split_once('/')?.0.parse().ok());
+    if let Some(address) = address
+        && let Ok(netlink) = Netlink::connect()
+    {
+        controller.clients = netlink.prefix(address).await.ok().flatten();
+    }
+}

@@ -1,0 +1,255 @@
+//! Links, addresses, routes and neighbours of this network namespace.
+
+use std::{collections::HashMap, io, net::IpAddr, pin::pin, time::Duration};
+
+use anyhow::{Context as _, bail};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia},
+};
+use rtnetlink::{Error, Handle};
+use tokio::task::AbortHandle;
+
+use crate::facts::{Address, Link, Mac, Program, Way};
+
+/// How long the kernel may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection for requests.
+pub(super) struct Netlink {
+    handle: Handle,
+    connection: AbortHandle,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// An entry of the kernel's table of neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) mac: Option<Mac>,
+    pub(super) permanent: bool,
+}
+
+impl Netlink {
+    /// # Errors
+    /// When there is no socket.
+    pub(super) fn connect() -> anyhow::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
+        Ok(Self { handle, connection: tokio::spawn(connection).abort_handle() })
+    }
+
+    /// # Errors
+    /// When the kernel does not answer.
+    pub(super) async fn links(&self) -> anyhow::Result<Vec<Link>> {
+        let dump = self.handle.link().get().execute().try_collect::<Vec<LinkMessage>>();
+        let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the interfaces: no answer")??;
+        let mut links: Vec<Link> = messages.iter().map(link).collect();
+        let vlans = messages.iter().filter_map(vlan_upon);
+        for lower in vlans {
+            if let Some(link) = links.iter_mut().find(|link| link.ifindex == lower) {
+                link.carries_vlans = true;
+            }
+        }
+        Ok(links)
+    }
+
+    /// # Errors
+    /// When the kernel does not answer.
+    pub(super) async fn addresses(&self) -> anyhow::Result<Vec<Address>> {
+        let dump = self.handle.address().get().execute().try_collect::<Vec<AddressMessage>>();
+        let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the addresses: no answer")??;
+        Ok(messages.iter().filter_map(address).collect())
+    }
+
+    /// # Errors
+    /// When the kernel does not answer.
+    pub(super) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Entry>> {
+        let dump = self.handle.neighbours().get().execute().try_collect::<Vec<NeighbourMessage>>();
+        let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the neighbours: no answer")??;
+        Ok(messages.iter().filter_map(neighbour).collect())
+    }
+
+    /// Where the kernel would send packets for an address, and the address that it would send them from.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub(super) async fn way(&self, to: IpAddr) -> anyhow::Result<(Way, Option<IpAddr>)> {
+        let message = match self.route(to, false).await? {
+            Ok(message) => message,
+            Err(error) => return Ok((Way::None(error.to_string()), None)),
+        };
+        let (mut ifindex, mut next_hop, mut source) = (None, to, None);
+        for attribute in &message.attributes {
+            if let RouteAttribute::Oif(index) = attribute {
+                ifindex = Some(*index);
+            } else if let RouteAttribute::Gateway(address) = attribute {
+                next_hop = route_address(address).unwrap_or(next_hop);
+            } else if let RouteAttribute::Via(RouteVia::Inet6(address)) = attribute {
+                next_hop = (*address).into();
+            } else if let RouteAttribute::PrefSource(address) = attribute {
+                source = route_address(address);
+            }
+        }
+        let way = match (message.header.kind, ifindex) {
+            (RouteType::Local, _) => Way::Local,
+            (_, Some(ifindex)) => Way::Known { ifindex, next_hop },
+            (_, None) => Way::None("the route names no interface".to_owned()),
+        };
+        Ok((way, source))
+    }
+
+    /// The prefix of the route that an address is covered by.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub(super) async fn prefix(&self, to: IpAddr) -> anyhow::Result<Option<IpNet>> {
+        let Ok(message) = self.route(to, true).await? else { return Ok(None) };
+        let named = message.attributes.iter().find_map(|attribute| {
+            if let RouteAttribute::Destination(address) = attribute { route_address(address) } else { None }
+        });
+        let length = message.header.destination_prefix_length;
+        Ok(named.and_then(|address| IpNet::new(address, length).ok()))
+    }
+
+    /// What the kernel answers of an address: a way, or with `covering` the route as it is in the table.
+    async fn route(&self, to: IpAddr, covering: bool) -> anyhow::Result<Result<RouteMessage, io::Error>> {
+        let mut message = RouteMessage::default();
+        (message.header.address_family, message.header.destination_prefix_length) = match to {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        if covering {
+            message.header.flags |= RouteFlags::FibMatch;
+        }
+        message.attributes.push(RouteAttribute::Destination(to.into()));
+        let mut answers = pin!(self.handle.route().get(message).execute());
+        let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
+        match answer.with_context(|| format!("looking up the route to {to}: no answer"))? {
+            Some(Ok(message)) => Ok(Ok(message)),
+            Some(Err(Error::NetlinkError(error))) => Ok(Err(error.to_io())),
+            Some(Err(error)) => Err(error).with_context(|| format!("looking up the route to {to}")),
+            None => bail!("looking up the route to {to}: the netlink socket was closed"),
+        }
+    }
+}
+
+fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    if let RouteAddress::Inet(address) = address {
+        Some(IpAddr::V4(*address))
+    } else if let RouteAddress::Inet6(address) = address {
+        Some(IpAddr::V6(*address))
+    } else {
+        None
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        ifindex: message.header.index,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::Running),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        if let LinkAttribute::IfName(name) = attribute {
+            link.name.clone_from(name);
+        } else if let LinkAttribute::Mtu(mtu) = attribute {
+            link.mtu = *mtu;
+        } else if let LinkAttribute::Address(address) = attribute {
+            link.mac = Mac::try_from(address.as_slice()).ok();
+        } else if let LinkAttribute::NumRxQueues(queues) = attribute {
+            link.rx_queues = *queues;
+        } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            link.kind = kind(infos).map(ToString::to_string);
+        } else if let LinkAttribute::Xdp(parts) = attribute {
+            link.programs = programs(parts);
+        }
+    }
+    link
+}
+
+fn kind(infos: &[LinkInfo]) -> Option<&InfoKind> {
+    infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None })
+}
+
+/// The interface that a VLAN interface lies upon.
+fn vlan_upon(message: &LinkMessage) -> Option<u32> {
+    let mut lower = None;
+    let mut is_vlan = false;
+    for attribute in &message.attributes {
+        if let LinkAttribute::Link(index) = attribute {
+            lower = Some(*index);
+        } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            is_vlan = kind(infos) == Some(&InfoKind::Vlan);
+        }
+    }
+    lower.filter(|_| is_vlan)
+}
+
+/// Names come from elsewhere.
+fn programs(parts: &[LinkXdp]) -> Vec<Program> {
+    let program = |id, native| Program { id, name: None, native };
+    let mut found = Vec::new();
+    for part in parts {
+        if let LinkXdp::DrvProgId(id) | LinkXdp::HwProgId(id) = part {
+            found.push(program(*id, true));
+        } else if let LinkXdp::SkbProgId(id) = part {
+            found.push(program(*id, false));
+        }
+    }
+    if found.is_empty() {
+        // An older kernel names the one program alone, and the hook beside it.
+        let native = !parts
+            .iter()
+            .any(|part| matches!(part, LinkXdp::Attached(netlink_packet_route::link::XdpAttached::SocketBuffer)));
+        found.extend(
+            parts.iter().filter_map(
+                |part| {
+                    if let LinkXdp::ProgId(id) = part { Some(program(*id, native)) } else { None }
+                },
+            ),
+        );
+    }
+    found
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        // A point-to-point address names its peer as the other.
+        if let AddressAttribute::Local(address) = attribute {
+            found = Some(*address);
+        } else if let AddressAttribute::Address(address) = attribute {
+            found = found.or(Some(*address));
+        }
+    }
+    Some(Address { ifindex: message.header.index, address: found?, length: message.header.prefix_len })
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Entry)> {
+    let mut address = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        if let NeighbourAttribute::Destination(NeighbourAddress::Inet(destination)) = attribute {
+            address = Some(IpAddr::V4(*destination));
+        } else if let NeighbourAttribute::Destination(NeighbourAddress::Inet6(destination)) = attribute {
+            address = Some(IpAddr::V6(*destination));
+        } else if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
+            mac = Mac::try_from(bytes.as_slice()).ok();
+        }
+    }
+    let state = message.header.state;
+    let usable = !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None);
+    let entry = Entry { mac: mac.filter(|_| usable), permanent: state == NeighbourState::Permanent };
+    Some(((message.header.ifindex, address?), entry))
+}

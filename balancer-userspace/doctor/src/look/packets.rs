@@ -1,0 +1,355 @@
+//! Packets of probes, and what comes back. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::facts::Mac;
+
+const V4: usize = 20;
+const V6: usize = 40;
+const TCP: usize = 20;
+const ECHO: usize = 8;
+const UDP: usize = 8;
+const ARP: usize = 28;
+const TTL: u8 = 64;
+const DONT_FRAGMENT: u16 = 0x4000;
+/// Bits of a fragment's offset, and the one that says that more follow.
+const FRAGMENT: u16 = 0x3fff;
+/// The port of GUE.
+const GUE_PORT: u16 = 6080;
+
+/// Protocol numbers.
+const ICMP: u8 = 1;
+const IPV4: u8 = 4;
+const PROTO_TCP: u8 = 6;
+const PROTO_UDP: u8 = 17;
+const IPV6: u8 = 41;
+const ICMPV6: u8 = 58;
+
+/// TCP's flags.
+pub(super) const SYN: u8 = 0x02;
+/// The flag of a reset.
+pub(super) const RST: u8 = 0x04;
+/// The flag of an acknowledgement.
+pub(super) const ACK: u8 = 0x10;
+
+/// A packet that was heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Somebody says that an address is its own.
+    Arp { address: Ipv4Addr, mac: Mac },
+    /// A segment of TCP.
+    Tcp { from: SocketAddr, to: SocketAddr, flags: u8, checksum_right: bool },
+    /// An answer to a ping.
+    Echo { from: IpAddr, to: IpAddr, id: u16, sequence: u16 },
+    /// A host or a port cannot be reached, says `from` of a packet to `target` of this protocol.
+    Unreachable { from: IpAddr, target: IpAddr, protocol: u8 },
+}
+
+/// How packets get an outer header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outer {
+    None,
+    Ipip,
+    Gue,
+}
+
+impl Outer {
+    /// The one of a forwarding mode.
+    pub(super) fn of(forwarding: &str) -> Self {
+        match forwarding {
+            "ipip" => Self::Ipip,
+            "gue" => Self::Gue,
+            _ => Self::None,
+        }
+    }
+
+    /// Whether a packet of this protocol is one with such an outer header.
+    pub(super) const fn is(self, protocol: u8) -> bool {
+        match self {
+            Self::None => false,
+            Self::Ipip => matches!(protocol, IPV4 | IPV6),
+            Self::Gue => protocol == PROTO_UDP,
+        }
+    }
+
+    /// Bytes that it adds on the way to a backend of this family.
+    pub(super) const fn length(self, backend_v4: bool) -> usize {
+        let ip = if backend_v4 { V4 } else { V6 };
+        match self {
+            Self::None => 0,
+            Self::Ipip => ip,
+            Self::Gue => ip + UDP,
+        }
+    }
+
+    /// `packet` with it, from `source` to `backend`.
+    pub(super) fn put_on(self, packet: &[u8], source: IpAddr, backend: IpAddr, port: u16) -> Vec<u8> {
+        let inner = if is_v4(packet) { IPV4 } else { IPV6 };
+        match self {
+            Self::None => packet.to_vec(),
+            Self::Ipip => ip(source, backend, inner, packet),
+            Self::Gue => {
+                let length = (UDP + packet.len()) as u16;
+                // Without a checksum: the inner packet has its own.
+                let header = [port, GUE_PORT, length, 0].map(u16::to_be_bytes);
+                ip(source, backend, PROTO_UDP, &[header.as_flattened(), packet].concat())
+            }
+        }
+    }
+}
+
+fn is_v4(packet: &[u8]) -> bool {
+    packet.first().is_none_or(|byte| byte >> 4 == 4)
+}
+
+/// A packet of IP. The two addresses are of one family.
+fn ip(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(V6 + payload.len());
+    match (source, target) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            packet.extend([0x45, 0]);
+            packet.extend([(V4 + payload.len()) as u16, 0, DONT_FRAGMENT].map(u16::to_be_bytes).as_flattened());
+            packet.extend([TTL, protocol, 0, 0]);
+            packet.extend(source.octets());
+            packet.extend(target.octets());
+            let sum = (!folded(&packet, 0)).to_be_bytes();
+            packet[10..12].copy_from_slice(&sum);
+        }
+        (source, target) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend((payload.len() as u16).to_be_bytes());
+            packet.extend([protocol, TTL]);
+            packet.extend(octets(source));
+            packet.extend(octets(target));
+        }
+    }
+    packet.extend(payload);
+    packet
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The sum of RFC 1071, not complemented.
+fn folded(bytes: &[u8], begin: u32) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
+    let mut sum = words.fold(begin, u32::wrapping_add);
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// The sum of the header that TCP and ICMPv6 put in front of themselves for their checksum.
+fn pseudo(source: IpAddr, target: IpAddr, protocol: u8, length: usize) -> u32 {
+    let addresses = [octets(source), octets(target)].concat();
+    u32::from(folded(&addresses, u32::from(protocol) + length as u32))
+}
+
+/// A segment of TCP without data.
+pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32, flags: u8) -> Vec<u8> {
+    let mut segment = Vec::with_capacity(TCP);
+    segment.extend([from.port(), to.port()].map(u16::to_be_bytes).as_flattened());
+    segment.extend([sequence, acknowledged].map(u32::to_be_bytes).as_flattened());
+    segment.extend([(TCP as u8 / 4) << 4, flags]);
+    segment.extend([0xffff_u16, 0, 0].map(u16::to_be_bytes).as_flattened());
+    let sum = !folded(&segment, pseudo(from.ip(), to.ip(), PROTO_TCP, TCP));
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    ip(from.ip(), to.ip(), PROTO_TCP, &segment)
+}
+
+/// A ping whose packet has `length` bytes, or as few as it can.
+pub(super) fn echo(source: IpAddr, target: IpAddr, id: u16, sequence: u16, length: usize) -> Vec<u8> {
+    let (protocol, kind, header) = if target.is_ipv4() { (ICMP, 8, V4) } else { (ICMPV6, 128, V6) };
+    let mut message = vec![kind, 0, 0, 0];
+    message.extend([id, sequence].map(u16::to_be_bytes).as_flattened());
+    message.resize(length.saturating_sub(header).max(ECHO), 0);
+    let begin = if target.is_ipv4() { 0 } else { pseudo(source, target, ICMPV6, message.len()) };
+    let sum = !folded(&message, begin);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ip(source, target, protocol, &message)
+}
+
+/// The question who has an address. One that comes from no address changes nobody's table of neighbours.
+pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
+    let mut question = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    question.extend(own);
+    question.extend([0; 10]);
+    question.extend(target.octets());
+    question
+}
+
+/// What a packet of ARP says.
+pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
+    const REPLY: [u8; 2] = [0, 2];
+    let packet = packet.get(..ARP)?;
+    let mac = Mac::try_from(&packet[8..14]).ok()?;
+    let address = <[u8; 4]>::try_from(&packet[14..18]).ok()?;
+    (packet[..6] == [0, 1, 8, 0, 6, 4] && packet[6..8] == REPLY).then(|| Heard::Arp { address: address.into(), mac })
+}
+
+/// What a packet of IP says.
+pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
+    let header = Header::read(packet)?;
+    let payload = packet.get(header.length..header.end.min(packet.len()))?;
+    match header.protocol {
+        PROTO_TCP => {
+            let ports = payload.get(..4)?;
+            let sum = folded(payload, pseudo(header.source, header.target, PROTO_TCP, payload.len()));
+            Some(Heard::Tcp {
+                from: SocketAddr::new(header.source, word(ports, 0)?),
+                to: SocketAddr::new(header.target, word(ports, 2)?),
+                flags: *payload.get(13)?,
+                checksum_right: sum == 0xffff,
+            })
+        }
+        ICMP | ICMPV6 => {
+            const REPLY: u8 = 0;
+            const REPLY_V6: u8 = 129;
+            const UNREACHABLE: u8 = 3;
+            const UNREACHABLE_V6: u8 = 1;
+            /// An IPv6 host says so of a header that it does not know.
+            const PARAMETER_V6: u8 = 4;
+            match (header.protocol, *payload.first()?) {
+                (ICMP, REPLY) | (ICMPV6, REPLY_V6) => Some(Heard::Echo {
+                    from: header.source,
+                    to: header.target,
+                    id: word(payload, 4)?,
+                    sequence: word(payload, 6)?,
+                }),
+                (ICMP, UNREACHABLE) | (ICMPV6, UNREACHABLE_V6 | PARAMETER_V6) => {
+                    let inner = Header::read(payload.get(ECHO..)?)?;
+                    let (target, protocol) = (inner.target, inner.protocol);
+                    Some(Heard::Unreachable { from: header.source, target, protocol })
+                }
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// The header of a packet that is whole.
+struct Header {
+    source: IpAddr,
+    target: IpAddr,
+    protocol: u8,
+    length: usize,
+    end: usize,
+}
+
+impl Header {
+    fn read(packet: &[u8]) -> Option<Self> {
+        if is_v4(packet) {
+            let address = |at| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+            let is_whole = word(packet, 6)? & FRAGMENT == 0;
+            return is_whole.then_some(Self {
+                source: address(12)?,
+                target: address(16)?,
+                protocol: *packet.get(9)?,
+                length: usize::from(packet.first()? & 15) * 4,
+                end: word(packet, 2)?.into(),
+            });
+        }
+        let address = |at| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
+        Some(Self {
+            source: address(8)?,
+            target: address(24)?,
+            protocol: *packet.get(6)?,
+            length: V6,
+            end: V6 + usize::from(word(packet, 4)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn when_a_probe_is_read_then_it_says_what_was_written() {
+        for (from, to) in [("192.0.2.1:40000", "192.0.2.9:80"), ("[2001:db8::1]:40000", "[2001:db8::9]:80")] {
+            let (from, to) = (at(from), at(to));
+            let segment = tcp(from, to, 7, 0, SYN);
+            assert_eq!(heard(&segment), Some(Heard::Tcp { from, to, flags: SYN, checksum_right: true }));
+            let mut broken = segment;
+            let last = broken.len() - 5;
+            broken[last] ^= 1;
+            assert_eq!(heard(&broken), Some(Heard::Tcp { from, to, flags: SYN, checksum_right: false }));
+        }
+    }
+
+    #[test]
+    fn when_a_ping_is_answered_then_its_number_is_read() {
+        for (source, target, reply) in [("192.0.2.1", "192.0.2.9", 0), ("2001:db8::1", "2001:db8::9", 129)] {
+            let (source, target): (IpAddr, IpAddr) = (source.parse().unwrap(), target.parse().unwrap());
+            let mut packet = echo(source, target, 5, 6, 1400);
+            assert_eq!(packet.len(), 1400);
+            let header = if source.is_ipv4() { V4 } else { V6 };
+            let begin = if source.is_ipv4() { 0 } else { pseudo(source, target, ICMPV6, 1400 - V6) };
+            assert_eq!(folded(&packet[header..], begin), 0xffff, "the checksum is right");
+            packet[header] = reply;
+            assert_eq!(heard(&packet), Some(Heard::Echo { from: source, to: target, id: 5, sequence: 6 }));
+        }
+    }
+
+    #[test]
+    fn when_an_outer_header_is_put_on_then_it_has_the_length_that_is_said() {
+        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, 0, SYN);
+        for (source, backend) in [("192.0.2.1", "192.0.2.7"), ("2001:db8::1", "2001:db8::7")] {
+            let (source, backend): (IpAddr, IpAddr) = (source.parse().unwrap(), backend.parse().unwrap());
+            for outer in [Outer::None, Outer::Ipip, Outer::Gue] {
+                let packet = outer.put_on(&inner, source, backend, 4000);
+                assert_eq!(packet.len(), inner.len() + outer.length(source.is_ipv4()), "{outer:?}");
+                assert!(packet.ends_with(&inner));
+                let protocol = packet[if source.is_ipv4() { 9 } else { 6 }];
+                assert_eq!(outer.is(protocol), outer != Outer::None);
+            }
+        }
+    }
+
+    #[test]
+    fn when_a_host_has_nothing_for_an_outer_header_then_its_complaint_is_understood() {
+        let (own, backend): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.7".parse().unwrap());
+        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, 0, SYN);
+        let sent = Outer::Gue.put_on(&inner, own, backend, 4000);
+        let complaint = ip(backend, own, ICMP, &[&[3, 3, 0, 0, 0, 0, 0, 0], &sent[..28]].concat());
+        let expected = Heard::Unreachable { from: backend, target: backend, protocol: PROTO_UDP };
+        assert_eq!(heard(&complaint), Some(expected));
+    }
+
+    #[test]
+    fn when_an_arp_reply_comes_then_its_sender_is_known() {
+        let mut packet = who_has([2, 0, 0, 0, 0, 1], Ipv4Addr::new(192, 0, 2, 9));
+        assert_eq!(packet.len(), ARP);
+        assert_eq!(arp(&packet), None, "a question is no answer");
+        packet[7] = 2;
+        packet[14..18].copy_from_slice(&[192, 0, 2, 9]);
+        let expected = Heard::Arp { address: Ipv4Addr::new(192, 0, 2, 9), mac: [2, 0, 0, 0, 0, 1] };
+        assert_eq!(arp(&packet), Some(expected));
+    }
+
+    #[test]
+    fn when_a_packet_is_cut_anywhere_then_nothing_breaks() {
+        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, 0, SYN);
+        let ping = echo("::1".parse().unwrap(), "::2".parse().unwrap(), 1, 1, 90);
+        for packet in [inner, ping] {
+            for length in 0..packet.len() {
+                heard(&packet[..length]);
+                arp(&packet[..length]);
+            }
+        }
+    }
+}

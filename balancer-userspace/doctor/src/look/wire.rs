@@ -1,0 +1,130 @@
+//! One packet socket that sends probes and hears everything that this machine's kernel sends or is left.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use nix::sys::socket::{LinkAddr, recvfrom};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use tokio::io::unix::AsyncFd;
+
+use super::packets::{Heard, arp, heard};
+use crate::facts::Mac;
+
+/// All protocols.
+const ETH_P_ALL: u16 = 0x0003;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_ARP: u16 = 0x0806;
+const ETH_P_IPV6: u16 = 0x86dd;
+const PACKET_OTHERHOST: u8 = 3;
+const PACKET_OUTGOING: u8 = 4;
+const BROADCAST: Mac = [0xff; 6];
+/// The largest packet, also one that the kernel has merged.
+const PACKET: usize = 65_600;
+/// Packets that notes are taken of.
+const MOST: usize = 200_000;
+/// Packets that are read in one go, so that a flood does not keep the examination from its clock.
+const AT_ONCE: usize = 4096;
+
+/// The socket.
+pub(super) struct Wire {
+    socket: AsyncFd<OwnedFd>,
+    out: Socket,
+    buffer: Vec<u8>,
+}
+
+/// A packet, where it was heard, and in which direction it went.
+#[derive(Clone, Debug)]
+pub(super) struct Note {
+    pub(super) ifindex: u32,
+    pub(super) outgoing: bool,
+    /// Whether the frame was for another hardware address than the interface's.
+    pub(super) for_another: bool,
+    pub(super) heard: Heard,
+}
+
+impl Wire {
+    /// Opens it; from now on it hears.
+    ///
+    /// # Errors
+    /// When this process may not (`CAP_NET_RAW`).
+    pub(super) fn open() -> io::Result<Self> {
+        let out = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        out.set_nonblocking(true)?;
+        let all = Protocol::from(i32::from(ETH_P_ALL.to_be()));
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
+        socket.set_nonblocking(true)?;
+        // What does not fit is a packet that was not heard, and probes are repeated.
+        socket.set_recv_buffer_size(4 << 20)?;
+        // SAFETY: the descriptor is owned by what is registered, and stays the same and open for as long as that lives.
+        let socket = unsafe { AsyncFd::register(OwnedFd::from(socket)) }?;
+        Ok(Self { socket, out, buffer: vec![0; PACKET] })
+    }
+
+    /// Sends a packet of IP by an interface to a neighbour.
+    ///
+    /// # Errors
+    /// When the interface does not take it.
+    pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
+        let protocol = if packet.first().is_none_or(|byte| byte >> 4 == 4) { ETH_P_IP } else { ETH_P_IPV6 };
+        self.out.send_to(packet, &link_address(protocol, ifindex, to)).map(drop)
+    }
+
+    /// Asks everybody on an interface's link by ARP.
+    ///
+    /// # Errors
+    /// When the interface does not take it.
+    pub(super) fn ask(&self, ifindex: u32, question: &[u8]) -> io::Result<()> {
+        self.out.send_to(question, &link_address(ETH_P_ARP, ifindex, BROADCAST)).map(drop)
+    }
+
+    /// Waits until something has come, and takes note of it.
+    pub(super) async fn listen(&mut self, notes: &mut Vec<Note>) {
+        let Ok(mut ready) = self.socket.readable().await else { return std::future::pending().await };
+        let buffer = &mut self.buffer;
+        for _ in 0..AT_ONCE {
+            let read = ready.try_io(|socket| {
+                let (length, from) = recvfrom::<LinkAddr>(socket.get_ref().as_raw_fd(), buffer)?;
+                Ok((length, from))
+            });
+            match read {
+                Ok(Ok(_)) if notes.len() >= MOST => {}
+                Ok(Ok((length, from))) => notes.extend(note(buffer.get(..length).unwrap_or_default(), from.as_ref())),
+                // Of an interface that went away, which the next packet does not mind.
+                Ok(Err(_)) => {}
+                Err(_would_block) => return,
+            }
+        }
+    }
+}
+
+fn note(packet: &[u8], from: Option<&LinkAddr>) -> Option<Note> {
+    let from = from?;
+    let heard = match u16::from_be(from.protocol()) {
+        ETH_P_ARP => arp(packet),
+        ETH_P_IP | ETH_P_IPV6 => heard(packet),
+        _ => None,
+    };
+    let ifindex = u32::try_from(from.ifindex()).ok()?;
+    Some(Note {
+        ifindex,
+        outgoing: from.pkttype() == PACKET_OUTGOING,
+        for_another: from.pkttype() == PACKET_OTHERHOST,
+        heard: heard?,
+    })
+}
+
+/// An interface, and a neighbour there, as packet sockets name them.
+fn link_address(protocol: u16, ifindex: u32, to: Mac) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: it is one of the platform's address types, for which all bytes are valid.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = ifindex as i32;
+    address.sll_halen = 6;
+    address.sll_addr[..6].copy_from_slice(&to);
+    // SAFETY: an address of this length was just written.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}

@@ -1,0 +1,108 @@
+//! `balancer doctor`.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
+
+use balancer_api::client::Client;
+use balancer_doctor::{
+    cure,
+    finding::{Finding, Report},
+    judge::judge,
+    look::look,
+};
+use balancer_model::words::counted;
+
+use super::{Failure, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only this service [default: all]
+    #[arg(value_name = "SVC")]
+    service: Option<String>,
+    /// Print JSON, with all that was looked at and all that could not be
+    #[arg(long)]
+    json: bool,
+    /// Mend what can be mended on this machine and be taken back; says first what that is
+    #[arg(long)]
+    fix: bool,
+}
+
+/// Exit codes: 0 healthy, 1 findings, 3 no controller, whatever was found without one.
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let mut report = examine(client, args).await?;
+    if args.fix && mend(client, &report)? {
+        report = examine(client, args).await?;
+    }
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&render(&report))?;
+    }
+    if !report.controller {
+        // Says why it is not reachable.
+        client.status().await?;
+    }
+    if report.findings.is_empty() { Ok(()) } else { Err(Failure::Told) }
+}
+
+async fn examine(client: &Client, args: &Args) -> Result<Report, Failure> {
+    Ok(judge(&look(client, client.socket(), args.service.as_deref()).await?))
+}
+
+/// Carries out what can be taken back. Whether there was something.
+fn mend(client: &Client, report: &Report) -> Result<bool, Failure> {
+    let steps = cure::steps(&report.findings);
+    let mut err = io::stderr();
+    if steps.is_empty() {
+        if !report.findings.is_empty() {
+            writeln!(err, "--fix has nothing to do: no cure is both on this machine and one that can be taken back")?;
+        }
+        return Ok(false);
+    }
+    writeln!(err, "--fix runs, on this machine:")?;
+    for step in &steps {
+        writeln!(err, "  {}    (taken back by: {})", step.run.join(" "), step.undo)?;
+    }
+    for step in &steps {
+        if let Err(error) = cure::run(step, client.socket()) {
+            writeln!(err, "balancer: {error}")?;
+        }
+    }
+    writeln!(err)?;
+    Ok(true)
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    for (number, finding) in report.findings.iter().enumerate() {
+        paragraph(&mut text, number + 1, finding);
+    }
+    let unseen = match report.not_looked_at.len() {
+        0 => String::new(),
+        some => format!("; {} could not be looked at, see --json", counted(some, "thing")),
+    };
+    let looked = counted(report.looked_at.len(), "thing");
+    let without = if report.controller { "" } else { ", without a controller" };
+    // Writing to a string cannot fail.
+    let _ = match report.findings.len() {
+        0 => writeln!(text, "no findings: looked at {looked}{without}{unseen}"),
+        some => writeln!(text, "{}: looked at {looked}{without}{unseen}", counted(some, "finding")),
+    };
+    if report.findings.iter().any(|finding| !finding.cure.fix.is_empty()) {
+        text.push_str("`balancer doctor --fix` carries out what is marked with *\n");
+    }
+    text
+}
+
+fn paragraph(text: &mut String, number: usize, finding: &Finding) {
+    let Finding { what, seen, cure, .. } = finding;
+    let mark = if cure.fix.is_empty() { "" } else { " *" };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{number}. {what}\n   seen: {seen}\n   mend, on {}:{mark}", cure.on);
+    for command in &cure.commands {
+        let _ = writeln!(text, "     {command}");
+    }
+    text.push('\n');
+}

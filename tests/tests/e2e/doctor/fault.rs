@@ -1,0 +1,218 @@
+//! How a fault is seeded, found and mended.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    backend::Backend,
+    namespace::{Namespace, run},
+    process::Process,
+    site::{PATIENCE, QUICK_HTTP_CHECK, Site},
+    topology::{Family, Shape},
+};
+use serde::Deserialize;
+
+/// What `balancer doctor --json` says.
+#[derive(Debug, Deserialize)]
+pub(super) struct Report {
+    pub(super) controller: bool,
+    pub(super) findings: Vec<Finding>,
+    pub(super) looked_at: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Finding {
+    pub(super) kind: String,
+    pub(super) service: Option<String>,
+    pub(super) backend: Option<String>,
+    pub(super) what: String,
+    pub(super) cure: Cure,
+}
+
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Cure {
+    pub(super) on: String,
+    pub(super) commands: Vec<String>,
+    pub(super) fix: Vec<serde_json::Value>,
+}
+
+/// A site whose backends are up, on which faults are seeded.
+pub(super) fn lab(shape: Shape, forwarding: Forwarding, families: &[Family]) -> Site {
+    let mut site = Site::start(shape, forwarding, 2, |settings, _| {
+        settings.check = QUICK_HTTP_CHECK.to_owned();
+        settings.families = families.to_vec();
+        // A client of a backend that fails comes back to it, so that each fault meets clients.
+        settings.remember = "0s";
+        settings.lines = "[statistics]\nsample_interval = 1\n".to_owned();
+        Ok(())
+    })
+    .unwrap();
+    for number in 1..=2 {
+        site.wait_state(number, &["up"]).unwrap();
+    }
+    site
+}
+
+/// The exit code of `balancer doctor --json`, and what it says.
+pub(super) fn examine(site: &Site, arguments: &[&str]) -> (i32, Report) {
+    let output = site.output(&[&["doctor", "--json"], arguments].concat()).unwrap();
+    let report = serde_json::from_slice(&output.stdout);
+    let report = report.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    (output.status.code().unwrap(), report)
+}
+
+/// What was started for faults and cures, and ends with the site.
+#[derive(Default)]
+pub(super) struct Beside {
+    pub(super) backend: Option<Backend>,
+    pub(super) process: Option<Process>,
+}
+
+/// How the finding's cure is carried out.
+pub(super) enum Mend {
+    /// By `balancer doctor --fix`.
+    Fix,
+    /// So many of its commands, on the machine that it names, with these words in place of others.
+    Commands(usize, &'static [(&'static str, &'static str)]),
+    /// As a person does what is said in words.
+    Person(fn(&mut Site, &mut Beside)),
+}
+
+/// A fault that is seeded alone.
+pub(super) struct Fault {
+    pub(super) kind: &'static str,
+    /// The backend that it is at, if it is at one.
+    pub(super) backend: Option<&'static str>,
+    pub(super) modes: &'static [Forwarding],
+    pub(super) seed: fn(&mut Site, &mut Beside),
+    /// Whether clients notice it.
+    pub(super) breaks: bool,
+    pub(super) mend: Mend,
+    /// Takes back what the cure has left otherwise than before.
+    pub(super) after: fn(&mut Site),
+}
+
+pub(super) const ALL: &[Forwarding] = &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
+pub(super) const DIRECT: &[Forwarding] = &[Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
+pub(super) const TUNNELS: &[Forwarding] = &[Forwarding::Ipip, Forwarding::Gue];
+pub(super) const NAT: &[Forwarding] = &[Forwarding::Nat];
+
+/// Clients that ask, of whom each backend gets some.
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=12;
+
+impl Fault {
+    /// Seeds it, has it found and mended, and looks whether clients are served.
+    pub(super) fn play(&self, site: &mut Site, beside: &mut Beside, forwarding: Forwarding) {
+        let what = format!("{} with {forwarding:?}", self.kind);
+        println!("{what}");
+        (self.seed)(site, beside);
+        if self.breaks {
+            ask(site);
+        }
+        let finding = self.find(site, &what);
+        match &self.mend {
+            Mend::Fix => {
+                assert!(!finding.cure.fix.is_empty(), "{what}: {finding:?}");
+                let (code, after) = examine(site, &["--fix"]);
+                assert!(code == 0 || settles(site), "{what} after --fix: {after:?}");
+            }
+            Mend::Commands(count, words) => {
+                for command in finding.cure.commands.iter().take(*count) {
+                    carry_out(site, beside, &finding.cure.on, command, words);
+                }
+            }
+            Mend::Person(mend) => mend(site, beside),
+        }
+        for number in 1..=2 {
+            site.wait_state(number, &["up"]).unwrap();
+        }
+        let homes = site.homes(Family::V4, CLIENTS).unwrap_or_else(|error| panic!("{what}, mended: {error:#}"));
+        assert_eq!(homes.len(), CLIENTS.count(), "{what}");
+        assert!(settles(site), "{what}, mended: {:?}", examine(site, &[]).1.findings);
+        (self.after)(site);
+        for number in 1..=2 {
+            site.wait_state(number, &["up"]).unwrap();
+        }
+    }
+
+    /// The one finding, once the balancer has noticed what there is to notice.
+    fn find(&self, site: &Site, what: &str) -> Finding {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (code, mut report) = examine(site, &["web"]);
+            let is_it = |finding: &Finding| {
+                finding.kind == self.kind && (self.backend.is_none() || finding.backend.as_deref() == self.backend)
+            };
+            if let [finding] = report.findings.as_slice()
+                && is_it(finding)
+            {
+                assert_eq!(code, 1);
+                return report.findings.remove(0);
+            }
+            // What is found has to be right at once; only that it is not found yet may be the machine's load.
+            let early = report.findings.is_empty() && Instant::now() < deadline;
+            assert!(early, "{what}: {:#?}", report.findings);
+            ask(site);
+        }
+    }
+}
+
+/// Clients ask, and may wait in vain.
+fn ask(site: &Site) {
+    let replies = site.ask(Family::V4, CLIENTS, Duration::from_secs(4)).unwrap();
+    println!("  {} of {} clients are served", replies.iter().filter(|reply| reply.is_ok()).count(), replies.len());
+}
+
+/// Whether nothing is found, within a while.
+fn settles(site: &Site) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if examine(site, &[]).1.findings.is_empty() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Types a command at the machine that it is for.
+fn carry_out(site: &Site, beside: &mut Beside, on: &str, command: &str, words: &[(&str, &str)]) {
+    let command = words.iter().fold(command.to_owned(), |text, (from, to)| text.replace(from, to));
+    if let Some(arguments) = command.strip_prefix("balancer ").filter(|rest| !rest.starts_with("decap")) {
+        site.cli(&arguments.split(' ').collect::<Vec<_>>()).unwrap();
+        return;
+    }
+    let machine = machine(site, on);
+    if let Some(arguments) = command.strip_prefix("balancer decap ") {
+        let mut process = machine.command(balancer_testkit::binaries::balancer().unwrap());
+        process.arg("decap").args(arguments.split(' '));
+        let log = site.files().join("mended.log");
+        let mut process = Process::spawn("decap", &mut process, &log).unwrap();
+        balancer_testkit::site::wait_log(&mut process, "that it strips", |line| {
+            line.contains("stripping tunnel headers")
+        })
+        .unwrap();
+        beside.process = Some(process);
+        return;
+    }
+    let mut shell: Command = machine.command("sh");
+    run(shell.args(["-c", &command])).unwrap();
+}
+
+/// The machine that a cure names.
+fn machine<'a>(site: &'a Site, on: &str) -> &'a Namespace {
+    let topology = site.topology();
+    match on.split(' ').next().unwrap() {
+        "this" => topology.balancer(),
+        "web1" => &topology.backends()[0],
+        "web2" => &topology.backends()[1],
+        _ => topology.switch(),
+    }
+}
