@@ -345,7 +345,7 @@ pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, las
     let ports = (last as u32).wrapping_sub(first as u32).wrapping_add(1);
     let all = ports.wrapping_mul(addresses);
     let begin = ((start as u64 * all as u64) >> 32) as u32;
-    let distance = if all <= PORT_TRIES { 1 } else { start.wrapping_mul(0x9e37_79b9) % all | 1 };
+    let distance = if all <= PORT_TRIES { 1 } else { (start.wrapping_mul(0x9e37_79b9) % all) | 1 };
     let number = begin.wrapping_add(attempt.wrapping_mul(distance)) % all;
     (number / ports, first.wrapping_add((number % ports) as u16))
 }

@@ -83,7 +83,9 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     let noted = unsafe { &mut *noted };
     noted.key = key(ip);
     noted.row = FragmentRow { seen: now(), way, value, protocol: ip.protocol, reserved: 0 };
-    if let Err(error) = FRAGMENTS.insert(&noted.key, &noted.row, 0) {
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "copies would lie on the stack")]
+    let inserted = FRAGMENTS.insert(&noted.key, &noted.row, 0);
+    if let Err(error) = inserted {
         puzzles::tell(Puzzle::Fragment, error.unsigned_abs());
     }
 }
