@@ -88,6 +88,18 @@ fn when_backends_have_no_route_to_clients_then_every_client_is_served_by_its_own
 }
 
 #[test]
+fn when_nobody_is_remembered_then_connections_work() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Snat, BACKENDS, |_, _| Ok(())).unwrap();
+    (1..=BACKENDS).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let mut open = connect(&site, Family::V4, 1);
+    for _ in 0..3 {
+        assert!(ask(&mut open).unwrap().starts_with("HTTP/1.1 200"));
+    }
+    let homes = site.homes(Family::V4, CLIENTS).unwrap();
+    assert_eq!(homes, site.homes(Family::V4, CLIENTS).unwrap());
+}
+
+#[test]
 fn when_a_client_is_in_the_backends_own_subnet_then_it_is_served() {
     let site = site(Shape::OneLegged, "");
     for family in Family::BOTH {
