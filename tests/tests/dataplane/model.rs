@@ -118,7 +118,16 @@ impl Total {
         }
         // A frame given to the program this way always has room in front, budgets are granted anew, and no neighbour is
         // asked for in vain. No backend of a scene is checked when packets suspect it: `packets/signs.rs` has these.
-        let unseen = [DropReason::NoHeadroom, DropReason::EchoLimited, DropReason::NoNeighbour, DropReason::Withheld];
+        let unseen = [
+            DropReason::NoHeadroom,
+            DropReason::EchoLimited,
+            DropReason::NoNeighbour,
+            DropReason::Withheld,
+            // Of `snat`, which no scene has.
+            DropReason::FlowUnknown,
+            DropReason::NoPort,
+            DropReason::FlowTableFull,
+        ];
         for &reason in DropReason::ALL.iter().filter(|reason| !unseen.contains(reason)) {
             self.count(reason.label(), counters.drops[reason.index()]);
         }
