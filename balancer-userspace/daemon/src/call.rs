@@ -16,7 +16,7 @@ use balancer_model::{config::Config, names::BackendName, validate::Valid};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{events::Events, flows::FlowLook};
+use crate::{events::Events, flow_look::FlowLook};
 
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq)]

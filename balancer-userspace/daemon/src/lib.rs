@@ -10,6 +10,7 @@ pub mod decap;
 mod departed;
 pub mod events;
 mod fleet;
+mod flow_look;
 mod flows;
 pub mod host;
 pub mod host_state;

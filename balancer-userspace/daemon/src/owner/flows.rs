@@ -10,7 +10,7 @@ use balancer_dataplane::{Dataplane, FlowCounts};
 use tracing::warn;
 
 use super::Owner;
-use crate::flows::FlowLook;
+use crate::flow_look::FlowLook;
 
 impl<D: Dataplane> Owner<D> {
     /// Where the connections of a `snat` service, or of all, are found.
@@ -29,7 +29,7 @@ impl<D: Dataplane> Owner<D> {
         let asked: Vec<_> = all.filter(|of| service.is_none_or(|name| of.name() == name)).collect();
         let backends = asked.iter().flat_map(|service| service.backends());
         Ok(FlowLook {
-            table: self.dataplane.flows(),
+            table: Some(self.dataplane.flows()).filter(|table| table.capacity() > 0),
             backends: backends.map(|backend| (backend.id(), backend.name().to_owned())).collect(),
             services: asked.iter().map(|service| (service.id(), service.name().to_owned())).collect(),
         })

@@ -1,0 +1,54 @@
+//! Looking at the connections of `snat` services.
+
+use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
+
+use balancer_api::model::FlowView;
+use balancer_core::io::{BackendId, ServiceId};
+use balancer_dataplane::{FlowTable, KnownFlow};
+
+/// What connections are listed of, and the names for it.
+#[derive(Clone, Default)]
+pub struct FlowLook {
+    /// `None`: there is no table.
+    pub(crate) table: Option<Arc<FlowTable>>,
+    /// The services asked for: one for each family.
+    pub(crate) services: Vec<(ServiceId, String)>,
+    pub(crate) backends: HashMap<BackendId, String>,
+}
+
+impl fmt::Debug for FlowLook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowLook").field("services", &self.services).finish_non_exhaustive()
+    }
+}
+
+impl FlowLook {
+    /// The connections, of all clients or of one, at most `most`. Goes through the whole table.
+    pub(crate) fn list(&self, client: Option<IpAddr>, most: usize) -> Vec<FlowView> {
+        let wanted = |flow: &KnownFlow| client.is_none_or(|client| flow.client.ip() == client);
+        let mut found = Vec::new();
+        let Some(table) = &self.table else { return found };
+        for (id, name) in &self.services {
+            let flows = table.list(*id, wanted, most - found.len());
+            found.extend(flows.into_iter().map(|flow| self.view(name, &flow)));
+        }
+        found
+    }
+
+    fn view(&self, service: &str, flow: &KnownFlow) -> FlowView {
+        FlowView {
+            service: service.to_owned(),
+            protocol: flow.protocol.to_string(),
+            client: flow.client.to_string(),
+            vip: flow.vip.to_string(),
+            seen_as: flow.pool.to_string(),
+            backend: self.backends.get(&flow.backend).cloned().unwrap_or_else(|| "-".to_owned()),
+            address: flow.at.to_string(),
+            state: flow.state.to_owned(),
+            age_seconds: flow.age.as_secs(),
+            idle_seconds: flow.idle.as_secs(),
+            bytes_to_backend: flow.bytes_to_backend,
+            bytes_to_client: flow.bytes_to_client,
+        }
+    }
+}
