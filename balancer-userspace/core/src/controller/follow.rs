@@ -275,9 +275,13 @@ impl Controller {
                     }
                 }
                 Event::Flows { of } => {
-                    let snat = |service: &Service| service.forwarding() == Forwarding::Snat;
-                    for backend in self.services.those_mut(snat).flat_map(Service::backends_mut) {
-                        backend.note_flows(of.get(&backend.id()).copied().unwrap_or(0));
+                    let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
+                    let news = |service: &Service| {
+                        service.forwarding() == Forwarding::Snat
+                            && service.backends().iter().any(|backend| backend.learns_from_flows(of(backend), false))
+                    };
+                    for backend in self.services.those_mut(news).flat_map(Service::backends_mut) {
+                        backend.note_flows(of(backend));
                     }
                 }
                 Event::Tick => {}

@@ -586,10 +586,16 @@ impl Controller {
     /// Takes note of how many connections each backend of a `snat` service has. Gives the services in which one is drained now.
     fn flows(&mut self, of: &BTreeMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
-        for service in self.services.those_mut(|service| service.forwarding() == Forwarding::Snat) {
-            let (id, waits) = (service.id(), service.drains_until() == DrainUntil::Connections);
+        let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
+        let waits = |service: &Service| service.drains_until() == DrainUntil::Connections;
+        let news = |service: &Service| {
+            service.forwarding() == Forwarding::Snat
+                && service.backends().iter().any(|backend| backend.learns_from_flows(of(backend), waits(service)))
+        };
+        for service in self.services.those_mut(news) {
+            let (id, waits) = (service.id(), waits(service));
             for backend in service.backends_mut() {
-                let flows = of.get(&backend.id()).copied().unwrap_or(0);
+                let flows = of(backend);
                 if !waits {
                     backend.note_flows(flows);
                 } else if backend.flows(flows) {

@@ -447,6 +447,13 @@ impl Backend {
         !self.waits_for_connections && self.found(known)
     }
 
+    /// Whether a count of its connections changes anything of it. `waits`: drains wait for those.
+    pub(crate) fn learns_from_flows(&self, flows: u64, waits: bool) -> bool {
+        self.flows != Some(flows)
+            || self.waits_for_connections != waits
+            || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
+    }
+
     /// Takes note of how many connections it has. True if that ends a drain, which waits for those alone.
     pub(crate) fn flows(&mut self, flows: u64) -> bool {
         self.flows = Some(flows);
