@@ -195,6 +195,17 @@ fn when_haproxy_is_left_as_in_the_book_then_no_client_comes_to_another_server_an
     println!("2,000 clients: 0 on another server, 0 failed requests");
 }
 
+/// Three servers behind HAProxy, and beside it a balancer that has imported its file and steers no client.
+fn beside_haproxy() -> (Site, Process) {
+    let mut site = site(3);
+    let text = sticky(&site, 3);
+    let haproxy = start_haproxy(&site, &text);
+    let (imported, _) = import(&site, &site.files().join("haproxy.cfg"), &[]);
+    start_balancer(&mut site, &imported, 0);
+    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    (site, haproxy)
+}
+
 /// A connection of a client that has asked for nothing yet.
 struct Waiting {
     client: u16,
@@ -246,12 +257,7 @@ impl Waiting {
 
 #[test]
 fn when_the_share_grows_and_shrinks_under_load_then_open_connections_stay_on_their_side() {
-    let mut site = site(3);
-    let text = sticky(&site, 3);
-    let _haproxy = start_haproxy(&site, &text);
-    let (imported, _) = import(&site, &site.files().join("haproxy.cfg"), &[]);
-    start_balancer(&mut site, &imported, 0);
-    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let (site, _haproxy) = beside_haproxy();
     let all = requests(site.topology(), FAMILY, PORT, 1..=300);
     homes(site.topology(), &all);
 
@@ -291,12 +297,7 @@ fn when_the_share_grows_and_shrinks_under_load_then_open_connections_stay_on_the
 
 #[test]
 fn when_a_service_is_watched_then_the_figures_are_there_before_a_packet_is_steered() {
-    let mut site = site(3);
-    let text = sticky(&site, 3);
-    let _haproxy = start_haproxy(&site, &text);
-    let (imported, _) = import(&site, &site.files().join("haproxy.cfg"), &[]);
-    start_balancer(&mut site, &imported, 0);
-    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let (mut site, _haproxy) = beside_haproxy();
     let all = requests(site.topology(), FAMILY, PORT, 1..=200);
     for _ in 0..2 {
         homes(site.topology(), &all);

@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     ops::RangeInclusive,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use balancer_common::map_types::Forwarding;
@@ -15,6 +15,8 @@ use balancer_testkit::{
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
+
+use crate::support::wait_for;
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 const BACKENDS: u16 = 3;
@@ -63,14 +65,6 @@ fn active(site: &Site, service: usize) -> BTreeMap<String, u64> {
     let status = site.status().unwrap();
     let backends = status.services[service].backends.iter();
     backends.map(|backend| (backend.name.clone(), backend.active.unwrap_or(0))).collect()
-}
-
-fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !is_so() {
-        assert!(since.elapsed() < PATIENCE, "{what}");
-        thread::sleep(Duration::from_millis(200));
-    }
 }
 
 #[test]
@@ -133,7 +127,7 @@ fn when_ports_are_named_then_backends_see_those_and_the_kernel_gives_them_to_nob
     let port = |flow: &balancer_api::model::FlowView| flow.seen_as.parse::<SocketAddr>().unwrap().port();
     assert!(listed.iter().all(|flow| (40_000..=40_099).contains(&port(flow))), "{listed:?}");
     site.apply(|settings| settings.service_lines = "snat = { ports = \"41000-41099\" }".to_owned()).unwrap();
-    wait("others are reserved", || reserved(&site) == "41000-41099");
+    wait_for(PATIENCE, "others are not reserved", || reserved(&site) == "41000-41099");
 }
 
 #[test]
@@ -141,7 +135,7 @@ fn when_connections_are_open_then_they_are_listed_and_counted() {
     let site = site(Shape::TwoLegged, "");
     let mut open: Vec<_> = (1..=9).map(|client| connect(&site, Family::V4, client)).collect();
     open.iter_mut().for_each(|stream| assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200")));
-    wait("they are counted", || active(&site, 0).values().sum::<u64>() == 9);
+    wait_for(PATIENCE, "they are not counted", || active(&site, 0).values().sum::<u64>() == 9);
     let listed = site.cli(&["flow", "list", "web", "--json"]).unwrap();
     let listed: Vec<balancer_api::model::FlowView> = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed.len(), 9);
@@ -155,7 +149,7 @@ fn when_connections_are_open_then_they_are_listed_and_counted() {
     assert_eq!(metrics.sum("flows", &["service=\"web\""]).unwrap(), 9.0);
     assert_eq!(metrics.sum("flow_table_capacity", &[]).unwrap(), 262_144.0);
     drop(open);
-    wait("they have ended", || active(&site, 0).values().sum::<u64>() == 0);
+    wait_for(PATIENCE, "they have not ended", || active(&site, 0).values().sum::<u64>() == 0);
 }
 
 #[test]
@@ -174,7 +168,7 @@ fn when_the_balancer_restarts_then_no_connection_is_lost() {
             site.kill_and_restart(|_| ()).unwrap();
         }
     }
-    wait("they are counted again", || active(&site, 0).values().sum::<u64>() == 20);
+    wait_for(PATIENCE, "they are not counted again", || active(&site, 0).values().sum::<u64>() == 20);
 }
 
 #[test]
@@ -184,13 +178,13 @@ fn when_a_backend_drains_then_it_is_drained_once_its_connections_have_ended() {
     let victims: Vec<u16> = homes.iter().filter(|(_, home)| **home == "web2").map(|(client, _)| *client).collect();
     let mut open = connect(&site, Family::V4, victims[0]);
     assert!(ask(&mut open).unwrap().starts_with("HTTP/1.1 200"));
-    wait("other connections have ended", || active(&site, 0)["web2"] == 1);
+    wait_for(PATIENCE, "other connections have not ended", || active(&site, 0)["web2"] == 1);
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     thread::sleep(Duration::from_secs(4));
     assert!(site.status().unwrap().services[0].backends[1].state.starts_with("draining"));
     assert!(ask(&mut open).unwrap().starts_with("HTTP/1.1 200"));
     drop(open);
-    wait("it is drained", || site.status().unwrap().services[0].backends[1].state == "drained");
+    wait_for(PATIENCE, "it is not drained", || site.status().unwrap().services[0].backends[1].state == "drained");
     let after = site.homes(Family::V4, CLIENTS).unwrap();
     assert!(after.iter().all(|(client, home)| home != "web2" && (homes[client] == "web2" || homes[client] == *home)));
 }

@@ -21,8 +21,14 @@ use balancer_testkit::{
 
 /// Waits until it is done. `what` is wrong where it takes too long: so long that fleets come about on a busy machine.
 #[track_caller]
-pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + 3 * PATIENCE;
+pub(crate) fn wait(what: &str, done: impl FnMut() -> bool) {
+    wait_for(3 * PATIENCE, what, done);
+}
+
+/// Waits until it is done, at most for `patience`.
+#[track_caller]
+pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !done() {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(20));
