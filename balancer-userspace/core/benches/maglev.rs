@@ -116,7 +116,7 @@ impl Site {
     fn check(&mut self, index: usize, outcome: CheckOutcome) -> usize {
         let (backend, check) = self.checks[index % self.checks.len()];
         self.now += Duration::from_millis(100);
-        let checked = Event::Checked { backend, check, outcome, took: Duration::from_millis(1) };
+        let checked = Event::Checked { backend, check, outcome, took: Duration::from_millis(1), asked: false };
         self.controller.handle(checked, self.now).len()
     }
 

@@ -63,7 +63,7 @@ impl Bench {
     /// The running check of a backend ended so; one that is not checked is told of all the same.
     pub(super) fn checked(&self, backend: &str, outcome: CheckOutcome) -> Event {
         let check = self.controller.backend(&name(backend)).unwrap().check_number().unwrap_or_default();
-        Event::Checked { backend: self.id(backend), check, outcome, took: Duration::from_millis(1) }
+        Event::Checked { backend: self.id(backend), check, outcome, took: Duration::from_millis(1), asked: false }
     }
 
     pub(super) fn refuse(&mut self, backend: &str) -> Vec<Command> {

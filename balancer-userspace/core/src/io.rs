@@ -54,6 +54,8 @@ pub enum Event {
         outcome: CheckOutcome,
         /// How long it took.
         took: Duration,
+        /// Whether a suspicion caused it, so that it began after the packets that raised the suspicion.
+        asked: bool,
     },
     /// The way to an address was resolved, changed or was lost.
     NextHop {

@@ -294,7 +294,13 @@ impl World {
         let backend = self.controller.backend(&named(name))?;
         let (backend, check) = (backend.id(), backend.check_number().unwrap_or_default());
         for _ in 0..times {
-            let event = Event::Checked { backend, check, outcome: outcome.clone(), took: Duration::from_millis(1) };
+            let event = Event::Checked {
+                backend,
+                check,
+                outcome: outcome.clone(),
+                took: Duration::from_millis(1),
+                asked: false,
+            };
             let commands = self.controller.handle(event, self.now());
             self.execute(commands)?;
         }

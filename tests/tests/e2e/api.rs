@@ -26,8 +26,11 @@ fn settled(mut status: StatusView) -> StatusView {
     for interface in &mut status.interfaces {
         interface.packets_seen = Verdicts::default();
     }
-    for backend in status.services.iter_mut().flat_map(|service| &mut service.backends) {
-        (backend.connections, backend.packets, backend.bytes) = (0, 0, 0);
+    for service in &mut status.services {
+        service.rates = None;
+        for backend in &mut service.backends {
+            (backend.connections, backend.packets, backend.bytes, backend.rates) = (0, 0, 0, None);
+        }
     }
     status
 }

@@ -88,7 +88,7 @@ fn lookup_agrees(site: &Site, before: &Homes, after: &Homes) {
     let now = Instant::now();
     for _ in 0..FALL {
         let outcome = CheckOutcome::Hard("connect: refused".to_owned());
-        core.handle(Event::Checked { backend: victim, check, outcome, took: Duration::ZERO }, now);
+        core.handle(Event::Checked { backend: victim, check, outcome, took: Duration::ZERO, asked: false }, now);
     }
     let all_after = homes_by_lookup(&core, site);
     only_the_victims_moved(&all_before, &all_after, 0.1);

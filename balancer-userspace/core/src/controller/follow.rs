@@ -255,7 +255,7 @@ impl Controller {
         let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
-                Event::Checked { backend, check, outcome, took } => {
+                Event::Checked { backend, check, outcome, took, .. } => {
                     let _ = self.checked(backend, (check, &outcome, took), now);
                 }
                 Event::NextHop { address, next_hop } => {

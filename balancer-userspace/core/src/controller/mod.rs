@@ -311,7 +311,7 @@ impl Controller {
         let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
-                Event::Checked { backend, check, outcome, took } => {
+                Event::Checked { backend, check, outcome, took, .. } => {
                     if let Some((service, place)) = self.checked(backend, (check, &outcome, took), now) {
                         concerned.add_checked(service, place);
                     }

@@ -410,7 +410,7 @@ impl World {
             _ => CheckOutcome::Hindered("no sockets".to_owned()),
         };
         let check = self.plane.checked.get(&backend).map(|spec| spec.number).unwrap_or_default();
-        Event::Checked { backend, check, outcome, took: Duration::from_millis(3) }
+        Event::Checked { backend, check, outcome, took: Duration::from_millis(3), asked: false }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -430,9 +430,9 @@ impl World {
                 }
                 // An answer to an earlier check, which was under way when this one began.
                 let before = self.seen();
-                if let Event::Checked { backend, check, outcome, took } = self.checked(id, 2) {
+                if let Event::Checked { backend, check, outcome, took, asked } = self.checked(id, 2) {
                     let check = CheckNumber(check.0.saturating_sub(1));
-                    self.event(Event::Checked { backend, check, outcome, took });
+                    self.event(Event::Checked { backend, check, outcome, took, asked });
                 }
                 assert_eq!(self.seen(), before);
             }

@@ -60,8 +60,10 @@ impl Suspects {
 
     /// Takes note of a check, and what it says of a suspect.
     pub(super) fn answer(&mut self, event: &Event, now: Instant) -> Option<Answer> {
-        let Event::Checked { backend, outcome, .. } = event else { return None };
+        let Event::Checked { backend, outcome, asked, .. } = event else { return None };
         match outcome {
+            // A check that was under way already, or that is told later, may have passed before the backend died.
+            CheckOutcome::Passed if !asked => None,
             CheckOutcome::Passed => {
                 self.suspects.remove(backend)?;
                 self.passed.retain(|_, at| now.saturating_duration_since(*at) < CALM);
@@ -145,7 +147,7 @@ mod tests {
     const WEB: BackendId = BackendId(7);
 
     fn checked(outcome: CheckOutcome) -> Event {
-        Event::Checked { backend: WEB, check: CheckNumber(1), outcome, took: Duration::from_millis(1) }
+        Event::Checked { backend: WEB, check: CheckNumber(1), outcome, took: Duration::from_millis(1), asked: true }
     }
 
     fn fails() -> Event {
@@ -183,6 +185,16 @@ mod tests {
         assert!(told(&suspects, now + CALM + LAPSES).is_empty(), "it lapses");
         suspects.forget(WEB);
         assert_eq!(suspects.counts(WEB), Counts::default());
+    }
+
+    #[test]
+    fn when_a_check_passed_before_the_backend_was_suspected_and_is_told_later_then_it_stays_suspected() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        suspects.note(WEB, Signal::Refused, false, now);
+        let Event::Checked { backend, check, outcome, took, .. } = checked(CheckOutcome::Passed) else { panic!() };
+        let earlier = Event::Checked { backend, check, outcome, took, asked: false };
+        assert!(suspects.answer(&earlier, now).is_none());
+        assert_eq!(told(&suspects, now), [WEB]);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(super) struct Found {
     pub(super) number: CheckNumber,
     pub(super) outcome: CheckOutcome,
     pub(super) took: Duration,
+    /// Whether a suspicion caused the check.
+    pub(super) asked: bool,
     /// Whether it may change what the controller thinks of the backend.
     pub(super) matters: bool,
 }
@@ -165,9 +167,9 @@ impl Rounds {
 
     /// Whether the controller is to be told at once.
     fn hold(&mut self, found: Found) -> bool {
-        let Found { backend, number, outcome, took, matters } = found;
+        let Found { backend, number, outcome, took, asked, matters } = found;
         if self.tasks.get(&backend).is_some_and(|checks| checks.number == number) {
-            self.held.push_back((backend, Event::Checked { backend, check: number, outcome, took }));
+            self.held.push_back((backend, Event::Checked { backend, check: number, outcome, took, asked }));
             self.due.get_or_insert_with(|| Instant::now() + HELD);
         }
         matters || self.held.len() == FOUND
@@ -280,7 +282,8 @@ impl Count {
         let failed_before = was_pending || matches!(verdict, Verdict::Down { .. });
         let begins_to_fail = !failed_before && matches!(outcome, CheckOutcome::Soft(_) | CheckOutcome::Hard(_));
         let matters = asked || was_pending || self.health.is_pending() || *self.health.verdict() != verdict;
-        let found = Found { backend: self.backend, number: self.number, outcome, took: start.elapsed(), matters };
+        let took = start.elapsed();
+        let found = Found { backend: self.backend, number: self.number, outcome, took, asked, matters };
         self.found.send(found).await.map_err(|_| Ended)?;
         if begins_to_fail {
             raise(&self.alarm, self.config.interval);

@@ -297,7 +297,7 @@ impl Node {
         events.extend(self.checks.iter().map(|(&backend, &(check, address))| {
             let outcome =
                 if reaches(address) { CheckOutcome::Passed } else { CheckOutcome::Hard("connect: refused".to_owned()) };
-            Event::Checked { backend, check, outcome, took: Duration::from_millis(1) }
+            Event::Checked { backend, check, outcome, took: Duration::from_millis(1), asked: false }
         }));
         let commands = self.controller.handle_all(events, self.clocks(now).now);
         self.carry_out(commands);
@@ -343,7 +343,7 @@ impl Node {
         let once = |&(backend, check, address): &(BackendId, CheckNumber, IpAddr)| {
             let outcome =
                 if reaches(address) { CheckOutcome::Passed } else { CheckOutcome::Hard("connect: refused".to_owned()) };
-            Event::Checked { backend, check, outcome, took: Duration::from_millis(1) }
+            Event::Checked { backend, check, outcome, took: Duration::from_millis(1), asked: false }
         };
         let events: Vec<Event> = asked.iter().chain(&asked).map(once).collect();
         self.suspected.retain(|id| !asked.iter().any(|(checked, ..)| checked == id));

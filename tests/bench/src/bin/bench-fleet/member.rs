@@ -312,7 +312,7 @@ impl Light {
         let checks = self.checks.iter().map(|(&backend, &(check, address))| {
             let down = self.lost.contains(&address);
             let outcome = if down { CheckOutcome::Hard("connect: refused".to_owned()) } else { CheckOutcome::Passed };
-            Event::Checked { backend, check, outcome, took: Duration::from_millis(1) }
+            Event::Checked { backend, check, outcome, took: Duration::from_millis(1), asked: false }
         });
         let events: Vec<Event> = hops.chain(checks).collect();
         let commands = self.controller.handle_all(events, Instant::now());
