@@ -48,6 +48,8 @@ labelled! {
         /// Handed to the kernel to be sent: its neighbour is still to be resolved, or its interface takes no frames from
         /// XDP.
         Handed = "handed",
+        /// Passed to this machine, which is the backend.
+        Local = "local",
     }
 }
 

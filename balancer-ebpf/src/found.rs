@@ -6,7 +6,7 @@ use crate::{
     ingress::Ingress,
     opaque,
     packet::Packet,
-    parse::{self, ICMP_HEADER_LEN, Ip},
+    parse::{self, ICMP_HEADER_LEN, Ip, TCP, UDP},
 };
 
 /// Source and destination port.
@@ -64,9 +64,13 @@ impl Found {
     #[inline(always)]
     pub(crate) fn plain(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
+        // Behind any other header there may be ports all the same, of an IPv6 fragment.
         let plain = |ip: Ip<'static>| {
-            keep(&ip);
-            true
+            let has_ports = ip.protocol == TCP || ip.protocol == UDP;
+            if has_ports {
+                keep(&ip);
+            }
+            has_ports
         };
         if parse::with_plain_ip(frame, plain, false)? || Self::of(ingress).is_some() {
             Self::again(ingress)

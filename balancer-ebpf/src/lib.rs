@@ -21,6 +21,7 @@ mod icmp;
 mod ingress;
 mod kept;
 mod link;
+pub mod local_replies;
 mod martian;
 mod memory;
 mod opaque;

@@ -14,7 +14,7 @@ mod entry {
     use balancer_ebpf::{
         Ingress,
         decap::{self, Decapsulated},
-        handover, process,
+        handover, local_replies, process,
         puzzles::{self, Puzzle},
         redirects, stats,
         step::Outcome,
@@ -41,6 +41,7 @@ mod entry {
                 }
             }
             Outcome::Handed => (XDP_PASS, Verdict::Handed),
+            Outcome::Local => (XDP_PASS, Verdict::Local),
             Outcome::Drop => {
                 stats::count_drop(end.reason());
                 (XDP_DROP, Verdict::Drop)
@@ -72,6 +73,12 @@ mod entry {
     #[classifier]
     fn handover(context: TcContext) -> i32 {
         handover::process(context.skb.skb)
+    }
+
+    /// Has replies of servers on this machine leave as the VIP's.
+    #[classifier]
+    fn local_replies(context: TcContext) -> i32 {
+        local_replies::process(context.skb.skb)
     }
 
     /// Strips the tunnel headers of one frame.

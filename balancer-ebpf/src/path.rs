@@ -2,7 +2,7 @@
 //! [`crate::steps`].
 
 use balancer_common::{
-    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, SERVICE_FLOWS, SERVICE_RULES, SERVICE_SHARED},
+    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_RULES, SERVICE_SHARED},
     verdict::DropReason,
 };
 
@@ -54,11 +54,11 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return not_for_a_service(control, ingress, ip, ports);
     };
     let service = listener.service;
-    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS) != 0 {
+    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL) != 0 {
         if service.flags & SERVICE_FLOWS != 0 {
             return Step::FLOW;
         }
-        if rules::may_concern(service, ip.family, &ip.source) {
+        if service.flags & SERVICE_LOCAL != 0 || rules::may_concern(service, ip.family, &ip.source) {
             return Step::RARE;
         }
     }

@@ -84,20 +84,15 @@ fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> Str
 
 fn render(status: &StatusView) -> String {
     let counts = [">TX", ">REDIRECT", ">HANDED", ">PASS", ">DROP", ">ABORTED"];
-    let mut table = Table::new(&[["INTERFACE", ">INDEX", "XDP MODE"].as_slice(), &counts].concat());
+    // Few machines are backends of their own.
+    let local: &[&str] = if status.interfaces.iter().any(|one| one.packets_seen.local > 0) { &[">LOCAL"] } else { &[] };
+    let mut table = Table::new(&[["INTERFACE", ">INDEX", "XDP MODE"].as_slice(), &counts, local].concat());
     for interface in &status.interfaces {
         let seen = &interface.packets_seen;
-        table.row([
-            interface.name.clone(),
-            interface.ifindex.to_string(),
-            interface.xdp_mode.clone(),
-            grouped(seen.tx),
-            grouped(seen.redirect),
-            grouped(seen.handed),
-            grouped(seen.pass),
-            grouped(seen.drop),
-            grouped(seen.aborted),
-        ]);
+        let named = [interface.name.clone(), interface.ifindex.to_string(), interface.xdp_mode.clone()];
+        let counted = [seen.tx, seen.redirect, seen.handed, seen.pass, seen.drop, seen.aborted];
+        let counted = counted.into_iter().chain(local.iter().map(|_| seen.local)).map(grouped);
+        table.cells(named.into_iter().chain(counted));
     }
     let mut text = format!("generation {}\n", status.generation);
     if status.ready.state != Fitness::Ready {

@@ -44,7 +44,7 @@ pub struct BackendRow {
     pub macs_start: u64,
     /// The other four bytes of the egress interface's MAC.
     pub macs_end: u32,
-    /// The egress interface.
+    /// The egress interface; 0: this machine is the backend, see [`BackendRow::is_local`].
     pub ifindex: u32,
     /// The backend's address, network order.
     pub address: [u32; 4],
@@ -81,6 +81,14 @@ impl BackendRow {
     #[must_use]
     pub const fn mode(&self) -> u8 {
         self.forwarding & !FORWARDING_ASKS
+    }
+
+    /// Whether this machine is the backend: its packets pass to the host. Such a row has [`FORWARDING_ASKS`], so that packets
+    /// leave the plain path, and a [`Forwarding`](super::Forwarding) without a tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.ifindex == 0
     }
 
     /// Whether it must be asked whether the kernel has to send a frame that came in by `ingress`, with a VLAN tag or
@@ -186,5 +194,7 @@ mod tests {
         assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_TAGGED)), [false, false, true, true]);
         assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_REDIRECTED)), [false, true, false, true]);
         assert_eq!(asked(row(FORWARDING_ASKS, 0)), [false, true, true, true]);
+        let local = BackendRow { ifindex: 0, ..row(FORWARDING_ASKS, 0) };
+        assert!(local.is_local() && asked(local) == [true; 4]);
     }
 }

@@ -22,6 +22,17 @@ pub struct InterfaceRow {
 
 /// MACs that are told apart on one interface.
 pub const STATIONS: usize = 7;
+/// Backends of services of which this machine is one that are told by their MACs, at most.
+pub const MAX_PEERS: u32 = 1024;
+
+/// The key of a backend of `service` that sends frames from a MAC, which begins the word `sender`.
+#[inline(always)]
+#[must_use]
+pub const fn peer(sender: u64, service: u16) -> u64 {
+    let [a, b] = service.to_ne_bytes();
+    sender & STATION_MASK | u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b])
+}
+
 /// What of the first eight bytes of a frame is its destination.
 pub const STATION_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
 /// The bit of a [`station`] that says that it is a group's.

@@ -107,6 +107,8 @@ pub const SERVICE_REJECTS: u16 = 16;
 pub const SERVICE_SHARED: u16 = 32;
 /// `ServiceRow::flags`: its connections are flows, see [`crate::flows`].
 pub const SERVICE_FLOWS: u16 = 64;
+/// `ServiceRow::flags`: this machine is one of its `dsr` or `snat` backends.
+pub const SERVICE_LOCAL: u16 = 128;
 
 const _: () = assert!(size_of::<ServiceRow>() == 64);
 

@@ -2,7 +2,7 @@
 
 use balancer_common::{
     flows,
-    map_types::{Control, FAMILY_V4, FlowRow, SERVICE_REMEMBERS, ServiceRow},
+    map_types::{Control, FAMILY_V4, FlowRow, SERVICE_LOCAL, SERVICE_REMEMBERS, ServiceRow},
     query::Query,
     verdict::{DecisionIndex, DropIndex, DropReason},
 };
@@ -88,7 +88,12 @@ fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow>
 /// A packet of no flow.
 #[inline(always)]
 fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
-    if ports.may_open() { Step::FLOW_NEW } else { steer::nobody(service, DropReason::FlowUnknown) }
+    // Connections to this machine itself are no flows.
+    if ports.may_open() || service.flags & SERVICE_LOCAL != 0 {
+        Step::FLOW_NEW
+    } else {
+        steer::nobody(service, DropReason::FlowUnknown)
+    }
 }
 
 /// How it is with the flow of a packet.

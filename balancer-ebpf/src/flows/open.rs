@@ -10,7 +10,7 @@ use crate::{
     parse, service,
     share::Treated,
     signs, steer,
-    step::{FlowPort, Going, OpenFlow, Step, Told},
+    step::{Carries, FlowPort, Going, OpenFlow, Step, ToBackend, Told},
 };
 
 /// Chooses the backend of a new flow, as of a connection of any service.
@@ -25,26 +25,35 @@ pub(crate) fn choose(found: &Found) -> Step {
     steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }
 
-/// Takes a row for a new flow to the backend that was chosen.
+/// Takes a row for a new flow to the backend that was chosen. What goes to this machine itself is translated as `nat` does,
+/// without a flow.
 #[inline(always)]
 pub(crate) fn begin(found: &Found, told: Told<OpenFlow>) -> Step {
+    let OpenFlow { choice, port } = told.get();
+    if backends::reachable(choice.backend).is_some_and(|backend| backend.row.is_local()) {
+        return Step::to(ToBackend { choice, carries: Carries::Header, port });
+    }
     match begun(found, told) {
         Ok(row) => Step::to(FlowPort(Going { row, decision: told.get().choice.decision })),
-        Err(reason) => decided(told.get().choice, Step::drop(reason)),
+        Err(end) => decided(told.get().choice, end),
     }
 }
 
 #[inline(always)]
-fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, DropReason> {
+fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, Step> {
     let ip = &found.ip;
-    let control = control::words().ok_or(DropReason::NoNextHop)?;
-    let ports = parse::ports(ip).ok_or(DropReason::Malformed)?;
+    let control = control::words().ok_or(Step::drop(DropReason::NoNextHop))?;
+    let ports = parse::ports(ip).ok_or(Step::drop(DropReason::Malformed))?;
     let listeners = control::listeners(control);
-    let service = service::of_port(control, listeners, ip, ports.destination()).ok_or(DropReason::NoNextHop)?.service;
+    let listener = service::of_port(control, listeners, ip, ports.destination());
+    let service = listener.ok_or(Step::drop(DropReason::NoNextHop))?.service;
+    if !ports.may_open() {
+        return Err(steer::nobody(service, DropReason::FlowUnknown));
+    }
     let hash = find::hash(service, &ip.source, &ip.destination, ports.ends(), ip.family, ip.protocol);
     let now = table::now();
-    let index = place::take(hash, now)?;
-    let pointer = table::pointer(index).ok_or(DropReason::FlowTableFull)?;
+    let index = place::take(hash, now).map_err(Step::drop)?;
+    let pointer = table::pointer(index).ok_or(Step::drop(DropReason::FlowTableFull))?;
     // SAFETY: a map value, and the row is this CPU's alone: no packet finds it.
     let row = unsafe { &mut *pointer };
     row.client = ip.source;
@@ -63,7 +72,7 @@ fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, DropReason> {
     row.backend_id = choice.backend;
     let Some(backend) = backends::reachable(choice.backend) else {
         place::give_up(index);
-        return Err(DropReason::NoNextHop);
+        return Err(Step::drop(DropReason::NoNextHop));
     };
     row.backend = backend.row.address;
     row.backend_port = match (backend.row.port, port) {

@@ -2,6 +2,7 @@
 
 mod dsr;
 pub(crate) mod encapsulate;
+mod local;
 pub(crate) mod mark;
 pub(crate) mod nat;
 pub(crate) mod neighbour;
@@ -124,8 +125,16 @@ fn sent_by_any(found: &Found, told: Told<ToBackend>) -> Result<Step, Step> {
     let Found { ingress, frame, ip } = found;
     let choice = || told.get().choice;
     let backend = reachable(choice().backend).ok_or_else(|| no_next_hop(choice()))?;
+    if backend.row.is_local() {
+        return local::pass(found, backend, choice(), told.get().carries, told.get().port);
+    }
     if is_tunnel(backend.row) {
         return Ok(Step::to(Encapsulate { choice: choice(), answerable: Answerable::Yes }));
+    }
+    if backend.row.mode() == Forwarding::Dsr as u8
+        && let Some(step) = local::from_peer(found, backend, choice())
+    {
+        return Ok(step);
     }
     write(*ingress, *frame, ip, told.get().carries, backend, told.get().port)?;
     Ok(finish_by_any(*ingress, *frame, ip, backend, choice(), Sender::Client { added: 0 }))
@@ -142,15 +151,21 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
     if is_tunnel(row) {
         return Step::to(Encapsulate { choice, answerable: Answerable::No });
     }
-    if !fits(*ingress, ip, row) {
+    if !row.is_local() && !fits(*ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
-    let written = if row.mode() == Forwarding::Dsr as u8 {
-        dsr::to_backend(*frame, ip, row)
-    } else {
+    let written = if row.mode() != Forwarding::Dsr as u8 {
         nat::error_to_backend(*frame, ip, &inner, backend, port)
+    } else if row.is_local() {
+        Ok(())
+    } else {
+        dsr::to_backend(*frame, ip, row)
     };
     match written {
+        Ok(()) if row.is_local() => {
+            sent::count(*ingress, ip, backend, choice, Sender::Other);
+            Step::LOCAL
+        }
         Ok(()) => finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),
     }

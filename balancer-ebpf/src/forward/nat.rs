@@ -76,6 +76,21 @@ pub(crate) fn to_backend(
         .ok_or(DropReason::Malformed)
 }
 
+/// The same for a packet that passes to this machine, which is the backend.
+#[inline(always)]
+pub(super) fn to_this_machine(ip: &Ip<'_>, carries: Carries, backend: Reachable, port: u16) -> Result<(), DropReason> {
+    if ip.ttl() == 0 {
+        return Err(DropReason::TtlExceeded);
+    }
+    let old = match carries {
+        Carries::Header => ip.l4.load(2).ok_or(DropReason::Malformed)?,
+        Carries::Nothing => 0,
+    };
+    there(backend, ip, End::Destination, old, port)
+        .and_then(|new| rewrite::translate(ip, carries, &new))
+        .ok_or(DropReason::Malformed)
+}
+
 /// [`to_client`] for a reply whose next hop was found a moment ago; `otherwise` for any other.
 #[inline(always)]
 pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static ReturnRow, otherwise: Step) -> Step {
@@ -145,7 +160,7 @@ pub(super) fn error_to_backend(
     let new = there(backend, inner, End::Source, old, port).ok_or(DropReason::Malformed)?;
     rewrite::translate_ip(ip, End::Destination, &row.address, outer.address_delta)
         .and_then(|()| rewrite::translate_quoted(ip, inner, outer.address_delta, &new))
-        .and_then(|()| rewrite::macs_to(frame, row))
+        .and_then(|()| if row.is_local() { Some(()) } else { rewrite::macs_to(frame, row) })
         .ok_or(DropReason::Malformed)
 }
 

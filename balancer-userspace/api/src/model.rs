@@ -102,6 +102,9 @@ pub struct Verdicts {
     pub aborted: u64,
     /// Rewritten, and handed to the kernel to be sent.
     pub handed: u64,
+    /// Passed to this machine, which is the backend.
+    #[serde(default)]
+    pub local: u64,
 }
 
 /// A service.

@@ -73,6 +73,7 @@ impl From<InterfaceSnapshot> for InterfaceView {
                 drop: count(Verdict::Drop),
                 aborted: count(Verdict::Aborted),
                 handed: count(Verdict::Handed),
+                local: count(Verdict::Local),
             },
             name: interface.name,
             ifindex: interface.ifindex,

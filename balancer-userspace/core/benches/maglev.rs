@@ -99,8 +99,15 @@ impl Site {
         let commands = controller.start(now);
         let mut site = Self { controller, checks: Vec::new(), now };
         let mac = [2, 0, 0, 0, 0, 1];
-        let next_hop =
-            NextHop { ifindex: 2, source_mac: mac, destination_mac: mac, mtu: 1500, source: None, gateway: None };
+        let next_hop = NextHop {
+            ifindex: 2,
+            source_mac: mac,
+            destination_mac: mac,
+            mtu: 1500,
+            source: None,
+            gateway: None,
+            local: false,
+        };
         for command in &commands {
             if let Command::WatchNextHop(address) = command {
                 site.controller.handle(Event::NextHop { address: *address, next_hop: Ok(next_hop) }, now);

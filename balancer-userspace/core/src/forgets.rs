@@ -81,6 +81,7 @@ impl ServiceSpec {
             flows: _,
             // A client that is not steered any more stays known, for when it is again.
             share: _,
+            local: _,
             backends: _,
         } = next;
         let Some(clock) = next.clock() else { return Some(Forgets::NobodyIsKnown) };

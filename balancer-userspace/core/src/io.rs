@@ -93,6 +93,9 @@ pub struct NextHop {
     pub source: Option<IpAddr>,
     /// The router that it goes through. `None`: the address is on the same link.
     pub gateway: Option<IpAddr>,
+    /// The address is this machine's own: its packets pass to the host, and only `mtu` means anything beside this.
+    #[serde(default)]
+    pub local: bool,
 }
 
 /// A change that a user asks for.
@@ -328,6 +331,8 @@ pub struct ServiceSpec {
     pub flows: FlowSpec,
     /// The share of clients that are steered.
     pub share: Share,
+    /// The backends that are this machine itself, as their rows say.
+    pub local: Vec<BackendId>,
     /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }

@@ -23,6 +23,9 @@ pub enum Hop {
 
 /// Why a kind of forwarding cannot go this way to a backend at `address`; `None` where it can.
 pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextHop) -> Option<String> {
+    if next_hop.local {
+        return None;
+    }
     match forwarding {
         Forwarding::Nat => None,
         // The frame would be the gateway's, which would send the packet where its destination says: to the VIP.

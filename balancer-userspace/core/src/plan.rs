@@ -294,6 +294,7 @@ const fn some_next_hop(address: IpAddr) -> NextHop {
         mtu: 1500,
         source: Some(address),
         gateway: None,
+        local: false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, mem,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +21,7 @@ use balancer_model::config::XdpMode;
 use tracing::{info, warn};
 
 use super::{
-    handover::Handover,
+    classifiers::{CLASSIFIERS, OnInterface},
     link_pins::{LinkPin, LinkPins},
     object::program,
     offload::{Offload, SwitchedOff},
@@ -88,8 +88,8 @@ pub struct Attached {
     /// The same of the stripping of VLAN tags, by interface: this one, or what it is made of. `None`: it is off anyway, or
     /// cannot be switched.
     tags: BTreeMap<u32, Option<SwitchedOff>>,
-    /// Sends what the program cannot. Attached before it, and taken off after it.
-    handover: Option<Handover>,
+    /// Attached before the program, and taken off after it.
+    classifiers: Vec<OnInterface>,
 }
 
 impl Attached {
@@ -155,9 +155,7 @@ impl Attached {
 
     /// Leaves everything as it is for the next controller.
     pub fn leave(self) {
-        if let Some(handover) = self.handover {
-            handover.leave();
-        }
+        self.classifiers.into_iter().for_each(OnInterface::leave);
         self.offload.into_iter().chain(self.tags.into_values().flatten()).for_each(SwitchedOff::leave_off);
     }
 
@@ -169,9 +167,7 @@ impl Attached {
         let off =
             self.pin.as_deref().map_or(Ok(()), take_off).with_context(|| format!("detaching from {}", self.at.name));
         drop(self.link);
-        if let Some(handover) = self.handover {
-            handover.detach();
-        }
+        self.classifiers.into_iter().for_each(OnInterface::detach);
         off
     }
 
@@ -182,7 +178,7 @@ impl Attached {
         self.link =
             Some(pinned(link, &path).with_context(|| format!("pinning the link to interface {}", self.at.name))?);
         self.pin = Some(path);
-        self.handover.as_mut().map_or(Ok(()), |handover| handover.pin(self.at.ifindex, links))
+        self.classifiers.iter_mut().try_for_each(|classifier| classifier.pin(self.at.ifindex, links))
     }
 
     /// Forgets it: the interface is gone.
@@ -190,9 +186,7 @@ impl Attached {
         if let Some(Err(error)) = self.pin.as_deref().map(take_off) {
             warn!("interface {}: {error:#}", self.at.name);
         }
-        if let Some(handover) = self.handover.take() {
-            handover.detach();
-        }
+        mem::take(&mut self.classifiers).into_iter().for_each(OnInterface::detach);
         self.leave();
     }
 }
@@ -236,9 +230,7 @@ impl Attacher {
         self.links = None;
         for attached in attached {
             attached.pin = None;
-            if let Some(handover) = &mut attached.handover {
-                handover.forget_pin();
-            }
+            attached.classifiers.iter_mut().for_each(OnInterface::forget_pin);
         }
     }
 
@@ -249,10 +241,14 @@ impl Attacher {
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
         self.tell_apart(name, ifindex, others)?;
         let links = self.links.as_ref();
-        let handover = Handover::attach(&mut self.ebpf, name, ifindex, self.handover_key, links)?;
-        let attached = attach(program(&mut self.ebpf)?, name, ifindex, mode, links)?;
-        handover.alone(name, ifindex, links);
-        Ok(Attached { handover: Some(handover), ..attached })
+        let ebpf = &mut self.ebpf;
+        let classifiers: Vec<_> = CLASSIFIERS
+            .into_iter()
+            .map(|classifier| OnInterface::attach(ebpf, classifier, (name, ifindex), self.handover_key, links))
+            .collect::<anyhow::Result<_>>()?;
+        let attached = attach(program(ebpf)?, name, ifindex, mode, links)?;
+        classifiers.iter().for_each(|classifier| classifier.alone(name, ifindex, links));
+        Ok(Attached { classifiers, ..attached })
     }
 
     /// Whether an interface's counters can be beside those of the interfaces `others`.
@@ -288,7 +284,7 @@ pub(super) fn attach(
         pin,
         offload: if native { None } else { SwitchedOff::new(Offload::Merging, name) },
         tags: BTreeMap::new(),
-        handover: None,
+        classifiers: Vec::new(),
     };
     for pin in pins.into_iter().flat_map(LinkPins::links).filter(|pin| pin.ifindex == ifindex) {
         if mode == XdpMode::Native && !pin.native || mode == XdpMode::Generic && pin.native {

@@ -13,6 +13,9 @@ use balancer_common::{
 use balancer_core::controller::Largest;
 use balancer_model::config::{Config, ServiceConfig};
 
+/// Backends of a `snat` service that may be this machine.
+const MOST_LOCAL: usize = 64;
+
 /// How large the maps are made. They cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -101,8 +104,12 @@ impl Capacity {
         let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
         let tables = services.iter().flat_map(|service| vec![lines(service.slots()); service.families().len()]);
         let listeners: usize = services.iter().map(|service| service.listen.len()).sum();
-        let nat = services.iter().filter(|service| service.forwarding == Forwarding::Nat);
-        let ways: usize = nat.map(|service| service.backends.len() * (service.listen.len() + 1)).sum();
+        let come_back = |service: &Arc<ServiceConfig>| match service.forwarding {
+            Forwarding::Nat => service.backends.len(),
+            Forwarding::Snat => service.backends.len().min(MOST_LOCAL),
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => 0,
+        };
+        let ways: usize = services.iter().map(|service| come_back(service) * (service.listen.len() + 1)).sum();
         let total: u32 = tables.fold(0, u32::saturating_add);
         // One that goes by the number of backends may come to have twice as many of them.
         let grown = |service: &Arc<ServiceConfig>| lines(service.table_size.slots(2 * service.backends.len()));

@@ -34,6 +34,9 @@ impl DeviceTable {
 
     /// `row`, with a note that interfaces must be asked about where its frames may meet one of which something is known.
     pub(super) fn asking(&self, row: BackendRow) -> BackendRow {
+        if row.is_local() {
+            return row;
+        }
         let tags = self.known.values().any(|flags| flags & DEVICE_CARRIES_TAGS != 0);
         let refuses = self.known.get(&row.ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
         let (asks, asking) = match (row.ifindex != 0 && tags, row.ifindex != 0 && refuses) {

@@ -96,6 +96,12 @@ impl Interfaces {
         named.store(ifindex, Ordering::Release);
     }
 
+    /// A bit of a row that no attached interface has, for what comes in by none. 0: there is no such row.
+    fn no_way_in(&self) -> u64 {
+        let taken = self.steered.iter().fold(0, |taken: u64, &ifindex| taken | 1 << row(ifindex, self.multiplier));
+        1u64.checked_shl(taken.trailing_ones()).unwrap_or(0)
+    }
+
     /// The interfaces that packets from beyond `egress` come in by, a bit for each row. 0: none that is attached to, so
     /// they come by another way.
     fn ways_in(&self, egress: u32) -> u64 {
@@ -107,6 +113,9 @@ impl Interfaces {
 fn row(ifindex: u32, multiplier: u32) -> usize {
     interface_row(ifindex, multiplier) as usize
 }
+
+/// The way of a backend that is this machine, in place of an interface.
+pub(super) const THIS_MACHINE: u32 = 0;
 
 /// Which interfaces the replies of `nat` backends come in by.
 #[derive(Debug, Default)]
@@ -153,6 +162,9 @@ impl WaysIn {
     /// The word of [`ReturnRow::interfaces`] for a backend. Where its next hop is not known its replies are not lost, too.
     pub(super) fn word(&self, backend: BackendId, interfaces: &Interfaces) -> u64 {
         let Some(&now) = self.now.get(&backend) else { return 0 };
+        if now == THIS_MACHINE {
+            return interfaces.no_way_in();
+        }
         let ways = interfaces.ways_in(now);
         let before = self.before.get(&backend).map_or(0, |&(before, _)| interfaces.ways_in(before));
         if ways == 0 { 0 } else { ways | before }

@@ -50,13 +50,14 @@ use super::{
     grace::{Grace, GracePeriods},
     halves::Halves,
     host_changes::HostChanges,
-    interfaces::{Interfaces, WaysIn},
+    interfaces::{Interfaces, THIS_MACHINE, WaysIn},
     kept::{Kept, NotesWriter},
     layers::Layers,
     listeners,
     mapped::MappedArray,
     memory::Memory,
     object,
+    peers::Peers,
     pins::{Notes, Pins},
     redirects::RedirectErrors,
     rereading::Rereading,
@@ -105,6 +106,7 @@ pub struct KernelDataplane {
     attached: Vec<Attachment>,
     handover_key: u64,
     devices: DeviceTable,
+    peers: Peers,
     redirect_errors: RedirectErrors,
     flows: FlowMaps,
     signs: SignTable,
@@ -346,19 +348,20 @@ impl Dataplane for KernelDataplane {
         self.signs.set(id, backend.passive, begins);
         self.stickiness.clients.belongs(id, Some(backend.service));
         // Before the first packet goes another way.
-        let egress = backend.next_hop.map(|hop| hop.ifindex);
+        let egress = backend.next_hop.map(|hop| if hop.local { THIS_MACHINE } else { hop.ifindex });
         if self.ways_in.moved(id, egress, self.elapsed) {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
         }
         let (standing, row) = rows::backend(backend);
         self.backends.write(id, standing, self.devices.asking(row));
-        Ok(())
+        self.peers.set(backend)
     }
 
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()> {
         self.check_backend(id)?;
         self.backends.retire(id);
         self.ways_in.forget(id);
+        self.peers.forget(id)?;
         self.counters.end(id);
         self.stickiness.clients.belongs(id, None);
         self.sharing.iter_mut().for_each(|sharing| sharing.forget_backend(id.0));
@@ -421,6 +424,7 @@ impl Dataplane for KernelDataplane {
         let keys: Vec<_> = return_rows.iter().map(|row| row.key).collect();
         let placed_returns = self.returns.fill(&return_rows, &keys)?;
 
+        self.peers.publish(services)?;
         let mut flags = 0;
         if self.flows.publish(services)? {
             flags |= CONTROL_FLOWS;

@@ -24,14 +24,14 @@ impl LinkPins {
         self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
     }
 
-    /// Where the link of the program that hands frames over is to be pinned.
-    pub(super) fn handover(&self, ifindex: u32, key: u64) -> PathBuf {
-        self.0.join(format!("HANDOVER-{ifindex}-{key:012x}"))
+    /// Where the link of a classifier is to be pinned.
+    pub(super) fn classifier(&self, kind: &str, ifindex: u32, key: u64) -> PathBuf {
+        self.0.join(format!("{kind}-{ifindex}-{key:012x}"))
     }
 
-    /// The pinned links of such programs on an interface.
-    pub(super) fn handovers(&self, ifindex: u32) -> Vec<PathBuf> {
-        let prefix = format!("HANDOVER-{ifindex}-");
+    /// The pinned links of a kind of classifier on an interface.
+    pub(super) fn classifiers(&self, kind: &str, ifindex: u32) -> Vec<PathBuf> {
+        let prefix = format!("{kind}-{ifindex}-");
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         let of_interface = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
         of_interface.map(|entry| entry.path()).collect()

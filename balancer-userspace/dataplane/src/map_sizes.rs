@@ -8,8 +8,8 @@ use balancer_common::{
     map_types::{
         BackendRows, BackendStats, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow, FragmentKey, FragmentRow,
         InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES,
-        MAX_LISTENERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted, NewcomerBudget, RECENT_HOPS_OF_CPU,
-        RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
+        MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted, NewcomerBudget,
+        RECENT_HOPS_OF_CPU, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
     },
     rule_filter, seen, signs,
 };
@@ -94,6 +94,7 @@ pub(super) fn sizes(
         hash::<NeighbourWanted, NeighbourAsked>("ASKED", MAX_ASKED),
         hash::<FragmentKey, FragmentRow>("FRAGMENTS", MAX_FRAGMENTS),
         hash::<u32, u32>("DEVICES", MAX_DEVICES),
+        hash::<u64, u32>("PEERS", MAX_PEERS),
         per_cpu("REDIRECT_ERRORS", Some(redirects), redirects, size_of::<u64>() as u64, cpus),
         per_cpu("INTERFACE_STATS", None, MAX_INTERFACES, size_of::<InterfaceStats>() as u64, cpus),
         per_cpu("DROP_STATS", None, 1, FEW_WORDS, cpus),

@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    handover,
+    classifiers,
     link_pins::{LinkPin, LinkPins},
     network_namespace::{NetworkNamespace, is_deserted},
     pinned_link::{is_defunct, take_off},
@@ -321,9 +321,11 @@ impl Pins {
         let links = self.links();
         links.iter().try_for_each(|link| take_off(&link.path))?;
         for link in &links {
-            self.link_pins().handovers(link.ifindex).iter().try_for_each(|pin| take_off(pin))?;
+            for pins in classifiers::KINDS {
+                self.link_pins().classifiers(pins, link.ifindex).iter().try_for_each(|pin| take_off(pin))?;
+            }
             if self.here {
-                handover::remove_filters(link.ifindex);
+                classifiers::remove_filters(link.ifindex);
             }
         }
         self.remove()?;

@@ -11,12 +11,13 @@ use balancer_common::{
     clock::Clock,
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow, BackendStanding,
-        FAMILY_V4, FAMILY_V6, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK, SERVICE_FLOWS,
-        SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES, ServiceKey, ServiceRow,
+        FAMILY_V4, FAMILY_V6, FORWARDING_ASKS, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK,
+        SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES,
+        ServiceKey, ServiceRow,
     },
     seen,
 };
-use balancer_core::io::{BackendSpec, ListenerSpec, ServiceSpec};
+use balancer_core::io::{BackendId, BackendSpec, ListenerSpec, ServiceSpec};
 use balancer_model::{
     config::{Failback, Protocol},
     listeners::{Family, Listener, PortRange},
@@ -60,17 +61,30 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     (checksum::fold(address), checksum::fold(address + port))
 }
 
+/// How the kernel program has packets reach a backend. To this machine itself nothing is wrapped, and no connection needs an
+/// address of the machine's.
+fn forwarding(spec: &BackendSpec) -> Forwarding {
+    if !spec.next_hop.is_some_and(|hop| hop.local) {
+        return spec.forwarding;
+    }
+    match spec.forwarding {
+        Forwarding::Nat | Forwarding::Snat => Forwarding::Nat,
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => Forwarding::Dsr,
+    }
+}
+
 /// The row of a backend, and what of it is a word of its own.
 #[must_use]
 pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
-    let tunnelled = matches!(spec.forwarding, Forwarding::Ipip | Forwarding::Gue);
-    let needs_source = tunnelled || spec.forwarding == Forwarding::Snat;
+    let forwarding = forwarding(spec);
+    let tunnelled = matches!(forwarding, Forwarding::Ipip | Forwarding::Gue);
+    let needs_source = tunnelled || forwarding == Forwarding::Snat;
     let tunnel_source = spec.tunnel_source.filter(|source| source.is_ipv4() == spec.address.is_ipv4());
     let mut row = BackendRow {
         address: address_words(spec.address.ip()),
         address_sum: checksum::fold(checksum::sum_address(&address_words(spec.address.ip()))),
         port: spec.address.port().to_be(),
-        forwarding: spec.forwarding as u8,
+        forwarding: forwarding as u8,
         tunnel_source: tunnel_source.map(address_words).unwrap_or_default(),
         ..BackendRow::zeroed()
     };
@@ -87,8 +101,12 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     };
     if let Some(hop) = spec.next_hop {
         row.set_macs(hop.destination_mac, hop.source_mac);
-        row.ifindex = hop.ifindex;
         row.mtu = hop.mtu;
+        if hop.local {
+            row.forwarding |= FORWARDING_ASKS;
+        } else {
+            row.ifindex = hop.ifindex;
+        }
         if !needs_source || tunnel_source.is_some() {
             standing.flags |= BACKEND_REACHABLE;
         }
@@ -113,6 +131,9 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
     }
     if spec.forwarding == Forwarding::Snat {
         flags |= SERVICE_FLOWS;
+    }
+    if is_local(spec) {
+        flags |= SERVICE_LOCAL;
     }
     if spec.rules {
         flags |= SERVICE_RULES;
@@ -189,15 +210,23 @@ pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     backends.into_iter().map(|(key, portless)| ReturnRow { key, portless, ..ReturnRow::zeroed() }).collect()
 }
 
-/// The ways back of a service's backends: none unless it is `nat`.
+/// Whether the kernel program must know that this machine is one of a service's backends, before a backend is chosen.
+#[must_use]
+pub(super) fn is_local(spec: &ServiceSpec) -> bool {
+    matches!(spec.forwarding, Forwarding::Dsr | Forwarding::Snat) && !spec.local.is_empty()
+}
+
+/// The ways back of a service's backends: of all if it is `nat`, and of this machine if it is `snat`.
 #[must_use]
 pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
-    if spec.forwarding != Forwarding::Nat {
-        return Vec::new();
-    }
     let mut rows: Vec<ReturnRow> = Vec::new();
     let mut whole = HashSet::new();
-    for &(id, address) in spec.backends.iter() {
+    let comes_back = |id: &BackendId| match spec.forwarding {
+        Forwarding::Nat => true,
+        Forwarding::Snat => spec.local.contains(id),
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => false,
+    };
+    for &(id, address) in spec.backends.iter().filter(|(id, _)| comes_back(id)) {
         for listener in &spec.listeners {
             let place = listener.listener;
             let is_range = place.ports.single().is_none();
@@ -229,7 +258,7 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
 #[cfg(test)]
 mod tests {
     use balancer_common::verdict::MoveCause;
-    use balancer_core::io::{BackendId, NextHop, ServiceId};
+    use balancer_core::io::{NextHop, ServiceId};
 
     use super::*;
 
@@ -245,6 +274,7 @@ mod tests {
                 mtu: 1500,
                 source: None,
                 gateway: None,
+                local: false,
             }),
             service: ServiceId(0),
             keeps_known: false,

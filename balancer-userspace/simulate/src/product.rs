@@ -251,5 +251,6 @@ const fn next_hop() -> NextHop {
         mtu: 1500,
         source: None,
         gateway: None,
+        local: false,
     }
 }

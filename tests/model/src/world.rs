@@ -221,6 +221,7 @@ impl World {
                 [0xfd00, 0, 0, 0, 0, 0, 0, 254].into()
             }),
             gateway: None,
+            local: false,
         };
         let commands = self.controller.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, self.now());
         self.execute(commands)

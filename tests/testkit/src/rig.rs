@@ -252,6 +252,7 @@ impl Rig {
             destination_mac: backend_mac(index),
             mtu: 1500,
             source: None,
+            local: false,
         });
         Ok(backend(backend_id(index), index, self.services[index].forwarding, at.parse()?, next_hop))
     }
@@ -316,6 +317,7 @@ impl Rig {
             destination_mac: backend_mac(number),
             mtu: 1500,
             source: None,
+            local: false,
         };
         let added = backend(id, index, forwarding, SocketAddr::new(at, port), Some(next_hop));
         self.dataplane.write_backend(&BackendSpec { takes_pinned, ..added })?;
@@ -556,6 +558,7 @@ fn configure(
         mtu,
         source: None,
         gateway: None,
+        local: false,
     };
     let (address, next_hop) = match service.target {
         Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, 1500))),
@@ -596,6 +599,7 @@ fn configure(
         flows: snat.clone(),
         share: Share::ALL,
         backends: backends.into(),
+        local: Vec::new(),
     })
 }
 

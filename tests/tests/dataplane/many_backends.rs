@@ -120,6 +120,7 @@ fn backend(id: u16) -> BackendSpec {
             mtu: 1500,
             source: None,
             gateway: None,
+            local: false,
         }),
         service: ServiceId(0),
         keeps_known: true,

@@ -124,3 +124,8 @@ fn with_ipip() {
 fn with_gue() {
     large_datagrams_come_back(Shape::OneLegged, Forwarding::Gue);
 }
+
+#[test]
+fn with_snat() {
+    large_datagrams_come_back(Shape::TwoLegged, Forwarding::Snat);
+}

@@ -72,7 +72,7 @@ impl Links {
 
     fn near_hop(&self, link: &str, destination_mac: Mac) -> NextHop {
         let (ifindex, source_mac) = show(&self.near, link);
-        NextHop { ifindex, source_mac, destination_mac, mtu: 1500, source: None, gateway: None }
+        NextHop { ifindex, source_mac, destination_mac, mtu: 1500, source: None, gateway: None, local: false }
     }
 
     /// The next hop to the far end of `link`.
@@ -152,6 +152,15 @@ fn resolves_both_families_and_says_why_not() {
     links.near("route add 10.99.0.0/24 via inet6 2001:db8:77::9 dev east");
     links.near("route add 10.98.0.0/24 via 10.78.0.9");
     let (east, west) = (links.hop("east"), links.hop("west"));
+    let here = NextHop {
+        ifindex: 1,
+        source_mac: [0; 6],
+        destination_mac: [0; 6],
+        mtu: 65_536,
+        source: None,
+        gateway: None,
+        local: true,
+    };
     links.run(async |mut watcher| {
         for (address, wanted) in [
             ("10.77.0.9", Ok(east)),
@@ -163,8 +172,8 @@ fn resolves_both_families_and_says_why_not() {
             ("198.51.100.1", Err("no route to 198.51.100.1")),
             ("2001:db8:1::1", Err("no route to 2001:db8:1::1")),
             ("192.0.2.1", Err("no route to 192.0.2.1 (blackhole route)")),
-            ("10.77.0.1", Err("10.77.0.1 is this machine's own address")),
-            ("2001:db8:77::1", Err("2001:db8:77::1 is this machine's own address")),
+            ("10.77.0.1", Ok(here)),
+            ("2001:db8:77::1", Ok(here)),
             ("10.77.0.255", Err("10.77.0.255 is a broadcast address")),
         ] {
             watcher.watch(address);

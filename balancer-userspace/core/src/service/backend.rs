@@ -530,6 +530,11 @@ impl Backend {
     }
 
     /// Whether it came to a service in use and the way to it is not known yet.
+    /// Whether it is this machine itself, as its row was told.
+    pub(crate) fn is_local(&self) -> bool {
+        self.told.row.as_ref().and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
+    }
+
     pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
         self.late
             && match self.agreed_way() {

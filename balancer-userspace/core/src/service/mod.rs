@@ -405,6 +405,7 @@ impl Service {
             reject: self.settings.reject,
             flows: self.settings.snat.clone(),
             share: self.share.share(),
+            local: self.backends.iter().filter(|backend| backend.is_local()).map(|backend| backend.id).collect(),
             backends: self.backends.iter().map(|backend| (backend.id, self.row_address(backend))).collect(),
         }
     }

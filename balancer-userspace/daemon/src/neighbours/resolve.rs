@@ -83,6 +83,8 @@ pub(super) struct Tables {
 pub(super) enum Resolution {
     /// Packets can be sent.
     Known { next_hop: NextHop, neighbour: NeighbourKey },
+    /// It is this machine.
+    Local(NextHop),
     /// The neighbour's MAC is not known.
     Unanswered {
         neighbour: NeighbourKey,
@@ -112,7 +114,7 @@ pub(super) fn resolve(
         }
     };
     if route.kind == RouteType::Local {
-        return impossible(format!("{address} is this machine's own address"));
+        return Resolution::Local(local_hop(route.ifindex, tables));
     }
     if route.kind == RouteType::Broadcast {
         return impossible(format!("{address} is a broadcast address"));
@@ -141,6 +143,7 @@ pub(super) fn resolve(
                 mtu: link.mtu,
                 source: route.source,
                 gateway: route.gateway,
+                local: false,
             },
             neighbour,
         },
@@ -152,6 +155,18 @@ pub(super) fn resolve(
                 reason: format!("no neighbour: {role}{} does not answer on {name}", neighbour.address),
             }
         }
+    }
+}
+
+fn local_hop(ifindex: u32, tables: &Tables) -> NextHop {
+    NextHop {
+        ifindex,
+        source_mac: Mac::default(),
+        destination_mac: Mac::default(),
+        mtu: tables.links.get(&ifindex).map_or(u32::from(u16::MAX), |link| link.mtu),
+        source: None,
+        gateway: None,
+        local: true,
     }
 }
 
@@ -211,7 +226,9 @@ pub(crate) mod tests {
     fn reason(route: Result<Route, NoRoute>) -> String {
         match resolve("10.0.0.9".parse().unwrap(), &route, None, &tables(&[])) {
             Resolution::Impossible(reason) => reason,
-            other @ (Resolution::Known { .. } | Resolution::Unanswered { .. }) => panic!("{other:?}"),
+            other @ (Resolution::Known { .. } | Resolution::Local(_) | Resolution::Unanswered { .. }) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -226,6 +243,7 @@ pub(crate) mod tests {
             mtu: 1500,
             source: None,
             gateway: None,
+            local: false,
         };
         for state in ["reachable", "stale", "delay", "probe", "permanent", "noarp"] {
             let tables = tables(&[(neighbour, entry(state.parse().unwrap()))]);
@@ -264,12 +282,20 @@ pub(crate) mod tests {
         let kind = |kind| Ok(Route { kind, ifindex: 2, gateway: None, source: None });
         assert_eq!(reason(Err(NoRoute::Missing)), "no route to 10.0.0.9");
         assert_eq!(reason(Err(NoRoute::Blackhole)), "no route to 10.0.0.9 (blackhole route)");
-        assert_eq!(reason(kind(RouteType::Local)), "10.0.0.9 is this machine's own address");
         assert_eq!(reason(kind(RouteType::Broadcast)), "10.0.0.9 is a broadcast address");
         assert_eq!(reason(on_link(1)), "10.0.0.9 is reached through lo, which carries no Ethernet frames");
         assert_eq!(reason(on_link(3)), "interface eth1 is down");
         assert_eq!(reason(on_link(4)), "interface eth2 has no carrier");
         assert_eq!(reason(on_link(77)), "no route to 10.0.0.9 (interface 77 is gone)");
+    }
+
+    #[test]
+    fn when_an_address_is_this_machines_then_packets_pass_to_it() {
+        let route = Ok(Route { kind: RouteType::Local, ifindex: 1, gateway: None, source: None });
+        let Resolution::Local(hop) = resolve("10.0.0.9".parse().unwrap(), &route, None, &tables(&[])) else {
+            panic!("it is not local");
+        };
+        assert!(hop.local && hop.mtu == 1500 && hop.ifindex == 1);
     }
 
     #[test]

@@ -240,6 +240,10 @@ impl Tracker {
                     watch.through = Some(neighbour);
                     watch.current = Some(Ok(next_hop));
                 }
+                Resolution::Local(next_hop) => {
+                    watch.asking = None;
+                    watch.current = Some(Ok(next_hop));
+                }
                 Resolution::Impossible(reason) => {
                     watch.asking = None;
                     watch.current = Some(Err(reason));

@@ -77,7 +77,7 @@ fn address() -> IpAddr {
 }
 
 fn hop(ifindex: u32, destination_mac: [u8; 6]) -> NextHop {
-    NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500, source: None, gateway: None }
+    NextHop { ifindex, source_mac: OWN_MAC, destination_mac, mtu: 1500, source: None, gateway: None, local: false }
 }
 
 fn silent() -> Option<Result<NextHop, String>> {

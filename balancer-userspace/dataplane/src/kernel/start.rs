@@ -18,6 +18,7 @@ use crate::{
     backends::Backends,
     budgets::Budgets,
     capacity::{Capacity, NOBODY},
+    classifiers,
     clients::ClientTable,
     counter_rows::Cpus,
     counters::{Counters, interface_multiplier},
@@ -25,13 +26,13 @@ use crate::{
     flows::{FLOW_MAPS, FlowMaps},
     grace::GracePeriods,
     halves::Halves,
-    handover,
     interfaces::{Interfaces, WaysIn},
     kept::Kept,
     load::{load_program, not_loaded},
     map_sizes,
     mapped::MappedArray,
     object::take,
+    peers::Peers,
     pins::{self, Pins},
     redirects::{self, RedirectErrors, Whose},
     replaced::Replaced,
@@ -99,7 +100,7 @@ impl KernelDataplane {
         let interface_multiplier = interface_multiplier(ifindexes, &others, multiplier_left)?;
         let buckets = buckets(&mut capacity, pins.as_ref())?;
         flows(&mut capacity, pins.as_ref())?;
-        let handover_key = handover::draw_key()?;
+        let handover_key = classifiers::draw_key()?;
         let whose = Whose::here();
         let interfaces = others.len();
         let numbers =
@@ -140,6 +141,7 @@ impl KernelDataplane {
             attached: Vec::new(),
             handover_key,
             devices: DeviceTable::new(&mut ebpf)?,
+            peers: Peers::new(&mut ebpf)?,
             redirect_errors: RedirectErrors::new(&mut ebpf)?,
             flows: FlowMaps::new(&mut ebpf, &capacity)?,
             signs: SignTable::new(take(&mut ebpf, "SIGNS")?)?,
@@ -152,7 +154,7 @@ impl KernelDataplane {
         }
         load_program("balancer", this.program()?)?;
         let ebpf = this.ebpf.as_mut().context(TAKEN)?;
-        handover::load(ebpf)?;
+        classifiers::load(ebpf)?;
         if whose.is_some() {
             redirects::attach(ebpf)?;
         }

@@ -42,7 +42,7 @@ fn join(known: &mut Finding, other: Finding) {
 fn of(facts: &Facts, controller: &Controller, broken: &[u32], backend: &Backend) -> Option<Finding> {
     let (ifindex, next_hop) = match &backend.way {
         Way::Known { ifindex, next_hop } => (*ifindex, *next_hop),
-        Way::Local => return Some(is_own(backend)),
+        Way::Local => return without_the_vip(facts, backend).or_else(|| unhealthy(backend, controller)),
         Way::None(_) if !broken.is_empty() => return None,
         Way::None(why) => return Some(no_route(facts, backend, why)),
     };
@@ -71,15 +71,18 @@ fn about(backend: &Backend, kind: Kind, what: String, seen: String, cure: Cure) 
     Finding { kind, service, backend, what, seen, cure }
 }
 
-fn is_own(backend: &Backend) -> Finding {
-    let (name, address) = (name(backend), backend.address.ip());
-    about(
+/// Where this machine is the backend, packets that are not translated pass to it for the VIP.
+fn without_the_vip(facts: &Facts, backend: &Backend) -> Option<Finding> {
+    let vip = backend.vip.filter(|vip| backend.has_the_vip() && !facts.is_own(vip.ip()))?.ip();
+    let place = if vip.is_ipv4() { format!("{vip}/32 dev lo") } else { format!("{vip}/128 dev lo") };
+    let name = name(backend);
+    Some(about(
         backend,
-        Kind::Route,
-        format!("backend {name} has an address of this machine, {address}"),
-        format!("`ip route get {address}` says local"),
-        Cure::here(&[format!("balancer backend remove {name}")]),
-    )
+        Kind::VipMissing,
+        format!("backend {name} is this machine, which does not have the VIP {vip}"),
+        format!("`ip address show to {vip}` says nothing"),
+        Cure::fixable(&format!("ip addr add {place}"), &format!("ip addr del {place}")),
+    ))
 }
 
 fn no_route(facts: &Facts, backend: &Backend, why: &str) -> Finding {

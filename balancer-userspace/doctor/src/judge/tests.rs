@@ -285,9 +285,21 @@ fn when_the_vip_does_not_serve_on_a_backend_then_the_reason_is_told_from_what_an
 }
 
 #[test]
+fn when_this_machine_is_a_backend_then_it_needs_the_vip_where_packets_stay_for_it() {
+    for mode in MODES {
+        let mut facts = healthy(mode);
+        facts.backends[0].way = Way::Local;
+        assert_eq!(kinds(&facts), [], "{mode}");
+        let vip = facts.backends[0].vip.unwrap().ip();
+        facts.addresses.retain(|of| of.address != vip);
+        let translated = facts.backends[0].answers_the_balancer();
+        assert_eq!(kinds(&facts).contains(&Kind::VipMissing), !translated, "{mode}");
+    }
+}
+
+#[test]
 fn when_the_way_to_a_backend_is_wrong_then_that_is_the_only_finding() {
     expect(&MODES, Kind::Route, |facts| facts.backends[0].way = Way::None("unreachable".to_owned()));
-    expect(&MODES, Kind::Route, |facts| facts.backends[0].way = Way::Local);
     expect(&MODES, Kind::Neighbour, |facts| {
         facts.backends[0].neighbour.as_mut().unwrap().answered.clear();
         facts.backends[0].path = None;

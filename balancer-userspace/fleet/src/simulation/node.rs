@@ -65,7 +65,15 @@ pub(crate) struct Node {
 }
 
 fn hop() -> NextHop {
-    NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500, source: None, gateway: None }
+    NextHop {
+        ifindex: 1,
+        source_mac: [2; 6],
+        destination_mac: [4; 6],
+        mtu: 1500,
+        source: None,
+        gateway: None,
+        local: false,
+    }
 }
 
 impl Node {

@@ -141,6 +141,7 @@ impl Scene {
             reject: rng.bool(),
             flows: balancer_core::io::FlowSpec::default(),
             share: random_share(rng),
+            local: Vec::new(),
         };
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);
@@ -160,7 +161,7 @@ impl Scene {
             if usual { (self.interfaces.usual, IN_MAC) } else { (self.interfaces.other, OUT_MAC) };
         let mtu = one_of(rng, &[1500, 1500, 1500, 1500, 1500, 1500, 1300, 1280, 576, 68, 9000, 70_000]);
         let destination_mac = [2, 0, 0, 0, 1, backend.id.0 as u8];
-        let hop = NextHop { ifindex, source_mac, destination_mac, mtu, source: None, gateway: None };
+        let hop = NextHop { ifindex, source_mac, destination_mac, mtu, source: None, gateway: None, local: false };
         BackendSpec {
             next_hop: (!once_in(rng, 12)).then_some(hop),
             keeps_known: !once_in(rng, 3),

@@ -37,6 +37,7 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
                 // Somebody of the family.
                 source: Some(address),
                 gateway: None,
+                local: false,
             };
             core.handle(Event::NextHop { address, next_hop: Ok(next_hop) }, Instant::now());
         }

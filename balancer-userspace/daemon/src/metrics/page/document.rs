@@ -230,6 +230,7 @@ const fn verdict_words(verdict: Verdict) -> &'static str {
         Verdict::Drop => "dropped (drop)",
         Verdict::Aborted => "failed (aborted)",
         Verdict::Handed => "sent by the kernel (handed)",
+        Verdict::Local => "to this machine (local)",
     }
 }
 

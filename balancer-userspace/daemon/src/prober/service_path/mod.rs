@@ -50,6 +50,11 @@ impl Ways {
         self.known().rows.remove(&id);
     }
 
+    /// Whether a backend is this machine.
+    pub(super) fn lead_here(&self, id: BackendId) -> bool {
+        self.known().rows.get(&id).and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
+    }
+
     /// These belong to services: no check comes from one of them, since backends have them as well.
     pub(super) fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.known().vips = vips;

@@ -115,7 +115,15 @@ fn clocks() -> Clocks {
 }
 
 fn hop() -> NextHop {
-    NextHop { ifindex: 1, source_mac: [2; 6], destination_mac: [4; 6], mtu: 1500, source: None, gateway: None }
+    NextHop {
+        ifindex: 1,
+        source_mac: [2; 6],
+        destination_mac: [4; 6],
+        mtu: 1500,
+        source: None,
+        gateway: None,
+        local: false,
+    }
 }
 
 impl Light {

@@ -279,6 +279,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
             mtu: 1500,
             source: None,
             gateway: None,
+            local: false,
         };
         // By the names of the fields, so that earlier programs, which lack some, can be measured as well.
         let spec: BackendSpec = serde_json::from_value(json!({
@@ -298,6 +299,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
     }
     dataplane.swap_table(id, table(index, service, 0)?, None)?;
     Ok(ServiceSpec {
+        local: Vec::new(),
         tick_seconds: 0,
         id,
         hash_key: service.key,

@@ -1,4 +1,5 @@
-//! The program that sends what XDP cannot: attached where the kernel takes frames in, beside the XDP program.
+//! The classifiers beside the XDP program: one at the ingress sends what XDP cannot, one at the egress translates replies of
+//! servers on this machine.
 
 use std::{
     mem,
@@ -18,7 +19,31 @@ use aya::{
 
 use super::{link_pins::LinkPins, load::load_with, pinned_link::take_off};
 
-const PROGRAM: &str = "handover";
+/// A classifier, and where it is attached.
+#[derive(Debug)]
+pub(super) struct Classifier {
+    program: &'static str,
+    at: TcAttachType,
+    /// What the names of its pins begin with.
+    pins: &'static str,
+    /// What it does, in errors.
+    does: &'static str,
+}
+
+/// Sends what XDP cannot.
+const HANDOVER: Classifier =
+    Classifier { program: "handover", at: TcAttachType::Ingress, pins: "HANDOVER", does: "hands frames over" };
+/// Has replies of servers on this machine leave as the VIP's.
+const LOCAL_REPLIES: Classifier = Classifier {
+    program: "local_replies",
+    at: TcAttachType::Egress,
+    pins: "REPLIES",
+    does: "translates replies of this machine",
+};
+/// What the names of pins begin with.
+pub(super) const KINDS: [&str; 2] = [HANDOVER.pins, LOCAL_REPLIES.pins];
+/// All of them.
+pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];
 
 /// A number that frames handed over are known by. Another one for each load, so that two of these programs can be attached
 /// while one takes the other's place.
@@ -29,25 +54,29 @@ pub(super) fn draw_key() -> anyhow::Result<u64> {
     Ok(getrandom::u64().context("drawing the key of handed-over frames")? >> 16)
 }
 
-/// Has the kernel take the program.
+/// Has the kernel take the programs.
 ///
 /// # Errors
 /// With the verifier's log, when it refuses.
 pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
-    let program = program(ebpf)?;
-    load_with(PROGRAM, || program.load())
+    for classifier in CLASSIFIERS {
+        let program = program(ebpf, classifier)?;
+        load_with(classifier.program, || program.load())?;
+    }
+    Ok(())
 }
 
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
+fn program<'a>(ebpf: &'a mut Ebpf, classifier: &Classifier) -> anyhow::Result<&'a mut SchedClassifier> {
     Ok(ebpf
-        .program_mut(PROGRAM)
-        .with_context(|| format!("the kernel object holds no program {PROGRAM}"))?
+        .program_mut(classifier.program)
+        .with_context(|| format!("the kernel object holds no program {}", classifier.program))?
         .try_into()?)
 }
 
-/// The program on an interface. It goes off when this is dropped, unless it is pinned.
+/// A classifier on an interface. It goes off when this is dropped, unless it is pinned.
 #[derive(Debug)]
-pub(super) struct Handover {
+pub(super) struct OnInterface {
+    classifier: &'static Classifier,
     link: Option<SchedClassifierLink>,
     key: u64,
     kept: Kept,
@@ -71,27 +100,28 @@ fn has_links() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-impl Handover {
-    /// Attaches the program to an interface. An earlier controller's stays beside it, until [`Handover::alone`].
+impl OnInterface {
+    /// Attaches the program to an interface. An earlier controller's stays beside it, until [`OnInterface::alone`].
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn attach(
         ebpf: &mut Ebpf,
-        name: &str,
-        ifindex: u32,
+        classifier: &'static Classifier,
+        (name, ifindex): (&str, u32),
         key: u64,
         pins: Option<&LinkPins>,
     ) -> anyhow::Result<Self> {
-        let program = program(ebpf)?;
+        let program = program(ebpf, classifier)?;
         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
         if !has_links() {
-            return attach_filter(program, name, key);
+            return attach_filter(program, classifier, name, key);
         }
-        let attached = program.attach_with_options(name, TcAttachType::Ingress, first);
-        let id = attached.with_context(|| format!("interface {name}: attaching the program that hands frames over"))?;
+        let attached = program.attach_with_options(name, classifier.at, first);
+        let id =
+            attached.with_context(|| format!("interface {name}: attaching the program that {}", classifier.does))?;
         let link = program.take_link(id).with_context(|| format!("interface {name}"))?;
-        let mut this = Self { link: Some(link), key, kept: Kept::Link(None) };
+        let mut this = Self { classifier, link: Some(link), key, kept: Kept::Link(None) };
         if let Some(pins) = pins {
             this.pin(ifindex, pins)?;
         }
@@ -104,7 +134,7 @@ impl Handover {
     /// When the kernel refuses.
     pub(super) fn pin(&mut self, ifindex: u32, pins: &LinkPins) -> anyhow::Result<()> {
         let Kept::Link(pin) = &mut self.kept else { return Ok(()) };
-        let path = pins.handover(ifindex, self.key);
+        let path = pins.classifier(self.classifier.pins, ifindex, self.key);
         let link =
             FdLink::try_from(self.link.take().context("the program is off")?).context("a link of another kind")?;
         let pinned = link.pin(&path).with_context(|| format!("pinning the link to interface {ifindex}"))?;
@@ -124,12 +154,12 @@ impl Handover {
     pub(super) fn alone(&self, name: &str, ifindex: u32, pins: Option<&LinkPins>) {
         match &self.kept {
             Kept::Link(own) => {
-                let pinned = pins.map(|pins| pins.handovers(ifindex)).unwrap_or_default();
+                let pinned = pins.map(|pins| pins.classifiers(self.classifier.pins, ifindex)).unwrap_or_default();
                 for path in pinned.iter().filter(|path| Some(*path) != own.as_ref()) {
                     remove_pin(path);
                 }
             }
-            Kept::Filter { other } => remove_filter(name, *other),
+            Kept::Filter { other } => remove_filter(self.classifier, name, *other),
         }
     }
 
@@ -152,33 +182,41 @@ pub(super) fn remove_filters(ifindex: u32) {
     if let Ok(name) = nix::net::if_::if_indextoname(ifindex)
         && !has_links()
     {
-        PRIORITIES.iter().for_each(|&priority| remove_filter(&name.to_string_lossy(), priority));
+        for classifier in CLASSIFIERS {
+            PRIORITIES.iter().for_each(|&priority| remove_filter(classifier, &name.to_string_lossy(), priority));
+        }
     }
 }
 
-fn attach_filter(program: &mut SchedClassifier, name: &str, key: u64) -> anyhow::Result<Handover> {
+fn attach_filter(
+    program: &mut SchedClassifier,
+    classifier: &'static Classifier,
+    name: &str,
+    key: u64,
+) -> anyhow::Result<OnInterface> {
     // If it is there already, that is as well; if it cannot be, attaching says so.
     let _there = tc::qdisc_add_clsact(name);
     let mut attach = |priority| {
         let filter = NlOptions { priority, handle: HANDLE, classid: None };
-        program.attach_with_options(name, TcAttachType::Ingress, TcAttachOptions::Netlink(filter))
+        program.attach_with_options(name, classifier.at, TcAttachOptions::Netlink(filter))
     };
     let [first, second] = PRIORITIES;
     let (attached, other) = match attach(first) {
         Ok(id) => (Ok(id), second),
         Err(_taken) => {
-            remove_filter(name, second);
+            remove_filter(classifier, name, second);
             (attach(second), first)
         }
     };
     let id = attached.with_context(|| {
         format!(
-            "interface {name}: attaching the program that hands frames over, which takes the module cls_bpf \
-             (CONFIG_NET_CLS_BPF) before Linux 6.6"
+            "interface {name}: attaching the program that {}, which takes the module cls_bpf (CONFIG_NET_CLS_BPF) \
+             before Linux 6.6",
+            classifier.does
         )
     })?;
     let link = program.take_link(id).with_context(|| format!("interface {name}"))?;
-    Ok(Handover { link: Some(link), key, kept: Kept::Filter { other } })
+    Ok(OnInterface { classifier, link: Some(link), key, kept: Kept::Filter { other } })
 }
 
 fn remove_pin(path: &Path) {
@@ -188,8 +226,8 @@ fn remove_pin(path: &Path) {
 }
 
 /// Removes a filter, if it is there.
-fn remove_filter(name: &str, priority: u16) {
-    if let Ok(link) = SchedClassifierLink::attached(name, TcAttachType::Ingress, priority, HANDLE, None) {
+fn remove_filter(classifier: &Classifier, name: &str, priority: u16) {
+    if let Ok(link) = SchedClassifierLink::attached(name, classifier.at, priority, HANDLE, None) {
         let _not_there = link.detach();
     }
 }

@@ -1,0 +1,46 @@
+//! A backend that is this machine: its packets pass to the host.
+
+use aya_ebpf::{macros::map, maps::HashMap};
+use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, peer};
+
+use crate::{
+    backends::{Reachable, reachable},
+    forward::{
+        nat,
+        sent::{self, Sender},
+    },
+    found::Found,
+    step::{Carries, Choice, Step},
+};
+
+/// The `dsr` backends of services of which this machine is a backend, by [`peer`]; and which backend this machine is.
+#[map]
+static PEERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_PEERS, 0);
+
+/// Passes a packet to this machine, for a client that was given to this backend.
+#[inline(always)]
+pub(super) fn pass(
+    found: &Found,
+    backend: Reachable,
+    choice: Choice,
+    carries: Carries,
+    port: u16,
+) -> Result<Step, Step> {
+    if backend.row.mode() != Forwarding::Dsr as u8 {
+        nat::to_this_machine(&found.ip, carries, backend, port).map_err(Step::drop)?;
+    }
+    sent::count(found.ingress, &found.ip, backend, choice, Sender::Client { added: 0 });
+    Ok(Step::LOCAL)
+}
+
+/// Passes a packet that another balancer, a backend of the same service, has sent here: it must not be sent on, or two that
+/// disagree would send it to each other. `None`: a client has sent it.
+#[inline(always)]
+pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Option<Step> {
+    let sender: u64 = found.frame.load(size_of::<Mac>())?;
+    // SAFETY: a map value of one word.
+    let local = unsafe { PEERS.get_ptr(peer(sender, chosen.service))?.read_volatile() } as u16;
+    let choice = Choice { backend: local, ..choice };
+    sent::count(found.ingress, &found.ip, reachable(local)?, choice, Sender::Client { added: 0 });
+    Some(Step::LOCAL)
+}

@@ -1,0 +1,111 @@
+//! Replies of servers on this machine that `nat` packets were passed to: they leave as the VIP's. The classifier looks at
+//! what the host sends out of the attached interfaces, behind its firewall and its routing.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
+};
+use balancer_common::map_types::{CONTROL_RETURNS, Control, FAMILY_V4, PortlessMatch, ReturnRow, ServiceKey};
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+use core::mem::offset_of;
+
+use crate::{
+    backends, control, opaque,
+    packet::Packet,
+    parse::{self, Ip, TCP, UDP},
+    returns,
+};
+
+/// As much of a frame as its headers may take, without options.
+const HEADERS: u32 = 14 + 40 + 20;
+
+/// Translates one frame, if it is such a reply; others decide about it all the same. The result is a `TC_ACT_*`.
+#[inline(always)]
+pub fn process(skb: *mut __sk_buff) -> i32 {
+    let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
+        return TC_ACT_UNSPEC;
+    };
+    // Shorter ones are whole as they are. SAFETY: the context is the kernel's.
+    let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
+    let frame = linear(skb);
+    let Some(mut ip) = parse::ip(frame) else { return TC_ACT_UNSPEC };
+    if ip.protocol != TCP && ip.protocol != UDP && opaque::follow(frame, &mut ip).is_err() {
+        return TC_ACT_UNSPEC;
+    }
+    if ip.protocol != TCP && ip.protocol != UDP {
+        return TC_ACT_UNSPEC;
+    }
+    let Some(row) = of_local_backend(control, &ip) else { return TC_ACT_UNSPEC };
+    let carries_ports = !ip.fragment.is_later();
+    if translated(skb, &ip, row, carries_ports).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+/// The linear part of the frame. A view taken before bytes are stored is void.
+#[inline(always)]
+fn linear(skb: *mut __sk_buff) -> Packet<'static> {
+    // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word is
+    // read on its own, as the verifier demands.
+    unsafe {
+        let start = (&raw const (*skb).data).read_volatile();
+        let end = (&raw const (*skb).data_end).read_volatile();
+        Packet::new(start as usize, end as usize)
+    }
+}
+
+/// The way back of a packet from a backend that is this machine.
+#[inline(always)]
+fn of_local_backend(control: &'static Control, ip: &Ip<'_>) -> Option<&'static ReturnRow> {
+    let row = if ip.fragment.is_later() {
+        let PortlessMatch::Only(port) = returns::portless(control, &ip.source, ip.family, ip.protocol) else {
+            return None;
+        };
+        returns::exact(control, &ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family })?
+    } else {
+        returns::find(control, ip, ip.l4.load(0)?)?
+    };
+    backends::reachable(row.backend).is_some_and(|backend| backend.row.is_local()).then_some(row)
+}
+
+#[inline(always)]
+fn translated(skb: *mut __sk_buff, ip: &Ip<'_>, row: &ReturnRow, carries_ports: bool) -> Option<()> {
+    let (l3, l4) = (ip.l3_offset as u32, ip.l4_offset() as u32);
+    let (is_v4, source) = (ip.family == FAMILY_V4, ip.source[0]);
+    if carries_ports {
+        let (check, zero_stays) = if ip.protocol == TCP {
+            (l4 + offset_of!(TcpHdr, check) as u32, 0)
+        } else {
+            (l4 + offset_of!(UdpHdr, check) as u32, u64::from(BPF_F_MARK_MANGLED_0))
+        };
+        let old_port: u16 = ip.l4.load(0)?;
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | zero_stays;
+        // The sum of what the address changes, as if it were a checksum's difference. SAFETY: the context is the kernel's.
+        ok(unsafe { bpf_l4_csum_replace(skb, check, 0, u64::from(row.address_delta), flags) })?;
+        if let Some(port) = row.port() {
+            // SAFETY: as above, and the port lives through the call.
+            unsafe {
+                ok(bpf_l4_csum_replace(skb, check, u64::from(old_port), u64::from(port), 2 | zero_stays))?;
+                ok(bpf_skb_store_bytes(skb, l4, (&raw const port).cast(), 2, 0))?;
+            }
+        }
+    }
+    let (place, length) = if is_v4 {
+        let check = l3 + offset_of!(Ipv4Hdr, check) as u32;
+        // SAFETY: as above.
+        ok(unsafe { bpf_l3_csum_replace(skb, check, u64::from(source), u64::from(row.vip[0]), 4) })?;
+        (l3 + offset_of!(Ipv4Hdr, src_addr) as u32, 4)
+    } else {
+        (l3 + offset_of!(Ipv6Hdr, src_addr) as u32, 16)
+    };
+    // SAFETY: as above; the address is a map value of 16 bytes.
+    ok(unsafe { bpf_skb_store_bytes(skb, place, (&raw const row.vip).cast(), length, 0) })
+}
+
+#[inline(always)]
+fn ok(result: impl Into<i64>) -> Option<()> {
+    if result.into() == 0 { Some(()) } else { None }
+}

@@ -1,0 +1,95 @@
+//! The MACs of other backends of services of which this machine is a `dsr` backend: what they send is not steered again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{HashMap as HashTable, MapData},
+};
+use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, peer, station};
+use balancer_core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
+
+/// See the [module](self).
+pub(super) struct Peers {
+    map: HashTable<MapData, u64, u32>,
+    /// Where frames to `dsr` backends go.
+    macs: HashMap<BackendId, (ServiceId, Mac)>,
+    /// Which backend of a service this machine is.
+    local: HashMap<ServiceId, BackendId>,
+    written: HashMap<u64, u32>,
+}
+
+impl Peers {
+    /// None.
+    ///
+    /// # Errors
+    /// When the object holds no such map, which would be a broken build.
+    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let map = ebpf.take_map("PEERS").context("the kernel object holds no map PEERS")?.try_into()?;
+        Ok(Self { map, macs: HashMap::new(), local: HashMap::new(), written: HashMap::new() })
+    }
+
+    /// A backend has this row from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub(super) fn set(&mut self, row: &BackendSpec) -> anyhow::Result<()> {
+        let mac = row.next_hop.filter(|hop| row.forwarding == Forwarding::Dsr && !hop.local);
+        let place = mac.map(|hop| (row.service, hop.destination_mac));
+        let before = match place {
+            Some(place) => self.macs.insert(row.id, place),
+            None => self.macs.remove(&row.id),
+        };
+        if before == place { Ok(()) } else { self.write() }
+    }
+
+    /// A backend is no more.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub(super) fn forget(&mut self, id: BackendId) -> anyhow::Result<()> {
+        if self.macs.remove(&id).is_some() { self.write() } else { Ok(()) }
+    }
+
+    /// These are all services from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
+        let dsr = services.iter().filter(|spec| spec.forwarding == Forwarding::Dsr);
+        let local = dsr.filter_map(|spec| Some((spec.id, *spec.local.first()?))).collect();
+        if self.local == local {
+            return Ok(());
+        }
+        self.local = local;
+        self.write()
+    }
+
+    fn write(&mut self) -> anyhow::Result<()> {
+        if self.local.is_empty() && self.written.is_empty() {
+            return Ok(());
+        }
+        let of_local = |(service, mac): &(ServiceId, Mac)| {
+            self.local.get(service).map(|local| (peer(station(*mac), service.0), u32::from(local.0)))
+        };
+        let all: BTreeMap<u64, u32> = self.macs.values().filter_map(of_local).collect();
+        let room = MAX_PEERS as usize;
+        if all.len() > room {
+            tracing::warn!("{} backends are beside this machine, of which {room} are told from clients", all.len());
+        }
+        let wanted: BTreeMap<u64, u32> = all.into_iter().take(room).collect();
+        let gone: HashSet<u64> = self.written.keys().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for key in gone {
+            self.map.remove(&key).context("forgetting the MAC of a backend")?;
+            self.written.remove(&key);
+        }
+        for (key, local) in wanted {
+            if self.written.get(&key) != Some(&local) {
+                self.map.insert(key, local, 0).context("noting the MAC of a backend")?;
+                self.written.insert(key, local);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,315 @@
+//! Backends that are this machine itself.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    path::Path,
+    thread,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_model::config::forwarding_word;
+use balancer_testkit::{
+    backend::Backend,
+    binaries,
+    controller::Controller,
+    http_client::{Request, send_all},
+    site::{PATIENCE, QUICK_CHECK, Site, WORKERS, backend_port, service},
+    topology::{Family, Shape, Topology},
+    xdp::{Hook, Passer},
+};
+use tempfile::TempDir;
+
+use crate::support::wait_for;
+
+const CLIENTS: RangeInclusive<u16> = 1..=60;
+
+/// A site of two servers and one on the balancer's own host, which is called `own`.
+fn site(shape: Shape, forwarding: Forwarding, family: Family) -> (Site, Backend) {
+    let (own, _) = Topology::balancer_address(family);
+    let own = SocketAddr::new(own, backend_port(forwarding));
+    let mut site = Site::start(shape, forwarding, 2, |settings, _| {
+        settings.families = vec![family];
+        settings.remember = "60s";
+        settings.check = QUICK_CHECK.to_owned();
+        settings.on_exit = "keep";
+        settings.service_lines = format!("[[service.backend]]\nname = \"own\"\naddress = \"{own}\"\n");
+        Ok(())
+    })
+    .unwrap();
+    let server = serve(&site, forwarding, family);
+    for name in ["web1", "web2", "own"] {
+        wait_for(PATIENCE, &format!("{name} is up"), || state(&site, name) == "up");
+    }
+    site.wait_state(1, &["up"]).unwrap();
+    (site, server)
+}
+
+fn serve(site: &Site, forwarding: Forwarding, family: Family) -> Backend {
+    let port = backend_port(forwarding);
+    let (own, _) = Topology::balancer_address(family);
+    let vip = site.topology().vip(family);
+    let translated = matches!(forwarding, Forwarding::Nat | Forwarding::Snat);
+    let at = if translated { vec![own] } else { vec![own, vip] };
+    let listen: Vec<_> = at.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+    Backend::start(&binaries::balancer().unwrap(), site.topology().balancer(), "own", &listen, site.files()).unwrap()
+}
+
+fn state(site: &Site, name: &str) -> String {
+    let status = site.status().unwrap();
+    status.services[0].backends.iter().find(|backend| backend.name == name).unwrap().state.clone()
+}
+
+fn local(site: &Site) -> u64 {
+    site.status().unwrap().interfaces.iter().map(|interface| interface.packets_seen.local).sum()
+}
+
+#[test]
+fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients() {
+    for (forwarding, family, shape) in [
+        (Forwarding::Dsr, Family::V4, Shape::OneLegged),
+        (Forwarding::Dsr, Family::V6, Shape::TwoLegged),
+        (Forwarding::Nat, Family::V4, Shape::TwoLegged),
+        (Forwarding::Nat, Family::V6, Shape::OneLegged),
+        (Forwarding::Snat, Family::V4, Shape::OneLegged),
+        (Forwarding::Snat, Family::V6, Shape::TwoLegged),
+        (Forwarding::Ipip, Family::V4, Shape::TwoLegged),
+        (Forwarding::Gue, Family::V6, Shape::OneLegged),
+    ] {
+        let (site, _server) = site(shape, forwarding, family);
+        let homes = served(&site, family, CLIENTS);
+        let own = homes.values().filter(|home| *home == "own").count();
+        assert!((5..=35).contains(&own), "{forwarding:?} {family:?}: {homes:?}");
+        assert_eq!(homes, served(&site, family, CLIENTS), "{forwarding:?} {family:?}");
+        for (client, home) in &homes {
+            assert_eq!(site.locate(family, *client).unwrap().1, *home);
+        }
+        // At least a SYN, a request and a FIN of each.
+        assert!(local(&site) >= 3 * own as u64);
+        let metrics = site.metrics().unwrap();
+        assert!(metrics.sum("packets_seen_total", &["verdict=\"local\""]).unwrap() >= 3.0 * own as f64);
+    }
+}
+
+#[test]
+fn when_the_server_on_this_machine_dies_then_only_its_clients_move() {
+    for forwarding in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Snat] {
+        let (site, server) = site(Shape::OneLegged, forwarding, Family::V4);
+        let before = served(&site, Family::V4, CLIENTS);
+        drop(server);
+        wait_for(PATIENCE, "it is down", || state(&site, "own") == "down");
+        let after = served(&site, Family::V4, CLIENTS);
+        assert!(after.values().all(|home| home != "own"), "{forwarding:?}");
+        assert!(before.iter().all(|(client, home)| home == "own" || after[client] == *home), "{forwarding:?}");
+    }
+}
+
+#[test]
+fn when_the_balancer_restarts_or_drains_its_own_server_then_clients_stay_where_they_are() {
+    for forwarding in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Snat] {
+        let (mut site, _server) = site(Shape::OneLegged, forwarding, Family::V4);
+        let before = served(&site, Family::V4, CLIENTS);
+        site.restart(|_| ()).unwrap();
+        assert_eq!(before, served(&site, Family::V4, CLIENTS), "{forwarding:?}");
+        site.kill_and_restart(|_| ()).unwrap();
+        assert_eq!(before, served(&site, Family::V4, CLIENTS), "{forwarding:?}");
+        site.cli(&["backend", "drain", "web/own", "--timeout", "1h"]).unwrap();
+        assert_eq!(before, served(&site, Family::V4, CLIENTS), "{forwarding:?}");
+        let newcomers = served(&site, Family::V4, 100..=160);
+        assert!(newcomers.values().all(|home| home != "own"), "{forwarding:?}");
+    }
+}
+
+/// The server that answers each client, whatever address it has seen.
+fn served(site: &Site, family: Family, clients: RangeInclusive<u16>) -> BTreeMap<u16, String> {
+    let replies = site.ask(family, clients.clone(), PATIENCE).unwrap();
+    clients.zip(replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend)).collect()
+}
+
+/// Two machines, each a server and a balancer; the router sends what is for the VIP to one of them.
+struct Pair {
+    controllers: [Controller; 2],
+    _servers: [Backend; 2],
+    _senders: [Passer; 2],
+    topology: Topology,
+    files: TempDir,
+}
+
+impl Pair {
+    fn start(family: Family) -> Self {
+        let topology = Topology::new(Shape::Routed, Forwarding::Dsr, 2).unwrap();
+        let files = tempfile::tempdir().unwrap();
+        let binary = binaries::balancer().unwrap();
+        let machine = |number: u16| {
+            let host = &topology.backends()[usize::from(number)];
+            let listen = [topology.backend_address(family, number), topology.vip(family)];
+            let listen = listen.map(|address| SocketAddr::new(address, 80));
+            let server = Backend::start(&binary, host, &format!("web{}", number + 1), &listen, files.path()).unwrap();
+            let (config, socket) = (path(files.path(), number, "toml"), path(files.path(), number, "sock"));
+            fs::write(&config, Self::config(&topology, files.path(), family, number)).unwrap();
+            let log = path(files.path(), number, "log");
+            let mut controller = Controller::start(host, &binary, &config, &socket, &log).unwrap();
+            controller.wait_ready(PATIENCE).unwrap();
+            let sender = Passer::attach(topology.switch(), &format!("web{}", number + 1), Hook::Native).unwrap();
+            (controller, server, sender)
+        };
+        let ((first, one, here), (second, other, there)) = (machine(0), machine(1));
+        Self { controllers: [first, second], _servers: [one, other], _senders: [here, there], topology, files }
+    }
+
+    fn config(topology: &Topology, files: &Path, family: Family, number: u16) -> String {
+        let backend = |of: u16| {
+            let address = SocketAddr::new(topology.backend_address(family, of), 80);
+            format!("[[service.backend]]\nname = \"web{}\"\naddress = \"{address}\"\n", of + 1)
+        };
+        format!(
+            "interfaces = [\"eth0\"]\nstate_file = {:?}\n[control]\nsocket = {:?}\n\
+             [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n\
+             [[service]]\nname = \"{}\"\naddress = \"{}\"\nforwarding = \"dsr\"\nremember = \"60s\"\nclient_prefix = {{ v6 = 128 }}\n\
+             check = {QUICK_CHECK}\n{}{}",
+            path(files, number, "json"),
+            path(files, number, "sock"),
+            service(family),
+            SocketAddr::new(topology.vip(family), 80),
+            backend(0),
+            backend(1),
+        )
+    }
+
+    fn vip_is_at(&self, family: Family, number: u16) {
+        let (vip, machine) = (self.topology.vip(family), self.topology.backend_address(family, number));
+        self.topology.router().ip(&format!("route replace {vip} via {machine}")).unwrap();
+    }
+
+    fn homes(&self, family: Family) -> BTreeMap<u16, String> {
+        let vip = SocketAddr::new(self.topology.vip(family), 80);
+        let requests: Vec<_> = CLIENTS
+            .map(|client| Request::new(SocketAddr::new(self.topology.client_address(family, client), 0), vip))
+            .collect();
+        let replies = send_all(self.topology.client(), &requests, WORKERS).unwrap();
+        CLIENTS.zip(replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend)).collect()
+    }
+
+    fn tell(&self, number: u16, arguments: &[&str]) {
+        let output = std::process::Command::new(binaries::balancer().unwrap())
+            .args(arguments)
+            .env("BALANCER_SOCKET", path(self.files.path(), number, "sock"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn path(files: &Path, number: u16, kind: &str) -> std::path::PathBuf {
+    files.join(format!("machine{number}.{kind}"))
+}
+
+#[test]
+fn when_two_machines_are_servers_and_balancers_then_clients_stay_when_the_vip_moves() {
+    for family in Family::BOTH {
+        let pair = Pair::start(family);
+        pair.vip_is_at(family, 0);
+        let before = pair.homes(family);
+        assert!(["web1", "web2"].iter().all(|name| before.values().any(|home| home == name)), "{before:?}");
+        pair.vip_is_at(family, 1);
+        assert_eq!(before, pair.homes(family));
+        pair.vip_is_at(family, 0);
+        assert_eq!(before, pair.homes(family));
+    }
+}
+
+#[test]
+fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_serves_it() {
+    let family = Family::V4;
+    let mut pair = Pair::start(family);
+    let name = service(family);
+    // Each takes its own server for unusable, and sends all to the other.
+    for number in 0..2 {
+        pair.tell(number, &["backend", "maint", &format!("{name}/web{}", number + 1)]);
+    }
+    for number in 0..2 {
+        pair.vip_is_at(family, number);
+        let other = format!("web{}", 2 - number);
+        assert!(pair.homes(family).values().all(|home| *home == other));
+    }
+    // Each takes the other's for unusable.
+    for number in 0..2 {
+        pair.tell(number, &["backend", "ready", &format!("{name}/web{}", number + 1)]);
+        pair.tell(number, &["backend", "maint", &format!("{name}/web{}", 2 - number)]);
+    }
+    for number in 0..2 {
+        pair.vip_is_at(family, number);
+        let own = format!("web{}", number + 1);
+        assert!(pair.homes(family).values().all(|home| *home == own));
+    }
+    pair.controllers.iter_mut().for_each(|controller| drop(controller.process().stop()));
+}
+
+const UDP: u16 = 5300;
+
+/// A datagram of `size` bytes to the VIP comes back as it was.
+fn comes_back(site: &Site, family: Family, size: usize) {
+    let vip = SocketAddr::new(site.topology().vip(family), UDP);
+    let from = SocketAddr::new(site.topology().client_address(family, 1), 0);
+    let ask = || {
+        let socket = UdpSocket::bind(from)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.connect(vip)?;
+        let sent: Vec<u8> = (0..size).map(|place| place as u8).collect();
+        socket.send(&sent)?;
+        let mut answer = vec![0; 1 << 16];
+        let length = socket.recv(&mut answer)?;
+        assert!(answer[..length] == sent, "other bytes came back");
+        Ok::<_, std::io::Error>(())
+    };
+    let result = site.topology().client().run_in_thread(ask).unwrap();
+    result.unwrap_or_else(|error| {
+        let drops = site.status().unwrap();
+        panic!("{family:?}, {size} bytes: {error}; {:?} {:?}", drops.drops, drops.interfaces)
+    });
+}
+
+#[test]
+fn when_this_machine_serves_datagrams_then_whole_ones_and_fragments_come_back_from_the_vip() {
+    for (forwarding, mode) in [
+        (Forwarding::Dsr, "native"),
+        (Forwarding::Nat, "native"),
+        (Forwarding::Nat, "generic"),
+        (Forwarding::Snat, "native"),
+    ] {
+        for family in Family::BOTH {
+            let port = if forwarding == Forwarding::Dsr { UDP } else { UDP + 1 };
+            let (own, _) = Topology::balancer_address(family);
+            let site = Site::start(Shape::OneLegged, forwarding, 1, |settings, topology| {
+                let vip = SocketAddr::new(topology.vip(family), UDP);
+                settings.xdp_mode = mode;
+                settings.lines = format!(
+                    "[[service]]\nname = \"echo\"\naddress = \"{vip}\"\nprotocol = \"udp\"\nforwarding = \"{}\"\n\
+                     check = {{ type = \"none\" }}\n[[service.backend]]\nname = \"own\"\naddress = \"{}\"\n",
+                    forwarding_word(forwarding),
+                    SocketAddr::new(own, port),
+                );
+                Ok(())
+            })
+            .unwrap();
+            let at = if forwarding == Forwarding::Dsr { site.topology().vip(family) } else { own };
+            let bind = || UdpSocket::bind(SocketAddr::new(at, port));
+            let server = site.topology().balancer().run_in_thread(bind).unwrap().unwrap();
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            println!("{forwarding:?} {mode} {family:?}");
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut buffer = vec![0; 1 << 16];
+                    for _ in 0..3 {
+                        let (length, client) = server.recv_from(&mut buffer).unwrap();
+                        server.send_to(&buffer[..length], client).unwrap();
+                    }
+                });
+                [1, 1400, 20_000].into_iter().for_each(|size| comes_back(&site, family, size));
+            });
+        }
+    }
+}
