@@ -104,11 +104,11 @@ fn render(status: &StatusView) -> String {
     if status.ready.state != Fitness::Ready {
         text.push_str(&format!("{}\n", ready::line(&status.ready)));
     }
-    if let Some(changed) = summary(&status.changed_at_run_time) {
-        text.push_str(&format!("changed at run time: {changed}\n"));
-    }
     if status.withdrawn {
         text.push_str("withdrawn: its VIPs are taken away until `balancer announce`\n");
+    }
+    if let Some(changed) = summary(&status.changed_at_run_time) {
+        text.push_str(&format!("changed at run time: {changed}\n"));
     }
     text.push_str(&format!("\n{}", table.render()));
     if !status.vips.is_empty() {
