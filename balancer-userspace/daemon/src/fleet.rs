@@ -418,10 +418,12 @@ impl Fleet {
         let about = crate::events::subject(&change);
         let leaves = if let Change::Remove { name, force: false } = &change { Some(name) } else { None };
         let known = leaves.map(|name| owner.controller().parts(name).map(Backend::known_clients).sum());
-        let wish = match change {
-            Change::Reload(config) => Wish::Services(config.services.copies()),
-            Change::Reset(config) => Wish::Reset(config.services.copies()),
-            change => Wish::Change(change),
+        let wish = if let Change::Reload(config) = change {
+            Wish::Services(config.services.copies())
+        } else if let Change::Reset(config) = change {
+            Wish::Reset(config.services.copies())
+        } else {
+            Wish::Change(change)
         };
         self.last_asked += 1;
         let id = self.last_asked;
