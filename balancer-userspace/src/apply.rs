@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Read as _,
+    io::{self, Read as _, Write as _},
     path::PathBuf,
 };
 
@@ -11,6 +11,7 @@ use balancer_api::{
     client::Client,
     model::{Applied, ApplyConfiguration},
 };
+use balancer_core::run_time::summary;
 use balancer_model::file;
 
 use super::{Failure, output, plan};
@@ -19,9 +20,16 @@ use super::{Failure, output, plan};
 pub(super) struct Args {
     /// Configuration file
     file: PathBuf,
+    /// Have the balancer read its own file again, as SIGHUP does, and say what came of it; FILE is checked first, and says
+    /// where the control socket is
+    #[arg(long, conflicts_with_all = ["dry_run", "reset", "force"])]
+    reread: bool,
     /// Change nothing; show what would change and which slots would move
     #[arg(long)]
     dry_run: bool,
+    /// Undo what was changed at run time: backends, weights, listeners, rules, shares, drains, forced health
+    #[arg(long)]
+    reset: bool,
     /// In a fleet, take the file over although it is older than the newest change
     #[arg(long)]
     force: bool,
@@ -30,7 +38,10 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) async fn run(client: &Client, Args { file, dry_run, force, json }: Args) -> Result<(), Failure> {
+pub(super) async fn run(
+    client: &Client,
+    Args { file, reread: _, dry_run, reset, force, json }: Args,
+) -> Result<(), Failure> {
     let mut bytes = Vec::new();
     File::open(&file)
         .and_then(|file| file.take(file::MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
@@ -46,12 +57,34 @@ pub(super) async fn run(client: &Client, Args { file, dry_run, force, json }: Ar
         fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
     let age_seconds = age.map(|age| age.as_secs_f64());
     let (path, file) = (fs::canonicalize(&file).ok(), file.display().to_string());
-    let configuration = ApplyConfiguration { file, text, dry_run, age_seconds, force, path };
+    let configuration = ApplyConfiguration { file, text, dry_run, age_seconds, force, reset, path };
     let applied = client.apply(&configuration).await?;
     if json {
         return Ok(output::print_json(&applied)?);
     }
     Ok(output::print(&render(&applied, dry_run))?)
+}
+
+/// The control socket of the balancer that is to read its file again, if that is asked for.
+pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
+    if !args.reread {
+        return Ok(None);
+    }
+    let (config, warnings) = file::load(&args.file)?;
+    for mut warning in warnings {
+        warning.text.insert_str(0, "warning: ");
+        writeln!(io::stderr(), "{warning}")?;
+    }
+    Ok(Some(config.socket))
+}
+
+/// Has the balancer read its own file again.
+pub(super) async fn reread(client: &Client, args: Args) -> Result<(), Failure> {
+    let changed = client.reread().await?;
+    if args.json {
+        return Ok(output::print_json(&changed)?);
+    }
+    Ok(output::print(&format!("{}\n", changed.message))?)
 }
 
 fn refuse(file: &std::path::Path, bytes: &[u8]) -> Failure {
@@ -65,6 +98,9 @@ fn render(applied: &Applied, dry_run: bool) -> String {
     let mut text: String = applied.differences.iter().map(|line| format!("{line}\n")).collect();
     for service in applied.services.iter().filter(|_| dry_run) {
         text += &plan::text(service);
+    }
+    if let Some(changed) = summary(&applied.changed_at_run_time).filter(|_| dry_run) {
+        text += &format!("changed at run time: {changed}\n");
     }
     let prefix = if dry_run { "dry run, nothing was changed: " } else { "" };
     text + &format!("{prefix}{}\n", applied.message)

@@ -17,11 +17,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (config, warnings) = file::load(&args.file)?;
+    let denied = file::deny::check(&config)?;
     for mut warning in warnings {
         warning.text.insert_str(0, "warning: ");
         writeln!(io::stderr(), "{warning}")?;
     }
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
     let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
-    Ok(output::print(&format!("{}: ok: {services}, {backends}\n", args.file.display()))?)
+    let denied = if denied == 0 { String::new() } else { format!(", {}", counted(denied, "denied prefix")) };
+    Ok(output::print(&format!("{}: ok: {services}, {backends}{denied}\n", args.file.display()))?)
 }

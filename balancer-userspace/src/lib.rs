@@ -203,7 +203,13 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
     match verb {
         Verb::Run(args) => run::run(args, socket),
         Verb::Check(args) => check::run(&args),
-        Verb::Apply(args) => wait_for(apply::run(&client(), args)),
+        Verb::Apply(args) => match apply::own_socket(&args)? {
+            Some(own) => {
+                let socket = socket.as_deref().unwrap_or(&own);
+                wait_for(apply::reread(&Client::new(socket).if_generation(None), args))
+            }
+            None => wait_for(apply::run(&client(), args)),
+        },
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Doctor(args) => wait_for(doctor::run(&client(), &args)),
         Verb::Ready(args) => wait_for(ready::run(&client(), &args)),

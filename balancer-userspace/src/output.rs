@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use balancer_api::model::{BackendView, Rates, ServiceView};
+use balancer_api::model::{BackendView, DenyView, Rates, ServiceView};
 use balancer_model::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
@@ -72,6 +72,14 @@ pub(super) fn service(service: &ServiceView) -> String {
     );
     if let Some(sharing) = &service.sharing {
         text.push_str(&format!("steer {}: {sharing}\n", service.steer));
+    }
+    if let Some(DenyView { file, prefixes, packets, error, .. }) = &service.deny {
+        text.push_str(&format!(
+            "  denies {} by {file}, {} dropped\n",
+            counted(*prefixes as usize, "prefix"),
+            grouped(*packets)
+        ));
+        text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
     text.extend(service.rates.as_ref().map(|rates| format!("  {}, over the last 10 s\n", rates_words(rates))));
     let counts_active = service.counts_active();

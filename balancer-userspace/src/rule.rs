@@ -94,7 +94,7 @@ fn done(Changed { message }: Changed) -> Result<(), Failure> {
 }
 
 fn table(rules: Vec<RuleView>) -> String {
-    let mut table = Table::new(&["SERVICE", "PREFIX", "ACTION", ">PACKETS", ">FALLBACKS", "ENDS", "STATE"]);
+    let mut table = Table::new(&["SERVICE", "PREFIX", "ACTION", ">PACKETS", ">FALLBACKS", "ENDS", "FROM", "STATE"]);
     for rule in rules {
         table.row([
             rule.service,
@@ -106,6 +106,7 @@ fn table(rules: Vec<RuleView>) -> String {
                 || "-".to_owned(),
                 |seconds| format!("in {}", humantime::format_duration(Duration::from_secs(seconds))),
             ),
+            if rule.in_file { "file" } else { "run time" }.to_owned(),
             if rule.active { "active".to_owned() } else { format!("not active: {}", rule.reason) },
         ]);
     }

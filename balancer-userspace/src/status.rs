@@ -9,6 +9,7 @@ use balancer_api::{
     client::Client,
     model::{Fitness, StatusView},
 };
+use balancer_core::run_time::summary;
 use balancer_model::words::grouped;
 use ratatui::crossterm::terminal;
 
@@ -100,6 +101,9 @@ fn render(status: &StatusView) -> String {
     }
     if status.withdrawn {
         text.push_str("withdrawn: its VIPs are taken away until `balancer announce`\n");
+    }
+    if let Some(changed) = summary(&status.changed_at_run_time) {
+        text.push_str(&format!("changed at run time: {changed}\n"));
     }
     text.push_str(&format!("\n{}", table.render()));
     if !status.vips.is_empty() {

@@ -240,6 +240,8 @@ async fn tables_are_aligned_and_without_borders() {
     assert_eq!(
         shown,
         "service web  tcp 198.51.100.10:80  nat  65,537 slots, generation 7\n\
+         \x20 denies 100,000 prefixes by /etc/balancer/deny.txt, 7 dropped\n\
+         WARNING: the file is not taken over: /etc/balancer/deny.txt:2: wrong\n\
          NAME  ADDRESS         STATE  ADMIN  HEALTH  WEIGHT   SLOTS  SHARE  CLIENTS  CONNECTIONS    PACKETS       BYTES  CONN/S  PACKETS/S  BYTES/S  REASON\n\
          web1  10.0.0.11:8080  up     ready  up         100  32,769  50.0%        0        4,321  1,234,567  89,000,000       -          -        -\n\
          web2  10.0.0.11:8080  up     ready  up         100  32,768  50.0%        0        4,321  1,234,567  89,000,000       -          -        -\n"
@@ -576,7 +578,11 @@ async fn readiness_is_an_exit_code_a_line_and_json() {
         assert_eq!(json, serde_json::json!({"state": state, "reasons": reasons.unwrap_or_default()}));
         let status = at(&socket, &["status"]).await;
         let shown = if state == "ready" { String::new() } else { format!("{line}\n") };
-        assert!(String::from_utf8(status.stdout).unwrap().starts_with(&format!("generation 2\n{shown}\n")));
+        assert!(
+            String::from_utf8(status.stdout)
+                .unwrap()
+                .starts_with(&format!("generation 2\n{shown}changed at run time: 1 backend\n\n"))
+        );
     }
     let output = at(&missing, &["ready"]).await;
     assert_eq!(output.status.code(), Some(1), "where nobody answers");

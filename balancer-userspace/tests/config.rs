@@ -83,6 +83,7 @@ fn defaults() {
             reject: false,
             steer: 100,
             assign_vip: AssignVip::No,
+            deny: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -93,6 +94,7 @@ fn defaults() {
                 backup: false,
                 check: None,
             }],
+            rules: vec![],
         }]))
         .unwrap(),
     };
@@ -165,6 +167,9 @@ fn every_key() {
     assert_eq!(web.client_prefix, ClientPrefix { v4: 24, v6: 56 });
     assert_eq!((web.failback, web.when_all_down, web.start_down), (Failback::Return, WhenAllDown::Drop, true));
     assert!(web.reject);
+    let rules: Vec<String> = web.rules.iter().map(|rule| format!("{} {rule}", rule.prefix)).collect();
+    assert_eq!(rules, ["192.0.2.7/32 spread", "198.18.0.0/15 deny", "203.0.113.0/24 pin web1 for 5m"]);
+    assert!(dns.rules.is_empty());
     assert_eq!(web.outage, Outage { share: 0.75 });
     assert_eq!(web.drain_timeout, Duration::from_secs(600));
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });

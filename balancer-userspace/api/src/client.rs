@@ -371,6 +371,14 @@ impl Client {
         self.send(Method::DELETE, &rule_path(service, prefix), None::<&()>).await
     }
 
+    /// Has the balancer read its own configuration file again.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn reread(&self) -> Answer<Changed> {
+        self.send(Method::POST, "/v1/configuration/reread", None::<&()>).await
+    }
+
     /// Has the contents of a configuration file taken over.
     ///
     /// # Errors

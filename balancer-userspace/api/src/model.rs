@@ -7,6 +7,7 @@ pub use balancer_core::{
     rates::Rates,
     readiness::{Fitness, Readiness},
     rules::Action,
+    run_time::RunTimeChange,
 };
 use balancer_core::{
     locate::Located,
@@ -27,6 +28,9 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     pub services: Services,
     /// How often users have changed something, over restarts.
     pub generation: u64,
+    /// Where services are not as the configuration file says.
+    #[serde(default)]
+    pub changed_at_run_time: Vec<RunTimeChange>,
     /// Whether it is fit to be sent clients.
     #[serde(default)]
     pub ready: Readiness,
@@ -146,6 +150,9 @@ pub struct ServiceView {
     /// What somebody should look at, a line each: an outage, one client that is most of a backend's load.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The list of prefixes whose clients are denied; absent: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deny: Option<DenyView>,
     /// What its backends are sent in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
@@ -154,6 +161,23 @@ pub struct ServiceView {
     pub silence: Option<String>,
     /// Its backends, in configuration order, runtime additions last.
     pub backends: Vec<BackendView>,
+}
+
+/// A list of prefixes whose clients are denied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DenyView {
+    /// The file.
+    pub file: String,
+    /// How many prefixes are denied.
+    pub prefixes: u64,
+    /// Packets that these have denied.
+    pub packets: u64,
+    /// When the file was last read without an error; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_seconds_ago: Option<u64>,
+    /// Why the file, as it is now, is not what is denied; absent: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Where a service is reached.
@@ -320,6 +344,8 @@ pub struct RuleView {
     /// What becomes of them: `pin` (with `backend`), `spread` or `deny`.
     #[serde(flatten)]
     pub action: Action,
+    /// Whether the configuration file says it so; what was added or changed at run time is not in the file.
+    pub in_file: bool,
     /// Whether it decides about anybody now.
     pub active: bool,
     /// Why not; empty where it does.
@@ -500,6 +526,9 @@ pub struct ApplyConfiguration {
     /// Also if the file is older than the newest change in the fleet.
     #[serde(default)]
     pub force: bool,
+    /// Undo what was changed at run time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reset: bool,
     /// Where the file is on the balancer's machine, without links, to tell whether it is the balancer's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
@@ -513,6 +542,9 @@ pub struct Applied {
     /// With `dry_run`: where file and run time differ, and what else would come of it.
     #[serde(default)]
     pub differences: Vec<String>,
+    /// What was changed at run time before.
+    #[serde(default)]
+    pub changed_at_run_time: Vec<RunTimeChange>,
     /// The services in which slots or known clients move or would move, clients are forgotten, or listeners come or go, as
     /// planned right before the change.
     #[serde(default)]
@@ -522,7 +554,12 @@ pub struct Applied {
 impl From<Planned> for Applied {
     fn from(planned: Planned) -> Self {
         let services = planned.services.into_iter().filter(PlannedService::does_something);
-        Self { message: planned.message, differences: planned.reports, services: services.map(Into::into).collect() }
+        Self {
+            message: planned.message,
+            differences: planned.reports,
+            changed_at_run_time: planned.changed,
+            services: services.map(Into::into).collect(),
+        }
     }
 }
 

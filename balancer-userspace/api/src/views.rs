@@ -7,15 +7,15 @@ use balancer_common::{
     verdict::{DropReason, Verdict},
 };
 use balancer_core::snapshot::{
-    BackendSnapshot, CheckSnapshot, Coming, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceSnapshot,
-    Snapshot,
+    BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot,
+    ServiceSnapshot, Snapshot,
 };
 use balancer_model::config::{Protocol, forwarding_word};
 
 use crate::{
     model::{
-        BackendView, ClientTableView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView,
-        UnansweredView, Verdicts, VipView,
+        BackendView, ClientTableView, DenyView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView,
+        StatusView, UnansweredView, Verdicts, VipView,
     },
     one_by_one::OneByOne,
 };
@@ -39,6 +39,7 @@ impl<Services> StatusView<Services> {
             redirect_errors: snapshot.redirect_errors,
             services: snapshot.services,
             generation: snapshot.generation,
+            changed_at_run_time: snapshot.changed,
             ready: snapshot.member.readiness,
             withdrawn: snapshot.member.withdrawn,
             vips: (snapshot.member.vips.into_iter())
@@ -103,9 +104,22 @@ impl From<ServiceSnapshot> for ServiceView {
             sharing,
             outage_seconds: service.outage.as_ref().map(|outage| outage.lasted.as_secs()),
             warnings: service.outage.map(|outage| outage.line).into_iter().chain(service.statistics.warnings).collect(),
+            deny: service.denied.map(Into::into),
             backends: (service.backends.into_iter().zip(rates))
                 .map(|(backend, rates)| BackendView { rates, ..backend.into() })
                 .collect(),
+        }
+    }
+}
+
+impl From<DeniedSnapshot> for DenyView {
+    fn from(snapshot: DeniedSnapshot) -> Self {
+        Self {
+            file: snapshot.file.display().to_string(),
+            prefixes: snapshot.prefixes as u64,
+            packets: snapshot.packets,
+            read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
+            error: snapshot.error,
         }
     }
 }

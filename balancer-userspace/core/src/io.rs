@@ -190,6 +190,9 @@ pub enum Change {
     /// said before.
     #[serde(skip)]
     Reload(Box<Config>),
+    /// The same, and undo what was changed at run time.
+    #[serde(skip)]
+    Reset(Box<Config>),
 }
 
 /// Something for the shell to do, in the order given.

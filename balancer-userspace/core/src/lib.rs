@@ -26,6 +26,7 @@ pub mod ratios;
 pub mod readiness;
 pub mod refused;
 pub mod rules;
+pub mod run_time;
 pub mod search;
 pub mod service;
 pub mod shares;
@@ -58,6 +59,10 @@ mod foresight_test;
 mod model_test;
 #[cfg(test)]
 mod outage_test;
+#[cfg(test)]
+mod rules_test;
+#[cfg(test)]
+mod run_time_test;
 #[cfg(test)]
 mod share_test;
 #[cfg(test)]

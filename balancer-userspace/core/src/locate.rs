@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
     time::Duration,
 };
 
@@ -88,7 +89,27 @@ impl Controller {
     }
 }
 
+impl Located {
+    /// A list denies it by this prefix.
+    pub fn deny(&mut self, prefix: IpNet) {
+        (self.backend, self.why) = (None, Why::Rule);
+        self.rule = Some(Rule { prefix, action: Action::Deny, ttl: None, ends: None });
+    }
+}
+
 impl Service {
+    /// The longest prefix of a rule that the data path has for a client, whether or not it does something just now.
+    #[must_use]
+    pub fn rule_prefix(&self, address: IpAddr) -> Option<IpNet> {
+        self.rules().longest(address, |rule| !self.is_part_of_a_client(rule)).map(|rule| rule.prefix)
+    }
+
+    /// The file of prefixes whose clients are denied.
+    #[must_use]
+    pub fn deny_file(&self) -> Option<&Path> {
+        Some(&self.deny()?.file)
+    }
+
     /// Where `client` is steered to; `None` if it is of the other family.
     fn locate(&self, address: IpAddr) -> Option<Located> {
         let (prefix, key) = (self.client_prefix(), self.client_key());

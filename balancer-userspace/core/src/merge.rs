@@ -1,8 +1,10 @@
 //! A configuration file that is read again, and what was changed at run time since it was last read.
 //!
 //! The file's word wins for what it has changed; what it says as before stays as it is at run time. Only the sets of
-//! listeners and backends, the weights of backends, and the share of clients that are steered can differ at run time, so a
-//! service's other settings are always the file's.
+//! listeners, backends and rules, the weights of backends, and the share of clients that are steered can differ at run time,
+//! so a service's other settings are always the file's.
+
+mod rules;
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
@@ -14,6 +16,8 @@ use balancer_model::{
     shared::{ByName, alike, by_name},
     validate::{self, Valid},
 };
+
+pub use self::rules::{MergedRules, merge_rules};
 
 /// What comes of a merge.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -25,6 +25,7 @@ use crate::{
     io::{Change, Command, Event, NextHop, Refused, ServiceId},
     moves::Moves,
     report,
+    run_time::RunTimeChange,
     service::{Backend, Service},
 };
 
@@ -35,6 +36,8 @@ pub struct Plan {
     pub message: String,
     /// Further lines: what it would bring about beyond what it names.
     pub reports: Vec<String>,
+    /// Of a configuration file: what was changed at run time until now.
+    pub changed: Vec<RunTimeChange>,
     /// The services that there are before; one of both address families is two.
     pub services: Vec<ServicePlan>,
 }
@@ -46,6 +49,8 @@ pub struct Planned {
     pub message: String,
     /// As in [`Plan`].
     pub reports: Vec<String>,
+    /// As in [`Plan`].
+    pub changed: Vec<RunTimeChange>,
     /// As in [`Plan`].
     pub services: Vec<PlannedService>,
 }
@@ -173,6 +178,8 @@ impl Controller {
     /// # Errors
     /// [`Refused`] if the change would be.
     pub fn plan_and_make(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
+        let is_file = matches!(change, Change::Reload(_) | Change::Reset(_));
+        let changed = if is_file { self.changed_at_run_time() } else { Vec::new() };
         let mut copy = self.as_one_that_decides();
         let (message, mut commands) = copy.change(change, now)?;
         let watched =
@@ -214,7 +221,7 @@ impl Controller {
             }
         });
         let services = services.collect();
-        Ok((Plan { message, reports: reports.collect(), services }, copy))
+        Ok((Plan { message, reports: reports.collect(), changed, services }, copy))
     }
 
     /// What is left in `copy` of the service of `part`, which is not.
@@ -237,7 +244,7 @@ impl Plan {
     /// its backend.
     #[must_use]
     pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
-        let Self { mut message, reports, services } = self;
+        let Self { mut message, reports, changed, services } = self;
         let mut owners: Vec<Option<usize>> = vec![None; MOST_BACKEND_ROWS as usize];
         for (index, service) in services.iter().enumerate() {
             for &id in service.names.keys() {
@@ -262,7 +269,7 @@ impl Plan {
         message += &clients_moved(&services);
         message += &clients_changing_sides(&services);
         message += &report::clients_forgotten(services.iter().map(|of| of.known_clients_forgotten).sum());
-        Planned { message, reports, services }
+        Planned { message, reports, changed, services }
     }
 }
 

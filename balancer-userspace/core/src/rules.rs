@@ -1,49 +1,22 @@
 //! Rules for client prefixes: what there is, which one decides, when they end.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use balancer_common::map_types::MAX_RULES;
-use balancer_model::{listeners::Family, value::host_bits, words::grouped};
+pub use balancer_model::rule::Action;
+use balancer_model::{
+    listeners::Family,
+    rule::{RuleConfig, foreign},
+    value::host_bits,
+    words::grouped,
+};
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use crate::refused::Refused;
-
-/// What becomes of the clients of a prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "snake_case")]
-pub enum Action {
-    /// They go to one backend, while that takes clients.
-    Pin {
-        /// Its name in the service.
-        backend: String,
-    },
-    /// Each connection goes its own way, by its source port as well.
-    Spread,
-    /// They are dropped.
-    Deny,
-}
-
-impl Action {
-    /// `pin`, `spread` or `deny`.
-    #[must_use]
-    pub const fn word(&self) -> &'static str {
-        match self {
-            Self::Pin { .. } => "pin",
-            Self::Spread => "spread",
-            Self::Deny => "deny",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pin { backend } => write!(f, "pin {backend}"),
-            Self::Spread | Self::Deny => f.write_str(self.word()),
-        }
-    }
-}
 
 /// A rule of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,63 +25,78 @@ pub struct Rule {
     pub prefix: IpNet,
     /// What becomes of them.
     pub action: Action,
+    /// How long it was to hold when it came; `None`: until it is removed.
+    pub ttl: Option<Duration>,
     /// When it ends by itself; `None`: not before it is removed.
     pub ends: Option<Instant>,
 }
 
+impl Rule {
+    /// A rule as it is written, which comes now.
+    #[must_use]
+    pub fn new(RuleConfig { prefix, action, ttl }: RuleConfig, now: Instant) -> Self {
+        Self { prefix, action, ttl, ends: ttl.map(|ttl| now + ttl) }
+    }
+
+    /// The rule as it would be written.
+    #[must_use]
+    pub fn written(&self) -> RuleConfig {
+        RuleConfig { prefix: self.prefix, action: self.action.clone(), ttl: self.ttl }
+    }
+}
+
 /// The rules of a service, at most one for a prefix.
-#[derive(Clone, Debug, Default)]
-pub struct Rules(BTreeMap<IpNet, Rule>);
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rules {
+    there: BTreeMap<IpNet, Rule>,
+    /// Prefixes of rules of the configuration file whose time is over. They do not come back while the file says the same.
+    ended: BTreeSet<IpNet>,
+}
 
 impl Rules {
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.there.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.there.is_empty()
     }
 
     /// All, in the order of their prefixes.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.0.values()
+        self.there.values()
     }
 
     /// The rule for exactly this prefix.
     #[must_use]
     pub fn get(&self, prefix: IpNet) -> Option<&Rule> {
-        self.0.get(&prefix)
+        self.there.get(&prefix)
     }
 
     /// Adds a rule; gives the one for the same prefix that it replaces.
     pub fn set(&mut self, rule: Rule) -> Option<Rule> {
-        self.0.insert(rule.prefix, rule)
+        self.ended.remove(&rule.prefix);
+        self.there.insert(rule.prefix, rule)
     }
 
     /// Takes the rule for exactly this prefix away.
     pub fn remove(&mut self, prefix: IpNet) -> Option<Rule> {
-        self.0.remove(&prefix)
+        self.there.remove(&prefix)
     }
 
     /// A backend is called otherwise now.
     pub(crate) fn rename(&mut self, from: &str, to: &str) {
-        for rule in self.0.values_mut() {
-            if let Action::Pin { backend } = &mut rule.action
-                && backend == from
-            {
-                to.clone_into(backend);
-            }
-        }
+        self.there.values_mut().for_each(|rule| rule.action.rename(from, to));
     }
 
     /// The rule that decides about `client`: the one with the longest prefix that holds it, of those that `count`.
     pub fn longest(&self, client: IpAddr, count: impl Fn(&Rule) -> bool) -> Option<&Rule> {
         let bits = if client.is_ipv4() { 32 } else { 128 };
-        let rule = |length| self.0.get(&IpNet::new(client, length).ok()?.trunc()).filter(|rule| count(rule));
+        let rule = |length| self.there.get(&IpNet::new(client, length).ok()?.trunc()).filter(|rule| count(rule));
         (0..=bits).rev().find_map(rule)
     }
 
@@ -124,11 +112,45 @@ impl Rules {
         self.iter().filter_map(|rule| rule.ends).min()
     }
 
-    /// Takes away the rules whose time is over.
-    pub fn take_ended(&mut self, now: Instant) -> Vec<Rule> {
+    /// Takes away the rules whose time is over. Those that are `written` in the configuration file are remembered.
+    pub fn take_ended(&mut self, written: &[RuleConfig], now: Instant) -> Vec<Rule> {
         let over = |rule: &&Rule| rule.ends.is_some_and(|ends| ends <= now);
         let prefixes: Vec<IpNet> = self.iter().filter(over).map(|rule| rule.prefix).collect();
-        prefixes.into_iter().filter_map(|prefix| self.remove(prefix)).collect()
+        let ended: Vec<Rule> = prefixes.into_iter().filter_map(|prefix| self.remove(prefix)).collect();
+        let of_file = ended.iter().filter(|rule| written.contains(&rule.written()));
+        self.ended.extend(of_file.map(|rule| rule.prefix));
+        ended
+    }
+
+    /// Prefixes of rules of the configuration file whose time is over.
+    pub fn ended(&self) -> impl Iterator<Item = IpNet> {
+        self.ended.iter().copied()
+    }
+
+    /// Whether the configuration file's rule for this prefix has ended.
+    #[must_use]
+    pub fn has_ended(&self, prefix: IpNet) -> bool {
+        self.ended.contains(&prefix)
+    }
+
+    /// Remembers that the configuration file's rule for this prefix has ended.
+    pub fn note_ended(&mut self, prefix: IpNet) {
+        self.ended.insert(prefix);
+    }
+
+    /// Takes in those of `other`.
+    pub fn extend(&mut self, other: &Self) {
+        other.iter().cloned().for_each(|rule| drop(self.set(rule)));
+        self.ended.extend(other.ended().filter(|prefix| !self.there.contains_key(prefix)));
+    }
+
+    /// Those with a prefix that is `wanted`.
+    #[must_use]
+    pub fn those(&self, wanted: impl Fn(IpNet) -> bool) -> Self {
+        Self {
+            there: self.there.iter().filter(|(prefix, _)| wanted(**prefix)).map(|(k, v)| (*k, v.clone())).collect(),
+            ended: self.ended().filter(|prefix| wanted(*prefix)).collect(),
+        }
     }
 }
 
@@ -140,13 +162,7 @@ pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Re
     if prefix.trunc() != prefix {
         return Err(Refused::Invalid(host_bits(prefix)));
     }
-    let theirs = Family::of(prefix.addr());
-    if theirs != ours {
-        return Err(Refused::Invalid(format!(
-            "service {service} is {ours}: {prefix} is {theirs} and holds none of its clients"
-        )));
-    }
-    Ok(())
+    foreign(service, &[ours], prefix).map_or(Ok(()), |text| Err(Refused::Invalid(text)))
 }
 
 /// What to say when no rule more can be added.
@@ -167,7 +183,7 @@ mod tests {
     }
 
     fn rule(prefix: &str, action: Action, ends: Option<Instant>) -> Rule {
-        Rule { prefix: net(prefix), action, ends }
+        Rule { prefix: net(prefix), action, ttl: None, ends }
     }
 
     #[test]
@@ -202,9 +218,9 @@ mod tests {
         rules.set(rule("10.2.0.0/16", Action::Deny, None));
         assert_eq!((rules.len(), rules.next_end()), (3, at(3)));
         let prefixes = |ended: Vec<Rule>| ended.iter().map(|rule| rule.prefix.to_string()).collect::<Vec<_>>();
-        assert_eq!(prefixes(rules.take_ended(start + Duration::from_secs(2))), [""; 0]);
-        assert_eq!(prefixes(rules.take_ended(start + Duration::from_secs(3))), ["10.1.0.0/16"]);
-        assert_eq!(prefixes(rules.take_ended(start + Duration::from_secs(60))), ["10.0.0.0/8"]);
+        assert_eq!(prefixes(rules.take_ended(&[], start + Duration::from_secs(2))), [""; 0]);
+        assert_eq!(prefixes(rules.take_ended(&[], start + Duration::from_secs(3))), ["10.1.0.0/16"]);
+        assert_eq!(prefixes(rules.take_ended(&[], start + Duration::from_secs(60))), ["10.0.0.0/8"]);
         assert_eq!((rules.len(), rules.next_end()), (1, None));
     }
 

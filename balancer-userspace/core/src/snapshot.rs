@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -32,6 +33,7 @@ use crate::{
     rates::{Rates, TrafficHistory},
     ratios::{self, share},
     readiness::Readiness,
+    run_time::RunTimeChange,
     shares::{Load, ShareHistory},
     top::Top,
 };
@@ -55,6 +57,8 @@ pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
     pub flows: Option<FlowsSnapshot>,
     /// How often users have changed something.
     pub generation: u64,
+    /// What was changed at run time.
+    pub changed: Vec<RunTimeChange>,
     /// What it is to those who send it clients.
     pub member: MemberSnapshot,
     /// The fleet that it is in; `None`: in none.
@@ -90,10 +94,33 @@ impl<Services> Snapshot<Services> {
     /// With what `make` makes of the services.
     #[must_use]
     pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
-        let Self { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet } =
-            self;
+        let Self {
+            interfaces,
+            services,
+            drops,
+            replies,
+            redirect_errors,
+            memory,
+            flows,
+            generation,
+            changed,
+            member,
+            fleet,
+        } = self;
         let services = make(services);
-        Snapshot { interfaces, services, drops, replies, redirect_errors, memory, flows, generation, member, fleet }
+        Snapshot {
+            interfaces,
+            services,
+            drops,
+            replies,
+            redirect_errors,
+            memory,
+            flows,
+            generation,
+            changed,
+            member,
+            fleet,
+        }
     }
 }
 
@@ -226,6 +253,21 @@ pub struct OutageSnapshot {
     pub line: String,
 }
 
+/// A list of prefixes whose clients are denied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeniedSnapshot {
+    /// The file.
+    pub file: PathBuf,
+    /// How many prefixes are denied.
+    pub prefixes: usize,
+    /// Packets that these have denied.
+    pub packets: u64,
+    /// How long ago the file was read.
+    pub read: Option<Duration>,
+    /// Why the file, as it is now, is not what is denied.
+    pub error: Option<String>,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
@@ -265,6 +307,8 @@ pub struct ServiceSnapshot {
     pub passed: ShareStats,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
+    /// The list of prefixes whose clients are denied.
+    pub denied: Option<DeniedSnapshot>,
     /// What backends that are gone for good have counted, by name; after an hour together.
     pub departed: Vec<(String, BackendStats)>,
     /// Of the moves that were counted here, those that another member of the fleet has made as well, and counts; by cause.

@@ -197,6 +197,9 @@ pub struct SavedService {
     /// Its rules for client prefixes.
     #[serde(default)]
     pub rules: Vec<SavedRule>,
+    /// Prefixes of rules of the configuration file whose time is over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended_rules: Vec<IpNet>,
     /// An outage of it, or what may be one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SavedOutage>,
@@ -257,6 +260,9 @@ pub struct SavedRule {
     /// What becomes of them.
     #[serde(flatten)]
     pub action: Action,
+    /// How long it was to hold when it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
     /// When it ends by itself.
     #[serde(default)]
     pub ends: Option<Moment>,

@@ -30,7 +30,7 @@ fn export(bench: &Bench) -> SavedState {
 }
 
 /// The controller goes on in another process, `pause` later, with `file` as its configuration file.
-fn restart(bench: &mut Bench, pause: Duration, file: Vec<ServiceConfig>) -> Vec<Command> {
+pub(super) fn restart(bench: &mut Bench, pause: Duration, file: Vec<ServiceConfig>) -> Vec<Command> {
     let state = export(bench);
     bench.now += pause;
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL + pause };

@@ -1,6 +1,6 @@
 //! What the control API and the metrics listener ask of the one task that owns the controller.
 
-use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use balancer_api::model::{
     Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView,
@@ -12,11 +12,14 @@ use balancer_core::{
     snapshot::{Coming, Snapshot},
 };
 use balancer_dataplane::FlowCounts;
-use balancer_model::{config::Config, names::BackendName, validate::Valid};
+use balancer_model::{config::Config, deny::DenyList, names::BackendName, validate::Valid};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{events::Events, flow_look::FlowLook};
+
+/// A list of denied prefixes as it was read, or why it was not.
+pub type DenyFileRead = Result<Arc<DenyList>, String>;
 
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,6 +145,13 @@ pub enum Call {
         modified: Option<SystemTime>,
         /// What was done; `None`: the services stay as they are.
         reply: oneshot::Sender<Result<Option<Changed>, Refused>>,
+    },
+    /// A file of denied prefixes was read, because it is new or has changed.
+    DenyFileRead {
+        /// Which.
+        file: PathBuf,
+        /// What it says, or why it is wrong.
+        read: DenyFileRead,
     },
     /// A configuration file was applied, perhaps the own one.
     FileApplied {

@@ -1,7 +1,7 @@
 //! Configuration files, parsed one after the other, wherever they come from.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -10,13 +10,28 @@ use tokio::task::{JoinError, spawn_blocking};
 
 /// The one parser, which knows what was parsed last.
 #[derive(Clone, Debug, Default)]
-pub struct Configurations(Arc<Mutex<Parser>>);
+pub struct Configurations {
+    parser: Arc<Mutex<Parser>>,
+    /// The balancer's own file.
+    own: Option<PathBuf>,
+}
 
 impl Configurations {
     /// With what `parser` has parsed.
     #[must_use]
     pub fn new(parser: Parser) -> Self {
-        Self(Arc::new(Mutex::new(parser)))
+        Self { parser: Arc::new(Mutex::new(parser)), own: None }
+    }
+
+    /// The same of a balancer that was started with a file.
+    #[must_use]
+    pub fn of(self, own: PathBuf) -> Self {
+        Self { own: Some(own), ..self }
+    }
+
+    /// The file that the balancer was started with.
+    pub(crate) fn own(&self) -> Option<&Path> {
+        self.own.as_deref()
     }
 
     /// Reads and parses a file. A file that does not come holds up nobody else.
@@ -39,6 +54,9 @@ impl Configurations {
     }
 
     fn parse_now(&self, path: PathBuf, bytes: &[u8]) -> Parsed {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)
+        let parsed = self.parser.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)?;
+        // A file whose lists could not be taken over is not.
+        file::deny::check(&parsed.0)?;
+        Ok(parsed)
     }
 }

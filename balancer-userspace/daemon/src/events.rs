@@ -243,7 +243,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::RemoveListener { service, .. } => {
             Some(BackendName { service: service.clone(), backend: String::new() })
         }
-        Change::Reload(_) => None,
+        Change::Reload(_) | Change::Reset(_) => None,
     }
 }
 

@@ -420,6 +420,8 @@ impl Fleet {
         let known = leaves.map(|name| owner.controller().parts(name).map(Backend::known_clients).sum());
         let wish = if let Change::Reload(config) = change {
             Wish::Services(config.services.copies())
+        } else if let Change::Reset(config) = change {
+            Wish::Reset(config.services.copies())
         } else {
             Wish::Change(change)
         };

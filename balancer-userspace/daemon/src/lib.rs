@@ -7,6 +7,7 @@ pub mod call;
 mod clocks;
 pub mod configuration;
 pub mod decap;
+mod deny_files;
 mod departed;
 pub mod events;
 mod fleet;

@@ -1,6 +1,7 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
 mod beginning;
+mod denied;
 mod flows;
 mod forgetting;
 mod join;
@@ -46,6 +47,7 @@ pub use self::{
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };
 use self::{
+    denied::Denied,
     member::Member,
     rereading::{Report, Rereading},
     retired::{RecentlyRetired, Retired},
@@ -95,6 +97,7 @@ pub struct Owner<D> {
     /// Whether bringing it to what it should be has failed, so that it is to be tried again.
     out_of_step: bool,
     member: Member,
+    denied: Denied,
     suspects: Suspects,
     flow_counts: FlowCounts,
     /// Which state of a fleet it follows.
@@ -130,6 +133,7 @@ impl<D: Dataplane> Owner<D> {
             told: VecDeque::new(),
             out_of_step: false,
             member: Member::default(),
+            denied: Denied::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
             epoch: None,
@@ -356,7 +360,8 @@ impl<D: Dataplane> Owner<D> {
         let before = self.controller.clone();
         let slots_before = self.all_slots_moved();
         let about = subject(&change);
-        let (added, reloaded) = (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_)));
+        let (added, reloaded) =
+            (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_) | Change::Reset(_)));
         let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
         let (message, commands) = self.controller.change(change, now.into_std())?;
         let last_changes = self.last_changes.clone();
@@ -420,6 +425,7 @@ impl<D: Dataplane> Owner<D> {
         let address = query.address.to_canonical();
         for client in &mut located {
             let Some(service) = self.controller.leg(&client.service, Family::of(address)) else { continue };
+            self.deny_located(service, address, client);
             let Some(known) = self.dataplane.client(service.id(), address) else { continue };
             client.last_seen = Some(known.last_seen);
             if client.rule.is_some() {
@@ -455,6 +461,7 @@ impl<D: Dataplane> Owner<D> {
                     service: service.name().to_owned(),
                     prefix: rule.prefix.to_string(),
                     action: rule.action.clone(),
+                    in_file: service.is_in_file(rule),
                     active: inactive.is_none(),
                     reason: inactive.unwrap_or_default(),
                     expires_in_seconds: rule.ends.map(|ends| ends.saturating_duration_since(now).as_secs()),

@@ -26,6 +26,18 @@ pub(super) async fn follow(mut hangup: Signal, calls: Calls, configurations: Con
     }
 }
 
+/// Reads the file once and takes over what it says: how many services there are then, or why nothing was changed. `None`: the
+/// controller ends.
+pub(super) async fn reread(
+    calls: &Calls,
+    configurations: &Configurations,
+    file: PathBuf,
+) -> Option<Result<usize, String>> {
+    let done = reload(calls, configurations, file).await?;
+    service_manager::reread(done.as_ref().copied().map_err(String::as_str));
+    Some(done)
+}
+
 /// How many services there are now, or why nothing was changed.
 async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
@@ -34,11 +46,11 @@ async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -
         Ok(Ok(loaded)) => loaded,
         Ok(Err(errors)) => {
             errors.findings().iter().for_each(|finding| error!("{finding}"));
-            error!("SIGHUP: nothing was changed, {path} is not valid");
+            error!("reading the file again: nothing was changed, {path} is not valid");
             return Some(Err(errors.to_string()));
         }
         Err(failed) => {
-            error!("SIGHUP: nothing was changed, reading {path} failed: {failed}");
+            error!("reading the file again: nothing was changed, reading {path} failed: {failed}");
             return Some(Err(failed.to_string()));
         }
     };
@@ -53,7 +65,7 @@ async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -
         Ok(_) if is_of_fleet => hand_to_fleet(calls, file_read, modified).await,
         Ok(_) => Some(Ok(services)),
         Err(refused) => {
-            error!("SIGHUP: nothing was changed: {refused}");
+            error!("reading the file again: nothing was changed: {refused}");
             Some(Err(refused.to_string()))
         }
     }
@@ -67,7 +79,9 @@ async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTim
     match answer.await.ok()? {
         Ok(_) => Some(Ok(services)),
         Err(refused) => {
-            error!("SIGHUP: what is this member's own was taken over, the services of the file were not: {refused}");
+            error!(
+                "reading the file again: what is this member's own was taken over, the services of the file were not: {refused}"
+            );
             Some(Err(refused.to_string()))
         }
     }

@@ -79,11 +79,19 @@ pub fn reloading() {
 
 /// What a SIGHUP asked for is done, for so many `services`, or why it is not.
 pub fn reloaded(done: Result<usize, &str>) {
-    let status = match done {
+    tell(&[NotifyState::Ready, NotifyState::Status(&status(done))]);
+}
+
+fn status(done: Result<usize, &str>) -> String {
+    match done {
         Ok(services) => serving(services),
         Err(reason) => format!("the last reload changed nothing: {}", first_line(reason)),
-    };
-    tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    }
+}
+
+/// The same, where no SIGHUP has asked for it.
+pub fn reread(done: Result<usize, &str>) {
+    tell(&[NotifyState::Status(&status(done))]);
 }
 
 /// The start has failed.

@@ -4,7 +4,7 @@ mod rereading;
 mod start;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem::offset_of,
     net::IpAddr,
     path::Path,
@@ -45,6 +45,7 @@ use super::{
     capacity::Capacity,
     clients::KnownClients,
     counters::Counters,
+    denied::DeniedBy,
     devices::{DeviceTable, Devices},
     flows::{FlowMaps, FlowTable},
     grace::{Grace, GracePeriods},
@@ -72,6 +73,8 @@ use super::{
 const SWEEP_PART: usize = 1 << 18;
 /// Entries gone through at a time for a change: about an eighth of a millisecond's work, for which a failure may have to wait.
 const CHANGE_PART: usize = 1 << 15;
+/// Prefixes of lists that are written at a time: about a millisecond's work.
+const STEPS: usize = 1 << 9;
 /// Why there is no program.
 const TAKEN: &str = "the kernel program was handed on before";
 
@@ -503,6 +506,26 @@ impl Dataplane for KernelDataplane {
             self.stickiness.distrust(service);
         }
         set
+    }
+
+    fn set_list(&mut self, denied: &DeniedBy) -> anyhow::Result<()> {
+        self.rules.set_list(denied)
+    }
+
+    fn step_lists(&mut self) -> anyhow::Result<bool> {
+        self.rules.step(STEPS)
+    }
+
+    fn drop_list(&mut self, service: ServiceId) -> anyhow::Result<()> {
+        self.rules.drop_list(service)
+    }
+
+    fn forget_left_lists(&mut self, spared: &HashSet<ServiceId>) -> anyhow::Result<()> {
+        self.rules.forget_left_lists(|service| spared.contains(&service))
+    }
+
+    fn denied(&self, service: ServiceId) -> (usize, u64) {
+        self.rules.denied(service)
     }
 
     fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats> {

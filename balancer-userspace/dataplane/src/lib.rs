@@ -12,6 +12,7 @@ mod counter_rows;
 mod counters;
 mod cpu_rows;
 mod decap;
+mod denied;
 mod devices;
 mod flows;
 mod grace;
@@ -52,7 +53,12 @@ mod sweep;
 mod tables;
 mod threads;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
@@ -70,6 +76,7 @@ pub use budgets::Budgets;
 pub use capacity::Capacity;
 pub use clients::KnownClients;
 pub use decap::Decap;
+pub use denied::DeniedBy;
 pub use devices::Devices;
 pub use flows::{FlowCounts, FlowTable, KnownFlow};
 pub use host_changes::{HostChanges, SwitchChange};
@@ -181,6 +188,35 @@ pub trait Dataplane {
     /// # Errors
     /// When the kernel refuses a write; some of the rules may then be as they were.
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()>;
+
+    /// Has the clients of a list denied, beside what the rules of the service say: a prefix that a rule is for is the rule's,
+    /// and the longest decides. That takes some [steps](Self::step_lists). The list that an earlier controller left for the
+    /// service is gone on with.
+    ///
+    /// # Errors
+    /// When there is no room.
+    fn set_list(&mut self, denied: &DeniedBy) -> anyhow::Result<()>;
+
+    /// Goes on with lists that were set, by about a millisecond's work; whether that was all.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write; the rest is still to be done.
+    fn step_lists(&mut self) -> anyhow::Result<bool>;
+
+    /// Drops a service's list at once, also one that an earlier controller left.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    fn drop_list(&mut self, service: ServiceId) -> anyhow::Result<()>;
+
+    /// Drops the lists that an earlier controller left, but those of services that are `spared`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    fn forget_left_lists(&mut self, spared: &HashSet<ServiceId>) -> anyhow::Result<()>;
+
+    /// How many prefixes of the service's list are denied, and how many packets these were.
+    fn denied(&self, service: ServiceId) -> (usize, u64);
 
     /// The counters of the rule for a prefix, summed over the CPUs; zero where there is none.
     ///

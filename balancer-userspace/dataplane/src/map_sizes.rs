@@ -13,6 +13,7 @@ use balancer_common::{
     },
     rule_filter, seen, signs,
 };
+use balancer_model::deny::MAX_DENIED;
 
 use super::{
     capacity::Capacity,
@@ -50,6 +51,8 @@ const FEW_WORDS: u64 = 1024;
 /// Bytes of the ring buffers but for the log, and of other maps whose size the object says.
 const OTHERS: u64 = (512 + 64 + 256) << 10;
 const PAGE: u64 = 4096;
+/// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
+const SPARE_RULE: u32 = 1;
 
 /// All maps: those of `counters` have rows for CPUs.
 pub(super) fn sizes(
@@ -90,6 +93,8 @@ pub(super) fn sizes(
         array::<BackendStats>("SHARED_BACKENDS", capacity.backends).depends_on(backends),
         array::<ListenerStats>("SHARED_LISTENERS", MAX_LISTENERS),
         array::<RuleStats>("SHARED_RULES", MAX_RULES),
+        // Memory is taken as rules come.
+        MapSize { bytes: 0, ..of("RULES", Some(MAX_RULES + MAX_DENIED as u32 + SPARE_RULE), 0) },
         MapSize { of_cpus: OfCpus::Online(blocks), ..of("RECENT_HOPS", Some(blocks * RECENT_HOPS_OF_CPU), RECENT_HOP) },
         hash::<NeighbourWanted, NeighbourAsked>("ASKED", MAX_ASKED),
         hash::<FragmentKey, FragmentRow>("FRAGMENTS", MAX_FRAGMENTS),

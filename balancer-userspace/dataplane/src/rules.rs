@@ -2,7 +2,10 @@
 //!
 //! Both maps may be those of an earlier controller. A rule that is asked for again keeps its row of counters.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    net::IpAddr,
+};
 
 use anyhow::Context as _;
 use aya::{
@@ -17,10 +20,17 @@ use balancer_common::map_types::{
     RuleStats,
 };
 use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
+use balancer_model::{deny::DenyList, listeners::Family};
 use ipnet::IpNet;
 
 use super::{
-    cpu_rows::CpuRows, kept::Kept, mapped::MappedArray, object::take, rows::address_words, rule_filter::RuleFilter,
+    cpu_rows::CpuRows,
+    denied::{self, DeniedBy, Listed, Lists, Step},
+    kept::Kept,
+    mapped::MappedArray,
+    object::take,
+    rows::address_words,
+    rule_filter::RuleFilter,
 };
 
 /// The rules that the kernel has.
@@ -31,6 +41,10 @@ pub(super) struct RuleTable {
     services: HashMap<ServiceId, ServiceRules>,
     /// Rules of an earlier controller that nobody has asked for yet.
     left: HashMap<(u32, RuleKey), RuleRow>,
+    /// Lists of denied prefixes.
+    lists: Lists,
+    /// Those of an earlier controller that nobody has asked for yet, with their rows of counters.
+    left_lists: HashMap<ServiceId, (u32, Vec<(u32, RuleKey)>)>,
     /// Rows of counters that no rule uses: those that each CPU has for itself, and the others.
     free: [VecDeque<u32>; 2],
 }
@@ -49,19 +63,31 @@ impl RuleTable {
         let stats = CpuRows::take(ebpf, "RULE_STATS", RULE_COUNTERS, "SHARED_RULES")?;
         let mut filter = RuleFilter::new(MappedArray::new(take(ebpf, "RULE_FILTER")?)?);
         let mut left = HashMap::new();
+        let mut left_lists: HashMap<ServiceId, (u32, Vec<(u32, RuleKey)>)> = HashMap::new();
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
             let (bits, key) = parts(key);
             // Of which family they are, their services will say.
-            filter.add(ServiceId(key.service), None);
+            let service = ServiceId(key.service);
+            if denied::is_of_a_list(&row) {
+                let (_, keys) = left_lists.entry(service).or_insert_with(|| {
+                    // One for all.
+                    filter.add(service, None);
+                    (row.counters, Vec::new())
+                });
+                keys.push((bits, key));
+                continue;
+            }
+            filter.add(service, None);
             left.insert((bits, key), row);
         }
-        let used: HashSet<u32> = left.values().map(|row| row.counters).collect();
+        let of_lists = left_lists.values().map(|(counters, _)| *counters);
+        let used: HashSet<u32> = left.values().map(|row| row.counters).chain(of_lists).collect();
         let free = [0..RULE_COUNTERS, RULE_COUNTERS..MAX_RULES]
             .map(|rows| rows.filter(|counters| !used.contains(counters)).collect());
         let gone = kept.rule_fallbacks();
         let services = gone.map(|(id, fallbacks)| (id, ServiceRules { rules: BTreeMap::new(), fallbacks })).collect();
-        Ok(Self { trie, stats, filter, services, left, free })
+        Ok(Self { trie, stats, filter, services, left, lists: Lists::new(), left_lists, free })
     }
 
     /// Makes `rules` those of `service`.
@@ -119,7 +145,105 @@ impl RuleTable {
             self.set(service, &[], kept)?;
             self.services.remove(&service);
         }
+        let gone: Vec<ServiceId> = self.lists.keys().copied().filter(|&service| !listed(service)).collect();
+        gone.into_iter().try_for_each(|service| self.drop_list(service))
+    }
+
+    /// Has the trie come to deny the clients of a list, beside what the rules of the service say. That takes some
+    /// [steps](Self::step). The list that an earlier controller left is gone on with.
+    pub(super) fn set_list(&mut self, DeniedBy { service, family, list }: &DeniedBy) -> anyhow::Result<()> {
+        if !self.lists.contains_key(service) {
+            let listed = match self.left_lists.remove(service) {
+                Some((counters, keys)) => {
+                    let mut listed = Listed::new(counters);
+                    for prefix in keys.iter().filter_map(|(bits, key)| prefix(*bits, key, *family)) {
+                        self.filter.add(*service, Some(prefix));
+                        listed.adopt(prefix);
+                    }
+                    self.filter.remove(*service, None);
+                    listed
+                }
+                None => Listed::new(self.take_counters()?),
+            };
+            self.lists.insert(*service, listed);
+        }
+        if let Some(listed) = self.lists.get_mut(service) {
+            listed.become_list(list, *family);
+        }
         Ok(())
+    }
+
+    /// Does so many steps of what is left to be done to lists; whether that was all.
+    pub(super) fn step(&mut self, steps: usize) -> anyhow::Result<bool> {
+        for _ in 0..steps {
+            let next =
+                self.lists.iter().find_map(|(service, listed)| Some((*service, listed.next()?, listed.counters)));
+            let Some((service, step, counters)) = next else { return Ok(true) };
+            match step {
+                Step::Add(prefix) => {
+                    // A rule for the very prefix decides.
+                    if self.row(service, prefix).is_none() {
+                        self.trie
+                            .insert(&key(service, prefix), denied::row(counters), 0)
+                            .with_context(|| format!("denying {prefix}"))?;
+                    }
+                    self.filter.add(service, Some(prefix));
+                }
+                Step::Remove(prefix) => {
+                    if self.row(service, prefix).is_none() {
+                        self.trie
+                            .remove(&key(service, prefix))
+                            .with_context(|| format!("denying {prefix} no longer"))?;
+                    }
+                    self.filter.remove(service, Some(prefix));
+                }
+            }
+            if let Some(listed) = self.lists.get_mut(&service) {
+                listed.done();
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes the list of a service out of the trie, at once.
+    pub(super) fn drop_list(&mut self, service: ServiceId) -> anyhow::Result<()> {
+        let Some(listed) = self.lists.get_mut(&service) else { return self.forget_left_list(service) };
+        listed.become_list(&DenyList::default(), Family::V4);
+        let counters = listed.counters;
+        while self.lists.get(&service).is_some_and(|listed| listed.next().is_some()) {
+            self.step(1)?;
+        }
+        self.lists.remove(&service);
+        self.give_back_counters(counters);
+        Ok(())
+    }
+
+    /// Takes out of the trie the lists that an earlier controller left, but those of services that are `spared`.
+    pub(super) fn forget_left_lists(&mut self, spared: impl Fn(ServiceId) -> bool) -> anyhow::Result<()> {
+        let strangers: Vec<ServiceId> = self.left_lists.keys().copied().filter(|&service| !spared(service)).collect();
+        strangers.into_iter().try_for_each(|service| self.forget_left_list(service))
+    }
+
+    fn forget_left_list(&mut self, service: ServiceId) -> anyhow::Result<()> {
+        let Some((counters, keys)) = self.left_lists.remove(&service) else { return Ok(()) };
+        let taken: HashSet<(u32, RuleKey)> = self
+            .services
+            .get(&service)
+            .into_iter()
+            .flat_map(|of| of.rules.keys())
+            .map(|&prefix| parts(key(service, prefix)))
+            .collect();
+        for (bits, key) in keys.into_iter().filter(|key| !taken.contains(key)) {
+            self.trie.remove(&Key::new(bits, key)).context("taking a denied prefix out of the trie")?;
+        }
+        self.filter.remove(service, None);
+        self.give_back_counters(counters);
+        Ok(())
+    }
+
+    /// How many prefixes of the service's list the trie has, and packets that these have denied.
+    pub(super) fn denied(&self, service: ServiceId) -> (usize, u64) {
+        self.lists.get(&service).map_or((0, 0), |listed| (listed.len(), self.sum(listed.counters).packets))
     }
 
     /// Drops the rules of an earlier controller that nobody has asked for, but those of services that are `spared`.
@@ -127,7 +251,7 @@ impl RuleTable {
         let strangers = self.left.keys().filter(|(_, key)| !spared(ServiceId(key.service))).copied();
         for (bits, key) in strangers.collect::<Vec<_>>() {
             let Some(row) = self.left.remove(&(bits, key)) else { continue };
-            self.give_up(ServiceId(key.service), Key::new(bits, key), row, kept)?;
+            self.give_up(ServiceId(key.service), Key::new(bits, key), (row, None), kept)?;
             self.filter.remove(ServiceId(key.service), None);
         }
         Ok(())
@@ -161,7 +285,9 @@ impl RuleTable {
 
     fn remove(&mut self, service: ServiceId, prefix: IpNet, kept: &Kept) -> anyhow::Result<()> {
         let Some(row) = self.row(service, prefix) else { return Ok(()) };
-        self.give_up(service, key(service, prefix), row, kept)
+        let listed = self.lists.get(&service).filter(|listed| listed.has(prefix));
+        let instead = listed.map(|listed| denied::row(listed.counters));
+        self.give_up(service, key(service, prefix), (row, instead), kept)
             .with_context(|| format!("removing the rule for {prefix}"))?;
         self.filter.remove(service, Some(prefix));
         if let Some(of) = self.services.get_mut(&service) {
@@ -170,12 +296,22 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Takes a rule out of the trie; its fallbacks are its service's from then on.
-    fn give_up(&mut self, service: ServiceId, key: Key<RuleKey>, row: RuleRow, kept: &Kept) -> anyhow::Result<()> {
+    /// Takes a rule out of the trie, or puts a list's row into its place; its fallbacks are its service's from then on.
+    fn give_up(
+        &mut self,
+        service: ServiceId,
+        key: Key<RuleKey>,
+        (row, instead): (RuleRow, Option<RuleRow>),
+        kept: &Kept,
+    ) -> anyhow::Result<()> {
         let before = self.services.entry(service).or_default().fallbacks;
         // First, so that a controller that is killed in between takes no counter backwards.
         kept.keep_rule_fallbacks(service, before + self.sum(row.counters).fallbacks);
-        self.trie.remove(&key).context("taking a rule out of the trie")?;
+        let taken = match instead {
+            Some(row) => self.trie.insert(&key, row, 0),
+            None => self.trie.remove(&key),
+        };
+        taken.context("taking a rule out of the trie")?;
         let fallbacks = before + self.sum(row.counters).fallbacks;
         kept.keep_rule_fallbacks(service, fallbacks);
         self.services.entry(service).or_default().fallbacks = fallbacks;
@@ -207,6 +343,17 @@ impl RuleTable {
 fn key(service: ServiceId, prefix: IpNet) -> Key<RuleKey> {
     let data = RuleKey { service: service.0, reserved: 0, address: address_words(prefix.network()) };
     Key::new(RULE_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
+}
+
+/// The prefix of a key in a service whose clients are of this family.
+fn prefix(bits: u32, key: &RuleKey, family: Family) -> Option<IpNet> {
+    let length = u8::try_from(bits.checked_sub(RULE_PREFIX_BASE)?).ok()?;
+    let bytes: [u8; 16] = bytemuck::cast(key.address);
+    let address = match family {
+        Family::V4 => <[u8; 4]>::try_from(&bytes[..4]).ok().map(IpAddr::from)?,
+        Family::V6 => IpAddr::from(bytes),
+    };
+    IpNet::new(address, length).ok()
 }
 
 const fn parts(key: Key<RuleKey>) -> (u32, RuleKey) {

@@ -157,6 +157,7 @@ mod tests {
         };
         let status = StatusView {
             generation: 0,
+            changed_at_run_time: Vec::new(),
             ready: balancer_api::model::Readiness::default(),
             withdrawn: false,
             vips: Vec::new(),
@@ -182,6 +183,7 @@ mod tests {
                 sharing: None,
                 outage_seconds: None,
                 warnings: Vec::new(),
+                deny: None,
                 backends: vec![backend("web1", "up"), backend("web2", "down")],
             }],
         };

@@ -258,10 +258,12 @@ impl Ballot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wish {
-    /// A change. Never [`Change::Reload`].
+    /// A change. Never [`Change::Reload`] or [`Change::Reset`].
     Change(Change),
     /// What a member's file says of services.
     Services(Vec<ServiceConfig>),
+    /// The same, and that what was changed at run time is undone.
+    Reset(Vec<ServiceConfig>),
 }
 
 /// A change that is asked for.

@@ -100,12 +100,14 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         reject: false,
         steer: 100,
         assign_vip: AssignVip::No,
+        deny: None,
         check: check(),
         backends: backends
             .iter()
             .map(|line| line.split_once(' ').unwrap())
             .map(|(name, at)| backend(name, at))
             .collect(),
+        rules: Vec::new(),
     };
     service.normalised()
 }

@@ -4,6 +4,7 @@
 mod addresses;
 mod check;
 pub mod config;
+pub mod deny;
 pub mod file;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
@@ -13,6 +14,7 @@ pub mod names;
 mod primes;
 mod protocol;
 pub mod renames;
+pub mod rule;
 mod service;
 pub mod shared;
 pub mod snat;

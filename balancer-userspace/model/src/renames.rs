@@ -101,6 +101,7 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
         for (new, old) in renamed(&service.backends, &wanted.backends) {
             let called_so = Arc::make_mut(service).backends.iter_mut().filter(|backend| backend.name == old);
             called_so.for_each(|backend| backend.name.clone_from(&new));
+            Arc::make_mut(service).rules.iter_mut().for_each(|rule| rule.action.rename(&old, &new));
         }
     }
     services

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     check::CheckConfig,
+    deny::DenyConfig,
     listeners::Listener,
+    rule::RuleConfig,
     snat::{DrainUntil, SnatConfig},
     table_size::TableSize,
     vip::AssignVip,
@@ -71,10 +73,16 @@ pub struct ServiceConfig {
     /// Whether this machine is given the VIPs, and where.
     #[serde(default)]
     pub assign_vip: AssignVip,
+    /// A list of prefixes whose clients are denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deny: Option<DenyConfig>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
     pub backends: Vec<BackendConfig>,
+    /// Rules for client prefixes, at most one for a prefix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleConfig>,
 }
 
 impl ServiceConfig {
@@ -103,7 +111,7 @@ impl ServiceConfig {
         self.table_size.slots(self.backends.len())
     }
 
-    /// Whether it says what `other` says, but for backends.
+    /// Whether it says what `other` says, but for backends and rules.
     #[must_use]
     pub fn has_settings_of(&self, other: &Self) -> bool {
         let Self {
@@ -128,8 +136,10 @@ impl ServiceConfig {
             reject,
             steer,
             assign_vip,
+            deny,
             check,
             backends: _,
+            rules: _,
         } = self;
         *name == other.name
             && *renamed_from == other.renamed_from
@@ -152,6 +162,7 @@ impl ServiceConfig {
             && *reject == other.reject
             && *steer == other.steer
             && *assign_vip == other.assign_vip
+            && *deny == other.deny
             && *check == other.check
     }
 }

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use balancer_common::map_types::{Forwarding, LAST_BACKEND, MAX_LISTENERS};
+use balancer_common::map_types::{Forwarding, LAST_BACKEND, MAX_LISTENERS, MAX_RULES};
 use foldhash::{HashMap, HashSet};
 
 use self::returns::Source;
@@ -26,6 +26,7 @@ use crate::{
     protocol::Protocol,
     service::{BackendConfig, ServiceConfig, forwarding_word},
     shared::{alike, by_name, is_one},
+    words::grouped,
 };
 
 const MAX_SERVICES: usize = u16::MAX as usize;
@@ -358,6 +359,16 @@ impl Problems<'_> {
         if services.len() > MAX_SERVICES {
             let text = format!("more than {MAX_SERVICES} services; remove some");
             self.add(Place::Name(MAX_SERVICES), Fault::Invalid(text));
+        }
+        let mut room = MAX_RULES as usize;
+        let full = services.iter().position(|service| {
+            let left = room.checked_sub(service.rules.len());
+            room = left.unwrap_or(0);
+            left.is_none()
+        });
+        if let Some(index) = full {
+            let text = format!("more than {} rules over all services; remove some", grouped(MAX_RULES));
+            self.add(Place::Name(index), Fault::Invalid(text));
         }
         let room = usize::from(LAST_BACKEND);
         if services.iter().map(|service| service.backend_ids()).sum::<usize>() <= room {

@@ -15,5 +15,10 @@ pub fn grouped(number: impl Into<u64>) -> String {
 
 /// `1 backend`, `2 backends`.
 pub fn counted(number: usize, what: &str) -> String {
-    format!("{} {what}{}", grouped(number as u64), if number == 1 { "" } else { "s" })
+    let ending = match number {
+        1 => "",
+        _ if what.ends_with('x') => "es",
+        _ => "s",
+    };
+    format!("{} {what}{ending}", grouped(number as u64))
 }

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,9 +22,10 @@ use balancer_core::{
     plan::{Planned, PlannedMove, PlannedService},
     readiness::{Announcement, Fitness, Readiness},
     rules::Action,
+    run_time::{RunTimeChange, What},
     snapshot::{
-        BackendSnapshot, CheckSnapshot, InterfaceSnapshot, ListenerSnapshot, MemberSnapshot, ServiceSnapshot,
-        ServiceStatistics, Snapshot,
+        BackendSnapshot, CheckSnapshot, DeniedSnapshot, InterfaceSnapshot, ListenerSnapshot, MemberSnapshot,
+        ServiceSnapshot, ServiceStatistics, Snapshot,
     },
 };
 use balancer_daemon::{
@@ -73,9 +74,14 @@ impl Fake {
         events.note("attached to eth0 in native mode");
         tokio::spawn(controller(inbox, Arc::clone(&seen), events.clone()));
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(socket, calls, Configurations::default(), async {
-            let _ = stopped.await;
-        }));
+        let server = tokio::spawn(serve(
+            socket,
+            calls,
+            Configurations::default().of(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml")),
+            async {
+                let _ = stopped.await;
+            },
+        ));
         Self { seen, events, directory, stop, server }
     }
 
@@ -130,7 +136,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Flows { reply, .. } => {
                 let _ = reply.send(Ok(Default::default()));
             }
-            Call::FlowsCounted(_) => {}
+            Call::FlowsCounted(_) | Call::DenyFileRead { .. } => {}
             Call::Events { reply } => {
                 let _ = reply.send(events.clone());
             }
@@ -186,7 +192,12 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 let _ = reply.send(if matches!(change, Change::SetWeight { .. }) {
                     Err(Refused::Conflict(format!("{change:?} is refused")))
                 } else {
-                    Ok(Planned { message: "would be done".to_owned(), reports: Vec::new(), services: vec![plan] })
+                    Ok(Planned {
+                        message: "would be done".to_owned(),
+                        reports: Vec::new(),
+                        changed: Vec::new(),
+                        services: vec![plan],
+                    })
                 });
             }
             Call::Rules { service, reply } => {
@@ -194,6 +205,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     service: service.to_owned(),
                     prefix: "10.1.2.0/24".to_owned(),
                     action: Action::Pin { backend: "web1".to_owned() },
+                    in_file: true,
                     active: true,
                     reason: String::new(),
                     expires_in_seconds: Some(300),
@@ -286,7 +298,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::RemoveListener { .. }
                     | Change::AddRule { .. }
                     | Change::RemoveRule { .. }
-                    | Change::Reload(_) => Ok(()),
+                    | Change::Reload(_)
+                    | Change::Reset(_) => Ok(()),
                 };
                 let _ = reply.send(answer.map(|()| Changed { message: "done".to_owned() }));
             }
@@ -353,6 +366,13 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         outage: None,
         remembers: false,
         rule_fallbacks: 0,
+        denied: Some(DeniedSnapshot {
+            file: "/etc/balancer/deny.txt".into(),
+            prefixes: 100_000,
+            packets: 7,
+            read: Some(Duration::from_secs(60)),
+            error: Some("/etc/balancer/deny.txt:2: wrong".to_owned()),
+        }),
         share: Share::ALL,
         passed: ShareStats::default(),
         departed: Vec::new(),
@@ -381,6 +401,11 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         redirect_errors: std::collections::BTreeMap::new(),
         replies: ReplyStats::default(),
         generation: 2,
+        changed: vec![RunTimeChange {
+            what: What::Backend,
+            name: "web/web1".to_owned(),
+            change: "weight 50 (file: 100)".to_owned(),
+        }],
         member: MemberSnapshot {
             readiness: readiness(admin),
             withdrawn: false,

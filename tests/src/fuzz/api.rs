@@ -50,7 +50,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>) {
     let _ = controller.start(now);
     while let Some(call) = inbox.recv().await {
         let Call::Change(Request { wish: Wish::Change(change), reply, .. }) = call else { continue };
-        if let Change::Reload(config) = &change
+        if let Change::Reload(config) | Change::Reset(config) = &change
             && !is_small(config)
         {
             continue;

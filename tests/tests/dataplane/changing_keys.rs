@@ -151,6 +151,8 @@ outage = { share = 1 }"#,
         case("steer", ("", "steer = 30"), SentBack),
         case("assign_vip", ("", "assign_vip = true"), Stay),
         case("assign_vip", ("assign_vip = true", "assign_vip = \"lo\""), Stay),
+        case("deny", ("", r#"deny = { file = "/nonexistent" }"#), Stay),
+        case("rule", ("", r#"rule = [{ prefix = "203.0.113.0/24", action = "deny" }]"#), Stay),
         case("check", (r#"check = { type = "none" }"#, check), Stay),
         case("backend", ("", "removed"), Moved(MoveCause::Removed)),
         case("backend.name", ("backend.name = web3", "backend.name = web9"), Moved(MoveCause::Removed)),
@@ -232,8 +234,10 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         reject: _,
         steer: _,
         assign_vip: _,
+        deny: _,
         check: _,
         backends: _,
+        rules: _,
     } = service;
     let BackendConfig { name: _, renamed_from: _, address: _, address6: _, weight: _, backup: _, check: _ } = backend;
     vec![
@@ -258,6 +262,8 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "reject",
         "steer",
         "assign_vip",
+        "deny",
+        "rule",
         "check",
         "backend",
         "backend.name",

@@ -93,7 +93,8 @@ fn apply(site: &Site, change: &Change) {
             | Change::ForceHealth { .. }
             | Change::AddRule { .. }
             | Change::RemoveRule { .. }
-            | Change::Reload(_) => {
+            | Change::Reload(_)
+            | Change::Reset(_) => {
                 unreachable!("not among the changes")
             }
         }

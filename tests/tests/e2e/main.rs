@@ -43,6 +43,7 @@ mod restart_sizes;
 mod returning;
 mod routers;
 mod rules;
+mod rules_of_file;
 mod runtime_state;
 mod secrets;
 mod service_checks;

@@ -141,10 +141,10 @@ fn a_file_is_taken_over_by_apply_and_by_sighup() {
         fs::write(&file, bad).unwrap();
         let error = site.cli(&["apply", path]).unwrap_err().to_string();
         assert!(error.contains("exit status: 1") && error.contains(&words), "{error}");
-        let known = log(&site).matches("SIGHUP: nothing was changed").count();
+        let known = log(&site).matches("reading the file again: nothing was changed").count();
         site.controller().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while log(&site).matches("SIGHUP: nothing was changed").count() == known {
+        while log(&site).matches("reading the file again: nothing was changed").count() == known {
             assert!(Instant::now() < deadline, "{}", log(&site));
             thread::sleep(std::time::Duration::from_millis(20));
         }

@@ -404,6 +404,29 @@ fn the_next_start_follows_a_crash() {
 }
 
 #[test]
+fn when_another_program_has_the_address_of_the_metrics_then_it_steers_and_serves_them_once_they_are_free() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
+    let homes = site.homes(FAMILY, 1..=10).unwrap();
+    let taken = site.topology().balancer().run_in_thread(|| TcpListener::bind("127.0.0.2:9660")).unwrap().unwrap();
+    let elsewhere = |settings: &mut Settings| settings.lines = "[metrics]\nlisten = \"127.0.0.2:9660\"\n".to_owned();
+    site.restart(elsewhere).unwrap();
+    let ready = |site: &Site| site.cli(&["ready"]).unwrap();
+    assert!(
+        ready(&site).contains("degraded: metrics on 127.0.0.2:9660: another program listens there"),
+        "{}",
+        ready(&site)
+    );
+    assert_eq!(site.homes(FAMILY, 1..=10).unwrap(), homes);
+    assert_eq!(
+        site.apply(|_| {}).unwrap().lines().last(),
+        Some("configuration applied: nothing changed"),
+        "it stands in the way of no change"
+    );
+    drop(taken);
+    wait("it stays degraded", || ready(&site).starts_with("ready"));
+}
+
+#[test]
 fn a_failed_start_leaves_nothing() {
     let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
     let settings = Settings::new(&topology, Forwarding::Nat, 1);
@@ -418,11 +441,6 @@ fn a_failed_start_leaves_nothing() {
     says("interface eth1 already has an XDP program");
     assert!(!has_program(&topology, "eth0") && !socket.exists());
     drop(busy);
-
-    let taken = topology.balancer().run_in_thread(|| TcpListener::bind("127.0.0.1:9660")).unwrap().unwrap();
-    says("metrics on 127.0.0.1:9660: another program listens there");
-    assert!(!socket.exists());
-    drop(taken);
 
     let served = UnixListener::bind(&socket).unwrap();
     says("another controller serves");

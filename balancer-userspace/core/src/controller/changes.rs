@@ -34,7 +34,7 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why nothing was changed.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
-        if let Change::Reload(config) = &change
+        if let Change::Reload(config) | Change::Reset(config) = &change
             && self.is_follower()
         {
             // Its services are for the fleet to decide.
@@ -96,16 +96,25 @@ impl Controller {
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
-            Change::Reload(mut config) => {
-                let differences = self.settings.differences(&config);
-                if !differences.refused.is_empty() {
-                    return Err(Refused::Conflict(differences.refused.join("; ")));
-                }
-                let done = self.reload(mem::take(&mut config.services), &differences, now)?;
-                self.settings.take_over(*config);
-                Ok(done)
-            }
+            Change::Reload(config) => self.take_over_file(*config, false, now),
+            Change::Reset(config) => self.take_over_file(*config, true, now),
         }
+    }
+
+    /// Takes over a configuration file.
+    fn take_over_file(
+        &mut self,
+        mut config: Config,
+        reset: bool,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let differences = self.settings.differences(&config);
+        if !differences.refused.is_empty() {
+            return Err(Refused::Conflict(differences.refused.join("; ")));
+        }
+        let done = self.reload(mem::take(&mut config.services), &differences, reset, now)?;
+        self.settings.take_over(config);
+        Ok(done)
     }
 
     /// Takes over what a configuration says beyond its services.

@@ -16,6 +16,8 @@ use foldhash::{HashMap, HashSet};
 
 use super::{
     Controller, Gone, Services,
+    rules::AllRules,
+    run_time::as_if_written,
     settings::{Differences, noted},
     settle::Settled,
     sizes::Sizes,
@@ -26,6 +28,7 @@ use crate::{
     moves::Moves,
     report,
     rules::Rule,
+    run_time::{RunTimeChange, What, summary},
     service::{Backend, Service},
 };
 
@@ -34,16 +37,26 @@ use crate::{
 pub(super) struct Difference {
     pub(super) services: [usize; 3],
     pub(super) backends: [usize; 3],
+    pub(super) rules: [usize; 3],
+}
+
+impl Difference {
+    fn is_none(&self) -> bool {
+        [self.services, self.backends, self.rules] == [[0; 3]; 3]
+    }
 }
 
 impl Controller {
-    /// Takes over what the configuration file says now, where it says otherwise than before.
+    /// Takes over what the configuration file says now, where it says otherwise than before; with `reset`, where it says
+    /// otherwise than what there is.
     pub(super) fn reload(
         &mut self,
         file: Valid,
         settings: &Differences,
+        reset: bool,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
+        let changes = if reset { self.changed_at_run_time() } else { Vec::new() };
         let file = file.sharing(&self.file);
         let configs = self.present();
         let present = under_new_names(configs.clone(), &file);
@@ -55,9 +68,14 @@ impl Controller {
             .filter(|(old, _, (backend, _))| left.contains(&(old.name.as_str(), backend.name.as_str())))
             .map(|(_, new, (_, backend))| (new.name.as_str(), backend.name.as_str()))
             .collect();
-        let base = under_new_names(self.file.to_vec(), &file);
-        let mut merged = merge(&base, &present, |service, name| leaving.contains(&(service, name)), &file);
+        let leaves = |service: &str, name: &str| leaving.contains(&(service, name));
+        let said = under_new_names(self.file.to_vec(), &file);
+        let base = if reset { as_if_written(&present, leaves, &file) } else { said.clone() };
+        let mut merged = merge(&base, &present, leaves, &file);
         merged.differences.extend(configs.iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
+        let (rules, rules_differ) = self.merge_all_rules(&configs, &present, &said, &file, reset, now)?;
+        merged.differences.extend(rules_differ);
+        tell_of_reset(&changes, &mut merged.differences);
         let unchanged = |name: &&BackendName| {
             let now = self.backend(name).ok().map(Backend::config);
             let to_be = merged.services.iter().find(|service| service.name == name.service);
@@ -68,7 +86,7 @@ impl Controller {
         }
         let sizes = Sizes::before(&self.services);
         let only_called_back = merged.called_back.iter().filter(unchanged).count();
-        let (mut difference, settled) = self.take_over(merged.services, None, now)?;
+        let (mut difference, settled) = self.take_over(merged.services, &rules, None, now)?;
         self.file = file;
         let Settled { mut commands, moves } = settled;
         let mut all_moves: Vec<Moves> = moves.into_values().collect();
@@ -82,9 +100,16 @@ impl Controller {
             commands.extend(settled.commands);
             all_moves.extend(settled.moves.into_values());
         }
+        let touched = if reset { self.reset_states() } else { Default::default() };
+        if !touched.is_empty() {
+            let settled = self.settle(|service| touched.contains(&service.id()), Vec::new(), None, now);
+            commands.extend(settled.commands);
+            all_moves.extend(settled.moves.into_values());
+        }
         commands.extend(settings.reports());
         commands.extend(merged.differences.into_iter().map(noted));
-        let services = difference.services != [0; 3] || difference.backends != [0; 3];
+        let undone = summary(&changes);
+        let services = !difference.is_none() || undone.is_some();
         if !services && settings.changed.is_empty() {
             return Ok((report::NOTHING_CHANGED.to_owned(), commands));
         }
@@ -95,7 +120,10 @@ impl Controller {
         if !services {
             return Ok((message, commands));
         }
-        for (what, counts) in [("service", difference.services), ("backend", difference.backends)] {
+        message.extend(undone.map(|undone| format!(", reset: {undone}")));
+        for (what, counts) in
+            [("service", difference.services), ("backend", difference.backends), ("rule", difference.rules)]
+        {
             for (count, done) in counts.into_iter().zip(["added", "removed", "changed"]) {
                 if count > 0 {
                     message += &format!(", {} {done}", counted(count, what));
@@ -133,13 +161,15 @@ impl Controller {
         now: Instant,
     ) -> Result<(Difference, Settled), Refused> {
         validate::services(&configs, &self.file)?;
-        self.take_over(configs, subject, now)
+        self.take_over(configs, &AllRules::default(), subject, now)
     }
 
-    /// As [`configure`](Self::configure), of configurations that are valid.
+    /// As [`configure`](Self::configure), of configurations that are valid, with `rules` for those services that have other
+    /// ones from now on.
     pub(super) fn take_over(
         &mut self,
         configs: Vec<Arc<ServiceConfig>>,
+        rules: &AllRules,
         subject: Option<&BackendName>,
         now: Instant,
     ) -> Result<(Difference, Settled), Refused> {
@@ -147,13 +177,15 @@ impl Controller {
         let is_same = |config: &ServiceConfig| same.contains(config.name.as_str());
         let places = configs.iter().flat_map(parts).map(|(config, family)| (config.name.as_str(), family));
         if same.len() == configs.len() && places.eq(self.services.iter().map(|of| (of.name(), of.family()))) {
-            return Ok((Difference::default(), self.settle(|_| false, Vec::new(), subject, now)));
+            let (concerned, rules) = self.set_rules(rules);
+            let settled = self.settle(|service| concerned.contains(&service.id()), Vec::new(), subject, now);
+            return Ok((Difference { rules, ..Difference::default() }, settled));
         }
         let changed: Vec<&ServiceConfig> =
             configs.iter().map(AsRef::as_ref).filter(|config| !is_same(config)).collect();
         let present = self.configs_of(|name| !same.contains(name));
         let renamed = renames::renamed(&present.iter().collect::<Vec<_>>(), &changed);
-        let difference = difference(present, &renamed, &changed);
+        let mut difference = difference(present, &renamed, &changed);
         let added = self.rows_needed(&changed, &renamed);
         if added > self.ids.free() {
             return Err(Refused::Conflict(format!(
@@ -241,6 +273,9 @@ impl Controller {
             }
         }
         concerned.extend(self.sort_rules());
+        let (with_other_rules, counts) = self.set_rules(rules);
+        concerned.extend(with_other_rules);
+        difference.rules = counts;
         self.follow_twins(&added);
         removed.extend(old_services.into_values().flat_map(|service| service.backends().iter().cloned()));
         removed.sort_unstable_by_key(Backend::id);
@@ -370,6 +405,22 @@ pub(super) fn are_configured_as(parts: &[&Service], config: &Arc<ServiceConfig>)
 /// A configured service for each family of its clients.
 fn parts(config: &Arc<ServiceConfig>) -> impl Iterator<Item = (&Arc<ServiceConfig>, Family)> {
     config.families().into_iter().map(move |family| (config, family))
+}
+
+/// Tells what is undone, instead of what follows from that.
+fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
+    let follows = |line: &String| {
+        changes.iter().any(|change| {
+            let of = |word: &str| line.strip_prefix(word).and_then(|rest| rest.strip_prefix(change.name.as_str()));
+            match change.what {
+                What::Backend => of("backend ").is_some_and(|rest| rest.starts_with(' ')),
+                What::Rule => of("rule ").is_some_and(|rest| rest.starts_with(' ')),
+                What::Service | What::Listener => false,
+            }
+        })
+    };
+    differences.retain(|line| !follows(line));
+    differences.splice(0..0, changes.iter().map(|change| format!("reset: {change}")));
 }
 
 /// What is called otherwise now.

@@ -93,8 +93,8 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refused`] says why nothing was changed.
-    pub fn decide_services(&mut self, file: Vec<ServiceConfig>, now: Instant) -> Decided {
-        let decided = self.reload(Valid::new(shared(file))?, &Differences::default(), now)?;
+    pub fn decide_services(&mut self, file: Vec<ServiceConfig>, reset: bool, now: Instant) -> Decided {
+        let decided = self.reload(Valid::new(shared(file))?, &Differences::default(), reset, now)?;
         self.generation += 1;
         self.decide(now);
         Ok(decided)

@@ -12,6 +12,7 @@ mod listeners;
 mod restore;
 mod resync;
 mod rules;
+mod run_time;
 mod services;
 mod settings;
 mod settle;
@@ -253,7 +254,7 @@ impl Controller {
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
-        match self.reload(services.clone(), &settings::Differences::default(), now) {
+        match self.reload(services.clone(), &settings::Differences::default(), false, now) {
             Ok((message, more)) => {
                 commands.extend(more);
                 commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None }));
@@ -272,8 +273,9 @@ impl Controller {
     }
 
     fn start_anew(&mut self, services: Valid, now: Instant) -> Vec<Command> {
+        let rules = self.merge_all_rules(&[], &[], &[], &services, false, now);
         self.file = services.clone();
-        match self.take_over(services.to_vec(), None, now) {
+        match rules.and_then(|(rules, _)| self.take_over(services.to_vec(), &rules, None, now)) {
             Ok((_, settled)) => settled.commands,
             Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
         }

@@ -1,17 +1,32 @@
 //! Rules for client prefixes: adding, removing, ending, and what stands behind each.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use balancer_common::map_types::MAX_RULES;
-use balancer_model::{listeners::Family, names::BackendName};
+use balancer_model::{
+    config::ServiceConfig, listeners::Family, names::BackendName, rule::RuleConfig, shared::by_name, validate::Valid,
+};
 use ipnet::IpNet;
 
 use super::Controller;
 use crate::{
-    io::{Command, Refused, Report, ReportLevel},
+    io::{Command, Refused, Report, ReportLevel, ServiceId},
+    merge::{MergedRules, merge_rules},
     rules::{self, Action, Rule, Rules},
     service::Service,
 };
+
+/// Rules of services, by name.
+#[derive(Default)]
+pub(super) struct AllRules {
+    merged: BTreeMap<String, MergedRules>,
+    /// How many rules the services have of which the file says and has said none.
+    others: usize,
+}
 
 impl Controller {
     pub(super) fn add_rule(
@@ -32,7 +47,7 @@ impl Controller {
         if there >= MAX_RULES as usize && of.rules().get(prefix).is_none() {
             return Err(rules::too_many());
         }
-        let rule = Rule { prefix, action, ends: ttl.map(|ttl| now + ttl) };
+        let rule = Rule::new(RuleConfig { prefix, action, ttl }, now);
         if of.is_part_of_a_client(&rule) {
             let (why, length) = (of.less_than_a_client(prefix), prefix.prefix_len());
             return Err(Refused::Invalid(format!(
@@ -74,7 +89,7 @@ impl Controller {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();
         for service in self.services.those_mut(|service| service.rules().next_end().is_some_and(|end| end <= now)) {
-            for rule in service.rules_mut().take_ended(now) {
+            for rule in service.take_ended_rules(now) {
                 let message = format!("rule {} {} {} ended", service.name(), rule.prefix, rule.action);
                 let about = Some(BackendName { service: service.name().to_owned(), backend: String::new() });
                 reports.push(Command::Report(Report { level: ReportLevel::Info, about, message, moves: None }));
@@ -89,6 +104,71 @@ impl Controller {
         commands
     }
 
+    /// The rules of the services for which the file says some, or has said some: what the `file` says merged into what there
+    /// is; and where these differ. `before` and `present` are the services under their old and new names.
+    pub(super) fn merge_all_rules(
+        &self,
+        before: &[Arc<ServiceConfig>],
+        present: &[Arc<ServiceConfig>],
+        base: &[Arc<ServiceConfig>],
+        file: &Valid,
+        reset: bool,
+        now: Instant,
+    ) -> Result<(AllRules, Vec<String>), Refused> {
+        let said = |services: &[Arc<ServiceConfig>]| services.iter().any(|service| !service.rules.is_empty());
+        if !said(base) && !said(file) && !reset {
+            return Ok(Default::default());
+        }
+        let base = by_name(base);
+        let old: HashMap<&str, (&Arc<ServiceConfig>, &Arc<ServiceConfig>)> =
+            before.iter().zip(present).map(|(old, new)| (new.name.as_str(), (old, new))).collect();
+        let (mut all, mut differences) = (AllRules::default(), Vec::new());
+        for service in file.iter() {
+            let mut rules = Rules::default();
+            if let Some((old, new)) = old.get(service.name.as_str()) {
+                self.legs(&old.name).for_each(|leg| rules.extend(leg.rules()));
+                let renamed = old.backends.iter().zip(&new.backends).filter(|(old, new)| old.name != new.name);
+                renamed.for_each(|(old, new)| rules.rename(&old.name, &new.name));
+            }
+            let before = base.get(service.name.as_str()).map_or([].as_slice(), |service| &service.rules);
+            let before = if reset { as_if_written(&rules, before) } else { before.to_vec() };
+            if before.is_empty() && service.rules.is_empty() {
+                all.others += rules.len();
+                continue;
+            }
+            let mut merged = merge_rules(&service.name, &before, &rules, &service.rules, now);
+            differences.append(&mut merged.differences);
+            all.merged.insert(service.name.clone(), merged);
+        }
+        let count = all.others + all.merged.values().map(|merged| merged.rules.len()).sum::<usize>();
+        if count > MAX_RULES as usize { Err(rules::too_many()) } else { Ok((all, differences)) }
+    }
+
+    /// Gives services their merged rules, each part those of its family; the first part also those of a family of which the
+    /// service has no clients, which wait there. Gives the services that have other rules now, and how many rules were
+    /// added, removed and changed.
+    pub(super) fn set_rules(&mut self, all: &AllRules) -> (Vec<ServiceId>, [usize; 3]) {
+        let (mut touched, mut counts) = (Vec::new(), [0; 3]);
+        for (name, merged) in &all.merged {
+            counts.iter_mut().zip(merged.counts).for_each(|(sum, count)| *sum += count);
+            let families: Vec<Family> = self.legs(name).map(Service::family).collect();
+            for (number, family) in families.iter().copied().enumerate() {
+                let rules = merged.rules.those(|prefix| {
+                    let theirs = Family::of(prefix.addr());
+                    theirs == family || number == 0 && !families.contains(&theirs)
+                });
+                let other = |service: &Service| {
+                    service.name() == name && service.family() == family && *service.rules() != rules
+                };
+                for service in self.services.those_mut(other) {
+                    touched.push(service.id());
+                    rules.clone_into(service.rules_mut());
+                }
+            }
+        }
+        (touched, counts)
+    }
+
     /// Where the rule for a prefix is: in the part of the service that it is about, or else in the first, where it waits.
     fn rules_mut(&mut self, service: &str, prefix: IpNet) -> Option<&mut Rules> {
         let family = Family::of(prefix.addr());
@@ -96,4 +176,11 @@ impl Controller {
         let index = about.or_else(|| self.services.iter().position(|other| other.name() == service))?;
         self.services.get_mut(index).map(Service::rules_mut)
     }
+}
+
+/// What a file has to be thought to have said before, so that its word wins for every rule: what there is, and those whose
+/// time is over.
+fn as_if_written(rules: &Rules, before: &[RuleConfig]) -> Vec<RuleConfig> {
+    let ended = before.iter().filter(|rule| rules.has_ended(rule.prefix)).cloned();
+    rules.iter().map(Rule::written).chain(ended).collect()
 }

@@ -19,6 +19,7 @@ use std::{
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 use balancer_model::{
     config::{AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig, WhenAllDown},
+    deny::DenyConfig,
     listeners::{Family, Listener},
     names::BackendName,
     renames::Named as _,
@@ -229,8 +230,11 @@ impl Service {
 
     /// Whether it is, and has backends, as `config` says, in the same order.
     pub(crate) fn is_configured_as(&self, config: &Arc<ServiceConfig>) -> bool {
-        let is_so =
-            || self.settings.has_settings_of(config) && self.backends.iter().map(|of| &of.config).eq(&config.backends);
+        let is_so = || {
+            self.settings.has_settings_of(config)
+                && self.settings.rules == config.rules
+                && self.backends.iter().map(|of| &of.config).eq(&config.backends)
+        };
         let is_known = self.configured_as.as_ref().is_some_and(|known| Arc::ptr_eq(known, config));
         debug_assert!(!is_known || is_so(), "{} was changed otherwise than it was configured", self.name());
         is_known || is_so()
@@ -321,6 +325,12 @@ impl Service {
         &self.settings.assign_vip
     }
 
+    /// The list of prefixes whose clients are denied.
+    #[must_use]
+    pub const fn deny(&self) -> Option<&DenyConfig> {
+        self.settings.deny.as_ref()
+    }
+
     /// Whether clients are remembered.
     #[must_use]
     pub const fn remembers(&self) -> bool {
@@ -401,7 +411,7 @@ impl Service {
             remember: self.settings.remember,
             tick_seconds: self.tick_seconds,
             failback: self.settings.failback,
-            rules: !self.told_rules.is_empty(),
+            rules: !self.told_rules.is_empty() || self.settings.deny.is_some(),
             reject: self.settings.reject,
             flows: self.settings.snat.clone(),
             share: self.share.share(),

@@ -33,9 +33,11 @@ impl Service {
                 .map(|rule| SavedRule {
                     prefix: rule.prefix,
                     action: rule.action.clone(),
+                    ttl: rule.ttl,
                     ends: rule.ends.map(|ends| clocks.moment(ends)),
                 })
                 .collect(),
+            ended_rules: self.rules.ended().collect(),
             outage: self.outage.export(clocks),
             share: self.share.export(clocks),
             backends: self.backends.iter().map(|backend| backend.export(clocks)).collect(),
@@ -51,7 +53,7 @@ impl Service {
             && self.generation == before.generation
             && (self.required, self.needless) == (before.required, before.needless)
             && self.tick_seconds == before.tick_seconds
-            && self.rules.iter().eq(before.rules.iter())
+            && self.rules == before.rules
             && self.outage.is_saved_as(&before.outage)
             && self.share == before.share
             && self.backends.len() == before.backends.len()
@@ -69,9 +71,10 @@ impl Service {
         if state.tick_seconds > 0 {
             this.tick_seconds = state.tick_seconds;
         }
-        for SavedRule { prefix, action, ends } in state.rules {
-            this.rules.set(Rule { prefix, action, ends: ends.map(|ends| clocks.instant(ends)) });
+        for SavedRule { prefix, action, ttl, ends } in state.rules {
+            this.rules.set(Rule { prefix, action, ttl, ends: ends.map(|ends| clocks.instant(ends)) });
         }
+        state.ended_rules.into_iter().for_each(|prefix| this.rules.note_ended(prefix));
         this.required = state.slots_moved_required;
         this.needless = state.slots_moved_needless;
         let shown: Vec<BackendState> = state.backends.iter().map(|backend| backend.state).collect();

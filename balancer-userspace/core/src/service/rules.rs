@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use balancer_model::listeners::Family;
+use std::time::Instant;
+
+use balancer_model::{listeners::Family, rule::less_than_a_client};
 use ipnet::IpNet;
 
 use super::{Backend, Service};
@@ -53,11 +55,18 @@ impl Service {
 
     /// Why a pin of a part of a client is of no use.
     pub(crate) fn less_than_a_client(&self, prefix: IpNet) -> String {
-        let (name, length) = (self.name(), self.client_prefix());
-        let whole = IpNet::new(prefix.addr(), length).map_or(prefix, |whole| whole.trunc());
-        format!(
-            "service {name} remembers clients by their first {length} bits, and {prefix} is a part of the client {whole}"
-        )
+        less_than_a_client(self.name(), prefix, self.client_prefix()).unwrap_or_default()
+    }
+
+    /// Takes away the rules whose time is over.
+    pub(crate) fn take_ended_rules(&mut self, now: Instant) -> Vec<Rule> {
+        self.rules.take_ended(&self.settings.rules, now)
+    }
+
+    /// Whether the configuration file says a rule as it is here.
+    #[must_use]
+    pub fn is_in_file(&self, rule: &Rule) -> bool {
+        self.settings.rules.contains(&rule.written())
     }
 
     /// What the kernel should know of its rules.

@@ -27,7 +27,7 @@ use balancer_core::{
     rules::Action,
     snapshot::{Coming, Snapshot},
 };
-use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value};
+use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value, words::counted};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
@@ -44,6 +44,7 @@ use crate::{
     call::{Call, Calls, Request, Wish},
     clocks::wall,
     configuration::Configurations,
+    reload,
 };
 
 /// How long the controller may take to answer.
@@ -81,6 +82,7 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("GET", "/v1/clients/{ip}", get(clients)),
         ("DELETE", "/v1/clients/{ip}", delete(forget)),
         ("POST", "/v1/configuration", post(apply)),
+        ("POST", "/v1/configuration/reread", post(reread)),
         ("POST", "/v1/plan", post(plan)),
         ("GET", "/v1/stats", get(statistics::stats)),
         ("GET", "/v1/top", get(statistics::top)),
@@ -429,14 +431,15 @@ async fn apply(
     body: Body,
 ) -> Outcome<Applied> {
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
-    let ApplyConfiguration { file, text, dry_run, age_seconds, force, path } =
+    let ApplyConfiguration { file, text, dry_run, age_seconds, force, reset, path } =
         read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
     let parsed = configurations.parse(file.clone().into(), text).await;
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
     let services = config.services.clone();
-    let reload = Change::Reload(Box::new(config));
+    let config = Box::new(config);
+    let reload = if reset { Change::Reset(config) } else { Change::Reload(config) };
     let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
     let is_older = planned.message != NOTHING_CHANGED && is_older(&calls, age_seconds).await?;
     let mut applied = if dry_run {
@@ -464,6 +467,22 @@ async fn apply(
     }
     applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
     Ok(Json(applied))
+}
+
+/// As SIGHUP, with an answer.
+async fn reread(State(calls): State<Calls>, Extension(configurations): Extension<Configurations>) -> Outcome<Changed> {
+    let Some(file) = configurations.own() else {
+        return Err(Failure::new(StatusCode::CONFLICT, "this balancer was started without a file"));
+    };
+    let (path, file) = (file.display().to_string(), file.to_owned());
+    match reload::reread(&calls, &configurations, file).await {
+        Some(Ok(services)) => {
+            let message = format!("{path} was read again: serving {}", counted(services, "service"));
+            Ok(Json(Changed { message }))
+        }
+        Some(Err(refused)) => Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, refused)),
+        None => Err(Failure::stopping()),
+    }
 }
 
 /// Whether a file of this age is older than what was last changed in the fleet.

@@ -146,7 +146,7 @@ pub struct Surroundings {
     pub events: Events,
     /// Whom scrapes ask.
     pub calls: Calls,
-    /// The metrics listener, bound as is wanted.
+    /// The metrics listener, bound as is wanted; `None` also where that could not be yet.
     pub metrics: Option<TcpListener>,
     /// The control socket, whose group is as is wanted.
     pub socket: PathBuf,
@@ -230,10 +230,10 @@ impl Host {
             };
             match started.await {
                 Ok(scrapes) => {
-                    let well = machine.settle(&target).await;
-                    told.send_replace(machine.present());
+                    let mut this = Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well: false };
+                    this.settle().await;
+                    told.send_replace(this.present());
                     let _ = ready.send(Ok(()));
-                    let this = Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well };
                     this.serve(asked, news, told).await;
                 }
                 Err(error) => {
@@ -340,7 +340,7 @@ impl Keeping {
                 Some(Ask::Want(wanted)) => self.make(wanted).await,
                 Some(Ask::Prepare(wanted, reply)) => {
                     let prepared = self.prepare(&wanted).await;
-                    told.send_replace(self.machine.present());
+                    told.send_replace(self.present());
                     let _ = reply.send(prepared);
                     continue;
                 }
@@ -358,7 +358,7 @@ impl Keeping {
             looked = Instant::now();
             self.settle().await;
             told.send_if_modified(|present| {
-                let now = self.machine.present();
+                let now = self.present();
                 let changed = *present != now;
                 *present = now;
                 changed
@@ -368,7 +368,15 @@ impl Keeping {
 
     async fn settle(&mut self) {
         let target = self.soon.as_ref().map_or(&self.target, |(_, both)| both);
-        self.well = self.machine.settle(target).await;
+        let machine = self.machine.settle(target).await;
+        self.well = self.scrapes.retry().await && machine;
+    }
+
+    /// What there is, as of the last round.
+    fn present(&self) -> Present {
+        let mut present = self.machine.present();
+        present.troubles.extend(self.scrapes.trouble().map(str::to_owned));
+        present
     }
 
     /// Has ready what `wanted` takes, beside what is wanted now; or nothing has changed.

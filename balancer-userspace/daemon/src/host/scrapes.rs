@@ -31,6 +31,8 @@ pub(super) struct Scrapes {
     serving: Option<Serving>,
     /// What a change that is not made yet needs.
     next: Option<Next>,
+    /// Why nothing is served, although it is wanted.
+    trouble: Option<String>,
     supervisor: Supervisor,
 }
 
@@ -47,14 +49,14 @@ struct Next {
 }
 
 impl Scrapes {
-    /// Serves on `listener`, which was bound as `listen` says.
+    /// Serves on `listener`, which was bound as `listen` says; without one, an address is [tried again](Self::retry).
     pub(super) fn start(
         listen: Listen,
         listener: Option<TcpListener>,
         calls: Calls,
         supervisor: Supervisor,
     ) -> anyhow::Result<Self> {
-        let mut this = Self { calls, listen, serving: None, next: None, supervisor };
+        let mut this = Self { calls, listen, serving: None, next: None, trouble: None, supervisor };
         this.serving = listener.map(|listener| this.serve(listener, listen.page)).transpose()?;
         Ok(this)
     }
@@ -71,6 +73,29 @@ impl Scrapes {
         let served = metrics::serve(listener, self.calls.clone(), page, ended);
         let task = self.supervisor.spawn("the metrics listener", served);
         Ok(Serving { socket, stop, task })
+    }
+
+    /// Serves where that is wanted and could not be. Whether all is as it is wanted.
+    pub(super) async fn retry(&mut self) -> bool {
+        let wanted = self.listen.at.filter(|_| self.serving.is_none() && self.next.is_none());
+        let Some(at) = wanted else {
+            self.trouble = None;
+            return true;
+        };
+        match metrics::bind(at).await.and_then(|listener| self.serve(listener, self.listen.page)) {
+            Ok(serving) => {
+                self.serving = Some(serving);
+                info!("metrics are on {at}");
+                self.trouble = None;
+            }
+            Err(error) => self.trouble = Some(format!("{error:#}")),
+        }
+        self.trouble.is_none()
+    }
+
+    /// Why nothing is served, although it is wanted.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// Binds what `wanted` says, beside the present listener where that is possible.
@@ -247,6 +272,23 @@ mod tests {
         assert!(answers(first).await);
         scrapes.end().await;
         assert!(!answers(first).await);
+    }
+
+    #[tokio::test]
+    async fn when_the_address_is_taken_at_the_start_then_it_is_served_once_it_is_free() {
+        let taken = metrics::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listen = Listen { at: taken.local_addr().ok(), page: true };
+        let (calls, _asked) = mpsc::channel(1);
+        let mut scrapes = Scrapes::start(listen, None, calls, Supervisor::default()).unwrap();
+        assert!(!scrapes.retry().await);
+        let trouble = scrapes.trouble().unwrap();
+        assert!(trouble.contains("another program listens there"), "{trouble}");
+        // What stays as it is stands in the way of no change.
+        scrapes.prepare(listen).await.unwrap();
+        drop(taken);
+        assert!(scrapes.retry().await && scrapes.trouble().is_none());
+        assert!(answers(listen.at.unwrap()).await);
+        scrapes.end().await;
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use balancer_common::{
 };
 use balancer_core::{
     readiness::Fitness,
+    run_time::What,
     snapshot::{BackendSnapshot, FlowsSnapshot, MemberSnapshot, MemorySnapshot, ServiceSnapshot, Snapshot},
     top::By,
 };
@@ -33,6 +34,13 @@ pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
         flow_table(encoder, flows);
     }
     member(encoder, &snapshot.member);
+    let changed = |what| snapshot.changed.iter().filter(|change| change.what == what).count() as u64;
+    gauges(
+        encoder,
+        "changed_at_run_time",
+        "What is not as the configuration file says, because it was changed at run time.",
+        What::ALL.into_iter().map(|what| ([("what", what.word())], changed(what))),
+    );
     if let Some(of) = &snapshot.fleet {
         fleet::render(encoder, of, &snapshot.services);
     }
@@ -207,6 +215,18 @@ fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
         "rule_fallbacks",
         "Packets steered as without a rule, as the backend that it pins to took no clients.",
         services.iter().map(|s| (service(s), s.rule_fallbacks)),
+    );
+    gauges(
+        encoder,
+        "denied_prefixes",
+        "Prefixes of the service's list of denied clients.",
+        services.iter().filter_map(|s| Some((service(s), s.denied.as_ref()?.prefixes as u64))),
+    );
+    counters(
+        encoder,
+        "denied_by_list",
+        "Packets that the service's list of denied clients has dropped.",
+        services.iter().filter_map(|s| Some((service(s), s.denied.as_ref()?.packets))),
     );
     gauges(
         encoder,
@@ -445,12 +465,14 @@ pub(super) mod tests {
         io::{BackendId, ServiceId},
         readiness::Readiness,
         snapshot::{
-            CheckSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics, TableSnapshot,
+            CheckSnapshot, DeniedSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics,
+            TableSnapshot,
         },
     };
     use balancer_model::{config::ClientPrefix, listeners::Family, states::Admin};
 
     use super::*;
+    use balancer_core::run_time::RunTimeChange;
 
     fn backend(id: u16, name: &str, weight: u16, state: BackendState, connections: u64) -> BackendSnapshot {
         let mut decisions = [0; Decision::COUNT];
@@ -537,6 +559,13 @@ pub(super) mod tests {
             outage: None,
             remembers: false,
             rule_fallbacks: 0,
+            denied: Some(DeniedSnapshot {
+                file: "/etc/balancer/deny.txt".into(),
+                prefixes: 100_000,
+                packets: 7,
+                read: None,
+                error: None,
+            }),
             share: Share::ALL,
             passed: ShareStats::default(),
             departed: Vec::new(),
@@ -550,6 +579,11 @@ pub(super) mod tests {
         };
         Snapshot {
             generation: 0,
+            changed: vec![RunTimeChange {
+                what: What::Backend,
+                name: "web/web1".to_owned(),
+                change: "weight 50 (file: 100)".to_owned(),
+            }],
             interfaces: vec![interface],
             services: vec![service],
             drops: DropStats { reasons },

@@ -103,6 +103,7 @@ impl<D: Dataplane> Owner<D> {
             memory: self.dataplane.memory()?,
             flows: self.flows_snapshot(),
             generation: self.controller.generation(),
+            changed: self.controller.changed_at_run_time(),
             member: self.member_snapshot(),
             fleet: None,
         };
@@ -118,6 +119,7 @@ impl<D: Dataplane> Owner<D> {
             last_change: self.last_changes.of(id),
             listeners: self.listeners(service)?,
             rule_fallbacks: self.dataplane.rule_fallbacks(id)?,
+            denied: self.denied_snapshot(service),
             passed: self.dataplane.share_stats(id),
             passive: service.backends().iter().map(|backend| self.passive(backend.id())).collect(),
             departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),

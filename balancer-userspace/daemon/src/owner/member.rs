@@ -62,7 +62,7 @@ impl<D: Dataplane> Owner<D> {
             attached: attached.len(),
             missing: self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect(),
             out_of_step: self.out_of_step,
-            troubles: self.member.troubles.clone(),
+            troubles: self.member.troubles.iter().cloned().chain(self.list_troubles()).collect(),
             fleet: self.member.fleet.clone(),
         };
         facts.readiness()

@@ -14,7 +14,7 @@ use balancer_core::{
     last_changes::LastChange,
     service::{Backend, Service},
     snapshot::{
-        BackendSnapshot, CheckSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, OutageSnapshot,
+        BackendSnapshot, CheckSnapshot, DeniedSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, OutageSnapshot,
         ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
@@ -35,6 +35,7 @@ pub(super) struct Aside {
     pub(super) last_change: Option<LastChange>,
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
+    pub(super) denied: Option<DeniedSnapshot>,
     pub(super) passed: ShareStats,
     /// Of each backend.
     pub(super) passive: Vec<Passive>,
@@ -71,6 +72,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         share: service.share(),
         passed: aside.passed,
         rule_fallbacks: aside.rule_fallbacks,
+        denied: aside.denied,
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),

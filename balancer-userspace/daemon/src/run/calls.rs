@@ -84,6 +84,7 @@ pub(super) fn answer(
             let _ = reply.send(owner.flows(service.as_deref()));
         }
         Call::FlowsCounted(counts) => owner.count_flows(counts),
+        Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
         Call::Tallies { reply } => match fleet {
             Some(fleet) => fleet.ask_tallies(reply, owner),
             None => {

@@ -1,10 +1,11 @@
 //! A balancer that serves: the loop of the one task that owns the controller.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     future::{pending, ready},
     marker::PhantomData,
+    mem,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -72,6 +73,9 @@ pub(super) struct Running {
     pub(super) suspects: Ring<Sign>,
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
+    /// The files of denied prefixes to follow.
+    pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
+    pub(super) denying: Attended<()>,
     pub(super) watching: Attended<()>,
     pub(super) counting: Option<Attended<()>>,
     pub(super) telling: Option<Attended<()>>,
@@ -102,6 +106,7 @@ impl Running {
             statistics,
             fleet,
             owner,
+            deny_files,
             ..
         } = self;
         let mut keeps = host.wanted().keep;
@@ -166,6 +171,7 @@ impl Running {
                 signs = suspects.next() => signs.iter().for_each(|sign| suspect(owner, *sign)),
                 // Ready for as long as something is left, and so the last.
                 () = until(rereads) => owner.reread(),
+                () = ready(()), if owner.has_list_steps() => owner.step_lists(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
             }
             joining.answer(owner);
@@ -176,6 +182,9 @@ impl Running {
                 keeper.note();
                 manager.serves(owner.services());
                 host.want(owner.wanted());
+                owner.tell_lists();
+                let files = owner.deny_files();
+                deny_files.send_if_modified(|wanted| mem::replace(wanted, files.clone()) != files);
                 owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;

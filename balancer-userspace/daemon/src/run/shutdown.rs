@@ -22,6 +22,7 @@ impl Shutdown {
             keeper,
             history,
             reloads,
+            denying,
             watching,
             counting,
             telling,
@@ -49,7 +50,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, calls, watching, counting, telling));
+        drop((reloads, denying, calls, watching, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

@@ -15,7 +15,7 @@ use balancer_model::{
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout_at},
 };
 use tracing::{info, warn};
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     api_server::ControlSocket,
     configuration::Configurations,
+    deny_files::{self, Files},
     events::Events,
     fleet::{self, Fleet},
     flows,
@@ -87,7 +88,10 @@ impl Startup {
             None => None,
         };
         let metrics = match config.metrics_listen {
-            Some(listen) => Some(metrics::bind(listen).await?),
+            // As in a balancer that runs: it does its work, is degraded, and tries again.
+            Some(listen) => {
+                metrics::bind(listen).await.inspect_err(|error| warn!("{error:#}; this is tried again")).ok()
+            }
             None => None,
         };
         Ok(Self {
@@ -147,6 +151,7 @@ impl Startup {
         dataplane.sample_every(config.statistics.sample_interval);
         let (wanted, suspects) = (Ring::new(neighbours_wanted)?, Ring::new(suspects)?);
 
+        let files = Files::of(&config.services).await;
         let (calls_in, calls) = mpsc::channel(CALLS);
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
@@ -164,6 +169,9 @@ impl Startup {
             fleet.set_file(&file);
             fleet.catch_up(&mut owner);
         }
+        // Before the first packet that they are for.
+        files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
+        owner.begin_lists();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
@@ -192,13 +200,16 @@ impl Startup {
         });
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
-        let api = Api::serve(socket, calls_in.clone(), configurations.clone(), &supervisor);
+        let api = Api::serve(socket, calls_in.clone(), configurations.clone().of(file.clone()), &supervisor);
         let table = owner.dataplane().flows();
         let counting = (table.capacity() > 0)
             .then(|| supervisor.attend("the counting of connections", flows::watch(table, calls_in.clone())));
         let telling = fleet
             .as_ref()
             .map(|_| supervisor.attend("the telling of statistics", fleet::tell_tallies(calls_in.clone())));
+        let (deny_files, wanted_files) = watch::channel(owner.deny_files());
+        let denying = supervisor
+            .attend("the reading of denied prefixes", deny_files::follow(files, wanted_files, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in, configurations, file);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
@@ -217,6 +228,8 @@ impl Startup {
             suspects,
             history,
             reloads,
+            deny_files,
+            denying,
             watching,
             counting,
             telling,

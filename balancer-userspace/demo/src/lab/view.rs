@@ -222,6 +222,7 @@ mod tests {
             client_table: balancer_api::model::ClientTableView::default(),
             drops: std::collections::BTreeMap::new(),
             generation: 0,
+            changed_at_run_time: Vec::new(),
             ready: Readiness::default(),
             withdrawn: false,
             vips: Vec::new(),

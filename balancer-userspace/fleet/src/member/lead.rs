@@ -318,7 +318,8 @@ impl Lead {
         }
         let decided = match wish {
             Wish::Change(change) => self.decided.decide_change(change, now),
-            Wish::Services(services) => self.decided.decide_services(services, now),
+            Wish::Services(services) => self.decided.decide_services(services, false, now),
+            Wish::Reset(services) => self.decided.decide_services(services, true, now),
         };
         let (message, commands) = decided?;
         if self.decided.generation() != generation {

@@ -44,6 +44,10 @@ impl ConfigErrors {
         Self(vec![Finding { file: file.to_owned(), line: None, text }])
     }
 
+    pub(super) fn of(findings: Vec<Finding>) -> Self {
+        Self(findings)
+    }
+
     /// The findings.
     #[must_use]
     pub fn findings(&self) -> &[Finding] {

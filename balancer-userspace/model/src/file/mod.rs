@@ -4,10 +4,12 @@
 //! `document` makes a [`Config`] of them or says on which lines it cannot.
 
 pub mod check;
+pub mod deny;
 mod document;
 mod findings;
 mod fleet;
 mod pieces;
+mod rule;
 mod section;
 mod service;
 mod snat;

@@ -12,6 +12,7 @@ use balancer_common::{map_types::Forwarding, share};
 use super::{
     check::{Keys, check},
     findings::Findings,
+    rule,
     section::{Either, Located, Section},
     snat,
 };
@@ -21,6 +22,7 @@ use crate::{
         AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Outage,
         Protocol, ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
+    deny::DenyConfig,
     listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
     snat::DrainUntil,
@@ -126,9 +128,13 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         let text = "withhold has an effect with forwarding = \"nat\" and \"snat\" alone: in other modes resets do not pass through the balancer";
         findings.warn(withhold.at, text.to_owned());
     }
+    let deny = section
+        .table("deny", "deny", "{ file = \"/etc/balancer/deny.txt\" }", findings)
+        .and_then(|section| deny(section, findings));
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
+    let rules = section.tables("rule", "[[service.rule]]", findings).unwrap_or_default();
     section.finish(findings);
 
     if let (Some(until), Some(forwarding)) = (&drain_until, &forwarding)
@@ -185,13 +191,14 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     if backend_count == 0 {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
+    let rules: Vec<_> = rules.into_iter().filter_map(|section| rule::rule(section, findings)).collect();
     let table_size = table_size.unwrap_or(Located { at, value: DEFAULT_TABLE_SIZE });
     uneven_shares(table_size, backend_count, findings);
 
     let (name, forwarding) = (name?, forwarding.filter(|_| known)?);
     let (backends, backends_at) =
         backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
-    let service = ServiceConfig {
+    let mut service = ServiceConfig {
         name: name.value,
         renamed_from,
         listen,
@@ -213,9 +220,12 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         reject,
         steer: steer.map_or_else(ServiceConfig::steer_by_default, |steer| steer.value),
         assign_vip,
+        deny,
         check: service_check,
         backends,
+        rules: Vec::new(),
     };
+    rule::put(rules, &mut service, findings);
     Some(Placed {
         name_at: name.at,
         listen_at,
@@ -310,6 +320,13 @@ fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailur
     let (hard, soft) = (action("hard", FailureAction::Move), action("soft", FailureAction::Drain));
     section.finish(findings);
     OnFailure { hard, soft }
+}
+
+fn deny(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<DenyConfig> {
+    section.require("file", "file = \"/etc/balancer/deny.txt\", a prefix a line", findings);
+    let file = section.text("file", findings, value::absolute_path);
+    section.finish(findings);
+    file.map(|file| DenyConfig { file: file.value })
 }
 
 fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {

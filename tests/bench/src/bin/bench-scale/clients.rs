@@ -56,6 +56,7 @@ pub(super) fn clients(
             dry_run: false,
             age_seconds: None,
             force: false,
+            reset: false,
             path: None,
         };
         let (took, waited) = meanwhile(&api, || timed(|| runtime.block_on(api.apply(&configuration))))?;

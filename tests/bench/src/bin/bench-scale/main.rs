@@ -173,6 +173,7 @@ impl Site {
                     dry_run: false,
                     age_seconds: None,
                     force: false,
+                    reset: false,
                     path: None,
                 };
                 timed(|| runtime.block_on(api.apply(&configuration)))

@@ -1,0 +1,102 @@
+//! What was changed at run time, and how it is undone.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use balancer_model::{
+    config::ServiceConfig,
+    shared::by_name,
+    states::{Admin, Forced},
+};
+
+use super::Controller;
+use crate::{
+    io::ServiceId,
+    rules::Rules,
+    run_time::{RunTimeChange, of_backends, of_rules, of_service},
+    service::{Backend, Service},
+};
+
+impl Controller {
+    /// Where services are not as the configuration file says. That clients are pinned by a rule whose time is over, or that VIPs
+    /// are withdrawn, is no change of this kind.
+    #[must_use]
+    pub fn changed_at_run_time(&self) -> Vec<RunTimeChange> {
+        let present = self.present();
+        let present = by_name(&present);
+        let mut changes = Vec::new();
+        for file in self.file.iter() {
+            let Some(now) = present.get(file.name.as_str()) else { continue };
+            let states = self.legs(&file.name).next().map(states).unwrap_or_default();
+            if !Arc::ptr_eq(file, now) {
+                changes.extend(of_service(file, now));
+            }
+            if !states.is_empty() || !Arc::ptr_eq(file, now) {
+                changes.extend(of_backends(file, now, states));
+            }
+            let mut rules = Rules::default();
+            self.legs(&file.name).for_each(|leg| rules.extend(leg.rules()));
+            if !rules.is_empty() || !file.rules.is_empty() {
+                changes.extend(of_rules(&file.name, &file.rules, &rules));
+            }
+        }
+        changes
+    }
+
+    /// Has every backend be ready and follow its checks. Gives the services that this changes.
+    pub(super) fn reset_states(&mut self) -> HashSet<ServiceId> {
+        let is_set = |backend: &Backend| backend.admin() != Admin::Ready || backend.forced().is_some();
+        let mut touched = HashSet::new();
+        for service in self.services.those_mut(|service| service.backends().iter().any(is_set)) {
+            touched.insert(service.id());
+            for backend in service.backends_mut().iter_mut().filter(|backend| is_set(backend)) {
+                backend.set_admin(Admin::Ready, None);
+                backend.force(None);
+            }
+        }
+        touched
+    }
+}
+
+/// What the operator wants of some backends.
+fn states(service: &Service) -> BTreeMap<String, String> {
+    let words = |backend: &Backend| {
+        let admin = match backend.admin() {
+            _ if backend.is_leaving() => Some("being removed"),
+            Admin::Ready => None,
+            Admin::Drain => Some("drain"),
+            Admin::Maint => Some("maint"),
+        };
+        let forced = backend.forced().map(|forced| match forced {
+            Forced::Up => "forced up",
+            Forced::Down => "forced down",
+        });
+        let words: Vec<&str> = admin.into_iter().chain(forced).collect();
+        (!words.is_empty()).then(|| (backend.name().to_owned(), words.join(", ")))
+    };
+    service.backends().iter().filter_map(words).collect()
+}
+
+/// What a file has to be thought to have said before, so that its word wins for everything: what there is. A backend that is
+/// being removed and is `wanted` was not there.
+pub(super) fn as_if_written(
+    present: &[Arc<ServiceConfig>],
+    leaves: impl Fn(&str, &str) -> bool,
+    file: &[Arc<ServiceConfig>],
+) -> Vec<Arc<ServiceConfig>> {
+    let wanted = by_name(file);
+    let wanted = |service: &ServiceConfig, backend: &str| {
+        wanted.get(service.name.as_str()).is_some_and(|of| of.backends.iter().any(|other| other.name == backend))
+    };
+    let written = |service: &Arc<ServiceConfig>| {
+        let called_back = |name: &str| leaves(&service.name, name) && wanted(service, name);
+        if !service.backends.iter().any(|backend| called_back(&backend.name)) {
+            return Arc::clone(service);
+        }
+        let backends = service.backends.iter().filter(|backend| !called_back(&backend.name)).cloned().collect();
+        Arc::new(ServiceConfig { backends, ..ServiceConfig::clone(service) })
+    };
+    present.iter().map(written).collect()
+}

@@ -1,0 +1,140 @@
+//! Files of denied prefixes: read at the start, and again when they change.
+//!
+//! A file is looked at every second. Inode, size and times tell a new file that was renamed into its place, and one that was
+//! written in place; there is nothing to lose where a directory is replaced or a file system is mounted over it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_model::{file, validate::Valid};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::error;
+
+use crate::call::{Call, Calls, DenyFileRead};
+
+/// How often each file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What tells one version of a file from another; `None`: it cannot be looked at.
+type Version = Option<(u64, u64, u64, [i64; 4])>;
+
+/// Files as they were read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Files(BTreeMap<PathBuf, (Version, DenyFileRead)>);
+
+impl Files {
+    /// Reads the files that services name.
+    pub(crate) async fn of(services: &Valid) -> Self {
+        let files = services.iter().filter_map(|service| Some(service.deny.as_ref()?.file.clone()));
+        let files: BTreeSet<PathBuf> = files.collect();
+        if files.is_empty() {
+            return Self::default();
+        }
+        let read = spawn_blocking(move || files.into_iter().map(|file| (file.clone(), read(&file))).collect());
+        Self(read.await.unwrap_or_default())
+    }
+
+    /// What each file says.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (PathBuf, DenyFileRead)> {
+        self.0.iter().map(|(file, (_, read))| (file.clone(), read.clone()))
+    }
+}
+
+/// Reads those of the `wanted` files that are new or have changed, and tells what they say.
+pub(crate) async fn follow(files: Files, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
+    let mut versions: BTreeMap<PathBuf, Version> =
+        files.0.into_iter().map(|(file, (version, _))| (file, version)).collect();
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let is_busy = !wanted.borrow().is_empty();
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            _ = looks.tick(), if is_busy => {}
+        }
+        let files = wanted.borrow_and_update().clone();
+        versions.retain(|file, _| files.contains(file));
+        let before = versions.clone();
+        let news = spawn_blocking(move || {
+            let is_news = |file: &PathBuf| before.get(file) != Some(&version(file));
+            files.into_iter().filter(is_news).map(|file| (file.clone(), read(&file))).collect::<Vec<_>>()
+        });
+        let news = match news.await {
+            Ok(news) => news,
+            Err(failed) => {
+                error!("reading lists of denied prefixes failed: {failed}");
+                continue;
+            }
+        };
+        for (file, (version, read)) in news {
+            versions.insert(file.clone(), version);
+            if calls.send(Call::DenyFileRead { file, read }).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Its version from before it was read: what is written meanwhile is another one.
+fn read(file: &Path) -> (Version, DenyFileRead) {
+    let version = version(file);
+    (version, file::deny::load(file).map(Arc::new).map_err(|finding| finding.to_string()))
+}
+
+fn version(file: &Path) -> Version {
+    let of = fs::metadata(file).ok()?;
+    Some((of.dev(), of.ino(), of.size(), [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    async fn told(calls: &mut mpsc::Receiver<Call>) -> Result<usize, String> {
+        match calls.recv().await {
+            Some(Call::DenyFileRead { read, .. }) => read.map(|list| list.len()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn when_a_file_is_written_renamed_over_or_removed_then_that_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("deny.txt");
+        fs::write(&file, "192.0.2.0/24\n").unwrap();
+        let (want, wanted) = watch::channel(BTreeSet::new());
+        let (calls_in, mut calls) = mpsc::channel(1);
+        let task = tokio::spawn(follow(Files::default(), wanted, calls_in));
+        want.send(BTreeSet::from([file.clone()])).unwrap();
+        assert_eq!(told(&mut calls).await, Ok(1));
+        fs::write(&file, "192.0.2.0/24\n198.51.100.0/24\n").unwrap();
+        assert_eq!(told(&mut calls).await, Ok(2));
+        // Of the same size, and as old.
+        let other = directory.path().join("new");
+        fs::write(&other, "192.0.3.0/24\n198.51.101.0/2x\n").unwrap();
+        fs::rename(&other, &file).unwrap();
+        let error = told(&mut calls).await.unwrap_err();
+        assert!(error.contains("deny.txt:2: "), "{error}");
+        fs::remove_file(&file).unwrap();
+        let error = told(&mut calls).await.unwrap_err();
+        assert!(error.contains("cannot be read"), "{error}");
+        fs::write(&file, "192.0.2.0/24\n").unwrap();
+        assert_eq!(told(&mut calls).await, Ok(1));
+        drop(want);
+        task.await.unwrap();
+    }
+}

@@ -1,0 +1,191 @@
+//! The lists of prefixes whose clients are denied: which are known, and which the data path is to have.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use balancer_core::{io::ServiceId, locate::Located, service::Service, snapshot::DeniedSnapshot};
+use balancer_dataplane::{Dataplane, DeniedBy};
+use balancer_model::{deny::DenyList, listeners::Family, words::counted};
+use ipnet::IpNet;
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use super::Owner;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct Denied {
+    lists: HashMap<PathBuf, Known>,
+    /// What the data path was last told.
+    told: HashMap<ServiceId, (Family, Arc<DenyList>)>,
+    /// Whether the data path is not there yet.
+    going: bool,
+    /// Why the data path did not take what it was told.
+    refused: Option<String>,
+}
+
+/// What is known of a file.
+#[derive(Debug, Default)]
+struct Known {
+    /// What it said when it was last right, and when it was read.
+    list: Option<(Arc<DenyList>, Instant)>,
+    /// Why it is not right any more.
+    error: Option<String>,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// The files that services name.
+    pub fn deny_files(&self) -> BTreeSet<PathBuf> {
+        self.controller.services().iter().filter_map(Service::deny_file).map(Path::to_owned).collect()
+    }
+
+    /// A file was read. One that is wrong changes nothing but what is told.
+    pub fn deny_file_was_read(&mut self, file: PathBuf, read: Result<Arc<DenyList>, String>) {
+        let known = self.denied.lists.entry(file).or_default();
+        match read {
+            Ok(list) => {
+                let is_news = known.error.is_some() || known.list.as_ref().is_none_or(|(old, _)| *old != list);
+                if is_news {
+                    info!("{} denied by a list that was read", counted(list.len(), "prefix"));
+                }
+                (known.list, known.error) = (Some((list, Instant::now())), None);
+            }
+            Err(error) => {
+                if known.error.as_ref() != Some(&error) {
+                    let kept = if known.list.is_some() { "the list before stays" } else { "it denies nobody" };
+                    error!("a list of denied prefixes is not taken over, {kept}: {error}");
+                }
+                known.error = Some(error);
+            }
+        }
+        self.changed = true;
+        self.tell_lists();
+    }
+
+    /// Has the data path come to have the lists that services name.
+    pub fn tell_lists(&mut self) {
+        let wanted: HashMap<ServiceId, (Family, &Path)> = self
+            .controller
+            .services()
+            .iter()
+            .filter_map(|service| Some((service.id(), (service.family(), service.deny_file()?))))
+            .collect();
+        if wanted.is_empty() && self.denied.told.is_empty() {
+            return;
+        }
+        let gone: Vec<ServiceId> =
+            self.denied.told.keys().copied().filter(|service| !wanted.contains_key(service)).collect();
+        let known = |file: &Path| Some(&self.denied.lists.get(file)?.list.as_ref()?.0);
+        let told = |service: &ServiceId, family: Family, list: &Arc<DenyList>| {
+            self.denied.told.get(service).is_some_and(|(of, told)| *of == family && Arc::ptr_eq(told, list))
+        };
+        let new: Vec<DeniedBy> = wanted
+            .iter()
+            .filter_map(|(service, (family, file))| {
+                let list = known(file).filter(|list| !told(service, *family, list))?;
+                Some(DeniedBy { service: *service, family: *family, list: Arc::clone(list) })
+            })
+            .collect();
+        let files: HashSet<PathBuf> = wanted.values().map(|(_, file)| (*file).to_owned()).collect();
+        self.denied.lists.retain(|file, _| files.contains(file));
+        for service in gone {
+            self.denied.told.remove(&service);
+            let dropped = self.dataplane.drop_list(service);
+            self.note_lists(dropped.map(drop));
+        }
+        for denied in new {
+            let set = self.dataplane.set_list(&denied);
+            if self.note_lists(set) {
+                self.denied.told.insert(denied.service, (denied.family, denied.list));
+                self.denied.going = true;
+            }
+        }
+    }
+
+    /// Whether there is something left to be done to lists.
+    pub const fn has_list_steps(&self) -> bool {
+        self.denied.going
+    }
+
+    /// Goes on with what is left to be done to lists, by about a millisecond's work.
+    pub fn step_lists(&mut self) {
+        match self.dataplane.step_lists() {
+            Ok(true) => {
+                self.denied.going = false;
+                self.note_lists(Ok(()));
+                self.changed = true;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                // It is tried again once a list changes.
+                self.denied.going = false;
+                self.note_lists(Err(error));
+            }
+        }
+    }
+
+    /// Does everything that is left to be done to lists. What an earlier controller left for a service whose file could not be
+    /// read stays.
+    pub fn begin_lists(&mut self) {
+        self.tell_lists();
+        while self.denied.going {
+            self.step_lists();
+        }
+        let listed = self.controller.services().iter().filter(|service| service.deny_file().is_some());
+        let spared: HashSet<ServiceId> = listed.map(Service::id).collect();
+        let forgotten = self.dataplane.forget_left_lists(&spared);
+        self.note_lists(forgotten);
+    }
+
+    /// Notes how a write ended; whether well.
+    fn note_lists(&mut self, done: anyhow::Result<()>) -> bool {
+        let refused = done.err().map(|error| format!("a list of denied prefixes is in force in part: {error:#}"));
+        if let Some(refused) = &refused
+            && self.denied.refused.as_ref() != Some(refused)
+        {
+            error!("{refused}");
+        }
+        let is_well = refused.is_none();
+        if refused != self.denied.refused {
+            self.changed = true;
+        }
+        self.denied.refused = refused;
+        is_well
+    }
+
+    /// What of the lists is not as it should be, a sentence each.
+    pub(super) fn list_troubles(&self) -> impl Iterator<Item = String> {
+        let mut errors: Vec<String> = self.denied.lists.values().filter_map(|known| known.error.clone()).collect();
+        errors.sort_unstable();
+        let errors = errors.into_iter().map(|error| format!("a list of denied prefixes is not taken over: {error}"));
+        errors.chain(self.denied.refused.clone())
+    }
+
+    /// What the list of a service has come to.
+    pub(super) fn denied_snapshot(&self, service: &Service) -> Option<DeniedSnapshot> {
+        let file = service.deny_file()?;
+        let known = self.denied.lists.get(file);
+        let (prefixes, packets) = self.dataplane.denied(service.id());
+        Some(DeniedSnapshot {
+            file: file.to_owned(),
+            prefixes,
+            packets,
+            read: known.and_then(|known| known.list.as_ref()).map(|(_, at)| at.elapsed()),
+            error: known.and_then(|known| known.error.clone()),
+        })
+    }
+
+    /// Takes the list into account in where a client is steered to.
+    pub(super) fn deny_located(&self, service: &Service, address: IpAddr, located: &mut Located) {
+        let list = self.denied.told.get(&service.id());
+        let Some(prefix) = list.and_then(|(_, list)| list.longest(address)) else { return };
+        let rule = service.rule_prefix(address).as_ref().map(IpNet::prefix_len);
+        if rule.is_none_or(|length| length < prefix.prefix_len()) {
+            located.deny(prefix);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Lists of prefixes whose clients are denied: which of them the trie of rules has, and what is left to be done there.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use balancer_common::map_types::{RULE_DENY, RuleRow};
+use balancer_core::io::ServiceId;
+use balancer_model::{deny::DenyList, listeners::Family};
+use ipnet::IpNet;
+
+/// `RuleRow::backend` of a row that is a list's. The kernel program looks at the backend of pins alone.
+const OF_A_LIST: u16 = u16::MAX;
+
+/// The row of every prefix of a list.
+pub(super) const fn row(counters: u32) -> RuleRow {
+    RuleRow { action: RULE_DENY, backend: OF_A_LIST, counters }
+}
+
+/// Whether a row is a list's, not a rule's.
+pub(super) const fn is_of_a_list(row: &RuleRow) -> bool {
+    row.action == RULE_DENY && row.backend == OF_A_LIST
+}
+
+/// What is to be done to one prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Add(IpNet),
+    Remove(IpNet),
+}
+
+/// The list of one service.
+pub(super) struct Listed {
+    /// The row of counters of all its prefixes.
+    pub(super) counters: u32,
+    /// The prefixes that the trie has, or would have if no rule were in their place.
+    there: BTreeSet<IpNet>,
+    steps: VecDeque<Step>,
+}
+
+impl Listed {
+    pub(super) const fn new(counters: u32) -> Self {
+        Self { counters, there: BTreeSet::new(), steps: VecDeque::new() }
+    }
+
+    pub(super) fn has(&self, prefix: IpNet) -> bool {
+        self.there.contains(&prefix)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.there.len()
+    }
+
+    /// Has what is there become `list`, instead of what it was to become.
+    pub(super) fn become_list(&mut self, list: &DenyList, family: Family) {
+        let stays = |prefix: &IpNet| Family::of(prefix.addr()) == family && list.contains(*prefix);
+        let gone = self.there.iter().filter(|prefix| !stays(prefix)).map(|prefix| Step::Remove(*prefix));
+        let new = list.of(family).filter(|prefix| !self.there.contains(prefix)).map(Step::Add);
+        self.steps = new.chain(gone).collect();
+    }
+
+    pub(super) fn next(&self) -> Option<Step> {
+        self.steps.front().copied()
+    }
+
+    /// The next step is done.
+    pub(super) fn done(&mut self) {
+        match self.steps.pop_front() {
+            Some(Step::Add(prefix)) => drop(self.there.insert(prefix)),
+            Some(Step::Remove(prefix)) => drop(self.there.remove(&prefix)),
+            None => {}
+        }
+    }
+
+    /// The trie has this prefix already.
+    pub(super) fn adopt(&mut self, prefix: IpNet) {
+        self.there.insert(prefix);
+    }
+}
+
+/// The list that a service is to have, and its clients' family.
+#[derive(Clone, Debug)]
+pub struct DeniedBy {
+    /// The service.
+    pub service: ServiceId,
+    /// The family of its clients.
+    pub family: Family,
+    /// The list.
+    pub list: Arc<DenyList>,
+}
+
+/// Services with lists.
+pub(super) type Lists = HashMap<ServiceId, Listed>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_list_is_replaced_half_way_then_what_is_left_leads_to_the_last_one() {
+        let list = |text: &str| DenyList::parse(text.as_bytes()).unwrap();
+        let mut listed = Listed::new(0);
+        listed.become_list(&list("10.0.0.0/8\n11.0.0.0/8\n2001:db8::/32\n"), Family::V4);
+        listed.done();
+        listed.become_list(&list("11.0.0.0/8\n12.0.0.0/8\n"), Family::V4);
+        let mut steps = Vec::new();
+        while let Some(step) = listed.next() {
+            steps.push(step);
+            listed.done();
+        }
+        let net = |text: &str| text.parse().unwrap();
+        assert_eq!(
+            steps,
+            [Step::Add(net("11.0.0.0/8")), Step::Add(net("12.0.0.0/8")), Step::Remove(net("10.0.0.0/8"))]
+        );
+        assert_eq!((listed.len(), listed.has(net("12.0.0.0/8"))), (2, true));
+    }
+}
