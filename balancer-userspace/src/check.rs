@@ -1,6 +1,9 @@
 //! `balancer check`.
 
+mod notes;
+
 use std::{
+    fmt::Write as _,
     io::{self, Write as _},
     path::PathBuf,
 };
@@ -23,5 +26,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
     let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
-    Ok(output::print(&format!("{}: ok: {services}, {backends}\n", args.file.display()))?)
+    let mut said = format!("{}: ok: {services}, {backends}\n", args.file.display());
+    for note in notes::of(&config, &notes::here()) {
+        let _ = writeln!(said, "note: {note}");
+    }
+    Ok(output::print(&said)?)
 }
