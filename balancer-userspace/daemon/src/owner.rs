@@ -55,7 +55,7 @@ use crate::{
     clocks,
     departed::Departed,
     events::{Events, subject},
-    neighbours::Neighbours,
+    neighbours::{Neighbours, Tunnels},
     prober::Prober,
     restorable::Restorable,
 };
@@ -97,6 +97,8 @@ pub struct Owner<D> {
     member: Member,
     suspects: Suspects,
     flow_counts: FlowCounts,
+    /// How often connections were counted.
+    flows_counted: u64,
     /// Which state of a fleet it follows.
     epoch: Option<SavedEpoch>,
     /// Complete sweeps.
@@ -132,6 +134,7 @@ impl<D: Dataplane> Owner<D> {
             member: Member::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
+            flows_counted: 0,
             epoch: None,
             sweeps: 0,
             sweeps_at: None,
@@ -595,6 +598,7 @@ impl<D: Dataplane> Owner<D> {
             }
             Command::PublishServices(services) => {
                 self.dataplane.publish_services(services).context("publishing the services")?;
+                self.neighbours.set_tunnels(Tunnels::of(services));
                 self.prober.set_vips(
                     services.iter().flat_map(|service| &service.listeners).map(|spec| spec.listener.address).collect(),
                 );

@@ -22,6 +22,7 @@ mod listeners;
 mod member;
 mod metrics;
 mod moving;
+mod near_clients;
 mod neighbours;
 mod next_hops;
 mod operations;

@@ -73,6 +73,7 @@ pub(super) struct Running {
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
     pub(super) watching: Attended<()>,
+    pub(super) finding: Attended<()>,
     pub(super) counting: Option<Attended<()>>,
     pub(super) telling: Option<Attended<()>>,
     pub(super) api: Api,

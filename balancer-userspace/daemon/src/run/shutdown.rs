@@ -23,6 +23,7 @@ impl Shutdown {
             history,
             reloads,
             watching,
+            finding,
             counting,
             telling,
             api,
@@ -49,7 +50,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, calls, watching, counting, telling));
+        drop((reloads, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

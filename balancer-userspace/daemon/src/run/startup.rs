@@ -34,7 +34,7 @@ use crate::{
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
-    metrics,
+    metrics, near_clients,
     owner::Owner,
     puzzles, reload,
     resume::{Resumed, resume},
@@ -140,7 +140,7 @@ impl Startup {
         tell_of(&mut dataplane, &config, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
-        let samples = dataplane.take_samples()?;
+        let (samples, handshakes) = (dataplane.take_samples()?, dataplane.take_handshakes()?);
         if puzzles::wanted() {
             puzzles::read(&mut dataplane, &supervisor)?;
         }
@@ -192,6 +192,9 @@ impl Startup {
         });
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
+        let near =
+            near_clients::watch(handshakes, owner.neighbours().near(), calls_in.clone(), Arc::clone(&statistics));
+        let finding = supervisor.attend("the search for clients on backends' links", near);
         let api = Api::serve(socket, calls_in.clone(), configurations.clone(), &supervisor);
         let table = owner.dataplane().flows();
         let counting = (table.capacity() > 0)
@@ -218,6 +221,7 @@ impl Startup {
             history,
             reloads,
             watching,
+            finding,
             counting,
             telling,
             api,
