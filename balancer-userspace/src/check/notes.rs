@@ -105,7 +105,7 @@ mod tests {
             )
         };
         let (both, v4, v6) = ("\"eth0\", \"eth1\"", shared("192.0.2.0/24 (eth0)"), shared("2001:db8:1::/64 (eth0)"));
-        assert_eq!(notes(both, "192.0.2.10:80", "nat", "192.0.2.21"), [v4.clone()]);
+        assert_eq!(notes(both, "192.0.2.10:80", "nat", "192.0.2.21"), std::slice::from_ref(&v4));
         assert_eq!(notes(both, "[2001:db8:1::10]:80", "nat", "2001:db8:1::21"), [v6]);
         assert_eq!(notes("\"eth0\"", "198.51.100.10:80", "nat", "192.0.2.21"), [v4], "clients come in by eth0 alone");
     }

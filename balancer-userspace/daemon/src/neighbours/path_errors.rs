@@ -4,7 +4,12 @@
 //! quotes. XDP sends tunnel packets without a socket, so a raw socket of each outer protocol stands in for it. The kernel
 //! then keeps what it has learnt with the route, and forgets it after a while.
 
-use std::{collections::BTreeMap, future, io, mem::MaybeUninit, net::IpAddr};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    future, io,
+    mem::MaybeUninit,
+    net::IpAddr,
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_core::io::ServiceSpec;
@@ -70,13 +75,14 @@ impl PathErrors {
         let wanted: Vec<(i32, i32)> = tunnels.protocols().flat_map(both).collect();
         self.sockets.retain(|key, _| wanted.contains(key));
         for key in wanted {
-            if !self.sockets.contains_key(&key) {
-                match open(key) {
-                    Ok(socket) => drop(self.sockets.insert(key, socket)),
-                    // A kernel without IPv6.
-                    Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
-                    Err(error) => return Err(error),
+            let Entry::Vacant(closed) = self.sockets.entry(key) else { continue };
+            match open(key) {
+                Ok(socket) => {
+                    closed.insert(socket);
                 }
+                // A kernel without IPv6.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
