@@ -1,6 +1,9 @@
 //! `balancer check`.
 
+mod notes;
+
 use std::{
+    fmt::Write as _,
     io::{self, Write as _},
     path::PathBuf,
 };
@@ -25,5 +28,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
     let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
     let denied = if denied == 0 { String::new() } else { format!(", {}", counted(denied, "denied prefix")) };
-    Ok(output::print(&format!("{}: ok: {services}, {backends}{denied}\n", args.file.display()))?)
+    let mut said = format!("{}: ok: {services}, {backends}{denied}\n", args.file.display());
+    for note in notes::of(&config, &notes::here()) {
+        let _ = writeln!(said, "note: {note}");
+    }
+    Ok(output::print(&said)?)
 }

@@ -87,7 +87,7 @@ pub struct NextHop {
     pub source_mac: Mac,
     /// The next hop's MAC.
     pub destination_mac: Mac,
-    /// MTU of the egress interface.
+    /// The MTU of the egress interface, or of the route or path where that is smaller.
     pub mtu: u32,
     /// This machine's own address on the way, where the route names one.
     pub source: Option<IpAddr>,

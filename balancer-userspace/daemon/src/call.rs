@@ -6,6 +6,7 @@ use balancer_api::model::{
     Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView,
 };
 use balancer_core::{
+    controller::NearBackend,
     io::{Change, Refused},
     plan::Planned,
     readiness::Announcement,
@@ -91,6 +92,11 @@ pub enum Call {
         service: Option<String>,
         /// Where to look, or why there is nothing to look at.
         reply: oneshot::Sender<Result<FlowLook, Refused>>,
+    },
+    /// Backends that may answer some clients past this machine.
+    NearBackends {
+        /// The answer.
+        reply: oneshot::Sender<Vec<NearBackend>>,
     },
     /// The connections of `snat` services were counted.
     FlowsCounted(FlowCounts),

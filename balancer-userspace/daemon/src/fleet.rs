@@ -82,6 +82,7 @@ pub(crate) struct Fleet {
     last_asked: u64,
     ballot: Ballot,
     sweeps: u64,
+    flows_counted: u64,
     readiness: String,
     alone: bool,
     file: OwnFile,
@@ -144,6 +145,7 @@ impl Fleet {
             last_asked: 0,
             ballot: Ballot::default(),
             sweeps: 0,
+            flows_counted: 0,
             readiness: "not_ready".to_owned(),
             alone: true,
             file: OwnFile::new(config.services.clone()),
@@ -288,6 +290,10 @@ impl Fleet {
         if owner.sweeps() != self.sweeps {
             self.sweeps = owner.sweeps();
             inputs.push_back(Input::Swept(owner.known_where_it_matters()));
+        }
+        if owner.flows_counted() != self.flows_counted {
+            self.flows_counted = owner.flows_counted();
+            inputs.extend(owner.connections_waited_for().map(Input::FlowsCounted));
         }
         owner.set_fleet(Some(self.facts(owner)));
         let readiness = if owner.is_withdrawn() {

@@ -21,6 +21,7 @@ mod layers;
 mod lines;
 mod listener;
 pub mod metrics;
+mod near_clients;
 pub mod neighbours;
 pub mod owner;
 mod packet_socket;

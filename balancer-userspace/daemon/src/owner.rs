@@ -57,7 +57,7 @@ use crate::{
     clocks,
     departed::Departed,
     events::{Events, subject},
-    neighbours::Neighbours,
+    neighbours::{Neighbours, Tunnels},
     prober::Prober,
     restorable::Restorable,
 };
@@ -100,6 +100,8 @@ pub struct Owner<D> {
     denied: Denied,
     suspects: Suspects,
     flow_counts: FlowCounts,
+    /// How often connections were counted.
+    flows_counted: u64,
     /// Which state of a fleet it follows.
     epoch: Option<SavedEpoch>,
     /// Complete sweeps.
@@ -136,6 +138,7 @@ impl<D: Dataplane> Owner<D> {
             denied: Denied::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
+            flows_counted: 0,
             epoch: None,
             sweeps: 0,
             sweeps_at: None,
@@ -602,6 +605,7 @@ impl<D: Dataplane> Owner<D> {
             }
             Command::PublishServices(services) => {
                 self.dataplane.publish_services(services).context("publishing the services")?;
+                self.neighbours.set_tunnels(Tunnels::of(services));
                 self.prober.set_vips(
                     services.iter().flat_map(|service| &service.listeners).map(|spec| spec.listener.address).collect(),
                 );

@@ -54,6 +54,9 @@ const SHARES_KEPT: usize = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// A client with a line that says what is the matter with it.
+pub(crate) type Named = (IpAddr, String);
+
 /// The last hour of a service.
 #[derive(Clone, Debug, Default)]
 struct Past {
@@ -83,6 +86,8 @@ struct Seen {
     /// Where they are kept for the next controller.
     file: Option<HistoryFile>,
     warnings: HashMap<ServiceId, Vec<String>>,
+    /// Clients that their backends answer past the balancer.
+    near: HashMap<ServiceId, Vec<String>>,
     /// When the log last named a client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
 }
@@ -124,6 +129,17 @@ impl Statistics {
             }
             Some(_) => {}
             None => seen.file = None,
+        }
+    }
+
+    /// From now on it is these clients that their backends answer past the balancer, by a part of their service.
+    pub(crate) fn name_near_clients(&self, clients: HashMap<ServiceId, Vec<Named>>) {
+        let (mut seen, now) = (self.seen(), Instant::now());
+        seen.near.clear();
+        for (part, named) in clients {
+            let id = seen.parts.get(&part).copied().unwrap_or(part);
+            seen.name(id, &named, now);
+            seen.near.entry(id).or_default().extend(named.into_iter().map(|(_, line)| line));
         }
     }
 
@@ -265,7 +281,11 @@ impl Seen {
             minute: before(MINUTE),
             hour: before(HOUR),
             now,
-            warnings: self.warnings.get(&id).cloned().unwrap_or_default(),
+            warnings: (service.statistics.warnings.iter())
+                .chain(self.warnings.get(&id).into_iter().flatten())
+                .chain(self.near.get(&id).into_iter().flatten())
+                .cloned()
+                .collect(),
             shares,
             history: counted,
             traffic,
@@ -282,13 +302,18 @@ impl Seen {
         }
         let top = Arc::clone(top);
         let heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
-        for (client, text) in &heavy {
+        self.name(id, &heavy, now);
+        self.warnings.insert(id, heavy.into_iter().map(|(_, text)| text).collect());
+    }
+
+    /// Has the log name clients of a service that it has not named of late.
+    fn name(&mut self, id: ServiceId, clients: &[Named], now: Instant) {
+        for (client, text) in clients {
             if let Entry::Vacant(unnamed) = self.named.entry((id, *client)) {
                 unnamed.insert(now);
                 warn!("{text}");
             }
         }
-        self.warnings.insert(id, heavy.into_iter().map(|(_, text)| text).collect());
     }
 
     /// What a service has counted becomes a part of its history.
@@ -324,7 +349,7 @@ fn first(service: &ServiceSnapshot) -> ServiceId {
 
 /// Clients that send `least` or more of their backends' bytes, each with a line that says so and what would help. With
 /// `least` 0 nobody.
-fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<(IpAddr, String)> {
+fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named> {
     if least <= 0.0 {
         return Vec::new();
     }

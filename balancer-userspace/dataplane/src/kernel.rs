@@ -50,6 +50,7 @@ use super::{
     flows::{FlowMaps, FlowTable},
     grace::{Grace, GracePeriods},
     halves::Halves,
+    handshakes::Handshakes,
     host_changes::HostChanges,
     interfaces::{Interfaces, THIS_MACHINE, WaysIn},
     kept::{Kept, NotesWriter},
@@ -258,6 +259,15 @@ impl KernelDataplane {
             .and_then(|ebpf| ebpf.take_map("SUSPECTS"))
             .context("the ring buffer of suspects was taken before")?;
         Ok(map.try_into()?)
+    }
+
+    /// Handshakes that clients have begun and not continued. Can be taken once.
+    ///
+    /// # Errors
+    /// When they were taken before.
+    pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
+        let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map("HANDSHAKES"));
+        Handshakes::new(map.context("the handshakes were taken before")?)
     }
 
     /// Packets sampled of what is forwarded. Can be taken once.

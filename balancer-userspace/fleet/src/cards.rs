@@ -155,6 +155,12 @@ pub struct Member {
     pub sweeps: u64,
     /// Known clients of backends that are drained or removed, where there are any.
     pub known: Vec<(BackendId, u64)>,
+    /// Complete counts of its connections; 0: it has not counted them, as an earlier version does not.
+    #[serde(default)]
+    pub flow_counts: u64,
+    /// Connections of backends whose drains wait for them, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connections: Vec<(BackendId, u64)>,
     /// What it says of backends.
     pub ballot: Ballot,
     /// Where the process runs: another process of the same place takes this one's place. 0: it does not say.

@@ -18,6 +18,8 @@ pub enum Front {
     Sticky,
     /// The same, with `nat`: replies pass through it as well.
     Nat,
+    /// The same, with `snat`: servers see its address.
+    Snat,
     /// The balancer, with a rule `spread` for everybody.
     Spread,
     /// nginx: `ip_hash`.
@@ -38,7 +40,7 @@ impl Front {
     /// The rule of a classic.
     pub(crate) const fn rule(self) -> Option<Rule> {
         match self {
-            Self::Sticky | Self::Nat | Self::Spread => None,
+            Self::Sticky | Self::Nat | Self::Snat | Self::Spread => None,
             Self::NginxIpHash => Some(Rule::NginxIpHash),
             Self::NginxConsistent => Some(Rule::NginxConsistent),
             Self::NginxCookie => Some(Rule::NginxCookie),
@@ -54,6 +56,7 @@ impl Front {
         match self {
             Self::Sticky => "balancer",
             Self::Nat => "balancer, nat",
+            Self::Snat => "balancer, snat",
             Self::Spread => "balancer, spread",
             Self::NginxIpHash => "nginx ip_hash",
             Self::NginxConsistent => "nginx hash consistent",
@@ -67,17 +70,21 @@ impl Front {
     /// Whether it is the balancer.
     #[must_use]
     pub const fn is_balancer(self) -> bool {
-        matches!(self, Self::Sticky | Self::Nat | Self::Spread)
+        matches!(self, Self::Sticky | Self::Nat | Self::Snat | Self::Spread)
     }
 
     /// Whether it remembers clients by their addresses, and counts those that it moves.
     pub(crate) const fn remembers(self) -> bool {
-        matches!(self, Self::Sticky | Self::Nat)
+        matches!(self, Self::Sticky | Self::Nat | Self::Snat)
     }
 
     /// How packets reach the servers, where it is the balancer.
     pub(crate) const fn forwarding(self) -> Forwarding {
-        if matches!(self, Self::Nat) { Forwarding::Nat } else { Forwarding::Dsr }
+        match self {
+            Self::Nat => Forwarding::Nat,
+            Self::Snat => Forwarding::Snat,
+            _ => Forwarding::Dsr,
+        }
     }
 }
 
@@ -101,7 +108,7 @@ impl Row {
         let mut rows: Vec<Self> = strategies.iter().map(sticky).collect();
         rows.extend(strategies.iter().filter(|strategy| !strategy.is_growth()).map(spread));
         let node = |front| Self { strategy: Strategy::NodeMemory, front };
-        rows.push(node(Front::Nat));
+        rows.extend([Front::Nat, Front::Snat].map(node));
         rows.extend(classics.map(|&front| node(front)));
         rows
     }
@@ -125,6 +132,7 @@ impl Row {
         match self.front {
             Front::Sticky => strategy.to_owned(),
             Front::Nat => format!("{strategy}, nat"),
+            Front::Snat => format!("{strategy}, snat"),
             Front::Spread => format!("{strategy}, not sticky"),
             _ => format!("{} · {strategy}", self.front.title()),
         }
@@ -148,7 +156,9 @@ impl Row {
                 Event::Nothing | Event::Add | Event::Drain | Event::Kill | Event::Deploy | Event::Restart
             ),
             (Front::Sticky, _) => true,
-            (Front::Nat, _) => matches!(event, Event::Nothing | Event::Kill | Event::Return | Event::Hang),
+            (Front::Nat | Front::Snat, _) => {
+                matches!(event, Event::Nothing | Event::Kill | Event::Return | Event::Hang)
+            }
             (Front::Spread, _) => matches!(event, Event::Nothing | Event::Kill),
             _ => matches!(
                 event,

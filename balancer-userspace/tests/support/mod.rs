@@ -137,6 +137,9 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 let _ = reply.send(Ok(Default::default()));
             }
             Call::FlowsCounted(_) | Call::DenyFileRead { .. } => {}
+            Call::NearBackends { reply } => {
+                let _ = reply.send(Vec::new());
+            }
             Call::Events { reply } => {
                 let _ = reply.send(events.clone());
             }

@@ -23,6 +23,7 @@ mod local;
 mod member;
 mod metrics;
 mod moving;
+mod near_clients;
 mod neighbours;
 mod next_hops;
 mod operations;

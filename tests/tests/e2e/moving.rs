@@ -461,3 +461,52 @@ fn when_clients_are_exported_and_imported_then_they_are_known_where_they_were() 
     assert!(error.contains("clients.txt:2: there is no backend \"web9\""), "{error}");
     assert_eq!(site.homes(FAMILY, 1..=1).unwrap()[&1], "web1");
 }
+
+#[test]
+fn when_clients_have_ipv6_addresses_then_they_are_exported_by_prefix_and_imported_again() {
+    let family = Family::V6;
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 3, |settings, _| {
+        settings.families = vec![family];
+        settings.remember = "1h";
+        Ok(())
+    })
+    .unwrap();
+    find_the_way_to_the_clients(&site);
+    let file = site.files().join("clients.txt");
+    let file = file.to_string_lossy();
+    let export = |site: &Site, within: &str| -> Vec<String> {
+        site.cli(&["client", "export", "web6", "-o", &file, "--within", within]).unwrap();
+        let text = fs::read_to_string(&*file).unwrap();
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    let before = site.homes(family, 1..=100).unwrap();
+    let lines = export(&site, "fd00:1::/112");
+    for (&client, home) in &before {
+        let line = format!("{} {home} ", site.topology().client_address(family, client));
+        assert!(lines.iter().any(|found| found.starts_with(&line)), "{line}: {lines:?}");
+    }
+    let moved = fs::read_to_string(&*file).unwrap().replace(" web2 ", " web1 ").replace(" web3 ", " web1 ");
+    fs::write(&*file, moved).unwrap();
+    let said = site.cli(&["client", "import", "web6", &file]).unwrap();
+    assert!(said.starts_with("service web6: 100 clients known from the file"), "{said}");
+    let after = site.homes(family, 1..=100).unwrap();
+    assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), ["web1"], "{:?}", counts(after.values()));
+    // There are too many addresses to look at all of them.
+    let error = site.cli(&["client", "export", "web6", "--within", "fd00:1::/32"]).unwrap_err().to_string();
+    assert!(error.contains("fd00:1::/32 holds too many clients to look at; name smaller prefixes"), "{error}");
+
+    // Where a client is a /64, as usual, it is one line, and a whole /32 can be looked at.
+    let text = fs::read_to_string(site.config()).unwrap();
+    assert!(text.contains("v6 = 128"), "{text}");
+    fs::write(site.config(), text.replace("v6 = 128", "v6 = 64")).unwrap();
+    site.restart_with_the_file_as_it_is().unwrap();
+    let home = site.homes(family, 1..=1).unwrap().remove(&1).unwrap();
+    let lines = export(&site, "fd00:1::/32");
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(line.starts_with(&format!("fd00:1:: {home} ")), "{line}");
+    let other = if home == "web1" { "web2" } else { "web1" };
+    fs::write(&*file, format!("fd00:1:: {other}\n")).unwrap();
+    site.cli(&["client", "import", "web6", &file]).unwrap();
+    let after = site.homes(family, 1..=20).unwrap();
+    assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), [other], "{after:?}");
+}

@@ -4,7 +4,7 @@
 
 use std::{
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -13,8 +13,12 @@ use std::{
 
 use balancer_common::map_types::{FAMILY_V4, Mac, NeighbourWanted};
 use balancer_core::io::{Event, NextHop};
-use balancer_daemon::{neighbours::Neighbours, supervisor::Supervisor};
+use balancer_daemon::{
+    neighbours::{Neighbours, Tunnels},
+    supervisor::Supervisor,
+};
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::mpsc;
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -280,5 +284,108 @@ fn a_clients_neighbour_is_resolved_and_a_permanent_one_stays() {
         .await
         .expect("the neighbour is resolved");
         assert!(links.near("neigh show 10.77.0.60 dev east").contains("PERMANENT"));
+    });
+}
+
+#[test]
+fn when_a_route_says_what_fits_then_its_next_hops_say_so_as_long_as_it_does() {
+    let links = Links::new();
+    let east = links.hop("east");
+    for (address, prefix, gateway) in
+        [("10.98.0.5", "10.98.0.0/24", "10.77.0.9"), ("2001:db8:98::5", "2001:db8:98::/64", "2001:db8:77::9")]
+    {
+        links.near(&format!("route add {prefix} via {gateway} mtu 1400"));
+        links.run(async |mut watcher| {
+            watcher.watch(address);
+            watcher.until(address, Ok(NextHop { mtu: 1400, ..east })).await;
+            links.near(&format!("route replace {prefix} via {gateway} mtu 1300"));
+            watcher.until(address, Ok(NextHop { mtu: 1300, ..east })).await;
+            links.near(&format!("route replace {prefix} via {gateway} mtu 9000"));
+            watcher.until(address, Ok(east)).await;
+            links.near(&format!("route replace {prefix} via {gateway} mtu 1400"));
+            watcher.until(address, Ok(NextHop { mtu: 1400, ..east })).await;
+            links.near(&format!("route replace {prefix} via {gateway}"));
+            watcher.until(address, Ok(east)).await;
+        });
+    }
+}
+
+/// Sends a tunnel packet of 1,450 bytes, as XDP does: no socket of this machine sends that protocol.
+fn send_tunnel_packet(from: IpAddr, to: IpAddr, protocol: u8) {
+    const LENGTH: usize = 1450;
+    let udp = [0x9c, 0x41, 0x17, 0xc0, 0x05, 0x96, 0, 0];
+    let (mut packet, domain) = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let [high, low] = (LENGTH as u16).to_be_bytes();
+            let head = [0x45, 0, high, low, 0, 1, 0x40, 0, 64, protocol, 0, 0];
+            ([&head[..], &from.octets(), &to.octets()].concat(), Domain::IPV4)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let [high, low] = (LENGTH as u16 - 40).to_be_bytes();
+            let head = [0x60, 0, 0, 0, high, low, protocol, 64];
+            ([&head[..], &from.octets(), &to.octets()].concat(), Domain::IPV6)
+        }
+        mixed => panic!("{mixed:?}"),
+    };
+    packet.extend(udp);
+    packet.resize(LENGTH, 0);
+    // IPPROTO_RAW: headers are in the packet.
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(255))).unwrap();
+    if domain == Domain::IPV6 {
+        socket.set_header_included_v6(true).unwrap();
+    }
+    socket.send_to(&packet, &SockAddr::from(SocketAddr::new(to, 0))).unwrap();
+}
+
+#[test]
+fn when_a_router_refuses_a_tunnels_packet_then_the_next_hop_is_as_narrow_until_the_kernel_forgets() {
+    let links = Links::new();
+    let east = links.hop("east");
+    let ways = [
+        ("192.0.2", "192.0.2.0/24", "10.77.0.9", "10.78.0.1", "10.77.0.1"),
+        ("2001:db8:98:", "2001:db8:98::/64", "2001:db8:77::9", "2001:db8:78::1", "2001:db8:77::1"),
+    ];
+    links.near("address add 2001:db8:78::1/64 dev west nodad");
+    links.far("address add 2001:db8:78::9/64 dev west nodad");
+    for (_, prefix, gateway, beyond, _) in ways {
+        links.near(&format!("route add {prefix} via {gateway}"));
+        links.far(&format!("route add {prefix} via {beyond} dev west mtu lock 1400"));
+    }
+    let sysctl = |namespace: &str, setting: &str| ip(&format!("netns exec {namespace} sysctl -qw {setting}"));
+    sysctl(&links.far, "net.ipv4.ip_forward=1");
+    sysctl(&links.far, "net.ipv6.conf.all.forwarding=1");
+    let forget_after = |seconds: u32| {
+        sysctl(&links.near, &format!("net.ipv4.route.mtu_expires={seconds}"));
+        sysctl(&links.near, &format!("net.ipv6.route.mtu_expires={seconds}"));
+    };
+    links.run(async |mut watcher| {
+        let (ipip, gue) = (Tunnels { ipip: true, gue: false }, Tunnels { ipip: false, gue: true });
+        for (protocol, tunnels) in [(4, ipip), (41, ipip), (17, gue)] {
+            for (net, .., source) in ways {
+                let (address, source) = (format!("{net}.{protocol}").replace(":.", "::"), source.parse().unwrap());
+                let to: IpAddr = address.parse().unwrap();
+                watcher.watch(&address);
+                watcher.until(&address, Ok(east)).await;
+                // Nobody listens: the kernel takes such an error for a stranger's.
+                watcher.neighbours.set_tunnels(Tunnels::default());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                send_tunnel_packet(source, to, protocol);
+                assert!(!links.near(&format!("route get {to}")).contains("mtu"), "{to}");
+
+                watcher.neighbours.set_tunnels(tunnels);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                send_tunnel_packet(source, to, protocol);
+                watcher.until(&address, Ok(NextHop { mtu: 1400, ..east })).await;
+                watcher.neighbours.unwatch(to);
+            }
+        }
+        // What was learnt before keeps its time.
+        forget_after(1);
+        let (to, source): (IpAddr, IpAddr) = ("192.0.2.77".parse().unwrap(), "10.77.0.1".parse().unwrap());
+        watcher.watch("192.0.2.77");
+        watcher.until("192.0.2.77", Ok(east)).await;
+        send_tunnel_packet(source, to, 17);
+        watcher.until("192.0.2.77", Ok(NextHop { mtu: 1400, ..east })).await;
+        watcher.until("192.0.2.77", Ok(east)).await;
     });
 }

@@ -220,6 +220,30 @@ fn when_a_server_that_is_drained_is_killed_then_none_of_its_clients_fails() {
 }
 
 #[test]
+fn when_a_server_in_maintenance_is_killed_then_nobody_notices_and_there_are_no_signals() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        (settings.check, settings.remember) = (CHECK.to_owned(), "1h");
+        Ok(())
+    })
+    .unwrap();
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let before = site.homes(Family::V4, CLIENTS).unwrap();
+    assert!(!victims(&before).is_empty());
+    told(&site, &["backend", "maint", "web/web2"]);
+    let without = site.homes_within(PATIENCE, Family::V4, CLIENTS).unwrap();
+    let checks = passed(&site);
+    site.kill_backend(VICTIM).unwrap();
+    for _ in 0..3 {
+        assert_eq!(site.homes_within(PATIENCE, Family::V4, CLIENTS).unwrap(), without);
+    }
+    assert!(before.iter().all(|(client, home)| home == "web2" || without[client] == *home));
+    let withheld = site.metrics().unwrap().sum("withheld_total", &[]).unwrap_or_default();
+    assert_eq!((signals(&site, "refused"), withheld, passed(&site)), (0.0, 0.0, checks));
+    let events = site.cli(&["events"]).unwrap();
+    assert!(!events.contains("was checked at once"), "{events}");
+}
+
+#[test]
 fn when_half_of_the_servers_are_killed_then_no_new_connection_fails() {
     nobody_fails("two of four", "", |_| (), &[VICTIM, 3]);
 }

@@ -7,13 +7,17 @@ use std::net::IpAddr;
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     far::{Far, NARROW},
-    namespace::Namespace,
+    namespace::{Namespace, join},
     site::Site,
     topology::{Family, Shape},
     transfer::{Transfer, add_services},
 };
 
+use crate::support::wait;
+
 const BYTES: u64 = 8 << 20;
+/// Enough that its segments become as large as they can.
+const UPLOAD: u64 = 1 << 20;
 const BACKENDS: u16 = 4;
 
 fn site(shape: Shape, forwarding: Forwarding) -> Site {
@@ -112,4 +116,67 @@ fn the_balancers_link_to_the_backends_is_narrow_with_nat() {
 #[test]
 fn the_balancers_link_to_the_clients_is_narrow_with_nat() {
     adapts_to_the_balancers_link(Forwarding::Nat, "eth0", false, true);
+}
+
+/// A router on the balancer's segment, by which the balancer reaches its backends, and which takes smaller packets for them.
+fn narrow_router(site: &Site) -> Namespace {
+    let topology = site.topology();
+    let router = Namespace::new("router").unwrap();
+    join((&router, "eth0"), (topology.switch(), "router")).unwrap();
+    topology.switch().ip("link set router master br0").unwrap();
+    for (namespace, setting, value) in [
+        (&router, "net/ipv4/conf/all/forwarding", "1"),
+        (&router, "net/ipv6/conf/all/forwarding", "1"),
+        // It lies on the same segment, which it need not tell.
+        (&router, "net/ipv4/conf/all/send_redirects", "0"),
+        (&router, "net/ipv4/conf/eth0/send_redirects", "0"),
+        (topology.balancer(), "net/ipv6/conf/all/accept_redirects", "0"),
+        (topology.balancer(), "net/ipv6/conf/eth0/accept_redirects", "0"),
+    ] {
+        namespace.sysctl(setting, value).unwrap();
+    }
+    for family in Family::BOTH {
+        let (length, nodad) = if family == Family::V4 { (16, "") } else { (64, "nodad") };
+        router.ip(&format!("addr add {}/{length} dev eth0 {nodad}", Far::router(family))).unwrap();
+        for number in 0..BACKENDS {
+            let backend = topology.backend_address(family, number);
+            router.ip(&format!("route add {backend} dev eth0 mtu lock {NARROW}")).unwrap();
+        }
+    }
+    router
+}
+
+fn way_to_backends(site: &Site, family: Family, and: &str) {
+    for number in 0..BACKENDS {
+        let (backend, router) = (site.topology().backend_address(family, number), Far::router(family));
+        site.topology().balancer().ip(&format!("route replace {backend} via {router} {and}")).unwrap();
+    }
+}
+
+/// What a client believes that fits becomes ever less, so that nothing has to be forgotten.
+fn adapts_to_the_tunnels_way(forwarding: Forwarding, overhead: [u32; 2]) {
+    let site = site(Shape::OneLegged, forwarding);
+    let _router = narrow_router(&site);
+    for (family, overhead) in Family::BOTH.into_iter().zip(overhead) {
+        let transfer = Transfer::new(&site, forwarding, family, 1);
+        let believes = |fits: u32| {
+            transfer.tcp(UPLOAD, 100).unwrap();
+            learnt(site.topology().client(), transfer.source, site.topology().vip(family)) == Some(fits - overhead)
+        };
+        assert!(believes(1500), "{forwarding:?} {family:?}: the segment");
+        way_to_backends(&site, family, "");
+        wait(&format!("{forwarding:?} {family:?}: a router's error is not heard"), || believes(NARROW));
+        way_to_backends(&site, family, "mtu 1360");
+        wait(&format!("{forwarding:?} {family:?}: the route's MTU is not heeded"), || believes(1360));
+    }
+}
+
+#[test]
+fn when_a_router_on_the_way_of_ipip_or_the_route_is_narrow_then_clients_adapt() {
+    adapts_to_the_tunnels_way(Forwarding::Ipip, [20, 40]);
+}
+
+#[test]
+fn when_a_router_on_the_way_of_gue_or_the_route_is_narrow_then_clients_adapt() {
+    adapts_to_the_tunnels_way(Forwarding::Gue, [28, 48]);
 }

@@ -131,6 +131,23 @@ fn when_ports_are_named_then_backends_see_those_and_the_kernel_gives_them_to_nob
 }
 
 #[test]
+fn when_four_fifths_of_a_backends_ports_are_taken_then_status_and_log_say_so() {
+    let site = site(Shape::TwoLegged, "snat = { ports = \"40000-40049\" }");
+    let client = *CLIENTS.start();
+    let said = |site: &Site| site.status().unwrap().services[0].warnings.clone();
+    let few: Vec<TcpStream> = (0..30).map(|_| connect(&site, Family::V4, client)).collect();
+    thread::sleep(Duration::from_secs(2));
+    assert!(said(&site).is_empty(), "{:?}", said(&site));
+    let more: Vec<TcpStream> = (0..12).map(|_| connect(&site, Family::V4, client)).collect();
+    let home = site.locate(Family::V4, client).unwrap().1;
+    let line = format!("84% of the ports under which backend web/{home} sees its clients are taken (no_port); ");
+    wait_for(PATIENCE, "it is not said", || matches!(&said(&site)[..], [only] if only.starts_with(&line)));
+    let log = std::fs::read_to_string(site.files().join("balancer.log")).unwrap();
+    assert_eq!(log.matches("of the ports under which backend").count(), 1, "{log}");
+    drop((few, more));
+}
+
+#[test]
 fn when_connections_are_open_then_they_are_listed_and_counted() {
     let site = site(Shape::TwoLegged, "");
     let mut open: Vec<_> = (1..=9).map(|client| connect(&site, Family::V4, client)).collect();

@@ -242,6 +242,20 @@ fn when_a_port_is_unreachable_for_datagrams_then_the_controller_is_told() {
     });
 }
 
+#[test]
+fn when_the_datagram_that_could_not_be_delivered_was_fragmented_then_the_controller_is_told() {
+    for later in [false, true] {
+        with_rig(Some(Duration::ZERO), move |rig, mut suspects| {
+            let (_, at, client) = DATAGRAMS;
+            let whole = Frame { payload: vec![7; 3000], ..Frame::udp(&format!("{client}:40000"), at) };
+            let quoted = &whole.fragments(1480, 9)[usize::from(later)];
+            assert_eq!(quoted.fragment_offset != 0, later);
+            assert_eq!(action(&rig, &unreachable("10.0.0.31:0", DATAGRAMS, quoted)), XDP_TX);
+            assert_eq!(suspects.told(), signs(3, Signal::Unreachable), "later: {later}");
+        });
+    }
+}
+
 /// What the controller is told at most since then, of one backend.
 fn budget(since: Instant) -> usize {
     usize::try_from(since.elapsed().as_secs()).expect("not that long") + 2

@@ -9,6 +9,7 @@ mod configure;
 mod follow;
 mod foresight;
 mod listeners;
+mod near;
 mod restore;
 mod resync;
 mod rules;
@@ -53,6 +54,7 @@ use crate::{
 use self::{concerned::Concerned, sizes::Sizes};
 pub use self::{
     foresight::Foresight,
+    near::NearBackend,
     services::{Iter, Services},
 };
 

@@ -8,12 +8,13 @@ mod features;
 mod heard;
 mod monitor;
 mod netlink;
+mod path_errors;
 mod resolve;
 mod task;
 mod tracker;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,9 +25,9 @@ use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
 use balancer_core::io::Event;
 use balancer_dataplane::{Devices, Layers};
 use resolve::NeighbourKey;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-pub use self::heard::heard;
+pub use self::{heard::heard, path_errors::Tunnels};
 use crate::supervisor::{Supervisor, Task};
 
 #[cfg(test)]
@@ -59,6 +60,36 @@ impl Wishes {
     }
 }
 
+/// An address that has answered on the link of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// The interface's index.
+    pub ifindex: u32,
+    /// The address.
+    pub address: IpAddr,
+}
+
+/// A question for addresses on the links of interfaces.
+struct NearAsked {
+    ifindexes: BTreeSet<u32>,
+    reply: oneshot::Sender<Vec<Near>>,
+}
+
+/// Knows which addresses are on this machine's links.
+#[derive(Clone, Debug)]
+pub struct NearAddresses(mpsc::Sender<NearAsked>);
+
+impl NearAddresses {
+    /// Those on the links of some interfaces, up to a thousand; none when nobody watches any more.
+    pub async fn on(&self, ifindexes: BTreeSet<u32>) -> Vec<Near> {
+        let (reply, answer) = oneshot::channel();
+        match self.0.send(NearAsked { ifindexes, reply }).await {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
 /// The watched next hops. Watching ends when this is dropped.
 #[derive(Debug)]
 pub struct Neighbours {
@@ -66,6 +97,8 @@ pub struct Neighbours {
     wanted: mpsc::Sender<NeighbourKey>,
     layers: watch::Receiver<Layers>,
     devices: watch::Receiver<Devices>,
+    tunnels: watch::Sender<Tunnels>,
+    near: NearAddresses,
     task: Task<()>,
 }
 
@@ -86,14 +119,22 @@ impl Neighbours {
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);
         let (layers_sender, layers) = watch::channel(Layers::default());
         let (devices_sender, devices) = watch::channel(Devices::new());
+        let (tunnels, tunnels_receiver) = watch::channel(Tunnels::default());
+        let (near, near_asked) = mpsc::channel(1);
         let told = task::Told { layers: layers_sender, devices: devices_sender };
-        let task = task::Task::new(Arc::clone(&wishes), wanted_receiver, events, told)
-            .context("watching routes and neighbours through netlink")?;
+        let wanted_by = task::WantedBy {
+            wishes: Arc::clone(&wishes),
+            wanted: wanted_receiver,
+            near: near_asked,
+            tunnels: tunnels_receiver,
+        };
+        let task =
+            task::Task::new(wanted_by, events, told).context("watching routes and neighbours through netlink")?;
         let task = supervisor.spawn("the watch on next hops", async {
             task.run().await;
             Ok(())
         });
-        Ok(Self { wishes, wanted, layers, devices, task })
+        Ok(Self { wishes, wanted, layers, devices, tunnels, near: NearAddresses(near), task })
     }
 
     /// This machine's network devices: none before they were first listed, then as they change.
@@ -116,6 +157,17 @@ impl Neighbours {
     /// `address` is of no more interest, however often it was watched. Never blocks.
     pub fn unwatch(&self, address: IpAddr) {
         self.wishes.wish(address, false);
+    }
+
+    /// Which addresses are on this machine's links.
+    #[must_use]
+    pub fn near(&self) -> NearAddresses {
+        self.near.clone()
+    }
+
+    /// Which tunnels lead to the addresses that are watched: routers' errors about their packets are heard. Never blocks.
+    pub fn set_tunnels(&self, tunnels: Tunnels) {
+        self.tunnels.send_if_modified(|known| std::mem::replace(known, tunnels) != tunnels);
     }
 
     /// Has the kernel resolve a neighbour that a `nat` reply needs. Bounded: at most once a second for each neighbour

@@ -14,7 +14,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::{
     AddressFamily,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 use rtnetlink::{Error, Handle};
 use tokio::task::AbortHandle;
@@ -138,8 +138,8 @@ fn no_route(error: &io::Error) -> NoRoute {
 }
 
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
-    let Way { ifindex, gateway, source } = way(&message.attributes);
-    Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway, source })
+    let Way { ifindex, gateway, source, mtu } = way(&message.attributes);
+    Some(Route { kind: message.header.kind, ifindex: ifindex?, gateway, source, mtu })
 }
 
 #[derive(Default)]
@@ -147,6 +147,7 @@ struct Way {
     ifindex: Option<u32>,
     gateway: Option<IpAddr>,
     source: Option<IpAddr>,
+    mtu: Option<u32>,
 }
 
 fn way(attributes: &[RouteAttribute]) -> Way {
@@ -162,9 +163,16 @@ fn way(attributes: &[RouteAttribute]) -> Way {
             way.gateway = Some(IpAddr::V6(*address));
         } else if let RouteAttribute::Via(RouteVia::Inet(address)) = attribute {
             way.gateway = Some(IpAddr::V4(*address));
+        } else if let RouteAttribute::Metrics(metrics) = attribute {
+            way.mtu = metrics.iter().find_map(mtu);
         }
     }
     way
+}
+
+/// The MTU of a route, or of the path beyond it while the kernel remembers that a router has refused larger packets.
+fn mtu(metric: &RouteMetric) -> Option<u32> {
+    if let RouteMetric::Mtu(mtu) = metric { Some(*mtu).filter(|&mtu| mtu > 0) } else { None }
 }
 
 /// The neighbours that packets by this route go to.

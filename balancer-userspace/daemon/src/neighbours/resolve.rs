@@ -17,6 +17,8 @@ pub(super) struct Route {
     pub(super) gateway: Option<IpAddr>,
     /// This machine's address for it.
     pub(super) source: Option<IpAddr>,
+    /// What fits the way, where the route or a router on it says so.
+    pub(super) mtu: Option<u32>,
 }
 
 /// Why the kernel would not send packets for an address.
@@ -140,7 +142,7 @@ pub(super) fn resolve(
                 ifindex: link.ifindex,
                 source_mac,
                 destination_mac,
-                mtu: link.mtu,
+                mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
                 source: route.source,
                 gateway: route.gateway,
                 local: false,
@@ -202,7 +204,7 @@ pub(crate) mod tests {
     }
 
     pub(in crate::neighbours) fn on_link(ifindex: u32) -> Result<Route, NoRoute> {
-        Ok(Route { kind: RouteType::Unicast, ifindex, gateway: None, source: None })
+        Ok(Route { kind: RouteType::Unicast, ifindex, gateway: None, source: None, mtu: None })
     }
 
     pub(in crate::neighbours) fn key(ifindex: u32, address: &str) -> NeighbourKey {
@@ -261,7 +263,8 @@ pub(crate) mod tests {
     #[test]
     fn an_ipv4_address_may_have_an_ipv6_gateway() {
         let gateway = key(2, "fe80::1");
-        let route = Ok(Route { kind: RouteType::Unicast, ifindex: 2, gateway: Some(gateway.address), source: None });
+        let route =
+            Ok(Route { kind: RouteType::Unicast, ifindex: 2, gateway: Some(gateway.address), source: None, mtu: None });
         let address = "10.0.0.9".parse().unwrap();
         let known = tables(&[(gateway, entry(NeighbourState::Reachable))]);
         let resolution = resolve(address, &route, None, &known);
@@ -279,7 +282,7 @@ pub(crate) mod tests {
 
     #[test]
     fn reasons_name_the_cause() {
-        let kind = |kind| Ok(Route { kind, ifindex: 2, gateway: None, source: None });
+        let kind = |kind| Ok(Route { kind, ifindex: 2, gateway: None, source: None, mtu: None });
         assert_eq!(reason(Err(NoRoute::Missing)), "no route to 10.0.0.9");
         assert_eq!(reason(Err(NoRoute::Blackhole)), "no route to 10.0.0.9 (blackhole route)");
         assert_eq!(reason(kind(RouteType::Broadcast)), "10.0.0.9 is a broadcast address");
@@ -291,7 +294,7 @@ pub(crate) mod tests {
 
     #[test]
     fn when_an_address_is_this_machines_then_packets_pass_to_it() {
-        let route = Ok(Route { kind: RouteType::Local, ifindex: 1, gateway: None, source: None });
+        let route = Ok(Route { kind: RouteType::Local, ifindex: 1, gateway: None, source: None, mtu: None });
         let Resolution::Local(hop) = resolve("10.0.0.9".parse().unwrap(), &route, None, &tables(&[])) else {
             panic!("it is not local");
         };

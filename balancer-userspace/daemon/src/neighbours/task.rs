@@ -17,11 +17,12 @@ use tokio::{
 };
 
 use super::{
-    Wishes,
+    NearAsked, Wishes,
     devices::devices,
     features::{Changes, takes_frames},
     monitor::{Lost, Monitor},
     netlink::Netlink,
+    path_errors::{PathErrors, Tunnels},
     resolve::NeighbourKey,
     tracker::{Tracker, Update},
 };
@@ -32,6 +33,8 @@ use crate::layers;
 const RESYNC: Duration = Duration::from_secs(10);
 /// How often the routes are searched for gateways; there may be very many routes.
 const GATEWAYS: Duration = Duration::from_secs(60);
+/// How many addresses on links are told at most.
+const NEAR: usize = 1000;
 /// How soon after trouble everything is read anew.
 const RECOVERY: Duration = Duration::from_secs(1);
 
@@ -41,9 +44,16 @@ pub(super) struct Told {
     pub(super) devices: watch::Sender<Devices>,
 }
 
+/// What callers want of the task.
+pub(super) struct WantedBy {
+    pub(super) wishes: Arc<Wishes>,
+    pub(super) wanted: mpsc::Receiver<NeighbourKey>,
+    pub(super) near: mpsc::Receiver<NearAsked>,
+    pub(super) tunnels: watch::Receiver<Tunnels>,
+}
+
 pub(super) struct Task {
-    wishes: Arc<Wishes>,
-    wanted: mpsc::Receiver<NeighbourKey>,
+    callers: WantedBy,
     events: mpsc::Sender<Event>,
     told: Told,
     /// Interfaces of which was said that the kernel sends frames for backends by them.
@@ -53,6 +63,7 @@ pub(super) struct Task {
     monitor: Option<Monitor>,
     /// Of what drivers say of XDP; `None` as well where the kernel does not tell.
     changes: Option<Changes>,
+    path_errors: PathErrors,
     tracker: Tracker,
     limiter: Limiter,
     resync_at: Instant,
@@ -62,22 +73,17 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(
-        wishes: Arc<Wishes>,
-        wanted: mpsc::Receiver<NeighbourKey>,
-        events: mpsc::Sender<Event>,
-        told: Told,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(callers: WantedBy, events: mpsc::Sender<Event>, told: Told) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
-            wishes,
-            wanted,
+            callers,
             events,
             told,
             by_kernel: BTreeSet::new(),
             netlink: Netlink::connect()?,
             monitor: Some(Monitor::open().context("opening a netlink socket")?),
             changes: Changes::open(),
+            path_errors: PathErrors::default(),
             tracker: Tracker::default(),
             limiter: Limiter::new(now),
             resync_at: now,
@@ -100,8 +106,16 @@ impl Task {
             }
             let wake = self.tracker.deadline().map_or(self.resync_at, |deadline| deadline.min(self.resync_at));
             tokio::select! {
-                () = self.wishes.changed.notified() => {}
-                Some(key) = self.wanted.recv() => self.ask_for_client(key).await,
+                () = self.callers.wishes.changed.notified() => {}
+                Some(key) = self.callers.wanted.recv() => self.ask_for_client(key).await,
+                Some(NearAsked { ifindexes, reply }) = self.callers.near.recv() => {
+                    let _ = reply.send(self.tracker.near(&ifindexes, NEAR));
+                }
+                Ok(()) = self.callers.tunnels.changed() => self.listen_for_path_errors(),
+                refused = self.path_errors.next() => {
+                    let now = Instant::now();
+                    refused.into_iter().for_each(|address| self.tracker.apply(Update::PathError(address), now));
+                }
                 updates = next(&mut self.monitor) => self.hear(updates),
                 heard = changed(&mut self.changes) => match heard {
                     Ok(()) => {
@@ -124,12 +138,22 @@ impl Task {
 
     fn take_wishes(&mut self) {
         let now = Instant::now();
-        for (address, watched) in self.wishes.take() {
+        for (address, watched) in self.callers.wishes.take() {
             if watched {
                 self.tracker.watch(address, now);
             } else {
                 self.tracker.unwatch(address);
             }
+        }
+    }
+
+    fn listen_for_path_errors(&mut self) {
+        let tunnels = *self.callers.tunnels.borrow_and_update();
+        if let Err(error) = self.path_errors.listen(tunnels) {
+            tracing::warn!(
+                "routers' errors about tunnel packets are not heard ({error}; it takes CAP_NET_RAW): where a path is narrower \
+                 than the interface, say so with `ip route … mtu`"
+            );
         }
     }
 

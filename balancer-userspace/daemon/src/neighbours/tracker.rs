@@ -21,7 +21,10 @@ use ipnet::IpNet;
 use netlink_packet_route::neighbour::NeighbourState;
 use tokio::time::Instant;
 
-use super::resolve::{Neighbour, NeighbourKey, NoRoute, Resolution, Route, Tables, resolve};
+use super::{
+    Near,
+    resolve::{Neighbour, NeighbourKey, NoRoute, Resolution, Route, Tables, resolve},
+};
 use crate::interfaces::Link;
 
 /// How often a neighbour that does not answer is asked.
@@ -42,6 +45,8 @@ pub(super) enum Update {
     NeighbourGone(NeighbourKey),
     /// Routes to this prefix changed; `None`: any route may have.
     Routes(Option<IpNet>),
+    /// A router has refused a packet on its way to this address.
+    PathError(IpAddr),
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +141,11 @@ impl Tracker {
                     return;
                 }
             }
+            Update::PathError(address) => {
+                if !self.watches.contains_key(&address) || !self.stale_routes.insert(address) {
+                    return;
+                }
+            }
             Update::Routes(None) => self.stale_routes.extend(self.watches.keys()),
             Update::Routes(Some(prefix)) => {
                 let before = self.stale_routes.len();
@@ -181,6 +191,13 @@ impl Tracker {
     pub(super) fn set_gateways(&mut self, gateways: BTreeSet<NeighbourKey>) {
         let asked = std::mem::take(&mut self.gateways);
         self.gateways = gateways.into_iter().map(|key| (key, asked.get(&key).copied().flatten())).collect();
+    }
+
+    /// Addresses on the links of some interfaces, `most` of them at most.
+    pub(super) fn near(&self, ifindexes: &BTreeSet<u32>, most: usize) -> Vec<Near> {
+        let all = self.tables.neighbours.iter().filter(|(key, _)| ifindexes.contains(&key.ifindex));
+        let usable = all.filter(|(_, neighbour)| neighbour.usable_mac().is_some());
+        usable.map(|(key, _)| Near { ifindex: key.ifindex, address: key.address }).take(most).collect()
     }
 
     /// This machine's network devices.

@@ -2,11 +2,12 @@
 
 use balancer_common::map_types::Forwarding;
 use balancer_core::{
-    io::{Event, Refused},
-    service::Service,
+    io::{BackendId, Event, Refused},
+    service::{Backend, Service},
     snapshot::FlowsSnapshot,
 };
 use balancer_dataplane::{Dataplane, FlowCounts};
+use balancer_model::{names::BackendName, snat::DrainUntil};
 use tracing::warn;
 
 use super::Owner;
@@ -46,19 +47,60 @@ impl<D: Dataplane> Owner<D> {
         self.handle(Event::Flows { of: counts.of_backends.clone() });
         self.warn_of_full_pools(&counts);
         self.flow_counts = counts;
+        self.flows_counted += 1;
+    }
+
+    /// How often connections were counted.
+    pub(crate) const fn flows_counted(&self) -> u64 {
+        self.flows_counted
+    }
+
+    /// Connections of backends whose drains wait for them. `None`: there is no such drain.
+    pub(crate) fn connections_waited_for(&self) -> Option<Vec<(BackendId, u64)>> {
+        let services = self.controller.services().iter();
+        let services = services.filter(|service| service.drains_until() == DrainUntil::Connections);
+        let mut drained = services
+            .flat_map(|service| service.backends())
+            .filter(|backend| backend.drain_deadline().is_some())
+            .peekable();
+        drained.peek()?;
+        let of = |backend: &Backend| (backend.id(), backend.connections().unwrap_or(0));
+        Some(drained.map(of).filter(|&(_, connections)| connections > 0).collect())
     }
 
     /// Says once of each backend that few ports are left for it.
-    fn warn_of_full_pools(&mut self, counts: &FlowCounts) {
-        const PART: f64 = 0.8;
-        let full = |counts: &FlowCounts, id| counts.fullest.get(id).is_some_and(|&part| part >= PART);
-        for id in counts.fullest.keys().filter(|id| full(counts, id) && !full(&self.flow_counts, id)) {
-            let part = counts.fullest.get(id).copied().unwrap_or_default() * 100.0;
-            let name = self.controller.name_of(*id).unwrap_or("-");
-            warn!(
-                "{part:.0}% of the ports under which backend {name} sees its clients are taken; more addresses in \
-                 snat = {{ addresses = […] }} or a wider range of ports make room"
-            );
+    fn warn_of_full_pools(&self, counts: &FlowCounts) {
+        for id in counts.fullest.keys().filter(|id| full(&self.flow_counts, **id).is_none()) {
+            if let (Some(part), Some(name)) = (full(counts, *id), self.controller.full_name_of(*id)) {
+                warn!("{}", full_pool(&name, part));
+            }
         }
     }
+
+    /// The same of those of a service, for as long as it is so.
+    pub(super) fn full_pools(&self, service: &Service) -> Vec<String> {
+        let of = |backend: &Backend| {
+            let part = full(&self.flow_counts, backend.id())?;
+            Some(full_pool(&service.name_of(backend), part))
+        };
+        if service.forwarding() == Forwarding::Snat {
+            service.backends().iter().filter_map(of).collect()
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+/// The part of a backend's ports that is taken, where it is large.
+fn full(counts: &FlowCounts, id: BackendId) -> Option<f64> {
+    const LARGE: f64 = 0.8;
+    counts.fullest.get(&id).copied().filter(|&part| part >= LARGE)
+}
+
+fn full_pool(name: &BackendName, part: f64) -> String {
+    format!(
+        "{:.0}% of the ports under which backend {name} sees its clients are taken (no_port); more addresses in \
+         snat = {{ addresses = […] }} or a wider range of ports make room",
+        part * 100.0
+    )
 }

@@ -31,6 +31,7 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     }
     first.passed.unsteered += other.passed.unsteered;
     first.passed.host_connections += other.passed.host_connections;
+    first.statistics.warnings.extend(other.statistics.warnings);
     first.outage = match (first.outage.take(), other.outage) {
         (Some(one), Some(other)) => {
             Some(OutageSnapshot { lasted: one.lasted.max(other.lasted), line: format!("{}; {}", one.line, other.line) })

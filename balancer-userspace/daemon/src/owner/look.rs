@@ -125,6 +125,7 @@ impl<D: Dataplane> Owner<D> {
             departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
             repeated_moves: self.repeated_moves.get(&id).copied().unwrap_or_default(),
             table_build: self.builds.get(&id).copied().unwrap_or_default(),
+            warnings: self.full_pools(service),
         })
     }
 

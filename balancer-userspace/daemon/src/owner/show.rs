@@ -44,6 +44,8 @@ pub(super) struct Aside {
     /// Moves that other members of the fleet count, by cause.
     pub(super) repeated_moves: [u64; MOVE_COUNTERS],
     pub(super) table_build: Duration,
+    /// What somebody should look at.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A service at the moment `now`, of all those that are `gone` its own among them; backends have counted nothing yet.
@@ -57,7 +59,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         ids: vec![service.id()],
         client_prefix: service.client_prefixes(),
         last_change: aside.last_change,
-        statistics: ServiceStatistics::default(),
+        statistics: ServiceStatistics { warnings: aside.warnings, ..ServiceStatistics::default() },
         name: service.name().to_owned(),
         listeners: aside.listeners,
         forwarding: service.forwarding(),

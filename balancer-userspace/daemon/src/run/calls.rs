@@ -83,6 +83,9 @@ pub(super) fn answer(
         Call::Flows { service, reply } => {
             let _ = reply.send(owner.flows(service.as_deref()));
         }
+        Call::NearBackends { reply } => {
+            let _ = reply.send(owner.controller().near_backends().collect());
+        }
         Call::FlowsCounted(counts) => owner.count_flows(counts),
         Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
         Call::Tallies { reply } => match fleet {

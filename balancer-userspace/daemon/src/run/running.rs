@@ -77,6 +77,7 @@ pub(super) struct Running {
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
     pub(super) watching: Attended<()>,
+    pub(super) finding: Attended<()>,
     pub(super) counting: Option<Attended<()>>,
     pub(super) telling: Option<Attended<()>>,
     pub(super) api: Api,

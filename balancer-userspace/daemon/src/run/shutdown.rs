@@ -24,6 +24,7 @@ impl Shutdown {
             reloads,
             denying,
             watching,
+            finding,
             counting,
             telling,
             api,
@@ -50,7 +51,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, calls, watching, counting, telling));
+        drop((reloads, denying, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

@@ -35,7 +35,7 @@ use crate::{
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
-    metrics,
+    metrics, near_clients,
     owner::Owner,
     puzzles, reload,
     resume::{Resumed, resume},
@@ -144,7 +144,7 @@ impl Startup {
         tell_of(&mut dataplane, &config, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
-        let samples = dataplane.take_samples()?;
+        let (samples, handshakes) = (dataplane.take_samples()?, dataplane.take_handshakes()?);
         if puzzles::wanted() {
             puzzles::read(&mut dataplane, &supervisor)?;
         }
@@ -200,6 +200,9 @@ impl Startup {
         });
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
+        let near =
+            near_clients::watch(handshakes, owner.neighbours().near(), calls_in.clone(), Arc::clone(&statistics));
+        let finding = supervisor.attend("the search for clients on backends' links", near);
         let api = Api::serve(socket, calls_in.clone(), configurations.clone().of(file.clone()), &supervisor);
         let table = owner.dataplane().flows();
         let counting = (table.capacity() > 0)
@@ -231,6 +234,7 @@ impl Startup {
             deny_files,
             denying,
             watching,
+            finding,
             counting,
             telling,
             api,

@@ -85,6 +85,8 @@ impl Member {
             readiness: self.readiness.clone(),
             sweeps: self.sweeps,
             known: self.known.clone(),
+            flow_counts: self.flow_counts,
+            connections: self.connections.clone(),
             ballot: self.ballot.clone(),
             home: self.settings.home,
             address: self.address.clone(),

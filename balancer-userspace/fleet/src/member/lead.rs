@@ -85,8 +85,9 @@ pub(super) struct Lead {
     /// From which epoch on ballots are about the backend as it is now.
     since: HashMap<BackendId, u64>,
     since_all: u64,
-    /// Sweeps that were counted, by member.
-    sweeps: BTreeMap<String, u64>,
+    /// Sweeps, and counts of connections, that were taken note of.
+    sweeps: Counted,
+    flow_counts: Counted,
     deadline: Option<Instant>,
     /// Its own name.
     name: String,
@@ -256,6 +257,7 @@ impl Lead {
             self.lines.extend(lines(self.decided.decide_what_is_due(clocks.now)));
         }
         self.count_sweeps(members, clocks.now);
+        self.count_flows(members, clocks.now);
         self.see_to_requests(session, clocks.now);
         self.deadline = self.decided.next_deadline();
         if self.decided.agreed_state(clocks) == self.committed.agreed_state(clocks) {
@@ -278,18 +280,29 @@ impl Lead {
     }
 
     fn count_sweeps(&mut self, members: &BTreeMap<String, Card>, now: Instant) {
-        let current = || members.iter().filter(|(_, card)| card.in_step);
-        let counted = |name: &String| self.sweeps.get(name).copied().unwrap_or(0);
-        if !current().all(|(name, card)| card.sweeps > counted(name)) || current().next().is_none() {
+        if !self.sweeps.all_have_more(members, |card| card.sweeps) {
             return;
         }
         let mut known: BTreeMap<BackendId, u64> = BTreeMap::new();
-        for &(id, count) in current().flat_map(|(_, card)| &card.known) {
+        for &(id, count) in current(members).flat_map(|(_, card)| &card.known) {
             let most = known.entry(id).or_default();
             *most = count.max(*most);
         }
-        self.sweeps = current().map(|(name, card)| (name.clone(), card.sweeps)).collect();
         let commands = self.decided.handle(Event::Swept { known: known.into_iter().collect() }, now);
+        self.lines.extend(lines(commands));
+    }
+
+    /// Connections are a member's own: a backend has those of all members.
+    fn count_flows(&mut self, members: &BTreeMap<String, Card>, now: Instant) {
+        if !self.flow_counts.all_have_more(members, |card| card.flow_counts) {
+            return;
+        }
+        let mut of: BTreeMap<BackendId, u64> = BTreeMap::new();
+        for &(id, count) in current(members).flat_map(|(_, card)| &card.connections) {
+            let sum = of.entry(id).or_default();
+            *sum = sum.saturating_add(count);
+        }
+        let commands = self.decided.handle(Event::Flows { of }, now);
         self.lines.extend(lines(commands));
     }
 
@@ -328,6 +341,28 @@ impl Lead {
         self.lines.push(Line { warning: false, about: None, message: message.clone() });
         self.lines.extend(lines(commands));
         Ok(message)
+    }
+}
+
+/// Members that count.
+fn current(members: &BTreeMap<String, Card>) -> impl Iterator<Item = (&String, &Card)> {
+    members.iter().filter(|(_, card)| card.in_step)
+}
+
+/// How often each member had done something when that was last taken note of. Another process of a member begins anew.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted(BTreeMap<(String, u64), u64>);
+
+impl Counted {
+    /// Whether all members have done it again since then; takes note of it if so.
+    fn all_have_more(&mut self, members: &BTreeMap<String, Card>, count: impl Fn(&Card) -> u64) -> bool {
+        let now: BTreeMap<(String, u64), u64> =
+            current(members).map(|(name, card)| ((name.clone(), card.instance), count(card))).collect();
+        let all = !now.is_empty() && now.iter().all(|(who, count)| self.0.get(who).copied().unwrap_or(0) < *count);
+        if all {
+            self.0 = now;
+        }
+        all
     }
 }
 

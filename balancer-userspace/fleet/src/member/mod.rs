@@ -104,6 +104,8 @@ pub enum Input {
     Ballot(Ballot),
     /// A sweep of its client table is complete: known clients of backends that are drained or removed.
     Swept(Vec<(BackendId, u64)>),
+    /// Its connections of `snat` services were counted while some drain waits for them: those of the backends concerned.
+    FlowsCounted(Vec<(BackendId, u64)>),
     /// What it says of itself: `ready`, `degraded`, `not_ready`, `withdrawn`.
     Readiness(String),
     /// Whether its configuration file says other services than the fleet's last one.
@@ -288,6 +290,8 @@ pub struct Member {
     doubts: Doubts,
     sweeps: u64,
     known: Vec<(BackendId, u64)>,
+    flow_counts: u64,
+    connections: Vec<(BackendId, u64)>,
     readiness: String,
     /// Its address, as the engine sees it.
     address: String,
@@ -381,6 +385,8 @@ impl Member {
             doubts: Doubts::default(),
             sweeps: 0,
             known: Vec::new(),
+            flow_counts: 0,
+            connections: Vec::new(),
             readiness: "not_ready".to_owned(),
             address: String::new(),
             file_differs: false,
@@ -427,6 +433,10 @@ impl Member {
             Input::Swept(known) => {
                 self.sweeps += 1;
                 self.known = known;
+            }
+            Input::FlowsCounted(connections) => {
+                self.flow_counts += 1;
+                self.connections = connections;
             }
             Input::Readiness(readiness) => self.readiness = readiness,
             Input::FileDiffers(differs) => self.file_differs = differs,

@@ -6,6 +6,7 @@ mod clocks;
 mod denials;
 mod directed;
 mod doubts;
+mod drains;
 mod flaps;
 mod node;
 mod outages;

@@ -1,7 +1,7 @@
 //! A simulated member: the protocol, a controller that follows, and a data path.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
@@ -47,6 +47,8 @@ pub(crate) struct Node {
     ballot: Ballot,
     /// Packets suspect them.
     suspected: Vec<BackendId>,
+    /// Connections of `snat` services. `None`: it does not count them, as an earlier version.
+    pub(crate) flows: Option<BTreeMap<BackendId, u64>>,
     /// To be checked at once, as another member has doubts of them.
     pub(crate) asked: Vec<BackendId>,
     pub(crate) stopped_from: Time,
@@ -70,7 +72,7 @@ fn hop() -> NextHop {
         source_mac: [2; 6],
         destination_mac: [4; 6],
         mtu: 1500,
-        source: None,
+        source: Some([192, 0, 2, 1].into()),
         gateway: None,
         local: false,
     }
@@ -114,6 +116,7 @@ impl Node {
             watched: HashSet::new(),
             ballot: Ballot::default(),
             suspected: Vec::new(),
+            flows: Some(BTreeMap::new()),
             asked: Vec::new(),
             stopped_from: 0,
             stopped_until: 0,
@@ -368,5 +371,14 @@ impl Node {
         let commands = self.controller.handle_all([Event::Swept { known: all.clone() }], self.clocks(now).now);
         self.carry_out(commands);
         self.handle(Input::Swept(all), now, store, rng)
+    }
+
+    /// A count of its connections.
+    pub(crate) fn count_flows(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
+        let Some(of) = self.flows.clone() else { return Vec::new() };
+        let flows = of.iter().map(|(&id, &count)| (id, count)).filter(|&(_, count)| count > 0).collect();
+        let commands = self.controller.handle_all([Event::Flows { of }], self.clocks(now).now);
+        self.carry_out(commands);
+        self.handle(Input::FlowsCounted(flows), now, store, rng)
     }
 }

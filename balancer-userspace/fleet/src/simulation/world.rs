@@ -212,6 +212,7 @@ impl World {
     pub(crate) fn pass(&mut self, time: Time) {
         self.listen();
         let until = self.now + time;
+        let has_flows = self.config.services.iter().any(|service| service.forwarding == Forwarding::Snat);
         while self.now < until {
             self.now += 10;
             let running: Vec<bool> = self
@@ -237,6 +238,9 @@ impl World {
                 }
                 if self.now % 4000 == (index as u64) * 30 {
                     self.sweep(index);
+                }
+                if has_flows && self.now % 1000 == (index as u64) * 40 {
+                    self.count_flows(index);
                 }
             }
         }
@@ -278,6 +282,13 @@ impl World {
     fn sweep(&mut self, index: usize) {
         if let Some(node) = &mut self.nodes[index] {
             let happened = node.sweep(self.now, &mut self.store, &mut self.rng);
+            self.learn(happened);
+        }
+    }
+
+    fn count_flows(&mut self, index: usize) {
+        if let Some(node) = &mut self.nodes[index] {
+            let happened = node.count_flows(self.now, &mut self.store, &mut self.rng);
             self.learn(happened);
         }
     }

@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_api::model::StatusView;
-use balancer_common::map_types::Forwarding;
 use balancer_demo::{
     controller::Controller,
     etcd::{Server, servers},
@@ -21,6 +20,7 @@ use balancer_demo::{
     routing,
     topology::{Family, Topology},
 };
+use balancer_model::config::forwarding_word;
 
 use crate::{
     event::Event,
@@ -317,7 +317,7 @@ fn config(topology: &Topology, row: Row, (kind, index): (FrontOf, u16), endpoint
          check = {{ type = \"http\", path = \"{HEALTH}\", interval = \"1s\", fast_interval = \"200ms\", \
          timeout = \"1s\", fall = 3, rise = 2 }}\n{lines}",
         SocketAddr::new(topology.vip(VIP), PORT),
-        if row.front.forwarding() == Forwarding::Nat { "nat" } else { "dsr" }
+        forwarding_word(row.front.forwarding())
     );
     for number in 1..=row.strategy.servers() {
         let address = SocketAddr::new(topology.backend_address(VIP, number - 1), PORT);

@@ -5,6 +5,7 @@ mod changes;
 mod denials;
 mod engine;
 mod files;
+mod imports;
 mod many_clients;
 mod members;
 mod modes;

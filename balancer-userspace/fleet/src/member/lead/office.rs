@@ -1,13 +1,13 @@
 //! How a member becomes the leader, and what it knows then.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use balancer_core::{
     controller::Controller,
     state::{Clocks, Moment, SavedState},
 };
 
-use super::{Lead, Leading, keeping};
+use super::{Counted, Lead, Leading, keeping};
 use crate::{
     cards::{self, Epoch, FORMAT, Leader},
     emptied::Emptied,
@@ -141,7 +141,8 @@ impl Member {
             document: last,
             since: HashMap::new(),
             since_all: epoch.map_or(0, |(epoch, _)| epoch.number),
-            sweeps: BTreeMap::new(),
+            sweeps: Counted::default(),
+            flow_counts: Counted::default(),
             deadline: None,
             name: self.settings.name.clone(),
             changed,

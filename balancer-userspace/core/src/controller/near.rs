@@ -1,0 +1,49 @@
+//! Backends that may answer some clients past this machine: those of `nat` services on a link of its own, whose replies to
+//! clients on the same link need no router.
+
+use std::time::Instant;
+
+use balancer_common::map_types::Forwarding;
+use balancer_model::names::BackendName;
+
+use super::Controller;
+use crate::{
+    health::Verdict,
+    io::{BackendId, ServiceId},
+    next_hops::Hop,
+};
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearBackend {
+    /// The index of its service.
+    pub service: ServiceId,
+    /// Its row.
+    pub id: BackendId,
+    /// Its name.
+    pub name: BackendName,
+    /// The interface by which it is reached.
+    pub ifindex: u32,
+    /// Since when it has passed its checks.
+    pub up_since: Instant,
+}
+
+impl Controller {
+    /// Those that pass their checks.
+    pub fn near_backends(&self) -> impl Iterator<Item = NearBackend> {
+        let services = self.services.iter().filter(|service| service.forwarding() == Forwarding::Nat);
+        services.flat_map(|service| {
+            service.backends().iter().filter_map(|backend| {
+                let Hop::Resolved(next_hop) = self.hops.get(backend.address().ip()) else { return None };
+                let is_up = matches!(backend.health().verdict(), Verdict::Up);
+                (is_up && next_hop.gateway.is_none()).then(|| NearBackend {
+                    service: service.id(),
+                    id: backend.id(),
+                    name: service.name_of(backend),
+                    ifindex: next_hop.ifindex,
+                    up_since: backend.verdict_since(),
+                })
+            })
+        })
+    }
+}

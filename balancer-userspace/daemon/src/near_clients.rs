@@ -1,0 +1,155 @@
+//! Clients on the same link as their `nat` backends. Such a backend answers them without a router, past the balancer and with
+//! its own address, so no connection comes about.
+//!
+//! That is said only of a client which has begun two handshakes with backends on its own link, while these passed their
+//! checks, and has continued neither. Where backends send all replies through the balancer, as routes of their own can have
+//! them do, handshakes are continued. A packet with a forged source alone makes no neighbour.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_core::{
+    controller::NearBackend,
+    io::{BackendId, ServiceId},
+};
+use balancer_dataplane::{Begun, Handshakes};
+use nix::net::if_::if_indextoname;
+use tokio::{
+    sync::oneshot,
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::warn;
+
+use crate::{
+    call::{Call, Calls},
+    neighbours::{Near, NearAddresses},
+    statistics::{Named, Statistics},
+};
+
+/// How often is looked.
+const LOOK: Duration = Duration::from_secs(10);
+/// A client sends its SYN again after one second and after three.
+const WAITED: Duration = Duration::from_secs(3);
+/// So many handshakes of a client that are not continued are no coincidence.
+const ENOUGH: usize = 2;
+
+/// Warns of such clients until the controller is gone.
+pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls: Calls, statistics: Arc<Statistics>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = look.tick().await;
+        let (reply, answer) = oneshot::channel();
+        if calls.send(Call::NearBackends { reply }).await.is_err() {
+            return;
+        }
+        let Ok(backends) = answer.await else { return };
+        let ifindexes: BTreeSet<u32> = backends.iter().map(|backend| backend.ifindex).collect();
+        let clients = if ifindexes.is_empty() { Vec::new() } else { near.on(ifindexes).await };
+        if clients.is_empty() {
+            statistics.name_near_clients(HashMap::new());
+            continue;
+        }
+        let begun = spawn_blocking(move || {
+            let addresses: Vec<IpAddr> = clients.iter().map(|client| client.address).collect();
+            (handshakes.begun(&addresses), clients, handshakes)
+        });
+        let Ok((begun, clients, back)) = begun.await else { return };
+        handshakes = back;
+        match begun {
+            Ok(begun) => statistics.name_near_clients(unanswered(&begun, &clients, &backends, now)),
+            Err(error) => {
+                warn!("{error:#}: clients on their backends' links are not found");
+                return;
+            }
+        }
+    }
+}
+
+/// What is to be said of which clients of services.
+fn unanswered(
+    begun: &[Begun],
+    clients: &[Near],
+    backends: &[NearBackend],
+    now: Instant,
+) -> HashMap<ServiceId, Vec<Named>> {
+    let backends: HashMap<BackendId, &NearBackend> = backends.iter().map(|backend| (backend.id, backend)).collect();
+    let is_near = |client: IpAddr, ifindex| clients.contains(&Near { ifindex, address: client });
+    let mut waits: BTreeMap<(ServiceId, IpAddr), Vec<&NearBackend>> = BTreeMap::new();
+    for Begun { client, backend, ago } in begun {
+        let Some(backend) = backends.get(backend) else { continue };
+        let up_for = now.into_std().saturating_duration_since(backend.up_since);
+        if *ago >= WAITED && up_for > *ago && is_near(*client, backend.ifindex) {
+            waits.entry((backend.service, *client)).or_default().push(backend);
+        }
+    }
+    let mut said: HashMap<ServiceId, Vec<Named>> = HashMap::new();
+    for ((service, client), backends) in waits {
+        if let Some(backend) = backends.first().filter(|_| backends.len() >= ENOUGH) {
+            said.entry(service).or_default().push((client, line(client, backend)));
+        }
+    }
+    said
+}
+
+fn line(client: IpAddr, NearBackend { name, ifindex, .. }: &NearBackend) -> String {
+    let interface = interface_name(*ifindex);
+    format!(
+        "client {client} is on {interface} as backend {name} is, which answers it past the balancer: with nat its \
+         connections fail; forwarding = \"snat\" serves it"
+    )
+}
+
+fn interface_name(ifindex: u32) -> String {
+    let name = if_indextoname(ifindex).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|_| format!("interface {ifindex}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_model::names::BackendName;
+
+    use super::*;
+
+    fn backend(id: u16, ifindex: u32, up_since: Instant) -> NearBackend {
+        let name = BackendName { service: "web".to_owned(), backend: format!("web{id}") };
+        NearBackend { service: ServiceId(1), id: BackendId(id), name, ifindex, up_since: up_since.into_std() }
+    }
+
+    #[test]
+    fn when_a_client_on_the_link_begins_twice_and_never_goes_on_then_it_is_named() {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(100);
+        let client = |last| IpAddr::from([10, 1, 0, last]);
+        let clients = [Near { ifindex: 2, address: client(7) }, Near { ifindex: 3, address: client(8) }];
+        let backends = [backend(1, 2, start), backend(2, 2, start), backend(3, 2, now - Duration::from_secs(5))];
+        let begun = |last, id, seconds| Begun {
+            client: client(last),
+            backend: BackendId(id),
+            ago: Duration::from_secs(seconds),
+        };
+        let named = |all: &[Begun]| -> Vec<IpAddr> {
+            unanswered(all, &clients, &backends, now).into_values().flatten().map(|(client, _)| client).collect()
+        };
+        assert_eq!(named(&[begun(7, 1, 4), begun(7, 2, 9)]), [client(7)]);
+        assert!(named(&[begun(7, 1, 4)]).is_empty(), "one may be a client that has gone");
+        assert!(named(&[begun(7, 1, 4), begun(7, 1, 2)]).is_empty(), "one may be about to be answered");
+        assert!(named(&[begun(7, 3, 6), begun(7, 3, 9)]).is_empty(), "it was down then");
+        assert!(named(&[begun(8, 1, 4), begun(8, 2, 9)]).is_empty(), "it is on another link");
+        assert!(named(&[begun(7, 9, 4), begun(7, 9, 9)]).is_empty(), "other services than nat");
+        let said = unanswered(&[begun(7, 1, 4), begun(7, 2, 9)], &clients, &backends, now);
+        assert_eq!(
+            said[&ServiceId(1)][0].1,
+            format!(
+                "client 10.1.0.7 is on {} as backend web/web1 is, which answers it past the balancer: with nat its \
+                     connections fail; forwarding = \"snat\" serves it",
+                interface_name(2)
+            )
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! Errors of routers on the way to the far ends of tunnels, which say that a packet does not fit.
+//!
+//! The kernel takes an error as news of a path's MTU only where a socket of this machine may have sent what the error
+//! quotes. XDP sends tunnel packets without a socket, so a raw socket of each outer protocol stands in for it. The kernel
+//! then keeps what it has learnt with the route, and forgets it after a while.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    future, io,
+    mem::MaybeUninit,
+    net::IpAddr,
+};
+
+use balancer_common::map_types::Forwarding;
+use balancer_core::io::ServiceSpec;
+use futures_util::future::select_all;
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
+};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Duration, Instant, sleep_until},
+};
+
+/// How long errors wait for more of their kind.
+const PAUSE: Duration = Duration::from_millis(50);
+/// `return 0` of classic BPF: nothing is received.
+const NOTHING: SockFilter = SockFilter::new(6, 0, 0, 0);
+/// IPv4 and IPv6, as protocols in IP.
+const IP_IN_IP: [i32; 2] = [libc::IPPROTO_IPIP, libc::IPPROTO_IPV6];
+const UDP: [i32; 1] = [libc::IPPROTO_UDP];
+
+/// Kinds of tunnels that lead to backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnels {
+    /// IP in IP.
+    pub ipip: bool,
+    /// UDP in between.
+    pub gue: bool,
+}
+
+impl Tunnels {
+    /// Those of these services.
+    #[must_use]
+    pub fn of(services: &[ServiceSpec]) -> Self {
+        let any = |forwarding| services.iter().any(|service| service.forwarding == forwarding);
+        Self { ipip: any(Forwarding::Ipip), gue: any(Forwarding::Gue) }
+    }
+
+    /// The protocols of their outer headers.
+    fn protocols(self) -> impl Iterator<Item = i32> {
+        let ipip = if self.ipip { &IP_IN_IP[..] } else { &[] };
+        let gue = if self.gue { &UDP[..] } else { &[] };
+        ipip.iter().chain(gue).copied()
+    }
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub(super) struct PathErrors {
+    sockets: BTreeMap<(i32, i32), AsyncFd<Socket>>,
+    /// Errors that come before wait until then.
+    pause: Option<Instant>,
+}
+
+impl PathErrors {
+    /// Listens for errors about such tunnels from now on, and for no others.
+    ///
+    /// # Errors
+    /// When this process may not.
+    pub(super) fn listen(&mut self, tunnels: Tunnels) -> io::Result<()> {
+        let both = |protocol| [(libc::AF_INET, protocol), (libc::AF_INET6, protocol)];
+        let wanted: Vec<(i32, i32)> = tunnels.protocols().flat_map(both).collect();
+        self.sockets.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            let Entry::Vacant(closed) = self.sockets.entry(key) else { continue };
+            match open(key) {
+                Ok(socket) => {
+                    closed.insert(socket);
+                }
+                // A kernel without IPv6.
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Where packets were sent that some router has refused. May be cancelled without losing any.
+    pub(super) async fn next(&mut self) -> Vec<IpAddr> {
+        if self.sockets.is_empty() {
+            return future::pending().await;
+        }
+        if let Some(pause) = self.pause {
+            sleep_until(pause).await;
+        }
+        let ready = self.sockets.values().map(|socket| Box::pin(socket.ready(Interest::ERROR)));
+        let (ready, ..) = select_all(ready).await;
+        self.pause = Some(Instant::now() + PAUSE);
+        match ready {
+            Ok(mut ready) => {
+                // First, so that what comes meanwhile is not missed.
+                ready.clear_ready();
+                refused(ready.get_inner())
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+fn open((domain, protocol): (i32, i32)) -> io::Result<AsyncFd<Socket>> {
+    let domain = Domain::from(domain);
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))?;
+    socket.attach_filter(&[NOTHING])?;
+    socket.set_nonblocking(true)?;
+    if domain == Domain::IPV4 {
+        setsockopt(&socket, Ipv4RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, Ipv6RecvErr, &true)?;
+    }
+    // SAFETY: the socket owns its descriptor, which stays the same and open for as long as it lives.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::ERROR) }.map_err(io::Error::other)
+}
+
+/// Takes all errors that wait; there are no more than fit the socket's buffer.
+fn refused(socket: &Socket) -> Vec<IpAddr> {
+    let mut quoted = [MaybeUninit::uninit(); 1];
+    let mut next = || socket.recv_from_with_flags(&mut quoted, libc::MSG_ERRQUEUE).ok();
+    let mut refused: Vec<IpAddr> =
+        std::iter::from_fn(|| next().map(|(_, to)| to.as_socket().map(|to| to.ip()))).flatten().collect();
+    refused.sort_unstable();
+    refused.dedup();
+    refused
+}

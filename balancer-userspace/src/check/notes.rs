@@ -1,0 +1,132 @@
+//! What is true of a valid configuration and may surprise: who sees whose address, and which clients get no connection.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use balancer_common::map_types::Forwarding;
+use balancer_model::config::{Config, ServiceConfig};
+use ipnet::IpNet;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+
+/// A subnet on the link of one of this machine's interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Subnet {
+    interface: String,
+    prefix: IpNet,
+}
+
+/// This machine's; none where the kernel does not tell.
+pub(super) fn here() -> BTreeSet<Subnet> {
+    let Ok(all) = getifaddrs() else { return BTreeSet::new() };
+    let subnets = all.filter_map(|of| {
+        let prefix = IpNet::with_netmask(ip(of.address?)?, ip(of.netmask?)?).ok()?;
+        // One of a single host, such as a VIP, has no neighbours.
+        (prefix.prefix_len() < prefix.max_prefix_len())
+            .then(|| Subnet { interface: of.interface_name, prefix: prefix.trunc() })
+    });
+    subnets.collect()
+}
+
+fn ip(address: SockaddrStorage) -> Option<IpAddr> {
+    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+        (None, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+        (None, None) => None,
+    }
+}
+
+/// What is to be noted of a configuration on a machine with these subnets.
+pub(super) fn of(config: &Config, subnets: &BTreeSet<Subnet>) -> Vec<String> {
+    let services = config.services.iter();
+    services.filter_map(|service| note(service, &config.interfaces, subnets)).collect()
+}
+
+fn note(service: &ServiceConfig, interfaces: &[String], subnets: &BTreeSet<Subnet>) -> Option<String> {
+    let name = &service.name;
+    match service.forwarding {
+        Forwarding::Snat => Some(format!(
+            "service {name}: with snat its servers see an address of this machine in place of the client's; if they must \
+             know clients, use nat, dsr or a tunnel"
+        )),
+        Forwarding::Nat => {
+            let shared: Vec<&Subnet> = subnets.iter().filter(|subnet| is_shared(service, interfaces, subnet)).collect();
+            let places: Vec<String> =
+                shared.iter().map(|subnet| format!("{} ({})", subnet.prefix, subnet.interface)).collect();
+            (!places.is_empty()).then(|| {
+                format!(
+                    "service {name}: clients in {}, where it has backends, get no connection through nat, because a backend \
+                     answers its own subnet past the balancer; forwarding = \"snat\" serves them as well",
+                    places.join(" and ")
+                )
+            })
+        }
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => None,
+    }
+}
+
+/// Whether a subnet has backends, and clients come in by its interface: that of the VIP's subnet, or the only one.
+fn is_shared(service: &ServiceConfig, interfaces: &[String], subnet: &Subnet) -> bool {
+    let of_backends = service.backends.iter().flat_map(|backend| [Some(backend.address), backend.address6]);
+    let has_backends = of_backends.flatten().any(|address| subnet.prefix.contains(&address.ip()));
+    let has_vip = service.listen.iter().any(|listener| subnet.prefix.contains(&listener.address));
+    has_backends && (has_vip || matches!(interfaces, [only] if *only == subnet.interface))
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_model::file;
+
+    use super::*;
+
+    fn notes(interfaces: &str, vip: &str, forwarding: &str, backend: &str) -> Vec<String> {
+        let text = format!(
+            "interfaces = [{interfaces}]\n[[service]]\nname = \"web\"\naddress = \"{vip}\"\nforwarding = \"{forwarding}\"\n\
+             [[service.backend]]\nname = \"web1\"\naddress = \"{backend}\"\n"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("balancer.toml");
+        std::fs::write(&path, text).unwrap();
+        let (config, _) = file::load(&path).unwrap();
+        let subnet =
+            |interface: &str, prefix: &str| Subnet { interface: interface.to_owned(), prefix: prefix.parse().unwrap() };
+        let subnets = BTreeSet::from([
+            subnet("eth0", "192.0.2.0/24"),
+            subnet("eth1", "10.0.0.0/16"),
+            subnet("eth0", "2001:db8:1::/64"),
+        ]);
+        of(&config, &subnets)
+    }
+
+    #[test]
+    fn when_clients_of_a_nat_service_share_their_subnet_with_backends_then_snat_is_suggested() {
+        let shared = |at: &str| {
+            format!(
+                "service web: clients in {at}, where it has backends, get no connection through nat, because a backend \
+                 answers its own subnet past the balancer; forwarding = \"snat\" serves them as well"
+            )
+        };
+        let (both, v4, v6) = ("\"eth0\", \"eth1\"", shared("192.0.2.0/24 (eth0)"), shared("2001:db8:1::/64 (eth0)"));
+        assert_eq!(notes(both, "192.0.2.10:80", "nat", "192.0.2.21"), std::slice::from_ref(&v4));
+        assert_eq!(notes(both, "[2001:db8:1::10]:80", "nat", "2001:db8:1::21"), [v6]);
+        assert_eq!(notes("\"eth0\"", "198.51.100.10:80", "nat", "192.0.2.21"), [v4], "clients come in by eth0 alone");
+    }
+
+    #[test]
+    fn when_backends_have_a_subnet_of_their_own_then_nothing_is_noted() {
+        let both = "\"eth0\", \"eth1\"";
+        for (vip, forwarding, backend) in [
+            ("192.0.2.10:80", "nat", "10.0.0.21"),
+            ("198.51.100.10:80", "nat", "10.0.0.21"),
+            ("192.0.2.10:80", "nat", "172.16.0.1"),
+            ("192.0.2.10:80", "dsr", "192.0.2.21"),
+            ("192.0.2.10:80", "ipip", "192.0.2.21"),
+        ] {
+            assert!(notes(both, vip, forwarding, backend).is_empty(), "{vip} {forwarding} {backend}");
+        }
+    }
+
+    #[test]
+    fn when_a_service_is_snat_then_it_is_noted_that_servers_do_not_see_clients() {
+        let [note] = <[String; 1]>::try_from(notes("\"eth0\"", "192.0.2.10:80", "snat", "192.0.2.21")).unwrap();
+        assert!(note.contains("see an address of this machine in place of the client's"), "{note}");
+    }
+}
