@@ -31,6 +31,7 @@ mod mapped;
 mod memory;
 mod network_namespace;
 mod object;
+pub mod observer;
 pub mod offload;
 mod pinned_link;
 mod pins;

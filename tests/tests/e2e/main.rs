@@ -24,6 +24,7 @@ mod metrics;
 mod moving;
 mod neighbours;
 mod next_hops;
+mod observing;
 mod operations;
 mod outages;
 mod page;
