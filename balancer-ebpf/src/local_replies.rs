@@ -30,9 +30,7 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
         return TC_ACT_UNSPEC;
     };
-    // Shorter ones are whole as they are. SAFETY: the context is the kernel's.
-    let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
-    let frame = linear(skb);
+    let frame = with_headers(skb);
     let Some(mut ip) = parse::ip(frame) else { return TC_ACT_UNSPEC };
     if ip.protocol != TCP && ip.protocol != UDP && opaque::follow(frame, &mut ip).is_err() {
         return TC_ACT_UNSPEC;
@@ -43,6 +41,14 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     let Some(row) = of_local_backend(control, &ip) else { return TC_ACT_UNSPEC };
     let carries_ports = !ip.fragment.is_later();
     if translated(skb, &ip, row, carries_ports).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+/// The linear part of the frame, with all headers of a reply in it.
+#[inline(always)]
+fn with_headers(skb: *mut __sk_buff) -> Packet<'static> {
+    // Shorter ones are whole as they are. SAFETY: the context is the kernel's.
+    let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
+    linear(skb)
 }
 
 /// The linear part of the frame. A view taken before bytes are stored is void.

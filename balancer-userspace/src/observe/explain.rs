@@ -104,9 +104,12 @@ pub(crate) struct NextHop {
 }
 
 /// The verdict, as the program counts it.
-fn verdict(observation: &Observation) -> Verdict {
+fn verdict(observation: &Observation, known: &Known) -> Verdict {
     let head = &observation.head;
+    // The row of a backend that is this machine names no interface.
+    let is_local = || known.hops.iter().any(|hop| hop.id == head.backend && hop.ifindex == 0);
     match head.action {
+        XDP_PASS if head.backend != 0 && is_local() => Verdict::Local,
         XDP_DROP if head.drop != 0 => Verdict::Drop,
         XDP_PASS if is_changed(observation) => Verdict::Handed,
         XDP_PASS => Verdict::Pass,
@@ -123,7 +126,7 @@ fn is_changed(Observation { head, came, left }: &Observation) -> bool {
 /// Explains a packet.
 pub(crate) fn explain(observation: &Observation, known: &Known) -> Explanation {
     let Observation { head, came, left } = observation;
-    let verdict = verdict(observation);
+    let verdict = verdict(observation, known);
     let (packet, after) = (Frame::parse(came), Frame::parse(left));
     let is_gone = matches!(verdict, Verdict::Drop | Verdict::Aborted);
     let direction = direction(verdict, head, packet.as_ref(), after.as_ref(), known);
@@ -132,7 +135,9 @@ pub(crate) fn explain(observation: &Observation, known: &Known) -> Explanation {
     let hop = hop(observation, verdict, direction, service, after.as_ref(), known);
     let backend = service.and_then(|service| match direction {
         Direction::ToClient => backend_at(service, packet.as_ref()?.source?, packet.as_ref()?.source_port),
-        _ => hop.and_then(|hop| backend_at(service, hop.address, hop.port)),
+        Direction::ToBackend | Direction::Answered | Direction::ToHost | Direction::Nowhere => {
+            hop.and_then(|hop| backend_at(service, hop.address, hop.port))
+        }
     });
     let moved_from = service.and_then(|service| backend_of(service, head.moved_from, known));
     let cause = counted(MoveCause::ALL, head.cause);
@@ -175,7 +180,7 @@ fn direction(verdict: Verdict, head: &Head, came: Option<&Frame>, left: Option<&
     match verdict {
         Verdict::Drop | Verdict::Aborted => Direction::Nowhere,
         Verdict::Pass => Direction::ToHost,
-        Verdict::Tx | Verdict::Redirect | Verdict::Handed => {
+        Verdict::Tx | Verdict::Redirect | Verdict::Handed | Verdict::Local => {
             if head.answered != 0 {
                 Direction::Answered
             } else if is_vip(came.and_then(|frame| frame.destination)) {
@@ -311,7 +316,7 @@ fn next_hop(observation: &Observation, verdict: Verdict, hop: Option<&Hop>, know
         Verdict::Tx | Verdict::Redirect => mac(&observation.left)?,
         // It carries a mark instead.
         Verdict::Handed => hop?.mac,
-        Verdict::Pass | Verdict::Drop | Verdict::Aborted => return None,
+        Verdict::Pass | Verdict::Local | Verdict::Drop | Verdict::Aborted => return None,
     };
     let ifindex = if verdict == Verdict::Tx { Some(observation.head.ifindex) } else { hop.map(|hop| hop.ifindex) };
     Some(NextHop {

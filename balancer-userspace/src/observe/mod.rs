@@ -103,7 +103,7 @@ impl Session {
     /// When the kernel refuses.
     pub(crate) async fn next(&mut self) -> Result<Option<Observation>, Failure> {
         while self.left > 0 {
-            let observation = match self.observer.get_mut().next() {
+            let observation = match self.observer.get_mut().take() {
                 Some(observation) => observation,
                 None => {
                     tokio::select! {
@@ -112,7 +112,7 @@ impl Session {
                         _ = self.terminate.recv() => return Ok(None),
                         ready = self.observer.readable_mut() => {
                             let mut ready = ready?;
-                            let next = ready.get_inner_mut().next();
+                            let next = ready.get_inner_mut().take();
                             if next.is_none() {
                                 ready.clear_ready();
                             }

@@ -146,7 +146,7 @@ impl Observer {
     }
 
     /// The next observation, if there is one.
-    pub fn next(&mut self) -> Option<Observation> {
+    pub fn take(&mut self) -> Option<Observation> {
         let item = self.events.next()?;
         let (head, bytes) = item.split_at_checked(size_of::<Head>())?;
         let head: Head = bytemuck::pod_read_unaligned(head);
