@@ -41,7 +41,6 @@ mod entry {
                 }
             }
             Outcome::Handed => (XDP_PASS, Verdict::Handed),
-            Outcome::Local => (XDP_PASS, Verdict::Local),
             Outcome::Drop => {
                 stats::count_drop(end.reason());
                 (XDP_DROP, Verdict::Drop)

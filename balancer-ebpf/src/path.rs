@@ -58,7 +58,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         if service.flags & SERVICE_FLOWS != 0 {
             return Step::FLOW;
         }
-        if service.flags & SERVICE_LOCAL != 0 || rules::may_concern(service, ip.family, &ip.source) {
+        if rules::may_concern(service, ip.family, &ip.source) {
             return Step::RARE;
         }
     }

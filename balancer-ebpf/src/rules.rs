@@ -12,7 +12,7 @@ use balancer_common::{
     client::{self, HashKey},
     map_types::{
         MAX_RULES, NO_BACKEND, RULE_COUNTERS, RULE_DENY, RULE_KEY_BITS, RULE_PIN, RULE_SPREAD, RuleKey, RuleRow,
-        RuleStats, SERVICE_RULES, SERVICE_SHARED, ServiceRow,
+        RuleStats, SERVICE_LOCAL, SERVICE_RULES, SERVICE_SHARED, ServiceRow,
     },
     rule_filter,
 };
@@ -72,13 +72,13 @@ impl Ruled {
 static RULE_FILTER: Array<u64> = Array::with_max_entries(rule_filter::WORDS, BPF_F_MMAPABLE);
 
 /// Whether a rule of `service`, if it has any, may concern `client`. If not, none does. In a service that shares its clients
-/// with the host, each is of concern.
+/// with the host, or of which this machine is a backend, each is of concern.
 #[inline(always)]
 pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -> bool {
-    if service.flags & (SERVICE_RULES | SERVICE_SHARED) == 0 {
+    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_LOCAL) == 0 {
         return false;
     }
-    if service.flags & SERVICE_SHARED != 0 {
+    if service.flags & (SERVICE_SHARED | SERVICE_LOCAL) != 0 {
         return true;
     }
     let is_set = |(word, bit): (u32, u64)| {

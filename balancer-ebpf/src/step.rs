@@ -16,8 +16,6 @@ pub enum Outcome {
     Redirect,
     /// To the kernel, rewritten and marked, which sends it: see [`crate::handover`].
     Handed,
-    /// To this machine, which is its backend.
-    Local,
     /// Dropped: see [`Step::reason`].
     Drop,
     /// The program failed.
@@ -61,7 +59,6 @@ pub(crate) enum Kind {
     Tx,
     Redirect,
     Handed,
-    Local,
     Drop,
     Rare,
     Icmp,
@@ -573,8 +570,6 @@ impl Step {
     pub(crate) const TX: Self = Self(Kind::Tx as u64);
     /// To the kernel, which sends it.
     pub(crate) const HANDED: Self = Self(Kind::Handed as u64);
-    /// To this machine, which is the backend.
-    pub(crate) const LOCAL: Self = Self(Kind::Local as u64);
     /// Not like most: see [`crate::rare`].
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
     /// An ICMP message: see [`crate::icmp`].
@@ -669,8 +664,6 @@ impl Step {
             Outcome::Handed
         } else if self.is(Kind::Drop) {
             Outcome::Drop
-        } else if self.is(Kind::Local) {
-            Outcome::Local
         } else {
             Outcome::Abort
         }

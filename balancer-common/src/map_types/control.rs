@@ -40,5 +40,7 @@ pub const CONTROL_RETURNS: u32 = 2;
 pub const CONTROL_RETURN_WILDCARD: u32 = 4;
 /// `Control::flags`: some service is `snat`, so a packet to a port of a pool is looked up among the flows.
 pub const CONTROL_FLOWS: u32 = 8;
+/// `Control::flags`: this machine is a backend of some `dsr` service, so others may send it packets of that service.
+pub const CONTROL_PEERS: u32 = 16;
 
 const _: () = assert!(size_of::<Control>() == 64);

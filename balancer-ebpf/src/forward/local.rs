@@ -1,15 +1,20 @@
 //! A backend that is this machine: its packets pass to the host.
 
 use aya_ebpf::{macros::map, maps::HashMap};
-use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, peer};
+use balancer_common::{
+    map_types::{CONTROL_PEERS, Forwarding, MAX_PEERS, Mac, peer},
+    verdict::Verdict,
+};
 
 use crate::{
     backends::{Reachable, reachable},
+    control,
     forward::{
         nat,
         sent::{self, Sender},
     },
     found::Found,
+    stats,
     step::{Carries, Choice, Step},
 };
 
@@ -29,18 +34,29 @@ pub(super) fn pass(
     if backend.row.mode() != Forwarding::Dsr as u8 {
         nat::to_this_machine(&found.ip, carries, backend, port).map_err(Step::drop)?;
     }
-    sent::count(found.ingress, &found.ip, backend, choice, Sender::Client { added: 0 });
-    Ok(Step::LOCAL)
+    passed(found, backend, choice, Sender::Client { added: 0 });
+    Ok(Step::PASS)
 }
 
 /// Passes a packet that another balancer, a backend of the same service, has sent here: it must not be sent on, or two that
 /// disagree would send it to each other. `None`: a client has sent it.
 #[inline(always)]
 pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Option<Step> {
+    if control::words()?.flags & CONTROL_PEERS == 0 {
+        return None;
+    }
     let sender: u64 = found.frame.load(size_of::<Mac>())?;
     // SAFETY: a map value of one word.
     let local = unsafe { PEERS.get_ptr(peer(sender, chosen.service))?.read_volatile() } as u16;
     let choice = Choice { backend: local, ..choice };
-    sent::count(found.ingress, &found.ip, reachable(local)?, choice, Sender::Client { added: 0 });
-    Some(Step::LOCAL)
+    passed(found, reachable(local)?, choice, Sender::Client { added: 0 });
+    Some(Step::PASS)
+}
+
+/// Counts a packet that passes to this machine. The program counts it as passed as well, so that it need not tell the two
+/// apart at its end; the controller takes them off those.
+#[inline(always)]
+pub(super) fn passed(found: &Found, backend: Reachable, choice: Choice, sender: Sender) {
+    sent::count(found.ingress, &found.ip, backend, choice, sender);
+    stats::count_verdict(found.ingress.row(), Verdict::Local);
 }

@@ -163,8 +163,8 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
     };
     match written {
         Ok(()) if row.is_local() => {
-            sent::count(*ingress, ip, backend, choice, Sender::Other);
-            Step::LOCAL
+            local::passed(found, backend, choice, Sender::Other);
+            Step::PASS
         }
         Ok(()) => finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),

@@ -11,9 +11,12 @@ use aya::{
     Ebpf, Pod,
     maps::{MapData, PerCpuArray, PerCpuValues},
 };
-use balancer_common::map_types::{
-    BackendStats, DropStats, InterfaceStats, LISTENER_COUNTERS, ListenerStats, MAX_INTERFACES, MemoryStats, ReplyStats,
-    SampleStats, ShareStats, interface_row,
+use balancer_common::{
+    map_types::{
+        BackendStats, DropStats, InterfaceStats, LISTENER_COUNTERS, ListenerStats, MAX_INTERFACES, MemoryStats,
+        ReplyStats, SampleStats, ShareStats, interface_row,
+    },
+    verdict::Verdict,
 };
 use balancer_core::io::{BackendId, ListenerId, ServiceId};
 
@@ -165,6 +168,10 @@ impl Counters {
             let cpus = self.interfaces.get(&row, 0).context("reading an interface's counters")?;
             cpus.iter().for_each(|cpu| add(&mut sum.verdicts, &cpu.verdicts));
         }
+        // The program counts what passes to this machine as a backend in both.
+        let local = sum.verdicts[Verdict::Local.index()];
+        let passed = &mut sum.verdicts[Verdict::Pass.index()];
+        *passed = passed.saturating_sub(local);
         Ok(sum)
     }
 

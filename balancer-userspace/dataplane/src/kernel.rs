@@ -23,9 +23,9 @@ use balancer_common::{
     clock::Clock,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BackendStats, CONTROL_FLOWS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS, Control,
-        DropStats, InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND, RangeRow,
-        ReplyStats, ReturnRow, RuleStats, ServiceRow, ShareStats,
+        BackendStats, CONTROL_FLOWS, CONTROL_PEERS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
+        Control, DropStats, InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND,
+        RangeRow, ReplyStats, ReturnRow, RuleStats, ServiceRow, ShareStats,
     },
     service_table::{TableView, vip_bit},
 };
@@ -447,6 +447,9 @@ impl Dataplane for KernelDataplane {
         }
         if !return_rows.is_empty() {
             flags |= CONTROL_RETURNS;
+        }
+        if self.peers.any() {
+            flags |= CONTROL_PEERS;
         }
         if return_wildcard {
             flags |= CONTROL_RETURN_WILDCARD;

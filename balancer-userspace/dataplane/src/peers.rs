@@ -30,6 +30,11 @@ impl Peers {
         Ok(Self { map, macs: HashMap::new(), local: HashMap::new(), written: HashMap::new() })
     }
 
+    /// Whether this machine is a backend of some service.
+    pub(super) fn any(&self) -> bool {
+        !self.local.is_empty()
+    }
+
     /// A backend has this row from now on.
     ///
     /// # Errors
