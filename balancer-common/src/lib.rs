@@ -19,5 +19,4 @@ pub mod seen;
 pub mod service_table;
 pub mod share;
 pub mod signs;
-pub mod tracing;
 pub mod verdict;

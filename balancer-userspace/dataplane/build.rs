@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         // SAFETY: as above.
         unsafe {
             // Lets these crates use inline assembly; the value 1 would switch build-std on.
-            env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,balancer_ebpf,balancer_observer");
+            env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,balancer_ebpf");
         }
         Toolchain::Custom(LINKED_TOOLCHAIN)
     } else if toolchain_exists(pinned) {

@@ -6,7 +6,6 @@ mod absence;
 mod apply;
 mod backend;
 pub mod book;
-mod capture;
 mod check;
 mod client;
 mod completions;
@@ -21,7 +20,6 @@ mod health;
 mod help;
 mod import;
 mod journal;
-mod observe;
 mod output;
 mod plan;
 mod ready;
@@ -31,7 +29,6 @@ mod service;
 mod simulate;
 mod stats;
 mod status;
-mod trace;
 mod wait;
 mod withdraw;
 
@@ -91,12 +88,6 @@ enum Verb {
     /// healthy, 1: findings, 3: no controller
     #[command(after_help = help::see("troubleshooting"))]
     Doctor(doctor::Args),
-    /// Show each packet's way, live: service, client, why this backend, next hop, or why it is dropped; needs root
-    #[command(after_help = help::see("troubleshooting"))]
-    Trace(trace::Args),
-    /// Write packets into a file for Wireshark, as they came and as they left, each with a comment that says why; needs root
-    #[command(after_help = help::see("troubleshooting"))]
-    Capture(capture::Args),
     /// Say whether clients can be sent to this balancer: exit code 0 ready or degraded, 1 not ready
     #[command(after_help = help::see("several-balancers"))]
     Ready(ready::Args),
@@ -221,8 +212,6 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         },
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Doctor(args) => wait_for(doctor::run(&client(), &args)),
-        Verb::Trace(args) => wait_for(trace::run(&client(), &args)),
-        Verb::Capture(args) => wait_for(capture::run(&client(), &args)),
         Verb::Ready(args) => wait_for(ready::run(&client(), &args)),
         Verb::Fleet(args) => wait_for(fleet::run(&client(), &args)),
         Verb::Withdraw(args) => wait_for(withdraw::withdraw(&client(), &args)),

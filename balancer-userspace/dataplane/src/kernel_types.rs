@@ -7,30 +7,13 @@ pub(super) const OWN: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u32 = 0xeb9f;
 const STRUCT: u32 = 4;
-const FUNCTION: u32 = 12;
 const MEMBER: usize = 12;
 
-/// The id of the function `name` in `btf`, which is a program's.
+/// The offset in bytes of each `(structure, member)` in `btf`. Members of unnamed structures within are not found.
 ///
 /// # Errors
-/// When it is no such data, or there is no such function.
-pub(super) fn function(btf: &[u8], name: &str) -> anyhow::Result<u32> {
-    let (types, strings) = sections(btf)?;
-    let (mut at, mut id) = (0, 1);
-    while at < types.len() {
-        let (own, info) = (word(types, at)?, word(types, at + 4)?);
-        let (kind, count) = (info >> 24 & 31, (info & 0xffff) as usize);
-        if kind == FUNCTION && is(strings, own, name) {
-            return Ok(id);
-        }
-        at += 12 + rest(kind, count)?;
-        id += 1;
-    }
-    anyhow::bail!("there is no function {name}")
-}
-
-/// The types and the strings.
-fn sections(btf: &[u8]) -> anyhow::Result<(&[u8], &[u8])> {
+/// When it is no such data, or a member is not there or does not begin with a byte.
+pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> anyhow::Result<[u32; N]> {
     let [magic, header, types, types_length, strings, strings_length] =
         [0, 4, 8, 12, 16, 20].map(|offset| word(btf, offset));
     ensure!(magic? & 0xffff == MAGIC, "no BTF of this byte order");
@@ -39,15 +22,8 @@ fn sections(btf: &[u8]) -> anyhow::Result<(&[u8], &[u8])> {
         let start = header.saturating_add(start as usize);
         btf.get(start..start.saturating_add(length as usize)).context("BTF is cut off")
     };
-    Ok((section(types?, types_length?)?, section(strings?, strings_length?)?))
-}
-
-/// The offset in bytes of each `(structure, member)` in `btf`. Members of unnamed structures within are not found.
-///
-/// # Errors
-/// When it is no such data, or a member is not there or does not begin with a byte.
-pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> anyhow::Result<[u32; N]> {
-    let (types, strings) = sections(btf)?;
+    let types = section(types?, types_length?)?;
+    let strings = section(strings?, strings_length?)?;
     let mut found = [None; N];
     let mut at = 0;
     while at < types.len() && found.contains(&None) {
@@ -125,18 +101,6 @@ mod tests {
         let error = offsets(&pair(), [("pair", "third")]).unwrap_err().to_string();
         assert_eq!(error, "the kernel tells of no pair.third");
         assert!(offsets(&pair(), [("int", "first")]).is_err());
-    }
-
-    #[test]
-    fn when_a_function_is_there_then_its_id_counts_all_types_before_it() {
-        let strings = b"\0int\0balancer\0decap\0";
-        let types: [u32; 10] = [1, 1 << 24, 4, 32, 14, FUNCTION << 24, 1, 5, FUNCTION << 24 | 1, 1];
-        let header = [MAGIC | 1 << 16, 24, 0, 40, 40, strings.len() as u32];
-        let words = header.into_iter().chain(types);
-        let btf: Vec<u8> = words.flat_map(u32::to_ne_bytes).chain(strings.iter().copied()).collect();
-        assert_eq!((function(&btf, "decap").unwrap(), function(&btf, "balancer").unwrap()), (2, 3));
-        assert_eq!(function(&btf, "int").unwrap_err().to_string(), "there is no function int");
-        assert!(function(&btf[..btf.len() - 40], "balancer").is_err());
     }
 
     #[test]

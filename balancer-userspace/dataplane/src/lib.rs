@@ -33,7 +33,6 @@ mod mapped;
 mod memory;
 mod network_namespace;
 mod object;
-pub mod observer;
 pub mod offload;
 mod peers;
 mod pinned_link;

@@ -33,26 +33,6 @@ pub fn check() -> anyhow::Result<()> {
     check_capabilities(&status)
 }
 
-/// Checks that this process may open and observe another one's programs.
-///
-/// # Errors
-/// Says what is missing.
-pub(super) fn may_observe() -> anyhow::Result<()> {
-    let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
-    if effective(&status)? >> CAP_SYS_ADMIN & 1 == 0 {
-        bail!(
-            "missing capability CAP_SYS_ADMIN, without which the kernel opens no program of another process: run it as root"
-        );
-    }
-    if in_user_namespace() {
-        bail!(
-            "this process is in a user namespace, where the kernel opens no programs whatever capabilities it has: run it \
-             outside (a container: privileged, and without a mapping of users)"
-        );
-    }
-    Ok(())
-}
-
 /// Whether this process lives in another user namespace than the machine's first: capabilities mean less there.
 pub(super) fn in_user_namespace() -> bool {
     /// `PROC_USER_INIT_INO` of `linux/proc_ns.h`.
@@ -80,17 +60,12 @@ fn check_kernel(release: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The effective capabilities, a bit for each.
-fn effective(status: &str) -> anyhow::Result<u64> {
-    status
+fn check_capabilities(status: &str) -> anyhow::Result<()> {
+    let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
-        .context("/proc/self/status has no CapEff line: is /proc mounted?")
-}
-
-fn check_capabilities(status: &str) -> anyhow::Result<()> {
-    let effective = effective(status)?;
+        .context("/proc/self/status has no CapEff line: is /proc mounted?")?;
     let has = |number: u8| effective >> number & 1 == 1;
     let missing: Vec<&str> = NEEDED
         .iter()

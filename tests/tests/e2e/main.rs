@@ -26,7 +26,6 @@ mod moving;
 mod near_clients;
 mod neighbours;
 mod next_hops;
-mod observing;
 mod operations;
 mod outages;
 mod page;

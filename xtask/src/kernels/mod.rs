@@ -92,7 +92,7 @@ struct Suite {
 
 const LOADING: Suite = Suite { name: "verifier", program: "dataplane", only: "verifier::", environment: &[] };
 
-const SUITES: [Suite; 15] = [
+const SUITES: [Suite; 14] = [
     LOADING,
     Suite { name: "packets", program: "packets", only: "", environment: &["BALANCER_FLOOD=20000"] },
     Suite { name: "known_clients", program: "dataplane", only: "known_clients::", environment: &[] },
@@ -108,7 +108,6 @@ const SUITES: [Suite; 15] = [
     Suite { name: "restart", program: "e2e", only: "restart::a", environment: &[] },
     Suite { name: "passive", program: "e2e", only: "passive::", environment: &[] },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
-    Suite { name: "observing", program: "e2e", only: "observing::", environment: &["BALANCER_MUST_OBSERVE=1"] },
     Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
     Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
     Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },

@@ -13,7 +13,6 @@ use std::{
     path::Path,
 };
 
-use anyhow::Context as _;
 use balancer_api::{
     client::{Client, ClientError},
     model::{BackendView, HealthView, ServiceView},
@@ -31,33 +30,6 @@ use crate::{
     facts::{Backend, Controller, Facts, Link, Vip, Way},
     finding::Unseen,
 };
-
-/// An XDP program on an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnInterface {
-    /// The interface's index.
-    pub ifindex: u32,
-    /// The interface's name.
-    pub name: String,
-    /// The program's id.
-    pub program: u32,
-}
-
-/// The XDP programs in the network namespace of the controller that serves `socket`, which this thread enters if it is
-/// another one.
-///
-/// # Errors
-/// When the namespace cannot be entered, or the kernel does not answer.
-pub async fn programs(socket: &Path) -> anyhow::Result<Vec<OnInterface>> {
-    let pid = machine::controller(socket).context("the controller's process")?;
-    machine::enter_network_of(pid).context("entering the network namespace of the controller")?;
-    let links = Netlink::connect()?.links().await?;
-    let on = links.into_iter().flat_map(|link| {
-        let Link { ifindex, name, programs, .. } = link;
-        programs.into_iter().map(move |program| OnInterface { ifindex, name: name.clone(), program: program.id })
-    });
-    Ok(on.collect())
-}
 
 /// Looks at everything that has to do with a service, or with all.
 ///
