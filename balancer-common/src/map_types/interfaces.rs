@@ -23,7 +23,7 @@ pub struct InterfaceRow {
 /// MACs that are told apart on one interface.
 pub const STATIONS: usize = 7;
 /// Backends of services of which this machine is one that are told by their MACs, at most.
-pub const MAX_PEERS: u32 = 1024;
+pub const MAX_PEERS: u32 = 256;
 
 /// The key of a backend of `service` that sends frames from a MAC, which begins the word `sender`.
 #[inline(always)]
