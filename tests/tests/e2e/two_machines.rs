@@ -135,6 +135,11 @@ impl Site {
 #[test]
 fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_server_as_the_vip_moves() {
     let mut site = Site::new();
+    // The first one's balancer has begun before the second one's server.
+    wait("the first one's balancer does not find both servers", || {
+        let health = site.machines[0].controller.cli(&["health", "show", "web", "--json"]).unwrap();
+        String::from_utf8(health.stdout).unwrap().matches("\"up\"").count() >= 2
+    });
     let before = site.homes();
     assert!(["one", "two"].iter().all(|name| before.values().any(|home| home == name)), "{before:?}");
 
