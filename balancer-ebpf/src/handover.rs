@@ -80,9 +80,9 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     Some(u32::from_ne_bytes([*a, *b, *c, *d]))
 }
 
-/// The linear part of the frame. Views taken before its tags were taken away are void.
+/// The linear part of the frame. Views taken before a helper has changed it are void.
 #[inline(always)]
-fn frame(skb: *mut __sk_buff) -> Packet<'static> {
+pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
     // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word is
     // read on its own, as the verifier demands.
     unsafe {

@@ -15,7 +15,9 @@ use network_types::{
 use core::mem::offset_of;
 
 use crate::{
-    backends, control, opaque,
+    backends, control,
+    handover::frame,
+    opaque,
     packet::Packet,
     parse::{self, Ip, TCP, UDP},
     returns,
@@ -48,19 +50,7 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
 fn with_headers(skb: *mut __sk_buff) -> Packet<'static> {
     // Shorter ones are whole as they are. SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
-    linear(skb)
-}
-
-/// The linear part of the frame. A view taken before bytes are stored is void.
-#[inline(always)]
-fn linear(skb: *mut __sk_buff) -> Packet<'static> {
-    // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word is
-    // read on its own, as the verifier demands.
-    unsafe {
-        let start = (&raw const (*skb).data).read_volatile();
-        let end = (&raw const (*skb).data_end).read_volatile();
-        Packet::new(start as usize, end as usize)
-    }
+    frame(skb)
 }
 
 /// The way back of a packet from a backend that is this machine.

@@ -34,8 +34,7 @@ pub(super) fn pass(
     if backend.row.mode() != Forwarding::Dsr as u8 {
         nat::to_this_machine(&found.ip, carries, backend, port).map_err(Step::drop)?;
     }
-    passed(found, backend, choice, Sender::Client { added: 0 });
-    Ok(Step::PASS)
+    Ok(passed(found, backend, choice, Sender::Client { added: 0 }))
 }
 
 /// Passes a packet that another balancer, a backend of the same service, has sent here: it must not be sent on, or two that
@@ -49,14 +48,14 @@ pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Opt
     // SAFETY: a map value of one word.
     let local = unsafe { PEERS.get_ptr(peer(sender, chosen.service))?.read_volatile() } as u16;
     let choice = Choice { backend: local, ..choice };
-    passed(found, reachable(local)?, choice, Sender::Client { added: 0 });
-    Some(Step::PASS)
+    Some(passed(found, reachable(local)?, choice, Sender::Client { added: 0 }))
 }
 
-/// Counts a packet that passes to this machine. The program counts it as passed as well, so that it need not tell the two
+/// Passes a packet to this machine, and counts it. The program counts it as passed as well, so that it need not tell the two
 /// apart at its end; the controller takes them off those.
 #[inline(always)]
-pub(super) fn passed(found: &Found, backend: Reachable, choice: Choice, sender: Sender) {
+pub(super) fn passed(found: &Found, backend: Reachable, choice: Choice, sender: Sender) -> Step {
     sent::count(found.ingress, &found.ip, backend, choice, sender);
     stats::count_verdict(found.ingress.row(), Verdict::Local);
+    Step::PASS
 }

@@ -162,10 +162,7 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
         dsr::to_backend(*frame, ip, row)
     };
     match written {
-        Ok(()) if row.is_local() => {
-            local::passed(found, backend, choice, Sender::Other);
-            Step::PASS
-        }
+        Ok(()) if row.is_local() => local::passed(found, backend, choice, Sender::Other),
         Ok(()) => finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other),
         Err(reason) => Step::drop(reason),
     }

@@ -542,7 +542,7 @@ pub struct Applied {
     /// With `dry_run`: where file and run time differ, and what else would come of it.
     #[serde(default)]
     pub differences: Vec<String>,
-    /// What was changed at run time before.
+    /// Changes made at run time before.
     #[serde(default)]
     pub changed_at_run_time: Vec<RunTimeChange>,
     /// The services in which slots or known clients move or would move, clients are forgotten, or listeners come or go, as

@@ -1,4 +1,4 @@
-//! What was changed at run time: where services are not as the configuration file says.
+//! Changes made at run time: where services are not as the configuration file says.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::Rules;
 
-/// What was changed.
+/// A kind of thing that can be changed at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {

@@ -1,4 +1,4 @@
-//! What was changed at run time: how it is listed, and how it is undone.
+//! Changes made at run time are listed and undone.
 
 use std::net::IpAddr;
 

@@ -25,7 +25,7 @@ use crate::call::{Call, Calls, DenyFileRead};
 /// How often each file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What tells one version of a file from another; `None`: it cannot be looked at.
+/// The metadata that tell one version of a file from another; `None`: they cannot be read.
 type Version = Option<(u64, u64, u64, [i64; 4])>;
 
 /// Files as they were read.
@@ -44,7 +44,7 @@ impl Files {
         Self(read.await.unwrap_or_default())
     }
 
-    /// What each file says.
+    /// All files, each with its list or the reason why it has none.
     pub(crate) fn all(&self) -> impl Iterator<Item = (PathBuf, DenyFileRead)> {
         self.0.iter().map(|(file, (_, read))| (file.clone(), read.clone()))
     }
@@ -85,7 +85,7 @@ pub(crate) async fn follow(files: Files, mut wanted: watch::Receiver<BTreeSet<Pa
     }
 }
 
-/// Its version from before it was read: what is written meanwhile is another one.
+/// Reads a file. The version is the one before the read, so that a write meanwhile makes another one.
 fn read(file: &Path) -> (Version, DenyFileRead) {
     let version = version(file);
     (version, file::deny::load(file).map(Arc::new).map_err(|finding| finding.to_string()))

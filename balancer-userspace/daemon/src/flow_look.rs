@@ -6,7 +6,7 @@ use balancer_api::model::FlowView;
 use balancer_core::io::{BackendId, ServiceId};
 use balancer_dataplane::{FlowTable, KnownFlow};
 
-/// What connections are listed of, and the names for it.
+/// The table that connections are listed from, with the names of services and backends.
 #[derive(Clone, Default)]
 pub struct FlowLook {
     /// `None`: there is no table.

@@ -71,7 +71,7 @@ pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls
     }
 }
 
-/// What is to be said of which clients of services.
+/// The clients to name, with a line for each, by service.
 fn unanswered(
     begun: &[Begun],
     clients: &[Near],

@@ -24,9 +24,9 @@ use super::{link_pins::LinkPins, load::load_with, pinned_link::take_off};
 pub(super) struct Classifier {
     program: &'static str,
     at: TcAttachType,
-    /// What the names of its pins begin with.
+    /// The prefix of the names of its pins.
     pins: &'static str,
-    /// What it does, in errors.
+    /// The end of "the program that …", in errors.
     does: &'static str,
 }
 
@@ -40,7 +40,7 @@ const LOCAL_REPLIES: Classifier = Classifier {
     pins: "REPLIES",
     does: "translates replies of this machine",
 };
-/// What the names of pins begin with.
+/// The prefixes of all names of pins.
 pub(super) const KINDS: [&str; 2] = [HANDOVER.pins, LOCAL_REPLIES.pins];
 /// All of them.
 pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];

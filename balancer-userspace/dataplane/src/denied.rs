@@ -23,7 +23,7 @@ pub(super) const fn is_of_a_list(row: &RuleRow) -> bool {
     row.action == RULE_DENY && row.backend == OF_A_LIST
 }
 
-/// What is to be done to one prefix.
+/// A change of one prefix in the trie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Add(IpNet),

@@ -16,14 +16,13 @@ use balancer_testkit::{
     backend::Backend,
     binaries,
     controller::Controller,
-    http_client::{Request, send_all},
-    site::{PATIENCE, QUICK_CHECK, Site, WORKERS, backend_port, service},
+    site::{PATIENCE, PORT, QUICK_CHECK, Site, backend_port, service},
     topology::{Family, Shape, Topology},
     xdp::{Hook, Passer},
 };
 use tempfile::TempDir;
 
-use crate::support::wait_for;
+use crate::support::{homes, requests, wait_for};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
@@ -31,7 +30,7 @@ const CLIENTS: RangeInclusive<u16> = 1..=60;
 fn site(shape: Shape, forwarding: Forwarding, family: Family) -> (Site, Backend) {
     let (own, _) = Topology::balancer_address(family);
     let own = SocketAddr::new(own, backend_port(forwarding));
-    let mut site = Site::start(shape, forwarding, 2, |settings, _| {
+    let site = Site::start(shape, forwarding, 2, |settings, _| {
         settings.families = vec![family];
         settings.remember = "60s";
         settings.check = QUICK_CHECK.to_owned();
@@ -44,7 +43,6 @@ fn site(shape: Shape, forwarding: Forwarding, family: Family) -> (Site, Backend)
     for name in ["web1", "web2", "own"] {
         wait_for(PATIENCE, &format!("{name} is up"), || state(&site, name) == "up");
     }
-    site.wait_state(1, &["up"]).unwrap();
     (site, server)
 }
 
@@ -80,10 +78,10 @@ fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients
         (Forwarding::Gue, Family::V6, Shape::OneLegged),
     ] {
         let (site, _server) = site(shape, forwarding, family);
-        let homes = served(&site, family, CLIENTS);
+        let homes = served(site.topology(), family, CLIENTS);
         let own = homes.values().filter(|home| *home == "own").count();
         assert!((5..=35).contains(&own), "{forwarding:?} {family:?}: {homes:?}");
-        assert_eq!(homes, served(&site, family, CLIENTS), "{forwarding:?} {family:?}");
+        assert_eq!(homes, served(site.topology(), family, CLIENTS), "{forwarding:?} {family:?}");
         for (client, home) in &homes {
             assert_eq!(site.locate(family, *client).unwrap().1, *home);
         }
@@ -98,10 +96,10 @@ fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients
 fn when_the_server_on_this_machine_dies_then_only_its_clients_move() {
     for forwarding in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Snat] {
         let (site, server) = site(Shape::OneLegged, forwarding, Family::V4);
-        let before = served(&site, Family::V4, CLIENTS);
+        let before = served(site.topology(), Family::V4, CLIENTS);
         drop(server);
         wait_for(PATIENCE, "it is down", || state(&site, "own") == "down");
-        let after = served(&site, Family::V4, CLIENTS);
+        let after = served(site.topology(), Family::V4, CLIENTS);
         assert!(after.values().all(|home| home != "own"), "{forwarding:?}");
         assert!(before.iter().all(|(client, home)| home == "own" || after[client] == *home), "{forwarding:?}");
     }
@@ -111,22 +109,23 @@ fn when_the_server_on_this_machine_dies_then_only_its_clients_move() {
 fn when_the_balancer_restarts_or_drains_its_own_server_then_clients_stay_where_they_are() {
     for forwarding in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Snat] {
         let (mut site, _server) = site(Shape::OneLegged, forwarding, Family::V4);
-        let before = served(&site, Family::V4, CLIENTS);
+        let before = served(site.topology(), Family::V4, CLIENTS);
         site.restart(|_| ()).unwrap();
-        assert_eq!(before, served(&site, Family::V4, CLIENTS), "{forwarding:?}");
+        assert_eq!(before, served(site.topology(), Family::V4, CLIENTS), "{forwarding:?}");
         site.kill_and_restart(|_| ()).unwrap();
-        assert_eq!(before, served(&site, Family::V4, CLIENTS), "{forwarding:?}");
+        assert_eq!(before, served(site.topology(), Family::V4, CLIENTS), "{forwarding:?}");
         site.cli(&["backend", "drain", "web/own", "--timeout", "1h"]).unwrap();
-        assert_eq!(before, served(&site, Family::V4, CLIENTS), "{forwarding:?}");
-        let newcomers = served(&site, Family::V4, 100..=160);
+        assert_eq!(before, served(site.topology(), Family::V4, CLIENTS), "{forwarding:?}");
+        let newcomers = served(site.topology(), Family::V4, 100..=160);
         assert!(newcomers.values().all(|home| home != "own"), "{forwarding:?}");
     }
 }
 
 /// The server that answers each client, whatever address it has seen.
-fn served(site: &Site, family: Family, clients: RangeInclusive<u16>) -> BTreeMap<u16, String> {
-    let replies = site.ask(family, clients.clone(), PATIENCE).unwrap();
-    clients.zip(replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend)).collect()
+#[track_caller]
+fn served(topology: &Topology, family: Family, clients: RangeInclusive<u16>) -> BTreeMap<u16, String> {
+    let homes = homes(topology, &requests(topology, family, PORT, clients.clone()));
+    clients.zip(homes).collect()
 }
 
 /// Two machines, each a server and a balancer; the router sends what is for the VIP to one of them.
@@ -135,7 +134,7 @@ struct Pair {
     _servers: [Backend; 2],
     _senders: [Passer; 2],
     topology: Topology,
-    files: TempDir,
+    _files: TempDir,
 }
 
 impl Pair {
@@ -157,7 +156,7 @@ impl Pair {
             (controller, server, sender)
         };
         let ((first, one, here), (second, other, there)) = (machine(0), machine(1));
-        Self { controllers: [first, second], _servers: [one, other], _senders: [here, there], topology, files }
+        Self { controllers: [first, second], _servers: [one, other], _senders: [here, there], topology, _files: files }
     }
 
     fn config(topology: &Topology, files: &Path, family: Family, number: u16) -> String {
@@ -184,21 +183,8 @@ impl Pair {
         self.topology.router().ip(&format!("route replace {vip} via {machine}")).unwrap();
     }
 
-    fn homes(&self, family: Family) -> BTreeMap<u16, String> {
-        let vip = SocketAddr::new(self.topology.vip(family), 80);
-        let requests: Vec<_> = CLIENTS
-            .map(|client| Request::new(SocketAddr::new(self.topology.client_address(family, client), 0), vip))
-            .collect();
-        let replies = send_all(self.topology.client(), &requests, WORKERS).unwrap();
-        CLIENTS.zip(replies.into_iter().map(|reply| reply.unwrap().answer().unwrap().backend)).collect()
-    }
-
     fn tell(&self, number: u16, arguments: &[&str]) {
-        let output = std::process::Command::new(binaries::balancer().unwrap())
-            .args(arguments)
-            .env("BALANCER_SOCKET", path(self.files.path(), number, "sock"))
-            .output()
-            .unwrap();
+        let output = self.controllers[usize::from(number)].cli(arguments).unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -212,12 +198,12 @@ fn when_two_machines_are_servers_and_balancers_then_clients_stay_when_the_vip_mo
     for family in Family::BOTH {
         let pair = Pair::start(family);
         pair.vip_is_at(family, 0);
-        let before = pair.homes(family);
+        let before = served(&pair.topology, family, CLIENTS);
         assert!(["web1", "web2"].iter().all(|name| before.values().any(|home| home == name)), "{before:?}");
         pair.vip_is_at(family, 1);
-        assert_eq!(before, pair.homes(family));
+        assert_eq!(before, served(&pair.topology, family, CLIENTS));
         pair.vip_is_at(family, 0);
-        assert_eq!(before, pair.homes(family));
+        assert_eq!(before, served(&pair.topology, family, CLIENTS));
     }
 }
 
@@ -233,7 +219,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
     for number in 0..2 {
         pair.vip_is_at(family, number);
         let other = format!("web{}", 2 - number);
-        assert!(pair.homes(family).values().all(|home| *home == other));
+        assert!(served(&pair.topology, family, CLIENTS).values().all(|home| *home == other));
     }
     // Each takes the other's for unusable.
     for number in 0..2 {
@@ -243,7 +229,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
     for number in 0..2 {
         pair.vip_is_at(family, number);
         let own = format!("web{}", number + 1);
-        assert!(pair.homes(family).values().all(|home| *home == own));
+        assert!(served(&pair.topology, family, CLIENTS).values().all(|home| *home == own));
     }
     pair.controllers.iter_mut().for_each(|controller| drop(controller.process().stop()));
 }

@@ -18,13 +18,13 @@ use crate::{
 pub struct NearBackend {
     /// The index of its service.
     pub service: ServiceId,
-    /// Its row.
+    /// The index of the backend's row.
     pub id: BackendId,
-    /// Its name.
+    /// The backend's name.
     pub name: BackendName,
     /// The interface by which it is reached.
     pub ifindex: u32,
-    /// Since when it has passed its checks.
+    /// The moment from which on it has passed its checks.
     pub up_since: Instant,
 }
 

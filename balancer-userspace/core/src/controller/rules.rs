@@ -126,7 +126,7 @@ impl Controller {
         for service in file.iter() {
             let mut rules = Rules::default();
             if let Some((old, new)) = old.get(service.name.as_str()) {
-                self.legs(&old.name).for_each(|leg| rules.extend(leg.rules()));
+                rules = self.rules_of(&old.name);
                 let renamed = old.backends.iter().zip(&new.backends).filter(|(old, new)| old.name != new.name);
                 renamed.for_each(|(old, new)| rules.rename(&old.name, &new.name));
             }
@@ -169,6 +169,13 @@ impl Controller {
         (touched, counts)
     }
 
+    /// The rules of a service, of all its parts.
+    pub(super) fn rules_of(&self, service: &str) -> Rules {
+        let mut rules = Rules::default();
+        self.legs(service).for_each(|leg| rules.extend(leg.rules()));
+        rules
+    }
+
     /// Where the rule for a prefix is: in the part of the service that it is about, or else in the first, where it waits.
     fn rules_mut(&mut self, service: &str, prefix: IpNet) -> Option<&mut Rules> {
         let family = Family::of(prefix.addr());
@@ -178,8 +185,8 @@ impl Controller {
     }
 }
 
-/// What a file has to be thought to have said before, so that its word wins for every rule: what there is, and those whose
-/// time is over.
+/// The rules to take for those that the file said before, so that its word wins for every rule: all that there are, and those
+/// whose time is over.
 fn as_if_written(rules: &Rules, before: &[RuleConfig]) -> Vec<RuleConfig> {
     let ended = before.iter().filter(|rule| rules.has_ended(rule.prefix)).cloned();
     rules.iter().map(Rule::written).chain(ended).collect()

@@ -1,4 +1,4 @@
-//! What was changed at run time, and how it is undone.
+//! Changes made at run time: listing and undoing them.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,7 +14,6 @@ use balancer_model::{
 use super::Controller;
 use crate::{
     io::ServiceId,
-    rules::Rules,
     run_time::{RunTimeChange, of_backends, of_rules, of_service},
     service::{Backend, Service},
 };
@@ -36,8 +35,7 @@ impl Controller {
             if !states.is_empty() || !Arc::ptr_eq(file, now) {
                 changes.extend(of_backends(file, now, states));
             }
-            let mut rules = Rules::default();
-            self.legs(&file.name).for_each(|leg| rules.extend(leg.rules()));
+            let rules = self.rules_of(&file.name);
             if !rules.is_empty() || !file.rules.is_empty() {
                 changes.extend(of_rules(&file.name, &file.rules, &rules));
             }
@@ -60,7 +58,7 @@ impl Controller {
     }
 }
 
-/// What the operator wants of some backends.
+/// The states that the operator has set, by backend.
 fn states(service: &Service) -> BTreeMap<String, String> {
     let words = |backend: &Backend| {
         let admin = match backend.admin() {
@@ -79,8 +77,8 @@ fn states(service: &Service) -> BTreeMap<String, String> {
     service.backends().iter().filter_map(words).collect()
 }
 
-/// What a file has to be thought to have said before, so that its word wins for everything: what there is. A backend that is
-/// being removed and is `wanted` was not there.
+/// The services to take for those that the file said before, so that its word wins for everything: all that there are, but
+/// without backends that leave and that the `file` has.
 pub(super) fn as_if_written(
     present: &[Arc<ServiceConfig>],
     leaves: impl Fn(&str, &str) -> bool,

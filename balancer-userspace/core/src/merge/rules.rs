@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::rules::{Rule, Rules};
 
-/// What comes of a merge of one service's rules.
+/// The result of merging one service's rules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MergedRules {
     /// The rules to be.
