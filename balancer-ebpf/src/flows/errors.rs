@@ -1,7 +1,7 @@
 //! ICMP errors about packets of flows, from both sides (RFC 5508).
 
 use balancer_common::{
-    map_types::{CONTROL_FLOWS, Control, SERVICE_FLOWS, ServiceRow},
+    map_types::{CONTROL_FLOWS, Control, ServiceRow},
     verdict::{DecisionIndex, DropReason},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 /// An error to a VIP about a packet that went to a client: to the flow's backend.
 #[inline(always)]
 pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
-    if service.flags & SERVICE_FLOWS == 0 || inner.fragment.is_later() {
+    if inner.fragment.is_later() {
         return Step::drop(DropReason::FragmentUnknown);
     }
     let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::drop(DropReason::Malformed) };
@@ -56,32 +56,30 @@ pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
 #[inline(always)]
 pub(crate) fn send(found: &Found, told: Told<FlowError>) -> Step {
     let FlowError { row, toward } = told.get();
-    let Some(flow) = Flow::at(row) else { return Step::PASS };
+    let (Some(flow), Some(inner)) = (Flow::at(row), found.quoted()) else { return Step::PASS };
     match toward {
-        Toward::Backend => to_backend(found, &flow),
-        Toward::Client => to_client(found, &flow),
+        Toward::Backend => to_backend(found, &inner, &flow),
+        Toward::Client => to_client(found, &inner, &flow),
     }
 }
 
 #[inline(always)]
-fn to_backend(found: &Found, flow: &Flow) -> Step {
+fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     let Found { ip, .. } = found;
-    let Some(inner) = found.quoted() else { return Step::PASS };
     let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
     if let Err(end) = there::leaves(found, backend) {
         // No error about an error.
         return if end.is(Kind::IcmpError) { Step::drop(DropReason::TooBig) } else { end };
     }
-    if rewriting::translate_error(ip, &inner, flow.row(), Toward::Backend).is_none() {
+    if rewriting::translate_error(ip, inner, flow.row(), Toward::Backend).is_none() {
         return Step::drop(DropReason::Malformed);
     }
     forward::send_error(found, backend, choice)
 }
 
 #[inline(always)]
-fn to_client(found: &Found, flow: &Flow) -> Step {
-    let Some(inner) = found.quoted() else { return Step::PASS };
+fn to_client(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     let way = back::way(found, flow.row());
     if way.is(Kind::IcmpError) {
         // No error about an error.
@@ -93,7 +91,7 @@ fn to_client(found: &Found, flow: &Flow) -> Step {
     if nat::says_unreachable(&found.ip) {
         signs::unreachable(flow.row().backend_id);
     }
-    let written = rewriting::translate_error(&found.ip, &inner, flow.row(), Toward::Client)
+    let written = rewriting::translate_error(&found.ip, inner, flow.row(), Toward::Client)
         .and_then(|()| neighbour::macs())
         .and_then(|(to, from)| rewrite::macs(found.frame, to, from));
     match written {

@@ -151,21 +151,25 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
     if is_tunnel(row) {
         return Step::to(Encapsulate { choice, answerable: Answerable::No });
     }
-    if !row.is_local() && !fits(*ingress, ip, row) {
+    let is_dsr = row.mode() == Forwarding::Dsr as u8;
+    if is_dsr && row.is_local() {
+        return local::passed(found, backend, choice, Sender::Other);
+    }
+    if !fits(*ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
-    let written = if row.mode() != Forwarding::Dsr as u8 {
-        nat::error_to_backend(*frame, ip, &inner, backend, port)
-    } else if row.is_local() {
-        Ok(())
-    } else {
+    let written = if is_dsr {
         dsr::to_backend(*frame, ip, row)
+    } else {
+        nat::error_to_backend(*frame, ip, &inner, backend, port)
     };
-    match written {
-        Ok(()) if row.is_local() => local::passed(found, backend, choice, Sender::Other),
-        Ok(()) => finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other),
-        Err(reason) => Step::drop(reason),
+    if let Err(reason) = written {
+        return Step::drop(reason);
     }
+    if row.is_local() {
+        return local::passed(found, backend, choice, Sender::Other);
+    }
+    finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other)
 }
 
 /// Counts a packet of a flow, before it is rewritten: a sample is of its client.

@@ -19,11 +19,12 @@ use crate::{
 #[inline(always)]
 pub(super) fn about_vip(
     found: &Found,
+    inner: Option<Ip<'_>>,
     control: &'static Control,
     listeners: PublishedView,
     marker: &ListenerRow,
 ) -> Step {
-    let Some(inner) = found.quoted() else { return share::refused(marker, DropReason::Malformed) };
+    let Some(inner) = inner else { return share::refused(marker, DropReason::Malformed) };
     if !is_ours(&found.ip, &inner) {
         return Step::PASS;
     }
@@ -57,8 +58,8 @@ pub(super) fn about_vip(
 
 /// An error to a client about a packet that was translated on its way to a `nat` backend.
 #[inline(always)]
-pub(super) fn about_translated(found: &Found, control: &'static Control) -> Step {
-    let Some(inner) = found.quoted() else { return Step::PASS };
+pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'static Control) -> Step {
+    let Some(inner) = inner else { return Step::PASS };
     if !is_ours(&found.ip, &inner) {
         return Step::PASS;
     }

@@ -56,12 +56,18 @@ pub(crate) fn decide(found: &Found) -> Step {
     let Some([message, _code]) = ip.l4.load::<[u8; 2]>(0).filter(|_| ip.l4_length() >= ICMP_HEADER_LEN) else {
         return marker.map_or(Step::PASS, |marker| share::refused(marker, DropReason::Malformed));
     };
-    match (kind(ip.family, message), marker) {
-        (Kind::EchoRequest, Some(marker)) if !marker.is_shared() => echo::answer(*frame, ip),
-        (Kind::Error, Some(marker)) => errors::about_vip(found, control, listeners, marker),
-        (Kind::Error, None) if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != 0 => {
-            errors::about_translated(found, control)
+    match kind(ip.family, message) {
+        Kind::EchoRequest if marker.is_some_and(|marker| !marker.is_shared()) => echo::answer(*frame, ip),
+        Kind::Error => {
+            let inner = found.quoted();
+            match marker {
+                Some(marker) => errors::about_vip(found, inner, control, listeners, marker),
+                None if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != 0 => {
+                    errors::about_translated(found, inner, control)
+                }
+                None => Step::PASS,
+            }
         }
-        (Kind::EchoRequest, _) | (Kind::Error, None) | (Kind::Other, _) => Step::PASS,
+        Kind::EchoRequest | Kind::Other => Step::PASS,
     }
 }

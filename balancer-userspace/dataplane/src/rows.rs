@@ -101,11 +101,12 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     };
     if let Some(hop) = spec.next_hop {
         row.set_macs(hop.destination_mac, hop.source_mac);
-        row.mtu = hop.mtu;
         if hop.local {
             row.forwarding |= FORWARDING_ASKS;
+            row.mtu = u32::MAX;
         } else {
             row.ifindex = hop.ifindex;
+            row.mtu = hop.mtu;
         }
         if !needs_source || tunnel_source.is_some() {
             standing.flags |= BACKEND_REACHABLE;
