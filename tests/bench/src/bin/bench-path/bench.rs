@@ -15,7 +15,7 @@ use crate::{
     gate::Took,
     ground,
     paths::{self, Path},
-    scene::{SCENES, Scene},
+    scene::{Place, SCENES, Scene},
     yardsticks::{self, Yardstick},
 };
 
@@ -133,8 +133,10 @@ impl Measured {
         let before = scene.counted(&self.path)?;
         self.full.run()?;
         let counted = scene.counted(&self.path)? - before;
+        // A bucket of the flow table may be full, so that a connection in a million has no flow.
+        let least = PACKETS - if self.path.scene == Place::Flows { PACKETS / 1000 } else { 0 };
         ensure!(
-            counted == u64::from(PACKETS),
+            (u64::from(least)..=u64::from(PACKETS)).contains(&counted),
             "{}: {counted} of {PACKETS} packets took the path that is measured",
             self.path.name
         );
