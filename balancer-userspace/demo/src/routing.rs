@@ -1,8 +1,15 @@
-//! Routing daemons with the configurations in `contrib/`: BIRD on a router and on balancers, keepalived on a pair.
+//! Routing daemons with the configurations in `contrib/`: BIRD or FRR on a router and on balancers, keepalived on a pair.
 
-use std::path::Path;
+use std::{
+    fmt::Write as _,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     namespace::Namespace,
@@ -12,6 +19,8 @@ use crate::{
 
 const ROUTER: &str = include_str!("../../../contrib/bird/router.conf");
 const BALANCER: &str = include_str!("../../../contrib/bird/balancer.conf");
+const FRR_ROUTER: &str = include_str!("../../../contrib/frr/router.conf");
+const FRR_BALANCER: &str = include_str!("../../../contrib/frr/balancer.conf");
 const KEEPALIVED: &str = include_str!("../../../contrib/keepalived/keepalived.conf");
 
 /// Balancers that the sample for the router names.
@@ -22,19 +31,11 @@ const NAMED: u16 = 2;
 /// # Errors
 /// When the sample is not as it was.
 pub fn router(balancers: u16) -> Result<String> {
-    let address = |index| Topology::balancers_address(Family::V4, index).to_string();
-    let mut text = adapted(
-        ROUTER,
-        &[
-            ("192.0.2.11", &address(0)),
-            ("192.0.2.12", &address(1)),
-            ("192.0.2.1", &Topology::router_address(Family::V4).to_string()),
-            ("198.51.100.0/24", &Topology::vips(Family::V4)),
-            ("2001:db8:100::/64", &Topology::vips(Family::V6)),
-        ],
-    )?;
+    let mut text = for_router(ROUTER)?;
     for index in NAMED..balancers {
-        text += &format!("protocol bgp lb{} from balancer {{ neighbor {} as 65001; }}\n", index + 1, address(index));
+        let address = Topology::balancers_address(Family::V4, index);
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "protocol bgp lb{} from balancer {{ neighbor {address} as 65001; }}", index + 1);
     }
     Ok(text)
 }
@@ -44,9 +45,43 @@ pub fn router(balancers: u16) -> Result<String> {
 /// # Errors
 /// When the sample is not as it was.
 pub fn balancer(index: u16) -> Result<String> {
+    for_balancer(BALANCER, index)
+}
+
+/// FRR's configuration on the router in front of two balancers.
+///
+/// # Errors
+/// When the sample is not as it was.
+pub fn frr_router() -> Result<String> {
+    for_router(FRR_ROUTER)
+}
+
+/// FRR's configuration on balancer `index`, counted from 0.
+///
+/// # Errors
+/// When the sample is not as it was.
+pub fn frr_balancer(index: u16) -> Result<String> {
+    for_balancer(FRR_BALANCER, index)
+}
+
+fn for_router(sample: &str) -> Result<String> {
+    let address = |index| Topology::balancers_address(Family::V4, index).to_string();
+    adapted(
+        sample,
+        &[
+            ("192.0.2.11", &address(0)),
+            ("192.0.2.12", &address(1)),
+            ("192.0.2.1", &Topology::router_address(Family::V4).to_string()),
+            ("198.51.100.0/24", &Topology::vips(Family::V4)),
+            ("2001:db8:100::/64", &Topology::vips(Family::V6)),
+        ],
+    )
+}
+
+fn for_balancer(sample: &str, index: u16) -> Result<String> {
     let own = |family| Topology::balancers_address(family, index).to_string();
     adapted(
-        BALANCER,
+        sample,
         &[
             ("192.0.2.11", &own(Family::V4)),
             ("192.0.2.1", &Topology::router_address(Family::V4).to_string()),
@@ -92,6 +127,54 @@ pub fn start_bird(namespace: &Namespace, config: &Path) -> Result<Process> {
     Process::spawn("bird", &mut command, &at("log"))
 }
 
+/// Starts FRR's daemons and gives them this configuration, as its service does with `/etc/frr/frr.conf`. What they write lies
+/// in a directory beside it.
+///
+/// # Errors
+/// When one of them cannot be started, or refuses a line.
+pub fn start_frr(namespace: &Namespace, config: &Path) -> Result<Vec<Process>> {
+    let programs = ["/usr/lib/frr", "/usr/libexec/frr"].map(Path::new).into_iter().find(|place| place.exists());
+    let programs = programs.context("FRR is not installed")?;
+    let place = config.with_extension("frr");
+    fs::create_dir_all(&place)?;
+    // The daemons run as a user of their own.
+    fs::set_permissions(&place, Permissions::from_mode(0o777))?;
+    let within = config.parent().context("a file lies in a directory")?;
+    fs::set_permissions(within, Permissions::from_mode(0o711))?;
+    let own: &[(&str, &[&str])] = &[("zebra", &[]), ("bgpd", &[]), ("bfdd", &["--bfdctl", "bfdd.sock"])];
+    let mut daemons = Vec::new();
+    for (name, own) in own {
+        let mut command = namespace.command(programs.join(name));
+        command.current_dir(&place).arg("--vty_socket").arg(&place).args(["-P", "0", "-f", "/dev/null"]);
+        command.arg("-z").arg(place.join("zserv.api")).arg("-i").arg(place.join(format!("{name}.pid")));
+        if let [option, file] = own {
+            command.arg(option).arg(place.join(file));
+        }
+        daemons.push(Process::spawn(name, &mut command, &place.join(format!("{name}.log")))?);
+        wait_for(&place.join(format!("{name}.vty")))?;
+    }
+    let mut shell = namespace.command("vtysh");
+    let output = shell.arg("--vty_socket").arg(&place).arg("-f").arg(config).output().context("vtysh")?;
+    let said = [output.stdout, output.stderr].concat();
+    ensure!(
+        output.status.success() && !said.contains(&b'%'),
+        "FRR refuses the configuration: {}",
+        String::from_utf8_lossy(&said)
+    );
+    Ok(daemons)
+}
+
+fn wait_for(file: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !file.exists() {
+        if Instant::now() > deadline {
+            bail!("there is no {}", file.display());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Starts keepalived with this configuration; its log and its process ids lie beside it.
 ///
 /// # Errors
@@ -116,12 +199,13 @@ fn adapted(sample: &str, replaced: &[(&str, &str)]) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{balancer, router};
+    use super::{balancer, frr_balancer, frr_router, router};
 
     #[test]
     fn nothing_of_the_samples_addresses_is_left() {
-        for text in [router(2).unwrap(), router(8).unwrap(), balancer(0).unwrap(), balancer(7).unwrap()] {
-            let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let bird = [router(2).unwrap(), router(8).unwrap(), balancer(0).unwrap(), balancer(7).unwrap()];
+        for text in bird.into_iter().chain([frr_router().unwrap(), frr_balancer(1).unwrap()]) {
+            let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with(['#', '!'])).collect();
             let settings = settings.join("\n");
             for sample in ["192.0.2.", "198.51.100.", "2001:db8:"] {
                 assert!(!settings.contains(sample), "{settings}");

@@ -1,5 +1,5 @@
 //! Two balancers behind real routing daemons, with the configurations in `contrib/`: a router that spreads clients by ECMP
-//! (BIRD), and a pair of which one stands by (keepalived).
+//! (BIRD, FRR), and a pair of which one stands by (keepalived).
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -164,10 +164,44 @@ fn birds(pair: &Pair) -> Vec<Process> {
     std::iter::once(start(pair.topology.router(), &router)).chain(on_balancers).collect()
 }
 
+/// FRR on the router and on both balancers.
+fn frrs(pair: &Pair) -> Vec<Process> {
+    let start = |namespace: &Namespace, config: &Path| {
+        routing::start_frr(namespace, config).expect("FRR is needed: cargo xtask setup, or apt-get install frr")
+    };
+    let mut all = start(pair.topology.router(), &pair.file("router.conf", &routing::frr_router().unwrap()));
+    for index in [0, 1] {
+        let config = pair.file(&format!("lb{index}.conf"), &routing::frr_balancer(index).unwrap());
+        all.extend(start(pair.namespace(index.into()), &config));
+    }
+    all
+}
+
+fn announcing() -> Pair {
+    Pair::new("assign_vip = \"lo\"\nwhen_all_down = \"drop\"")
+}
+
 #[test]
-fn a_router_that_spreads_follows_what_balancers_announce() {
-    let mut pair = Pair::new("assign_vip = \"lo\"\nwhen_all_down = \"drop\"");
+fn when_balancers_come_and_go_then_bird_follows_and_no_request_fails() {
+    let mut pair = announcing();
     let _birds = birds(&pair);
+    follows_what_balancers_announce(&mut pair);
+}
+
+#[test]
+fn when_balancers_come_and_go_then_frr_follows_and_no_request_fails() {
+    let mut pair = announcing();
+    let _frrs = frrs(&pair);
+    follows_what_balancers_announce(&mut pair);
+
+    // A machine that is cut off says nothing; sessions would last for a minute without BFD.
+    pair.topology.switch().ip("link set balancer nomaster").unwrap();
+    pair.wait_next_hops(&[1]);
+    pair.topology.switch().ip("link set balancer master br0").unwrap();
+    pair.wait_next_hops(&[0, 1]);
+}
+
+fn follows_what_balancers_announce(pair: &mut Pair) {
     pair.wait_next_hops(&[0, 1]);
 
     // By addresses: each client has one balancer. By ports as well: both. One answer in any case.
