@@ -13,7 +13,7 @@ use super::Failure;
 /// their maps.
 pub(super) fn run(all: bool) -> Result<(), Failure> {
     privileges::check()?;
-    let AllPins { free, held } = Pins::all()?;
+    let AllPins { free, held } = Pins::all(all)?;
     let (free, elsewhere): (Vec<_>, Vec<_>) = free.into_iter().partition(|pins| all || pins.here());
     let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {

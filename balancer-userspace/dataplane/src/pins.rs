@@ -7,12 +7,17 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, Map, MapData};
 use balancer_common::{kept::NotesRow, map_types::LAYOUT_VERSION};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -25,6 +30,9 @@ use crate::{
     HostChanges,
     bpffs::{Bpffs, DIRECTORY},
 };
+
+/// How long a start waits for the lock of its directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
 pub(super) const MAPS: [&str; 21] = [
@@ -157,19 +165,24 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins of every network namespace.
+    /// The pins of every network namespace. Only those of this one stay locked, or with `everywhere` all of them: the
+    /// controllers of other namespaces may be about to start.
     ///
     /// # Errors
     /// When the file system cannot be read.
-    pub fn all() -> anyhow::Result<AllPins> {
+    pub fn all(everywhere: bool) -> anyhow::Result<AllPins> {
         let (mut free, mut held) = (Vec::new(), Vec::new());
         let here = NetworkNamespace::here()?;
         Self::clear_dead(here)?;
         for mut pins in Self::every(here)? {
-            match pins.lock() {
-                Ok(()) => free.push(pins),
-                Err(_) => held.push((pins.here, pins.notes().ok().flatten().unwrap_or_default())),
+            if !pins.try_lock().unwrap_or(false) {
+                held.push((pins.here, pins.notes().ok().flatten().unwrap_or_default()));
+                continue;
             }
+            if !everywhere && !pins.here {
+                pins.lock = None;
+            }
+            free.push(pins);
         }
         Ok(AllPins { free, held })
     }
@@ -207,7 +220,7 @@ impl Pins {
     fn clear_dead(here: NetworkNamespace) -> anyhow::Result<()> {
         for mut pins in Self::every(here)? {
             let is_dead = Named::read(&pins.name).is_some_and(|named| pins.are_dead(named, here));
-            if is_dead && pins.lock().is_ok() {
+            if is_dead && pins.try_lock().unwrap_or(false) {
                 match pins.remove() {
                     Ok(()) => {
                         tracing::info!("removed the maps that a balancer left in a network namespace that is gone")
@@ -353,20 +366,32 @@ impl Pins {
         self.bpffs.path(DIRECTORY).join(&self.name)
     }
 
+    /// Takes the lock of the directory, which another process may have for a moment: `balancer detach`, which looks at all
+    /// directories, or a child of an ended controller that has not executed its program yet.
     fn lock(&mut self) -> anyhow::Result<()> {
-        let directory = fs::File::open(self.directory()).context("opening the directory of pins")?;
-        match Flock::lock(OwnedFd::from(directory), FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => {
-                self.lock = Some(lock);
-                Ok(())
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        while !self.try_lock()? {
+            if Instant::now() > deadline {
                 let who = match self.notes() {
                     Ok(Some(notes)) => format!(" (process {})", notes.process),
                     Ok(None) | Err(_) => String::new(),
                 };
                 bail!("another controller{who} is running with these maps; stop it first")
             }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Takes the lock. Gives whether it could be had.
+    fn try_lock(&mut self) -> anyhow::Result<bool> {
+        let directory = fs::File::open(self.directory()).context("opening the directory of pins")?;
+        match Flock::lock(OwnedFd::from(directory), FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                self.lock = Some(lock);
+                Ok(true)
+            }
+            Err((_, Errno::EWOULDBLOCK)) => Ok(false),
             Err((_, error)) => Err(error).context("locking the directory of pins"),
         }
     }

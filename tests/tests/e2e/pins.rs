@@ -1,7 +1,7 @@
 //! What is pinned belongs to one network namespace, and goes when that is gone.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
@@ -11,6 +11,7 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 use nix::{
+    fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
@@ -115,4 +116,34 @@ fn detach_says_what_was_left_elsewhere_and_with_all_removes_it() {
     let shown = site.topology().balancer().ip("-details link show dev eth0").unwrap();
     assert!(!shown.contains("prog/xdp"), "{shown}");
     assert!(detach(&elsewhere, &["--all"]).contains("on this machine"));
+}
+
+/// As `balancer detach` has it, or a child of the killed controller that has not executed its program yet.
+#[test]
+fn when_another_process_has_the_lock_for_a_moment_then_a_start_waits_for_it() {
+    own_file_system();
+    let (mut site, left) = killed();
+    let lock = Flock::lock(fs::File::open(&left).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+    let words = detach(&Namespace::new("elsewhere").unwrap(), &[]);
+    assert!(words.starts_with("nothing to detach") && !words.contains("did in other"), "{words}");
+    let holder = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        drop(lock);
+    });
+    site.start_again().unwrap();
+    holder.join().unwrap();
+    assert_eq!(own_pins(site.topology().balancer()), [left]);
+}
+
+#[test]
+fn when_a_controller_runs_then_detach_refuses_and_says_which_that_is() {
+    own_file_system();
+    let mut site = site();
+    let pid = site.controller().process().pid();
+    let lock = pins(&site);
+    let held = Flock::lock(fs::File::open(&lock).unwrap(), FlockArg::LockExclusiveNonblock);
+    assert!(held.is_err(), "the living one has no lock");
+    let words = site.topology().balancer().command(binaries::balancer().unwrap()).arg("detach").output().unwrap();
+    let words = String::from_utf8(words.stderr).unwrap();
+    assert!(words.contains(&format!("a controller (process {pid}) is running with pinned maps")), "{words}");
 }
