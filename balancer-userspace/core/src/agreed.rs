@@ -22,39 +22,39 @@ pub enum Way {
     Closed(String),
 }
 
-/// What one balancer says of a backend.
+/// The opinion that one balancer has of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opinion {
-    /// It does not know the way yet.
+    /// The balancer does not know the way yet.
     Waiting,
-    /// It knows the way, and has no verdict yet, or does not check.
+    /// The balancer knows the way, and has no verdict yet, or does not check.
     Unknown,
-    /// Its checks pass.
+    /// The balancer's checks pass.
     Up,
-    /// Its checks fail.
+    /// The balancer's checks fail.
     Down {
         /// In which way.
         kind: FailureKind,
         /// In words (`connect: refused`).
         reason: String,
     },
-    /// Why it knows no way.
+    /// Why the balancer knows no way.
     NoWay(String),
 }
 
-/// What is to be agreed on of a backend from now on.
+/// The way and the verdict that are agreed on for a backend from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
     /// Which.
     pub backend: BackendId,
     /// The way to it.
     pub way: Way,
-    /// What the checks found.
+    /// The verdict of the checks.
     pub verdict: Verdict,
 }
 
-/// Who decides what the backends' standing is.
+/// Whether this balancer decides the backends' standing, or another one does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Role {
     /// It does itself, by its own checks and next hops.
@@ -85,5 +85,5 @@ impl Role {
     }
 }
 
-/// What a change at one that decides has come to.
+/// The message and the commands of a change made by a controller that decides, or why it was refused.
 pub type Decided = Result<(String, Vec<Command>), Refused>;

@@ -1,4 +1,4 @@
-//! What users see of the controller: who is steered to, in which order commands come, what the lines say.
+//! The controller as users see it: the backends that it steers to, the order of commands, the text of lines.
 
 use std::{
     collections::BTreeSet,

@@ -265,7 +265,7 @@ fn force_removes_at_once_even_in_the_middle_of_a_drain() {
     assert!(!exists(&bench));
 }
 
-/// Its clients are not kept again for the sake of a drain.
+/// The backend's clients are not kept again for the sake of a drain.
 #[test]
 fn a_backend_that_keeps_nobody_is_removed_at_once() {
     type Begin = fn(&mut Bench) -> Vec<Command>;

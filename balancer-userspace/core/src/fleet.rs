@@ -1,4 +1,4 @@
-//! What there is to see of a fleet, from one of its members.
+//! A fleet as one of its members shows it to users.
 
 use std::collections::BTreeMap;
 
@@ -17,21 +17,21 @@ pub struct FleetSnapshot {
     pub leader: Option<String>,
     /// Those that the engine knows, by name; this one always.
     pub members: Vec<FleetMember>,
-    /// What they speak through.
+    /// The engine that the members speak through.
     pub engine: FleetEngine,
-    /// What they tell each other of clients.
+    /// Counts of the records by which members tell each other of clients.
     pub records: FleetRecords,
     /// Seconds from when the last epoch was decided, on its leader's clock, until it was applied here; `None`: none was
     /// since it is in step.
     pub commit_seconds: Option<f64>,
-    /// What keeps this member from taking part, in lines.
+    /// Problems of this member in the fleet, a line each.
     pub troubles: Vec<String>,
 }
 
 /// A member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetMember {
-    /// Its name.
+    /// The name of the member.
     pub name: String,
     /// The balancer's version.
     pub version: String,
@@ -49,7 +49,7 @@ pub struct FleetMember {
     /// Whether its configuration file says other services than the fleet's last one.
     #[serde(default)]
     pub file_differs: bool,
-    /// Its address, as the engine sees it; empty where it does not say.
+    /// The member's address, as the engine sees it; empty where the engine does not say.
     #[serde(default)]
     pub address: String,
 }
@@ -61,11 +61,11 @@ pub struct FleetEngine {
     pub reachable: bool,
     /// The endpoint in use, or the last one that was.
     pub endpoint: Option<String>,
-    /// Its version.
+    /// The version of the engine.
     pub version: String,
     /// The server that leads its cluster, in hexadecimal; `None`: none is known.
     pub leader: Option<String>,
-    /// What stood in the way last.
+    /// The last obstacle to a session with the engine; `None` while there is a session.
     pub trouble: Option<String>,
     /// Bytes sent to it since the start.
     pub bytes_sent: u64,
@@ -74,12 +74,12 @@ pub struct FleetEngine {
     /// Why it takes no writes, in its own words; `None`: it does, as far as is known.
     #[serde(default)]
     pub denial: Option<String>,
-    /// What the server's database takes on disk.
+    /// The size of the server's database on disk.
     pub database_bytes: u64,
     /// How large the database may become, where the server tells.
     #[serde(default)]
     pub database_quota_bytes: Option<u64>,
-    /// What should be done about it before it fails, a sentence each.
+    /// Warnings to act on before the engine fails, a sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -89,7 +89,7 @@ pub struct FleetEngine {
 pub struct FleetRecords {
     /// Told to others.
     pub told: u64,
-    /// Of others, of clients that were not known here, or elsewhere.
+    /// Taken over from others: for clients that were not known here, or were known at another backend.
     pub taken_over: u64,
     /// Not taken over, by reason.
     pub dropped: BTreeMap<String, u64>,

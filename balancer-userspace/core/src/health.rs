@@ -39,7 +39,7 @@ pub enum FailureKind {
     Hard,
 }
 
-/// What the checks found.
+/// The verdict of the checks on a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -142,7 +142,8 @@ impl Health {
         (self.passes, self.failures, self.last_failure) = (0, 0, None);
     }
 
-    /// What has to come for another verdict where so many passes or failures make one: `down after 2 more failures`.
+    /// Says how many more passes or failures change the verdict (`down after 2 more failures`), given how many in a row
+    /// it takes (rise, fall).
     #[must_use]
     pub fn next_verdict(&self, (rise, fall): (u32, u32)) -> String {
         let more = |count: u32, one: &str, many: &str| match count {

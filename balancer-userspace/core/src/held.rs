@@ -1,4 +1,4 @@
-//! What has been carried out of the commands: the only thing that is certain after one of them has failed.
+//! The effects of commands that were carried out: the only thing that is certain after one of them has failed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::io::{BackendId, CheckNumber, Command, ServiceSpec};
 
-/// What the data path, the watch on neighbours and the health checks hold.
+/// The state that the data path, the watch on neighbours and the health checks hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Held {
     /// Rows of backends.

@@ -1,4 +1,4 @@
-//! What a service had counted at earlier moments, so that the last minute and the last hour can be told.
+//! The counts of a service at earlier moments, from which those of the last minute and the last hour follow.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// What was counted since `earlier`.
+    /// Returns the counts since `earlier`; 0 where a counter is lower now.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut difference = *self;

@@ -33,7 +33,7 @@ pub(crate) struct Ids {
     free: VecDeque<(u16, u16)>,
     /// Ids below it are given out, a power of two.
     rows: u32,
-    /// What that may grow to.
+    /// The number that `rows` may grow to.
     most: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What goes into the core and what comes out of it.
+//! Input and output of the core: events and changes in, commands out.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,7 @@ pub struct CheckNumber(pub u64);
 pub enum Event {
     /// A health check ended. Ignored if the backend is gone, or is checked otherwise by now.
     Checked {
-        /// Whose.
+        /// The backend that was checked.
         backend: BackendId,
         /// Which of all that were started for it.
         check: CheckNumber,
@@ -104,15 +104,15 @@ pub struct NextHop {
 pub enum Change {
     /// Add a backend; refused if the name is taken.
     Add {
-        /// Its name.
+        /// The name of the new backend.
         name: BackendName,
-        /// Its address.
+        /// The address of the new backend.
         address: IpAddr,
-        /// Its IPv6 address, for services of both families.
+        /// The IPv6 address of the new backend, for services of both families.
         address6: Option<IpAddr>,
-        /// Its port; `None`: the listener's.
+        /// The port of the new backend; `None`: the listener's.
         port: Option<u16>,
-        /// Its weight; `None`: 100.
+        /// The weight of the new backend; `None`: 100.
         weight: Option<u16>,
         /// Whether it is a backup.
         backup: bool,
@@ -151,7 +151,7 @@ pub enum Change {
     AddListener {
         /// The service's name.
         service: String,
-        /// What it listens on as well.
+        /// The listener to be added.
         listener: Listener,
     },
     /// Remove a listener from a service.
@@ -172,9 +172,9 @@ pub enum Change {
     AddRule {
         /// The service's name.
         service: String,
-        /// Whose clients.
+        /// The prefix of the clients that the rule is for.
         prefix: IpNet,
-        /// What becomes of them.
+        /// How the rule treats its clients.
         action: Action,
         /// After which it ends by itself.
         ttl: Option<Duration>,
@@ -237,7 +237,7 @@ pub enum Command {
 /// How a backend is checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckSpec {
-    /// Whose.
+    /// The backend to be checked.
     pub backend: BackendId,
     /// To tell its outcomes from those of the checks before.
     pub number: CheckNumber,
@@ -247,20 +247,20 @@ pub struct CheckSpec {
     pub target: SocketAddr,
     /// How; never `CheckKind::None`.
     pub check: CheckConfig,
-    /// What is known and counted so far.
+    /// The verdict and the counts so far.
     pub health: Health,
 }
 
-/// What the kernel must know of a rule.
+/// A rule as the kernel needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSpec {
-    /// Whose clients, of the service's family.
+    /// The prefix of the rule's clients, of the service's family.
     pub prefix: IpNet,
-    /// What becomes of them.
+    /// How the rule treats its clients.
     pub action: RuleAction,
 }
 
-/// What becomes of the clients of a rule.
+/// How a rule treats its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleAction {
     /// To this backend, while its row says that it takes clients; `None`: there is none of that name.
@@ -271,10 +271,10 @@ pub enum RuleAction {
     Deny,
 }
 
-/// What the kernel must know of a backend.
+/// A backend as the kernel needs it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BackendSpec {
-    /// Its row.
+    /// The row of the backend in the kernel's maps.
     pub id: BackendId,
     /// How it is reached.
     pub forwarding: Forwarding,
@@ -293,22 +293,22 @@ pub struct BackendSpec {
     /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
     /// one and has none is unreachable.
     pub tunnel_source: Option<IpAddr>,
-    /// What follows from packets that say that it may have failed; `None`: nothing.
+    /// The reaction to packets which suggest that the backend may have failed; `None`: there is none.
     #[serde(default)]
     pub passive: Option<Passive>,
 }
 
-/// What follows where packets say that a backend may have failed. It is checked at once in any case.
+/// The reaction to packets which suggest that a backend may have failed. The backend is checked at once in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Passive {
     /// `nat`: for how long resets that refuse connections are withheld meanwhile; zero: they are not.
     pub withhold: Duration,
 }
 
-/// What the kernel must know of a service.
+/// A service as the kernel needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
-    /// Its index.
+    /// The index of the service in the kernel's maps.
     pub id: ServiceId,
     /// The key of its client hash, derived from the fleet's key and the service's name.
     pub hash_key: HashKey,
@@ -336,17 +336,18 @@ pub struct ServiceSpec {
     pub share: Share,
     /// The backends that are this machine itself, as their rows say.
     pub local: Vec<BackendId>,
-    /// Its backends' ids and addresses (port 0: the one that the listener says): where `nat` replies come from.
+    /// The ids and addresses of the service's backends, from which `nat` replies come (port 0: the one that the
+    /// listener says).
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }
 
-/// What the connections of a `snat` service may use.
+/// The addresses, ports and idle times for the connections of a `snat` service.
 pub type FlowSpec = balancer_model::snat::SnatConfig;
 
-/// What the kernel must know of a listener.
+/// A listener as the kernel needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerSpec {
-    /// Its counters.
+    /// The row of the listener's counters.
     pub id: ListenerId,
     /// Address, ports and protocol.
     pub listener: Listener,
@@ -365,11 +366,11 @@ pub struct Report {
     pub about: Option<BackendName>,
     /// One line, e.g. `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
     pub message: String,
-    /// What moved, where that is known.
+    /// The slots and clients that moved, where that is known.
     pub moves: Option<Moved>,
 }
 
-/// What a change moved.
+/// The slots and clients that a change moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Moved {
     /// Slots of the live table.

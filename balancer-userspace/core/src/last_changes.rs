@@ -1,4 +1,4 @@
-//! What last changed each service's table.
+//! The last change of each service's table.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,7 +14,7 @@ use crate::{
 /// A change of a service's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastChange {
-    /// What happened, in one line.
+    /// The event that changed the table, in one line.
     pub message: String,
     /// Slots that changed backend.
     pub slots_moved: u64,

@@ -1,6 +1,6 @@
-//! What the controller decides. No I/O, no clock, no tokio: events in, commands out.
+//! The decisions of the controller. No I/O, no clock, no tokio: events in, commands out.
 //!
-//! Time comes in as the `now` of [`controller::Controller::handle`]. So that nobody reads a clock here by accident,
+//! Time comes in as the `now` of [`controller::Controller::handle`]. So that no code here reads a clock by accident,
 //! `balancer-userspace/clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the daemon uses
 //! `tokio::time::Instant::now().into_std()`.
 

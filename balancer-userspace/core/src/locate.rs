@@ -28,11 +28,11 @@ pub struct Located {
     pub service: String,
     /// The address masked to the service's prefix.
     pub client: IpNet,
-    /// Its slot of the lookup table.
+    /// The client's slot of the lookup table.
     pub slot: u32,
     /// The backend it is steered to; `None`: dropped, or spread by a rule.
     pub backend: Option<String>,
-    /// What decides.
+    /// The reason for this decision.
     pub why: Why,
     /// The rule that decides, if one does.
     pub rule: Option<Rule>,
@@ -40,7 +40,7 @@ pub struct Located {
     pub last_seen: Option<Duration>,
 }
 
-/// What decides where a client is steered to.
+/// The reason why a client is steered where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// It is known at its backend, which keeps known clients.

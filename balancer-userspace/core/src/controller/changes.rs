@@ -1,4 +1,4 @@
-//! What users ask for.
+//! Changes that users ask for.
 
 use std::{
     mem,

@@ -423,7 +423,7 @@ fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
     differences.splice(0..0, changes.iter().map(|change| format!("reset: {change}")));
 }
 
-/// What is called otherwise now.
+/// Returns a line for each rename, of a service or of one of its backends.
 fn told_of_renames(old: &Arc<ServiceConfig>, new: &Arc<ServiceConfig>) -> Vec<String> {
     let mut lines = Vec::new();
     if Arc::ptr_eq(old, new) {

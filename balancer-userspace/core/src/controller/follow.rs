@@ -113,8 +113,8 @@ impl Controller {
         self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
     }
 
-    /// What others are to follow: its state, without what each of them knows for itself. Two of one moment can be
-    /// compared.
+    /// Returns the state that other balancers follow, without what each of them knows for itself. Two states of one
+    /// moment can be compared.
     #[must_use]
     pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
         let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
@@ -293,7 +293,7 @@ impl Controller {
         commands
     }
 
-    /// What this balancer says of every backend.
+    /// Returns the opinion that this balancer has of every backend.
     pub fn opinions(&self) -> impl Iterator<Item = (&Service, &Backend, Opinion)> {
         let hops = &self.hops;
         self.services.iter().flat_map(move |service| {
@@ -326,7 +326,7 @@ impl Controller {
         self.role.follows()
     }
 
-    /// What a change asked of one that follows is answered with.
+    /// Refuses a change if this balancer follows, because the fleet decides then.
     pub(super) fn refuse_as_follower(&self) -> Result<(), Refused> {
         if self.role.follows() {
             return Err(Refused::Conflict("this balancer is one of a fleet, which decides".to_owned()));

@@ -1,12 +1,12 @@
-//! What is worked out for a change before it is made: base tables, by the copy in which it is worked out, and how many known
-//! clients it is about.
+//! Results computed for a change before it is made: base tables, made in the copy of the controller that tries the
+//! change, and the number of known clients that it concerns.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{Controller, Services};
 use crate::{io::ServiceId, table::Made};
 
-/// What is known of a change that comes next.
+/// The tables and the number of known clients for the change that comes next.
 #[derive(Clone, Debug, Default)]
 pub struct Foresight {
     /// Tables by service. Where they turn out not to be the ones that are wanted, those are made.

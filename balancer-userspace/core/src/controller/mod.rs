@@ -69,9 +69,9 @@ pub struct Controller {
     /// How often users have changed something.
     generation: u64,
     settings: settings::Settings,
-    /// What the configuration file says.
+    /// The services of the configuration file, as last taken over.
     file: Valid,
-    /// What it says at start, until then.
+    /// The services of the configuration file at start; empty once `start` has taken them over.
     first: Valid,
     /// Whether it goes on where another has ended.
     restored: bool,
@@ -85,7 +85,6 @@ pub struct Controller {
     gone: Vec<Gone>,
     /// The last check that was started.
     last_check: CheckNumber,
-    /// Who decides what the backends' standing is.
     role: Role,
     foreseen: Foresight,
 }
@@ -93,16 +92,16 @@ pub struct Controller {
 /// A removed backend whose row and id are still needed: its known clients have not all come back.
 #[derive(Clone, Debug)]
 pub struct Gone {
-    /// Its name in the service it was in.
+    /// The name of the backend in the service that it was in.
     pub name: String,
-    /// Its row, which keeps nobody.
+    /// The row of the backend, which keeps no clients.
     pub row: Arc<BackendSpec>,
     /// Known clients at the last sweep.
     pub known: u64,
     empty_sweeps: u32,
 }
 
-/// What there must be room for.
+/// The services and ids that there must be room for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Largest {
     /// Services as large as they are at any time.
@@ -175,8 +174,8 @@ impl Controller {
         &self.gone
     }
 
-    /// What [`start`](Self::start) comes to and comes from, or more: what was before is told first, and is replaced beside
-    /// what replaces it.
+    /// Returns the services and ids that [`start`](Self::start) needs room for, or more: those from before are told
+    /// first, and are still there while those that replace them are added.
     #[must_use]
     pub fn largest(&self) -> Largest {
         let services = self.largest_services();
@@ -362,7 +361,8 @@ impl Controller {
         self.parts(name).any(|backend| backend.waits_for_next_hop(&self.hops))
     }
 
-    /// What adding a backend has come to, where `before` slots of its service had moved by then (required, needless).
+    /// Returns the line that tells of an added backend, where `before` slots of its service had moved before the change
+    /// (required, needless).
     #[must_use]
     pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
         let Ok(backend) = self.backend(name) else { return format!("backend {name} added") };
@@ -406,7 +406,7 @@ impl Controller {
         &self.services
     }
 
-    /// What the configuration file says of everything but services, of which this has none.
+    /// Returns the settings of the configuration file; the list of services in it is empty.
     #[must_use]
     pub const fn settings(&self) -> &Config {
         self.settings.config()
@@ -508,7 +508,7 @@ impl Controller {
         self.with_service(id).map(|(_, backend)| backend)
     }
 
-    /// Its name with that of its service.
+    /// Returns the name of a backend with that of its service; `None`: no backend has this id.
     pub fn full_name_of(&self, id: BackendId) -> Option<BackendName> {
         self.with_service(id).map(|(service, backend)| service.name_of(backend))
     }

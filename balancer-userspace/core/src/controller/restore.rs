@@ -27,7 +27,7 @@ use crate::{
 const MOST_COUNTED: u64 = u64::MAX / 2;
 
 impl Controller {
-    /// What a later [`restore`](Self::restore) needs.
+    /// Returns the state that a later [`restore`](Self::restore) needs.
     #[must_use]
     pub fn export(&self, clocks: Clocks) -> SavedState {
         let services = self.services.iter().map(|service| service.export(clocks)).collect();
@@ -71,7 +71,7 @@ impl Controller {
         }
     }
 
-    /// What became different since [`export`](Self::export) gave the state of `before`, an earlier copy.
+    /// Returns the changes since [`export`](Self::export) gave the state of `before`, an earlier copy.
     #[must_use]
     pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
         let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();

@@ -16,7 +16,8 @@ use crate::{
 };
 
 impl Controller {
-    /// What brings a shell that holds `held` to what it was told, in an order that is safe at every step. Rows, tables, the directory and rules are written again whatever is there.
+    /// Returns the commands that bring a shell that holds `held` to what it was told, in an order that is safe at every
+    /// step. Rows, tables, the directory and rules are written again whatever is there.
     #[must_use]
     pub fn resync(&mut self, held: &Held) -> Vec<Command> {
         let rows: Vec<Arc<BackendSpec>> = self.told_rows().collect();

@@ -1,4 +1,4 @@
-//! What a configuration says beyond its services: what of it can change in a running balancer, and what takes a restart.
+//! The settings of a configuration beyond its services: which can change in a running balancer, which take a restart.
 
 use std::fmt::Display;
 
@@ -26,7 +26,7 @@ pub(super) struct Settings {
 /// How a configuration says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// What stands in its way.
+    /// Reasons to refuse the configuration, a line each.
     pub(super) refused: Vec<String>,
     /// Keys that are changed.
     pub(super) changed: Vec<&'static str>,
@@ -58,7 +58,7 @@ impl Settings {
         self.config = config;
     }
 
-    /// What `config` says otherwise. Every key is named here: one that is forgotten does not compile.
+    /// Compares the settings with those of `config`. Every key is named here: one that is forgotten does not compile.
     pub(super) fn differences(&self, config: &Config) -> Differences {
         let Config {
             interfaces,

@@ -1,4 +1,4 @@
-//! What should be, compared with what the shell was told: the difference becomes commands, in the order of their stages
+//! Commands for the difference between what should be and what the shell was told, in the order of their stages
 //! (`stage.rs`).
 
 use std::{
@@ -23,10 +23,9 @@ use crate::{
     service::{Backend, Look, Service},
 };
 
-/// What became different.
+/// The commands for a difference, and the slots that they move.
 pub(super) struct Settled {
     pub(super) commands: Vec<Command>,
-    /// What moved, by service.
     pub(super) moves: HashMap<ServiceId, Moves>,
 }
 

@@ -53,7 +53,7 @@ impl Controller {
     }
 }
 
-/// What a change of the share does.
+/// Returns the line that tells what a change of a service's share does, in percent.
 fn told(service: &str, before: u8, steer: u8) -> String {
     let what = match steer {
         0 => "every new connection goes to the host, what would be steered is counted".to_owned(),

@@ -1,4 +1,4 @@
-//! What a change does to the sizes of lookup tables.
+//! Sizes of lookup tables before and after a change.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ impl Sizes {
         Self(services.clone())
     }
 
-    /// What has become of the size of one service's tables, as a part of a sentence; nothing if nothing has.
+    /// Returns the change in the size of one service's tables, as a part of a sentence; empty if there is none.
     pub(super) fn resized(&self, now: &Services, service: &str) -> String {
         let size = |of: &Services| of.iter().find(|of| of.name() == service).map_or(0, Service::slots_wanted);
         report::resized(size(&self.0), size(now))

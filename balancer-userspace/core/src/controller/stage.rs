@@ -37,7 +37,7 @@ pub(super) enum Stage {
     Unwatch,
     /// Health checks of the others.
     Checks,
-    /// What the operator is told.
+    /// Lines for the operator.
     Reports,
 }
 
