@@ -109,7 +109,7 @@ fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     anyhow!(said.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
-/// What ended it, and whether that was who reads.
+/// Returns the failure for an error: of the output, where the reader has closed the pipe.
 fn shown(error: anyhow::Error) -> Failure {
     match error.downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),
