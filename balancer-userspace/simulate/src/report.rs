@@ -26,7 +26,7 @@ pub struct Report {
     pub suggestions: Vec<Suggestion>,
 }
 
-/// The log that was read.
+/// The size of a log, and the time that it covers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Log {
     /// Lines that are not empty.
@@ -116,7 +116,7 @@ pub struct Shares {
     pub spread: u64,
     /// Requests of these, which servers get in proportion to their weights. They are part of what each server gets.
     pub spread_requests: u64,
-    /// The largest quotient, over all servers, of the actual part of clients and the expected one.
+    /// The largest ratio, over all servers, of the part of clients to the part expected.
     pub largest_clients: f64,
     /// The same of requests.
     pub largest_requests: f64,
