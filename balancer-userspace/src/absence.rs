@@ -15,8 +15,8 @@ pub(super) const RESTART: Duration = Duration::from_secs(60);
 /// How often a controller that has gone away is looked for.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// What the controller answers, however often it restarts meanwhile. With a `limit`, its absence for longer than that is
-/// an error.
+/// Asks until the controller answers, however often it restarts meanwhile. With a `limit`, its absence for longer than
+/// that is an error.
 pub(super) async fn answered<T>(
     limit: Option<Duration>,
     mut ask: impl AsyncFnMut() -> Answer<T>,

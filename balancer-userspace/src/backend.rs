@@ -133,7 +133,7 @@ async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
 }
 
 impl BackendChange {
-    /// What asks for a plan of it.
+    /// Returns the request for a plan of this change.
     pub(super) fn plan(self) -> PlanRequest {
         let admin = |backend: Subject, admin| PlanRequest::Admin {
             service: backend.name.service,

@@ -109,7 +109,7 @@ fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     anyhow!(said.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
-/// What ended it, and whether that was who reads.
+/// Classifies the error that ended the demo: a broken pipe means that the reader has closed the output.
 fn shown(error: anyhow::Error) -> Failure {
     match error.downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),

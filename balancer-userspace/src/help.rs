@@ -12,17 +12,17 @@ use ratatui::crossterm::terminal;
 use super::{Cli, Failure, output};
 use crate::book::{self, CHAPTERS, Chapter};
 
-/// Of what is no terminal.
+/// Width of the text, in columns, where the output is no terminal.
 const WIDTH: u16 = 80;
 
-/// What stands below the list of commands.
+/// Returns the text below the list of commands.
 pub(super) fn topics() -> String {
     let width = CHAPTERS.iter().map(|chapter| chapter.name.len()).max().unwrap_or_default();
     let lines = CHAPTERS.iter().map(|Chapter { name, about, .. }| format!("\n  {name:width$}  {about}"));
     format!("Topics (balancer help TOPIC):{}", lines.collect::<String>())
 }
 
-/// What stands below the help of a command.
+/// Returns the text below the help of a command.
 pub(super) fn see(topic: &str) -> String {
     format!("See also: balancer help {topic}")
 }

@@ -172,7 +172,7 @@ enum Failure {
     NotUnderstood(String),
     #[error("{0}")]
     WaitTimedOut(String),
-    /// Its output says what is to be said.
+    /// The output says already what is wrong: no message is added.
     #[error("no")]
     Told,
     #[error("cannot write the output: {0}")]

@@ -152,7 +152,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// What the message says already is left out.
+/// Writes a field of a log line, unless its text is in the message already.
 fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     match field.name() {
         "message" => write!(writer, "{value:?}"),

@@ -66,7 +66,7 @@ pub(super) struct Which {
 }
 
 impl ServiceChange {
-    /// What asks for a plan of it.
+    /// Returns the request for a plan of this change.
     pub(super) fn plan(self) -> PlanRequest {
         match self {
             Self::Steer { service, steer } => PlanRequest::Steer { service, steer },

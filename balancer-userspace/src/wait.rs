@@ -78,7 +78,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// What to do about a backend that is to be drained, and that nobody drains.
+/// How to proceed while a backend that is awaited as drained has not been told to drain.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undrained {
     Wait,

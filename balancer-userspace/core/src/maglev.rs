@@ -34,11 +34,11 @@ const FURTHER: u32 = 2;
 /// A backend of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// What its slots are filled with.
+    /// The id that the backend's slots are filled with.
     pub id: u16,
     /// Unique in the table; its permutation depends on it.
     pub name: &'a str,
-    /// Its share of the slots.
+    /// The weight, to which the number of slots is proportional.
     pub weight: u16,
 }
 
@@ -93,7 +93,7 @@ pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Ta
 
 /// A table that is being filled.
 struct Filling {
-    /// Whose a slot is, and its runner-up.
+    /// The backend of each slot, and its runner-up.
     entries: Vec<(u16, u16)>,
     taken: Bitmap,
 }

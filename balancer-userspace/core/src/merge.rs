@@ -19,7 +19,7 @@ use balancer_model::{
 
 pub use self::rules::{MergedRules, merge_rules};
 
-/// What comes of a merge.
+/// The result of a merge.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
     /// The services to be.

@@ -1,4 +1,4 @@
-//! What a change of a live table moves.
+//! The slots that a change of a live table moves.
 
 use balancer_common::map_types::{ALL_DOWN, NO_BACKEND};
 
@@ -23,7 +23,8 @@ pub struct Moves {
 }
 
 impl Moves {
-    /// What replacing the live table `old` by `new` moves. `old` without slots: nothing, there were no clients yet.
+    /// Returns the moves that replace the live table `old` by `new`. `old` without slots: none, because there were no
+    /// clients yet.
     #[must_use]
     pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
         if old.is_empty() {
@@ -86,7 +87,7 @@ const fn is_backend(id: u16) -> bool {
     id != NO_BACKEND && id != ALL_DOWN
 }
 
-/// What differs between two tables of one size. Few slots do, mostly, so whole runs are compared first.
+/// Returns the entries that differ between two tables of one size. Few do, mostly, so whole runs are compared first.
 fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     let mut all = Vec::new();
     for (old, new) in old.chunks(RUN).zip(new.chunks(RUN)).filter(|(old, new)| old != new) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::NextHop;
 
-/// What is known of the way to an address.
+/// The known state of the way to an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
@@ -59,7 +59,7 @@ struct Watch {
 pub(crate) struct NextHops {
     /// Shared between copies until one of them changes.
     watches: Arc<HashMap<IpAddr, Watch>>,
-    /// What was known before a restart, until somebody watches.
+    /// The state of addresses before a restart, kept until they are watched again.
     before: HashMap<IpAddr, Hop>,
 }
 
@@ -69,7 +69,7 @@ impl NextHops {
         Self { before: before.into_iter().collect(), ..Self::default() }
     }
 
-    /// What is known, by address in ascending order.
+    /// Returns the known states, by address in ascending order.
     pub(crate) fn all(&self) -> impl Iterator<Item = (IpAddr, &Hop)> {
         let mut all: Vec<_> = self.watches.iter().map(|(&address, watch)| (address, &watch.hop)).collect();
         all.sort_unstable_by_key(|&(address, _)| address);
@@ -110,7 +110,7 @@ impl NextHops {
         true
     }
 
-    /// What is known otherwise than `before`, in no order; `None`: it is not watched any more.
+    /// Returns the states that differ from those in `before`, in no order; `None`: the address is not watched any more.
     pub(crate) fn changed_since(&self, before: &Self) -> Vec<(IpAddr, Option<Hop>)> {
         if Arc::ptr_eq(&self.watches, &before.watches) {
             return Vec::new();

@@ -43,7 +43,7 @@ pub(crate) struct Fact {
     pub(crate) up: bool,
 }
 
-/// What the backends of a service come to, and how long it takes to know.
+/// The facts about a service's backends that outages are judged by, and how long checks take to find out.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) backends: Vec<Fact>,
@@ -74,7 +74,7 @@ struct Episode {
     held: BTreeSet<BackendId>,
 }
 
-/// What is known of outages of a service.
+/// The state of a service's outages.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outage {
     episode: Option<Episode>,
@@ -86,7 +86,7 @@ pub(crate) struct Outage {
     sound: bool,
 }
 
-/// What there is to tell.
+/// A change of an outage that is to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
     /// An outage began: so many of so many eligible backends fail.
@@ -95,7 +95,7 @@ pub(crate) enum News {
     Ended { lasted: Duration, fallen: Vec<BackendId> },
 }
 
-/// What a look at the backends has come to.
+/// The result of a look at the backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Turn {
     /// Whether another backend is held than before, or on another ground.

@@ -1,4 +1,4 @@
-//! What a change would move, found out by making it in a copy.
+//! Plans: the moves that a change would cause, found out by making it in a copy.
 
 mod joined;
 
@@ -29,14 +29,14 @@ use crate::{
     service::{Backend, Service},
 };
 
-/// What a change would do.
+/// The effects of a planned change.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What would be said of it.
+    /// The message with which the change would be answered.
     pub message: String,
     /// Further lines: what it would bring about beyond what it names.
     pub reports: Vec<String>,
-    /// Of a configuration file: what was changed at run time until now.
+    /// With a configuration file: the run-time changes made until now.
     pub changed: Vec<RunTimeChange>,
     /// The services that there are before; one of both address families is two.
     pub services: Vec<ServicePlan>,
@@ -55,7 +55,7 @@ pub struct Planned {
     pub services: Vec<PlannedService>,
 }
 
-/// What a change would do to one service, with its known clients counted.
+/// The effects of a planned change on one service, with its known clients counted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedService {
     /// The service's name.
@@ -119,12 +119,12 @@ impl PlannedService {
     }
 }
 
-/// What a change would do to one service.
+/// The effects of a planned change on one service.
 #[derive(Clone, Debug)]
 pub struct ServicePlan {
     /// The service's name.
     pub service: String,
-    /// Its index.
+    /// Index of the service.
     pub id: ServiceId,
     moves: Moves,
     before: Side,
@@ -165,10 +165,10 @@ struct Census {
 }
 
 impl Controller {
-    /// What `change` would do if it were made now, by service. A backend that comes is taken to be reachable.
+    /// Plans `change` as if it were made now, by service. A backend that would be added is taken to be reachable.
     ///
     /// # Errors
-    /// [`Refused`] if the change would be.
+    /// [`Refused`] if the change would be refused.
     pub fn plan(&self, change: Change, now: Instant) -> Result<Plan, Refused> {
         self.plan_and_make(change, now).map(|(plan, _)| plan)
     }
@@ -224,7 +224,7 @@ impl Controller {
         Ok((Plan { message, reports: reports.collect(), changed, services }, copy))
     }
 
-    /// What is left in `copy` of the service of `part`, which is not.
+    /// Returns the remaining part, in `copy`, of the service that the removed `part` belonged to.
     fn other_part<'a>(&self, part: &Service, copy: &'a Self) -> Option<&'a Service> {
         let parts: Vec<ServiceId> =
             self.services().iter().filter(|other| other.name() == part.name()).map(Service::id).collect();
@@ -349,7 +349,7 @@ impl Side {
 }
 
 impl ServicePlan {
-    /// Of a service that the change does not touch: its clients need not be counted.
+    /// Returns the plan for a service that the change does not touch: its clients need not be counted.
     fn none(service: &Service) -> Self {
         let (table, _) = service.tables();
         let (keeps, drains) = (HashSet::new(), HashSet::new());

@@ -1,4 +1,4 @@
-//! What passes in a second, over about the last ten.
+//! Traffic per second, over about the last ten seconds.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ const ENOUGH: Duration = Duration::from_secs(1);
 /// Moments kept: one that is old enough, and one that will be.
 const MOMENTS: usize = 2;
 
-/// What has been forwarded to a backend.
+/// The traffic forwarded to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Packets.
@@ -50,10 +50,10 @@ impl std::ops::AddAssign for Rates {
     }
 }
 
-/// What each backend had counted, by id.
+/// The counters of each backend at one moment, by id.
 type Counted = Arc<[(BackendId, Traffic)]>;
 
-/// What the backends of a service had counted of late.
+/// The recent counters of a service's backends.
 #[derive(Clone, Debug, Default)]
 pub struct TrafficHistory(VecDeque<(Duration, Counted)>);
 
@@ -68,8 +68,8 @@ impl TrafficHistory {
         self.0.push_back((now, counted.into()));
     }
 
-    /// What a backend that has counted `traffic` until `now` is sent in a second; `None`: it has not been watched for long
-    /// enough. One that was not there before had counted nothing.
+    /// Returns the rates of a backend that has counted `traffic` until `now`; `None`: it has not been watched for long
+    /// enough. A backend that was not there before had counted nothing.
     #[must_use]
     pub fn rates(&self, now: Duration, id: BackendId, traffic: Traffic) -> Option<Rates> {
         let old = self.0.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= LEAST);

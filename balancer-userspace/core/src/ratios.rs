@@ -6,7 +6,7 @@ pub fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// Of connections of known clients, those that were kept; `None` where no known client came.
+/// Returns the ratio of kept connections to all connections of known clients; `None` where no known client came.
 #[must_use]
 pub fn stickiness(kept: u64, moved: u64) -> Option<f64> {
     let [kept, moved] = [kept, moved].map(|count| count as f64);

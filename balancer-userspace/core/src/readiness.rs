@@ -49,7 +49,7 @@ pub struct Readiness {
     pub reasons: Vec<String>,
 }
 
-/// What the verdict is made of.
+/// The facts that the verdict is derived from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// How far it has come.
@@ -60,9 +60,9 @@ pub struct Facts {
     pub missing: Vec<String>,
     /// Whether the data path could not be brought to where it should be.
     pub out_of_step: bool,
-    /// What of this machine is not as it should be, a sentence each.
+    /// Troubles of this machine, a sentence each.
     pub troubles: Vec<String>,
-    /// What its fleet says; `None`: it is alone.
+    /// The state of its fleet; `None`: it is alone.
     pub fleet: Option<FleetFacts>,
 }
 
@@ -78,31 +78,31 @@ pub enum Stage {
     Leaving,
 }
 
-/// What a member knows of its place in the fleet.
+/// A member's knowledge of its place in the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetFacts {
     /// Whether it has the fleet's present epoch and the records of clients.
     pub joined: bool,
     /// Whether the engine answers.
     pub engine_reachable: bool,
-    /// What stands in the way of that, where it does not.
+    /// Why the engine does not answer, where it does not.
     pub engine_trouble: Option<String>,
     /// Why the engine, which answers, takes no writes, in its own words.
     pub denial: Option<String>,
     /// Why this member does not take part, though it could.
     pub refused: Option<String>,
-    /// What should be done about the engine before it fails, a sentence each.
+    /// Steps to take about the engine before it fails, a sentence each.
     pub engine_warnings: Vec<String>,
     /// Whether it has not answered, or taken writes, for longer than the lease.
     pub alone: bool,
-    /// What becomes of VIPs then.
+    /// The treatment of VIPs while the member is alone.
     pub when_alone: WhenAlone,
     /// Backends (`SERVICE/NAME`) that the fleet holds up and this member does not reach.
     pub unreachable_here: Vec<String>,
 }
 
 impl FleetFacts {
-    /// Of a member that has heard nothing yet.
+    /// Returns the facts of a member that has heard nothing yet.
     #[must_use]
     pub const fn stranger(when_alone: WhenAlone) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl FleetFacts {
         }
     }
 
-    /// What is wrong with the engine, if something is.
+    /// Returns the trouble with the engine, if there is any.
     fn engine(&self) -> Option<String> {
         let because = |why: &Option<String>| why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         match &self.denial {
@@ -165,7 +165,7 @@ impl Facts {
         Readiness { state, reasons }
     }
 
-    /// What keeps clients away.
+    /// Returns the reasons for which clients are kept away.
     fn against(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         match self.stage {
@@ -191,7 +191,7 @@ impl Facts {
         reasons
     }
 
-    /// What does not keep them away.
+    /// Returns the reasons that do not keep clients away.
     fn doubts(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.missing.is_empty() {

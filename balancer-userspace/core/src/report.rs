@@ -14,13 +14,13 @@ use crate::{
     table::Footing,
 };
 
-/// What a change moved: `13,107 of 65,537 slots moved, 215 needless`.
+/// Returns a change's moves in words: `13,107 of 65,537 slots moved, 215 needless`.
 pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
     let (total, needless) = (moves.total(), moves.needless());
     format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
 }
 
-/// What becomes of the size of a service's lookup table, as a part of a sentence; nothing where it stays.
+/// Returns the change of the size of a service's lookup table, as a part of a sentence; nothing where the size stays.
 pub(crate) fn resized(before: u32, after: u32) -> String {
     let how = match after.cmp(&before) {
         Ordering::Equal => return String::new(),
@@ -30,7 +30,7 @@ pub(crate) fn resized(before: u32, after: u32) -> String {
     format!("; the table {how} from {} to {} slots", grouped(before), grouped(after))
 }
 
-/// What a configuration is answered with that says nothing new.
+/// The answer to a configuration that changes nothing.
 pub const NOTHING_CHANGED: &str = "configuration applied: nothing changed";
 
 /// Known clients that are strangers from now on, as a part of a sentence; nothing where there are none.
@@ -98,7 +98,7 @@ impl Transition {
     }
 }
 
-/// What a service does with its clients, as the end of a sentence about it.
+/// Returns how a service treats its clients, as the end of a sentence about the service.
 pub(crate) fn footing(footing: Footing) -> &'static str {
     match footing {
         Footing::Primaries => "steers to its backends",

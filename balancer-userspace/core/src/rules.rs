@@ -21,9 +21,9 @@ use crate::refused::Refused;
 /// A rule of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Whose clients, by their address before it is masked. No host bits.
+    /// The clients that the rule is for, by their address before it is masked. No host bits.
     pub prefix: IpNet,
-    /// What becomes of them.
+    /// The treatment of these clients.
     pub action: Action,
     /// How long it was to hold when it came; `None`: until it is removed.
     pub ttl: Option<Duration>,
@@ -165,7 +165,7 @@ pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Re
     foreign(service, &[ours], prefix).map_or(Ok(()), |text| Err(Refused::Invalid(text)))
 }
 
-/// What to say when no rule more can be added.
+/// Returns the error for a rule that cannot be added because there is no room for more.
 pub(crate) fn too_many() -> Refused {
     Refused::Conflict(format!("there are {} rules, and no room for more: remove some first", grouped(MAX_RULES)))
 }

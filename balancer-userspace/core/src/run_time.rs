@@ -45,7 +45,7 @@ pub struct RunTimeChange {
     pub what: What,
     /// `web`, `web 198.51.100.10:443/tcp`, `web/web1` or `web 203.0.113.0/24`.
     pub name: String,
-    /// What it is now, and what the file says, such as `weight 50 (file: 100)`.
+    /// The value now and the value in the file, such as `weight 50 (file: 100)`.
     pub change: String,
 }
 

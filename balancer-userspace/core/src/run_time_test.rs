@@ -37,7 +37,7 @@ fn homes(bench: &Bench) -> Vec<Option<String>> {
     bench.service().live_table().iter().map(name).collect()
 }
 
-/// Of every kind one.
+/// Makes one change of every kind.
 fn change_all(bench: &mut Bench) {
     let web = || "web".to_owned();
     bench.add("web/new", "10.0.0.99").unwrap();

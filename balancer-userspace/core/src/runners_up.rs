@@ -7,9 +7,9 @@ use balancer_common::map_types::NO_BACKEND;
 /// M ids; `NO_BACKEND`: the slot has none.
 #[derive(Clone, Debug)]
 pub(crate) enum RunnersUp {
-    /// Of ids that lie near each other, as those of a service mostly do: how far above `below` each is; 0: none.
+    /// Ids that lie near each other, as those of a service mostly do: how far above `below` each is; 0: none.
     Near { below: u16, distances: Arc<[u8]> },
-    /// Of any ids.
+    /// Ids without a limit on their distance.
     Far(Arc<[u16]>),
 }
 

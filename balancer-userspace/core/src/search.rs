@@ -1,5 +1,5 @@
-//! Whose an entry of the client table is: addresses are hashed one after the other until their entries are found, because an
-//! entry holds no address.
+//! Finds the clients of entries of the client table: addresses are hashed one after the other until their entries are
+//! found, because an entry holds no address.
 
 use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration};
 

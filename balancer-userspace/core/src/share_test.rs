@@ -25,7 +25,7 @@ fn set(bench: &mut Bench, steer: u8) -> (String, Vec<Command>) {
     bench.change(Change::SetSteer { service: "web".to_owned(), steer }).unwrap()
 }
 
-/// What the data path was last told of the only service.
+/// Returns the share that the data path was last given for the only service.
 fn told(commands: &[Command]) -> Option<Share> {
     commands.iter().rev().find_map(|command| {
         if let Command::PublishServices(services) = command { services.first().map(|spec| spec.share) } else { None }

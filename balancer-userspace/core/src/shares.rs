@@ -13,7 +13,7 @@ use crate::history::NEARLY_A_MINUTE;
 /// Minutes kept.
 const MINUTES: usize = 60;
 
-/// What a share is a part of.
+/// The kind of load that a share is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
@@ -46,7 +46,7 @@ impl Minute {
 pub struct ShareHistory {
     load: Option<Load>,
     minutes: VecDeque<Minute>,
-    /// What the backends of the last minute had counted; only where shares are of connections.
+    /// The counters of the backends at the last minute; only where shares are of connections.
     counted: Option<Vec<u64>>,
 }
 
@@ -78,7 +78,7 @@ impl ShareHistory {
         self.put(Minute { at, names, parts: parts.into_iter().map(|(_, part)| part).collect() });
     }
 
-    /// What the last minute's shares are of, and the parts to [resume](Self::resume) with.
+    /// Returns the kind of load of the last minute's shares, and the parts to [resume](Self::resume) with.
     #[must_use]
     pub fn last(&self) -> Option<(Load, Vec<(String, u16)>)> {
         let last = self.minutes.back()?;
@@ -105,8 +105,8 @@ impl ShareHistory {
         }
     }
 
-    /// What each of `names` had counted a minute ago. Nothing is known of the first minute, which has no connections
-    /// then; a backend that is new since had counted nothing.
+    /// Returns the count that each of `names` had a minute ago. Before the first minute none is known: `u64::MAX`, so
+    /// that no connections come out for it. A backend that is new since had counted nothing.
     fn counted_of(&self, names: &Arc<[String]>) -> Vec<u64> {
         let (Some(last), Some(counted)) = (self.minutes.back(), &self.counted) else {
             return vec![u64::MAX; names.len()];

@@ -2,7 +2,7 @@
 
 use crate::snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot};
 
-/// What of the whole balancer bears on its services.
+/// The state of the whole balancer that affects each of its services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
     /// The names of attached interfaces, and whether frames have come in by each.
@@ -12,7 +12,7 @@ pub struct Around {
 }
 
 impl Around {
-    /// What a snapshot says.
+    /// Returns the state that a snapshot shows.
     #[must_use]
     pub fn of(interfaces: &[InterfaceSnapshot], withdrawn: bool) -> Self {
         let seen = |interface: &InterfaceSnapshot| interface.stats.verdicts.iter().any(|&count| count > 0);
@@ -20,7 +20,7 @@ impl Around {
     }
 }
 
-/// What `balancer doctor` would look at first, of a service whose packets stay away.
+/// Returns the first thing that `balancer doctor` would look at for a service that gets no packets.
 #[must_use]
 pub fn first_look(service: &ServiceSnapshot, around: &Around) -> String {
     let name = &service.name;

@@ -57,9 +57,9 @@ pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
     pub flows: Option<FlowsSnapshot>,
     /// How often users have changed something.
     pub generation: u64,
-    /// What was changed at run time.
+    /// The changes made at run time.
     pub changed: Vec<RunTimeChange>,
-    /// What it is to those who send it clients.
+    /// The state of this balancer that matters to the machines that send it clients.
     pub member: MemberSnapshot,
     /// The fleet that it is in; `None`: in none.
     pub fleet: Option<FleetSnapshot>,
@@ -69,7 +69,7 @@ pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
 pub struct Coming(Box<dyn Iterator<Item = ServiceSnapshot> + Send>);
 
 impl Coming {
-    /// What this gives.
+    /// Wraps an iterator that yields the services one at a time.
     #[must_use]
     pub fn new(services: impl Iterator<Item = ServiceSnapshot> + Send + 'static) -> Self {
         Self(Box::new(services))
@@ -138,7 +138,7 @@ impl From<Snapshot> for Snapshot<Coming> {
     }
 }
 
-/// What a balancer is to those who send it clients.
+/// The state of a balancer that matters to the machines that send it clients.
 #[derive(Clone, Debug, Default)]
 pub struct MemberSnapshot {
     /// Whether it is fit.
@@ -176,9 +176,9 @@ pub struct FlowsSnapshot {
 /// An attached interface.
 #[derive(Clone, Debug)]
 pub struct InterfaceSnapshot {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
-    /// Its index.
+    /// Index of the interface.
     pub ifindex: u32,
     /// `native` or `generic`.
     pub xdp_mode: &'static str,
@@ -186,37 +186,37 @@ pub struct InterfaceSnapshot {
     pub stats: InterfaceStats,
 }
 
-/// What is known of a service from watching it.
+/// Statistics that are gathered by watching a service.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceStatistics {
     /// One packet in so many is sampled.
     pub interval: u32,
-    /// Its clients by traffic.
+    /// The service's clients by traffic.
     pub top: Arc<Top>,
     /// How long ago about a minute ago was, and what had been counted then.
     pub minute: Option<(Duration, Counted)>,
     /// The same for an hour.
     pub hour: Option<(Duration, Counted)>,
-    /// What had been counted every ten seconds of the last ten minutes.
+    /// Counters at every ten seconds of the last ten minutes.
     pub history: Arc<History>,
     /// Which shares its backends had in the minutes of the last hour.
     pub shares: Arc<ShareHistory>,
     /// The moment of the snapshot on the history's clock.
     pub now: Duration,
-    /// What somebody should look at, a line each.
+    /// Matters that need attention, a line each.
     pub warnings: Vec<String>,
-    /// What its backends had forwarded of late.
+    /// Recent counters of its backends' forwarded traffic.
     pub traffic: Arc<TrafficHistory>,
-    /// What to look at first where no packets come; `None`: some come, or that is not known.
+    /// The first thing to look at where no packets come; `None`: some come, or that is not known.
     pub silence: Option<String>,
 }
 
 /// A removed backend that clients are still known at.
 #[derive(Clone, Debug)]
 pub struct GoneSnapshot {
-    /// Its row in the kernel's maps.
+    /// Index of the backend's row in the kernel's maps.
     pub id: BackendId,
-    /// Its name.
+    /// Name of the removed backend.
     pub name: String,
     /// Known clients at the last sweep.
     pub known_clients: u64,
@@ -271,15 +271,16 @@ pub struct DeniedSnapshot {
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
-    /// Its index in the kernel's maps; of one of both families its indices, that of its first listener's first.
+    /// The service's index in the kernel's maps; for a service of both families two indices, first that of its first
+    /// listener's family.
     pub ids: Vec<ServiceId>,
     /// The client prefix lengths.
     pub client_prefix: ClientPrefix,
-    /// What last changed its table.
+    /// The change that last altered its table.
     pub last_change: Option<LastChange>,
     /// Filled in by who watches.
     pub statistics: ServiceStatistics,
-    /// Its name.
+    /// Name of the service.
     pub name: String,
     /// Where it is reached.
     pub listeners: Vec<ListenerSnapshot>,
@@ -287,7 +288,7 @@ pub struct ServiceSnapshot {
     pub forwarding: Forwarding,
     /// M.
     pub table_size: u32,
-    /// Its lookup table; of a service of both address families both.
+    /// The service's lookup table; for a service of both address families both tables.
     pub tables: Vec<TableSnapshot>,
     /// How often the live table was replaced.
     pub table_generation: u64,
@@ -309,13 +310,13 @@ pub struct ServiceSnapshot {
     pub rule_fallbacks: u64,
     /// The list of prefixes whose clients are denied.
     pub denied: Option<DeniedSnapshot>,
-    /// What backends that are gone for good have counted, by name; after an hour together.
+    /// Counters of backends that are gone for good, by name; after an hour added up.
     pub departed: Vec<(String, BackendStats)>,
-    /// Of the moves that were counted here, those that another member of the fleet has made as well, and counts; by cause.
+    /// Moves counted here that another member of the fleet has made as well, and counts; by cause.
     pub repeated_moves: [u64; MOVE_COUNTERS],
     /// Removed backends that clients are still known at.
     pub gone: Vec<GoneSnapshot>,
-    /// Its backends.
+    /// The service's present backends.
     pub backends: Vec<BackendSnapshot>,
 }
 
@@ -342,7 +343,7 @@ impl ServiceSnapshot {
         present.filter_map(|backend| Some((*backend.ids.first()?, &mut backend.stats))).chain(gone)
     }
 
-    /// What all its backends have counted, but for moves that other members count.
+    /// Returns the sum of all its backends' counters, without moves that other members count.
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
@@ -356,7 +357,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// What it means that it shares its clients with the host, in a line. `None`: it steers every client, and has for long.
+    /// Returns the effects of sharing its clients with the host, in a line. `None`: it steers every client, and has for
+    /// long.
     #[must_use]
     pub fn sharing_line(&self) -> Option<String> {
         let Share { now, least, most } = self.share;
@@ -391,13 +393,13 @@ impl ServiceSnapshot {
         self.share.now == 0
     }
 
-    /// What shares are parts of.
+    /// Returns the kind of load that shares are parts of.
     #[must_use]
     pub const fn load_kind(&self) -> Load {
         if self.remembers { Load::Clients } else { Load::Connections }
     }
 
-    /// What a backend has of it, connections since the start.
+    /// Returns a backend's load of that kind; connections are counted since the start.
     #[must_use]
     pub const fn load(&self, backend: &BackendSnapshot) -> u64 {
         match self.load_kind() {
@@ -406,8 +408,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Of every backend, in their order: its part of the known clients (without memory: of the connections), and what that
-    /// would be if clients followed the weights. `None` where there is nothing to divide by.
+    /// Returns, for every backend in order, its part of the known clients (without memory: of the connections), and the
+    /// part that it would have if clients followed the weights. `None` where there is nothing to divide by.
     #[must_use]
     pub fn shares(&self) -> Vec<(Option<f64>, Option<f64>)> {
         let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
@@ -416,14 +418,14 @@ impl ServiceSnapshot {
         shares.map(|backend| (share(self.load(backend), load), share(backend.eligible_weight(), weight))).collect()
     }
 
-    /// What a backend of it is sent in a second; `None`: that is not known yet.
+    /// Returns the rates of one of its backends; `None`: they are not known yet.
     #[must_use]
     pub fn rates_of(&self, backend: &BackendSnapshot) -> Option<Rates> {
         let id = *backend.ids.first()?;
         self.statistics.traffic.rates(self.statistics.now, id, (&backend.stats).into())
     }
 
-    /// What all its backends are sent in a second; `None`: that is not known yet.
+    /// Returns the rates of all its backends together; `None`: they are not known yet.
     #[must_use]
     pub fn rates(&self) -> Option<Rates> {
         let rates = self.backends.iter().filter_map(|backend| self.rates_of(backend));
@@ -452,11 +454,11 @@ pub struct Unanswered {
 /// A backend.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
-    /// Its rows in the kernel's maps: one for each family of its service.
+    /// Indices of the backend's rows in the kernel's maps: one for each family of its service.
     pub ids: Vec<BackendId>,
-    /// What is its own of each family, where its service has both.
+    /// The backend's state in each family, where its service has both.
     pub families: Vec<FamilySnapshot>,
-    /// Its name in the service.
+    /// Name of the backend, unique in the service.
     pub name: String,
     /// Address, with a port where it has one for all listeners.
     pub address: String,
@@ -464,11 +466,11 @@ pub struct BackendSnapshot {
     pub weight: u16,
     /// Whether it is a backup.
     pub backup: bool,
-    /// What the operator wants.
+    /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// What follows.
+    /// The state that the backend is shown with.
     pub state: BackendState,
     /// Why; may be empty.
     pub reason: String,
@@ -500,7 +502,7 @@ pub struct BackendSnapshot {
     pub transitions: [u64; BackendState::ALL.len()],
 }
 
-/// What of a backend is its own in one address family.
+/// The state of a backend in one address family.
 #[derive(Clone, Debug)]
 pub struct FamilySnapshot {
     /// Which.
@@ -509,7 +511,7 @@ pub struct FamilySnapshot {
     pub address: String,
     /// `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// What follows.
+    /// The state that the backend is shown with in this family.
     pub state: BackendState,
     /// Why; may be empty.
     pub reason: String,
@@ -522,15 +524,15 @@ pub struct FamilySnapshot {
 /// The health checks of a backend.
 #[derive(Clone, Debug)]
 pub struct CheckSnapshot {
-    /// What is checked.
+    /// Address and port that are checked.
     pub target: SocketAddr,
     /// The check in words.
     pub words: Arc<str>,
-    /// What was found.
+    /// The results of the checks.
     pub health: Health,
     /// Since when that is the verdict.
     pub verdict_age: Duration,
-    /// What the operator says instead.
+    /// The verdict that the operator has set instead.
     pub forced: Option<Forced>,
     /// The last check and how long ago it ended.
     pub last: Option<(CheckOutcome, Duration)>,
@@ -541,7 +543,7 @@ pub struct CheckSnapshot {
 }
 
 impl CheckSnapshot {
-    /// What has to come for another verdict; empty without checks.
+    /// Returns the results that it takes to reach another verdict; empty without checks.
     #[must_use]
     pub fn next_verdict(&self) -> String {
         self.rise_fall.map_or_else(String::new, |rise_fall| self.health.next_verdict(rise_fall))

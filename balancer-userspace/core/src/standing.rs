@@ -1,4 +1,5 @@
-//! What follows from a backend's administrative state and its health. Nothing here is stored: it is derived each time.
+//! A backend's standing, which follows from its administrative state and its health. Nothing here is stored: it is
+//! derived each time.
 //!
 //! ```text
 //!                                 first pass
@@ -57,13 +58,13 @@ impl HealthFact {
 /// Everything that a backend's standing follows from.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {
-    /// What the operator wants.
+    /// The administrative state that the operator wants.
     pub admin: Admin,
-    /// What the checks found.
+    /// The results of the checks.
     pub health: HealthFact,
     /// Whether it counts as down until the first verdict.
     pub start_down: bool,
-    /// What a failure does with known clients.
+    /// How a failure treats known clients.
     pub on_failure: OnFailure,
     /// Whether the service remembers clients. Without memory there is nobody to keep.
     pub remembers: bool,
@@ -82,7 +83,7 @@ pub enum Held {
     Outage,
 }
 
-/// What becomes of a backend's clients.
+/// The treatment of a backend's clients, and the state that it is shown with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Whether it takes new clients (if its weight is not 0 and, for a backup, if it is needed).
@@ -91,7 +92,7 @@ pub struct Standing {
     pub keeps_known: bool,
     /// Why known clients are moved, where they do not stay.
     pub cause: MoveCause,
-    /// What it is shown as.
+    /// The state that it is shown with.
     pub state: BackendState,
 }
 

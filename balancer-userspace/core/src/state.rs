@@ -1,4 +1,4 @@
-//! What of the controller outlives its process.
+//! The state of the controller that outlives its process.
 //!
 //! Plain data with no meaning of its own: [`Controller::export`](super::controller::Controller::export) makes it,
 //! [`Controller::restore`](super::controller::Controller::restore) takes it. A field that is added gets
@@ -32,7 +32,7 @@ use crate::{
 
 pub use self::changes::{ListChanges, SavedChanges};
 
-/// What backends that are gone for good have counted, by service and name.
+/// Counters of backends that are gone for good, by service and name.
 pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>;
 
 /// The version written. A file of a later one is refused.
@@ -59,9 +59,9 @@ pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, N
     pub gone: Vec<SavedGone>,
     /// Free backend ids, next one first, as runs (first, last).
     pub free_ids: Vec<(u16, u16)>,
-    /// What is known of the ways to the backends.
+    /// The known states of the ways to the backends.
     pub next_hops: NextHops,
-    /// What backends that are gone for good have counted, by service and name. Filled by the shell.
+    /// Counters of backends that are gone for good, by service and name. Filled by the shell.
     #[serde(default)]
     pub departed: SavedCountersByService,
     /// Moves that other members of a fleet count, by service and cause. Filled by the shell.
@@ -73,7 +73,7 @@ pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, N
     /// Which state of a fleet it is. Filled by the shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// What tells its moments also where the wall clock is set. Filled by the shell.
+    /// The clock by which its moments can be told even if the wall clock is set. Filled by the shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
@@ -164,9 +164,9 @@ impl SavedState {
 /// A fleet's state by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedEpoch {
-    /// Its lineage: see `balancer-fleet`.
+    /// The epoch's lineage: see `balancer-fleet`.
     pub lineage: u64,
-    /// Its number in it.
+    /// The epoch's number in its lineage.
     pub number: u64,
     /// When it was decided.
     pub at: Moment,
@@ -175,15 +175,15 @@ pub struct SavedEpoch {
 /// A service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedService {
-    /// Its index.
+    /// Index of the service.
     pub id: ServiceId,
-    /// Whose clients it is for; absent: those of its first listener.
+    /// The family of its clients; absent: that of its first listener.
     #[serde(default)]
     pub family: Option<Family>,
     /// The ids of its listeners.
     #[serde(default)]
     pub listeners: Vec<(Listener, ListenerId)>,
-    /// Its configuration; `backends` is empty, they are below.
+    /// The service's configuration; `backends` is empty, because the backends are below.
     pub settings: ServiceConfig,
     /// How often the live table was replaced.
     pub table_generation: u64,
@@ -194,7 +194,7 @@ pub struct SavedService {
     /// Seconds in a tick of its client memory; 0: it has none yet.
     #[serde(default)]
     pub tick_seconds: u32,
-    /// Its rules for client prefixes.
+    /// Rules for client prefixes.
     #[serde(default)]
     pub rules: Vec<SavedRule>,
     /// Prefixes of rules of the configuration file whose time is over.
@@ -206,11 +206,11 @@ pub struct SavedService {
     /// Where the share of clients that are steered has changed recently: what it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<SavedShare>,
-    /// Its backends, in their order.
+    /// The service's backends, in their order.
     pub backends: Vec<SavedBackend>,
 }
 
-/// What the share of clients that are steered has been recently, beside the one that the settings say.
+/// The range of the recent shares of steered clients, beside the share that the settings give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedShare {
     /// The smallest.
@@ -255,9 +255,9 @@ pub enum SavedPhase {
 /// A rule for a client prefix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRule {
-    /// Whose clients.
+    /// The clients that the rule is for.
     pub prefix: IpNet,
-    /// What becomes of them.
+    /// The treatment of these clients.
     #[serde(flatten)]
     pub action: Action,
     /// How long it was to hold when it came.
@@ -282,15 +282,15 @@ pub struct SavedSlowStart {
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedBackend {
-    /// Its row.
+    /// Index of the backend's row.
     pub id: BackendId,
-    /// Its configuration.
+    /// The backend's present configuration.
     pub config: BackendConfig,
-    /// What the operator wants.
+    /// The administrative state that the operator wants.
     pub admin: Admin,
     /// The verdict of its checks, and those counted towards the next.
     pub health: Health,
-    /// What it was shown as.
+    /// The state that it was shown with.
     pub state: BackendState,
     /// Since when.
     pub since: Moment,
@@ -300,7 +300,7 @@ pub struct SavedBackend {
     pub drain_until: Option<Moment>,
     /// Whether it is removed once it is drained.
     pub leaving: bool,
-    /// What the operator says of its health.
+    /// The verdict that the operator has set instead of the checks'.
     #[serde(default)]
     pub forced: Option<Forced>,
     /// How far its slow start has come.
@@ -314,7 +314,7 @@ pub struct SavedBackend {
     pub checks: [u64; 3],
     /// How often it entered each state.
     pub transitions: Vec<u64>,
-    /// What its fleet has agreed on of the way to it.
+    /// The way to the backend that its fleet has agreed on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
 }
@@ -322,15 +322,15 @@ pub struct SavedBackend {
 /// A removed backend that clients may still be known at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedGone {
-    /// Its name in the service it was in.
+    /// Name of the backend in the service that it was in.
     pub name: String,
-    /// Its row.
+    /// The backend's specification, from its row.
     pub row: BackendSpec,
     /// Known clients at the last sweep.
     pub known: u64,
 }
 
-/// What a backend has counted.
+/// Counters of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedCounters {
     /// Packets forwarded.
@@ -364,8 +364,8 @@ pub struct SavedClock {
 }
 
 impl SavedClock {
-    /// What the wall clock would be at this uptime, had nobody set it. Nothing if that is before this moment: then it is of
-    /// another start.
+    /// Returns the time that the wall clock would show at this uptime if it had not been set since. `None` if the
+    /// uptime is before this moment: then it belongs to another start of the machine.
     #[must_use]
     pub fn wall_at(&self, uptime: Duration) -> Option<SystemTime> {
         let since = uptime.checked_sub(self.uptime)?;

@@ -1,4 +1,5 @@
-//! What a restart keeps, with client memory; the tables and ids of random sequences are in the model test.
+//! Tests of the state that a restart keeps, with client memory; the tables and ids of random sequences are in the model
+//! test.
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! Who takes over the slots of backends that are not steered to.
+//! The succession: which backends take over the slots of backends that are not steered to.
 //!
 //! Behind each slot stands a sequence of backends: its runner-up ([`crate::maglev`]), then those that have the slots that it draws
 //! from the base table, pseudo-randomly, as DxHash draws nodes from an array (Dong, Wang and Feng, "DxHash: A Scalable
@@ -26,7 +26,7 @@ use crate::{
 /// where those with a tenth are.
 const DRAWS: u64 = 32;
 
-/// What stands behind the slots of a base table.
+/// The succession behind each slot of a base table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Succession<'a> {
     base: &'a [u16],
@@ -36,7 +36,7 @@ pub(crate) struct Succession<'a> {
 }
 
 impl<'a> Succession<'a> {
-    /// Of a table under `key`.
+    /// Returns the succession for the base table `base`, whose draws depend on `key`.
     pub(crate) fn new(base: &'a [u16], runners_up: &'a RunnersUp, key: HashKey) -> Self {
         Self { base, runners_up, offset: hash(key, 2, ""), skip: hash(key, 3, "") | 1 }
     }

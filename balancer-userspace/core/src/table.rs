@@ -34,7 +34,7 @@ pub const STEPS: u8 = 10;
 /// A configured backend as far as the table depends on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
-    /// Its id, name and weight.
+    /// Id, name and weight of the backend.
     pub member: Member<'a>,
     /// Whether it is a backup.
     pub backup: bool,
@@ -106,9 +106,9 @@ impl FromIterator<(u16, u32)> for Shares {
 /// A live table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// What it stands on.
+    /// Which kind of backends clients are steered to, if any.
     pub footing: Footing,
-    /// Who is steered to. Empty with [`Footing::AllDown`] and [`Footing::NoBackend`].
+    /// The backends that are steered to. Empty with [`Footing::AllDown`] and [`Footing::NoBackend`].
     pub shares: Shares,
     /// M entries: ids out of `shares`, or else `ALL_DOWN` or `NO_BACKEND` throughout.
     pub slots: Arc<[u16]>,
@@ -205,7 +205,7 @@ impl Builder {
         Live { footing, shares, slots, home }
     }
 
-    /// What it has made and would make again if it had to.
+    /// Returns the base tables that it has made, for reuse by a builder that needs the same ones.
     #[must_use]
     pub fn made(&self) -> Vec<Made> {
         let made = [&self.primaries, &self.backups, &self.remnant].into_iter().filter(|base| base.of.is_some());
@@ -278,7 +278,7 @@ impl Last {
     }
 }
 
-/// What a live table asks of backends for each slot.
+/// The backends' data that is needed for each slot while a live table is built.
 struct Rows(ById<Row>);
 
 #[derive(Clone, Copy, Default)]
@@ -333,7 +333,7 @@ impl Candidate<'_> {
     }
 }
 
-/// Who is steered to: all primaries or all backups, and nobody without weight.
+/// Chooses the backends to steer to: all primaries or all backups, and none without weight.
 fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Footing, Vec<&'b Candidate<'a>>) {
     let of = |backup: bool, usable: fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'a>> {
         candidates

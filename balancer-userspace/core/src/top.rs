@@ -22,12 +22,12 @@ use crate::io::BackendId;
 
 /// Counters of a summary: whoever has more than 1 in so many of the traffic has one.
 pub const COUNTERS: usize = 256;
-/// What was counted this long ago counts 1/e.
+/// The time after which counted traffic has faded to 1/e.
 pub const MEMORY: Duration = Duration::from_secs(60);
 /// Less than this is as good as nothing.
 const NOTHING: f64 = 1e-3;
 
-/// What a client is heavy by.
+/// The measure of how heavy a client is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -69,15 +69,15 @@ impl Traffic {
 /// A client with a counter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heavy {
-    /// Its masked address.
+    /// The client's address, masked.
     pub client: IpAddr,
     /// The backend it was last seen on its way to.
     pub backend: BackendId,
-    /// What was seen of it since it has a counter.
+    /// The client's traffic since it got its counter.
     pub seen: Traffic,
     /// The part of it that went to `backend`.
     pub there: Traffic,
-    /// What others had counted before it took the counter over, in the summary's measure.
+    /// The count of earlier clients that was taken over with the counter, in the summary's measure.
     inherited: f64,
 }
 
@@ -137,7 +137,7 @@ impl Summary {
     }
 }
 
-/// What is known of a service's traffic of late.
+/// The recent traffic of a service.
 #[derive(Clone, Debug)]
 pub struct Top {
     bytes: Summary,
@@ -200,7 +200,7 @@ impl Top {
         self.total
     }
 
-    /// What was sampled of late on its way to a backend.
+    /// Returns the traffic recently sampled on its way to a backend.
     #[must_use]
     pub fn to_backend(&self, backend: BackendId) -> Traffic {
         self.backends.get(&backend).copied().unwrap_or_default()

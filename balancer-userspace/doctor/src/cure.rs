@@ -7,7 +7,7 @@ use std::{
 
 use crate::finding::{Finding, Step};
 
-/// What can be taken back of the cures of all findings, in their order, each once.
+/// Returns the commands of all findings' cures that can be taken back, in their order, each once.
 #[must_use]
 pub fn steps(findings: &[Finding]) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -22,7 +22,7 @@ pub fn steps(findings: &[Finding]) -> Vec<Step> {
 /// Runs one of them. `balancer` is this program, with the control socket `socket`.
 ///
 /// # Errors
-/// What the command says, or why it could not be started.
+/// The command's error output, or the reason why it could not be started.
 pub fn run(step: &Step, socket: &Path) -> Result<(), String> {
     let Some((program, arguments)) = step.run.split_first() else { return Ok(()) };
     let mut command = match program.as_str() {

@@ -27,16 +27,16 @@ pub struct Facts {
     pub vips: Vec<Vip>,
     /// The chains of this machine's firewall that packets pass.
     pub firewall: Vec<Chain>,
-    /// What could not be looked at.
+    /// The things that could not be examined, with the reasons.
     pub unseen: Vec<Unseen>,
 }
 
 /// A running controller.
 #[derive(Clone, Debug)]
 pub struct Controller {
-    /// Its state when the examination began.
+    /// The controller's state when the examination began.
     pub before: StatusView,
-    /// Its state when the examination ended.
+    /// The controller's state when the examination ended.
     pub after: StatusView,
     /// The health checks of its backends.
     pub health: Vec<HealthView>,
@@ -59,7 +59,7 @@ pub struct Chain {
     pub hook: String,
 }
 
-/// What a driver can do with XDP.
+/// The XDP features that a driver supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpFeatures {
     /// It runs programs itself (native mode).
@@ -89,7 +89,7 @@ pub struct Link {
     pub rx_queues: u32,
     /// XDP programs that are attached to it.
     pub programs: Vec<Program>,
-    /// What its driver can do with XDP; `None`: the kernel does not say.
+    /// The XDP features that its driver supports; `None`: the kernel does not say.
     pub xdp: Option<XdpFeatures>,
     /// Whether VLAN interfaces lie upon it.
     pub carries_vlans: bool,
@@ -108,7 +108,7 @@ pub struct Forwards {
     pub v6: Option<bool>,
 }
 
-/// What an interface does to frames before a program sees them.
+/// The changes that an interface makes to frames before a program sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Large receive offload.
@@ -124,7 +124,7 @@ pub struct Offloads {
 pub struct Program {
     /// The kernel's number for it.
     pub id: u32,
-    /// Its name, which may be empty; `None`: it could not be read.
+    /// The program's name, which may be empty; `None`: it could not be read.
     pub name: Option<String>,
     /// Whether it runs in the driver.
     pub native: bool,
@@ -150,7 +150,7 @@ pub struct Backend {
     pub name: String,
     /// How packets reach it: `dsr`, `nat`, `ipip` or `gue`.
     pub forwarding: String,
-    /// Its own address, with the port that is checked.
+    /// The backend's own address, with the port that is checked.
     pub address: SocketAddr,
     /// The listener that the probe went to.
     pub vip: Option<SocketAddr>,
@@ -158,7 +158,7 @@ pub struct Backend {
     pub way: Way,
     /// This machine's address for packets to it.
     pub source: Option<IpAddr>,
-    /// What the neighbour says that packets are handed to; `None`: it was not asked.
+    /// The answer of the neighbour that packets are handed to; `None`: it was not asked.
     pub neighbour: Option<Neighbour>,
     /// A TCP connection from this machine to its own address; `None`: not tried.
     pub direct: Option<Direct>,
@@ -198,7 +198,7 @@ pub struct Neighbour {
 /// A TCP connection from this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Direct {
-    /// What the kernel said.
+    /// The outcome that the kernel reported.
     pub outcome: Outcome,
     /// Whether the request was seen on its way out.
     pub left: bool,

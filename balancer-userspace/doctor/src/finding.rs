@@ -1,4 +1,4 @@
-//! What an examination says.
+//! The report of an examination.
 
 use serde::Serialize;
 
@@ -7,18 +7,18 @@ use serde::Serialize;
 pub struct Report {
     /// Whether a controller was reachable.
     pub controller: bool,
-    /// What is wrong, causes only.
+    /// The troubles found, causes only.
     pub findings: Vec<Finding>,
-    /// What was looked at and is right, a few words each.
+    /// The things that were examined and are right, a few words each.
     pub looked_at: Vec<String>,
-    /// What could not be looked at, and why.
+    /// The things that could not be examined, with the reasons.
     pub not_looked_at: Vec<Unseen>,
 }
 
 /// Something that was not looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unseen {
-    /// What.
+    /// The thing that was not examined.
     pub what: String,
     /// The reason.
     pub why: String,
@@ -40,15 +40,15 @@ pub struct Finding {
     pub service: Option<String>,
     /// The backend that it is about.
     pub backend: Option<String>,
-    /// What is wrong, in one sentence.
+    /// The trouble, in one sentence.
     pub what: String,
     /// How that was seen.
     pub seen: String,
-    /// What mends it.
+    /// The cure for the trouble.
     pub cure: Cure,
 }
 
-/// What mends a finding.
+/// The cure for a finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cure {
     /// The machine that the commands are for: `this machine`, or a backend's name and address.

@@ -158,7 +158,7 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// What a failure means. An answer that is too large would be as large at another server.
+/// Decides what a failure means for the watch. An answer that is too large would be as large at another server.
 fn stop(status: &Status) -> Stop {
     let words = words::status(status);
     if status.code() == Code::OutOfRange { Stop::Final(words) } else { Stop::Broken(words) }

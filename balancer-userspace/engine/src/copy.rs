@@ -31,7 +31,7 @@ pub(crate) struct Copy {
 
 /// Why a page could not be read.
 enum Trouble {
-    /// Its revision is gone.
+    /// The page's revision is compacted away.
     Compacted,
     /// The answer is larger than any that is read.
     TooLarge,
@@ -184,7 +184,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// What a refusal means; `None`: another endpoint may do better.
+/// Classifies a refusal; `None`: another endpoint may do better.
 fn trouble(status: &Status) -> Option<Trouble> {
     let is_out_of_range = status.code() == Code::OutOfRange;
     if is_out_of_range && status.message().contains("compacted") {

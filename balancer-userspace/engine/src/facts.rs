@@ -1,4 +1,4 @@
-//! What is known of the engine, for those who look.
+//! Facts about the engine, for monitoring.
 
 use std::{
     io,
@@ -25,25 +25,25 @@ pub struct Facts {
     pub endpoint: Option<String>,
     /// The address that it sees this machine under, if it is not translated on the way.
     pub local: Option<IpAddr>,
-    /// Its version, such as `3.4.23`.
+    /// Version of the server, such as `3.4.23`.
     pub version: String,
-    /// Its number in its cluster.
+    /// The server's number in its cluster.
     pub member: u64,
     /// The leader's number; 0: none is known.
     pub leader: u64,
-    /// What the server's database takes on disk, in bytes.
+    /// Size of the server's database on disk, in bytes.
     pub database_bytes: u64,
     /// Bytes of these that hold something. A defragmentation gives the others back.
     pub database_bytes_used: u64,
     /// How large the database may become, where the server tells (etcd 3.6 and newer).
     pub database_quota: Option<u64>,
-    /// What the server says of itself that is wrong, in its own words.
+    /// Errors that the server reports of itself, in its own words.
     pub errors: Vec<String>,
     /// Why whatever is written is refused, in the server's words.
     pub denial: Option<String>,
     /// Whether changes that are long past can still be read: nothing compacts the history.
     pub keeps_history: bool,
-    /// What stood in the way last; `None` while there is a session.
+    /// The last trouble; `None` while there is a session.
     pub trouble: Option<String>,
     /// Keys and values that were not passed on since the start: keys that are not UTF-8, values that are too long.
     pub skipped: u64,
@@ -55,7 +55,7 @@ const DEFAULT_QUOTA: u64 = 2 << 30;
 const NEARLY_FULL: u64 = 80;
 
 impl Facts {
-    /// What should be done about the engine before it fails, a sentence each.
+    /// Returns steps to take about the engine before it fails, a sentence each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = self.errors.iter().map(|error| explained(error)).collect();
@@ -88,7 +88,7 @@ pub(crate) const HISTORY: i64 = 100_000;
 
 const NO_SPACE: &str = "alarm:NOSPACE";
 
-/// What etcd says of itself, with what it means.
+/// Returns an error that etcd reports of itself, with an explanation.
 fn explained(error: &str) -> String {
     let error = error.trim();
     if error.contains(NO_SPACE) {

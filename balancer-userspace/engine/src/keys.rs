@@ -7,7 +7,7 @@ use crate::message::KeyValue;
 /// The most that a copy, or an answer, may hold, in bytes of keys and values.
 pub(crate) const MOST: usize = 256 << 20;
 
-/// What an entry counts beside its key and value.
+/// Overhead of an entry beside its key and value, in bytes.
 const OVERHEAD: usize = 64;
 
 /// Where a fleet's keys are.
@@ -30,7 +30,7 @@ impl Keys {
         String::from_utf8(own.to_vec()).ok()
     }
 
-    /// What may be passed on.
+    /// Decides whether a key and its value may be passed on.
     pub(crate) fn judge(&self, found: KeyValue) -> Verdict {
         let Some(key) = self.own(&found.key) else { return Verdict::Nameless };
         if found.value.len() > LONGEST_VALUE {
@@ -45,7 +45,7 @@ impl Keys {
     }
 }
 
-/// What became of a key and its value.
+/// The verdict on a key and its value.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Good(Entry),
@@ -55,7 +55,7 @@ pub(crate) enum Verdict {
     Nameless,
 }
 
-/// What an entry counts.
+/// Returns the size of an entry as it counts towards [`MOST`], in bytes.
 pub(crate) fn weight(entry: &Entry) -> usize {
     entry.key.len() + entry.value.len() + OVERHEAD
 }

@@ -51,7 +51,7 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     /// The client's certificate, a file in PEM, with `key`.
     pub cert: Option<PathBuf>,
-    /// Its key, a file in PEM.
+    /// The private key of `cert`, a file in PEM.
     pub key: Option<PathBuf>,
     /// How long leased keys stay when nothing is heard of this process. Rounded up to seconds; etcd has a minimum, 2 s
     /// unless its elections are set otherwise.
@@ -86,7 +86,7 @@ pub struct Engine {
     pub news: Newsfeed,
     /// How it is, at any time.
     pub facts: watch::Receiver<Facts>,
-    /// What it costs.
+    /// Counters of the bytes sent and received.
     pub traffic: Arc<Traffic>,
     /// Ends when the driver has stopped.
     ended: oneshot::Receiver<()>,

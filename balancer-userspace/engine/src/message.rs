@@ -231,7 +231,7 @@ pub(crate) struct StatusResponse {
     /// 0: none is known.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
-    /// What is wrong, such as `memberID:10501334649042878790 alarm:NOSPACE`.
+    /// Errors of the server, such as `memberID:10501334649042878790 alarm:NOSPACE`.
     #[prost(string, repeated, tag = "8")]
     pub(crate) errors: Vec<String>,
     /// Bytes that hold something. The others are given back by a defragmentation only.

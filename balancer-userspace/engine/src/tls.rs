@@ -7,7 +7,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::Settings;
 
-/// What a connection to `host` is secured with, as the files are now.
+/// Returns the TLS configuration of a connection to `host`, from the files as they are now.
 pub(crate) fn config(settings: &Settings, host: &str) -> Result<ClientTlsConfig, String> {
     let mut config = ClientTlsConfig::new().domain_name(host);
     config = match &settings.ca {

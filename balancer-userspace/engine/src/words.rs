@@ -24,7 +24,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     if words.is_empty() { error.to_string() } else { explained(words.join(": ")) }
 }
 
-/// What a call ended with.
+/// Describes the status that a call ended with.
 pub(crate) fn status(status: &Status) -> String {
     match status.source() {
         // The server said nothing: the connection failed.

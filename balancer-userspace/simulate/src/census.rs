@@ -18,7 +18,7 @@ use crate::{
 /// How much of a line that cannot be read is shown.
 const SHOWN: usize = 120;
 
-/// What is kept of an address.
+/// The data kept for an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
     /// How often it is in the log.
@@ -40,13 +40,13 @@ impl Client {
 /// A line of which nothing could be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its number in its file, from 1; empty lines are not counted.
+    /// The line's number in its file, from 1; empty lines are not counted.
     pub line: u64,
-    /// What it begins with.
+    /// The beginning of the line.
     pub text: String,
 }
 
-/// What became of the lines of one file.
+/// Numbers of lines of one file, by how they were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Lines that are not empty.
@@ -151,7 +151,7 @@ pub fn shown(line: &[u8]) -> String {
 /// Addresses and requests of a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    /// Its addresses in the log.
+    /// Addresses of the network in the log.
     pub addresses: u64,
     /// Their requests.
     pub requests: u64,

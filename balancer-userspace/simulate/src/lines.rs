@@ -4,14 +4,14 @@ use std::io::{self, BufReader, Chain, Cursor, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// What is read at a time, and the longest line.
+/// Size of the buffer, and of the longest line, in bytes.
 const BUFFER: usize = 1 << 20;
 
 /// A source of lines.
 pub struct Lines<R> {
     from: Source<R>,
     buffer: Vec<u8>,
-    /// What of the buffer has been read and not been given yet.
+    /// The part of the buffer that has been read and not been given yet.
     filled: std::ops::Range<usize>,
     ended: bool,
     /// The rest of a line that was too long is skipped.

@@ -68,7 +68,7 @@ impl Table {
     }
 }
 
-/// What a change does.
+/// The effects of a change.
 #[derive(Debug)]
 pub struct Changed {
     plan: Plan,
@@ -117,7 +117,7 @@ impl Product {
         self.controller.leg(&self.name, Family::V4)
     }
 
-    /// Its configuration.
+    /// Returns the configuration of the service.
     #[must_use]
     pub fn config(&self) -> Option<Arc<ServiceConfig>> {
         self.config.services.iter().find(|service| service.name == self.name).cloned()
@@ -156,7 +156,7 @@ impl Product {
         table.get(slot(hash, table.len() as u32) as usize).copied()
     }
 
-    /// Its lookup table, with names instead of ids.
+    /// Returns the service's lookup table, with names instead of ids.
     #[must_use]
     pub fn table(&self) -> Table {
         let Some(service) = self.service() else { return Table::default() };
@@ -205,8 +205,8 @@ impl Product {
 }
 
 impl Changed {
-    /// What becomes of known clients, each at the backend that the lookup table had for its hash before the change. `clients`
-    /// gives the hashes and how long ago the clients were seen.
+    /// Returns the effects on known clients, each at the backend that the lookup table had for its hash before the
+    /// change. `clients` gives the hashes and how long ago the clients were seen.
     pub fn known(&self, before: &Product, clients: impl Iterator<Item = (u64, Duration)>) -> Moved {
         let Some(service) = before.service() else { return Moved::default() };
         let planned = self.plan.clone().counted(|count| {

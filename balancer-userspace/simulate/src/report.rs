@@ -1,4 +1,4 @@
-//! What is found out about a log.
+//! The findings from a log.
 
 use balancer_model::config::ClientPrefix;
 use serde::Serialize;
@@ -6,13 +6,13 @@ use serde::Serialize;
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// What was read.
+    /// The log that was read.
     pub log: Log,
-    /// Who is in the log.
+    /// The clients in the log.
     pub clients: Clients,
     /// The networks with most requests: /24, and /64 of IPv6.
     pub heaviest: Vec<Prefix>,
-    /// What is simulated.
+    /// The service that is simulated.
     pub service: Simulated,
     /// Where clients go, by rule.
     pub rules: Vec<Shares>,
@@ -22,11 +22,11 @@ pub struct Report {
     pub changes: Vec<Moves>,
     /// How long clients pause between two requests. `None`: the log has no times.
     pub gaps: Option<Pauses>,
-    /// What to write into the configuration, or to type.
+    /// Lines for the configuration, or commands to type.
     pub suggestions: Vec<Suggestion>,
 }
 
-/// What was read.
+/// The size of a log, and the time that it covers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Log {
     /// Lines that are not empty.
@@ -43,7 +43,7 @@ pub struct Log {
     pub seconds: Option<u64>,
 }
 
-/// Who is in the log.
+/// The clients in a log.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Clients {
     /// IPv4 addresses.
@@ -64,7 +64,7 @@ pub struct Clients {
 pub struct Prefix {
     /// Such as `203.0.113.0/24`.
     pub prefix: String,
-    /// Its addresses in the log.
+    /// Addresses of the prefix in the log.
     pub addresses: u64,
     /// Their requests.
     pub requests: u64,
@@ -72,12 +72,12 @@ pub struct Prefix {
     pub share: f64,
 }
 
-/// What is simulated.
+/// The service that is simulated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Simulated {
     /// The service's name.
     pub name: String,
-    /// Its servers in the order of the configuration.
+    /// The service's servers in the order of the configuration.
     pub servers: Vec<String>,
     /// The prefix lengths that make a client.
     pub client_prefix: ClientPrefix,
@@ -98,7 +98,7 @@ pub enum Rule {
     HaproxySource,
     /// This balancer.
     Balancer {
-        /// What makes a client.
+        /// The prefix lengths that make a client.
         client_prefix: ClientPrefix,
         /// Whether connections of the heaviest clients are spread.
         spread: bool,
@@ -110,22 +110,22 @@ pub enum Rule {
 pub struct Shares {
     /// The rule.
     pub rule: Rule,
-    /// What each server gets.
+    /// The share of each server.
     pub servers: Vec<Share>,
     /// Addresses that have no server of their own: their connections are spread, or the rule takes turns.
     pub spread: u64,
     /// Requests of these, which servers get in proportion to their weights. They are part of what each server gets.
     pub spread_requests: u64,
-    /// Of all servers, the largest part of clients over the one expected.
+    /// The largest ratio, over all servers, of the part of clients to the part expected.
     pub largest_clients: f64,
     /// The same of requests.
     pub largest_requests: f64,
 }
 
-/// What a server gets.
+/// The share of a server.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Share {
-    /// Its name.
+    /// Name of the server.
     pub server: String,
     /// The part that its weight entitles it to.
     pub expected: f64,
@@ -193,7 +193,7 @@ pub struct Pauses {
     pub forgotten: u64,
 }
 
-/// What to write or type.
+/// A suggestion for the configuration or for a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Suggestion {
     /// A line of the configuration, or a command.

@@ -12,9 +12,9 @@ const LARGEST_WEIGHT: u32 = 256;
 /// A server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Its name.
+    /// Name of the server.
     pub name: String,
-    /// Its share of clients.
+    /// Weight for its share of clients.
     pub weight: u16,
     /// Whether it waits for all others to fail.
     pub backup: bool,
@@ -27,23 +27,23 @@ pub struct Server {
 pub enum Change {
     /// One more, at the end of the list.
     Add {
-        /// Its name.
+        /// Name of the new server.
         name: String,
-        /// Its weight. `None`: the usual one.
+        /// The weight of the new server. `None`: the usual one.
         weight: Option<u16>,
         /// Whether it is a backup.
         backup: bool,
     },
     /// One less.
     Remove {
-        /// Its name.
+        /// Name of the server removed.
         name: String,
         /// Without a drain.
         force: bool,
     },
     /// Drained, ready or in maintenance.
     Admin {
-        /// Its name.
+        /// Name of the server changed.
         name: String,
         /// To what.
         admin: Admin,
@@ -52,9 +52,9 @@ pub enum Change {
     },
     /// Another weight.
     Weight {
-        /// Its name.
+        /// Name of the server changed.
         name: String,
-        /// Its new weight.
+        /// The server's new weight.
         weight: u16,
     },
     /// The same servers in the opposite order.
@@ -81,7 +81,7 @@ impl Servers {
         Self(service.backends.iter().map(server).collect())
     }
 
-    /// What a change makes of them.
+    /// Returns the servers after a change.
     #[must_use]
     pub fn after(&self, change: &Change) -> Self {
         let mut all = self.0.clone();

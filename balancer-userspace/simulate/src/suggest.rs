@@ -1,4 +1,4 @@
-//! What a log suggests.
+//! Suggestions that follow from a log.
 
 use balancer_model::{
     config::{ClientPrefix, ServiceConfig},

@@ -39,7 +39,7 @@ pub struct Span {
 pub enum Style {
     /// Not at all.
     Plain,
-    /// What is typed, or a name in a program.
+    /// Text to type, or a name in a program.
     Code,
     /// Strong or emphasised.
     Strong,

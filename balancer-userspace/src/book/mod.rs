@@ -10,7 +10,7 @@ pub struct Chapter {
     pub name: &'static str,
     /// The section of its manual page.
     pub section: u8,
-    /// What it is about, in a few words.
+    /// The topic in a few words.
     pub about: &'static str,
     /// Markdown.
     pub text: &'static str,
@@ -63,7 +63,7 @@ fn linked(target: &str) -> Option<&'static Chapter> {
 }
 
 impl Chapter {
-    /// Its parts. `refer` says how to find a chapter that a link leads to.
+    /// Parses the chapter's text. `refer` says how to find a chapter that a link leads to.
     pub fn document(&self, refer: impl Fn(&Self) -> String) -> document::Document {
         document::parse(self.text, |target| match linked(target) {
             Some(chapter) if chapter.name != self.name => Some(refer(chapter)),

@@ -1,4 +1,5 @@
-//! What is true of a valid configuration and may surprise: who sees whose address, and which clients get no connection.
+//! Notes on surprising consequences of a valid configuration: whose address backends see, and which clients get no
+//! connection.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -34,7 +35,7 @@ fn ip(address: SockaddrStorage) -> Option<IpAddr> {
     }
 }
 
-/// What is to be noted of a configuration on a machine with these subnets.
+/// Returns the notes on a configuration for a machine with these subnets.
 pub(super) fn of(config: &Config, subnets: &BTreeSet<Subnet>) -> Vec<String> {
     let services = config.services.iter();
     services.filter_map(|service| note(service, &config.interfaces, subnets)).collect()

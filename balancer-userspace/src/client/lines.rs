@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use balancer_api::model::ImportClient;
 use balancer_model::value;
 
-/// What is read of `text`, from the file called `file`; `backends` are the service's in their order.
+/// Reads the clients in `text`, from the file called `file`; `backends` are the service's in their order.
 ///
 /// # Errors
-/// What is wrong with which line.
+/// The file and number of the first bad line, and what is wrong with it.
 pub(super) fn read(file: &str, text: &str, backends: &[String]) -> Result<Vec<ImportClient>, String> {
     let mut clients = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

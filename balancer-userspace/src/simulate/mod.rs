@@ -124,7 +124,7 @@ fn service(args: &Args, config: &Config, asked: &[change::Asked]) -> Result<Stri
     }
 }
 
-/// What is tried where nothing is asked for.
+/// Returns the changes that are simulated where none is asked for.
 fn usual(service: &str, servers: &Servers) -> Vec<Change> {
     let mut changes = Vec::new();
     // The second one: where the first or the last goes, lists without it look more alike.

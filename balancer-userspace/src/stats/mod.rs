@@ -54,7 +54,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(output::print(&texts.join("\n"))?)
 }
 
-/// Whose figures follow.
+/// Returns a headline that says which members the figures below it are of.
 fn headline(fleet: &FleetSnapshot, all: bool) -> String {
     let whose = if all { "all members together" } else { "this member alone; of all: --fleet" };
     format!("{}\nfigures of {whose}\n", fleet::line(fleet))
@@ -129,7 +129,7 @@ fn render(stats: StatsView) -> String {
     text
 }
 
-/// Whose figures a service's are, where they are not those of all its clients.
+/// Says which clients a service's figures are of, where they are not those of all its clients.
 fn steered(stats: &StatsView) -> String {
     match stats.steer {
         100 => String::new(),

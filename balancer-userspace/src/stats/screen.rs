@@ -1,4 +1,4 @@
-//! What the live view shows, at 80 × 24 and above.
+//! The live view, for terminals of 80 × 24 and above.
 
 use balancer_api::statistics::{BackendShare, StatsView};
 use balancer_model::{states::BackendState, words::grouped};

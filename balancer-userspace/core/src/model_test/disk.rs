@@ -10,7 +10,7 @@ use crate::{
 
 pub(super) struct Disk {
     state: SavedState,
-    /// What was last written.
+    /// The controller as it was last written.
     written: Controller,
     begin: Instant,
 }

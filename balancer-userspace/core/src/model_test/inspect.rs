@@ -1,4 +1,4 @@
-//! What should be, said anew after each step and compared with the controller and with the data plane.
+//! The expected state, derived anew after each step and compared with the controller and with the data plane.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -61,7 +61,7 @@ fn may_serve(backend: &Backend) -> bool {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drains(BTreeMap<BackendId, Drain>);
 
-/// What becomes of a backend's clients.
+/// The expected treatment of a backend's clients.
 struct Standing {
     takes_new: bool,
     keeps_known: bool,
@@ -70,7 +70,7 @@ struct Standing {
     beyond: bool,
 }
 
-/// What a failure does with known clients; `None`: it has not failed.
+/// Returns how a failure treats known clients; `None`: the backend has not failed.
 fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<FailureAction> {
     let check = backend.config().check.as_deref().unwrap_or(&config.check);
     let kind = match (hop, backend.forced(), backend.health().verdict()) {

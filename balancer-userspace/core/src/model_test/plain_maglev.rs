@@ -51,7 +51,8 @@ pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<
     Some(Plain { slots: table.into_iter().collect::<Option<_>>()?, next })
 }
 
-/// What becomes of the table `base` when only those in `left` may have slots, from the description in [`crate::succession`].
+/// Returns the table `base` when only the members in `left` may have slots, by the description in
+/// [`crate::succession`].
 pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> {
     let Plain { slots: base, next } = base;
     let alone = table(left, base.len() as u32, key).unwrap().slots;
@@ -80,7 +81,7 @@ fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     Some(counts)
 }
 
-/// Whose turn it is, from first to last.
+/// Returns the order of turns, as indices of the backends, from first to last.
 fn turns(counts: &[u64]) -> Vec<usize> {
     let price = counts.iter().copied().max().unwrap_or(0);
     let mut credits = vec![0; counts.len()];
@@ -111,7 +112,7 @@ impl Filler {
         (((draw >> 32) * u64::from(slots)) >> 32) as usize
     }
 
-    /// Of a slot that another has it is `next` where nobody was before.
+    /// Becomes the runner-up (`next`) of a slot that another backend has, unless the slot has a runner-up already.
     fn lose(&self, slot: usize, table: &[Option<u16>], next: &mut [Option<u16>]) {
         if table[slot] != Some(self.id) && next[slot].is_none() {
             next[slot] = Some(self.id);

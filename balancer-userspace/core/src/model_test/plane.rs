@@ -25,15 +25,15 @@ use crate::{
 /// Live table and base table.
 pub(super) type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
-/// What the commands made of an empty data plane.
+/// The data plane that the commands build, from an empty one.
 #[derive(Clone, Default)]
 pub(super) struct DataPlane {
     pub(super) rows: BTreeMap<BackendId, Arc<BackendSpec>>,
     pub(super) tables: BTreeMap<ServiceId, Tables>,
     pub(super) services: Vec<ServiceSpec>,
-    /// What is watched, and what was found.
+    /// The watched addresses, with the next hops found.
     pub(super) watched: BTreeMap<IpAddr, Hop>,
-    /// What is checked, and what came of it.
+    /// The checks that run, by backend.
     pub(super) checked: BTreeMap<BackendId, CheckSpec>,
     pub(super) last_check: CheckNumber,
     /// Live tables that differ from the one before.

@@ -1,4 +1,4 @@
-//! What happens, at random.
+//! Random steps: events and changes.
 
 use std::time::Duration;
 

@@ -40,7 +40,8 @@ use crate::{
 /// Known clients that a service may have, by the high half of their hashes.
 const CLIENTS: u32 = 30;
 
-/// What services may listen on as well: some of it belongs to one service alone, and IPv6 to those whose backends have it.
+/// Further addresses for services to listen on: some belong to one service alone, and the IPv6 ones to services whose
+/// backends have IPv6 addresses.
 const LISTENERS: [&str; 6] = [
     "198.51.100.10:443/tcp",
     "198.51.100.10:443/udp",

@@ -1,4 +1,4 @@
-//! What follows for a backend from what is known of it.
+//! The assessment of a backend from its configuration, health and next hop.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Service {
-    /// What follows for a backend from all but its slow start.
+    /// Assesses a backend from everything but its slow start.
     pub(super) fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
         let checked = match backend.health.verdict() {

@@ -39,7 +39,7 @@ pub struct Backend {
     pub(super) steered: bool,
     /// Known clients at the last sweep.
     pub(super) known: u64,
-    /// Its connections when they were last counted. `None`: they are not.
+    /// The number of its connections when they were last counted. `None`: they are not.
     pub(super) flows: Option<u64>,
     /// Whether its drains wait for its connections, not for its clients.
     pub(super) waits_for_connections: bool,
@@ -53,10 +53,9 @@ pub struct Backend {
     pub(super) last_check: Option<LastCheck>,
     /// When the verdict of the checks last changed.
     pub(super) verdict_since: Instant,
-    /// What the operator says instead of the checks.
+    /// The verdict that the operator has set instead of the checks'.
     pub(super) forced: Option<Forced>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
-    /// What the shell was last told.
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
     checked_anew: bool,
@@ -64,12 +63,12 @@ pub struct Backend {
     pub(super) fleet: Option<Box<InFleet>>,
 }
 
-/// What a backend has in a fleet besides.
+/// The additional state of a backend in a fleet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFleet {
-    /// What the fleet has agreed on of the way to it; `None`: the own next hop decides.
+    /// The way to the backend that the fleet has agreed on; `None`: the own next hop decides.
     pub(super) agreed_way: Option<Way>,
-    /// What the own checks have found, where the fleet's verdict is in the backend's `health`.
+    /// The results of the own checks, where the fleet's verdict is in the backend's `health`.
     pub(super) witness: Option<Health>,
     /// Why it counts as failed, whatever the fleet agreed on before it was out of reach.
     pub(super) overruled: Option<String>,
@@ -77,7 +76,7 @@ pub(super) struct InFleet {
     pub(super) fails: bool,
 }
 
-/// What the shell was last told about a backend.
+/// The specifications of a backend that the shell was last given.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
     pub(crate) row: Option<Arc<BackendSpec>>,
@@ -151,7 +150,7 @@ impl SlowStart {
     }
 }
 
-/// What follows from all there is to know about a backend.
+/// The conclusions from all facts about a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Assessment {
     pub(super) health: HealthFact,
@@ -190,19 +189,19 @@ impl Backend {
         }
     }
 
-    /// Its row in the kernel's maps.
+    /// Returns the index of its row in the kernel's maps.
     #[must_use]
     pub const fn id(&self) -> BackendId {
         self.id
     }
 
-    /// Its name in the service.
+    /// Returns the backend's name, which is unique in the service.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// Its configuration.
+    /// Returns the backend's present configuration.
     #[must_use]
     pub const fn config(&self) -> &BackendConfig {
         &self.config
@@ -226,7 +225,7 @@ impl Backend {
         self.config.backup
     }
 
-    /// What the operator wants.
+    /// Returns the administrative state that the operator wants.
     #[must_use]
     pub const fn admin(&self) -> Admin {
         self.admin
@@ -238,7 +237,7 @@ impl Backend {
         self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
     }
 
-    /// What it is shown as.
+    /// Returns the state that it is shown with.
     #[must_use]
     pub fn state(&self) -> BackendState {
         self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
@@ -250,7 +249,7 @@ impl Backend {
         self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
     }
 
-    /// Its slots of the live table.
+    /// Returns the number of its slots in the live table.
     #[must_use]
     pub const fn slots(&self) -> u32 {
         self.slots
@@ -295,12 +294,12 @@ impl Backend {
         own_health(&mut self.health, self.fleet.as_deref_mut())
     }
 
-    /// What the own checks have found, where the verdict is a fleet's.
+    /// Returns the results of the own checks, where the verdict is a fleet's.
     pub(super) fn witness(&self) -> Option<&Health> {
         self.fleet.as_ref()?.witness.as_ref()
     }
 
-    /// What its fleet has agreed on of the way to it.
+    /// Returns the way to the backend that its fleet has agreed on.
     pub(super) fn agreed_way(&self) -> Option<&Way> {
         self.fleet.as_ref()?.agreed_way.as_ref()
     }
@@ -315,7 +314,7 @@ impl Backend {
         self.fleet.as_ref().is_some_and(|fleet| fleet.fails)
     }
 
-    /// What it has in its fleet, which there is.
+    /// Returns its state in its fleet, created if it is not there yet.
     pub(super) fn in_fleet(&mut self) -> &mut InFleet {
         self.fleet.get_or_insert_default()
     }
@@ -332,7 +331,7 @@ impl Backend {
         self.verdict_since
     }
 
-    /// What the operator says instead of its checks.
+    /// Returns the verdict that the operator has set instead of the checks'.
     #[must_use]
     pub const fn forced(&self) -> Option<Forced> {
         self.forced
@@ -461,7 +460,7 @@ impl Backend {
         self.found(flows)
     }
 
-    /// Its connections when they were last counted. `None`: they are not.
+    /// Returns the number of its connections when they were last counted. `None`: they are not.
     #[must_use]
     pub const fn connections(&self) -> Option<u64> {
         self.flows
@@ -609,7 +608,7 @@ impl Backend {
     }
 }
 
-/// What the own checks have found: beside a backend's `health` where that is its fleet's.
+/// Returns the results of the own checks: they are beside a backend's `health` where that is its fleet's.
 fn own_health<'a>(health: &'a mut Health, fleet: Option<&'a mut InFleet>) -> &'a mut Health {
     fleet.and_then(|fleet| fleet.witness.as_mut()).unwrap_or(health)
 }

@@ -57,7 +57,7 @@ impl Service {
         news
     }
 
-    /// What this balancer's own checks and next hops say of a backend.
+    /// Returns this balancer's opinion of a backend, from its own checks and next hops.
     pub(crate) fn opinion(&self, backend: &Backend, hops: &NextHops) -> Opinion {
         match (self.way(backend, hops), backend.health().verdict()) {
             (Hop::Failed(why), _) => Opinion::NoWay(why),
@@ -165,7 +165,7 @@ impl Backend {
         }
     }
 
-    /// What is agreed on of the way to it, and of its health.
+    /// Returns the way to it and the health that are agreed on.
     #[must_use]
     pub fn agreed(&self) -> (&Way, &Verdict) {
         (self.agreed_way().unwrap_or(&Way::Unknown), self.health.verdict())

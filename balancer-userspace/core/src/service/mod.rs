@@ -54,12 +54,12 @@ fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
 #[derive(Clone, Debug)]
 pub struct Service {
     id: ServiceId,
-    /// Whose clients it is for: a configured service is one of these for each family.
+    /// The family of its clients: a configured service is one of these for each family.
     family: Family,
     listeners: Vec<(Listener, ListenerId)>,
-    /// Its configuration; `backends` is empty, they are below.
+    /// The service's configuration; `backends` is empty, because the backends are below.
     settings: ServiceConfig,
-    /// What it was last configured as, while it still is, and so are its backends.
+    /// The configuration that it was last given, as long as the service and its backends still match it.
     configured_as: Option<Arc<ServiceConfig>>,
     fleet: HashKey,
     client_key: HashKey,
@@ -69,7 +69,7 @@ pub struct Service {
     outage: Outage,
     /// The same by this balancer's own checks, while it is alone in its fleet.
     outage_seen_alone: Outage,
-    /// What the shell was last told of them.
+    /// The rules that were last passed to the shell.
     pub(crate) told_rules: Arc<[RuleSpec]>,
     /// Whether one of its backends is being removed.
     has_leaving: bool,
@@ -119,13 +119,13 @@ impl Service {
         }
     }
 
-    /// Its index in the kernel's maps.
+    /// Returns its index in the kernel's maps.
     #[must_use]
     pub const fn id(&self) -> ServiceId {
         self.id
     }
 
-    /// Its name.
+    /// Returns the service's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.settings.name
@@ -143,7 +143,7 @@ impl Service {
         if self.is_one_of_two() { format!("{} ({})", self.name(), self.family) } else { self.name().to_owned() }
     }
 
-    /// Of a service of both families `IPv6: `.
+    /// Returns the family as a prefix of messages, such as `IPv6: `, if its service has both; otherwise nothing.
     pub(crate) fn prefix(&self) -> String {
         if self.is_one_of_two() { format!("{}: ", self.family) } else { String::new() }
     }
@@ -154,7 +154,7 @@ impl Service {
         self.settings.listen.iter().any(|listener| listener.family() != self.family)
     }
 
-    /// Its listeners, all families' in configured order, with the ids of those of its own.
+    /// Returns its listeners, all families' in configured order, with the ids of those of its own family.
     pub fn listeners(&self) -> impl Iterator<Item = (Listener, Option<ListenerId>)> {
         self.settings.listen.iter().map(|&listener| (listener, self.listener_id(listener)))
     }
@@ -199,7 +199,7 @@ impl Service {
         self.settings.snat.ports
     }
 
-    /// What a drain waits for until its deadline.
+    /// Returns the condition that a drain waits for until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
         self.settings.drains_until()
@@ -221,7 +221,7 @@ impl Service {
         self.settings.table_size.slots(self.backends.len().saturating_sub(1))
     }
 
-    /// Its configuration as it is now, with the backends added at run time and without those removed.
+    /// Returns its configuration as it is now, with the backends added at run time and without those removed.
     #[must_use]
     pub fn config(&self) -> ServiceConfig {
         let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
@@ -240,7 +240,7 @@ impl Service {
         is_known || is_so()
     }
 
-    /// What it is configured as, if that is known without a look at it.
+    /// Returns the configuration that it matches, if that is known without a comparison.
     pub(crate) const fn configured_as(&self) -> Option<&Arc<ServiceConfig>> {
         self.configured_as.as_ref()
     }
@@ -256,7 +256,7 @@ impl Service {
         self.backends.iter_mut().filter(|of| of.config.name == backend).for_each(|of| of.config.weight = weight);
     }
 
-    /// Its backends in configuration order, those added at run time last.
+    /// Returns its backends in configuration order, those added at run time last.
     #[must_use]
     pub fn backends(&self) -> &[Backend] {
         &self.backends
@@ -487,7 +487,7 @@ impl Service {
         }
     }
 
-    /// What follows from packets that say that a backend may have failed: nothing where nobody could check that.
+    /// Returns the reaction to packets that say that a backend may have failed: `None` where no check could confirm it.
     fn passive(&self, backend: &Backend) -> Option<Passive> {
         let check = self.check_config(backend);
         (check.kind != CheckKind::None && check.passive).then_some(Passive { withhold: self.settings.withhold })
@@ -536,7 +536,7 @@ impl Service {
         &self.settings.check
     }
 
-    /// What the shell is told of the check that runs on a backend.
+    /// Returns the specification for the shell of the check that runs on a backend.
     pub(crate) fn check_spec(&self, backend: &Backend, told: &ToldCheck) -> CheckSpec {
         CheckSpec {
             backend: backend.id(),

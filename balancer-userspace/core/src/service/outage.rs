@@ -42,7 +42,7 @@ impl Service {
         Some((lasted, line))
     }
 
-    /// What users are told of an outage that has begun or ended.
+    /// Returns the report for users on an outage that has begun or ended.
     pub(crate) fn outage_report(&self, news: &News) -> Report {
         match news {
             News::Began { failing, eligible } => {
@@ -74,7 +74,7 @@ impl Service {
         is_judged_by_checks(backend) && (self.remembers() || self.outage.spares_some())
     }
 
-    /// What is known of its backends.
+    /// Returns the facts about its backends that outages are judged by.
     pub(super) fn facts(&self, hops: &NextHops) -> Facts {
         let judged = || self.backends.iter().filter(|backend| is_judged_by_checks(backend));
         let has_primaries = self.backends.iter().any(|backend| !backend.config.backup && may_serve(backend));
@@ -93,7 +93,7 @@ impl Service {
         Facts { backends: facts, relieved, round, return_takes }
     }
 
-    /// What this balancer sees of its backends, of which others have decided.
+    /// Returns the facts as this balancer's own checks and next hops show them, where other members have decided.
     pub(super) fn facts_seen_here(&self, hops: &NextHops) -> Facts {
         let facts = self.facts(hops);
         let seen = |fact: Fact| {

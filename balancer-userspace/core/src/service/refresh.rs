@@ -15,7 +15,7 @@ use crate::{
     table::{Footing, Made},
 };
 
-/// What of a service something has happened to.
+/// The part of a service that something has happened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look<'a> {
     /// Anything.
@@ -24,7 +24,7 @@ pub(crate) enum Look<'a> {
     Checked(&'a [usize]),
 }
 
-/// What a look at a service found changed.
+/// The changes that a look at a service found.
 pub(crate) struct Refreshed {
     /// Whether the live table (or the base table below it) is another one than before.
     pub(crate) swap: bool,
@@ -46,8 +46,8 @@ impl Service {
         }
     }
 
-    /// Assesses the backends at these `places` anew, and brings the live table in line.
-    /// What of its tables is `made` already is not made again.
+    /// Assesses the backends at these `places` anew, and brings the live table in line. Tables that are in `made`
+    /// already are not made again.
     pub(crate) fn refresh(&mut self, places: &[usize], hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
         let is_whole = places.len() == self.backends.len();
         let mut assessments: Vec<Assessment> =

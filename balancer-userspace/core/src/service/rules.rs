@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Service {
-    /// Its rules for client prefixes.
+    /// Returns its rules for client prefixes.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
@@ -69,7 +69,7 @@ impl Service {
         self.settings.rules.contains(&rule.written())
     }
 
-    /// What the kernel should know of its rules.
+    /// Returns the specifications of its rules for the kernel.
     pub(crate) fn rule_specs(&self) -> Arc<[RuleSpec]> {
         let ours = self.rules.iter().filter(|rule| Family::of(rule.prefix.addr()) == self.family);
         let ours = ours.filter(|rule| !self.is_part_of_a_client(rule));

@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Service {
-    /// Of every backend what `takes_new` says. `None`: it does not count yet, as if it were not configured, so that it moves
-    /// slots once, when it can serve them.
+    /// Returns `takes_new` for every backend that counts. `None`: the backend does not count yet, as if it were not
+    /// configured, so that it moves slots once, when it can serve them.
     pub(super) fn counted(&self, takes_new: impl Iterator<Item = bool>, hops: &NextHops) -> Vec<Option<bool>> {
         let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let counts = self.backends.iter().map(|backend| all_wait || !backend.waits_for_next_hop(hops));

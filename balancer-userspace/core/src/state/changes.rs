@@ -1,4 +1,4 @@
-//! What became different since a state was written.
+//! The differences between a state and the one that was written before.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
@@ -48,7 +48,7 @@ pub struct SavedChanges {
     pub clock: Option<SavedClock>,
 }
 
-/// What became different in a list of things that have keys.
+/// The differences between two versions of a list of things that have keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListChanges<K, T> {

@@ -31,7 +31,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// What the controller says of itself. Reasons that a broken interface gives rise to are left out where one `is_known`.
+/// Returns the findings from the controller's own reports. Reasons that a broken interface gives rise to are left out
+/// where one `is_known`.
 pub(super) fn of_controller(controller: &Controller, is_known: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ready = &controller.after.ready;

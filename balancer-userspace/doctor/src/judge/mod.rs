@@ -14,7 +14,7 @@ use crate::{
     finding::{Cure, Finding, Kind, Report},
 };
 
-/// What follows from facts.
+/// Derives a report from facts.
 #[must_use]
 pub fn judge(facts: &Facts) -> Report {
     let mut findings = machine::findings(facts);

@@ -1,4 +1,4 @@
-//! What the operator has said of services.
+//! Findings about services that follow from the operator's settings.
 
 use balancer_api::model::ServiceView;
 

@@ -1,4 +1,4 @@
-//! Who has the VIPs.
+//! Findings about VIPs: the machines that have them, and clients' packets that are not steered.
 
 use std::net::IpAddr;
 

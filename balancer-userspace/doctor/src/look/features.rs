@@ -1,4 +1,4 @@
-//! What drivers say of XDP, asked of the kernel's generic netlink family `netdev` (Linux 6.3).
+//! XDP features of drivers, asked of the kernel's generic netlink family `netdev` (Linux 6.3).
 
 use std::{collections::HashMap, io, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What the kernel shows of interfaces and of the controller's process in files and by ioctl.
+//! Facts about interfaces and the controller's process that the kernel shows in files and by ioctl.
 
 use std::{
     collections::HashMap,
@@ -120,7 +120,7 @@ struct EthtoolValue {
     data: u32,
 }
 
-/// What an interface does to frames before a program sees them.
+/// Returns the offloads of an interface, which change frames before a program sees them.
 ///
 /// # Errors
 /// When its driver cannot be asked.

@@ -234,7 +234,7 @@ async fn ways(facts: &mut Facts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is sent to whom.
+/// Plans the probes: the backends to send packets to, and the addresses to ask for.
 async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Vec<Target>, Vec<Asked>)> {
     let netlink = Netlink::connect()?;
     let entries = netlink.neighbours().await?;

@@ -120,7 +120,8 @@ impl Netlink {
         Ok(named.and_then(|address| IpNet::new(address, length).ok()))
     }
 
-    /// What the kernel answers of an address: a way, or with `covering` the route as it is in the table.
+    /// Asks the kernel for the route to an address: the resolved one, or with `covering` the matching entry of the
+    /// table.
     async fn route(&self, to: IpAddr, covering: bool) -> anyhow::Result<Result<RouteMessage, io::Error>> {
         let mut message = RouteMessage::default();
         (message.header.address_family, message.header.destination_prefix_length) = match to {

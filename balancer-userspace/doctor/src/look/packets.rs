@@ -183,7 +183,7 @@ pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
     question
 }
 
-/// What a packet of ARP says.
+/// Reads an ARP packet. `None`: it is no reply for IPv4 over Ethernet, or cut off.
 pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     const REPLY: [u8; 2] = [0, 2];
     let packet = packet.get(..ARP)?;
@@ -192,7 +192,7 @@ pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     (packet[..6] == [0, 1, 8, 0, 6, 4] && packet[6..8] == REPLY).then(|| Heard::Arp { address: address.into(), mac })
 }
 
-/// What a packet of IP says.
+/// Reads an IP packet with TCP, an echo reply or an ICMP error. `None`: it holds anything else, or is cut off.
 pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
     let header = Header::read(packet)?;
     let payload = packet.get(header.length..header.end.min(packet.len()))?;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::facts::{Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Unsteered, Vip, Way};
 
-/// What is unanswered is sent again after so long.
+/// Time after which a probe without an answer is sent again.
 const ROUND: Duration = Duration::from_millis(400);
 const ROUNDS: u32 = 5;
 /// That nobody else has a VIP is known after so many rounds.
@@ -268,7 +268,7 @@ impl Probe<'_> {
             .any(|note| matches!(note.heard, Heard::Echo { id, sequence, .. } if id == self.id && sequence == wanted))
     }
 
-    /// What came of the request to connect to the VIP.
+    /// Returns the outcome of the request to connect to the VIP.
     fn tcp(&self, number: usize) -> Outcome {
         let Some((vip, _)) = self.targets[number].vip else { return Outcome::Silent };
         let answers = self.incoming().filter_map(|note| match note.heard {

@@ -1,4 +1,4 @@
-//! What the lines of a log look like.
+//! The formats of the lines of a log.
 
 mod combined;
 mod haproxy;
@@ -22,14 +22,14 @@ pub enum Format {
     Json(String),
 }
 
-/// What a line tells.
+/// The contents of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit<'a> {
     /// The client's address.
     pub address: IpAddr,
     /// When, in seconds since 1970.
     pub at: Option<i64>,
-    /// What program it uses, as it says itself.
+    /// The client's program, by its own account (`User-Agent`).
     pub agent: Option<&'a [u8]>,
     /// How many requests the line stands for.
     pub requests: u32,
@@ -49,7 +49,7 @@ impl Reader {
         Self { format, clock: Clock::default() }
     }
 
-    /// What a line tells. `None`: it is of another format, or has no address.
+    /// Reads a line. `None`: it is of another format, or has no address.
     pub fn read<'a>(&mut self, line: &'a [u8]) -> Option<Hit<'a>> {
         match &self.format {
             Format::Combined => combined::read(line, &mut self.clock),

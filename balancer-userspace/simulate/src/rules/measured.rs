@@ -33,9 +33,9 @@ pub(crate) fn moves(
     ((own, own_moved), others)
 }
 
-/// What nginx 1.22.1 and `HAProxy` 2.6.12 did with clients whose addresses came in PROXY headers: the servers, from 0, that
-/// `ip_hash` and `balance source` chose among four of weight 1, among four of the weights 3, 1, 2 and 1, and among the first four
-/// with the second one down (`HAProxy`: weight 0).
+/// The servers, from 0, that nginx 1.22.1 and `HAProxy` 2.6.12 chose by `ip_hash` and `balance source` for clients
+/// whose addresses came in PROXY headers: among four of weight 1, among four of the weights 3, 1, 2 and 1, and among
+/// the first four with the second one down (`HAProxy`: weight 0).
 const ANSWERS: &str = include_str!("answers.txt");
 
 #[test]
