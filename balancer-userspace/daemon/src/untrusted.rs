@@ -1,5 +1,5 @@
-//! What others send, in the hands of what reads it here, one function each: for fuzz targets, and for the replay of what
-//! they found.
+//! Entry points for data that others send, one function for each reader of it: for fuzz targets, and for the replay of
+//! what they found.
 
 use std::{io, net::SocketAddr};
 
@@ -32,7 +32,7 @@ pub fn sealed(version: u32, body: &str) -> String {
     state_file::sealed(version, body)
 }
 
-/// What a check makes of what comes over `stream`, a connection to `target`.
+/// Returns a check's verdict on what comes over `stream`, a connection to `target`.
 ///
 /// # Errors
 /// When this machine lacks the means.
