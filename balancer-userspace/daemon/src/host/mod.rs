@@ -194,7 +194,7 @@ impl Checker {
     /// Whether what `wanted` takes could be, as far as that can be told without changing anything.
     ///
     /// # Errors
-    /// What stands in the way.
+    /// The obstacle to it.
     pub async fn check(self, wanted: Wanted) -> anyhow::Result<()> {
         if wanted == self.wanted {
             return Ok(());
@@ -209,7 +209,7 @@ impl Host {
     /// Brings the machine to where it is wanted, and keeps it there.
     ///
     /// # Errors
-    /// What stands in the way. Nothing is changed then, and what an earlier process changed is left.
+    /// The obstacle to it. Nothing is changed then, and what an earlier process changed is left.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
         let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
         let news = News::open().context("opening a netlink socket")?;
@@ -280,7 +280,7 @@ impl Host {
     /// Has what `wanted` takes ready, beside what is wanted now.
     ///
     /// # Errors
-    /// What stands in the way. Nothing has changed then.
+    /// The obstacle to it. Nothing has changed then.
     pub fn prepare(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<Prepared>> + Send + 'static {
         let asks = self.asks.clone();
         async move {
