@@ -45,7 +45,7 @@ pub enum ClientError {
     Unreachable {
         /// Where it was looked for.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The error of the operating system, in words.
         reason: String,
     },
     /// The controller answered that it will not.
@@ -59,9 +59,9 @@ pub enum ClientError {
     /// The controller's answer did not come whole or made no sense.
     #[error("the controller at {} gave no proper answer: {reason}", socket.display())]
     Broken {
-        /// Who answered.
+        /// The socket of the controller that answered.
         socket: PathBuf,
-        /// What was wrong.
+        /// The fault in the answer.
         reason: String,
     },
 }
@@ -85,7 +85,7 @@ pub struct Client {
     if_generation: Option<u64>,
 }
 
-/// What every request answers.
+/// The result of a request.
 pub type Answer<T> = Result<T, ClientError>;
 
 impl Client {
@@ -270,7 +270,7 @@ impl Client {
         self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
     }
 
-    /// What a change would move. Nothing is changed.
+    /// Returns what a change would move. Nothing is changed.
     ///
     /// # Errors
     /// As [`Client::status`].

@@ -30,10 +30,10 @@ pub struct EventView {
     /// Where there is a fleet: which of its members says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<String>,
-    /// Who asked for it.
+    /// The uid of the user that asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// What it moved.
+    /// The slots and known clients that it moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves: Option<Moved>,
 }

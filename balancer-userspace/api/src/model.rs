@@ -43,7 +43,7 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     /// The fleet that it is in; `None`: in none.
     #[serde(default)]
     pub fleet: Option<FleetSnapshot>,
-    /// Its memory of clients.
+    /// The memory of clients, and how full it is.
     #[serde(default)]
     pub client_table: ClientTableView,
     /// Dropped packets, by reason; reasons without packets are left out.
@@ -81,9 +81,9 @@ pub struct VipView {
 /// An attached interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceView {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// Its index.
+    /// The index of the interface.
     pub ifindex: u32,
     /// The real XDP mode: `native` or `generic`.
     pub xdp_mode: String,
@@ -114,7 +114,7 @@ pub struct Verdicts {
 /// A service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceView {
-    /// Its name.
+    /// The name of the service.
     pub name: String,
     /// The first listener's virtual IP and port, or range of ports.
     pub address: String,
@@ -141,25 +141,26 @@ pub struct ServiceView {
     /// Packets that passed to the host because they belong to one of its connections, although their clients are steered.
     #[serde(default)]
     pub host_connection_packets: u64,
-    /// What that means at present, in a line; absent where every client is steered, and has been.
+    /// A line on how clients are shared between balancer and host at present; absent where every client is steered, and
+    /// has been.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<String>,
     /// How long it has had an outage: so many backends fail that known clients stay where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_seconds: Option<u64>,
-    /// What somebody should look at, a line each: an outage, one client that is most of a backend's load.
+    /// Conditions that a user should look at, a line each: an outage, one client that is most of a backend's load.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// The list of prefixes whose clients are denied; absent: there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyView>,
-    /// What its backends are sent in a second.
+    /// The packets, bytes and new connections that its backends are sent in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
     /// Where no packets come: what to look at first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<String>,
-    /// Its backends, in configuration order, runtime additions last.
+    /// The backends in configuration order, runtime additions last.
     pub backends: Vec<BackendView>,
 }
 
@@ -193,7 +194,7 @@ pub struct ListenerView {
     pub connections: Option<u64>,
 }
 
-/// What of a backend is its own in one address family.
+/// The part of a backend that belongs to one address family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FamilyView {
     /// `IPv4` or `IPv6`: that of its clients.
@@ -223,12 +224,12 @@ impl ServiceView {
 /// A backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendView {
-    /// Its name in the service.
+    /// The backend's name in the service.
     pub name: String,
-    /// Its address, with a port where that is one for all listeners.
+    /// The backend's address, with a port where that is one for all listeners.
     pub address: String,
-    /// What is its own in each address family, where its service has listeners of both. Its state is then the worst of
-    /// them, its slots are those of the first listener's family, and all counters are of both.
+    /// The parts that differ by address family, where the service has listeners of both. The backend's state is then
+    /// the worst of them, its slots are those of the first listener's family, and all counters are of both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub families: Vec<FamilyView>,
     /// 0–65535.
@@ -239,7 +240,7 @@ pub struct BackendView {
     pub admin: String,
     /// `unknown`, `up` or `down`.
     pub health: String,
-    /// What follows: `up`, `checking`, `draining (health)`, `draining`, `drained`, `down`, `maint`.
+    /// The resulting state: `up`, `checking`, `draining (health)`, `draining`, `drained`, `down`, `maint`.
     pub state: String,
     /// Seconds until a drain under way ends at the latest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -259,7 +260,8 @@ pub struct BackendView {
     pub packets: u64,
     /// Bytes forwarded.
     pub bytes: u64,
-    /// What it is sent in a second, over the last ten seconds or a little more; absent: that is not known yet.
+    /// The packets, bytes and new connections that it is sent in a second, over the last ten seconds or a little more;
+    /// absent: that is not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
     /// Handshakes with it that no client has ended.
@@ -293,7 +295,7 @@ pub struct ClientView {
     pub service: String,
     /// The client: the address masked to the service's prefix, with the prefix length.
     pub client: String,
-    /// Its slot of the lookup table.
+    /// The client's slot of the lookup table.
     pub slot: u32,
     /// The backend it is steered to; `None`: dropped, or spread by a rule.
     pub backend: Option<String>,
@@ -328,7 +330,7 @@ impl From<Located> for ClientView {
 /// The rule that decides about a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientRule {
-    /// Its prefix.
+    /// The prefix of the rule.
     pub prefix: String,
     /// `pin`, `spread` or `deny`.
     pub action: String,
@@ -339,9 +341,9 @@ pub struct ClientRule {
 pub struct RuleView {
     /// The service's name.
     pub service: String,
-    /// Whose clients.
+    /// The prefix of the clients that it is about.
     pub prefix: String,
-    /// What becomes of them: `pin` (with `backend`), `spread` or `deny`.
+    /// The treatment of these clients: `pin` (with `backend`), `spread` or `deny`.
     #[serde(flatten)]
     pub action: Action,
     /// Whether the configuration file says it so; what was added or changed at run time is not in the file.
@@ -388,7 +390,7 @@ pub struct FlowView {
     pub bytes_to_client: u64,
 }
 
-/// What a rule does, without the backend.
+/// The action of a rule, without the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleWord {
@@ -404,7 +406,7 @@ pub enum RuleWord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetRule {
-    /// What becomes of the prefix's clients.
+    /// The treatment of the prefix's clients.
     pub action: RuleWord,
     /// With `pin`: to whom.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -418,11 +420,11 @@ pub struct SetRule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddBackend {
-    /// Its name in the service.
+    /// The backend's name in the service.
     pub name: String,
     /// `ADDR` or `ADDR:PORT` (`[ADDR]:PORT` for IPv6).
     pub address: String,
-    /// Its IPv6 address, where the service has listeners of both families.
+    /// The backend's IPv6 address, where the service has listeners of both families.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<String>,
     /// 0–65535; absent: 100.
@@ -451,17 +453,17 @@ pub struct HealthView {
     pub service: String,
     /// The backend's name in it.
     pub backend: String,
-    /// What is checked, as address and port.
+    /// The address and port that are checked.
     pub target: String,
     /// The check in words: `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`, or `none`.
     pub check: String,
-    /// What the checks found, whatever else makes the backend what it is: `unknown`, `up` or `down`.
+    /// The result of the checks alone, whatever else decides the backend's state: `unknown`, `up` or `down`.
     pub verdict: String,
     /// Since when, in seconds.
     pub verdict_seconds: f64,
-    /// What the operator says instead.
+    /// The verdict that the operator has forced instead; `None`: the checks decide.
     pub forced: Option<balancer_model::states::Forced>,
-    /// What the backend is shown as.
+    /// The state that is shown of the backend.
     pub state: String,
     /// Why.
     pub reason: String,
@@ -477,7 +479,7 @@ pub struct HealthView {
     pub passes: u32,
     /// Failures in a row.
     pub failures: u32,
-    /// What has to come for another verdict: `down after 2 more failures`. Empty without checks.
+    /// The results that another verdict takes: `down after 2 more failures`. Empty without checks.
     pub next_verdict: String,
 }
 
@@ -489,7 +491,7 @@ pub struct ForceHealth {
     pub force: Force,
 }
 
-/// What an operator says of a backend's health.
+/// The health of a backend by an operator's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Force {
@@ -515,7 +517,7 @@ pub struct SetWeight {
 pub struct ApplyConfiguration {
     /// The file's name, for messages.
     pub file: String,
-    /// Its contents.
+    /// The contents of the file.
     pub text: String,
     /// Change nothing, and say what would be.
     #[serde(default)]
@@ -537,7 +539,7 @@ pub struct ApplyConfiguration {
 /// The answer to a new configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Applied {
-    /// What was done, or would be, in one line.
+    /// The change that was made, or would be, in one line.
     pub message: String,
     /// With `dry_run`: where file and run time differ, and what else would come of it.
     #[serde(default)]
@@ -574,7 +576,8 @@ pub struct SetSteer {
 /// The answer to a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Changed {
-    /// What was done, in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`.
+    /// The change that was made, in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215
+    /// needless`.
     pub message: String,
 }
 
@@ -737,7 +740,7 @@ impl From<PlannedMove> for MoveView {
 /// The answer to `DELETE /v1/clients/{ip}` and `DELETE /v1/services/{service}/backends/{backend}/clients`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForgottenView {
-    /// What was done, in one line.
+    /// The result in one line.
     pub message: String,
     /// Entries of the client table that are gone.
     pub forgotten: u64,
@@ -775,7 +778,7 @@ pub struct ImportClient {
 /// The answer to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportedView {
-    /// What was done, in one line.
+    /// The result in one line.
     pub message: String,
     /// Clients not known before.
     pub new: u64,
@@ -820,11 +823,11 @@ pub struct KnownClientView {
 /// The answer to a request that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiError {
-    /// What was wrong and what would be right, in one line.
+    /// The mistake, and what would be right, in one line.
     pub error: String,
 }
 
-/// What `client where` asks for.
+/// The query of `client where`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientQuery {
     /// The client's source address.

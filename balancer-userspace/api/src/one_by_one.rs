@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 pub struct OneByOne<Item>(Cell<Option<Box<dyn Iterator<Item = Item> + Send>>>);
 
 impl<Item> OneByOne<Item> {
-    /// Of what `items` gives.
+    /// Makes a list of the items that `items` gives.
     #[must_use]
     pub fn new(items: impl Iterator<Item = Item> + Send + 'static) -> Self {
         Self(Cell::new(Some(Box::new(items))))

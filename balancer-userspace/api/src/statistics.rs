@@ -1,4 +1,4 @@
-//! What the control API says of stickiness, balance and heavy clients.
+//! The control API's types for stickiness, balance and heavy clients.
 
 use std::collections::BTreeMap;
 
@@ -24,13 +24,13 @@ pub struct StatsView {
     pub client_gini: Option<f64>,
     /// The last minute, the last hour, and since start.
     pub periods: Vec<PeriodView>,
-    /// Its backends, in configuration order.
+    /// The shares of the backends, in configuration order.
     pub backends: Vec<BackendShare>,
-    /// Its heaviest clients by bytes.
+    /// The service's heaviest clients by bytes.
     pub top_clients: Vec<TopClient>,
     /// The lookup table.
     pub table: TableView,
-    /// What somebody should look at, a line each.
+    /// Conditions that a user should look at, a line each.
     pub warnings: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ const fn all() -> u8 {
     100
 }
 
-/// What was counted in a while.
+/// The counts of a period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeriodView {
     /// `minute`, `hour` or `start`.
@@ -56,14 +56,14 @@ pub struct PeriodView {
     pub moves: BTreeMap<String, u64>,
 }
 
-/// What a backend has of the service's clients.
+/// A backend's share of the service's clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendShare {
-    /// Its name.
+    /// The name of the backend.
     pub name: String,
     /// As in `status`.
     pub state: String,
-    /// Of known clients; without memory of connections. `None` before the first.
+    /// The backend's share of known clients, or without memory of connections. `None` before the first.
     pub share: Option<f64>,
     /// Weight over the weight of all that take new clients; `None` while nobody does.
     pub expected_share: Option<f64>,
@@ -80,11 +80,11 @@ pub struct TableView {
     pub size: u32,
     /// How often it was replaced.
     pub generation: u64,
-    /// What last moved slots; `None`: nothing since start.
+    /// The last change that moved slots; `None`: none since start.
     pub last_change: Option<ChangeView>,
 }
 
-/// What moved slots of a table.
+/// A change that moved slots of a table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChangeView {
     /// In one line.
@@ -106,7 +106,7 @@ pub struct TopClient {
     pub service: String,
     /// Where its last sampled packet went; `None`: a backend that is gone.
     pub backend: Option<String>,
-    /// Its part of the service's bytes, or packets.
+    /// The client's share of the service's bytes, or packets.
     pub share: f64,
     /// About.
     pub packets_per_second: f64,
@@ -116,7 +116,7 @@ pub struct TopClient {
     pub known: bool,
 }
 
-/// What `GET /v1/top` is asked.
+/// The query of `GET /v1/top`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopQuery {

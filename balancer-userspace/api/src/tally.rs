@@ -1,4 +1,4 @@
-//! What the members of a fleet have counted, added up.
+//! The counts of the members of a fleet, added up.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
@@ -10,7 +10,7 @@ use crate::statistics::{BackendShare, PeriodView, StatsView, TopClient};
 /// The format of [`Tally`] that is written and read.
 const FORMAT: u32 = 1;
 
-/// What one member has counted, as it tells the others.
+/// The counts of one member, as it tells them to the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     format: u32,
@@ -26,7 +26,7 @@ struct ServiceTally {
 }
 
 impl Tally {
-    /// Of what a member shows of its services.
+    /// Makes the tally of the services that a member shows.
     #[must_use]
     pub fn of(views: &[StatsView]) -> Self {
         let service = |view: &StatsView| {

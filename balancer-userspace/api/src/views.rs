@@ -1,4 +1,4 @@
-//! What is shown of a snapshot.
+//! Conversions of a snapshot into the views that the API returns.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Where glibc's allocator takes memory from, and when it gives it back.
 
-/// What is at least as large is memory of its own, and given back at once, in bytes. Lookup tables are smaller.
+/// Size in bytes from which on an allocation is a mapping of its own, which is given back at once. Lookup tables are
+/// smaller.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 1 << 20;
 

@@ -1,4 +1,4 @@
-//! What the control API and the metrics listener ask of the one task that owns the controller.
+//! The requests of the control API and the metrics listener to the one task that owns the controller.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -22,7 +22,7 @@ use crate::{events::Events, flow_look::FlowLook};
 /// A list of denied prefixes as it was read, or why it was not.
 pub type DenyFileRead = Result<Arc<DenyList>, String>;
 
-/// What somebody asks for.
+/// A change that a user asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wish {
     /// To change what clients find.
@@ -37,13 +37,13 @@ pub enum Wish {
 /// A change that somebody asks for.
 #[derive(Debug)]
 pub struct Request {
-    /// What.
+    /// The change that is asked for.
     pub wish: Wish,
     /// The uid of the peer that asked, for the log.
     pub uid: Option<u32>,
     /// Only if the configuration is of this generation.
     pub if_generation: Option<u64>,
-    /// What was done, or why not.
+    /// A line about the change made, or why it was refused.
     pub reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
@@ -72,7 +72,7 @@ pub enum Call {
         /// The answer.
         reply: oneshot::Sender<Events>,
     },
-    /// What a change would move.
+    /// Plan a change: find how many slots and clients it would move, without making it.
     Plan {
         /// The change.
         change: Change,
@@ -117,7 +117,7 @@ pub enum Call {
         clients: Vec<ImportClient>,
         /// The uid of the peer that asked, for the log.
         uid: Option<u32>,
-        /// What has become of them, or why nothing was changed.
+        /// How many clients were taken over, or why nothing was changed.
         reply: oneshot::Sender<Result<ImportedView, Refused>>,
     },
     /// Find the known clients of a service.
@@ -131,39 +131,39 @@ pub enum Call {
     },
     /// Forget every client of a backend.
     ForgetAll {
-        /// Whose.
+        /// The backend whose clients are forgotten.
         backend: BackendName,
         /// The uid of the peer that asked, for the log.
         uid: Option<u32>,
         /// How many entries, or why not.
         reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
-    /// What the other members of the fleet have counted.
+    /// Find the counts of the other members of the fleet.
     Tallies {
         /// As they told it, or why that is not known.
         reply: oneshot::Sender<Result<Tallies, Refused>>,
     },
     /// The configuration file was read again: its services become the fleet's, if they are newer than those.
     FileRead {
-        /// What it says.
+        /// The configuration in the file.
         config: Box<Config>,
         /// When it was last changed, if that is known.
         modified: Option<SystemTime>,
-        /// What was done; `None`: the services stay as they are.
+        /// A line about the change made; `None`: the services stay as they are.
         reply: oneshot::Sender<Result<Option<Changed>, Refused>>,
     },
     /// A file of denied prefixes was read, because it is new or has changed.
     DenyFileRead {
         /// Which.
         file: PathBuf,
-        /// What it says, or why it is wrong.
+        /// The list in the file, or why it is wrong.
         read: DenyFileRead,
     },
     /// A configuration file was applied, perhaps the own one.
     FileApplied {
         /// Which, without links.
         path: PathBuf,
-        /// What it says.
+        /// The services in the file.
         services: Valid,
     },
     /// When a user last changed something in the fleet.
@@ -177,7 +177,7 @@ pub enum Call {
     Change(Request),
 }
 
-/// What the other members of a fleet have counted.
+/// The counts of the other members of a fleet.
 #[derive(Clone, Debug)]
 pub struct Tallies {
     /// A packed [`Tally`](balancer_api::tally::Tally), or why there is none, by member.

@@ -36,7 +36,8 @@ fn boot() -> Option<&'static str> {
     BOOT.as_deref()
 }
 
-/// What `clocks` are by the clock of this start of the machine, which nobody sets.
+/// Returns `clocks` by the uptime of this start of the machine as well, a clock that cannot be set; `None` where the
+/// kernel does not name the start.
 pub(super) fn saved(clocks: Clocks) -> Option<SavedClock> {
     let boot = boot()?.to_owned();
     Some(SavedClock { boot, uptime: uptime(), wall: clocks.moment(clocks.now) })

@@ -1,4 +1,4 @@
-//! What backends that are gone for good have counted: for an hour under their names, then in one row of their service, so
+//! The counters of backends that are gone for good: for an hour under their names, then in one row of their service, so
 //! that names which never come again, such as those of pods, do not pile up.
 
 use std::{
@@ -99,7 +99,7 @@ impl Departed {
         self.services.retain(|service, _| listed.contains(service));
     }
 
-    /// What has been counted in a service, by name.
+    /// Returns the counters of a service's departed backends, by name.
     pub(super) fn of(&self, service: ServiceId) -> impl Iterator<Item = (&str, &BackendStats)> {
         self.services.get(&service).into_iter().flatten().map(|(name, row)| (name.as_str(), &row.stats))
     }

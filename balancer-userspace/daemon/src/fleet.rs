@@ -69,14 +69,14 @@ pub(crate) struct Fleet {
     config: FleetConfig,
     member: Member,
     engine: Engine,
-    /// What the engine's driver does.
+    /// The task that runs the engine's driver.
     driving: Task<()>,
     /// The fleet's key, once it is known.
     key: Option<HashKey>,
-    /// What the protocol said before there was anybody to do it.
+    /// Outputs of the protocol from before there was an owner to carry them out.
     early: VecDeque<Output>,
     wishes: HashMap<u64, Asked>,
-    /// Who waits for what members have counted.
+    /// Requests for the members' counts that wait for an answer.
     readers: HashMap<u64, oneshot::Sender<Result<Tallies, Refused>>>,
     /// The last number given to either.
     last_asked: u64,
@@ -231,7 +231,7 @@ impl Fleet {
             .find_map(|output| if let Output::Follow { state, .. } = output { Some(&**state) } else { None })
     }
 
-    /// What happens next. Nothing is lost if it is not waited for to the end.
+    /// Waits for the next input of the protocol. Nothing is lost if the wait is cancelled.
     pub(crate) async fn next(&mut self) -> Input {
         let deadline = Instant::from_std(self.member.next_deadline(Instant::now().into_std()));
         tokio::select! {
@@ -456,7 +456,7 @@ impl Fleet {
         let _ = asked.reply.send(result);
     }
 
-    /// What there is to see of it.
+    /// Returns the state of the fleet, to be shown.
     pub(crate) fn snapshot(&mut self, owner: &Owner<KernelDataplane>) -> FleetSnapshot {
         let own = FleetMember {
             name: self.member.name().to_owned(),
@@ -481,7 +481,7 @@ impl Fleet {
     }
 }
 
-/// What happened, as every member tells it.
+/// Reports events of the fleet, as every member does.
 fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
     for Line { warning, about, message } in lines {
         let level = if warning { ReportLevel::Warn } else { ReportLevel::Info };
@@ -490,7 +490,7 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
     }
 }
 
-/// What this balancer says of the backends that it follows.
+/// Returns this balancer's opinion of the backends that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
     Ballot::of(owner.controller(), owner.suspected())
 }

@@ -1,4 +1,4 @@
-//! What is wanted of this machine, and what there is.
+//! The state that this machine is to have, and the one that it has.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,7 @@ use balancer_model::{
     listeners::{Family, PortRange},
 };
 
-/// What is wanted of this machine.
+/// The state that this machine is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Where the program is to be.
@@ -40,12 +40,12 @@ pub struct Wanted {
     pub keep: bool,
     /// Where metrics are.
     pub metrics: Listen,
-    /// Whose the control socket is besides root.
+    /// The group that may use the control socket besides root.
     pub group: Option<String>,
 }
 
 impl Wanted {
-    /// What a controller wants, which is `ready` for clients or not.
+    /// Returns the state that a controller needs, which is `ready` for clients or not.
     #[must_use]
     pub fn by(controller: &Controller, ready: bool) -> Self {
         let settings = controller.settings();
@@ -86,13 +86,13 @@ pub struct Listen {
     pub page: bool,
 }
 
-/// What there is on this machine.
+/// The state that this machine has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
     /// Where the program is.
     pub attached: Vec<Attachment>,
     /// VIPs that a balancer has added, with the names of their interfaces.
     pub vips: BTreeSet<(IpAddr, String)>,
-    /// What stands in the way of what is wanted, a sentence each.
+    /// The obstacles to the state that is wanted, a sentence each.
     pub troubles: Vec<String>,
 }

@@ -15,13 +15,13 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// An Ethernet interface that a program can be attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// Its index.
+    /// The index of the interface.
     pub ifindex: u32,
-    /// Its hardware address.
+    /// The interface's Ethernet address.
     pub mac: Mac,
-    /// Its MTU, in bytes.
+    /// The interface's MTU, in bytes.
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
@@ -40,7 +40,7 @@ pub(super) struct Link {
     pub(super) up: bool,
     /// Operationally up, or the driver cannot tell.
     pub(super) running: bool,
-    /// What it is, if it is no hardware.
+    /// The kind of virtual device; `None`: hardware.
     pub(super) kind: Option<InfoKind>,
     /// The device of this namespace that it is made upon, or its peer.
     pub(super) lower: Option<u32>,

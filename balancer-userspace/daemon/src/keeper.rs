@@ -68,7 +68,7 @@ pub struct Keeper<F = StateFile> {
 pub struct Ready {
     /// It.
     pub request: Request,
-    /// What was prepared for it.
+    /// The preparation of this machine for it.
     pub prepared: Option<Prepared>,
     /// The lookup tables that it takes, and known clients that it is about.
     pub foresight: Foresight,
@@ -86,7 +86,7 @@ enum Stage {
     Prepared(Prepared, Request),
 }
 
-/// What has come to its end.
+/// The result of a stage that has ended.
 enum Staged {
     Proposed(Result<Proposed, JoinError>),
     Prepared(Result<anyhow::Result<Prepared>, JoinError>),
@@ -131,7 +131,8 @@ impl<F: Save> Keeper<F> {
         (self.idle.is_some() && !self.is_proposing()).then_some(self.due)
     }
 
-    /// What is being worked out is written next, and knows nothing of what would be written before.
+    /// Whether a proposal is under way. Its state is the next to be written, and would lack anything written before it
+    /// ends.
     const fn is_proposing(&self) -> bool {
         matches!(self.stage, Some(Stage::Proposing(..)))
     }

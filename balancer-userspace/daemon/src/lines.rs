@@ -15,7 +15,7 @@ use super::supervisor::{Supervisor, Thread};
 /// Lines that may wait for the disk; more are not written.
 const WAITING: usize = 4096;
 
-/// What lines are about, and when a file is full of them.
+/// A kind of lines, and the size of the files that hold them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     /// Plural, for the log.

@@ -32,7 +32,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-/// What clients may take.
+/// Limits on the connections and the time that clients may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Connections at once. For one more, the one that has been idle the longest is closed; where none is idle, it waits.
@@ -119,7 +119,7 @@ fn is_passing(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 
-/// What a connection is at.
+/// The requests under way on a connection.
 #[derive(Clone, Copy, Debug)]
 struct Activity {
     /// Requests whose answers are not whole in the kernel's hands.
@@ -334,7 +334,7 @@ mod tests {
 
     type Server = JoinHandle<anyhow::Result<()>>;
 
-    /// Who has come to the gate, and how many may pass.
+    /// A gate that requests wait at: how many have come, and how many may pass.
     #[derive(Clone)]
     struct Gate {
         come: Arc<Semaphore>,
@@ -367,7 +367,7 @@ mod tests {
         stream
     }
 
-    /// What comes until the connection is closed; nothing, where it is reset.
+    /// Reads until the connection is closed; returns nothing where it is reset.
     async fn rest(stream: &mut TcpStream) -> String {
         let mut answer = String::new();
         let _ = timeout(Duration::from_secs(60), stream.read_to_string(&mut answer)).await.expect("an end");

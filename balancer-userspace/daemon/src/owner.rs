@@ -88,11 +88,11 @@ pub struct Owner<D> {
     /// Whether something has happened since somebody asked.
     changed: bool,
     held: Held,
-    /// What the last change leaves to be done in the client table.
+    /// The work that the last change leaves to be done in the client table.
     rereading: Option<Rereading>,
     /// Known clients forgotten by changes that are not told of yet.
     forgotten: u64,
-    /// What changes have come to whose clients were forgotten part by part.
+    /// The results of changes that forgot clients part by part, not collected yet.
     told: VecDeque<Changed>,
     /// Whether bringing it to what it should be has failed, so that it is to be tried again.
     out_of_step: bool,
@@ -166,7 +166,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// What a restart must keep.
+    /// Returns a copy of everything that a restart must keep.
     pub fn restorable(&self) -> Restorable {
         let clocks = clocks::clocks();
         Restorable {
@@ -234,7 +234,7 @@ impl<D: Dataplane> Owner<D> {
         &mut self.dataplane
     }
 
-    /// What the configuration says beyond services.
+    /// Returns the configuration, for its settings other than services.
     pub fn settings(&self) -> &Config {
         self.controller.settings()
     }
@@ -407,7 +407,8 @@ impl<D: Dataplane> Owner<D> {
         self.controller.waits_for_next_hop(name)
     }
 
-    /// What adding a backend for the user `uid` has come to, where `before` slots of its service had moved by then.
+    /// Reports and returns the result of adding a backend for the user `uid`; `before` is how many slots of its service
+    /// had moved by then.
     pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
         let message = self.controller.added(name, before);
         self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
@@ -633,7 +634,7 @@ fn sum(moved: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
     moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
 }
 
-/// What moved between two readings of (required, needless).
+/// Returns the moves between two readings of (required, needless).
 const fn moved(before: (u64, u64), after: (u64, u64)) -> Moved {
     let (required, needless) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
     Moved { slots: required + needless, needless, known_clients: None }

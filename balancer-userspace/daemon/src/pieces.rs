@@ -20,7 +20,7 @@ pub(crate) struct Pieces<F> {
     whole: usize,
     /// Takes the body, once.
     begin: Option<F>,
-    /// What is written until then.
+    /// The text that is written before the body is taken.
     kept: Vec<u8>,
     rest: Option<mpsc::Sender<Piece>>,
 }

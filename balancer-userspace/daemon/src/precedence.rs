@@ -38,7 +38,7 @@ fn attributes() -> io::Result<libc::sched_attr> {
     if result == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What they are with precedence; `None`: they are of a policy that knows no nice values.
+/// Returns the attributes with precedence; `None`: the scheduling policy has no nice values.
 fn lowered(attributes: libc::sched_attr) -> Option<libc::sched_attr> {
     let is_other = attributes.sched_policy == libc::SCHED_OTHER as u32;
     is_other.then(|| libc::sched_attr {

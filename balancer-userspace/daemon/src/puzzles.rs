@@ -1,4 +1,4 @@
-//! What the kernel program tells of rare and puzzling things, in the log at level debug.
+//! Reports of the kernel program about rare and puzzling packets, in the log at level debug.
 
 use anyhow::Context as _;
 use balancer_dataplane::KernelDataplane;

@@ -1,4 +1,4 @@
-//! What a restart must keep.
+//! The state that a restart must keep.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 pub struct Restorable {
     /// The services and all that follows from them.
     pub controller: Controller,
-    /// What backends that are gone have counted.
+    /// The counters of backends that are gone.
     pub departed: SavedCountersByService,
     /// Moves that other members of a fleet count, by service and cause.
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
@@ -24,7 +24,7 @@ pub struct Restorable {
     pub epoch: Option<SavedEpoch>,
     /// The moment.
     pub clocks: Clocks,
-    /// What tells the moment also where the wall clock is set.
+    /// The clock that tells the moment even when the wall clock is set.
     pub clock: Option<SavedClock>,
 }
 
@@ -42,7 +42,7 @@ impl Restorable {
         }
     }
 
-    /// What became different since `before`.
+    /// Returns the differences from `before`.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> SavedChanges {
         SavedChanges {

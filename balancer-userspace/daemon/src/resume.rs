@@ -25,14 +25,14 @@ use super::{
 /// A controller that has not started, and where its state is kept.
 pub(super) struct Resumed {
     pub(super) controller: Controller,
-    /// What backends that are gone have counted.
+    /// The counters of backends that are gone.
     pub(super) departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
     /// Moves that other members of a fleet count.
     pub(super) repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has taken the VIPs away.
     pub(super) withdrawn: bool,
     pub(super) file: StateFile,
-    /// What there must be room for.
+    /// The services, backends and ids that there must be room for.
     pub(super) largest: Largest,
     /// Which state of a fleet it has followed.
     pub(super) epoch: Option<SavedEpoch>,

@@ -21,7 +21,7 @@ use crate::{configuration::Configurations, precedence};
 /// who adds a backend.
 const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 
-/// What `balancer run` was asked for.
+/// The arguments of `balancer run`.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The configuration, with what the command line said instead.
@@ -32,7 +32,7 @@ pub struct Launch {
     pub named: Vec<String>,
     /// The file, to be read again.
     pub file: PathBuf,
-    /// What has parsed it.
+    /// The parser that read it.
     pub configurations: Configurations,
 }
 

@@ -1,5 +1,5 @@
-//! What a service manager (systemd, `Type=notify` or `notify-reload`) is told: ready, alive, reloading, ending, and why it
-//! did not start. Without one, nothing is.
+//! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): ready, alive, reloading, ending, and
+//! why the balancer did not start. Without a service manager none are sent.
 
 use std::{future::pending, time::Duration};
 
@@ -77,7 +77,7 @@ pub fn reloading() {
     }
 }
 
-/// What a SIGHUP asked for is done, for so many `services`, or why it is not.
+/// Reports that a reload for a SIGHUP is done, for so many `services`, or why it is not.
 pub fn reloaded(done: Result<usize, &str>) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status(done))]);
 }

@@ -51,14 +51,14 @@ pub struct StateFile {
     path: PathBuf,
     /// Whether what is there may become the previous one.
     good: bool,
-    /// What is there, if this process has written it.
+    /// The contents, if this process has written them.
     written: Option<Written>,
     /// The length from which on there is a journal, in bytes.
     small: u64,
     _lock: Flock<File>,
 }
 
-/// What is in a state file and its journal.
+/// The contents of a state file and its journal.
 #[derive(Debug)]
 struct Written {
     state: Restorable,
@@ -70,7 +70,7 @@ struct Written {
     journal: Journal,
 }
 
-/// What a state file held.
+/// The contents of a state file when it was loaded.
 #[derive(Debug)]
 pub enum Loaded {
     /// There is none.
@@ -81,7 +81,7 @@ pub enum Loaded {
     Older(Box<SavedState>, String),
 }
 
-/// What a state is written for.
+/// The reason why a state is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
     /// A change is about to be made.

@@ -49,7 +49,8 @@ const ASK: Duration = Duration::from_secs(1);
 const ENOUGH_SAMPLES: f64 = 64.0;
 /// How long the log is silent about a client that it has named.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// Of more backends the file would become too large: their shares begin anew with each process.
+/// The largest number of backends with shares in the file. With more it would become too large: their shares begin anew
+/// with each process.
 const SHARES_KEPT: usize = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -65,7 +66,7 @@ struct Past {
     traffic: Arc<TrafficHistory>,
 }
 
-/// What was seen so far.
+/// The statistics seen so far.
 #[derive(Debug)]
 pub struct Statistics {
     started: Instant,
@@ -248,7 +249,7 @@ impl Statistics {
     }
 }
 
-/// What is kept of all services at a time.
+/// The counts of all services at one time, as they are kept.
 struct Step {
     at: Duration,
     moment: Moment,
@@ -270,7 +271,7 @@ impl Step {
 }
 
 impl Seen {
-    /// What a snapshot says of a service beside what the controller knows.
+    /// Returns the part of a service's snapshot that the controller does not know.
     fn statistics(&self, service: &ServiceSnapshot, now: Duration) -> ServiceStatistics {
         let id = first(service);
         let Past { counted, shares, traffic } = self.histories.get(&service.name).cloned().unwrap_or_default();
@@ -316,7 +317,7 @@ impl Seen {
         }
     }
 
-    /// What a service has counted becomes a part of its history.
+    /// Adds the counts of a service to its history.
     fn keep(&mut self, service: &ServiceSnapshot, step: &mut Step) {
         step.backends += service.backends.len();
         let past = self.histories.entry(service.name.clone()).or_default();
@@ -342,7 +343,7 @@ impl Seen {
     }
 }
 
-/// What a service is known by here.
+/// Returns the id by which a service is known here: its first.
 fn first(service: &ServiceSnapshot) -> ServiceId {
     service.ids.first().copied().unwrap_or(ServiceId(u16::MAX))
 }

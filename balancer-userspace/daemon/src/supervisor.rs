@@ -32,7 +32,7 @@ pub struct Endings {
     _supervisor: Supervisor,
 }
 
-/// What ended, and why.
+/// The end of a supervised task, and why it ended.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} ended: {why}")]
 pub struct Ended {
@@ -198,7 +198,7 @@ impl Thread {
     }
 }
 
-/// What is told of a panic.
+/// Returns the message of a panic.
 pub fn panicked(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());

@@ -1,5 +1,5 @@
-//! What others send, in the hands of what reads it here, one function each: for fuzz targets, and for the replay of what
-//! they found.
+//! Entry points for data that others send, one function for each reader of it: for fuzz targets, and for the replay of
+//! what they found.
 
 use std::{io, net::SocketAddr};
 
@@ -13,7 +13,7 @@ use crate::{api_server, call::Calls, prober, state_file};
 /// The bytes of a state file.
 ///
 /// # Errors
-/// What is wrong with them.
+/// The fault in them.
 pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
     state_file::open_sealed(bytes).map_err(|bad| bad.to_string())
 }
@@ -21,7 +21,7 @@ pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
 /// The bytes of the journal of a state that is under this checksum: `state` becomes what they make of it.
 ///
 /// # Errors
-/// What is wrong with them; what came before that has been taken.
+/// The fault in them; all records before it have been taken.
 pub fn journal(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
     state_file::replay_lines(state, checksum, bytes)
 }
@@ -32,7 +32,7 @@ pub fn sealed(version: u32, body: &str) -> String {
     state_file::sealed(version, body)
 }
 
-/// What a check makes of what comes over `stream`, a connection to `target`.
+/// Returns a check's verdict on what comes over `stream`, a connection to `target`.
 ///
 /// # Errors
 /// When this machine lacks the means.

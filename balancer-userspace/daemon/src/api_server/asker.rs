@@ -1,4 +1,4 @@
-//! Who asks, and on which condition.
+//! The peer behind a request, and the condition on which it asks for a change.
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use balancer_api::IF_GENERATION;
@@ -7,13 +7,13 @@ use balancer_model::value;
 use super::failure::Failure;
 use crate::call::Calls;
 
-/// Who connects.
+/// The process at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     pub(super) uid: Option<u32>,
 }
 
-/// Who asks for a change.
+/// The peer that asks for a change, and its condition.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) uid: Option<u32>,

@@ -1,4 +1,4 @@
-//! What is asked at which path, and the call it becomes.
+//! The paths of the control API, and the call that each request becomes.
 
 use std::{net::IpAddr, time::Duration};
 

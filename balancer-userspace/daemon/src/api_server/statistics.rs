@@ -52,12 +52,12 @@ pub(super) async fn stats(State(calls): State<Calls>, Asked(query): Asked<StatsQ
     Ok(Json(views))
 }
 
-/// What is counted here, for other members of a fleet; `None`: the controller is shutting down.
+/// Returns this member's counts, for the other members of a fleet; `None`: the controller is shutting down.
 pub(crate) async fn tally(calls: &Calls) -> Option<Tally> {
     views(calls, None).await.ok().map(|views| Tally::of(&views))
 }
 
-/// What there is to show of a service, or of all, but for which heavy clients are known.
+/// Returns the statistics of a service, or of all. Whether the heaviest clients are known is not filled in.
 async fn views(calls: &Calls, service: Option<&str>) -> Result<Vec<StatsView>, Failure> {
     let view = |service: &ServiceSnapshot| {
         let clients = heaviest(service, None, By::Bytes).take(TOP_OF_STATS).collect();

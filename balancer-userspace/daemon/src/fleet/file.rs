@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct OwnFile {
     /// Where it is, without links, if that is known.
     path: Option<PathBuf>,
-    /// What it says of services, as it was last read.
+    /// The services in the file, as it was last read.
     services: Valid,
     /// The epoch whose file it was compared with.
     compared: Option<Epoch>,

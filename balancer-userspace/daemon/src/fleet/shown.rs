@@ -1,4 +1,4 @@
-//! What there is to see of a fleet.
+//! The state of a fleet as it is shown.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,7 +25,7 @@ use crate::{clocks::wall, owner::Owner};
 /// How often members are looked at by themselves.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// What is counted, and measured, for those who look.
+/// Counts and measurements of a fleet that are kept only to be shown.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     records: FleetRecords,
@@ -48,7 +48,7 @@ impl Shown {
         self.records.conflicts += imported.conflicts;
     }
 
-    /// What was decided at `at` is applied.
+    /// Notes that the decision made at `at` is applied now.
     pub(super) fn applied(&mut self, at: Moment) {
         self.commit = Some(wall().duration_since(UNIX_EPOCH + at.0).unwrap_or_default());
     }

@@ -1,4 +1,4 @@
-//! What this member counts, told to the others, and what they tell.
+//! The exchange of counts in a fleet: this member's are told to the others, and theirs are read.
 
 use std::collections::BTreeMap;
 

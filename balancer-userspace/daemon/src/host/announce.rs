@@ -29,7 +29,7 @@ const PAUSES: [Duration; 4] =
     [Duration::from_millis(300), Duration::from_millis(700), Duration::from_secs(2), Duration::from_secs(5)];
 
 const BROADCAST: Mac = [0xff; 6];
-/// Of ff02::1, all nodes.
+/// The Ethernet address of ff02::1, all nodes.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// Shows that no router has forwarded it.
@@ -45,7 +45,7 @@ impl Drop for Repeats {
     }
 }
 
-/// What neighbours have been told.
+/// The announcements that neighbours have been sent.
 #[derive(Debug, Default)]
 pub(super) struct Announcements {
     announcer: Announcer,

@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::changes::remove_vips;
 
-/// What the process is started as.
+/// The subcommand that the process is started with.
 pub const VERB: &str = "guard-vips";
 /// The own program, also where its file has been replaced.
 const PROGRAM: &str = "/proc/self/exe";

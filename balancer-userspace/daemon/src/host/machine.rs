@@ -71,7 +71,7 @@ pub(super) struct Machine {
     missed: BTreeSet<String>,
     /// Interfaces that are in another mode than before a change that may still be undone: their mode before.
     modes_before: Vec<(u32, XdpMode)>,
-    /// What stands in the way, by what it is about. It is told once.
+    /// The obstacles to the wanted state, by subject. Each is told once.
     troubles: BTreeMap<String, String>,
     /// The troubles of this round.
     round: BTreeMap<String, String>,
@@ -112,7 +112,7 @@ impl Machine {
         }
     }
 
-    /// What there is, as of the last round.
+    /// Returns the state of the machine as of the last round.
     pub(super) fn present(&self) -> Present {
         Present {
             attached: self.attached.iter().map(|attached| attached.at.clone()).collect(),

@@ -1,5 +1,5 @@
-//! What the balancer changes on its machine beyond its own maps: where its program is, forwarding switches, receive
-//! offload, VIPs, and the notes of all that.
+//! The changes that the balancer makes to its machine beyond its own maps: attachments of its program, forwarding
+//! switches, receive offload and VIPs, with the notes of all that.
 //!
 //! A task of its own brings the machine to where it is wanted, again and again: when something else is wanted, when the
 //! kernel tells of a change, when something did not work, and now and then. What a change of the configuration needs is
@@ -51,7 +51,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// How soon after a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What is [wanted](Wanted) by interface, so that two can be joined.
+/// The part of [`Wanted`] that is kept up all the time, with an interface for each VIP, so that two of them can be
+/// joined.
 #[derive(Clone, Debug)]
 struct Target {
     interfaces: Vec<String>,
@@ -105,7 +106,7 @@ impl From<&Wanted> for Target {
 }
 
 impl Target {
-    /// What either wants, in the mode of this one.
+    /// Returns the union of both, in the mode of this one.
     fn and(mut self, other: &Self) -> Self {
         let more = other.interfaces.iter().filter(|name| !self.interfaces.contains(name)).cloned().collect::<Vec<_>>();
         self.interfaces.extend(more);
@@ -134,13 +135,13 @@ enum Ask {
     },
 }
 
-/// What the task works with.
+/// The means that the task works with.
 pub struct Surroundings {
-    /// Of the data path.
+    /// The data path's ends for this task.
     pub ends: HostEnds,
     /// Names what outlives the process.
     pub state_file: PathBuf,
-    /// What an earlier process changed.
+    /// The changes that an earlier process made.
     pub inherited: HostChanges,
     /// Where it is told.
     pub events: Events,
@@ -162,7 +163,7 @@ pub struct Host {
     task: Task<()>,
 }
 
-/// What a change needs is there. When this is dropped without being [made](Self::made), it is taken back.
+/// The machine is ready for a change. When this is dropped without being [made](Self::made), the preparation is undone.
 #[must_use]
 #[derive(Debug)]
 pub struct Prepared(Option<mpsc::UnboundedSender<Ask>>);
@@ -193,7 +194,7 @@ impl Checker {
     /// Whether what `wanted` takes could be, as far as that can be told without changing anything.
     ///
     /// # Errors
-    /// What stands in the way.
+    /// The obstacle to it.
     pub async fn check(self, wanted: Wanted) -> anyhow::Result<()> {
         if wanted == self.wanted {
             return Ok(());
@@ -208,7 +209,7 @@ impl Host {
     /// Brings the machine to where it is wanted, and keeps it there.
     ///
     /// # Errors
-    /// What stands in the way. Nothing is changed then, and what an earlier process changed is left.
+    /// The obstacle to it. Nothing is changed then, and what an earlier process changed is left.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
         let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
         let news = News::open().context("opening a netlink socket")?;
@@ -247,7 +248,7 @@ impl Host {
         Ok(Self { asks, wanted, present, task })
     }
 
-    /// What there is: waits until that is otherwise.
+    /// Waits until the state of the machine changes, and returns it.
     pub async fn changed(&mut self) -> Present {
         if self.present.changed().await.is_err() {
             std::future::pending().await
@@ -255,13 +256,13 @@ impl Host {
         self.present.borrow_and_update().clone()
     }
 
-    /// What there is now.
+    /// Returns the state of the machine as it is now.
     #[must_use]
     pub fn present(&mut self) -> Present {
         self.present.borrow_and_update().clone()
     }
 
-    /// What is wanted now.
+    /// Returns the state that the machine is to have.
     #[must_use]
     pub const fn wanted(&self) -> &Wanted {
         &self.wanted
@@ -279,7 +280,7 @@ impl Host {
     /// Has what `wanted` takes ready, beside what is wanted now.
     ///
     /// # Errors
-    /// What stands in the way. Nothing has changed then.
+    /// The obstacle to it. Nothing has changed then.
     pub fn prepare(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<Prepared>> + Send + 'static {
         let asks = self.asks.clone();
         async move {
@@ -290,7 +291,7 @@ impl Host {
         }
     }
 
-    /// Who can tell what could be had ready.
+    /// Returns a handle that tells whether the machine could be made ready for a change.
     pub fn checker(&self) -> Checker {
         Checker { asks: self.asks.clone(), wanted: self.wanted.clone() }
     }
@@ -317,7 +318,7 @@ struct Keeping {
     socket: PathBuf,
     wanted: Wanted,
     target: Target,
-    /// What a change that is not made yet needs.
+    /// The wanted state and the target of a change that is not made yet.
     soon: Option<(Wanted, Target)>,
     /// Whether everything is as it is wanted.
     well: bool,
@@ -372,7 +373,7 @@ impl Keeping {
         self.well = self.scrapes.retry().await && machine;
     }
 
-    /// What there is, as of the last round.
+    /// Returns the state of the machine and of the metrics listener, as of the last round.
     fn present(&self) -> Present {
         let mut present = self.machine.present();
         present.troubles.extend(self.scrapes.trouble().map(str::to_owned));

@@ -63,7 +63,8 @@ impl News {
         }
     }
 
-    /// What changes meanwhile is found by looking at everything, which is done now and then.
+    /// Opens the socket again, as often as it takes. Changes missed meanwhile are found by looking at everything, which
+    /// is done now and then.
     async fn reopen(&mut self) {
         loop {
             sleep(AGAIN).await;

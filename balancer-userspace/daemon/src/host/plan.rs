@@ -14,7 +14,7 @@ pub(super) struct On<'a> {
     pub(super) ifindex: u32,
 }
 
-/// What is to be done about interfaces.
+/// The steps that bring the program onto the wanted interfaces, and off others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InterfacePlan<'a> {
     /// Indices that nobody has any more.
@@ -63,7 +63,7 @@ pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(Stri
     plan
 }
 
-/// What is to be done about addresses.
+/// The addresses to be added and removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
     pub(super) add: Vec<Place>,
@@ -84,7 +84,8 @@ pub(super) fn ours(wanted: &BTreeSet<Place>, found: &[Found]) -> BTreeSet<Place>
     found.iter().filter(|found| found.ours && wanted.contains(&found.place)).map(|found| found.place).collect()
 }
 
-/// What neighbours are told again when it changes: they would send elsewhere, or a switch has forgotten the port.
+/// The facts that make an announcement due again when they change: neighbours would send elsewhere, or a switch has
+/// forgotten the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sign {
     pub(super) mac: Mac,

@@ -29,7 +29,7 @@ pub(super) struct Scrapes {
     calls: Calls,
     listen: Listen,
     serving: Option<Serving>,
-    /// What a change that is not made yet needs.
+    /// The listener for a change that is not made yet.
     next: Option<Next>,
     /// Why nothing is served, although it is wanted.
     trouble: Option<String>,

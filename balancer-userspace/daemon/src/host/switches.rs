@@ -14,7 +14,7 @@ const PROC_SYS: &str = "/proc/sys";
 /// Ports of both families that the kernel does not give to its own sockets.
 const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 
-/// What was switched, to be put back: when it is no longer wanted, or when this is dropped.
+/// The switches that were changed, to be put back: when that is no longer wanted, or when this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping this switches forwarding off again"]
 pub(super) struct Switches {
@@ -114,7 +114,7 @@ impl Switches {
         switched
     }
 
-    /// What was changed, in the order made.
+    /// Returns the changes in the order made.
     pub(super) fn changes(&self) -> &[SwitchChange] {
         &self.changes
     }

@@ -8,7 +8,7 @@ use super::{
     text::Text,
 };
 
-/// What members say of themselves.
+/// The states in which members report themselves.
 const STATES: [&str; 4] = ["ready", "degraded", "not_ready", "withdrawn"];
 
 pub(super) fn render(encoder: &mut Text<'_>, fleet: &FleetSnapshot, services: &[ServiceSnapshot]) {

@@ -34,7 +34,7 @@ pub use render::render;
 
 /// Texts up to this length are sent whole: not everybody who scrapes understands pieces.
 const WHOLE: usize = 16 << 20;
-/// What [`render()`] writes.
+/// The content type of the text that [`render()`] writes.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -171,8 +171,8 @@ impl Reply {
 }
 
 impl Pages {
-    /// What `show` makes of a snapshot and the service that is asked for, or why there is none. `show` has a thread on which
-    /// it may wait.
+    /// Answers with a view of a snapshot and of the service that is asked for, which `show` makes, or with the reason
+    /// why there is none. `show` runs on a thread that it may block.
     async fn answer(
         &self,
         service: Option<String>,

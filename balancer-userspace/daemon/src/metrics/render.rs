@@ -128,7 +128,7 @@ fn interfaces(encoder: &mut Text<'_>, snapshot: &Snapshot) {
     );
 }
 
-/// What it is to those who send it clients.
+/// Writes the readiness of this balancer, whether it is withdrawn, and how many VIPs it has.
 fn member(encoder: &mut Text<'_>, member: &MemberSnapshot) {
     let one = |value: u64| std::iter::once(([], value));
     let serves = u64::from(member.readiness.state.serves());

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, mem};
 
-/// What a family's samples are.
+/// The type of a family's samples.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     /// Only goes up.

@@ -11,7 +11,7 @@ use crate::interfaces::Link;
 /// Kinds of interfaces of which it is known that they take frames that XDP sends from others. Hardware has no kind.
 const TAKE_FRAMES: [InfoKind; 3] = [InfoKind::Veth, InfoKind::Bond, InfoKind::Tun];
 
-/// What is known of `links`. `said`: whether drivers take such frames, where the kernel tells.
+/// Returns the known properties of `links`. `said`: whether drivers take such frames, where the kernel tells.
 pub(super) fn devices<'a>(links: impl Iterator<Item = &'a Link>, said: Option<&HashMap<u32, bool>>) -> Devices {
     let mut devices = Devices::new();
     for link in links.filter(|link| !link.loopback) {

@@ -1,4 +1,4 @@
-//! What drivers say of XDP, asked of the kernel's generic netlink family `netdev` (Linux 6.3).
+//! The XDP features of drivers, from the kernel's generic netlink family `netdev` (Linux 6.3).
 
 use std::{collections::HashMap, io, time::Duration};
 
@@ -66,7 +66,7 @@ fn connect() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// What the kernel calls the family.
+/// The numbers of the family in the running kernel.
 #[derive(Debug, PartialEq, Eq)]
 struct Family {
     id: u16,
@@ -192,7 +192,7 @@ fn value(body: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
 }
 
-/// What a datagram says of interfaces.
+/// Reads a datagram: interfaces by index, and whether their drivers take frames.
 pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, bool)>> {
     Ok(messages(datagram)?.filter_map(device))
 }

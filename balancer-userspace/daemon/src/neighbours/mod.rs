@@ -36,8 +36,8 @@ pub(super) use resolve::tests::link as test_link;
 /// Clients' neighbours waiting to be asked for; more are dropped, and come back with the client's next packet.
 const WANTED: usize = 256;
 
-/// What callers wish, for the task to catch up with: nothing is lost however many wishes come at once, and the memory
-/// is bounded by the number of addresses.
+/// Callers' wishes that the task has yet to catch up with. None is lost however many come at once, and the memory is
+/// bounded by the number of addresses.
 #[derive(Debug, Default)]
 struct Wishes {
     /// By address, whether it is to be watched: the last of the wishes that the task has not taken yet.

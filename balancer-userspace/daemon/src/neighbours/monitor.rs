@@ -1,4 +1,4 @@
-//! What the kernel tells of its own accord: links, neighbours, routes, rules and addresses that change.
+//! The kernel's notifications of links, neighbours, routes, rules and addresses that change.
 
 use std::io;
 

@@ -17,7 +17,7 @@ pub(super) struct Route {
     pub(super) gateway: Option<IpAddr>,
     /// This machine's address for it.
     pub(super) source: Option<IpAddr>,
-    /// What fits the way, where the route or a router on it says so.
+    /// The path MTU, where the route or a router on the way says one.
     pub(super) mtu: Option<u32>,
 }
 
@@ -73,14 +73,14 @@ impl Neighbour {
     }
 }
 
-/// What is known of links and neighbours.
+/// The known links and neighbours.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub(super) links: HashMap<u32, Link>,
     pub(super) neighbours: HashMap<NeighbourKey, Neighbour>,
 }
 
-/// What follows for an address.
+/// The result of resolving an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resolution {
     /// Packets can be sent.
@@ -92,7 +92,7 @@ pub(super) enum Resolution {
         neighbour: NeighbourKey,
         /// The kernel has asked and given up.
         failed: bool,
-        /// What to say if it stays so.
+        /// The reason to be reported if it stays so.
         reason: String,
     },
     /// Packets cannot be sent, and asking neighbours would not help.

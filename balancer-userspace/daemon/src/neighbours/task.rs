@@ -44,7 +44,7 @@ pub(super) struct Told {
     pub(super) devices: watch::Sender<Devices>,
 }
 
-/// What callers want of the task.
+/// The requests of callers to the task.
 pub(super) struct WantedBy {
     pub(super) wishes: Arc<Wishes>,
     pub(super) wanted: mpsc::Receiver<NeighbourKey>,
@@ -61,7 +61,7 @@ pub(super) struct Task {
     netlink: Netlink,
     /// `None` after it broke, until it can be opened again.
     monitor: Option<Monitor>,
-    /// Of what drivers say of XDP; `None` as well where the kernel does not tell.
+    /// Notifications of changed XDP features of drivers; `None` as well where the kernel does not tell.
     changes: Option<Changes>,
     path_errors: PathErrors,
     tracker: Tracker,

@@ -55,10 +55,10 @@ struct Watch {
     route: Option<Result<Route, NoRoute>>,
     /// The interface of the last route there was.
     egress: Option<u32>,
-    /// What holds now, and the neighbour it rests on.
+    /// The next hop that holds now or why there is none, and the neighbour that it depends on.
     current: Option<Result<NextHop, String>>,
     through: Option<NeighbourKey>,
-    /// What was last handed out.
+    /// The result that was last handed out.
     told: Option<Result<NextHop, String>>,
     asking: Option<Box<Asking>>,
 }

@@ -1,4 +1,4 @@
-//! What a controller wants done first: worked out, and next hops asked for, before there is a data path.
+//! The first commands of a controller: they are worked out, and next hops asked for, before there is a data path.
 
 use balancer_core::{controller::Controller, held::Held, io::Command};
 use tokio::time::Instant;
@@ -10,7 +10,7 @@ pub struct Beginning {
     pub(super) controller: Controller,
     /// To be carried out.
     pub(super) commands: Vec<Command>,
-    /// What is of the others, those about next hops.
+    /// The effect of the other commands, those about next hops, which are carried out already.
     pub(super) held: Held,
     at: Instant,
 }

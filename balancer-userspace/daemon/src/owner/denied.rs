@@ -20,7 +20,7 @@ use super::Owner;
 #[derive(Debug, Default)]
 pub(super) struct Denied {
     lists: HashMap<PathBuf, Known>,
-    /// What the data path was last told.
+    /// The lists that the data path was last given.
     told: HashMap<ServiceId, (Family, Arc<DenyList>)>,
     /// Whether the data path is not there yet.
     going: bool,
@@ -28,10 +28,10 @@ pub(super) struct Denied {
     refused: Option<String>,
 }
 
-/// What is known of a file.
+/// The last state of a file of denied prefixes.
 #[derive(Debug, Default)]
 struct Known {
-    /// What it said when it was last right, and when it was read.
+    /// The list that was last valid in it, and when that was read.
     list: Option<(Arc<DenyList>, Instant)>,
     /// Why it is not right any more.
     error: Option<String>,
@@ -157,7 +157,7 @@ impl<D: Dataplane> Owner<D> {
         is_well
     }
 
-    /// What of the lists is not as it should be, a sentence each.
+    /// Returns the faults of the lists, a sentence each.
     pub(super) fn list_troubles(&self) -> impl Iterator<Item = String> {
         let mut errors: Vec<String> = self.denied.lists.values().filter_map(|known| known.error.clone()).collect();
         errors.sort_unstable();
@@ -165,7 +165,8 @@ impl<D: Dataplane> Owner<D> {
         errors.chain(self.denied.refused.clone())
     }
 
-    /// What the list of a service has come to.
+    /// Returns the size and the packets of a service's list, when it was read, and its error; `None`: the service has
+    /// none.
     pub(super) fn denied_snapshot(&self, service: &Service) -> Option<DeniedSnapshot> {
         let file = service.deny_file()?;
         let known = self.denied.lists.get(file);

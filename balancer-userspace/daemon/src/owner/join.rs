@@ -94,7 +94,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     }
 }
 
-/// What is shown of two states: the one that somebody should look at first.
+/// Ranks states: of two, the higher one is shown, because a user should look at it first.
 const fn severity(state: BackendState) -> u8 {
     match state {
         BackendState::Up => 0,

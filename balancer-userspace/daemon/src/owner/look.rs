@@ -24,7 +24,7 @@ use super::{
 pub struct Counting {
     now: std::time::Instant,
     services: Services,
-    /// What the core does not know of each of them.
+    /// The part of each service that the core does not know.
     aside: Vec<Aside>,
     gone: Vec<Gone>,
     counters: Arc<BackendCounters>,
@@ -33,7 +33,7 @@ pub struct Counting {
 }
 
 impl Counting {
-    /// What is to be seen of the fleet as well.
+    /// Adds the state of the fleet, if there is one.
     #[must_use]
     pub fn with_fleet(mut self, fleet: Option<FleetSnapshot>) -> Self {
         self.rest.fleet = fleet;
@@ -74,7 +74,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// What everything there is to see is made of, this moment.
+    /// Returns the parts of a snapshot, all of this moment.
     ///
     /// # Errors
     /// When a counter cannot be read.
@@ -137,7 +137,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Its listeners; those of the other family without counters.
+    /// Returns the listeners of a service; those of the other family without counters.
     fn listeners(&self, service: &Service) -> anyhow::Result<Vec<ListenerSnapshot>> {
         let several = service.listeners().count() > 1;
         service

@@ -1,4 +1,5 @@
-//! What this balancer is to those who send it clients: fit or not, withdrawn or not, and which VIPs its machine has.
+//! This balancer as a member: whether it is fit to be sent clients, whether it is withdrawn, and which VIPs its machine
+//! has.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -20,17 +21,17 @@ pub(super) struct Member {
     stage: Stage,
     /// Whether the operator has taken the VIPs away.
     withdrawn: bool,
-    /// What the fleet says; `None`: it is alone.
+    /// The facts about the fleet; `None`: it is alone.
     fleet: Option<FleetFacts>,
     /// VIPs that the machine has from a balancer.
     vips: BTreeSet<(IpAddr, String)>,
-    /// What of the machine is not as it should be.
+    /// The faults of the machine, a sentence each.
     troubles: Vec<String>,
-    /// What was told last.
+    /// The readiness that was last reported.
     told: Option<Readiness>,
 }
 
-/// Its place among those that could have its VIPs.
+/// Whether the balancer takes clients, and whether it is leaving, so that others should have its VIPs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     takes_clients: bool,
@@ -38,7 +39,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// What a controller wants of this machine.
+    /// Returns the state that a controller needs of this machine.
     pub(super) fn wanted(self, controller: &Controller, withdrawn: bool) -> Wanted {
         let mut wanted = Wanted::by(controller, self.takes_clients);
         if withdrawn || self.leaves {
@@ -68,7 +69,7 @@ impl<D: Dataplane> Owner<D> {
         facts.readiness()
     }
 
-    /// What is wanted of this machine.
+    /// Returns the state that this machine is to have.
     pub fn wanted(&self) -> Wanted {
         self.place().wanted(&self.controller, self.member.withdrawn)
     }
@@ -101,7 +102,7 @@ impl<D: Dataplane> Owner<D> {
         self.changed = true;
     }
 
-    /// What it knows of its place in the fleet.
+    /// Takes note of the facts about the fleet; `None`: it is in none.
     pub fn set_fleet(&mut self, fleet: Option<FleetFacts>) {
         if self.member.fleet != fleet {
             self.member.fleet = fleet;
@@ -168,7 +169,7 @@ impl<D: Dataplane> Owner<D> {
 }
 
 impl Owner<KernelDataplane> {
-    /// What there is on this machine.
+    /// Takes note of the state of this machine.
     pub fn set_present(&mut self, present: Present) {
         let Present { attached, vips, troubles } = present;
         self.dataplane.set_attached(attached);

@@ -1,4 +1,4 @@
-//! What a wish would lead to: worked out on a copy, so that the owner goes on handling events.
+//! The consequences of a wish, worked out on a copy, so that the owner goes on handling events.
 
 use std::time::Instant;
 
@@ -23,12 +23,12 @@ pub struct Proposing {
     clients: Option<(BackendName, KnownClients)>,
 }
 
-/// What a wish leads to.
+/// The consequences of a wish.
 #[derive(Debug)]
 pub struct Proposal {
-    /// What a restart would have to keep.
+    /// The state that a restart would have to keep.
     pub state: Restorable,
-    /// What would be wanted of this machine.
+    /// The state that this machine would have to be in.
     pub wanted: Wanted,
     /// The lookup tables that it takes, and known clients that it is about.
     pub foresight: Foresight,

@@ -1,5 +1,5 @@
-//! What a change leaves to be done in the client table, a part at a time between other things: whoever made it hears of it
-//! at the end, with how many clients were forgotten.
+//! The work that a change leaves to be done in the client table, a part at a time between other things. The caller that
+//! made the change is answered at the end, with how many clients were forgotten.
 
 use std::{collections::HashSet, thread};
 
@@ -14,11 +14,11 @@ use tokio::time::Instant;
 
 use super::{Owner, PAUSE};
 
-/// What is left of the last change.
+/// The rest of the last change's work.
 pub(super) struct Rereading {
     /// Every directory that was replaced.
     pub(super) before: Vec<ServiceSpec>,
-    /// What is told at the end.
+    /// The report to be made at the end.
     pub(super) report: Option<Report>,
     /// When to go on.
     pub(super) at: Instant,
@@ -79,7 +79,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// What the next change has come to of those whose clients were forgotten part by part, in the order made.
+    /// Returns the result of the next change among those that forgot clients part by part, in the order made.
     pub fn take_told(&mut self) -> Option<Changed> {
         self.told.pop_front()
     }

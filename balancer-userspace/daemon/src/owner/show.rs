@@ -30,21 +30,21 @@ pub(super) struct Passive {
     pub(super) unanswered: Option<Unanswered>,
 }
 
-/// What of a service the core does not know.
+/// The part of a service that the core does not know.
 pub(super) struct Aside {
     pub(super) last_change: Option<LastChange>,
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
     pub(super) denied: Option<DeniedSnapshot>,
     pub(super) passed: ShareStats,
-    /// Of each backend.
+    /// The passive signals of each backend.
     pub(super) passive: Vec<Passive>,
-    /// What backends that are gone for good have counted, by name.
+    /// The counters of backends that are gone for good, by name.
     pub(super) departed: Vec<(String, BackendStats)>,
     /// Moves that other members of the fleet count, by cause.
     pub(super) repeated_moves: [u64; MOVE_COUNTERS],
     pub(super) table_build: Duration,
-    /// What somebody should look at.
+    /// Conditions that a user should look at.
     pub(super) warnings: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ fn show_backend(
     }
 }
 
-/// What is a backend's own in this part of a service of both families.
+/// Returns the parts of a backend that belong to one address family, where this is one half of a service of both.
 fn families(service: &Service, backend: &Backend) -> Vec<FamilySnapshot> {
     let of = || FamilySnapshot {
         family: service.family(),

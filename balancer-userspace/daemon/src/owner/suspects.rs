@@ -40,7 +40,7 @@ pub(super) struct Suspects {
     counts: HashMap<BackendId, Counts>,
 }
 
-/// What a check says of a suspect.
+/// The result of the check of a suspect.
 pub(super) enum Answer {
     Works(BackendId),
     /// The first of them has failed.
@@ -102,7 +102,7 @@ impl Suspects {
     }
 }
 
-/// What the signal says of a backend, as the end of a sentence.
+/// Returns the meaning of a signal for a backend, as the end of a sentence.
 const fn words(signal: Signal) -> &'static str {
     match signal {
         Signal::Refused => "it refuses connections",

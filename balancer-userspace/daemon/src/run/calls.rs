@@ -1,4 +1,4 @@
-//! What the owner is asked.
+//! The answers to calls to the owner.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -121,8 +121,8 @@ pub(super) fn answer(
     }
 }
 
-/// What a change would do, or why it would be refused. Tables are made and the client table is looked through for it, for
-/// which nobody else has to wait.
+/// Returns the effects of a change, or why it would be refused. Tables are made and the client table is looked through
+/// for it on other threads, so that no other caller has to wait.
 async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> {
     let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(not_worked_out)??;
     if let Some(wanted) = wanted {

@@ -15,7 +15,7 @@ const VIPS_GO: Duration = Duration::from_secs(3);
 /// A balancer that was asked to end, and still steers.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    /// What asked.
+    /// The signal that asked it to end.
     pub(super) signal: ShutdownSignal,
     linger: Duration,
     /// When it ends.

@@ -1,4 +1,5 @@
-//! What a start gets ready while the kernel verifies the program, which takes a processor for most of the start.
+//! The preparations of a start that run while the kernel verifies the program, which takes a processor for most of the
+//! start.
 
 use anyhow::Context as _;
 use balancer_core::{controller::Controller, io::Event};

@@ -60,7 +60,7 @@ const UPKEEP: Duration = Duration::from_millis(250);
 /// Everything that serves. What is dropped goes in the order of the fields.
 pub(super) struct Running {
     pub(super) manager: ServiceManager,
-    /// What of the configuration the statistics know.
+    /// The configuration that the statistics were last given.
     pub(super) settings: StatisticsConfig,
     pub(super) state_file: PathBuf,
     pub(super) keeper: Keeper,
@@ -258,7 +258,7 @@ impl Api {
     }
 }
 
-/// What happens next in the fleet; nothing where there is none.
+/// Waits for the fleet's next input; forever where there is no fleet.
 async fn heard(fleet: &mut Option<Fleet>) -> Input {
     match fleet {
         Some(fleet) => fleet.next().await,
@@ -281,7 +281,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// What the kernel program tells.
+/// A ring buffer of the kernel program's reports.
 pub(super) struct Ring<T> {
     ring: AsyncFd<RingBuf<MapData>>,
     tells: PhantomData<T>,

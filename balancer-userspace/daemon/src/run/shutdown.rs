@@ -2,7 +2,7 @@
 
 use super::running::{End, Running};
 
-/// What served until its end, to be taken down in an order that loses nothing.
+/// Everything that served until its end, to be taken down in an order that loses nothing.
 pub(super) struct Shutdown {
     running: Running,
     end: End,

@@ -49,7 +49,7 @@ use crate::{
 /// Requests that may wait for the controller.
 const CALLS: usize = 64;
 
-/// What has to be there before the program is loaded, and may be refused.
+/// Everything that has to be there before the program is loaded, and may be refused.
 pub(super) struct Startup {
     config: Config,
     named: Vec<String>,
@@ -61,7 +61,7 @@ pub(super) struct Startup {
     hangup: Signal,
     ifindexes: Vec<u32>,
     socket: ControlSocket,
-    /// What outlives this process, or has outlived another.
+    /// The pins, which outlive this process or have outlived another.
     pins: Option<Pins>,
     resumed: Resumed,
     /// The fleet that it is a member of.
@@ -248,7 +248,7 @@ impl Startup {
     }
 }
 
-/// What there is room for, and where from.
+/// Logs how much there is room for, and which process left the maps, if one has.
 fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);

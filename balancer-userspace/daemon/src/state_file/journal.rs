@@ -38,7 +38,7 @@ pub(super) struct Journal {
     path: PathBuf,
     /// The checksum of the state that it belongs to.
     of: String,
-    /// Its lines, once there are some.
+    /// The file with its lines, once there are some.
     file: Option<File>,
     pub(super) length: u64,
     records: u64,

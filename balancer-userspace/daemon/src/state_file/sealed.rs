@@ -21,7 +21,7 @@ struct Envelope<'a> {
     body: &'a RawValue,
 }
 
-/// What was under a seal that is whole.
+/// The parts of a sealed line whose checksum is right.
 pub(super) struct Opened<'a> {
     pub(super) version: u32,
     /// Names the body in what refers to it.
@@ -44,7 +44,7 @@ pub(crate) enum Bad {
 const PIECE: usize = 64 << 10;
 /// A checksum that is not known yet.
 const UNKNOWN: &str = "00000000";
-/// What comes after the body.
+/// The text after the body.
 const END: &str = "}\n";
 
 /// The CRC-32 of a version and of a body that is yet to come.
@@ -64,7 +64,7 @@ fn checksum(version: u32, body: &str) -> String {
     end_checksum(hasher)
 }
 
-/// What comes before the checksum, and what comes between it and the body.
+/// Returns the text before the checksum, and the text between it and the body.
 fn head(version: u32) -> (String, &'static str) {
     (format!("{{\"balancer_state\":{version},\"checksum\":\""), "\",\"body\":")
 }

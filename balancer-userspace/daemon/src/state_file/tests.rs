@@ -1,4 +1,4 @@
-//! What a state file and its journal say after anything that may happen to them.
+//! Tests of the state that a state file and its journal give after anything that may happen to them.
 
 use std::{os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
 

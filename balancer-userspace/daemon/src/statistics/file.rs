@@ -1,5 +1,5 @@
-//! What was counted at earlier moments, beside the state file: as long as the counters in the kernel go on, so does what
-//! is told of the last minute and hour. JSON, a moment a line.
+//! The counts of earlier moments, in a file beside the state file: the numbers of the last minute and hour go on for as
+//! long as the counters in the kernel do. JSON, a moment a line.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,14 +25,15 @@ const MOMENTS: Kind = Kind { name: "statistics", writer: "the writer of statisti
 #[derive(Debug)]
 pub(super) struct HistoryFile(LineFile);
 
-/// What is kept of a moment, by service.
+/// The counts of a moment, by service.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Moment {
     /// Milliseconds since the machine started.
     pub(super) at: u64,
     pub(super) services: BTreeMap<String, Counted>,
-    /// Of the minute that ends now, if one does: what shares are of, and each backend's, in parts of 65,535.
+    /// The shares in the minute that ends now, if one does: the kind of load, and each backend's share of it in parts
+    /// of 65,535.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) shares: BTreeMap<String, (Load, Vec<(String, u16)>)>,
 }

@@ -20,7 +20,7 @@ pub(super) const HEIGHT: f64 = 100.0;
 pub(super) struct Axis(Duration);
 
 impl Axis {
-    /// Of at most an hour, as long as it takes to show what there is since the service was first watched.
+    /// An axis of at most an hour, long enough to show everything since the service was first watched.
     pub(super) fn of(service: &ServiceSnapshot) -> Self {
         let statistics = &service.statistics;
         let first = statistics.history.minutes().next().map(|(at, _)| at);
@@ -39,7 +39,7 @@ impl Axis {
         }
     }
 
-    /// What stands at the beginnings of its quarters.
+    /// Returns the labels at the beginnings of its quarters.
     pub(super) fn ticks(&self) -> [String; 4] {
         let seconds = self.0.as_secs();
         [4, 3, 2, 1].map(|quarters| match seconds * quarters / 4 {
@@ -76,11 +76,10 @@ pub(super) fn picture(class: &str, content: &Markup) -> Markup {
     }
 }
 
-/// What was counted in a stretch of time.
+/// The counts of a stretch of time.
 pub(super) struct Stretch {
     /// How long before the snapshot it began.
     pub(super) ago: Duration,
-    /// Its length.
     pub(super) length: Duration,
     pub(super) counted: Counted,
 }

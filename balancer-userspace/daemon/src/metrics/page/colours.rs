@@ -56,7 +56,7 @@ impl<'a> Colours<'a> {
         if place < self.own.len() { format!("c{place}") } else { "others".to_owned() }
     }
 
-    /// Whose colour is which.
+    /// Lists the backends with their colours.
     pub(super) fn legend(&self, service: &ServiceSnapshot) -> Markup {
         html! {
             ul.legend {

@@ -56,7 +56,7 @@ pub(super) fn document(snapshot: &Snapshot, selected: Option<&str>, events: &[Ev
     }
 }
 
-/// What the script asks for: the title and all that changes.
+/// The answer to the script's requests: the title and all that changes.
 pub(super) fn fragment(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Markup {
     html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, selected, events)) }
 }
@@ -116,7 +116,7 @@ fn title(snapshot: &Snapshot) -> Markup {
     }
 }
 
-/// What it is to those who send it clients, where there is something to say.
+/// Says in words that the balancer is withdrawn, degraded or not ready; empty where it is none of these.
 fn member(member: &MemberSnapshot) -> String {
     let MemberSnapshot { readiness, withdrawn, vips: _ } = member;
     let mut text = String::new();
@@ -131,7 +131,8 @@ fn member(member: &MemberSnapshot) -> String {
     text + &format!("{state}: {}. ", readiness.reasons.join("; "))
 }
 
-/// What somebody should know first. It changes when something happens, and only then, as screen readers read it out.
+/// The most important news in a sentence. It changes when something happens, and only then, because screen readers read
+/// it out.
 fn summary(snapshot: &Snapshot) -> String {
     let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
     let troubled: Vec<String> = troubled(snapshot)

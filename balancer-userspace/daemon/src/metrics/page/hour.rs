@@ -195,7 +195,7 @@ fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     path
 }
 
-/// What happened to the service's backends in the time of an axis, and how long ago.
+/// The events of the service's backends within the time of an axis, and how long ago they were.
 fn marks<'a>(
     service: &'a ServiceSnapshot,
     events: &'a [EventView],

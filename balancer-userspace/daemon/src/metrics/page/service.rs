@@ -28,7 +28,7 @@ use super::{
 const RANKS: usize = 5;
 /// Listeners shown.
 const SHOWN_LISTENERS: usize = 4;
-/// What is not known.
+/// Stands for a value that is not known.
 pub(super) const NONE: &str = "–";
 
 pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: SystemTime) -> Markup {
@@ -268,7 +268,7 @@ fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     }
 }
 
-/// What was counted in the last minute, in the last hour, and since start, where that is known.
+/// The counts of the last minute, of the last hour, and since start; `None` where they are not known.
 fn periods(service: &ServiceSnapshot) -> [Option<Counted>; 3] {
     let (statistics, now) = (&service.statistics, service.counted());
     let since = |moment: &Option<(Duration, Counted)>| moment.as_ref().map(|(_, then)| now.since(then));
@@ -333,7 +333,7 @@ fn moves(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
     }
 }
 
-/// Who carries the traffic, without saying who it is.
+/// A table of the heaviest clients, without their addresses.
 fn heaviest(service: &ServiceSnapshot) -> Markup {
     let top = &service.statistics.top;
     let name =
