@@ -10,7 +10,7 @@ use crate::{
 /// The product.
 pub(crate) const PRODUCT: &[&str] = &["balancer"];
 
-/// What programs are built for.
+/// The purpose that programs are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
     /// A look: there soonest. The kernel program is optimised all the same.
@@ -21,7 +21,7 @@ pub(crate) enum Aim {
     Release,
 }
 
-/// What Cargo.toml has optimised for tests.
+/// The packages that Cargo.toml has optimised for tests.
 const OPTIMISED: [&str; 8] = [
     "balancer-common",
     "balancer-core",
@@ -46,7 +46,7 @@ impl Aim {
         }
     }
 
-    /// What Cargo calls its profile.
+    /// Returns Cargo's name for the profile.
     pub(crate) const fn profile(self) -> &'static str {
         match self {
             Self::Demo | Self::Test => "dev",

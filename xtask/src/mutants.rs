@@ -23,7 +23,7 @@ const LIST: &str = "tests/mutations.json";
 struct Mutation {
     name: String,
     file: PathBuf,
-    /// What stands there once.
+    /// The text to replace, which stands in the file once.
     find: String,
     replace: String,
     by: Finder,
@@ -53,9 +53,9 @@ enum Finder {
     Contention,
     /// Packets against the controller, in orders that a scheduler chooses, and what changes between a look and its effect.
     Races,
-    /// What happens between two parts of a pass over the client table that a change needs.
+    /// Events between two parts of a pass over the client table that a change needs.
     Rereading,
-    /// What is looked at of a configuration that shares services with a valid one, against a look at everything.
+    /// The partial look at a configuration that shares services with a valid one, against a look at everything.
     Valid,
     /// Replies whose next hops are known from a moment ago.
     Packets,
@@ -149,7 +149,7 @@ fn mutation(entry: &Value) -> Result<Mutation> {
     })
 }
 
-/// What is in the repository, where it may be made wrong.
+/// A copy of the repository, which may be made wrong.
 struct Copy {
     tree: PathBuf,
     target: PathBuf,

@@ -44,7 +44,7 @@ pub(crate) fn recording() -> Result<()> {
     Ok(())
 }
 
-/// What the screen showed, each time that it was drawn anew.
+/// Returns the frames that the screen showed, one for each time that it was drawn anew.
 fn frames(text: &str) -> Vec<String> {
     let text = text.replace('\r', "");
     // Lines are not wrapped while it draws.

@@ -36,7 +36,7 @@ const CRATES: [&str; 20] = [
     "xtask",
 ];
 
-/// What each module of the top level names of the others.
+/// For each module of the top level, the others that it names.
 type Names = BTreeMap<String, BTreeSet<String>>;
 
 /// Collects the modules of the crate's top level that a file names.
@@ -144,7 +144,8 @@ fn modules(sources: &Path) -> Names {
     names
 }
 
-/// What is left when modules that name nobody who is left are taken away, again and again: circles, and who names them.
+/// Returns the modules that are left when those that name none of the rest are taken away, again and again: circles,
+/// and the modules that name them.
 fn circles(mut names: Names) -> Names {
     loop {
         let done: BTreeSet<String> =

@@ -1,4 +1,4 @@
-//! What a web server of the demo says, for both ends.
+//! The answer of the demo's web servers, as servers write and clients read it.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ pub const SESSION_COOKIE: &str = "demo_session";
 /// The body of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Who answers.
+    /// The name of the backend that answers.
     pub backend: String,
     /// Name of the client's session, to be sent back as [`SESSION_COOKIE`].
     pub session: String,

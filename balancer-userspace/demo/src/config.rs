@@ -10,7 +10,7 @@ use crate::topology::{Family, Topology};
 /// The service's port.
 pub(crate) const PORT: u16 = 80;
 
-/// What differs between them.
+/// The settings in which the configurations differ.
 pub(crate) struct Config<'a> {
     pub(crate) forwarding: Forwarding,
     pub(crate) remember: Duration,

@@ -54,7 +54,7 @@ impl Controller {
             .with_context(|| format!("cannot start {}", self.binary.display()))
     }
 
-    /// What `balancer status --json` says.
+    /// Runs `balancer status --json` and returns the status that it prints.
     ///
     /// # Errors
     /// When it refuses, or says something else than a status.

@@ -20,11 +20,11 @@ const HEALTH_LIMIT: Duration = Duration::from_millis(500);
 /// Files in PEM with which a server speaks TLS with clients; each client shows a certificate.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// What clients' certificates are signed by.
+    /// The certificate that signs clients' certificates.
     pub ca: PathBuf,
     /// The server's certificate.
     pub cert: PathBuf,
-    /// Its key.
+    /// The server's private key.
     pub key: PathBuf,
 }
 
@@ -71,25 +71,25 @@ impl Server {
         &self.name
     }
 
-    /// Its URL for clients.
+    /// Returns the server's URL for clients.
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// Its host.
+    /// Returns the address of the server's host.
     #[must_use]
     pub const fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// What `etcd` is started with.
+    /// Returns the arguments that `etcd` is started with.
     #[must_use]
     pub fn arguments(&self) -> &[String] {
         &self.arguments
     }
 
-    /// Its process, if it was started and not killed since.
+    /// Returns the server's process, if it was started and not killed since.
     pub const fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }

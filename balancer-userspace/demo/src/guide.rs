@@ -1,4 +1,4 @@
-//! Who leads the tour: it goes on by itself until a key is pressed.
+//! The guide of the tour, which goes on by itself until a key is pressed.
 
 use anyhow::Result;
 use balancer_api::model::StatusView;
@@ -44,7 +44,7 @@ impl Guide {
         led.tour.advance(status, hosts, load).map(drop)
     }
 
-    /// What to show beside the table.
+    /// Returns the text to show beside the table.
     pub(crate) fn text(&self, now: &Seen) -> String {
         self.0.as_ref().map(|led| led.tour.text(now)).unwrap_or_default()
     }

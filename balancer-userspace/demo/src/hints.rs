@@ -1,4 +1,4 @@
-//! What to try from another terminal.
+//! Commands to try from another terminal.
 
 use std::{
     fmt::Write as _,

@@ -75,7 +75,7 @@ impl Running {
         self.backends.retain_mut(|backend| backend.process().what() != name);
     }
 
-    /// What the balancer says of itself. Also takes note of backends that have ended.
+    /// Returns the balancer's status. Also takes note of backends that have ended.
     pub(crate) fn status(&mut self) -> Result<StatusView> {
         for backend in &mut self.backends {
             backend.process().exited()?;

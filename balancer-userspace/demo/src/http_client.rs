@@ -52,7 +52,7 @@ impl Request {
     /// Sends it and reads the answer to its end.
     ///
     /// # Errors
-    /// What the sockets say; `TimedOut` when time is up, `InvalidData` when the answer is not HTTP.
+    /// The errors of the sockets; `TimedOut` when time is up, `InvalidData` when the answer is not HTTP.
     pub fn send(&self) -> io::Result<Reply> {
         let deadline = Instant::now() + self.timeout;
         let mut stream = self.connect()?;
@@ -83,7 +83,7 @@ impl Request {
 pub struct Reply {
     /// The status, such as 200.
     pub status: u16,
-    /// Who answered; empty if it did not say.
+    /// The backend that answered; empty if the answer names none.
     pub backend: String,
     /// The whole body.
     pub body: Vec<u8>,

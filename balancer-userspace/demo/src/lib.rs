@@ -51,7 +51,7 @@ const FIRST_TABLE: Duration = Duration::from_millis(300);
 /// Between two looks at a tour that takes no longer than it has to.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// What to show.
+/// The options of a demo.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How packets reach the servers: `dsr` or `nat`.
@@ -60,7 +60,7 @@ pub struct Options {
     pub clients: u16,
     /// `remember` of the service.
     pub remember: Duration,
-    /// What happens meanwhile.
+    /// The course of the demo: events, and its end.
     pub course: Course,
     /// This program, `balancer`.
     pub program: PathBuf,
@@ -68,7 +68,7 @@ pub struct Options {
     pub balancer: PathBuf,
 }
 
-/// What happens in a demo, and when it ends.
+/// The events of a demo, and when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course {
     /// The tour, once, as fast as its steps take, with a line for each.

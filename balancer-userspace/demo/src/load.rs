@@ -49,7 +49,7 @@ pub(crate) fn address(topology: &Topology, client: u16) -> IpAddr {
 pub(crate) struct Load {
     target: SocketAddr,
     sources: Vec<SocketAddr>,
-    /// Of a request.
+    /// The timeout of each request.
     timeout: Duration,
     seen: Mutex<Seen>,
     newcomers: AtomicBool,
@@ -57,7 +57,7 @@ pub(crate) struct Load {
     rounds: Vec<AtomicU64>,
 }
 
-/// What the clients saw so far.
+/// The observations of all clients so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// Answered requests.
@@ -76,7 +76,7 @@ pub(crate) struct Seen {
     addresses: Vec<Ipv4Addr>,
 }
 
-/// What the clients saw of one backend.
+/// The clients' observations of one backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SeenBackend {
     /// Clients whose latest answer came from it.

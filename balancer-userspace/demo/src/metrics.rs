@@ -1,4 +1,4 @@
-//! What `/metrics` says, as numbers.
+//! The samples of `/metrics`, as numbers.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{http_client::Request, namespace::Namespace};
 
-/// What the balancer in `namespace` answers to a scrape, as text, within this time.
+/// Scrapes the balancer in `namespace`, which must answer within `limit`, and returns the text.
 ///
 /// # Errors
 /// When it does not answer, or with something else.

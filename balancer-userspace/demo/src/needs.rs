@@ -1,4 +1,4 @@
-//! What must be there before anything is made.
+//! Checks that privileges and programs are there before anything is made.
 
 use std::{
     env,

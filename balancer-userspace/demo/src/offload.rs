@@ -1,10 +1,10 @@
-//! What an interface does with checksums and segments on behalf of the kernel (`ethtool -K`).
+//! Switches an interface's offloads: its work on checksums and segments on behalf of the kernel (`ethtool -K`).
 
 use std::{io, os::fd::AsRawFd as _};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// What can be switched, by the command of `SIOCETHTOOL`.
+/// The offloads that can be switched, by the command of `SIOCETHTOOL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
     /// Verifying checksums on arrival is left to the interface.

@@ -44,13 +44,13 @@ impl Process {
         Ok(Self { what: what.to_owned(), child, log: log.to_owned() })
     }
 
-    /// What it is, for messages.
+    /// Returns the name of the process, for messages.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what
     }
 
-    /// Its process id.
+    /// Returns the id of the process.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -101,7 +101,7 @@ struct Shared {
     flaps: AtomicU64,
 }
 
-/// What `/healthz` does.
+/// The behaviour of `/healthz`.
 #[derive(Clone, Copy, PartialEq, Deserialize, Serialize)]
 enum Mode {
     #[serde(rename = "ok")]
@@ -122,7 +122,7 @@ enum Mode {
     Flap,
 }
 
-/// Who asks, and over which socket.
+/// The client of a request, and the socket of its connection.
 #[derive(Clone)]
 struct Peer {
     address: SocketAddr,

@@ -39,7 +39,7 @@ use crate::{
     xdp::{Hook, Passer},
 };
 
-/// Of the balancer's interface on the segment.
+/// The MAC address of the balancer's interface on the segment.
 const BALANCER_MAC: &str = "02:00:5e:10:00:01";
 
 /// Where the balancer's interfaces are.
@@ -65,7 +65,8 @@ pub struct Topology {
     more_balancers: Vec<Namespace>,
     switch: Namespace,
     backends: Vec<Namespace>,
-    /// What native `XDP_TX` wakes: the driver asks for a program at the other end, polling alone does not do.
+    /// The receivers that native `XDP_TX` wakes: the driver asks for a program at the other end, polling alone does not
+    /// do.
     receivers: Vec<Passer>,
 }
 

@@ -13,7 +13,7 @@ use crate::{
     load::{Load, Seen},
 };
 
-/// What the sign ¹ says.
+/// The explanation of the sign ¹.
 pub(crate) const FOOTNOTE: &str =
     " ¹ clients that nginx's rule for ip_hash sends elsewhere, computed for the same addresses";
 
@@ -97,12 +97,12 @@ impl Action {
     }
 }
 
-/// What a step of the tour did, as far as it was seen.
+/// A step of the tour and its effect, as far as that was seen.
 #[derive(Clone, Debug)]
 struct Step {
     action: Action,
     begun: Instant,
-    /// What the clients had seen when it began.
+    /// The clients' observations when the step began.
     before: Seen,
     /// Clients that nginx would have moved, of those that were there.
     ip_hash: usize,
@@ -217,7 +217,7 @@ impl Tour {
         Ok(())
     }
 
-    /// What to show beside the table.
+    /// Returns the text to show beside the table.
     pub(crate) fn text(&self, now: &Seen) -> String {
         let Some(current) = self.steps.last() else { return String::new() };
         let mut text = String::new();

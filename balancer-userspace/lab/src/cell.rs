@@ -1,4 +1,4 @@
-//! What one event did to the clients of one row.
+//! The effects of one event on the clients of one row.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,11 +9,11 @@ use super::{event::Event, row::Row};
 pub struct Sessions {
     /// At the beginning.
     pub total: u64,
-    /// Whose counter went on, with every answer, to the end.
+    /// Sessions whose counter went on, with every answer, to the end.
     pub survived: u64,
-    /// Which a server did not know any more, or that nobody could be asked for at the end.
+    /// Sessions that a server did not know any more, or that no server could be asked for at the end.
     pub lost: u64,
-    /// Which a server knew as they were some requests ago. (It may be lost later as well.)
+    /// Sessions that a server knew as they were some requests ago. (They may be lost later as well.)
     pub stale: u64,
 }
 
@@ -25,12 +25,12 @@ impl Sessions {
     }
 }
 
-/// What came of it. The raw figures; everything that is shown is computed of them.
+/// The result of an event for a row: the raw figures, from which everything that is shown is computed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// The strategy, and what is in front of its servers.
     pub row: Row,
-    /// What happened.
+    /// The event that happened.
     pub event: Event,
     /// Clients with addresses of their own.
     pub own: Sessions,
@@ -47,13 +47,13 @@ pub struct Cell {
     /// Client addresses that came from one backend to another, as they saw it; clients, where it was not the balancer with
     /// memory.
     pub moved_seen: u64,
-    /// What the balancers' counters say; `None`: they count nothing, or it was not the balancer.
+    /// Moves by the balancers' counters; `None`: they count nothing, or it was not the balancer.
     pub moved_counted: Option<u64>,
     /// Bytes between servers, and between them and stores, on the wire.
     pub inner: Inner,
     /// How long it was looked at.
     pub seconds: f64,
-    /// What is known of this result besides.
+    /// Further remarks on this result.
     pub notes: Vec<String>,
 }
 

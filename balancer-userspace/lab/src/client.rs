@@ -7,7 +7,7 @@ const UPLOAD_EVERY: u64 = 10;
 /// Bytes of an upload.
 pub(crate) const UPLOAD: usize = 16 << 10;
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// A session was begun.

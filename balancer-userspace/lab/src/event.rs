@@ -1,4 +1,4 @@
-//! What happens to servers, balancers and stores.
+//! The events that happen to servers, balancers and stores.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ impl Event {
         Self::StoreFailover,
     ];
 
-    /// Its name, as on the command line.
+    /// Returns the event's name, as on the command line.
     #[must_use]
     pub fn id(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())

@@ -43,12 +43,12 @@ pub(crate) struct Hosts {
     node_modules: Option<PathBuf>,
 }
 
-/// What the hosts get from outside.
+/// The settings that the hosts get from outside.
 #[derive(Clone, Debug)]
 pub(crate) struct Outside {
     /// The balancer's program.
     pub(crate) balancer: PathBuf,
-    /// What Node's servers are made of, where it was said.
+    /// The directory of the Node servers' packages, if one was named.
     pub(crate) node_modules: Option<PathBuf>,
     /// Whether files outlive the hosts.
     pub(crate) keep: bool,
@@ -105,7 +105,7 @@ impl Hosts {
         &self.balancer
     }
 
-    /// What Node's servers are made of, where it was said.
+    /// Returns the directory of the Node servers' packages, if one was named.
     pub(crate) fn node_modules(&self) -> Option<&Path> {
         self.node_modules.as_deref()
     }
@@ -139,7 +139,7 @@ impl Hosts {
         self.topology.switch().ip(&format!("link set {port} {state}")).map(drop)
     }
 
-    /// What servers have sent and received on the network behind.
+    /// Returns the bytes that servers have sent and received on the network behind.
     pub(crate) fn octets(&self) -> Result<Octets> {
         let mut sum = Octets::default();
         for host in self.topology.backends() {
@@ -170,7 +170,7 @@ fn behind(switch: &Namespace, host: &Namespace, interface: &str, port: &str, add
     host.ip(&format!("addr add {address}/24 dev {interface}")).map(drop)
 }
 
-/// Of `/proc/net/dev`.
+/// Reads an interface's counters from the text of `/proc/net/dev`.
 fn octets_of(text: &str, interface: &str) -> Option<Octets> {
     let line = text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
     let numbers: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();

@@ -34,7 +34,7 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// The longest answer, in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// Who asks, and whom.
+/// The clients, their target, and how they send requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// By the client's number: the number of its address, and the address.
@@ -45,7 +45,7 @@ pub(crate) struct Plan {
     pub(crate) pause: Duration,
 }
 
-/// What is known of a client.
+/// The state of a client.
 #[derive(Clone, Debug, Default)]
 struct Standing {
     settled: bool,
@@ -169,7 +169,7 @@ impl Load {
         state.standing.iter().filter_map(known).collect()
     }
 
-    /// What was recorded, and why the last of the requests that failed did.
+    /// Returns the recorded requests, and the reason for the last failure if any of them failed.
     pub(crate) fn recorded(&self) -> (Vec<Seen>, Option<String>) {
         let mut state = self.shared.state();
         let recorded = state.recorded.take().unwrap_or_default();

@@ -30,7 +30,7 @@ const BEHIND_NAT: u16 = 100;
 const NAT: u16 = 62_000;
 /// Between the numbers of two addresses: hardly two are of one /24, which some would take for one client.
 const STRIDE: u16 = 200;
-/// Who waits longer for a processor may have seen failures that are the machine's.
+/// The wait for a processor beyond which failures may be the machine's.
 const BUSY: Duration = Duration::from_millis(200);
 /// Before an event, with everything as it was.
 const LEAD: Duration = Duration::from_millis(500);
@@ -192,7 +192,7 @@ impl Scene {
         bail!("no client is at web{VICTIM}")
     }
 
-    /// What must be so before the event.
+    /// Establishes the state that the event starts from.
     fn prepare(&mut self, event: Event) -> Result<()> {
         if event == Event::Return {
             self.load.as_ref().context("no clients")?.wait_settled(PATIENCE, true)?;

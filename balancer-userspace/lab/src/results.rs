@@ -16,7 +16,8 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// Of a directory, which is made. With `fresh`, what earlier runs left of cells is removed.
+    /// Opens a directory of results, which is made if it is missing. With `fresh`, the cells that earlier runs left are
+    /// removed.
     ///
     /// # Errors
     /// When the directory cannot be made or read.

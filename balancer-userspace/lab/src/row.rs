@@ -50,7 +50,7 @@ impl Front {
         }
     }
 
-    /// What is in front.
+    /// Returns the title of the front.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ impl Front {
 pub struct Row {
     /// The servers.
     pub strategy: Strategy,
-    /// What is in front of them.
+    /// The program in front of them.
     pub front: Front,
 }
 
@@ -173,7 +173,7 @@ impl Row {
         }
     }
 
-    /// Its events, in the order in which they are played.
+    /// Returns the row's events, in the order in which they are played.
     pub fn events(self) -> impl Iterator<Item = Event> {
         Event::ALL.into_iter().filter(move |&event| self.has(event))
     }

@@ -17,7 +17,7 @@ pub(crate) mod own {
     pub(crate) const TOMCAT_PAGE: &str = include_str!("../parts/tomcat/session.jsp");
     pub(crate) const TOMCAT_APPLICATION: &str = include_str!("../parts/tomcat/web.xml");
     pub(crate) const TABLES: &str = include_str!("../parts/sessions.sql");
-    /// What npm installs for the application.
+    /// The application's packages, which npm installs.
     pub(super) const NODE_PACKAGE: &str = include_str!("../parts/node/package.json");
 }
 

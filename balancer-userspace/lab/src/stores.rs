@@ -30,7 +30,7 @@ const JUNK: usize = 500_000;
 /// How long a store may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What runs on one host.
+/// The kind of a host, by the program that it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Redis,
@@ -100,7 +100,7 @@ impl Stores {
         Ok(this)
     }
 
-    /// What servers are told, as `HOST:PORT`.
+    /// Returns the addresses that servers are told, as `HOST:PORT`.
     pub(crate) fn endpoints(&self, hosts: &Hosts) -> Vec<String> {
         let at = |port: u16| hosts.stores.iter().map(|store| format!("{}:{port}", store.address)).collect();
         match self.strategy {

@@ -68,7 +68,7 @@ pub enum Home {
 }
 
 impl Strategy {
-    /// What is run, and how.
+    /// Returns the server program and its way of keeping sessions.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {

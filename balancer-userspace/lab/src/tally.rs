@@ -18,32 +18,32 @@ pub(crate) struct Seen {
     pub(crate) begin: f64,
     /// How long it took, in seconds.
     pub(crate) took: f64,
-    /// What became of it.
+    /// The result of the request.
     pub(crate) verdict: Verdict,
-    /// Who answered.
+    /// The server that answered.
     pub(crate) server: Option<String>,
 }
 
-/// What clients saw of an event.
+/// The effects of an event, as clients saw them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tally {
-    /// Of clients with addresses of their own.
+    /// Sessions of clients with addresses of their own.
     pub(crate) own: Sessions,
-    /// Of clients that share one.
+    /// Sessions of clients that share an address.
     pub(crate) nat: Sessions,
-    /// Of those that were not at the backend that the event concerns.
+    /// Sessions of clients that were not at the backend that the event concerns.
     pub(crate) elsewhere: Sessions,
     /// All.
     pub(crate) requests: u64,
     /// Failed ones.
     pub(crate) failed: u64,
-    /// Of those that were answered.
+    /// The latency of answered requests.
     pub(crate) latency: Latency,
     /// Addresses, or clients, that came from one server to another, each time.
     pub(crate) moved: u64,
 }
 
-/// Who moves as one.
+/// The unit that moves as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// All clients of an address.
@@ -85,7 +85,7 @@ pub(crate) fn tally(
     tally
 }
 
-/// What became of a session.
+/// The fate of a session.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     lost: bool,

@@ -25,7 +25,7 @@ pub fn chosen<T, S: AsRef<str>>(
     Ok(chosen)
 }
 
-/// What servers are asked for by a proxy's checks.
+/// The path that a proxy's health checks ask servers for.
 const HEALTH: &str = "/healthz";
 
 /// Server `number`, counted from 1, as a proxy reaches it where servers are there for `nat`.

@@ -1,4 +1,4 @@
-//! What measurements of failures have in common: hosts, a steady load of clients' packets, and what crosses the backends'
+//! Shared parts of the measurements of failures: hosts, a steady load of clients' packets, and a watch on the backends'
 //! wire.
 
 pub mod hosts;
@@ -14,7 +14,7 @@ use balancer_testkit::{metrics::Metrics, namespace::Namespace};
 /// How long a scrape may take.
 const SCRAPE: Duration = Duration::from_secs(2);
 
-/// What the balancer in a namespace counts.
+/// Scrapes the metrics of the balancer in a namespace.
 ///
 /// # Errors
 /// When it does not answer, or says something else than metrics.

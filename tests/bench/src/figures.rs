@@ -1,15 +1,15 @@
-//! What is made of the figures of many rounds.
+//! Statistics of the figures of many rounds.
 
 use std::time::Duration;
 
-/// Of the figures of all rounds.
+/// The spread of the figures of all rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The least.
     pub least: f64,
     /// The one in the middle, the lower of two.
     pub median: f64,
-    /// What 19 of 20 do not exceed.
+    /// The 95th percentile: 19 of 20 figures do not exceed it.
     pub p95: f64,
     /// The greatest.
     pub most: f64,
@@ -25,7 +25,8 @@ impl Spread {
     }
 }
 
-/// What so many of 100 do not exceed, of times in their order, in µs.
+/// Returns a percentile, in µs, of times in ascending order; `share` is from 0 to 1. Not a number if there are no
+/// times.
 #[must_use]
 pub fn percentile(sorted: &[Duration], share: f64) -> f64 {
     let time = rank(sorted.len(), share).and_then(|rank| sorted.get(rank));

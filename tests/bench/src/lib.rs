@@ -1,4 +1,4 @@
-//! What the benchmarks have in common: loads, figures and reports.
+//! Shared parts of the benchmarks: loads, figures and reports.
 
 pub mod asm;
 pub mod classics;

@@ -1,4 +1,4 @@
-//! What benchmarks say of the machine that they ran on.
+//! The description of the machine that benchmarks ran on.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
-    /// What the kernel calls the processor.
+    /// The kernel's name for the processor.
     pub processor: String,
     /// How many there are.
     pub processors: usize,
@@ -15,7 +15,7 @@ pub struct Machine {
     pub is_virtual: bool,
     /// The kernel's version.
     pub kernel: String,
-    /// What chooses the first processor's frequency, if anything does here.
+    /// The governor of the first processor's frequency, if there is one.
     pub governor: Option<String>,
 }
 

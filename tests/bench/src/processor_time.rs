@@ -1,4 +1,4 @@
-//! What processes take of the processors.
+//! The processor time of processes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// What a process has used, in the kernel as well.
+/// Returns the processor time that a process has used, in the kernel as well.
 ///
 /// # Errors
 /// When there is no such process.

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use self::{chart::Chart, document::Document, setting::Setting};
 
-/// What no benchmark measures, for those who read the figures.
+/// The gaps that no benchmark covers, for readers of the figures.
 const NOT_MEASURED: [&str; 5] = [
     "Real network cards: packets are in memory (`path`), or cross veth pairs (`live`, `proxy`, `sticky`, `failover`).",
     "Other processors than the one that is named above, those for arm64 among them.",
@@ -27,7 +27,7 @@ const NOT_MEASURED: [&str; 5] = [
 pub struct Report {
     /// When, where and by what.
     pub setting: Setting,
-    /// What each benchmark says.
+    /// The document of each benchmark that ended.
     pub benchmarks: Vec<Document>,
     /// Benchmarks that came to nothing.
     pub failed: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Of the benchmarks that ended, and those that `failed`.
+    /// Makes a report of the benchmarks that ended and of those that `failed`.
     #[must_use]
     pub const fn new(setting: Setting, benchmarks: Vec<Document>, failed: Vec<String>) -> Self {
         Self { setting, benchmarks, failed, not_measured: NOT_MEASURED }

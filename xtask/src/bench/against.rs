@@ -21,7 +21,7 @@ const BASELINE: &str = "tests/bench/baseline";
 /// The benchmarks.
 const BENCHMARKS: &str = "tests/bench";
 
-/// What decides what the kernel program does and how it is loaded.
+/// The sources that decide what the kernel program does and how it is loaded.
 const PROGRAM: [&str; 6] = [
     "balancer-common",
     "balancer-ebpf",

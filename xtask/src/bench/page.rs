@@ -18,14 +18,14 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// What puts the page together.
+/// The program that puts the page together.
 const REPORT: &str = "bench-report";
 /// Where the book has its pictures.
 const BOOK: &str = "docs/src/charts";
 /// How long one benchmark may take: the longest takes less than half of it.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What is on the page, in its order, with options. Left out is what takes long and needs more.
+/// The benchmarks on the page, in its order, with options. Those that take long and need more are left out.
 const WANTED: [(Benchmark, &[&str]); 9] = [
     (Benchmark::Path, &[]),
     (Benchmark::Live, &[]),
@@ -91,7 +91,7 @@ impl Page {
     }
 }
 
-/// What the page is made of.
+/// Names the parts of the page, done and failed benchmarks, in the arguments of `report`.
 fn of<'a>(report: &'a mut Command, done: &[Benchmark], failed: &[String], raw: &Path) -> Result<&'a mut Command> {
     for &benchmark in done {
         if benchmark == Benchmark::Table {

@@ -28,7 +28,7 @@ const SUITES: [&str; 8] = [
 const OLDEST: [u32; 2] = [6, 1];
 /// A kernel's package; newer kernels come in several.
 const PARTS: [&str; 4] = ["image", "binary", "base", "modules"];
-/// What the tests' hosts are made of. Debian may have built some into the kernel.
+/// The modules that the tests' hosts need. Debian may have built some into the kernel.
 const MODULES: [&str; 11] = [
     "veth",
     "bridge",

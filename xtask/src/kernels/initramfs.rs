@@ -1,4 +1,4 @@
-//! What a guest boots into: the tests, what they start, and a shell.
+//! The archive that a guest boots into: the tests, the programs that they start, and a shell.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,10 +1,10 @@
-//! What was heard of a guest.
+//! The outcome of a guest, as heard from its process 1.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{LOADING, Suite};
 
-/// What a guest came to.
+/// The outcome of a guest's run.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     kernel: String,
@@ -15,7 +15,7 @@ pub(super) struct Outcome {
     trouble: bool,
     /// It came to its end by itself.
     ended: bool,
-    /// Its process 1 has said something.
+    /// The guest's process 1 has said something.
     heard: bool,
     seconds: u64,
 }

@@ -25,7 +25,7 @@ use crate::{
     setup::{Purpose, cross_compiler, nightly, setup},
 };
 
-/// Of the whole workspace.
+/// The version of the whole workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Builds for each of `architectures`, or all, and puts packages, archives, bills of materials and checksums into

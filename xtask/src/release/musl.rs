@@ -18,7 +18,7 @@ use crate::{
 
 const PACKAGES: [&str; 2] = ["musl-dev", "libunwind-19-dev"];
 
-/// What LLVM's unwinder is linked with in Debian, and musl does not have.
+/// Functions that LLVM's unwinder is linked with in Debian, and that musl does not have.
 const FORTIFIED: &str = "\
 #include <stdarg.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ int __fprintf_chk(FILE *file, int flag, const char *format, ...) {
 }
 ";
 
-/// What programs for one processor are linked with.
+/// The compiler and libraries that programs for one processor are linked with.
 pub(super) struct Toolchain {
     arch: Arch,
     directory: PathBuf,
@@ -54,7 +54,7 @@ impl Toolchain {
         self.directory.join("cc")
     }
 
-    /// What of it is in every program.
+    /// Returns the toolchain's libraries that are in every program.
     pub(super) fn libraries_linked(&self) -> Result<Vec<Library>> {
         let licences = ["MIT", "Apache-2.0 WITH LLVM-exception"];
         (PACKAGES.into_iter().zip(["musl", "libunwind"]).zip(licences))

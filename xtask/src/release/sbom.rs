@@ -12,7 +12,7 @@ use crate::command::{cargo, output};
 /// The command and the kernel program in it.
 const ROOTS: [&str; 2] = ["balancer-userspace", "balancer-ebpf"];
 
-/// What is linked with the program and no crate of its.
+/// A library that is linked with the program and is not one of its crates.
 pub(super) struct Library {
     pub(super) name: &'static str,
     pub(super) version: String,

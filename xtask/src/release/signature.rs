@@ -12,7 +12,7 @@ use crate::{
     setup::signing,
 };
 
-/// What the signature is for: one for something else with the same key is none.
+/// The purpose of the signature: one for another purpose is invalid, even with the same key.
 const NAMESPACE: &str = "balancer-release";
 
 /// The key's absolute path, before anything is built.

@@ -32,7 +32,7 @@ const DEBIAN_SYSROOT: &str = "/usr";
 /// Debian's compiler with `core` for BPF.
 const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-/// What the linker is linked with, besides LLVM.
+/// Packages that the linker is linked with, besides LLVM.
 const LINKER_PACKAGES: [&str; 3] = ["libzstd-dev", "zlib1g-dev", "g++"];
 
 /// Rustup has retries of its own; past this there is no hope.
@@ -42,9 +42,9 @@ const TOOLCHAIN_LIMIT: Duration = Duration::from_secs(300);
 /// A compiler for BPF, by its rustup name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compiler {
-    /// Of the right date.
+    /// The nightly of the right date.
     Pinned,
-    /// Of whichever date.
+    /// The nightly of whichever date.
     Nightly,
     Linked,
 }

@@ -171,7 +171,7 @@ impl Drop for Policy {
     }
 }
 
-/// What a package may call its service: as itself, or by its first word.
+/// Returns the names that a package may give its service: its own, or its first word.
 fn units(package: &str) -> Vec<String> {
     let first = package.split('-').next().unwrap_or(package);
     let mut units = vec![package.to_owned()];

@@ -15,7 +15,7 @@ use crate::{
 };
 use install::Installer;
 
-/// What a set-up is for; each takes what those before it take.
+/// The purpose of a set-up; each takes what those before it take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Compiling.
@@ -24,7 +24,7 @@ pub(crate) enum Purpose {
     Run,
     /// All tests.
     Test,
-    /// What else a change must pass.
+    /// All else that a change must pass.
     Ci,
 }
 

@@ -1,4 +1,4 @@
-//! What the session lab's Node servers are made of: packages of the npm registry.
+//! Installs the packages of the npm registry that the session lab's Node servers are made of.
 
 use std::fs;
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::arch::Arch;
 
-/// What installs packages.
+/// A package manager, by the distributions that use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     /// Debian, Ubuntu.
@@ -42,10 +42,10 @@ impl Tool {
 /// Makes network namespaces.
 pub(super) const NAMESPACES: [Tool; 1] = [Tool { program: "ip", apt: "iproute2", dnf: "iproute", pacman: "iproute2" }];
 
-/// What tests look at interfaces with.
+/// The program with which tests look at interfaces.
 pub(super) const INTERFACES: [Tool; 1] = [Tool::everywhere("ethtool", "ethtool")];
 
-/// What comes from Python's package index.
+/// Python and its virtual environments, for tools of its package index.
 pub(super) const PYTHON: [Tool; 1] =
     [Tool { program: "python3", apt: "python3-venv", dnf: "python3", pacman: "python" }];
 
@@ -68,25 +68,25 @@ pub(super) const SERVERS: [Tool; 5] = [
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
 ];
 
-/// What benchmarks measure beside the balancer.
+/// The programs that benchmarks measure beside the balancer.
 pub(super) const CLASSICS: [Tool; 3] = [NGINX, HAPROXY, Tool::everywhere("nft", "nftables")];
 
-/// What Debian has in packages of their own, each by a file that it brings.
+/// Parts of them that Debian has in packages of their own, each by a file that it brings.
 pub(super) const CLASSICS_PARTS: [(&str, &str); 1] =
     [("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
 
-/// What signs releases.
+/// The program that signs releases.
 pub(super) const SIGNING: [Tool; 1] =
     [Tool { program: "ssh-keygen", apt: "openssh-client", dnf: "openssh", pacman: "openssh" }];
 
-/// What several balancers run beside them.
+/// The programs that run beside several balancers.
 pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "bird", apt: "bird2", dnf: "bird", pacman: "bird" },
     Tool::everywhere("keepalived", "keepalived"),
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
 
-/// What tests ask servers with, and a server that no package starts.
+/// The programs with which tests ask servers, and a server that no package starts.
 pub(super) const CLIENTS: [Tool; 4] = [
     Tool::everywhere("curl", "curl"),
     Tool::everywhere("iperf3", "iperf3"),
@@ -94,16 +94,16 @@ pub(super) const CLIENTS: [Tool; 4] = [
     Tool { program: "dig", apt: "bind9-dnsutils", dnf: "bind-utils", pacman: "bind" },
 ];
 
-/// What tests ask etcd with.
+/// The program with which tests ask etcd.
 pub(super) const ENGINE: [Tool; 1] = [Tool { program: "etcdctl", apt: "etcd-client", dnf: "etcd", pacman: "etcd" }];
 
-/// What boots a Debian in a directory.
+/// The programs that make a Debian in a directory and boot it.
 pub(super) const MACHINES: [Tool; 2] = [
     Tool::everywhere("debootstrap", "debootstrap"),
     Tool { program: "systemd-nspawn", apt: "systemd-container", dnf: "systemd-container", pacman: "systemd" },
 ];
 
-/// What the session lab's reduced set runs.
+/// The programs that the session lab's reduced set runs.
 pub(super) const SESSIONS: [Tool; 4] = [
     Tool { program: "node", apt: "nodejs", dnf: "nodejs", pacman: "nodejs" },
     Tool { program: "npm", apt: "npm", dnf: "npm", pacman: "npm" },
@@ -111,7 +111,7 @@ pub(super) const SESSIONS: [Tool; 4] = [
     Tool::everywhere("memcached", "memcached"),
 ];
 
-/// What the whole session lab runs besides: Debian's packages, each by a file that it brings.
+/// The programs that the whole session lab runs besides: Debian's packages, each by a file that it brings.
 pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/bin/java", "default-jre-headless"),
     ("/usr/share/tomcat10/bin/bootstrap.jar", "tomcat10-common"),
@@ -127,7 +127,7 @@ pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/share/doc/postgresql", "postgresql"),
 ];
 
-/// What emulates a machine with such a processor.
+/// Returns the emulator of machines with such a processor.
 pub(super) const fn emulator(arch: Arch) -> Tool {
     let (apt, dnf, pacman) = match arch {
         Arch::X86_64 => ("qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86"),
@@ -136,7 +136,7 @@ pub(super) const fn emulator(arch: Arch) -> Tool {
     Tool { program: arch.emulator(), apt, dnf, pacman }
 }
 
-/// What makes machines that boot other kernels.
+/// The programs that make machines that boot other kernels.
 pub(super) const GUESTS: [Tool; 6] = [
     Tool { program: "busybox", apt: "busybox-static", dnf: "busybox", pacman: "busybox" },
     Tool::everywhere("cpio", "cpio"),
@@ -176,7 +176,7 @@ impl Manager {
         }
     }
 
-    /// Its arguments that install packages without asking.
+    /// Returns the arguments that install packages without asking.
     pub(super) const fn install(self) -> &'static [&'static str] {
         match self {
             Self::Apt => &["-qq", "-o", "DPkg::Lock::Timeout=120", "install", "--yes", "--no-install-recommends"],

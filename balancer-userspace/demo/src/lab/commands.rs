@@ -1,4 +1,4 @@
-//! What to try from another terminal, and the scripts that it takes.
+//! Commands to try from another terminal, and the scripts that they need.
 
 use std::{fs, path::Path};
 

@@ -18,7 +18,7 @@ pub(super) const BACKENDS: u16 = 4;
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) controller: Controller,
-    /// Its directory.
+    /// The directory of the balancer's files.
     pub(super) files: PathBuf,
 }
 

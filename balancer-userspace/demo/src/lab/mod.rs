@@ -36,7 +36,7 @@ const CLIENTS_PATIENCE: Duration = Duration::from_secs(5);
 /// The most members of a fleet.
 pub const MAX_MEMBERS: u16 = 8;
 
-/// What to show.
+/// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many balancers there are, and who spreads clients over them.
@@ -55,7 +55,7 @@ pub struct Options {
     pub balancer: PathBuf,
 }
 
-/// Who spreads clients.
+/// The way in which clients are spread over balancers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A router, by ECMP, over so many balancers: 2 to [`MAX_MEMBERS`].

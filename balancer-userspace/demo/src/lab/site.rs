@@ -32,7 +32,7 @@ use crate::{
 /// Numbers of etcd's hosts on the segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
 
-/// What etcd is started with besides. Nothing of it is to outlive the lab.
+/// More arguments that etcd is started with. Nothing that it stores is to outlive the lab.
 const ENGINES_ARGUMENTS: [&str; 2] = ["--auto-compaction-retention=5m", "--unsafe-no-fsync"];
 
 /// Between a request to end and the second one, which balancers do not linger after.
@@ -61,7 +61,7 @@ pub(super) struct Lab {
     pub(super) kind: Kind,
     pub(super) program: PathBuf,
     pub(super) files: Files,
-    /// What etcd stores.
+    /// The files that etcd stores.
     data: Files,
 }
 

@@ -1,4 +1,4 @@
-//! What there is to see: what clients saw, and what members say of themselves.
+//! The view of the lab: the observations of clients, and the reports of members on themselves.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{load::Seen, screen};
 /// A moment of the lab.
 pub(super) struct View {
     seen: Seen,
-    /// Of a member in step, with the connections of all; `None`: nobody answers.
+    /// The status of a member in step, with the connections of all; `None`: no member answers.
     status: Option<StatusView>,
     epoch: Option<u64>,
     leader: Option<String>,
@@ -30,7 +30,7 @@ struct MemberView {
     said: Option<Said>,
 }
 
-/// What a member says of itself.
+/// A member's report on itself.
 struct Said {
     /// `ready`, `degraded` or `not_ready`.
     state: String,

@@ -1,4 +1,4 @@
-//! Who has which address.
+//! The addresses of all hosts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,7 +19,7 @@ pub(super) const CLIENT_LEG: Net = Net(3);
 pub(super) const BALANCER: u16 = 1;
 /// Routed, on the segment: the router.
 pub(super) const CLIENT: u16 = 2;
-/// Of the second balancer.
+/// The second balancer's host number.
 pub(super) const SECOND_BALANCER: u16 = 3;
 pub(super) const FIRST_BACKEND: u16 = 11;
 pub(super) const VIP_HOST: u16 = 10;

@@ -1,4 +1,4 @@
-//! What there is where balancers are several: more of them, a router in front, and other hosts on the segment.
+//! Topologies of several balancers: more of them, a router in front, and other hosts on the segment.
 
 use std::net::IpAddr;
 
@@ -74,7 +74,7 @@ impl Topology {
         SEGMENT.host(family, host)
     }
 
-    /// Who routes for the clients: their own host where they have no router.
+    /// Returns the host that routes for the clients: their own where they have no router.
     #[must_use]
     pub fn router(&self) -> &Namespace {
         self.router.as_ref().unwrap_or(&self.client)

@@ -175,7 +175,7 @@ impl Balancers {
         self.kind == kind && kind == FrontOf::One
     }
 
-    /// What a command line prints, such as `["backend", "drain", "web/web2"]`; asked of the last balancer.
+    /// Runs a command line, such as `["backend", "drain", "web/web2"]`, on the last balancer and returns its output.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Result<String> {
         let balancers = self.balancers.borrow();
         let output = balancers.last().context("no balancer is left")?.controller.cli(arguments)?;

@@ -1,4 +1,4 @@
-//! What is between clients and servers.
+//! The programs between clients and servers.
 
 mod balancers;
 mod proxies;
@@ -15,7 +15,7 @@ use crate::{
     row::{Front as Kind, Row},
 };
 
-/// What is in front of the servers. Dropping it ends it.
+/// The balancers or the proxy in front of the servers. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) enum Front {
     /// The balancer, one or several.

@@ -24,11 +24,11 @@ use crate::part::{GLANCE, PATIENCE, Part};
 /// A server behind a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// What the proxy calls it.
+    /// The proxy's name for the server.
     pub name: String,
     /// Where it is.
     pub address: SocketAddr,
-    /// Its share.
+    /// The server's share, as a weight.
     pub weight: u16,
     /// Whether it gets no new clients.
     pub drained: bool,
@@ -42,13 +42,13 @@ impl Server {
     }
 }
 
-/// What a configuration is made of.
+/// The settings that a configuration is made of.
 #[derive(Debug)]
 struct Setup {
     rule: Rule,
     servers: Vec<Server>,
     target: SocketAddr,
-    /// What servers are asked for by health checks; empty: they are not asked.
+    /// The path that health checks ask servers for; empty: there are no checks.
     health: &'static str,
     config: PathBuf,
 }

@@ -101,7 +101,7 @@ pub(super) fn module() -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Of what `nginx -V` says.
+/// Finds the stream module by the output of `nginx -V`; `None`: it is built in.
 fn module_of(said: &str) -> Option<PathBuf> {
     let mut words = said.split_whitespace();
     if words.clone().any(|word| word == "--with-stream") {

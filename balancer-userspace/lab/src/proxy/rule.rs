@@ -51,7 +51,7 @@ impl Rule {
         if self.is_nginx() { ("nginx", "nginx-light") } else { ("haproxy", "haproxy") }
     }
 
-    /// What it is called.
+    /// Returns the title of the rule.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -89,7 +89,7 @@ impl Rule {
     }
 }
 
-/// Of what `nginx -v` and `haproxy -v` say.
+/// Finds the version in the output of `nginx -v` or `haproxy -v`.
 fn version_of(said: &str) -> String {
     let mut words = said.split_whitespace().skip_while(|word| !word.starts_with("version"));
     words.nth(1).unwrap_or_default().trim_start_matches("nginx/").to_owned()

@@ -22,17 +22,17 @@ use crate::{
 
 /// Where servers listen.
 pub(crate) const PORT: u16 = 80;
-/// What answers without looking at a session.
+/// The path and query that a server answers without looking at a session.
 pub(crate) const HEALTH: &str = "/?health=1";
 /// For a look at a server.
 const GLANCE: Duration = Duration::from_secs(1);
 
-/// What a server is started with.
+/// The settings that a server is started with.
 #[derive(Debug)]
 pub(crate) struct Setting<'a> {
     hosts: &'a Hosts,
     strategy: Strategy,
-    /// Of stores.
+    /// The addresses of the stores.
     endpoints: &'a [String],
     /// Servers in all.
     servers: u16,

@@ -40,7 +40,7 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     Ok(vec![Part::start(&format!("{name}-tomcat"), &mut command, setting.hosts.files())?])
 }
 
-/// What keeps sessions.
+/// Returns the configuration of the part that keeps sessions.
 fn context(setting: &Setting<'_>) -> Result<String> {
     Ok(match setting.strategy {
         Strategy::TomcatFile => {

@@ -1,5 +1,5 @@
-//! What a scrape of a large balancer costs: how long the task that owns the controller is held, how long the counters take to
-//! read and the text to write (neither holds it).
+//! Measures the cost of a scrape of a large balancer: how long it holds the task that owns the controller, and how long
+//! it takes to read the counters and to write the text (neither of which holds the task).
 
 use std::{
     fmt::Write as _,

@@ -1,4 +1,4 @@
-//! What crosses the backends' end of the wire, with the kernel's time stamps: clients' packets as they arrive, answers to
+//! Watches the backends' end of the wire, with the kernel's time stamps: clients' packets as they arrive, answers to
 //! checks as they leave.
 
 use std::{
@@ -37,7 +37,7 @@ const QUEUE: usize = 64 << 20;
 const PAUSE: Duration = Duration::from_millis(2);
 const RST: u8 = 4;
 
-/// What is known of one backend.
+/// The observations of one backend.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     /// When checks were refused, each since the last that was not.
@@ -48,7 +48,7 @@ pub struct Watched {
     pub elsewhere: Option<Duration>,
 }
 
-/// What has been seen. Times are those of the wall clock.
+/// The observations of all clients and backends. Times are those of the wall clock.
 #[derive(Debug, Default)]
 pub struct Seen {
     /// Where each client's last packet went.
@@ -89,7 +89,7 @@ impl Wire {
         Ok(Self { seen, ended, thread: Some(thread) })
     }
 
-    /// What it has seen.
+    /// Returns the observations so far.
     ///
     /// # Errors
     /// When it has missed packets, or the kernel refused.

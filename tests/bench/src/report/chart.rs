@@ -1,4 +1,4 @@
-//! What a picture shows: bars under headings, in the order in which a benchmark names them.
+//! The contents of a picture: bars under headings, in the order in which a benchmark names them.
 
 use crate::{
     figures::Spread,
@@ -8,10 +8,10 @@ use crate::{
     },
 };
 
-/// What a picture shows.
+/// The contents of a picture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chart {
-    /// What it is about.
+    /// The title of the picture.
     pub title: String,
     /// How many rounds there were: the least and the greatest number.
     pub rounds: (usize, usize),
@@ -24,9 +24,9 @@ pub struct Chart {
 pub struct Group {
     /// The heading.
     pub heading: String,
-    /// Of the bars' values.
+    /// The unit of the bars' values.
     pub unit: String,
-    /// What the full width stands for: as much as in other groups of the same unit.
+    /// The value that the full width stands for: as much as in other groups of the same unit.
     pub full: f64,
     /// In their order.
     pub bars: Vec<Bar>,
@@ -35,9 +35,9 @@ pub struct Group {
 /// A figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bar {
-    /// Whose.
+    /// The program or path that the bar shows.
     pub label: String,
-    /// What it was in all rounds.
+    /// The spread of the figure over all rounds.
     pub spread: Spread,
     /// Whether it is the balancer's.
     pub ours: bool,
@@ -56,7 +56,7 @@ impl Bar {
 }
 
 impl Chart {
-    /// Of a document; `None`: nothing of it is to be drawn.
+    /// Makes the chart of a document; `None`: nothing of it is to be drawn.
     #[must_use]
     pub fn of(document: &Document) -> Option<Self> {
         let mut groups: Vec<Group> = Vec::new();

@@ -1,4 +1,4 @@
-//! What Criterion has left of its benchmarks.
+//! Reads the results that Criterion has left of its benchmarks.
 
 use std::{fs, path::Path};
 
@@ -14,7 +14,7 @@ struct Identity {
     value_str: Option<String>,
 }
 
-/// What it has measured: so many iterations each, and how long they took together, in ns.
+/// The measured samples: so many iterations each, and how long they took together, in ns.
 #[derive(Deserialize)]
 struct Sample {
     iters: Vec<f64>,

@@ -1,33 +1,33 @@
-//! What one benchmark says.
+//! The results of one benchmark.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// What a benchmark has measured: what its program prints with `--json`.
+/// The results of a benchmark, as its program prints them with `--json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Document {
-    /// Its name.
+    /// The name of the benchmark.
     pub benchmark: String,
-    /// What it is about, in one line.
+    /// The subject of the benchmark, in one line.
     pub title: String,
     /// How it was measured.
     pub about: String,
-    /// What was measured.
+    /// The series that were measured.
     pub series: Vec<Series>,
-    /// What could not be measured here, and why.
+    /// The parts that could not be measured here, and why.
     pub left_out: Vec<String>,
 }
 
 /// One figure in every round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
-    /// Whose figure it is: a program's, a path's.
+    /// The owner of the figure: a program, a path.
     pub of: String,
     /// Which figure.
     pub what: String,
-    /// Of the samples.
+    /// The unit of the samples.
     pub unit: String,
     /// How many there could be, where the samples count some of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,7 +38,7 @@ pub struct Series {
     /// In the picture, where it stands: the heading above it. Others are in tables alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heading: Option<String>,
-    /// Of every round, as they came.
+    /// The samples of every round, in their order.
     pub samples: Vec<f64>,
 }
 

@@ -15,7 +15,7 @@ const LINE: f64 = 18.0;
 const HEADING: f64 = 30.0;
 const ROW: f64 = 22.0;
 const BAR: f64 = 12.0;
-/// What a letter of a label takes, and the most that labels may take.
+/// The width of a letter of a label, and the greatest width that labels may take.
 const LETTER: f64 = 6.7;
 const LABELS: f64 = 320.0;
 /// Behind a bar, for its number.

@@ -12,13 +12,13 @@ use crate::machine::Machine;
 /// The circumstances of a report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
-    /// What was typed.
+    /// The command as it was typed.
     pub command: String,
     /// When it began, in UTC.
     pub date: String,
     /// How long it took, in seconds.
     pub seconds: u64,
-    /// Of the sources, with `-dirty` behind it where they differ.
+    /// The commit of the sources, with `-dirty` behind it where they differ.
     pub commit: String,
     /// How many threads wanted to run before it began, in the last 1, 5 and 15 minutes.
     pub load_before: String,

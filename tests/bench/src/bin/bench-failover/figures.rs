@@ -1,4 +1,4 @@
-//! What is made of failures.
+//! The figures of failures: rows of the printed table, and the document.
 
 use balancer_bench::{
     figures::Spread,
@@ -7,7 +7,7 @@ use balancer_bench::{
 
 use crate::{CLIENTS, FALL};
 
-/// What was measured, in ms.
+/// The times that failures took, in ms.
 #[derive(Default)]
 pub(crate) struct Figures {
     pub(crate) last: Vec<f64>,

@@ -16,7 +16,7 @@ const NO_CHECK: &str = "interval = \"1h\", fast_interval = \"1h\"";
 /// How a backend dies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Death {
-    /// Its machine refuses connections.
+    /// The server alone dies; its machine refuses connections.
     OfTheServer,
     /// Nothing answers.
     OfTheMachine,

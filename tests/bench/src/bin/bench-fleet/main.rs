@@ -1,6 +1,6 @@
-//! What a fleet costs, and how long it takes: real etcd (three members), 31 balancers without a kernel but with the real
-//! protocol, core and sharing of clients, and the real balancer, through which real packets go; 1,000,000 known clients.
-//! All of it runs on this machine, so that the members' work and etcd's share its CPUs.
+//! Measures the costs and delays of a fleet: real etcd (three members), 31 balancers that have no kernel but the real
+//! protocol, core and sharing of clients, and the real balancer, through which real packets go; 1,000,000 known
+//! clients. All of it runs on this machine, so that the members' work and etcd's share its CPUs.
 
 mod member;
 mod real;

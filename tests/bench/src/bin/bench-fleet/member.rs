@@ -41,7 +41,7 @@ const TICK: u16 = 1000;
 const STALE: u16 = REMEMBER / 4 + 1;
 pub(crate) const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 
-/// What a member is to do.
+/// An order to a member.
 pub(crate) enum Order {
     /// Make a change, and say when the fleet has answered.
     Change(Box<Change>, oneshot::Sender<Result<String, String>>),
@@ -63,7 +63,7 @@ pub(crate) struct Known {
     pub(crate) backend: u16,
 }
 
-/// What has happened at a member.
+/// An event that a member reports.
 pub(crate) enum Told {
     /// It is in step now, or not any more, and knows so many clients.
     InStep(usize),
@@ -314,7 +314,7 @@ impl Light {
         }
     }
 
-    /// Its checks run once, and what it sees becomes its ballot: whether that is news.
+    /// Runs the member's checks once and makes the results its ballot; returns whether the ballot has changed.
     fn look(&mut self) -> bool {
         let hops = self.watched.iter().map(|&address| Event::NextHop { address, next_hop: Ok(hop()) });
         let checks = self.checks.iter().map(|(&backend, &(check, address))| {

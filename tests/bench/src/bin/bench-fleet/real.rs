@@ -110,7 +110,7 @@ impl Real {
         }
     }
 
-    /// Its clients' packets from now on, one after the other; backends that are watched.
+    /// Sends packets of the clients of backend `watched` from now on, one after the other, and watches that backend.
     ///
     /// # Errors
     /// When packets were missed.

@@ -11,11 +11,11 @@ use crate::{
     serve::Server,
 };
 
-/// What is known of a path after a look.
+/// The result of looking at a path.
 pub(crate) struct Looked {
-    /// Its name.
+    /// The name of the path.
     pub(crate) path: String,
-    /// What both programs take; or why there is nothing to compare.
+    /// The costs with both programs, or the reason why there is nothing to compare.
     pub(crate) outcome: Result<Compared, String>,
 }
 

@@ -30,7 +30,7 @@ struct Runner {
     frame: Vec<u8>,
     /// ns per packet, of every run.
     runs: Vec<f64>,
-    /// What a feeder goes on with: the kernel empties the map with its last descriptor.
+    /// The map by which a feeder calls the next program: the kernel empties it when its last descriptor is closed.
     _next: Option<ProgramArray>,
 }
 
@@ -165,7 +165,7 @@ impl Measured {
     }
 }
 
-/// What a path, or a yardstick, costs.
+/// The cost of a path or of a yardstick.
 pub(crate) struct Row {
     /// The path.
     pub(crate) path: Path,
@@ -175,7 +175,7 @@ pub(crate) struct Row {
     pub(crate) rounds: Vec<f64>,
 }
 
-/// What was measured in turns.
+/// The results of paths and yardsticks, measured in turns.
 pub(crate) struct Series {
     /// In the order of [`yardsticks::all`].
     pub(crate) yardsticks: Vec<Row>,
@@ -265,7 +265,8 @@ impl Bench {
     }
 }
 
-/// What it takes to move the start of the frame: two moves there and back more.
+/// Returns the cost of one move of the start of the frame, in ns: `thrice` makes two moves there and two back more than
+/// `once`.
 fn head([once, thrice]: &[Runner; 2]) -> f64 {
     (thrice.best() - once.best()) / 4.0
 }

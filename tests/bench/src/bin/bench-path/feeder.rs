@@ -6,7 +6,7 @@ const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
 
-/// What a feeder does to a frame.
+/// The changes that a feeder makes to a frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Feed {
     /// The clients, who take turns.

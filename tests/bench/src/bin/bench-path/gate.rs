@@ -5,7 +5,7 @@ pub(crate) const TOLERANCE: f64 = 0.07;
 /// ns: a difference below this never fails, whatever part it is.
 const NOISE: f64 = 1.0;
 
-/// What one run took, in ns per packet.
+/// The times of one run, in ns per packet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Took {
     /// With the kernel program.
@@ -28,7 +28,7 @@ impl Turns {
         self.after.push(after);
     }
 
-    /// What they come to; `None` without a run.
+    /// Compares the two programs over all turns; `None` without a run.
     pub(crate) fn compare(&self) -> Option<Compared> {
         // The empty program is the same on either side.
         let empty = median(self.before.iter().chain(&self.after).map(|took| took.empty).collect())?;
@@ -43,7 +43,7 @@ impl Turns {
     }
 }
 
-/// What a path costs with either program.
+/// The costs of a path with either program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Compared {
     /// ns per packet, net, of the fastest run.

@@ -27,7 +27,7 @@ use crate::{
 
 /// Frames of one run: each of a million clients sends two.
 const FRAMES: u32 = 2_000_000;
-/// What the kernel may drop of them.
+/// The most frames of a run that the kernel may drop.
 const LOST: u32 = FRAMES / 1000;
 
 /// Measures, and prints; in the last namespace that is entered, this thread's for good.

@@ -1,4 +1,5 @@
-//! What the kernel program costs per packet: nanoseconds by `BPF_PROG_TEST_RUN`, net of a program that does nothing.
+//! Measures the cost of the kernel program per packet: nanoseconds by `BPF_PROG_TEST_RUN`, net of a program that does
+//! nothing.
 //!
 //! The kernel gives a program its own output again on each repeat, so that a forwarded packet's TTL would run out. A
 //! *feeder*, a small program, therefore restores the frame (with the next client's source address) and continues with the

@@ -1,4 +1,4 @@
-//! What is measured.
+//! The paths through the kernel program that are measured.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -19,7 +19,7 @@ use crate::{
 
 /// Where the source address is, or its second word.
 const SOURCE: i16 = 26;
-/// Its first word.
+/// The offset of the first word of an IPv6 source address.
 const V6_SITE: i16 = 22;
 const V4_DESTINATION: i16 = 30;
 /// The first word of the destination.
@@ -36,7 +36,8 @@ const V6_PORTS: (i16, Size) = (54, Size::Word);
 
 const CLIENT_V6: &str = "[2001:db8:c:1::9]:40000";
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
-/// Of datagrams: services have one key here, and so an entry for a client of one of them is in another's way.
+/// The first address of clients that send datagrams, apart from `FIRST_V4`: services have one key here, and so an entry
+/// for a client of one of them is in another's way.
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
@@ -44,26 +45,25 @@ const MILLION: u32 = 1_000_000;
 /// One way through the program.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {
-    /// What it is called.
     pub(crate) name: String,
     /// ns that it is to cost, in words.
     pub(crate) wanted: &'static str,
     /// Where it is measured.
     pub(crate) scene: Place,
-    /// What becomes of its packets.
+    /// The expected outcome of its packets.
     pub(crate) end: End,
     /// Where its packets come from.
     pub(crate) clients: Clients,
     packet: Frame,
-    /// What the program gets once before each run.
+    /// The packet that the program gets once before each run.
     before: Option<Frame>,
-    /// What makes the next packet; `None`: the program leaves its packets as they are.
+    /// The feeder's changes that make the next packet; `None`: the program leaves its packets as they are.
     pub(crate) feed: Option<Feed>,
     /// Bytes that the program puts in front.
     pub(crate) grows: i32,
 }
 
-/// What becomes of a packet.
+/// The outcome of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// The program has nothing to do with it.
@@ -91,7 +91,7 @@ impl Path {
         self.packet.bytes()
     }
 
-    /// What the program gets once before each run.
+    /// Returns the packet that the program gets once before each run.
     pub(crate) fn before(&self) -> Option<Vec<u8>> {
         self.before.as_ref().map(Frame::bytes)
     }
@@ -292,12 +292,12 @@ pub(crate) fn live() -> [Path; 4] {
     ]
 }
 
-/// What a yardstick is measured with: a segment of one client's.
+/// Returns the path that a yardstick is measured with: a segment of one client's.
 pub(crate) fn of_one_client(name: &str) -> Path {
     to(name, PLAIN)
 }
 
-/// What a yardstick is measured with: a segment of each of a million clients.
+/// Returns the path that a yardstick is measured with: a segment of each of a million clients.
 pub(crate) fn of_a_million_clients(name: &str) -> Path {
     to(name, PLAIN).of_many()
 }
@@ -433,7 +433,7 @@ fn tunnelled() -> Vec<Path> {
     ]
 }
 
-/// What is not a whole packet of TCP or UDP.
+/// Paths of packets that are not whole packets of TCP or UDP.
 fn rare() -> Vec<Path> {
     let [first, later] = fragments();
     let end = End::AtBackend(DATAGRAMS);

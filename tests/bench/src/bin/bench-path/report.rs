@@ -1,4 +1,4 @@
-//! What is printed.
+//! The reports on paths: tables, or a document.
 
 use std::ops::RangeInclusive;
 

@@ -22,7 +22,7 @@ struct Ready {
     paths: Vec<String>,
 }
 
-/// What became of one run.
+/// The result of one run.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
@@ -85,7 +85,7 @@ impl Server {
         Ok(Self { child, input, output: BufReader::new(output).lines(), paths: Vec::new() })
     }
 
-    /// What one run of a path takes; an inner error is about this path alone.
+    /// Measures one run of a path; an inner error is about this path alone.
     pub(crate) fn run(&mut self, path: &str) -> Result<Result<Took, String>> {
         writeln!(self.input.as_mut().context("the input is piped")?, "{path}").context("asking for a run")?;
         let line = self.listen()?;

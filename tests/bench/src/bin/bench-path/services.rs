@@ -73,7 +73,7 @@ impl Service {
         self.address.is_ipv6()
     }
 
-    /// Its rules, if it is service `index`.
+    /// Returns the rules of this service when it is service `index`.
     ///
     /// # Errors
     /// When a prefix does not parse.

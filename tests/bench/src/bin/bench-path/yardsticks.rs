@@ -41,9 +41,9 @@ const NUMBER: i16 = -20;
 /// The first bytes of the destination MAC addresses that yardsticks write.
 pub(crate) const WRITTEN: [u8; 4] = [2, 0, 0, 1];
 
-/// What is measured beside the paths.
+/// A program that is measured beside the paths.
 pub(crate) struct Yardstick {
-    /// Its packets.
+    /// The path that its packets take.
     pub(crate) path: Path,
     /// The program.
     pub(crate) program: OwnedFd,
@@ -51,15 +51,16 @@ pub(crate) struct Yardstick {
     pub(crate) writes: bool,
 }
 
-/// What a segment costs that is only looked at.
+/// The yardstick of a segment that is only parsed.
 const PARSE: &str = "parse";
-/// What steering by an array costs.
+/// The yardstick of steering by an array.
 const ARRAYS: &str = "arrays";
 /// The same, with a million clients.
 const ARRAYS_OF_MANY: &str = "arrays, 1M clients";
-/// What steering by the kernel's LRU hash costs. Paths are compared with it: it is of their size, and as they do, it
-/// computes a hash and looks up what is in the cache. The two above are a few ns, a tenth of what is taken off. With a
-/// million clients it waits for memory, and comes out between 120 and 180 ns without anything having changed.
+/// The yardstick of steering by the kernel's LRU hash. Paths are compared with it because it is of their size and, as
+/// they do, computes a hash and looks up an entry that is in the cache. The two above are a few ns, a tenth of what is
+/// subtracted. With a million clients it waits for memory, and comes out between 120 and 180 ns without anything having
+/// changed.
 pub(crate) const LRU_HASH: &str = "LRU_HASH";
 /// The same, with a million clients.
 const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients";

@@ -1,4 +1,4 @@
-//! What is compared, each with clients, servers and a host in the middle of its own, so that none pays for another.
+//! The contenders, each with clients, servers and a host in the middle of its own, so that none pays for another.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -24,7 +24,7 @@ const CLIENTS: u16 = 4_000;
 /// For a whole connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is in the middle.
+/// The kind of a contender, by the program in the middle.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
     /// A router; clients choose servers themselves.
@@ -47,7 +47,6 @@ pub(crate) const OTHERS: [Kind; 5] = [
 ];
 
 impl Kind {
-    /// What it is called.
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Direct => "nobody: a router",
@@ -73,7 +72,7 @@ impl Kind {
     }
 }
 
-/// What runs in the middle.
+/// The program that runs in the middle.
 enum Middle {
     Kernel,
     Balancer(Controller),

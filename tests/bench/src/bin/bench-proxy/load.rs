@@ -22,12 +22,12 @@ pub(crate) enum Pace {
     Every(Duration),
 }
 
-/// What became of the requests.
+/// The results of all requests.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// Of each that was answered.
+    /// The latency of each request that was answered.
     pub(crate) latencies: Vec<Duration>,
-    /// Those that were not.
+    /// Requests without an answer.
     pub(crate) failed: usize,
     /// From the first request to the last answer.
     pub(crate) took: Duration,

@@ -1,6 +1,6 @@
-//! What a connection costs that goes through the balancer, beside what it costs through proxies, through the kernel's own
-//! translation of addresses, and through nobody: real HTTP from many addresses, over network namespaces of one machine,
-//! whose processors all share.
+//! Compares the cost of a connection through the balancer with its cost through proxies, through the kernel's own
+//! translation of addresses, and through a router alone: real HTTP from many addresses, over network namespaces of one
+//! machine, whose processors all share.
 
 mod contender;
 mod load;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use balancer_bench::processor_time;
 use nix::time::{ClockId, clock_gettime};
 
-/// What is counted, for those who read the figures.
+/// An explanation of the counted processor time, for readers of the figures.
 pub(crate) const COUNTED: &str = "processor time is that of clients, servers, what is in the middle and ksoftirqd, by the \
     kernel's clocks of processes; softirqs count where they run";
 

@@ -1,4 +1,4 @@
-//! What is printed.
+//! The report on connections: a table, or a document.
 
 use balancer_bench::{
     figures::Spread,
@@ -9,16 +9,16 @@ use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 
 use crate::{contender::Kind, load::WORKERS, processor::COUNTED};
 
-/// What one round says of a contender.
+/// The figures of a contender in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
     /// Connections per second, as many as it takes.
     pub(crate) rate: f64,
     /// Processor time of a connection, in µs.
     pub(crate) processor: f64,
-    /// Of connections at a steady pace, in µs.
+    /// The median latency of connections at a steady pace, in µs.
     pub(crate) p50: f64,
-    /// The same.
+    /// The 99th percentile of these latencies, in µs.
     pub(crate) p99: f64,
     /// Connections that failed.
     pub(crate) failed: usize,
@@ -30,14 +30,14 @@ pub(crate) struct Measured {
     pub(crate) rounds: Vec<Figures>,
 }
 
-/// What is measured of a contender.
+/// A figure that is reported of each contender.
 struct Column {
     title: &'static str,
     /// In full; in the picture.
     name: &'static str,
     unit: &'static str,
     drawn: bool,
-    /// Of each round; the second contender is the one without anybody in the middle.
+    /// Computes the figure from those of a round; the second contender is the one without anybody in the middle.
     of: fn(&Figures, &Figures) -> f64,
 }
 

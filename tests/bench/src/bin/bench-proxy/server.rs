@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use balancer_testkit::namespace::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Of each server: one that waits for a late request does not hold the others up.
+/// Threads of each server: one that waits for a late request does not hold the others up.
 const THREADS: usize = 2;
 /// How long a request may take to come.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What health checks of all backends cost, and whether they come when they are due.
+//! Measures the cost of health checks of all backends, and whether they come when they are due.
 
 use std::{
     thread,

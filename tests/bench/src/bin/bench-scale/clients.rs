@@ -1,5 +1,5 @@
-//! What many known clients cost the controller: how long it takes to count them, changes of `remember`, and for how long
-//! others wait meanwhile.
+//! Measures the cost of many known clients to the controller: how long it takes to count them and to change `remember`,
+//! and for how long others wait meanwhile.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -18,7 +18,7 @@ use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
 use super::{PATIENCE, Site, machine::map_ids, timed, times};
 
-/// What is changed to and fro, with ticks of other lengths.
+/// The two values of `remember` between which it is changed; their ticks differ in length.
 pub(super) const REMEMBER: [&str; 2] = ["3h", "30d"];
 
 /// Makes `clients` of backends 1 to `backends` known, and changes `remember` of all services so often.

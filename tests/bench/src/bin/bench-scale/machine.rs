@@ -1,4 +1,4 @@
-//! What a process holds.
+//! The memory and the BPF maps that a process holds.
 
 use std::{collections::BTreeMap, fs, str::FromStr};
 
@@ -24,7 +24,7 @@ pub(super) fn map_ids(pid: u32) -> Result<impl Iterator<Item = u32>> {
     Ok(descriptors(pid)?.filter_map(|text| number(&text, "map_id")))
 }
 
-/// What the kernel tells of each open descriptor.
+/// Returns the kernel's description of each open descriptor.
 fn descriptors(pid: u32) -> Result<impl Iterator<Item = String>> {
     Ok(fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok()))
 }

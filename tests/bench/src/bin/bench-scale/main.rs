@@ -1,5 +1,5 @@
-//! What many services and backends cost the controller: a start, a restart, changes, memory, or health checks. A real
-//! balancer in a network namespace, asked through its socket; no client sends a packet.
+//! Measures the cost of many services and backends to the controller: a start, a restart, changes, memory, or health
+//! checks. A real balancer runs in a network namespace and is asked through its socket; no client sends a packet.
 
 mod checks;
 mod clients;

@@ -13,7 +13,7 @@ use crate::{
     step::{SPARE, Step, TARGET},
 };
 
-/// Of a server.
+/// The weight of each server.
 const WEIGHT: u16 = 100;
 
 pub(crate) struct Balanced(Site);

@@ -1,4 +1,4 @@
-//! What is compared: the balancer, and proxies in its place.
+//! The contenders: the balancer, and proxies in its place.
 
 use anyhow::Result;
 use balancer_bench::classics::Rule;
@@ -10,7 +10,7 @@ use crate::{
     step::Step,
 };
 
-/// Who chooses servers, and how.
+/// A program that chooses servers, with its rule or its memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Contender {
     /// A proxy.
@@ -39,7 +39,6 @@ pub(crate) trait Front {
 }
 
 impl Contender {
-    /// What it is called.
     pub(crate) fn title(self) -> String {
         match self {
             Self::Classic(rule) => rule.title().to_owned(),
@@ -47,7 +46,7 @@ impl Contender {
         }
     }
 
-    /// Its version, where that is not the one under test.
+    /// Returns the program's version; `None` for the balancer, which is the one under test.
     pub(crate) fn version(self) -> Result<Option<String>> {
         match self {
             Self::Classic(rule) => rule.version().map(Some),

@@ -1,4 +1,4 @@
-//! What is printed.
+//! The report on moved clients: a table, or a document.
 
 use balancer_bench::report::document::{Document, Series};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
@@ -7,7 +7,7 @@ use crate::step::{Moved, SERVERS, Share};
 
 const ONE_NETWORK: &str = "servers that the addresses of one /24 reach";
 
-/// What became of a contender's clients.
+/// The observed moves of a contender's clients.
 pub(crate) struct Seen {
     pub(crate) title: String,
     /// Whether it is the balancer.

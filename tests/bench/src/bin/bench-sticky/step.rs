@@ -1,4 +1,4 @@
-//! What is done to the servers, and whom it moves.
+//! The steps that change the servers, and the shares of clients that they move.
 
 use anyhow::{Result, ensure};
 
@@ -9,7 +9,7 @@ pub(crate) const SPARE: u16 = SERVERS + 1;
 /// The one that something is done to.
 pub(crate) const TARGET: u16 = 2;
 
-/// What is done.
+/// A change of the servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// A server is deleted from the list.
@@ -34,9 +34,9 @@ pub(crate) const COURSES: [&[Step]; 5] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) step: Step,
-    /// Of the server that something was done to.
+    /// Clients of the server that something was done to.
     pub(crate) own: Share,
-    /// Of all other servers.
+    /// Clients of all other servers.
     pub(crate) others: Share,
 }
 
@@ -48,7 +48,6 @@ pub(crate) struct Share {
 }
 
 impl Step {
-    /// What it is called.
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Delete => "delete one server",
@@ -60,7 +59,7 @@ impl Step {
         }
     }
 
-    /// What is said of the clients of the other servers, and of its own.
+    /// Returns the titles of two rows: the clients of the other servers, and the server's own.
     pub(crate) fn rows(self) -> [String; 2] {
         let title = self.title();
         let others = if self.has_target() { format!("{title}: of the other servers") } else { title.to_owned() };

@@ -15,7 +15,7 @@ const END: Register = Register::R8;
 
 /// Ethernet.
 const MACS: i32 = 14;
-/// What is written anew in every frame, more than programs change: Ethernet, IPv4 and TCP, or UDP.
+/// Bytes that are written anew in every frame, more than programs change: Ethernet, IPv4 and TCP, or UDP.
 const WRITTEN: i16 = 56;
 /// Where the key of the map is on the stack.
 const KEY: i16 = -4;

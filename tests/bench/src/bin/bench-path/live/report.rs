@@ -1,4 +1,4 @@
-//! What is printed of real frames.
+//! The report on real frames: a table, or a document.
 
 use anyhow::{Context as _, Result};
 use balancer_bench::{
@@ -26,7 +26,7 @@ impl Measured {
         Self { name: name.to_owned(), ours, rates: Vec::new() }
     }
 
-    /// What part of the bare program's rate it is, in the same round, in percent.
+    /// Returns the rate of each round, in percent of the bare program's rate in the same round.
     fn parts(&self, bare: &Self) -> Vec<f64> {
         self.rates.iter().zip(&bare.rates).map(|(own, bare)| own / bare * 100.0).collect()
     }

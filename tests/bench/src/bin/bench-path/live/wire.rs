@@ -76,7 +76,7 @@ impl Wire {
     }
 }
 
-/// What a table of the kernel's says that an interface has received.
+/// Returns the number of packets that an interface has received, by a table such as `/proc/net/dev`.
 fn received_in(table: &str, interface: &str) -> Option<u64> {
     let rows = table.lines().filter_map(|line| line.split_once(':'));
     let (_, figures) = rows.into_iter().find(|(name, _)| name.trim() == interface)?;
