@@ -136,7 +136,7 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     let program = ExecCheck {
         port: None,
         command: vec!["/usr/lib/check".to_owned(), "--fast".to_owned()],
-        user: "root".to_owned(),
+        user: "daemon".to_owned(),
     };
     assert_eq!(own[3], Some(&CheckConfig { kind: CheckKind::Exec(program), ..check }));
     assert_eq!(own[4].map(|check| &check.kind), Some(&CheckKind::None));

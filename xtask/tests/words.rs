@@ -89,7 +89,8 @@ fn when_a_change_is_committed_then_its_title_fits_in_a_line() {
 
 #[test]
 fn comments_are_read_as_they_are_meant() {
-    let text = "//! A file.\n//! Goes on.\n\n/// What it is.\nfn a() {}\n//// no\n    /// Its name\n    b: u8,\n// no\n";
+    let text =
+        "//! A file.\n//! Goes on.\n\n/// What it is.\nfn a() {}\n//// no\n    /// Its name\n    b: u8,\n// no\n";
     let comments = doc_comments(text);
     assert_eq!(comments, ["A file. Goes on.", "What it is.", "Its name"]);
     assert_eq!(comments.iter().map(|comment| begins_with_a_pronoun(comment)).collect::<Vec<_>>(), [false, true, true]);

@@ -50,3 +50,38 @@ fn the_key_of_hashes_is_not_told() {
     let socket = fs::metadata(site.files().join("balancer.sock")).unwrap();
     assert_eq!(socket.permissions().mode() & 0o777, 0o660);
 }
+
+/// Members of the socket's group may change services, which must not let them run programs as other users.
+#[test]
+fn when_a_file_has_a_program_that_the_balancers_own_file_has_not_then_apply_refuses_it() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
+    let own = fs::read_to_string(site.config()).unwrap();
+    let with = |user: &str| {
+        let check =
+            format!("check = {{ type = \"exec\", command = [\"true\"], user = \"{user}\" }}\n[[service.backend]]");
+        let text: String =
+            own.lines().filter(|line| !line.starts_with("check = ")).map(|line| format!("{line}\n")).collect();
+        text.replacen("[[service.backend]]", &check, 1)
+    };
+    let other = site.files().join("other.toml");
+    fs::write(&other, with("nobody")).unwrap();
+    let apply = || site.output(&["apply", other.to_str().unwrap()]).unwrap();
+    for dry in [&["apply", "--dry-run"][..], &["apply"]] {
+        let output = site.output(&[dry, &[other.to_str().unwrap()]].concat()).unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains("the check that runs \"true\" as \"nobody\" is new"), "{words}");
+        assert!(words.contains("apply") && words.contains("--reread"), "{words}");
+    }
+    // As another user it is another program.
+    fs::write(site.config(), with("daemon")).unwrap();
+    assert!(!apply().status.success());
+    fs::write(site.config(), with("nobody")).unwrap();
+    let config = site.config().display().to_string();
+    site.cli(&["apply", &config, "--reread"]).unwrap();
+    let output = apply();
+    assert!(output.status.success(), "{output:?}");
+    fs::write(&other, with("root")).unwrap();
+    let words = String::from_utf8_lossy(&apply().stderr).into_owned();
+    assert!(words.contains("programs of checks never run as root"), "{words}");
+}

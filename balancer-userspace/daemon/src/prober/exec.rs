@@ -50,6 +50,10 @@ impl Program {
         let user = exec.user.clone();
         // Who is who may be known to another machine.
         let account = tokio::task::spawn_blocking(move || Account::of(&user)).await.map_err(io::Error::other)??;
+        Ok(Self::run_as(account, name, target, exec))
+    }
+
+    pub(super) fn run_as(account: Account, name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> Self {
         let environment = [
             ("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into())),
             ("BALANCER_SERVICE", name.service.clone().into()),
@@ -57,7 +61,7 @@ impl Program {
             ("BALANCER_ADDRESS", target.ip().to_string().into()),
             ("BALANCER_PORT", target.port().to_string().into()),
         ];
-        Ok(Self { command: exec.command.clone(), account, environment })
+        Self { command: exec.command.clone(), account, environment }
     }
 
     /// Runs it to its end, or to `deadline`. Whatever it started is killed with it.
@@ -107,9 +111,9 @@ impl Program {
     }
 }
 
-/// Whom a program runs as.
+/// The user that a program runs as.
 #[derive(Clone, Copy)]
-struct Account {
+pub(super) struct Account {
     uid: Uid,
     gid: Gid,
     /// Whether this process may leave its own groups.
@@ -117,23 +121,30 @@ struct Account {
 }
 
 impl Account {
-    /// The user's.
+    /// The account of `user`.
     ///
     /// # Errors
-    /// When there is no such user, or this process may not run a program as somebody else, and end it.
+    /// When there is no such user, when it is root or the balancer's own, which could change the balancer, and when this
+    /// process may not run a program as another user, and end it.
     fn of(user: &str) -> io::Result<Self> {
         let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
+        if found.uid.is_root() || found.uid == geteuid() {
+            let whose = if found.uid.is_root() { "root" } else { "the balancer's own user" };
+            return Err(io::Error::other(format!(
+                "programs of checks never run as {whose}; give another user than {user:?}"
+            )));
+        }
         let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
         let needed = [Capability::CAP_KILL, Capability::CAP_SETGID, Capability::CAP_SETUID];
         let missing: Vec<String> =
             needed.into_iter().filter(|&needed| !has(needed)).map(|missing| missing.to_string()).collect();
-        if found.uid != geteuid() && !missing.is_empty() {
+        if !missing.is_empty() {
             let missing = missing.join(", ");
             return Err(io::Error::other(format!(
                 "cannot run a program as user {user:?} without {missing} (for the packaged unit: contrib/systemd/exec-checks.conf)"
             )));
         }
-        Ok(Self { uid: found.uid, gid: found.gid, sheds_groups: has(Capability::CAP_SETGID) })
+        Ok(Self::from(&found))
     }
 
     /// Makes the calling process this user's, without any power that it had, and without the means to gain one.
@@ -155,6 +166,13 @@ impl Account {
         }
         // Where the bounding set could not be dropped, this keeps a file's or root's capabilities away.
         Ok(prctl::set_no_new_privs()?)
+    }
+}
+
+impl From<&User> for Account {
+    fn from(user: &User) -> Self {
+        let sheds_groups = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETGID).unwrap_or(false);
+        Self { uid: user.uid, gid: user.gid, sheds_groups }
     }
 }
 

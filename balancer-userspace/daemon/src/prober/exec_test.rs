@@ -3,10 +3,11 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use balancer_core::io::CheckOutcome;
-use balancer_model::config::{CheckConfig, CheckKind, ExecCheck, Via};
+use balancer_model::{config::ExecCheck, names::BackendName};
 use nix::unistd::{User, geteuid};
+use tokio::time::Instant;
 
-use super::check::{Check, Whom};
+use super::exec::{Account, Program};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
@@ -17,20 +18,16 @@ fn user() -> User {
 }
 
 async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
+    run_as(&user(), command, timeout).await
+}
+
+/// Without looking at which users are allowed: a test may run as one that cannot become another.
+async fn run_as(user: &User, command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
-    let kind = CheckKind::Exec(ExecCheck { port: None, command, user: user().name });
-    let config = CheckConfig {
-        kind,
-        via: Via::Backend,
-        interval: timeout,
-        timeout,
-        fast_interval: timeout,
-        passive: true,
-        fall: 1,
-        rise: 1,
-    };
-    let target = "[2001:db8::9]:8080".parse().unwrap();
-    Check::new(&Whom::at(target), &config).await.unwrap().run().await.unwrap()
+    let exec = ExecCheck { port: None, command, user: user.name.clone() };
+    let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+    let program = Program::run_as(Account::from(user), &name, "[2001:db8::9]:8080".parse().unwrap(), &exec);
+    program.run(Instant::now() + timeout, timeout).await.unwrap()
 }
 
 async fn sh(script: &str, timeout: Duration) -> CheckOutcome {
@@ -101,31 +98,25 @@ async fn it_runs_as_its_user_without_groups_and_capabilities() {
     }
 }
 
-/// Also as root, which has all capabilities back with each program that it starts.
+/// Also those of a balancer that runs as root, which has all capabilities back with each program that it starts.
 #[tokio::test]
 async fn root_has_no_capabilities_either() {
-    if !geteuid().is_root() {
-        return;
+    let user = User::from_uid(geteuid()).unwrap().unwrap();
+    assert_eq!(
+        run_as(&user, &["sh", "-c", "grep -q '^CapEff:.0*$' /proc/self/status"], LONG).await,
+        CheckOutcome::Passed
+    );
+}
+
+#[tokio::test]
+async fn when_a_user_could_change_the_balancer_then_no_program_runs_as_it() {
+    let own = User::from_uid(geteuid()).unwrap().unwrap().name;
+    for user in ["root", &own] {
+        let exec = ExecCheck { port: None, command: vec!["true".to_owned()], user: user.to_owned() };
+        let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
+        let refused = Program::new(&name, "192.0.2.1:80".parse().unwrap(), &exec).await.err().unwrap().to_string();
+        assert!(refused.starts_with("programs of checks never run as "), "{user}: {refused}");
     }
-    let exec = ExecCheck {
-        port: None,
-        command: ["sh", "-c", "grep -q '^CapEff:.0*$' /proc/self/status && test $(id -u) = 0"]
-            .map(str::to_owned)
-            .to_vec(),
-        user: "root".to_owned(),
-    };
-    let config = CheckConfig {
-        kind: CheckKind::Exec(exec),
-        via: Via::Backend,
-        interval: LONG,
-        timeout: LONG,
-        fast_interval: LONG,
-        passive: true,
-        fall: 1,
-        rise: 1,
-    };
-    let check = Check::new(&Whom::at("192.0.2.1:80".parse().unwrap()), &config).await.unwrap();
-    assert_eq!(check.run().await.unwrap(), CheckOutcome::Passed);
 }
 
 fn is_there(pid: &str) -> bool {

@@ -345,6 +345,9 @@ fn user(section: &mut Section<'_>, service: Option<String>, findings: &mut Findi
 fn account(name: &str) -> Result<(), String> {
     let given = value::quoted(name);
     match User::from_name(name) {
+        Ok(Some(user)) if user.uid.is_root() => Err(format!(
+            "user {given} has uid 0, and programs of checks never run as root; give another, such as nobody"
+        )),
         Ok(Some(_)) => Ok(()),
         Ok(None) if name.parse::<u32>().is_ok() => {
             Err(format!("there is no user {given} on this machine; give a name instead of a number"))

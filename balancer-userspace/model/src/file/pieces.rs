@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_account_of_a_program_is_looked_for_each_time() {
-        let check = "check = { type = \"exec\", command = [\"/bin/true\"], user = \"root\" }\n";
+        let check = "check = { type = \"exec\", command = [\"/bin/true\"], user = \"nobody\" }\n";
         let text = service(1, check);
         let mut known = Known::default();
         assert_eq!(in_pieces(&text, &mut known), as_a_whole(&text));
