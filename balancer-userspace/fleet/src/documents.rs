@@ -47,7 +47,7 @@ pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     encoder.finish().map_err(|err| format!("cannot deflate {what}: {err}"))
 }
 
-/// What [`pack`] made, perhaps elsewhere.
+/// Unpacks a value that [`pack`] has packed, perhaps in another process.
 ///
 /// # Errors
 /// What is wrong with it, in one line.
