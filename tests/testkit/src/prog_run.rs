@@ -45,7 +45,7 @@ struct XdpMd {
     egress_ifindex: u32,
 }
 
-/// What the program made of a frame.
+/// The result of running the program on a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     /// The XDP action.
