@@ -115,8 +115,8 @@ impl KernelDataplane {
     }
 
     /// Returns the records that the others are to be told in `epoch`: those that they do not know, or no longer know.
-    /// Of clients that were seen in one tick only, `newcomers` at most, and all in slots that are `changed`, by
-    /// service.
+    /// Clients that were seen in one tick only are among them if their slots are `changed`, by service; of the others,
+    /// `newcomers` at most.
     pub fn tell_clients(
         &mut self,
         epoch: u32,

@@ -128,7 +128,7 @@ pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result
 }
 
 /// # Safety
-/// What the attributes point to must be as large as they say.
+/// The memory that the attributes point to must be as large as they say.
 unsafe fn call(attributes: &mut TestRun) -> io::Result<()> {
     // SAFETY: the caller's promise.
     let result = unsafe {

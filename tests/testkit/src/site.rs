@@ -333,7 +333,7 @@ impl Site {
     /// A request to the running controller's socket.
     ///
     /// # Errors
-    /// What the controller says.
+    /// When the controller refuses the request, or does not answer.
     pub fn api<T, F: Future<Output = Answer<T>>>(&self, ask: impl FnOnce(Client) -> F) -> Result<T> {
         Ok(self.runtime.block_on(ask(self.client.clone()))?)
     }

@@ -1,5 +1,5 @@
-//! Clients with sessions, as their users live through them: who keeps theirs and who loses it, and that it is counted.
-//! What is not as it should be panics.
+//! Clients with sessions, as their users experience them: which sessions are kept and which are lost, and that losses
+//! are counted. A check that fails panics.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

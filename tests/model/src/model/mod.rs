@@ -2,9 +2,9 @@
 //! possible: over byte vectors, with checksums summed anew, and without a line of the kernel program. The kernel
 //! program is compared with it, packet by packet.
 //!
-//! What both share by design is the shared crate's: the hash of a client and its slot, the rule of memory with its
-//! entries, the entropy of tunnels. Where the description leaves a choice, the model does as the kernel program does and
-//! says so with the word *choice*.
+//! The parts that both share by design come from the shared crate: the hash of a client and its slot, the rule of
+//! memory with its entries, the entropy of tunnels. Where the description leaves a choice, the model does as the kernel
+//! program does and says so with the word *choice*.
 
 mod checksum;
 mod counters;
