@@ -34,11 +34,11 @@ use super::{
 pub struct Attachment {
     /// The interface's name.
     pub name: String,
-    /// Its index.
+    /// The index of the interface.
     pub ifindex: u32,
     /// Whether the driver runs the program; otherwise the kernel's generic hook does.
     pub native: bool,
-    /// What it is made of, by index, if it is a bond or team: packets may come in by these.
+    /// The indices of the members, if it is a bond or team: packets may come in by these.
     pub parts: BTreeSet<u32>,
     /// The same, and what it was made of: their counters are its own, so that those never fall.
     pub counted: BTreeSet<u32>,
@@ -78,12 +78,12 @@ pub struct Attached {
     pub at: Attachment,
     /// Whether it was attached by an earlier controller, and only the program was replaced.
     pub adopted: bool,
-    /// What the interface is called now.
+    /// The present name of the interface.
     called: String,
     /// Closed when this is dropped: the program is then off the interface, unless the link is pinned.
     link: Option<XdpLink>,
     pin: Option<PathBuf>,
-    /// What generic mode must not have, until the program is off.
+    /// The merging of packets, which generic mode must not have: switched off until the program is off.
     offload: Option<SwitchedOff>,
     /// The same of the stripping of VLAN tags, by interface: this one, or what it is made of. `None`: it is off anyway, or
     /// cannot be switched.
@@ -93,7 +93,7 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// What the interface is called now.
+    /// Returns the present name of the interface.
     #[must_use]
     pub fn called(&self) -> &str {
         &self.called
@@ -118,8 +118,8 @@ impl Attached {
         self.tags.values().flatten().map(SwitchedOff::interface)
     }
 
-    /// What merges packets or takes tags off stays off, or goes off: `tagged` carry VLANs, by index and name. Those that an
-    /// earlier process has told to keep tags are taken out of `inherited`.
+    /// Switches off, or keeps off, the offloads that merge packets or take tags off: `tagged` carry VLANs, by index and
+    /// name. Interfaces that an earlier process has told to keep tags are taken out of `inherited`.
     pub fn settle_offloads(&mut self, tagged: &BTreeMap<u32, String>, inherited: &mut Vec<String>) {
         match &self.offload {
             Some(offload) => offload.again(),
@@ -194,7 +194,7 @@ impl Attached {
 /// The loaded program, to be attached to interfaces. That may take a driver a while, so it is apart from what writes maps.
 pub struct Attacher {
     ebpf: Ebpf,
-    /// What is to be pinned where the data path is to outlive this process.
+    /// Maps to be pinned if the data path is to outlive this process.
     maps: Vec<(&'static str, MapData)>,
     /// Where links are pinned, if they are to be.
     links: Option<LinkPins>,

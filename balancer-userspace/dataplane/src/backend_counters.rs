@@ -14,7 +14,7 @@ impl BackendCounters {
         Self(rows)
     }
 
-    /// What a backend has counted on all CPUs.
+    /// Returns a backend's counters, summed over all CPUs.
     #[must_use]
     pub fn read(&self, id: BackendId) -> BackendStats {
         self.0.read(u32::from(id.0)).fold(BackendStats::default(), |mut sum, cpu| {

@@ -15,12 +15,13 @@ pub struct Budgets {
     pub waiting: u32,
 }
 
-/// What the machine may do. One that has very many CPUs does more: a single CPU may get all packets of a kind.
+/// The budgets of the whole machine. A machine with very many CPUs may exceed them, because each CPU gets at least
+/// `LEAST`: a single CPU may get all packets of a kind.
 const MACHINE: Budgets = Budgets { errors: 8000, rejections: 8000, echo: 8000, fragments: 65_536, waiting: 8000 };
 const LEAST: Budgets = Budgets { errors: 250, rejections: 250, echo: 250, fragments: 2048, waiting: 250 };
 
 impl Budgets {
-    /// Of each of `cpus`.
+    /// Returns the budgets of each of `cpus` CPUs.
     #[must_use]
     pub fn of_each(cpus: usize) -> Self {
         let share = |machine: u32, least: u32| (machine / u32::try_from(cpus.max(1)).unwrap_or(u32::MAX)).max(least);
@@ -33,7 +34,7 @@ impl Budgets {
         }
     }
 
-    /// Of each CPU of this machine that is online.
+    /// Returns the budgets of each CPU of this machine that is online.
     #[must_use]
     pub fn here() -> Self {
         Self::of_each(aya::util::online_cpus().map_or(1, |cpus| cpus.len()))

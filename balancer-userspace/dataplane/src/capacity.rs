@@ -44,8 +44,8 @@ const ENTRIES_PER_CLIENT: u32 = 4;
 /// Where no service remembers its clients: the smallest table there is.
 pub(super) const NOBODY: u32 = 1;
 
-/// Of the table's capacity only this part is recorded in newcomers a second, over all CPUs: a flood takes half a minute to
-/// fill it, and whoever comes back is established by then.
+/// The table's capacity in clients, divided by this, is the number of newcomers recorded a second, over all CPUs: a
+/// flood takes half a minute to fill the table, and clients that come back are established by then.
 const NEWCOMERS_PART: u32 = 8;
 const FEWEST_NEWCOMERS: u32 = 4096;
 

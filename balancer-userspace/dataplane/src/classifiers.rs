@@ -82,7 +82,7 @@ pub(super) struct OnInterface {
     kept: Kept,
 }
 
-/// What tells this program from an earlier controller's.
+/// The mark that tells this program from an earlier controller's.
 #[derive(Debug)]
 enum Kept {
     /// A link, pinned here.
@@ -143,7 +143,7 @@ impl OnInterface {
         Ok(())
     }
 
-    /// Its pin is removed, or about to be.
+    /// Forgets the pin, which is removed or about to be.
     pub(super) fn forget_pin(&mut self) {
         if let Kept::Link(pin) = &mut self.kept {
             *pin = None;

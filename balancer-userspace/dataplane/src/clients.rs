@@ -95,7 +95,7 @@ pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<E
     word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, empty).ok().map(Entry)
 }
 
-/// What forgetting this entry comes to. An expired one is no known client.
+/// Returns the effect of forgetting this entry. An expired entry is no known client.
 pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
     if !memory.remembers(entry) {
         return Forgotten::default();
@@ -110,7 +110,7 @@ pub(super) fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
 }
 
 impl ClientTable {
-    /// Of backends whose ids are below `backends`.
+    /// Makes a client table for backends whose ids are below `backends`.
     pub(super) fn new(buckets: MappedArray<Bucket>, backends: usize) -> Self {
         Self { buckets: Arc::new(buckets), services: Arc::new(vec![None; backends]) }
     }

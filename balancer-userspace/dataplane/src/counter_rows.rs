@@ -33,7 +33,8 @@ impl CounterRows {
         self.blocks.saturating_mul(self.rows).saturating_add(self.rows.trailing_zeros())
     }
 
-    /// Of a map with so many rows. Earlier versions made maps without rows to spare, for all `possible` CPUs.
+    /// Derives the layout of a map with so many rows. Earlier versions made maps without rows to spare, for all
+    /// `possible` CPUs.
     pub(super) const fn of(entries: u32, possible: u32) -> Self {
         // Blocks have more rows than this.
         const EXPONENTS: u32 = 64;
@@ -92,7 +93,7 @@ fn read(path: &str) -> anyhow::Result<u32> {
     beyond(&text).with_context(|| format!("{path} says {text:?}, which is no list of CPUs"))
 }
 
-/// Of a list such as `0-3,8`.
+/// Returns the last number of a list such as `0-3,8`, plus one.
 fn beyond(list: &str) -> Option<u32> {
     list.trim().rsplit([',', '-']).next()?.parse::<u32>().ok()?.checked_add(1)
 }

@@ -1,4 +1,4 @@
-//! What the kernel program must know of interfaces, and which backends' rows say that it must ask.
+//! Facts about interfaces that the kernel program must know, and the notes in backends' rows that it must ask for them.
 
 use std::{collections::BTreeMap, mem::offset_of, sync::atomic::Ordering};
 

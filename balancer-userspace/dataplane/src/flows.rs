@@ -120,7 +120,7 @@ impl FlowMaps {
     }
 }
 
-/// What the flows of a service may use.
+/// Returns the addresses, ports and idle times that the flows of a service may use.
 fn pool(spec: &FlowSpec) -> anyhow::Result<FlowPool> {
     let (first_port, last_port) = match spec.ports {
         Some(ports) => ports,

@@ -1,4 +1,4 @@
-//! What a controller changed on its machine beyond maps and programs, as it is noted for whoever has to put it back.
+//! Changes that a controller made on its machine beyond maps and programs, noted so that they can be put back later.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,8 +28,8 @@ pub struct HostChanges {
 pub struct SwitchChange {
     /// Below `/proc/sys`, e.g. `net/ipv4/conf/eth0/forwarding`.
     pub key: String,
-    /// What it was.
+    /// The value before the change.
     pub before: String,
-    /// What it was set to.
+    /// The value that was set.
     pub after: String,
 }

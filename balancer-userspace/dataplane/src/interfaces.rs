@@ -1,5 +1,5 @@
-//! What the kernel program is told of the interfaces that it is attached to: whose frames are for this machine, and which of
-//! them the replies of `nat` backends come in by.
+//! The rows of the interfaces that the kernel program is attached to. They say which frames are for this machine, and
+//! by which interfaces the replies of `nat` backends come in.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -31,7 +31,7 @@ pub(super) struct Interfaces {
 }
 
 impl Interfaces {
-    /// Of `steered` nothing is known yet, so every frame is taken.
+    /// Makes the rows of the interfaces `steered`. Nothing is known of them yet, so every frame is taken.
     pub(super) fn new(map: MapData, multiplier: u32, steered: &[u32]) -> anyhow::Result<Self> {
         Ok(Self {
             rows: MappedArray::new(map)?,

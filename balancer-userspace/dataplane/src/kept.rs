@@ -27,10 +27,10 @@ use super::{
 };
 use crate::HostChanges;
 
-/// What an earlier controller left, and what this one will leave.
+/// The maps, pins and notes that an earlier controller left, and those that this one will leave.
 pub struct Kept {
     pins: Option<Pins>,
-    /// What the controller before wrote down.
+    /// The notes of the previous controller.
     left: Option<Notes>,
     /// To be pinned, by name.
     maps: Vec<(&'static str, MapData)>,
@@ -57,7 +57,7 @@ impl Kept {
         self.notes().is_some()
     }
 
-    /// What the controller before wrote down.
+    /// Returns the notes of the previous controller, if it left any.
     #[must_use]
     pub const fn notes(&self) -> Option<&Notes> {
         self.left.as_ref()
@@ -137,7 +137,7 @@ pub struct NotesWriter {
 }
 
 impl NotesWriter {
-    /// What was changed on this machine is now `host`.
+    /// Writes the notes, in which `host` is everything that was changed on this machine.
     ///
     /// # Errors
     /// When the kernel refuses the write.

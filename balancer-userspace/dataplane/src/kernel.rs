@@ -94,14 +94,14 @@ pub struct KernelDataplane {
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
-    /// What its maps take.
+    /// The bytes that the maps take.
     map_bytes: u64,
     pub(super) directory: Vec<ServiceSpec>,
     /// The directory when what was told was last complete; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
     /// The memory, as it was then, of services whose clocks were set since, or that are gone.
     former: HashMap<ServiceId, Memory>,
-    /// What is left to be done in the client table.
+    /// The work that is left to be done in the client table.
     rereading: Option<Rereading>,
     pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
@@ -115,7 +115,7 @@ pub struct KernelDataplane {
     flows: FlowMaps,
     signs: SignTable,
     kept: Kept,
-    /// What the other members of a fleet know of the clients; none where there is no fleet.
+    /// The knowledge that the other members of a fleet have of the clients; `None` where there is no fleet.
     pub(super) sharing: Option<Sharing>,
     /// Until it is handed on.
     ebpf: Option<Ebpf>,
@@ -125,7 +125,7 @@ pub struct KernelDataplane {
 pub struct HostEnds {
     /// Attaches the program.
     pub attacher: Attacher,
-    /// What outlives this process, or has outlived another.
+    /// The pins that outlive this process, or have outlived another.
     pub pins: Option<Pins>,
     /// Writes the notes for the next controller.
     pub notes: NotesWriter,
@@ -163,13 +163,14 @@ impl KernelDataplane {
         self.stickiness.clients.words().len().div_ceil(SWEEP_PART)
     }
 
-    /// What outlives this process.
+    /// Returns the data that outlives this process.
     pub const fn kept(&mut self) -> &mut Kept {
         &mut self.kept
     }
 
-    /// What changes this machine: the program, to be attached to interfaces, what outlives this process, and the notes for
-    /// the next controller, whose state is `instance` in `state_file`. Can be taken once.
+    /// Takes the parts that change this machine: the program, to be attached to interfaces, the pins, which outlive
+    /// this process, and the notes for the next controller, whose state is `instance` in `state_file`. Can be taken
+    /// once.
     ///
     /// # Errors
     /// When they were taken before.
@@ -201,7 +202,7 @@ impl KernelDataplane {
         self.devices.set(known, &self.control, &mut self.backends)
     }
 
-    /// What frames that are handed over to the kernel are known by.
+    /// Returns the key by which frames that are handed over to the kernel are recognised.
     #[must_use]
     pub const fn handover_key(&self) -> u64 {
         self.handover_key
@@ -283,7 +284,8 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// What the program tells, for the `log` crate; nothing, unless it was loaded to tell. Can be taken once.
+    /// Takes the log of the program, for the `log` crate; it is empty unless the program was loaded to log. Can be
+    /// taken once.
     ///
     /// # Errors
     /// When it was taken before.

@@ -33,7 +33,7 @@ pub enum Seen {
     Left(Duration),
 }
 
-/// What has become of clients that were to be learnt.
+/// The outcome for clients that were to be learnt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Learning {
     /// Not known before.

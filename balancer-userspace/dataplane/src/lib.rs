@@ -93,7 +93,7 @@ pub use threads::Threads;
 /// The compiled kernel program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer-kernel"));
 
-/// What is remembered of a client.
+/// The remembered state of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownClient {
     /// Where it was last steered to.
@@ -133,7 +133,7 @@ pub enum Swept {
     Ends(Vec<(BackendId, u64)>),
 }
 
-/// What the controller does to a data path. Implemented by the kernel's maps and, for tests, in memory.
+/// The controller's operations on a data path. Implemented by the kernel's maps and, for tests, in memory.
 pub trait Dataplane {
     /// Writes a backend's row.
     ///
@@ -159,8 +159,9 @@ pub trait Dataplane {
     /// When a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
-    /// What was told is complete and stays. Clients that nobody can be known as any more since this was said last, for their
-    /// service is gone, hashes otherwise or remembers for a shorter time, are to be forgotten by [`reread`](Self::reread).
+    /// Declares everything written so far complete and permanent. Clients that can no longer be known since the last
+    /// such call, because their service is gone, hashes differently or remembers for a shorter time, are to be
+    /// forgotten by [`reread`](Self::reread).
     fn complete(&mut self);
 
     /// Looks at the next part of the client table, about a millisecond's work, for what was last said to be complete. Who
@@ -258,7 +259,7 @@ pub trait Dataplane {
     /// are taken back. Another thread looks at the table meanwhile.
     fn sweep(&mut self, elapsed: Duration) -> Swept;
 
-    /// What is remembered of a client.
+    /// Returns the remembered state of a client.
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient>;
 
     /// Every known client, to be looked at by another thread. `None`: no service remembers any.

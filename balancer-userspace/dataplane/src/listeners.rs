@@ -14,7 +14,7 @@ use balancer_model::listeners::PortRange;
 
 use super::rows;
 
-/// What is written into one half of the maps.
+/// The rows that are written into one half of the maps.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) listeners: Vec<ListenerRow>,

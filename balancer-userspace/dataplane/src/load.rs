@@ -98,7 +98,7 @@ fn refused(kernel: &str, program: &str, error: &io::Error, word: &str, log: io::
     )
 }
 
-/// What the verifier objects to: its last line but for its figures.
+/// Returns the verifier's objection: the last line of its log but for its figures.
 fn last_word(log: &str) -> Option<&str> {
     const FIGURES: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise: "];
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());

@@ -29,7 +29,7 @@ pub(super) struct MapSize {
     pub(super) entries: Option<u32>,
     pub(super) bytes: u64,
     of_cpus: OfCpus,
-    /// What of the configuration makes it smaller.
+    /// The part of the configuration by which the map can be made smaller.
     depends_on: Option<&'static str>,
 }
 
@@ -44,7 +44,7 @@ enum OfCpus {
 
 /// Bytes of a row in the cache of next hops, whose type is the kernel program's.
 const RECENT_HOP: u64 = 64;
-/// What the kernel adds to each entry of a hash: its links, and its place among the buckets.
+/// Bytes that the kernel adds to each entry of a hash: its links, and its place among the buckets.
 const HASH_ENTRY: u64 = 48 + 16;
 /// Bytes for each CPU of the maps that have a few words for each.
 const FEW_WORDS: u64 = 1024;
@@ -187,8 +187,8 @@ pub(super) fn total(sizes: &[MapSize]) -> u64 {
     sizes.iter().map(|map| map.bytes).sum()
 }
 
-/// What the map `name` would take, what all take, and which are the largest: what goes on a sentence about that map. Nothing
-/// where there are no `sizes`.
+/// Returns the end of a sentence about the map `name`: the size that the map would have, the size of all maps, and the
+/// largest others. Empty where there are no `sizes`.
 pub(super) fn told(sizes: &[MapSize], name: &str) -> String {
     if sizes.is_empty() {
         return String::new();

@@ -1,4 +1,4 @@
-//! What is remembered of the clients of one service: for how long, and what time it is there.
+//! The memory of the clients of one service: how long they are remembered, and the service's present tick.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Of a service that remembers nothing yet, in this tick.
+    /// Makes the memory of a service that remembers nothing yet, in this tick.
     pub(super) fn new(tick: u16) -> Self {
         Self { table: Arc::default(), clock: None, written: None, tick, since: (0, Duration::ZERO), swaps: 0 }
     }
@@ -82,7 +82,8 @@ impl Memory {
         self.clock.is_some_and(|clock| entry.age(self.tick) <= clock.remember)
     }
 
-    /// What an entry tells after `elapsed`, which `is_reread` or has its age as it was. `None`: it is expired.
+    /// Returns the client that an entry stands for after `elapsed`. The entry `is_reread`, or its age is still in the
+    /// ticks of before. `None`: it is expired.
     pub(super) fn known(&self, entry: Entry, is_reread: bool, elapsed: Duration) -> Option<KnownClient> {
         let written = self.written.filter(|_| !is_reread);
         let seconds = u64::from(entry.age(self.tick_at(elapsed))) * u64::from(written.or(self.clock)?.tick_seconds);

@@ -1,4 +1,4 @@
-//! What an interface does with frames before the program sees them, and must not.
+//! Offloads by which an interface changes frames before the program sees them, and which must be off.
 //!
 //! The generic hook sees packets after generic receive offload has merged them: larger than any MTU, and with the
 //! checksum of a merged packet left unfinished, which an incremental update would ruin. (Large receive offload goes off by
@@ -27,7 +27,7 @@ struct EthtoolValue {
     data: u32,
 }
 
-/// What is switched.
+/// An offload that can be switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
     /// Packets are merged.
@@ -129,7 +129,7 @@ impl SwitchedOff {
         name.clone_into(&mut self.interface);
     }
 
-    /// Of which interface.
+    /// Returns the name of the interface.
     pub(super) fn interface(&self) -> &str {
         &self.interface
     }

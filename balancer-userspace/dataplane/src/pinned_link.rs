@@ -55,7 +55,7 @@ pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(info.ifindex == 0) }
 }
 
-/// What `BPF_OBJ_GET_INFO_BY_FD` reads of `union bpf_attr`.
+/// The part of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
 #[repr(C)]
 struct InfoQuestion {
     bpf_fd: u32,
@@ -74,7 +74,7 @@ struct LinkInfo {
     rest: [u32; 11],
 }
 
-/// What `BPF_OBJ_GET` reads of `union bpf_attr`.
+/// The part of `union bpf_attr` that `BPF_OBJ_GET` reads.
 #[repr(C)]
 struct ObjectPath {
     pathname: u64,

@@ -1,4 +1,4 @@
-//! What outlives the controller: maps, links and notes, pinned in a directory of their own.
+//! Objects that outlive the controller: maps, links and notes, pinned in a directory of their own.
 //!
 //! There is one directory for each network namespace and state file, `balancer/INODE-cCOOKIE-STATEFILE` below the BPF file
 //! system. The process that works with it holds a lock on it.
@@ -69,7 +69,7 @@ pub struct Pins {
     here: bool,
     /// Made by this process, for a controller that has not started yet.
     unfinished: bool,
-    /// What the controller before wrote down.
+    /// The notes of the previous controller.
     left: Option<Notes>,
     lock: Option<Flock<OwnedFd>>,
 }
@@ -83,14 +83,14 @@ pub struct AllPins {
     pub held: Vec<(bool, Notes)>,
 }
 
-/// What a controller writes down for the next one, and for `balancer detach`.
+/// The notes that a controller leaves for the next one, and for `balancer detach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
-    /// Of the pinned maps.
+    /// The layout version of the pinned maps.
     pub layout_version: u32,
     /// The balancer's version that made them.
     pub version: String,
-    /// What the state file must say as well: names and ids in it are those of the maps.
+    /// A number that the state file must have as well: names and ids in it are those of the maps.
     pub instance: u64,
     /// By which interfaces are told apart in the map of their counters.
     pub interface_multiplier: u32,
@@ -105,12 +105,12 @@ pub struct Notes {
     pub process: u32,
     /// Where the state is saved.
     pub state_file: PathBuf,
-    /// What was changed on this machine and is to be put back.
+    /// Changes on this machine that are to be put back.
     pub host: HostChanges,
 }
 
 impl Notes {
-    /// What is written in the row of notes, up to its first zero. `None`: nothing is.
+    /// Reads the notes from their row, up to its first zero. `None`: the row is empty.
     ///
     /// # Errors
     /// When that is no note.
@@ -276,7 +276,7 @@ impl Pins {
         Ok(())
     }
 
-    /// What was written down. `None`: nothing was.
+    /// Reads the pinned notes. `None`: there are none.
     ///
     /// # Errors
     /// When it cannot be read, or was written by a version that nobody knows.
@@ -291,7 +291,7 @@ impl Pins {
         Notes::read(row.text.as_flattened()).map_err(|_| self.foreign())
     }
 
-    /// What the controller before wrote down about the maps that it left; `None` if these are new.
+    /// Returns the notes of the previous controller about the maps that it left; `None` if these are new.
     #[must_use]
     pub const fn left(&self) -> Option<&Notes> {
         self.left.as_ref()

@@ -12,7 +12,7 @@ const FACTORS: u32 = 64;
 const MANY: usize = 4096;
 /// How many keys may be pushed from their rows to place one.
 const PUSHES: u32 = 1000;
-/// Of each half of a map.
+/// The exponent of the largest number of rows in each half of a map, which is a power of two.
 const MOST_BITS: u32 = 23;
 /// No key.
 const FREE: u32 = u32::MAX;
@@ -28,7 +28,7 @@ fn most_rows(keys: usize) -> usize {
 /// Where every key lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// What the kernel program needs to find them.
+    /// The parameters with which the kernel program finds them.
     pub(super) view: TableView,
     /// Row of the map for each key, in the order given.
     pub(super) rows: Vec<u32>,

@@ -25,7 +25,8 @@ pub(super) struct Whose {
 }
 
 impl Whose {
-    /// Of this thread's network namespace and the running kernel. `None`, with a warning: nothing can be counted.
+    /// Finds the values for this thread's network namespace and the running kernel. `None`, with a warning: nothing can
+    /// be counted.
     pub(super) fn here() -> Option<Self> {
         Self::find().inspect_err(|error| warn!("redirects that fail later are not counted: {error:#}")).ok()
     }
@@ -47,7 +48,7 @@ impl Whose {
     }
 }
 
-/// What the kernel knows this thread's network namespace by.
+/// Returns the cookie by which the kernel identifies this thread's network namespace.
 fn cookie() -> anyhow::Result<u64> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
@@ -82,7 +83,7 @@ pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the programs count.
+/// The map in which the programs count failed redirects.
 pub(super) struct RedirectErrors {
     map: PerCpuHashMap<MapData, u32, u64>,
 }

@@ -9,7 +9,7 @@ use super::grace::Grace;
 #[derive(Clone, Debug)]
 pub(super) struct Regions {
     free: Vec<Range<u32>>,
-    /// What was given up, and when no packet reads it any more; the earliest first.
+    /// Regions that were given up, and when no packet reads them any more; the earliest first.
     retired: Vec<(Grace, Range<u32>)>,
 }
 
@@ -37,7 +37,7 @@ impl Regions {
         self.retired.push((grace, range));
     }
 
-    /// What to wait for, to have everything that was retired.
+    /// Returns the grace period after which everything that was retired can be had; `None`: nothing is retired.
     #[must_use]
     pub(super) fn last_retired(&self) -> Option<Grace> {
         self.retired.iter().map(|&(grace, _)| grace).max()

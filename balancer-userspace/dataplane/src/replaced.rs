@@ -33,7 +33,7 @@ struct One {
     pin: PathBuf,
     /// Where the map that is to replace it is pinned at first.
     new: PathBuf,
-    /// What it had, and is to have.
+    /// The sizes of the old and of the new map.
     sizes: (Size, Size),
 }
 

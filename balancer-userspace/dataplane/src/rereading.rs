@@ -1,5 +1,5 @@
-//! What a change leaves to be done in the client table, a part at a time: clients are forgotten, and ages are written in
-//! ticks of another length.
+//! The work that a change leaves to be done in the client table, a part at a time: clients are forgotten, and ages are
+//! written in ticks of another length.
 //!
 //! Until an entry has been looked at, its age is in the ticks of before. The clock of such a service stands still meanwhile,
 //! so that what packets write has the age 0, which is the same in both.
@@ -25,7 +25,7 @@ use super::{
 /// An age above that of every client that is remembered, in ticks.
 const OLDEST: u16 = 16_000;
 
-/// What a change of one service does to its clients.
+/// The effect of a change of one service on its clients.
 pub(super) struct ServiceChange {
     /// The memory of before.
     pub(super) before: Memory,
@@ -50,7 +50,7 @@ impl Rereading {
         Self { services, grace, next: 0, forgotten: BTreeMap::new() }
     }
 
-    /// What it begins after, if it has not begun.
+    /// Returns the grace period that must be over before the pass begins, if it has not begun.
     pub(super) const fn grace(&self) -> Option<Grace> {
         self.grace
     }

@@ -1,4 +1,4 @@
-//! What the core says of services and backends, as the rows that the kernel program reads.
+//! The rows that the kernel program reads, made from the core's descriptions of services and backends.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -52,7 +52,7 @@ pub(super) struct RuleTable {
 #[derive(Default)]
 struct ServiceRules {
     rules: BTreeMap<IpNet, RuleRow>,
-    /// Of rules that are gone.
+    /// Fallbacks counted by rules that are gone.
     fallbacks: u64,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Seen {
     since: Duration,
     /// How long it lasts. `None`: nobody asks the filter.
     period: Option<Duration>,
-    /// What was counted when it began.
+    /// The counters at the beginning of the period.
     before: MemoryStats,
 }
 

@@ -16,7 +16,7 @@ use balancer_fleet::{
 
 use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::Memory, stickiness::Stickiness};
 
-/// What has become of records.
+/// The outcome of importing records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportedClients {
     /// Clients that were not known here.
@@ -87,7 +87,7 @@ impl Table for Words<'_> {
     }
 }
 
-/// What holds for each backend's clients, by its id.
+/// The facts about each backend's clients, by backend id.
 struct AllFacts(Vec<Option<Facts>>);
 
 impl AllFacts {
@@ -114,8 +114,9 @@ impl KernelDataplane {
         self.sharing = Some(Sharing::new(self.stickiness.clients.words().len()));
     }
 
-    /// What the others are to be told in `epoch`: what they do not know, or not any more. Of clients that were seen in one
-    /// tick only, `newcomers` at most, and all in slots that are `changed`, by service.
+    /// Returns the records that the others are to be told in `epoch`: those that they do not know, or no longer know.
+    /// Clients that were seen in one tick only are among them if their slots are `changed`, by service; of the others,
+    /// `newcomers` at most.
     pub fn tell_clients(
         &mut self,
         epoch: u32,

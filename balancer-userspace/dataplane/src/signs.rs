@@ -1,4 +1,4 @@
-//! What packets say of backends that may have failed.
+//! Signs in packets that backends may have failed.
 
 use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
@@ -30,7 +30,8 @@ impl SignTable {
         Ok(Self { rows: MappedArray::new(map)?, seen: None })
     }
 
-    /// What a backend's packets may do. One that `begins` has nothing of a backend that had its id before.
+    /// Sets whether a backend's packets tell of failures, and how long resets are withheld. A backend that `begins`
+    /// inherits nothing from one that had its id before.
     pub(super) fn set(&mut self, id: BackendId, passive: Option<Passive>, begins: bool) {
         let index = usize::from(id.0);
         if begins {

@@ -61,7 +61,7 @@ impl Table {
     }
 }
 
-/// What the lines of a new table depend on besides its own slots.
+/// The state that the lines of a new table depend on besides its own slots.
 struct Before<'a> {
     /// The base table, if it is as long.
     home: Option<&'a [u16]>,
@@ -79,7 +79,7 @@ pub(super) struct Tables {
     of: HashMap<ServiceId, Table>,
 }
 
-/// What clients may be known by where a table comes.
+/// The reasons why clients may be known where a table comes.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
     /// The service remembers its clients.

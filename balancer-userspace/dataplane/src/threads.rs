@@ -2,7 +2,7 @@
 
 use std::{io, thread};
 
-/// Who starts threads that the data path cannot be without.
+/// A starter of the threads that the data path cannot be without.
 pub trait Threads {
     /// Starts a thread that does `work`, called `what`.
     ///

@@ -1,5 +1,5 @@
-//! What stands in the store, as JSON. Everything that is read is input from outside: what cannot be read, or is of a later
-//! format, is refused whole.
+//! The documents in the store, as JSON. Everything that is read is input from outside: a document that cannot be read,
+//! or that has a later format, is refused whole.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub enum BadCard {
     Impossible(&'static str),
 }
 
-/// What all members must have in common.
+/// The settings that all members must have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
     /// [`FORMAT`].
@@ -47,12 +47,12 @@ pub struct Common {
     pub key: HashKey,
 }
 
-/// Who decides.
+/// The card of the leader, which is the member that decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
     /// [`FORMAT`].
     pub format: u32,
-    /// Its name.
+    /// The name of the leading member.
     pub member: String,
     /// A number drawn by its process.
     pub instance: u64,
@@ -78,7 +78,7 @@ pub struct StateCard {
     pub at: Moment,
     /// The document's name, which no other state has.
     pub document: u64,
-    /// Who decided it: the clock of this member tells its moments.
+    /// The member that decided it: the clock of this member tells its moments.
     #[serde(default)]
     pub by: String,
     /// When a user last changed something, on the same clock.
@@ -89,7 +89,7 @@ pub struct StateCard {
     /// Which backends could not keep their clients, and when.
     #[serde(default, skip_serializing_if = "Emptied::is_empty")]
     pub emptied: Emptied,
-    /// What happened, in lines for the log.
+    /// Events, as lines for the log.
     #[serde(default)]
     pub lines: Vec<Line>,
 }
@@ -129,7 +129,7 @@ pub struct Line {
     pub message: String,
 }
 
-/// What a member is doing.
+/// The card of a member: its present state and activity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// [`FORMAT`].
@@ -161,12 +161,12 @@ pub struct Member {
     /// Connections of backends whose drains wait for them, where there are any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<(BackendId, u64)>,
-    /// What it says of backends.
+    /// The member's opinions of backends.
     pub ballot: Ballot,
     /// Where the process runs: another process of the same place takes this one's place. 0: it does not say.
     #[serde(default)]
     pub home: u64,
-    /// Its address as the engine sees it.
+    /// The member's address as the engine sees it.
     #[serde(default)]
     pub address: String,
     /// When it was written, on its own clock.
@@ -177,7 +177,7 @@ pub struct Member {
     pub file_differs: bool,
 }
 
-/// What a member says of the backends of its epoch. Of those that are not listed: that they are up.
+/// A member's opinions of the backends of its epoch. Backends that are not listed are up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ballot {
     /// It does not know the way to them yet.
@@ -202,7 +202,7 @@ pub struct Ballot {
 }
 
 impl Ballot {
-    /// Of all that a member thinks, and of backends that it suspects.
+    /// Builds the ballot from all of a member's opinions and the backends that it suspects.
     #[must_use]
     pub fn of(controller: &Controller, suspected: Vec<BackendId>) -> Self {
         let opinions = controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
@@ -241,7 +241,7 @@ impl Ballot {
             || self.no_way.iter().any(|(of, _)| *of == id)
     }
 
-    /// What it says of a backend.
+    /// Returns the opinion of a backend.
     #[must_use]
     pub fn opinion(&self, id: BackendId) -> Opinion {
         if let Some((_, kind, reason)) = self.down.iter().find(|(of, ..)| *of == id) {
@@ -260,13 +260,13 @@ impl Ballot {
     }
 }
 
-/// What a user wants.
+/// A change that a user wants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wish {
     /// A change. Never [`Change::Reload`] or [`Change::Reset`].
     Change(Change),
-    /// What a member's file says of services.
+    /// The services of a member's configuration file.
     Services(Vec<ServiceConfig>),
     /// The same, and that what was changed at run time is undone.
     Reset(Vec<ServiceConfig>),
@@ -277,19 +277,19 @@ pub enum Wish {
 pub struct Request {
     /// [`FORMAT`].
     pub format: u32,
-    /// What; `None`: it is packed, under a key of its own.
+    /// The wish; `None`: it is packed, under a key of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wish: Option<Wish>,
     /// The generation that it was made for.
     pub if_generation: Option<u64>,
 }
 
-/// What has become of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// [`FORMAT`].
     pub format: u32,
-    /// What was done, or why nothing was.
+    /// The change that was made, or the reason why none was.
     pub done: Result<String, Denied>,
     /// The epoch that it is done in.
     pub epoch: Epoch,
@@ -340,7 +340,7 @@ impl From<Denied> for Refused {
 pub struct Dump {
     /// [`FORMAT`].
     pub format: u32,
-    /// Whose it is: the joining process.
+    /// The joining process that the dump is for.
     pub instance: u64,
     /// In how many parts.
     pub parts: usize,

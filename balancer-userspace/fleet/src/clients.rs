@@ -28,10 +28,10 @@ pub trait Table {
     fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool;
 }
 
-/// What must be known of a backend's memory.
+/// The facts about a backend that its remembered clients depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Its service.
+    /// The id of the backend's service.
     pub service: u16,
     /// The service's present tick.
     pub tick: u16,
@@ -41,9 +41,9 @@ pub struct Facts {
     pub keeps: bool,
 }
 
-/// What backends are there, and what holds for them; `None`: there is none of this id, or nobody is remembered.
+/// The facts about backends by id; `None`: there is no backend of this id, or it remembers no clients.
 pub trait Backends {
-    /// Of the backend with this id.
+    /// Returns the facts about the backend with this id.
     fn facts(&self, id: u16) -> Option<Facts>;
 }
 
@@ -53,7 +53,7 @@ impl<F: Fn(u16) -> Option<Facts>> Backends for F {
     }
 }
 
-/// What has become of a record.
+/// The outcome of importing a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Imported {
     /// The client was not known here, and is now.
@@ -69,7 +69,7 @@ pub enum Imported {
     Conflict,
     /// It is known at another backend here, which holds.
     Stale,
-    /// Its bucket has no room.
+    /// The client's bucket has no room.
     Full,
     /// There is no such backend, or nobody is remembered there.
     Stranger,
@@ -79,7 +79,7 @@ pub enum Imported {
     Outside,
 }
 
-/// What others know of a client table. See the [module](self).
+/// The knowledge that other members have of a client table. See the [module](self).
 #[derive(Debug)]
 pub struct Sharing {
     shadows: Shadows,
@@ -169,9 +169,9 @@ impl Sharing {
         self.shadows.confirm();
     }
 
-    /// What the others are to be told in `epoch`. `at_once` says which clients (by entry) are told of even if they were
-    /// seen in one tick only. Those that a process before has left at a backend which keeps nobody are not told of: whoever
-    /// meets them sends them on, as if they were new.
+    /// Collects the records that the others are to be told in `epoch`. `at_once` says which clients (by entry) are told
+    /// of even if they were seen in one tick only. Clients that an earlier process has left at a backend which keeps no
+    /// clients are not told of: a member that meets them sends them on, as if they were new.
     pub fn collect(
         &mut self,
         table: &impl Table,
@@ -193,7 +193,7 @@ impl Sharing {
         records
     }
 
-    /// What the others are to be told of one entry, if that is news to them; they have been told then.
+    /// Returns the record of one entry if it is news to the others, and notes that they have been told.
     fn news_of(
         &mut self,
         index: usize,
@@ -392,7 +392,7 @@ impl Sharing {
     }
 }
 
-/// What is to be known of a member's telling.
+/// The circumstances in which a member's records are heard.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard<'a> {
     /// Whether a move that both have made counts there.

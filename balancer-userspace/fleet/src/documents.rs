@@ -23,7 +23,7 @@ pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
 /// A stored state.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+/// When it cannot be unpacked, or has a later version; the error says so in one line.
 pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, String> {
     let bytes: Vec<u8> = parts.flatten().copied().collect();
     let state: SavedState = unpack(&bytes, "the state")?;
@@ -47,10 +47,10 @@ pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     encoder.finish().map_err(|err| format!("cannot deflate {what}: {err}"))
 }
 
-/// What [`pack`] made, perhaps elsewhere.
+/// Unpacks a value that [`pack`] has packed, perhaps in another process.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+/// When it cannot be inflated, is too large, or is not JSON of this type; the error says so in one line.
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, String> {
     let mut json = Vec::new();
     let read = DeflateDecoder::new(bytes).take(LARGEST).read_to_end(&mut json);

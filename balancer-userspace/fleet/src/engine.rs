@@ -1,5 +1,5 @@
-//! What the fleet relies on an engine (etcd) for, and no more. The driver of the real one and the simulated one both
-//! speak these types.
+//! The interface to an engine (etcd), limited to the properties that the fleet relies on. The driver of the real engine
+//! and the simulated engine both use these types.
 //!
 //! - The store maps keys to values. Every transaction that changes something gets a revision, each higher than the one
 //!   before; all keys changed in it carry it.
@@ -37,7 +37,7 @@ pub struct Entry {
     pub modified: Revision,
 }
 
-/// What must hold for a transaction to be made.
+/// A condition that must hold for a transaction to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// There is no such key.
@@ -70,8 +70,8 @@ pub enum Write {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// What is asked of the engine. Requests are carried out in the order given; each gets one answer, or, if the session
-/// ends before, none.
+/// A request to the engine. Requests are carried out in the order given; each gets one answer, or none if the session
+/// ends before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Makes all writes at once if all conditions hold. At most 100 of both; no key twice.
@@ -105,7 +105,7 @@ pub enum Answer {
     Made(Revision),
     /// A condition did not hold; nothing was changed.
     Refused,
-    /// What was read.
+    /// The entries that were read.
     Read(Vec<Entry>),
     /// The engine does not carry it out, and has changed nothing; in its own words.
     Denied(String),
@@ -113,7 +113,7 @@ pub enum Answer {
     Unknown(String),
 }
 
-/// What an engine says.
+/// A report from an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A session has begun, with everything below [`LIVE`] as of `revision`. What is not listed is not there.

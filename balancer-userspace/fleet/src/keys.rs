@@ -16,9 +16,9 @@
 //! bulk/tallies/NAME               what a member has counted                    the member's lease
 //! ```
 
-/// What all members must have in common.
+/// The settings that all members must have in common.
 pub const FLEET: &str = "live/fleet";
-/// Who decides.
+/// The card of the leader.
 pub const LEADER: &str = "live/leader";
 /// The state that holds.
 pub const EPOCH: &str = "live/epoch";
@@ -32,14 +32,14 @@ pub const RECORDS: &str = "live/records/";
 pub const REQUESTS: &str = "live/requests/";
 /// Changes that are too large for their requests.
 pub const PARTS: &str = "live/parts/";
-/// What has become of them.
+/// Outcomes of requests for changes.
 pub const ANSWERS: &str = "live/answers/";
 /// Where dumps are.
 pub const DUMPS: &str = "live/dumps/";
 /// States.
 pub const DOCUMENTS: &str = "live/documents/";
 
-/// What members have counted.
+/// Counters of members, as they reported them.
 pub const TALLIES: &str = "bulk/tallies/";
 
 /// A part of a state. Parts sort in their order.
@@ -102,7 +102,7 @@ pub fn dump_parts(member: &str) -> String {
     format!("bulk/dumps/{member}/")
 }
 
-/// What a member has counted.
+/// Returns the key of a member's counters.
 #[must_use]
 pub fn tally(member: &str) -> String {
     format!("{TALLIES}{member}")

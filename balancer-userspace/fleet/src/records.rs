@@ -1,4 +1,4 @@
-//! What members tell each other of clients.
+//! Records of clients that members exchange.
 //!
 //! A batch is a header of eight bytes (format, zeros) and records of sixteen:
 //!
@@ -40,7 +40,7 @@ pub struct Record {
     pub epoch: u32,
 }
 
-/// What is wrong with a batch.
+/// The reasons to refuse a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadBatch {
     /// Another version's, or garbage.

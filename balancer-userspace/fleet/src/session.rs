@@ -15,10 +15,10 @@ use crate::{
 };
 use balancer_core::state::SavedState;
 
-/// What is asked of the engine, by what its answer is for.
+/// The purpose of a request to the engine, which decides how its answer is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// What all have in common.
+    /// To read or write the settings that all members have in common.
     Common,
     /// The member's own card.
     Card,
@@ -38,13 +38,13 @@ pub(crate) enum Purpose {
     Forget(u64),
     /// A part of what was dumped for another member.
     Dump,
-    /// What this member has counted.
+    /// To store this member's counters.
     Tally,
     /// Nobody waits for it.
     Other,
     /// The clients that were dumped for this member.
     Clients,
-    /// What members have counted, by the asker's number.
+    /// To read the members' counters, by the asker's number.
     Tallies(u64),
 }
 
@@ -114,7 +114,7 @@ impl Session {
         self.entries.get(key)
     }
 
-    /// What all members must have in common, if anything is said.
+    /// Returns the settings that all members must have in common, if the store has any.
     pub(crate) const fn common(&self) -> Option<&Result<Common, BadCard>> {
         self.common.as_ref()
     }
@@ -134,7 +134,7 @@ impl Session {
         self.next.as_ref()?.as_ref().ok()
     }
 
-    /// What a card says, or why it cannot be read.
+    /// Returns the content of a card, or the reason why it cannot be read.
     pub(crate) fn card<T: DeserializeOwned>(&self, key: &str) -> Option<Result<T, BadCard>> {
         self.get(key).map(|entry| cards::read(&entry.value))
     }
@@ -181,12 +181,12 @@ impl Session {
         *last
     }
 
-    /// What an answer is for. Answers to what was asked in another session are nobody's.
+    /// Returns the purpose of an answer with the answer; `None` if the request was made in another session.
     pub(crate) fn answered(&mut self, ticket: Ticket, answer: Answer) -> Option<(Purpose, Answer)> {
         Some((self.asked.remove(&ticket)?, answer))
     }
 
-    /// Who waits for what members have counted.
+    /// Returns the numbers of the askers that wait for the members' counters.
     pub(crate) fn who_wait_for_tallies(&self) -> impl Iterator<Item = u64> {
         self.asked.values().filter_map(|purpose| if let Purpose::Tallies(id) = purpose { Some(*id) } else { None })
     }

@@ -5,9 +5,9 @@ use balancer_core::{
     health::{FailureKind, Verdict},
 };
 
-/// What is to be agreed on of a backend of which members have these opinions, each by its name, where it was `before`.
-/// Only members that know something vote: more than half of them must see a backend down for it to be down, and more
-/// than half up for it to be up again; otherwise it stays what it was.
+/// Agrees on the way to a backend and its verdict from the members' opinions, each by the member's name, and from the
+/// way and the verdict that held `before`. Only members that know something vote: more than half of them must see a
+/// backend down for it to be down, and more than half up for it to be up again; otherwise it stays as it was.
 #[must_use]
 pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, Verdict) {
     let knows = |opinion: &Opinion| !matches!(opinion, Opinion::Waiting);

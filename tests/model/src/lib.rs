@@ -1,5 +1,5 @@
-//! What must become of packets, written a second time; and random packets and scenes, for the kernel program and this to be
-//! compared by.
+//! A second, independent description of how packets are handled; and random packets and scenes, for the kernel program
+//! to be compared with it.
 
 // The kernel program's parsing, compiled here: its crate brings functions such as `memcpy` for BPF, which return nothing and
 // would take the place of the host's.

@@ -10,7 +10,7 @@ use crate::{
     parse::{self, Ip, Ports, Stopped, TCP, UDP},
 };
 
-/// What both say of a frame.
+/// The result of parsing a frame, by which both parsers are compared.
 #[derive(Debug, PartialEq)]
 enum Seen {
     NotIp,

@@ -37,7 +37,7 @@ use balancer_testkit::{
 
 const XDP_TX: u32 = 3;
 
-/// What keys of services come from.
+/// The hash key from which keys of services come.
 pub const KEY: HashKey = HashKey { k0: 11, k1: 12 };
 /// The service of a world.
 pub const VIP: &str = "198.51.100.10:80";
@@ -51,9 +51,9 @@ pub struct World {
     program: OwnedFd,
     start: Instant,
     elapsed: Duration,
-    /// Who is behind the last two bytes of a next hop's MAC.
+    /// Backends by the last two bytes of their next hop's MAC.
     backends: HashMap<[u8; 2], String>,
-    /// What backends that are gone have counted.
+    /// The sum of the counters of backends that are gone.
     departed: Counters,
     /// Ids that are free. A packet that was on its way when its backend was retired counts afterwards.
     retired: Vec<BackendId>,
@@ -334,7 +334,7 @@ impl World {
         Ok(message)
     }
 
-    /// What taking over a configuration file would do, its known clients counted.
+    /// Returns the plan of taking over a configuration file, with its known clients counted.
     ///
     /// # Errors
     /// As [`World::reload`].
@@ -569,7 +569,7 @@ impl World {
         self.forgotten
     }
 
-    /// What is shown of a backend: its state and its known clients.
+    /// Returns the state of a backend, as it is shown, and the number of its known clients.
     ///
     /// # Errors
     /// When it does not exist.

@@ -1,4 +1,4 @@
-//! What backends answer to checks.
+//! Answers of backends to checks.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

@@ -1,4 +1,4 @@
-//! What others write into a fleet's keys.
+//! Foreign writes into a fleet's keys.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -31,7 +31,7 @@ use super::{
 
 /// Acts of a story at most.
 const LONGEST: usize = 24;
-/// What a member says at most before it waits for something.
+/// The most inputs that a member may handle before it waits for something.
 const TALKATIVE: usize = 5_000;
 
 /// Plays a story of a member and of somebody who writes into its keys, that `bytes` tell.
@@ -131,7 +131,7 @@ struct World {
     revision: i64,
     keys: BTreeMap<String, Stored>,
     member: Member,
-    /// What the member follows.
+    /// The controller that follows the member's decisions.
     plane: Controller,
     inputs: VecDeque<Input>,
 }

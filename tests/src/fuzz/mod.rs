@@ -1,5 +1,5 @@
-//! What is given bytes that nobody has thought of: one function for each kind of input. libFuzzer runs them (`fuzz/`), and
-//! `corpora` in `tests/dataplane` replays what it kept.
+//! Fuzz targets, which take arbitrary bytes: one function for each kind of input. libFuzzer runs them (`fuzz/`), and
+//! `corpora` in `tests/dataplane` replays the inputs that it kept.
 //!
 //! A target panics if something is wrong.
 
@@ -27,7 +27,7 @@ pub use notes::notes;
 pub use state::state;
 pub use words::words;
 
-/// What bytes are given to.
+/// A function that takes arbitrary bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their corpora.

@@ -1,4 +1,4 @@
-//! What the kernel says of links, neighbours, routes and drivers.
+//! Messages of the kernel about links, neighbours, routes and drivers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! What people write: durations, addresses, listeners, prefixes, rules, names.
+//! Texts that people write: durations, addresses, listeners, prefixes, rules, names.
 
 use std::fmt::Debug;
 
@@ -35,7 +35,8 @@ pub fn words(bytes: &[u8]) {
     }
 }
 
-/// What is read is the same when it is written and read again; what is not, is said in one line.
+/// Checks that a value which can be read is the same when it is written and read again, and that the error for any
+/// other text is one line.
 fn read<T: Debug + PartialEq>(text: &str, parse: impl Fn(&str) -> Result<T, String>, write: impl Fn(&T) -> String) {
     match parse(text) {
         Ok(value) => assert_eq!(parse(&write(&value)).as_ref(), Ok(&value), "{text:?} is written {:?}", write(&value)),

@@ -100,7 +100,7 @@ impl Browser {
         self.devtools("Emulation.setDeviceMetricsOverride", &parameters).map(drop)
     }
 
-    /// What `prefers-color-scheme` says: `light` or `dark`.
+    /// Sets the value of `prefers-color-scheme`: `light` or `dark`.
     ///
     /// # Errors
     /// When the browser refuses.
@@ -144,7 +144,7 @@ impl Browser {
         Ok(self.get(&format!("element/{element}/text"))?.as_str().unwrap_or_default().to_owned())
     }
 
-    /// What `script`, the body of a function, returns in the page.
+    /// Runs `script`, the body of a function, in the page, and returns its result.
     ///
     /// # Errors
     /// When it throws.
@@ -162,7 +162,7 @@ impl Browser {
         self.post("actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": actions}]})).map(drop)
     }
 
-    /// What the console has been told since the last time, and what the browser complains of.
+    /// Returns the messages on the console since the last call, and the browser's complaints.
     ///
     /// # Errors
     /// When the browser refuses.

@@ -30,7 +30,7 @@ pub struct EtcdCluster {
     directory: TempDir,
 }
 
-/// What is to be started.
+/// The options of a cluster to be started.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Whether clients speak TLS, and show a certificate.
@@ -177,11 +177,11 @@ impl EtcdCluster {
 /// Files in PEM.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// What all of them are signed by.
+    /// The authority that has signed all of them.
     pub ca: PathBuf,
     /// A client's certificate.
     pub cert: PathBuf,
-    /// Its key.
+    /// The key of the client's certificate.
     pub key: PathBuf,
     server: Tls,
 }

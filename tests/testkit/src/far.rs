@@ -14,7 +14,7 @@ use crate::{
     topology::{Family, Topology},
 };
 
-/// What fits between the routers.
+/// The MTU between the routers.
 pub const NARROW: u32 = 1400;
 
 /// The far host and the routers. Dropping it removes them.
@@ -77,13 +77,13 @@ impl Far {
         &self.host
     }
 
-    /// What the router's errors come from, as the balancer's segment sees them.
+    /// Returns the address that the router's errors come from, as the balancer's segment sees it.
     #[must_use]
     pub const fn router(family: Family) -> IpAddr {
         host_of(family, 0, 3)
     }
 
-    /// Its address.
+    /// Returns the address of the far host.
     #[must_use]
     pub const fn client(family: Family) -> IpAddr {
         host_of(family, 8, 6)

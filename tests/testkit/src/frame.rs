@@ -41,9 +41,9 @@ pub struct Frame {
     pub more_fragments: bool,
     /// IPv4: fragment offset in units of eight bytes; other than 0, `payload` follows the IP header directly.
     pub fragment_offset: u16,
-    /// What is carried.
+    /// The header of layer 4.
     pub transport: Transport,
-    /// What the transport carries.
+    /// The bytes that the transport carries.
     pub payload: Vec<u8>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// What `main` gives back; what went wrong is on standard error, in one line.
+/// Returns the exit code of `main`, after writing an error, if there is one, to standard error in one line.
 #[must_use]
 pub fn outcome(done: anyhow::Result<()>) -> ExitCode {
     match done {

@@ -45,7 +45,7 @@ struct XdpMd {
     egress_ifindex: u32,
 }
 
-/// What the program made of a frame.
+/// The result of running the program on a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     /// The XDP action.
@@ -128,7 +128,7 @@ pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result
 }
 
 /// # Safety
-/// What the attributes point to must be as large as they say.
+/// The memory that the attributes point to must be as large as they say.
 unsafe fn call(attributes: &mut TestRun) -> io::Result<()> {
     // SAFETY: the caller's promise.
     let result = unsafe {

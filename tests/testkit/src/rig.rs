@@ -69,11 +69,11 @@ pub struct Service {
     pub protocol: Protocol,
     /// How packets reach the backend.
     pub forwarding: Forwarding,
-    /// What all slots name.
+    /// The target that all slots name.
     pub target: Target,
 }
 
-/// What all slots of a service name.
+/// The target that all slots of a service name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A backend with its address, beyond the interface that packets come in by.
@@ -185,7 +185,7 @@ impl Rig {
         Ok(Self { dataplane, program, services: services.to_vec(), specs, in_ifindex, out_ifindex })
     }
 
-    /// What the program tells, for `logger`. Can be taken once.
+    /// Takes the log of the program, for `logger`. Can be taken once.
     ///
     /// # Errors
     /// When it was taken before.
@@ -193,7 +193,7 @@ impl Rig {
         self.dataplane.take_log(logger)
     }
 
-    /// What the kernel says of the loaded program.
+    /// Returns the kernel's information about the loaded program.
     ///
     /// # Errors
     /// When it says nothing.
@@ -270,7 +270,7 @@ impl Rig {
         self.dataplane.set_devices(&known.into_iter().collect())
     }
 
-    /// What stands for the source of a frame that is handed over.
+    /// Returns the MAC that replaces the source of a frame that is handed over.
     #[must_use]
     pub const fn handover_source(&self) -> [u8; 6] {
         handover::source(self.dataplane.handover_key())
@@ -369,7 +369,7 @@ impl Rig {
         self.dataplane.withheld(backend_id(index))
     }
 
-    /// What the program tells of backends that may have failed. Can be taken once.
+    /// Takes the program's reports of backends that may have failed. Can be taken once.
     ///
     /// # Errors
     /// When it was taken before.
@@ -628,7 +628,7 @@ fn backend(
     }
 }
 
-/// What the program tells of backends that may have failed.
+/// The program's reports of backends that may have failed.
 pub struct Suspects(RingBuf<MapData>);
 
 impl Suspects {

@@ -333,12 +333,12 @@ impl Site {
     /// A request to the running controller's socket.
     ///
     /// # Errors
-    /// What the controller says.
+    /// When the controller refuses the request, or does not answer.
     pub fn api<T, F: Future<Output = Answer<T>>>(&self, ask: impl FnOnce(Client) -> F) -> Result<T> {
         Ok(self.runtime.block_on(ask(self.client.clone()))?)
     }
 
-    /// What a command line such as `["backend", "drain", "web/web2"]` prints.
+    /// Runs a command line such as `["backend", "drain", "web/web2"]`, and returns its standard output.
     ///
     /// # Errors
     /// When it fails; the error has its words.
@@ -381,7 +381,7 @@ impl Site {
         Ok(())
     }
 
-    /// What `/metrics` says.
+    /// Returns the metrics of `/metrics`.
     ///
     /// # Errors
     /// When it does not answer, or not in numbers.

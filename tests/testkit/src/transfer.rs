@@ -1,6 +1,6 @@
 //! Bulk transfers over TCP and UDP, of which both ends know every byte.
 //!
-//! What is sent is a fixed pseudo-random stream whose period is prime, so that a byte that is lost, doubled, changed or
+//! The data is a fixed pseudo-random stream whose period is prime, so that a byte that is lost, doubled, changed or
 //! in another place is found where it is. Every wait is bounded.
 
 use std::{

@@ -1,5 +1,5 @@
-//! Clients with sessions, as their users live through them: who keeps theirs and who loses it, and that it is counted.
-//! What is not as it should be panics.
+//! Clients with sessions, as their users experience them: which sessions are kept and which are lost, and that losses
+//! are counted. A check that fails panics.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,9 +23,9 @@ const CAUSES: [&str; 7] = ["down", "drain", "maint", "removed", "failback", "rul
 /// A session as its client knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Who has it.
+    /// The backend that has the session.
     pub backend: String,
-    /// Its name there.
+    /// The session's name at that backend.
     pub name: String,
     /// Requests so far.
     pub requests: u64,
@@ -122,7 +122,7 @@ impl Users {
         its.len() as u64
     }
 
-    /// Who has a session at `backend`.
+    /// Returns the clients that have a session at `backend`.
     #[must_use]
     pub fn clients_of(&self, backend: &str) -> Vec<u16> {
         self.sessions.iter().filter(|(_, session)| session.backend == backend).map(|(&client, _)| client).collect()

@@ -1,5 +1,6 @@
-//! What changing a key does in a running service to its known clients and their connections, and that it is said before
-//! and counted: the table in `docs/src/configuration.md`. The kernel program and the controller's core in one process.
+//! Tests of changing a key in a running service: the effects on its known clients and their connections, which must be
+//! announced before and counted, as the table in `docs/src/configuration.md` says. The kernel program and the
+//! controller's core run in one process.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -14,7 +15,7 @@ use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 const CLIENTS: u32 = 400;
 const ONE: &str = r#"listen = ["198.51.100.10:80"]"#;
 
-/// What becomes of known clients.
+/// The effect on known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clients {
     /// They stay known where they are.
@@ -33,7 +34,7 @@ enum Clients {
     SentBack,
 }
 
-/// What becomes of connections of clients that stay.
+/// The effect on connections of clients that stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Connections {
     /// They go on at their backend.
@@ -42,7 +43,7 @@ enum Connections {
     End,
 }
 
-/// What happened before the change.
+/// The events before the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Nothing,

@@ -70,7 +70,7 @@ struct Packet {
     to: Option<Mac>,
 }
 
-/// What the threads that send have to do with the one that makes changes.
+/// State that the threads that send share with the one that makes changes.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
@@ -153,7 +153,7 @@ impl fmt::Display for Recorder {
 struct Contest {
     world: World,
     program: OwnedFd,
-    /// Of the client table.
+    /// The number of buckets of the client table.
     buckets: u32,
     random: Rng,
     /// Backends that were added while it ran.
@@ -348,7 +348,7 @@ const fn serves(state: BackendState) -> bool {
     matches!(state, BackendState::Up | BackendState::Checking | BackendState::Draining | BackendState::DrainingHealth)
 }
 
-/// What happened in all rounds.
+/// Totals of all rounds, by which a test shows that it has tested enough.
 #[derive(Debug, Default)]
 struct Done {
     rounds: u32,

@@ -1,4 +1,4 @@
-//! What the maps take of the machine's memory.
+//! Tests of the memory that the maps take of the machine.
 
 use std::{collections::BTreeMap, fs};
 

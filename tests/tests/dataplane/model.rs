@@ -96,7 +96,7 @@ fn case(scene: &Scene, steps: &[Step]) -> String {
     text
 }
 
-/// What was seen in all scenes. A contest about nothing would be won by anybody.
+/// Counts of everything that was seen in all scenes. A contest in which hardly anything is seen would prove nothing.
 #[derive(Debug, Default)]
 struct Total(BTreeMap<String, u64>);
 
@@ -185,7 +185,7 @@ impl Total {
         }
     }
 
-    /// What was hardly ever seen.
+    /// Lists everything that was hardly ever seen.
     fn missing(&self, packets: usize) -> String {
         let (least, of) = EACH;
         let rare = self.0.iter().filter(|&(_, &times)| times * (of as u64) < least * packets as u64);

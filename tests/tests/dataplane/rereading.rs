@@ -1,5 +1,5 @@
-//! What a change of `remember` leaves to be done in the client table, part by part: what happens between two parts finds
-//! known clients where they were, as old as they are.
+//! Tests of the work that a change of `remember` leaves to be done in the client table, part by part: between two parts
+//! known clients are found where they were, as old as they are.
 
 use std::{collections::HashMap, thread, time::Duration};
 
@@ -20,7 +20,7 @@ const TWO_HOURS: &str = "remember = \"2h\"";
 const DAY: &str = "remember = \"24h\"";
 /// Ticks of a second.
 const MINUTE: &str = "remember = \"1m\"";
-/// Of both.
+/// The largest error of an age in seconds: a tick of `DAY` and one of `TWO_HOURS`.
 const MOST_SECONDS: u64 = 22 + 2;
 
 /// Even clients were seen now, odd ones half an hour ago; half of all are not where the table would send them.

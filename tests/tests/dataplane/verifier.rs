@@ -1,5 +1,5 @@
-//! What the kernel's verifier makes of both programs. Its limit is a million instructions for each, counted once for every
-//! way that leads to them; old kernels count more of them than new ones.
+//! Tests of the cost of both programs in the kernel's verifier. Its limit is a million instructions for each, counted
+//! once for every way that leads to them; old kernels count more of them than new ones.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;

@@ -1,4 +1,4 @@
-//! What lies in `contrib/` for Ansible, with Debian's Ansible and a real balancer.
+//! Tests of the files for Ansible in `contrib/`, with Debian's Ansible and a real balancer.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -58,7 +58,7 @@ fn run(command: &mut Command) -> (Value, Output) {
     (serde_json::from_str(&text[begin..]).unwrap_or_else(|error| panic!("{error}: {text}")), output)
 }
 
-/// What the module answers to these parameters.
+/// Returns the module's answer to these parameters.
 fn module(site: &Site, parameters: &Value, options: &[&str]) -> Value {
     let mut command = ansible(site, "ansible");
     command.args(["--inventory", "localhost,", "--module-name", "balancer_backend", "--args", &parameters.to_string()]);

@@ -31,13 +31,13 @@ const ENDS: [&str; 2] = ["balancer", SECOND];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parts {
-    /// Of `veth`.
+    /// Pairs of `veth` interfaces.
     Pairs,
     /// `virtio_net`'s.
     Cards,
 }
 
-/// What the balancer has instead of an interface on the backends' segment.
+/// The bond that the balancer has instead of an interface on the backends' segment.
 #[derive(Clone, Copy, Debug)]
 struct Bond {
     mode: &'static str,
@@ -163,7 +163,7 @@ fn goes_on(site: &mut Site, what: &str, homes: &BTreeMap<u16, String>, change: i
     assert!(after > before + 50.0, "{what}: {after} packets after {before}");
 }
 
-/// What there is to explain why clients are not served.
+/// Collects the information that may explain why clients are not served.
 fn described(site: &mut Site) -> String {
     let topology = site.topology();
     let links = [topology.balancer(), topology.switch()].map(|host| host.ip("-s -d link"));

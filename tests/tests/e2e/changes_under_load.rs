@@ -52,7 +52,7 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// What is done in turns.
+/// Returns the changes that are made in turns.
 fn changes(fifth: SocketAddr) -> Vec<(&'static str, Change)> {
     let admin = |backend, admin| Change::SetAdmin { name: name(backend), admin, timeout: None };
     let weight = |backend, weight| Change::SetWeight { name: name(backend), weight };
@@ -125,7 +125,7 @@ fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
     attempts
 }
 
-/// What becomes of the connections that all clients open meanwhile.
+/// Makes the changes while all clients open connections, and returns those connections.
 fn under_load(site: &Site, changes: impl FnOnce()) -> Vec<Attempt> {
     let stop = AtomicBool::new(false);
     let clients: Vec<u16> = CLIENTS.collect();

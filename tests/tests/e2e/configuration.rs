@@ -1,4 +1,4 @@
-//! What a change of the configuration moves, and that it really reaches the packets.
+//! Tests of the clients that a change of the configuration moves, and that the change really reaches the packets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
@@ -40,7 +40,7 @@ fn moved(site: &Site) -> (u32, u32) {
     (of("kind=\"required\""), of("kind=\"needless\""))
 }
 
-/// Who moved where.
+/// Returns the clients' moves, each as the backend that is left and the new one.
 fn moves<'a>(before: &'a Homes, after: &'a Homes) -> Vec<(&'a str, &'a str)> {
     let pairs = before.iter().map(|(client, from)| (from.as_str(), after[client].as_str()));
     pairs.filter(|(from, to)| from != to).collect()

@@ -1,4 +1,4 @@
-//! What lies in `contrib/` for Prometheus and Grafana, against the real programs and a real balancer.
+//! Tests of the files for Prometheus and Grafana in `contrib/`, with the real programs and a real balancer.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

@@ -129,12 +129,12 @@ fn it_says_what_it_needs() {
     assert!(error.contains("needs root") && error.contains("sudo balancer demo"), "{error}");
 }
 
-/// What a line of the tour says.
+/// The numbers in a line of the tour.
 #[derive(Debug)]
 struct Step {
     moved: u64,
     clients: u64,
-    /// What is between the clients and `ip_hash`.
+    /// The numbers between that of the clients and `ip_hash`.
     details: Vec<u64>,
     ip_hash: u64,
 }

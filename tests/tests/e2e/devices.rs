@@ -263,7 +263,7 @@ fn a_pair_whose_other_end_does_not_poll() {
     assert_eq!(counted(&site, "redirect"), 0.0);
 }
 
-/// Its other end begins to poll, and ends, which changes no link.
+/// The other end of the pair begins to poll, and ends, which changes no link.
 #[test]
 fn an_interface_takes_frames_at_times() {
     let mut site = start_behind_a_plain_pair();

@@ -1,4 +1,4 @@
-//! What the balancer changes on its machine follows what the configuration wants, while it runs.
+//! Tests that the balancer's changes on its machine follow the configuration while it runs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -70,7 +70,7 @@ fn the_first_nat_service_of_a_family_that_apply_brings_works_at_once() {
     }
 }
 
-/// What the balancer answers to `apply` of a file that it refuses.
+/// Returns the balancer's answer to `apply` of a file that it refuses.
 fn refused(site: &mut Site, adapt: impl FnOnce(&mut Settings)) -> String {
     let error = site.apply(adapt).unwrap_err().to_string();
     assert!(error.contains("exit status: 1"), "{error}");

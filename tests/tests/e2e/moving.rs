@@ -60,7 +60,7 @@ fn start_haproxy(site: &Site, text: &str) -> Process {
     start(site, "haproxy", "/usr/sbin/haproxy", &["-db", "-f", &config.to_string_lossy()])
 }
 
-/// What HAProxy says on its socket.
+/// Returns HAProxy's answer to a command on its socket.
 fn ask_haproxy(site: &Site, command: &str) -> String {
     let mut socket = UnixStream::connect(site.files().join("haproxy.sock")).unwrap();
     writeln!(socket, "{command}").unwrap();

@@ -76,7 +76,7 @@ struct Operator {
     site: Site,
     /// Where the shell finds `balancer`.
     programs: TempDir,
-    /// What the shell sees as `/etc`.
+    /// The directory that the shell sees as `/etc`.
     etc: TempDir,
     said: String,
 }

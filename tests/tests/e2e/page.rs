@@ -42,7 +42,8 @@ while (texts.nextNode()) {
 }
 return least;"#;
 
-/// What a screen reader needs: headings in order, every table with a caption and scopes, every region with a name.
+/// Checks of the structure that a screen reader needs: headings in order, every table with a caption and scopes, every
+/// region with a name.
 const STRUCTURE: &str = r#"
 const all = (selector) => [...document.querySelectorAll(selector)];
 const wrong = [];

@@ -156,7 +156,8 @@ fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
     assert!(!events.contains("was checked at once"), "{events}");
 }
 
-/// What a killed `nat` server meets: all its clients open their connections elsewhere, nobody else moves.
+/// Checks that the clients of a killed `nat` server all open their connections elsewhere, and that no other client
+/// moves.
 fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: &[u16]) {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
         settings.check = CHECK.to_owned();

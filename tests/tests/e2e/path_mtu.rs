@@ -29,14 +29,14 @@ fn site(shape: Shape, forwarding: Forwarding) -> Site {
     .unwrap()
 }
 
-/// What the kernel of `host` believes that fits the way from `from` to `to`.
+/// Returns the MTU that the kernel of `host` has learnt for the way from `from` to `to`.
 fn learnt(host: &Namespace, from: IpAddr, to: IpAddr) -> Option<u32> {
     let route = host.ip(&format!("route get {to} from {from}")).unwrap();
     let (_, rest) = route.split_once(" mtu ")?;
     rest.split_whitespace().next().unwrap().parse().ok()
 }
 
-/// What a backend sends from.
+/// Returns the address that a backend sends from.
 fn own_address(site: &Site, forwarding: Forwarding, family: Family, number: u16) -> IpAddr {
     match forwarding {
         Forwarding::Nat | Forwarding::Snat => site.topology().backend_address(family, number - 1),
@@ -153,7 +153,8 @@ fn way_to_backends(site: &Site, family: Family, and: &str) {
     }
 }
 
-/// What a client believes that fits becomes ever less, so that nothing has to be forgotten.
+/// Checks that a client adapts to each narrower way in turn. Its MTU only ever falls, so that nothing has to be
+/// forgotten.
 fn adapts_to_the_tunnels_way(forwarding: Forwarding, overhead: [u32; 2]) {
     let site = site(Shape::OneLegged, forwarding);
     let _router = narrow_router(&site);

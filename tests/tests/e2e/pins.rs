@@ -1,4 +1,4 @@
-//! What is pinned belongs to one network namespace, and goes when that is gone.
+//! Tests that pins belong to one network namespace, and go when that namespace is gone.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, thread, time::Duration};
@@ -51,7 +51,7 @@ fn inode(host: &Namespace) -> u64 {
     host.run_in_thread(|| fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap()
 }
 
-/// What `balancer detach` says.
+/// Returns the output of `balancer detach`.
 fn detach(host: &Namespace, options: &[&str]) -> String {
     let output = host.command(binaries::balancer().unwrap()).arg("detach").args(options).output().unwrap();
     assert!(output.status.success(), "{output:?}");

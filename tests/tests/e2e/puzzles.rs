@@ -1,4 +1,4 @@
-//! What the kernel program tells of rare and puzzling things, and that it costs nothing where nobody wants to know.
+//! Tests of the kernel program's log of rare and puzzling events, which must cost nothing where it is not wanted.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

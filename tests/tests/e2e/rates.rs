@@ -1,4 +1,4 @@
-//! What passes in a second, and what is said of a service that nothing comes for.
+//! Tests of the rates that are shown, and of the hint for a service that no packets come for.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;

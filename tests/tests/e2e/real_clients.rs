@@ -116,7 +116,7 @@ fn moved(before: &Homes, after: &Homes) -> Vec<IpAddr> {
     before.iter().filter(|(client, home)| after[*client] != **home).map(|(&client, _)| client).collect()
 }
 
-/// What a metric of listeners says of one, such as `80/tcp` of IPv4.
+/// Returns the value of a metric for one listener, such as `80/tcp` of IPv4.
 fn counted(site: &Site, metric: &str, family: Family, port: u16, protocol: &str) -> f64 {
     let listener = format!("listener=\"{}/{protocol}\"", SocketAddr::new(site.topology().vip(family), port));
     site.metrics().unwrap().sum(metric, &["service=\"shop\"", &listener]).unwrap()
@@ -191,7 +191,7 @@ fn answer_datagrams(site: &Site, forwarding: Forwarding, number: u16) {
     }
 }
 
-/// What a client hears for a datagram of the size that opens QUIC.
+/// Returns the answer that a client gets to a datagram of the size that opens QUIC.
 fn datagram(site: &Site, client: IpAddr) -> String {
     let (from, vip) = (SocketAddr::new(client, 0), SocketAddr::new(site.topology().vip(family(client)), 443));
     let answer = site.topology().client().run_in_thread(|| {

@@ -39,7 +39,7 @@ fn connect(site: &Site, family: Family) -> ErrorKind {
     client.run_in_thread(|| TcpStream::connect_timeout(&vip, PATIENCE)).unwrap().unwrap_err().kind()
 }
 
-/// What becomes of a datagram.
+/// Sends a datagram, and returns the error that the client gets.
 fn ask(site: &Site, family: Family, patience: Duration) -> ErrorKind {
     let vip = SocketAddr::new(site.topology().vip(family), 53);
     let asked = site.topology().client().run_in_thread(|| {

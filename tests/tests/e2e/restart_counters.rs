@@ -149,7 +149,7 @@ fn a_rule_that_the_state_does_not_know_is_gone() {
     site.homes(FAMILY, [4]).unwrap();
 }
 
-/// What `stats` tells of a period of `web`, once it tells it.
+/// Returns a period of `web` in the output of `stats`, once it is there.
 #[track_caller]
 fn told(site: &Site, period: &str) -> PeriodView {
     let deadline = Instant::now() + PATIENCE;
@@ -204,7 +204,8 @@ fn the_last_minute_and_hour_go_on() {
     }
 }
 
-/// What the checks of all backends, the moved slots and the backends that are gone have counted.
+/// Returns the counters of the checks and state changes of all backends, of moved slots, and of connections, those at
+/// backends that are gone included.
 fn counted(site: &Site) -> [f64; 4] {
     let metrics = site.metrics().unwrap();
     let names = ["health_checks_total", "backend_transitions_total", "table_slots_moved_total", "connections_total"];

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 const CLIENTS: u32 = 10_000;
 const REMEMBER: &str = "remember = \"60s\"";
-/// Of the clients from 172.16.0.0 on, 256 are in it.
+/// A prefix that holds 256 of the clients, which are numbered from 172.16.0.0 on.
 const PREFIX: &str = "172.16.3.0/24";
 
 type Homes = BTreeMap<u32, String>;

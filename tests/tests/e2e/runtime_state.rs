@@ -1,4 +1,4 @@
-//! What is changed at run time, over restarts, new configuration files, and many users at once.
+//! Tests of changes at run time, over restarts, new configuration files, and many users at once.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, fs, process::Command, thread, time::Instant};

@@ -52,7 +52,7 @@ fn bounding_set(capabilities: &[&str]) -> String {
     format!("-all{}", names.collect::<String>())
 }
 
-/// What the unit gives, as `/proc` shows it.
+/// Returns the capabilities that the unit gives, as `/proc` shows them.
 fn mask() -> String {
     let bit = |name| match name {
         "CAP_NET_ADMIN" => 1u64 << 12,
@@ -374,7 +374,7 @@ fn the_service_manager_is_told_why_it_does_not_start() {
     assert!(words.starts_with("STATUS=") && words.contains("none0"), "{words}");
 }
 
-/// What makes standard error the journal's stream, as far as a program can tell.
+/// A shell command that makes standard error the journal's stream, as far as a program can tell.
 const JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
 #[test]

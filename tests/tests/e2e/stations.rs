@@ -1,4 +1,5 @@
-//! Whose frames the balancer takes: its interfaces' own, and those of what lies upon them, as they change.
+//! Tests of the frames that the balancer takes: those for its interfaces' own MACs, and for those of the devices upon
+//! them, as they change.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, Instant};

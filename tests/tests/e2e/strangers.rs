@@ -1,5 +1,5 @@
-//! What makes strangers of known clients is said before it is done, in the answer, in JSON and in the log, and counted;
-//! `renamed_from` keeps them.
+//! Tests that a change which makes strangers of known clients says so before it is made, in the answer, in JSON and in
+//! the log, and that they are counted; `renamed_from` keeps them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

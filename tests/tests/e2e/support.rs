@@ -1,4 +1,4 @@
-//! What several tests do.
+//! Functions that several tests share.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -41,7 +41,7 @@ pub(crate) fn runs(pid: impl Display) -> bool {
     stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'S', 'D', 'T']))
 }
 
-/// What clients met that connected all the time.
+/// The results of clients that connected all the time.
 pub(crate) struct Load {
     asked: usize,
     failed: Vec<String>,

@@ -84,7 +84,7 @@ fn echo_one(listener: &TcpListener) -> std::io::Result<()> {
     stream.write_all(&bytes)
 }
 
-/// What comes back of `bytes` that are sent from `source`.
+/// Sends `bytes` from `source`, and returns the bytes that come back.
 fn upload(source: IpAddr, target: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -323,7 +323,7 @@ fn what_stands_in_the_way_is_said_in_one_line() {
     end(&mut site, 1);
 }
 
-/// Whose source is none of the prefixes given is a stranger, whatever is inside.
+/// A sender whose address is in none of the given prefixes is a stranger, whatever is inside the tunnel.
 #[test]
 fn tunnels_of_strangers_are_refused() {
     const EACH: usize = 10;

@@ -101,7 +101,8 @@ fn known_mac(neighbour: &Namespace, address: &str) -> String {
     entry.split_whitespace().skip_while(|&word| word != "lladdr").nth(1).unwrap_or_default().to_owned()
 }
 
-/// What each of these brings about: the neighbours' entries are out of date, and nothing but an announcement renews them.
+/// Effects of each of these changes: the neighbours' entries are out of date, and nothing but an announcement renews
+/// them.
 #[test]
 fn when_mac_carrier_mode_or_an_address_changes_then_neighbours_are_told_anew() {
     const NEW_MAC: &str = "02:00:00:00:00:99";

@@ -23,7 +23,7 @@ impl Lab {
         assert!(format!("{refused:#}").contains("database space exceeded"), "{refused:#}");
     }
 
-    /// What the book says is to be done then.
+    /// Makes room in etcd in the way that the book describes.
     fn make_room(&self) {
         self.etcdctl(0, &["del", "--prefix", "/filler/"]);
         let status = self.etcdctl(0, &["endpoint", "status", "--write-out=fields"]);

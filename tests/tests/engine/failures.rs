@@ -12,7 +12,7 @@ fn at(lab: &Lab, index: usize, lease: u64) -> Driver {
     Driver::new(Settings { endpoints: vec![lab.cluster.endpoints()[index].clone()], ..lab.settings(lease) })
 }
 
-/// What a watcher has seen, which must be each revision once, in order.
+/// The changes that a watcher has seen, which must be each revision once, in order.
 #[derive(Default)]
 struct Seen(BTreeMap<Revision, String>);
 

@@ -1,4 +1,4 @@
-//! What somebody else has written below the fleet's keys.
+//! Tests of foreign writes below the fleet's keys.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 

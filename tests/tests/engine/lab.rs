@@ -64,7 +64,7 @@ impl Lab {
         driver
     }
 
-    /// What `etcdctl` prints, asking one member.
+    /// Runs `etcdctl`, which asks one member, and returns its output.
     pub(crate) fn etcdctl(&self, member: u8, arguments: &[&str]) -> String {
         run(self.cluster.client(&self.namespace, address(member)).args(arguments)).unwrap()
     }
@@ -181,7 +181,7 @@ pub(crate) fn keys(entries: &[Entry]) -> Vec<&str> {
     entries.iter().map(|entry| entry.key.as_str()).collect()
 }
 
-/// Of a driver that may use all members; `lease` in seconds.
+/// Settings of a driver that may use all members; `lease` in seconds.
 pub(crate) fn settings(cluster: &EtcdCluster, lease: u64) -> Settings {
     Settings {
         fleet: "site1".to_owned(),

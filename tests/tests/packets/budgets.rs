@@ -1,4 +1,4 @@
-//! What anybody from outside can have the program do, a CPU does so often in a second and no more.
+//! Tests of budgets: work that anybody from outside can have the program do is limited for each CPU and second.
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_dataplane::Budgets;

@@ -18,7 +18,7 @@ pub(crate) struct Case {
     pub(crate) then: Then,
 }
 
-/// What must become of the frame.
+/// The expected fate of a frame.
 pub(crate) enum Then {
     /// To the kernel, bytes unchanged.
     Pass,
@@ -132,7 +132,7 @@ pub(crate) fn run_services(
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// What a run may count: the verdicts, then the drop reasons.
+/// Returns all counters that a run may change: the verdicts, then the drop reasons.
 fn counters(rig: &Rig) -> anyhow::Result<Vec<(String, u64)>> {
     let verdicts = Verdict::ALL.iter().map(|&verdict| Ok((verdict.label().to_owned(), rig.verdicts(verdict)?)));
     let drops = DropReason::ALL.iter().map(|&reason| Ok((reason.label().to_owned(), rig.drops(reason)?)));
@@ -167,25 +167,25 @@ fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `frame` looks like when it is handed over.
+/// Returns `frame` as it is when it is handed over.
 pub(crate) fn handed(rig: &Rig, frame: &Frame, handed: Handed) -> Frame {
     Frame { destination_mac: handed.destination(), source_mac: rig.handover_source(), ..frame.clone() }
 }
 
-/// What `frame` to a `dsr` service looks like on its way to the backend.
+/// Returns `frame`, which is for a `dsr` service, as it is on its way to the backend.
 pub(crate) fn dsr(rig: &Rig, frame: &Frame) -> Frame {
     let index = rig.service(&frame.destination.to_string()).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
     Frame { destination_mac: backend_mac(index), source_mac, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// What `frame` looks like on its way out of the interface it came in by, to the backend of the service at `service`.
+/// Returns `frame` as it leaves by the interface that it came in by, for the backend of the service at `service`.
 pub(crate) fn to_backend_mac(rig: &Rig, frame: &Frame, service: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     Frame { destination_mac: backend_mac(index), source_mac: IN_MAC, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// What `frame` to a `nat` service looks like on its way to the backend at `address`.
+/// Returns `frame`, which is for a `nat` service, as it is on its way to the backend at `address`.
 pub(crate) fn nat(rig: &Rig, frame: &Frame, service: &str, address: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };

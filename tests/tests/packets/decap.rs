@@ -7,7 +7,7 @@ use balancer_testkit::{
     rig::Decap,
 };
 
-/// What must become of a frame.
+/// The expected fate of a frame.
 enum Then {
     Stripped(Frame),
     Refused,

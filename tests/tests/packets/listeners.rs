@@ -76,7 +76,7 @@ const DOORS: [(usize, u16, Protocol, u16); 6] = [
     (1, 10_100, Protocol::Udp, 10_100),
 ];
 
-/// What no listener takes.
+/// Destinations that no listener takes.
 const ELSEWHERE: [(usize, u16, Protocol); 6] = [
     (0, 80, Protocol::Udp),
     (0, 10_000, Protocol::Udp),
@@ -108,7 +108,7 @@ impl Scene {
         frame(self.client, &self.vip(vip, port).to_string(), protocol, flags)
     }
 
-    /// What a packet looks like on its way to the backend's port.
+    /// Returns a packet as it is on its way to the backend's port.
     fn forwarded(&self, rig: &Rig, frame: &Frame, port: u16) -> Frame {
         let out = to_backend_mac(rig, frame, self.service);
         match self.forwarding {

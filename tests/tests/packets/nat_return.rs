@@ -8,7 +8,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, handed, run};
 
-/// What a backend's reply looks like on its way to the client.
+/// Returns a backend's reply as it is on its way to the client.
 pub(crate) fn restored(frame: &Frame, vip: &str) -> Frame {
     Frame {
         destination_mac: ROUTER_MAC,

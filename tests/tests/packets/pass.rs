@@ -1,4 +1,4 @@
-//! What is not for a service goes to the kernel, bytes unchanged.
+//! Tests that packets which are not for a service go to the kernel, bytes unchanged.
 
 use balancer_testkit::frame::{DESTINATION_OPTIONS, Frame, SYN, Transport};
 

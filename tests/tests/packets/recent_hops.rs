@@ -45,7 +45,7 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// What becomes of a reply: the action, and the MAC that it goes to.
+/// Returns the fate of a reply: the action, and the MAC that it goes to.
 fn leaves(rig: &Rig, backend: &str, client: &str) -> (u32, [u8; 6]) {
     let ran = rig.run(&Frame::tcp(backend, client, ACK).bytes()).unwrap();
     (ran.action, ran.frame[..6].try_into().unwrap())

@@ -1,4 +1,5 @@
-//! What nobody takes is answered where the service says so: with a reset, or with an ICMP error.
+//! Tests that packets which no backend takes are answered where the service says so: with a reset, or with an ICMP
+//! error.
 
 use std::net::SocketAddr;
 
@@ -104,7 +105,7 @@ fn reset(frame: &Frame, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u
     bytes
 }
 
-/// What is sent to a TCP service: bare, with options, in VLANs, with and without data.
+/// Returns segments for a TCP service: bare, with options, in VLANs, with and without data.
 fn dressed(client: &str, vip: &str, flags: u8) -> Vec<(&'static str, Frame)> {
     let plain = Frame::tcp(client, vip, flags);
     let mut frames = vec![

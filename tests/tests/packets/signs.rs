@@ -1,4 +1,5 @@
-//! What packets say of backends that may have failed: the controller is told, and resets that refuse connections are withheld.
+//! Tests of signs in packets that backends may have failed: the controller is told, and resets that refuse connections
+//! are withheld.
 
 use std::{
     env,
@@ -24,11 +25,11 @@ const RST: u8 = 4;
 /// More than the clock that the program reads may be behind.
 const CLOCK: Duration = Duration::from_millis(20);
 
-/// Of a family: the service, its backend, a client without its port.
+/// For each family: the service, its backend, a client without its port.
 const NAT: [(&str, &str, &str); 2] =
     [("198.51.100.10:80", "10.0.0.11:80", "203.0.113.7"), ("[2001:db8::10]:80", "[fd00::11]:80", "[2001:db8:c::7]")];
 const DSR: (&str, &str, &str) = ("198.51.100.20:80", "10.0.0.21:80", "203.0.113.7");
-/// Of UDP.
+/// The service for UDP, its backend, a client without its port.
 const DATAGRAMS: (&str, &str, &str) = ("198.51.100.30:53", "10.0.0.31:53", "203.0.113.7");
 /// So many packets of a flood; `BALANCER_FLOOD` says otherwise.
 const FLOOD: u32 = 1_000_000;
@@ -256,7 +257,7 @@ fn when_the_datagram_that_could_not_be_delivered_was_fragmented_then_the_control
     }
 }
 
-/// What the controller is told at most since then, of one backend.
+/// Returns the most reports about one backend that the controller may get since then.
 fn budget(since: Instant) -> usize {
     usize::try_from(since.elapsed().as_secs()).expect("not that long") + 2
 }

@@ -17,7 +17,7 @@ pub(crate) fn segment(client: &str, vip: &str, length: usize) -> Frame {
     Frame { payload: (0..length - headers).map(|i| i as u8).collect(), ..Frame::tcp(client, vip, ACK) }
 }
 
-/// What its sender is told.
+/// Returns the error that the sender of `frame` gets.
 pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let packet = frame.packet();

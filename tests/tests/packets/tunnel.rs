@@ -29,7 +29,7 @@ fn words(address: SocketAddr) -> [u32; 4] {
     }
 }
 
-/// What `frame` looks like on its way to the backend.
+/// Returns `frame` as it is on its way to the backend.
 pub(crate) fn wrapped(rig: &Rig, mode: &str, frame: &Frame, service: &str, backend: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     let backend: IpAddr = backend.parse().expect("an address");

@@ -21,7 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{FlowTable, address, idle_ticks};
 
-/// What a look at all flows has found.
+/// The result of a look at all flows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowCounts {
     /// Connections of each backend that has any; those that are closed, and known for a moment yet, left out.
@@ -70,11 +70,11 @@ fn now() -> u32 {
 #[derive(Clone, Debug, Default)]
 pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
 
-/// What a service's flows may use.
+/// The limits for the flows of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) idle: IdleTicks,
-    /// Of each address.
+    /// The number of ports of each address.
     pub(super) ports: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What changes leave to be done in the client table, as the maps are told.
+//! Tracking of the work that changes leave to be done in the client table, as the maps are written.
 
 use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
 

@@ -45,13 +45,13 @@ use crate::{
     threads::{Threads, Unwatched},
 };
 
-/// What the kernel program and its maps are made with.
+/// The parameters that the kernel program and its maps are made with.
 struct Numbers<'a> {
     capacity: &'a Capacity,
     budgets: Budgets,
-    /// Of the client table.
+    /// The number of buckets of the client table.
     buckets: u32,
-    /// Of this network namespace.
+    /// The number of interfaces of this network namespace.
     interfaces: usize,
     interface_multiplier: u32,
     handover_key: u64,

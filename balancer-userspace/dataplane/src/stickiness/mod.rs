@@ -1,4 +1,4 @@
-//! Who is known where, and the tables that would send them elsewhere: what packets, swaps and sweeps race for.
+//! Known clients and the tables that would send them elsewhere: the state that packets, swaps and sweeps race for.
 //!
 //! A slot without an exception is steered from the live table alone. The flag is set before a client of the slot can be
 //! elsewhere, and taken back as [`super::sweep`] says.
@@ -29,7 +29,7 @@ pub(super) struct Stickiness {
     pub(super) clients: ClientTable,
     pub(super) sweep: Sweep,
     scanner: Scanner,
-    /// What is remembered by whom, of every service that has a table.
+    /// The memory of every service that has a table.
     pub(super) memories: HashMap<ServiceId, Memory>,
     grace_periods: Arc<GracePeriods>,
     /// Before it is over no pass over the client table may begin: packets on their way may have seen what was before.

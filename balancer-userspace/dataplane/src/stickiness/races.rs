@@ -67,7 +67,7 @@ impl Client {
         self.0 as usize & (BUCKETS - 1)
     }
 
-    /// Its bit among those that have been seen.
+    /// Returns the client's bit among those that have been seen.
     const fn bit(self) -> u64 {
         1 << (self.bucket() * 8 + self.tag() as usize % 8)
     }
@@ -80,7 +80,7 @@ struct OnTheirWay {
     packets: BTreeSet<u64>,
 }
 
-/// What packets see, and who is on its way.
+/// The maps that packets see, and the packets that are on their way.
 struct Packets {
     slots: MappedArray<SlotLine>,
     buckets: MappedArray<Bucket>,
@@ -94,13 +94,13 @@ struct Packets {
     keeps_known: [AtomicBool; BACKENDS],
     /// Known clients moved from each backend, as packets count them.
     moved_from: [AtomicU64; BACKENDS],
-    /// What a packet lets others do between a move and counting it: so many steps.
+    /// The number of steps that a packet leaves to others between a move and counting it.
     counts_after: AtomicU64,
     on_their_way: Mutex<OnTheirWay>,
     left: Condvar,
 }
 
-/// What became of a packet.
+/// The result of steering a packet.
 #[derive(Clone, Copy, Debug)]
 struct Steered {
     backend: u16,

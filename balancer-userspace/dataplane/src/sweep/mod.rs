@@ -68,8 +68,8 @@ struct Elsewhere {
     slots: SlotSet,
 }
 
-/// Who has been forgotten. A packet that was on its way may have written the entry once more; if that says what it said, and
-/// the table has said something else all the time, it is no newcomer's.
+/// Clients that have been forgotten. A packet that was on its way may have written such an entry once more: an entry
+/// that names the same backend as before, while the table has named another one all the time, is no newcomer's.
 #[derive(Debug, Default)]
 struct Again {
     /// By bucket and tag: the backend, and the number of the service's last swap.
@@ -85,7 +85,7 @@ impl Again {
     }
 }
 
-/// What a complete pass found.
+/// The findings of a complete pass.
 pub(super) struct Pass {
     /// Known clients, in rising order of ids.
     pub(super) known: Vec<(BackendId, u64)>,
@@ -93,13 +93,13 @@ pub(super) struct Pass {
     pub(super) settled: Vec<(ServiceId, Vec<u32>)>,
 }
 
-/// What is under way.
+/// The present activity of the sweep.
 enum Stage {
     /// Nothing.
     Rests,
     /// A look at a part.
     Looks,
-    /// What it has found.
+    /// The findings of a look are acted on.
     Acts(Scanned),
 }
 
@@ -119,7 +119,7 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
-    /// Of backends whose ids are below `backends`.
+    /// Makes a sweep for backends whose ids are below `backends`.
     pub(super) fn new(backends: usize) -> Self {
         Self {
             stage: Stage::Rests,

@@ -26,7 +26,7 @@ pub(in super::super) struct Scan {
     again: Arc<Again>,
 }
 
-/// What a look has found.
+/// The findings of a look.
 pub(in super::super) struct Scanned {
     /// Where the next part begins.
     pub(super) end: usize,
@@ -39,7 +39,7 @@ pub(in super::super) struct Scanned {
 }
 
 impl Scan {
-    /// Of these entries, as things are.
+    /// Makes a scan of these entries, with the services and memories as they are now.
     pub(super) fn new(
         clients: &ClientTable,
         entries: Range<usize>,

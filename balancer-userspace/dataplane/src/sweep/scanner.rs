@@ -32,7 +32,7 @@ impl Scanner {
         let _ = self.wanted.send(scan);
     }
 
-    /// What it has found, once it is over.
+    /// Returns the findings of the look, once it is over.
     pub(in super::super) fn found(&self) -> Option<Scanned> {
         self.found.try_recv().ok()
     }

@@ -1,4 +1,4 @@
-//! What is acted on, whatever has changed since the look.
+//! Tests of acting on the findings of a look, whatever has changed since.
 
 use std::{collections::BTreeMap, time::Duration};
 

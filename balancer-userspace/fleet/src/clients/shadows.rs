@@ -1,8 +1,9 @@
-//! What the others know of each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3 bits.
+//! The knowledge that other members have of each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3
+//! bits.
 
 use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
-/// What the others know of one entry.
+/// The knowledge that other members have of one entry.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shadow {
     /// The entry as others know it; 0: they do not.
@@ -106,7 +107,7 @@ impl Shadows {
         }
     }
 
-    /// What is doubtful still is to be told again.
+    /// Marks every entry that is still doubtful to be told again.
     pub(super) fn confirm(&mut self) {
         for (doubtful, unheard) in self.doubtful.iter_mut().zip(&mut self.unheard) {
             *unheard |= std::mem::take(doubtful);

@@ -1,4 +1,4 @@
-//! What is told and taken over, and which place holds.
+//! Tests of telling and taking over records, and of which place of a client holds.
 
 use std::{cell::Cell, sync::LazyLock};
 

@@ -138,7 +138,7 @@ impl Member {
         ))
     }
 
-    /// What became of the card.
+    /// Handles the engine's answer to the writing of the card.
     pub(super) fn card_answered(&mut self, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         let (why, is_certain) = match answer {
             Answer::Made(revision) => return self.card_is_written(revision, now, outputs),

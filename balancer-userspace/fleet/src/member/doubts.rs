@@ -6,7 +6,7 @@ use balancer_core::io::BackendId;
 
 use super::{Member, Output};
 
-/// What other members had doubts of when that was last looked at, by their names.
+/// The backends that other members doubted when their cards were last looked at, by member name.
 #[derive(Debug, Default)]
 pub(super) struct Doubts(BTreeMap<String, HashSet<BackendId>>);
 

@@ -1,4 +1,4 @@
-//! What the leader does: one at a time decides what holds for all.
+//! The work of the leader, the one member at a time that decides what holds for all.
 //!
 //! The leader has two controllers: what is *committed*, and what is *decided*. What takes (a backend that most see down)
 //! goes into both and is written at once. Everything else goes into the second alone; where that gives, it is prepared
@@ -52,7 +52,7 @@ pub(super) enum Leading {
     Leads(Box<Lead>),
 }
 
-/// What the leader knows.
+/// The state of a leader.
 #[derive(Debug)]
 pub(super) struct Lead {
     /// When the leader's key was last put: it is the condition of everything that is written. A leader that does not know
@@ -65,16 +65,16 @@ pub(super) struct Lead {
     first: u64,
     committed: Controller,
     decided: Controller,
-    /// Of every id whether its backend keeps its clients in the epoch that holds; and those that could not.
+    /// Whether the backend of each id keeps its clients in the epoch that holds; and the backends that could not.
     keeping: Vec<bool>,
     emptied: Emptied,
     /// Whether what is committed has been taken from since it was written.
     taken: bool,
-    /// What is being prepared.
+    /// The state that is being prepared.
     prepared: Option<StateCard>,
-    /// What is being written.
+    /// The write that is under way.
     writing: Option<Writing>,
-    /// What has become of requests, to be written with what is decided.
+    /// Outcomes of requests, to be written with the decided state.
     answers: Vec<(String, Result<String, cards::Denied>)>,
     /// Requests that were seen to.
     seen: HashSet<String>,
@@ -89,7 +89,6 @@ pub(super) struct Lead {
     sweeps: Counted,
     flow_counts: Counted,
     deadline: Option<Instant>,
-    /// Its own name.
     name: String,
     /// When a user last changed something.
     changed: Instant,
@@ -115,7 +114,7 @@ impl Leading {
         }
     }
 
-    /// What the leader asked to be written was.
+    /// Notes that the leader's write has been made.
     pub(super) fn has_written(&mut self, revision: Revision) {
         if let Self::Leads(lead) = self {
             lead.has_written(revision);
@@ -203,7 +202,7 @@ impl Lead {
         named.into_iter().filter(|&id| by(id) * 2 > ballots.len()).collect()
     }
 
-    /// What members' opinions come to, where that is news.
+    /// Returns the verdicts that follow from the members' opinions and are new.
     fn judgements(&self, members: &BTreeMap<String, Card>) -> Vec<Judgement> {
         let voters: Vec<(&str, &Card, u64)> = members
             .iter()
@@ -366,7 +365,7 @@ impl Counted {
     }
 }
 
-/// What a request is for.
+/// Returns the wish of a request, unpacked if it is packed.
 fn wish(request: &Request, session: &Session, key: &str) -> Result<Wish, cards::Denied> {
     if let Some(wish) = &request.wish {
         return Ok(wish.clone());
@@ -387,7 +386,7 @@ fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     orphans.map(|(_, entry)| Write::Delete(entry.key.clone())).take(REQUESTS_AT_ONCE).collect()
 }
 
-/// Of every id whether its backend's known clients stay.
+/// Returns, for each backend id, whether the known clients of that backend stay.
 fn keeping(controller: &Controller) -> Vec<bool> {
     let mut keeping = vec![false; usize::from(u16::MAX) + 1];
     for backend in controller.services().iter().flat_map(Service::backends) {

@@ -50,10 +50,10 @@ use telling::{Batch, Preparing};
 use time::{Heard, Skews};
 use wishes::Wishes;
 
-/// What a member is.
+/// The identity and the configuration of a member.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Its name, which no other member has.
+    /// The member's name, which no other member has.
     pub name: String,
     /// A number drawn at its start.
     pub instance: u64,
@@ -63,7 +63,7 @@ pub struct Settings {
     pub steering: u32,
     /// Buckets of its client table.
     pub buckets: u32,
-    /// Its configuration: where it is the first member, the fleet's.
+    /// The member's configuration; if it is the first member, also the fleet's.
     pub config: Config,
     /// The hash key that it brings; another one than the fleet's, from a configuration, is refused.
     pub key: HashKey,
@@ -82,16 +82,17 @@ pub struct Settings {
 pub enum Input {
     /// The engine said something.
     News(News),
-    /// What [`Output::Follow`] asked for has been done, and what the member says of that state's backends; or why not.
+    /// The state of an [`Output::Follow`] has been applied, with the member's ballot on that state's backends; or the
+    /// reason why it has not.
     Applied(Epoch, Result<Ballot, String>),
-    /// What [`Output::Tell`] asked for: batches of records.
+    /// The answer to [`Output::Tell`]: batches of records.
     Told {
         /// As asked.
         document: Option<u64>,
         /// None, if there is nothing to tell.
         batches: Vec<Vec<u8>>,
     },
-    /// What [`Output::Dump`] asked for: everything that is known, in batches.
+    /// The answer to [`Output::Dump`]: records of all known clients, in batches.
     Dumped {
         /// As asked.
         to: String,
@@ -100,13 +101,14 @@ pub enum Input {
         /// In order.
         batches: Vec<Vec<u8>>,
     },
-    /// What the member says of backends now.
+    /// The member's opinions of backends have changed.
     Ballot(Ballot),
     /// A sweep of its client table is complete: known clients of backends that are drained or removed.
     Swept(Vec<(BackendId, u64)>),
-    /// Its connections of `snat` services were counted while some drain waits for them: those of the backends concerned.
+    /// The member's connections of `snat` services were counted while some drain waits for them: the counts of the
+    /// backends concerned.
     FlowsCounted(Vec<(BackendId, u64)>),
-    /// What it says of itself: `ready`, `degraded`, `not_ready`, `withdrawn`.
+    /// The member's own readiness: `ready`, `degraded`, `not_ready`, `withdrawn`.
     Readiness(String),
     /// Whether its configuration file says other services than the fleet's last one.
     FileDiffers(bool),
@@ -114,12 +116,12 @@ pub enum Input {
     Wish {
         /// To tell answers apart.
         id: u64,
-        /// What.
+        /// The change that the user wants.
         wish: Wish,
         /// The generation that it was made for.
         if_generation: Option<u64>,
     },
-    /// What the member has counted, for others to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
+    /// The member's counters, for others to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
     Tally(Vec<u8>),
     /// Somebody wants to know what all members have counted. Answered by [`Output::Tallies`].
     AskTallies(u64),
@@ -138,7 +140,7 @@ pub enum Output {
     Follow {
         /// Which.
         epoch: Epoch,
-        /// What it says, as of when.
+        /// The state itself, as it was at the moment `at`.
         state: Box<SavedState>,
         /// As of when, on the clock of the member that decided.
         at: Moment,
@@ -146,7 +148,7 @@ pub enum Output {
         age: Duration,
         /// How long ago a user has changed something, if that is known.
         changed: Option<Duration>,
-        /// What happened.
+        /// Events, as lines for the log.
         lines: Vec<Line>,
     },
     /// Tell the clients that others have not been told of. Answered by [`Input::Told`].
@@ -158,14 +160,15 @@ pub enum Output {
     },
     /// Another member tells these.
     Import {
-        /// What it tells.
+        /// The records, with the telling member's circumstances.
         told: Told,
         /// Which backends could not keep their clients, by the epoch that holds.
         emptied: Arc<Emptied>,
     },
     /// Others may have forgotten what they were told. What they know is imported next.
     Doubt,
-    /// What others know has been imported: what they do not know is to be told with the next [`Output::Tell`].
+    /// The knowledge of others has been imported: entries that they do not know are to be told with the next
+    /// [`Output::Tell`].
     Confirm,
     /// Dump all clients for another member. Answered by [`Input::Dumped`].
     Dump {
@@ -178,14 +181,14 @@ pub enum Output {
     Check(Vec<BackendId>),
     /// Whether the engine is out of reach, so that hard failures seen here count.
     Alone(bool),
-    /// What has become of a wish.
+    /// The outcome of a wish.
     Answer {
         /// As given.
         id: u64,
-        /// What was done, by whom it is applied; or why nothing was.
+        /// The change that was made, with the members that apply it; or the reason why none was.
         result: Result<Done, Refused>,
     },
-    /// What members have counted, by their names.
+    /// The members' counters, by member name.
     Tallies {
         /// As asked.
         id: u64,
@@ -201,7 +204,7 @@ pub enum Output {
     },
 }
 
-/// What another member tells of clients.
+/// Records of clients that another member tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     /// Where they are.
@@ -213,7 +216,7 @@ pub struct Told {
 /// A wish that was granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// What was done.
+    /// The message that says what was done.
     pub message: String,
     /// Members that apply it.
     pub applied: usize,
@@ -282,7 +285,7 @@ pub struct Member {
     alone: bool,
     /// Members it dumps for, by their processes.
     dumping: BTreeMap<String, (u64, Instant)>,
-    /// What it has dumped, to be put into the store.
+    /// Dumped records that are to be put into the store.
     dumps: VecDeque<Write>,
     card: OwnCard,
     pauses: Pauses,
@@ -293,11 +296,11 @@ pub struct Member {
     flow_counts: u64,
     connections: Vec<(BackendId, u64)>,
     readiness: String,
-    /// Its address, as the engine sees it.
+    /// The member's address, as the engine sees it.
     address: String,
     /// Whether its configuration file says other services than the fleet's last one.
     file_differs: bool,
-    /// What it has counted, as told last.
+    /// The member's counters, as reported last.
     tally: Option<Vec<u8>>,
     /// Whether the store was asked to take it, and has not said no.
     tally_is_told: bool,
@@ -323,7 +326,7 @@ pub(crate) enum Mutation {
     WritesUnconditionally,
     /// Ballots count for backends that came after the epoch that they are about.
     VotesForOtherEpochs,
-    /// What gives is written before others have told whom they know.
+    /// Changes that give are written before the others have told their known clients.
     CommitsWithoutWaiting,
     /// Cards stay when their members are gone.
     StaysWithoutLease,
@@ -333,7 +336,7 @@ pub(crate) enum Mutation {
     ForgetsMoves,
     /// Which backends could not keep their clients is not taken note of.
     ForgetsWhoHadToLeave,
-    /// What others suspect is not checked at once.
+    /// Backends that others suspect are not checked at once.
     KeepsDoubtsToItself,
 }
 
@@ -469,7 +472,7 @@ impl Member {
             .unwrap_or(tells)
     }
 
-    /// Its name.
+    /// Returns the member's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.settings.name
@@ -481,7 +484,7 @@ impl Member {
         self.applied.as_ref().map(|(epoch, ..)| *epoch)
     }
 
-    /// What it applies: to be kept over a restart.
+    /// Returns the applied state, to be kept over a restart.
     #[must_use]
     pub const fn held(&self) -> Option<&(Epoch, SavedState, Moment)> {
         self.applied.as_ref()
@@ -536,7 +539,7 @@ impl Member {
         Some(card.ok()?.member)
     }
 
-    /// What is wrong, in lines.
+    /// Returns the current troubles, one per line.
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
         let failed = self.failed.as_ref().map(|(epoch, why)| format!("epoch {} is not applied: {why}", epoch.number));

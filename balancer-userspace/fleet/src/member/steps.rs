@@ -1,4 +1,4 @@
-//! What every member does.
+//! The steps that every member takes.
 
 use std::{
     mem,
@@ -386,7 +386,7 @@ impl Member {
         }
     }
 
-    /// What it has decided for itself while it was alone is forgotten.
+    /// Discards the decisions that the member made for itself while it was alone.
     fn follow_again(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let (Some(applied), None) = (self.applied.clone(), self.applying) else { return };
         let by = self.session.as_ref().and_then(|session| session.epoch()?.as_ref().ok()).map(|card| card.by.clone());

@@ -1,4 +1,4 @@
-//! What members have counted, for whoever wants to see it in one place. Nobody decides by it.
+//! The members' counters, gathered for display in one place. No decision depends on them.
 
 use super::{Member, Output, steps::put};
 use crate::{

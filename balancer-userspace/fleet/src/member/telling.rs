@@ -29,7 +29,7 @@ enum BatchState {
     Kept(Instant),
 }
 
-/// What the records were told for, which the card is to say once the store has all of them.
+/// The document that the records were told for. The card names it once the store has all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Preparing {
     pub(super) document: u64,
@@ -115,7 +115,7 @@ impl Member {
         }
     }
 
-    /// What became of a batch.
+    /// Handles the outcome of writing a batch.
     pub(super) fn batch_answered(&mut self, number: u64, is_kept: bool, now: Instant) {
         let state = if is_kept {
             self.pauses.succeeded(Errand::Records);
@@ -128,7 +128,7 @@ impl Member {
         self.batches.iter_mut().filter(|batch| batch.number == number).for_each(|batch| batch.state = state);
     }
 
-    /// What became of the batches up to this one, which were to be deleted.
+    /// Handles the outcome of deleting the batches up to this one.
     pub(super) fn batches_forgotten(&mut self, last: u64, are_gone: bool, now: Instant) {
         if !are_gone {
             return self.pauses.failed(Errand::Orphans, now);
@@ -137,7 +137,8 @@ impl Member {
         while self.batches.pop_front_if(|batch| batch.number <= last).is_some() {}
     }
 
-    /// What was told last may have reached no member before the session ended, and has vanished with it.
+    /// Marks all batches to be told again: they may have reached no member before the session ended, and have vanished
+    /// with it.
     pub(super) fn tell_again(&mut self) {
         self.batches.iter_mut().for_each(|batch| batch.state = BatchState::Waits);
     }

@@ -1,4 +1,4 @@
-//! What this member's users want of the fleet.
+//! The changes of the fleet that this member's users want.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -33,7 +33,7 @@ const ANSWER_STAYS: Duration = Duration::from_secs(30);
 struct Waiting {
     key: String,
     request: Vec<u8>,
-    /// What does not fit into the request.
+    /// The part of the wish that does not fit into the request.
     part: Option<Vec<u8>>,
     until: Instant,
     /// Whether it was asked for more than once.
@@ -108,7 +108,7 @@ impl Member {
         self.wishes.waiting.insert(id, waiting);
     }
 
-    /// What became of a request that was to be written.
+    /// Handles the engine's answer to the writing of a request.
     pub(super) fn wish_answered(&mut self, id: u64, answer: engine::Answer, now: Instant, outputs: &mut Vec<Output>) {
         match answer {
             engine::Answer::Denied(why) => {

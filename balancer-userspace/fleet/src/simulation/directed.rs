@@ -1,4 +1,4 @@
-//! What has to happen at one moment for something to go wrong, made to happen then.
+//! Directed scenarios: failures that need several events at one moment, brought about at that moment.
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -24,13 +24,13 @@ use crate::{
     records,
 };
 
-/// What happened at a node that the world must know.
+/// An event at a node that the world must know of.
 pub(crate) enum Happened {
     Answered(u64, Result<String, String>),
     Applied,
 }
 
-/// What a process leaves behind: what the kernel holds, and its state.
+/// The remains of a process that has ended: the tables in the kernel, and its saved state.
 pub(crate) type Left = (Plane, Option<(Epoch, SavedState, Moment)>);
 
 pub(crate) struct Node {
@@ -62,7 +62,7 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     /// Moves that it has made and others count.
     pub(crate) repeated: u64,
-    /// What was told and heard of clients, by tag.
+    /// Events of telling and hearing about clients, by tag.
     heard: HashMap<u32, Vec<String>>,
 }
 
@@ -139,7 +139,7 @@ impl Node {
         this
     }
 
-    /// Its clocks: the one on the wall is wrong by some seconds.
+    /// Returns the node's clocks; its wall clock is wrong by some seconds.
     pub(crate) fn clocks(&self, now: Time) -> Clocks {
         let elapsed = Duration::from_millis(now);
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) + self.skew + elapsed;
@@ -276,7 +276,7 @@ impl Node {
         }
     }
 
-    /// What it knows of a client, for people.
+    /// Describes the node's knowledge of a client, for people.
     pub(crate) fn trace(&self, service: ServiceId, client: u32) -> String {
         let Some(hash) = self.plane.hash(service, client) else { return String::new() };
         let (entry, keeps) = self.plane.entry(hash);
@@ -295,7 +295,7 @@ impl Node {
         Ballot::of(&self.controller, suspected)
     }
 
-    /// Its checks run once: `reaches` says whom it reaches.
+    /// Runs the node's checks once: `reaches` says which addresses it reaches.
     pub(crate) fn check(
         &mut self,
         now: Time,

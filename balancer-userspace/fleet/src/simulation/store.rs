@@ -110,7 +110,7 @@ impl Store {
         line.up.push_back((at, request));
     }
 
-    /// What happens up to `now`: news for members.
+    /// Carries out everything that is due up to `now`, and returns the news for members.
     pub(crate) fn run(&mut self, now: Time, running: &[bool], rng: &mut fastrand::Rng) -> Vec<(usize, News)> {
         let mut news = Vec::new();
         for (member, runs) in running.iter().enumerate() {
@@ -186,7 +186,8 @@ impl Store {
         }
     }
 
-    /// What is leased to the member goes, unless it may not even have that: then it goes with the lease.
+    /// Ends the member's session. Its leased keys go at once, unless the member may not write at all: then they go with
+    /// the lease.
     fn end_session(&mut self, member: usize, now: Time) {
         let line = &mut self.lines[member];
         line.lost_at = now;
@@ -245,7 +246,7 @@ impl Store {
         }
     }
 
-    /// What changes the epoch is done once.
+    /// Notes granted wishes: each one that changes the epoch is done only once.
     fn note_granted(&mut self, writes: &[Write]) {
         let puts =
             || writes.iter().filter_map(|write| if let Write::Put { key, .. } = write { Some(key) } else { None });

@@ -1,4 +1,4 @@
-//! What happens to a fleet, as a list that can be made shorter.
+//! Histories of a fleet, as lists of steps that can be made shorter.
 
 use std::{
     cell::Cell,
@@ -18,7 +18,7 @@ pub(crate) struct Story {
     steps: Vec<Step>,
 }
 
-/// What the fleet is.
+/// The initial setup of a fleet.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) members: usize,
@@ -45,7 +45,7 @@ enum Step {
 /// How a story ended.
 pub(crate) struct End {
     pub(crate) world: World,
-    /// What went wrong, if something did.
+    /// The failure that was found, if any.
     pub(crate) wrong: Option<String>,
     /// Steps that were begun.
     steps: usize,

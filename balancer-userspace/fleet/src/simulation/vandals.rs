@@ -13,7 +13,7 @@ use crate::keys;
 struct Act {
     /// Which key, of those there are.
     key: usize,
-    /// What becomes of its value.
+    /// The kind of damage done to its value.
     kind: u8,
     /// Where in it.
     at: usize,

@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) nodes: Vec<Option<Node>>,
     begin: Instant,
-    /// What a node that does not run has left behind.
+    /// The remains of each node that does not run.
     left: Vec<Option<Left>>,
     config: Config,
     places: HashMap<(ServiceId, u32), Place>,
@@ -189,7 +189,7 @@ impl World {
         self.start(index);
     }
 
-    /// What a member has seen last may reach nobody.
+    /// Marks the recent places of clients that this member saw last: the others may never hear of them.
     fn cannot_tell(&mut self, index: usize) {
         for place in self.places.values_mut().filter(|place| place.by == index) {
             place.unheard |= place.since + SPREADS > self.now;

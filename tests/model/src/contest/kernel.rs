@@ -161,7 +161,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// What is limited by the clock is not here.
+    /// Renews all budgets, because limits by the clock are no part of a scene.
     fn grant_budgets(&mut self) -> anyhow::Result<()> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         for kind in 0..BUDGETS {

@@ -23,7 +23,7 @@ pub trait Player {
     /// When the kernel refuses something.
     fn change(&mut self, step: &Step) -> anyhow::Result<()>;
 
-    /// What becomes of a frame.
+    /// Returns the fate of a frame that comes in by the interface `ingress`.
     ///
     /// # Errors
     /// When the kernel refuses to run the program.
@@ -35,7 +35,7 @@ pub trait Player {
     /// The filter of those that have been seen.
     fn seen(&self) -> [u64; SEEN_WORDS];
 
-    /// What was counted since the scene began. What is limited by the clock begins anew.
+    /// Returns the counters since the scene began. Limits by the clock begin anew.
     ///
     /// # Errors
     /// When the kernel refuses the read.

@@ -119,7 +119,7 @@ mod tests {
     /// A model with a fault.
     struct Faulty {
         state: State,
-        /// Its clocks stand still; otherwise it sends what goes out of the other interface with a bit wrong.
+        /// The fault: the clocks stand still; otherwise frames that go out of the other interface have a bit wrong.
         clocks_stand: bool,
     }
 

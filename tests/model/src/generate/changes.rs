@@ -1,4 +1,4 @@
-//! What happens between packets.
+//! Random changes that happen between packets.
 
 use balancer_common::client_table::TICK_MASK;
 use fastrand::Rng;

@@ -1,4 +1,4 @@
-//! Who sends packets: few, so that they come again and again.
+//! Random addresses of clients: few, so that they come again and again.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

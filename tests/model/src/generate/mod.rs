@@ -23,7 +23,7 @@ pub use scene::{BACKEND_ROWS, Interfaces, Scene};
 pub enum Step {
     /// A frame comes in.
     Packet {
-        /// Its bytes.
+        /// The bytes of the frame.
         frame: Vec<u8>,
         /// The bytes before somebody broke them.
         unbroken: Vec<u8>,

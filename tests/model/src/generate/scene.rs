@@ -38,7 +38,7 @@ pub struct Interfaces {
     pub other: u32,
 }
 
-/// What packets find.
+/// The state that packets find.
 #[derive(Clone, Debug)]
 pub struct Scene {
     /// Services, their tables and clocks.

@@ -46,7 +46,7 @@ pub(super) fn fresh(pseudo: &[u8], bytes: &[u8]) -> u16 {
     }
 }
 
-/// What comes before TCP, UDP or ICMPv6 in the sum: addresses, length and protocol.
+/// Returns the part of the sum that comes before TCP, UDP or ICMPv6: addresses, length and protocol.
 pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     for address in [source, destination] {

@@ -1,4 +1,4 @@
-//! What is counted.
+//! The counters of the model.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ pub struct Counters {
     pub rules: BTreeMap<(u16, IpNet), RuleStats>,
     /// By service: packets steered as without the rule, those of rules that are gone included.
     pub fallbacks: BTreeMap<u16, u64>,
-    /// What rules have said, of packets and of packets about others. Only the model knows.
+    /// Decisions of rules, of packets and of packets about others. Only the model knows.
     pub ruled: [Ruled; 2],
 }
 
@@ -52,7 +52,7 @@ pub struct Ruled {
     pub denied: u64,
 }
 
-/// What became of newcomers.
+/// Newcomers by their outcomes in the client table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newcomers {
     /// Recorded.
@@ -118,7 +118,7 @@ impl Counters {
         }
     }
 
-    /// What differs from `other`, a line each.
+    /// Returns the differences from `other`, a line each.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut lines = Vec::new();

@@ -16,7 +16,7 @@ use super::{
     steer::Choice,
 };
 
-/// What follows the headers of a packet.
+/// The data that follows the headers of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carries {
     /// A TCP or UDP header.
@@ -145,7 +145,7 @@ impl State {
         }
     }
 
-    /// What a reply gets instead of its backend's end.
+    /// Returns the new end of a reply, which replaces its backend's.
     pub(super) fn back(&self, way: WayBack, end: End) -> New {
         let vip = self.services[way.service].spec.listeners[way.listener].listener;
         New { end, address: vip.address, port: vip.ports.single().unwrap_or(0) }

@@ -13,7 +13,7 @@ use super::{
     steer::{Choice, Nowhere},
 };
 
-/// What the fragments of one datagram have in common. In IPv6 the protocol is none of it (RFC 8200).
+/// The fields that the fragments of one datagram have in common. In IPv6 the protocol is none of them (RFC 8200).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Datagram {
     source: IpAddr,

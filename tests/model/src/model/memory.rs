@@ -10,7 +10,8 @@ use balancer_core::io::{BackendSpec, ServiceId};
 /// Ages are counted modulo this.
 const TICKS: u16 = 1 << 14;
 
-/// What is remembered of a client: a word `tag:32 | backend:16 | away:1 | established:1 | last seen:14`, 0 being nobody.
+/// The remembered state of a client: a word `tag:32 | backend:16 | away:1 | established:1 | last seen:14`, 0 being no
+/// client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     tag: u32,
@@ -75,7 +76,7 @@ pub(super) struct Asked {
     pub(super) idle: u16,
 }
 
-/// What became of a client that was not known.
+/// The outcome for a client that was not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Newcomer {
     Recorded {
@@ -87,7 +88,7 @@ pub(super) enum Newcomer {
     Limited,
 }
 
-/// What comes of it.
+/// The answer to a packet that asks the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     /// `None`: nobody takes the client.

@@ -1,10 +1,10 @@
-//! What must become of a packet, read off the description of the behaviour and written down as plainly as possible: over
-//! byte vectors, with checksums summed anew, and without a line of the kernel program. The kernel program is held against
-//! it, packet by packet.
+//! A model of how a packet must be handled, read off the description of the behaviour and written down as plainly as
+//! possible: over byte vectors, with checksums summed anew, and without a line of the kernel program. The kernel
+//! program is compared with it, packet by packet.
 //!
-//! What both share by design is the shared crate's: the hash of a client and its slot, the rule of memory with its
-//! entries, the entropy of tunnels. Where the description leaves a choice, the model does as the kernel program does and
-//! says so with the word *choice*.
+//! The parts that both share by design come from the shared crate: the hash of a client and its slot, the rule of
+//! memory with its entries, the entropy of tunnels. Where the description leaves a choice, the model does as the kernel
+//! program does and says so with the word *choice*.
 
 mod checksum;
 mod counters;
@@ -37,7 +37,7 @@ use steer::Nowhere;
 
 use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
 
-/// What becomes of a frame.
+/// The fate of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// To the kernel, unchanged.
@@ -125,7 +125,7 @@ impl State {
         if self.is_vip(destination) { self.refused(destination, DropReason::Malformed) } else { Ok(Fate::Pass) }
     }
 
-    /// What becomes of a packet to a VIP that no service can have.
+    /// Returns the fate of a packet to a VIP that no service can have.
     fn refused(&self, vip: std::net::IpAddr, reason: DropReason) -> Result<Fate, DropReason> {
         if self.is_shared(vip) { Ok(Fate::Pass) } else { Err(reason) }
     }

@@ -16,7 +16,7 @@ const RST: u8 = 4;
 const ACK: u8 = 16;
 
 impl State {
-    /// What becomes of a packet of a client that nobody takes.
+    /// Returns the fate of a packet whose client no backend takes.
     pub(super) fn nobody(
         &mut self,
         service: usize,

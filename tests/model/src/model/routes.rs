@@ -10,7 +10,7 @@ use ipnet::IpNet;
 pub struct Hop {
     /// The interface.
     pub ifindex: u32,
-    /// Its MAC.
+    /// The MAC of that interface.
     pub source_mac: Mac,
     /// The neighbour's MAC.
     pub destination_mac: Mac,

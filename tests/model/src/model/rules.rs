@@ -6,7 +6,7 @@ use balancer_core::io::{RuleAction, RuleSpec};
 
 use super::State;
 
-/// What a rule says of a client.
+/// The decision of a rule about a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
     /// To this backend, which takes clients.
@@ -29,7 +29,7 @@ impl State {
         self.counters.rules.retain(|&(of, prefix), _| of != id || there(prefix));
     }
 
-    /// What the rules of a service say of the client at `source`. Not counted if it only `peeks`.
+    /// Returns the decision of a service's rules about the client at `source`. Not counted if it only `peeks`.
     pub(super) fn rule(&mut self, index: usize, source: IpAddr, peeks: bool) -> Option<Rule> {
         let service = &self.services[index];
         let holding = service.rules.iter().filter(|rule| rule.prefix.contains(&source));

@@ -1,4 +1,4 @@
-//! What the controller has told the kernel program, and what the kernel program remembers.
+//! The state that the controller has set in the kernel program, and the kernel program's own memory.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,11 +27,11 @@ pub const BUCKETS: usize = 16;
 pub struct Service {
     /// As the kernel is told it.
     pub spec: ServiceSpec,
-    /// Its live table.
+    /// The service's live table.
     pub slots: Vec<TableSlot>,
-    /// Its clock.
+    /// The present tick of its clock.
     pub tick: u16,
-    /// Its rules.
+    /// The rules of the service.
     pub rules: Vec<RuleSpec>,
 }
 
@@ -71,9 +71,9 @@ impl Seen {
 /// How many newcomers may be recorded in an epoch.
 #[derive(Clone, Debug, Default)]
 pub struct Newcomers {
-    /// Of each service.
+    /// The limit of each service.
     pub own: u32,
-    /// Of all, beyond those.
+    /// The limit of all together, beyond those.
     pub common: u32,
     used_own: BTreeMap<u16, u32>,
     used_common: u32,
@@ -115,7 +115,7 @@ pub struct State {
     pub stations: BTreeMap<u32, Mac>,
     /// Where backends' next hops were before they were where they are.
     pub(super) moved_from: BTreeMap<u16, u32>,
-    /// What was counted.
+    /// The counters since the beginning.
     pub counters: Counters,
     /// Where first fragments went.
     pub(super) datagrams: HashMap<Datagram, Way>,
@@ -133,7 +133,7 @@ pub(super) struct WayBack {
     pub(super) backend: u16,
 }
 
-/// What a packet without ports may belong to.
+/// The entries that a packet without ports may belong to.
 pub(super) enum Portless<T> {
     Nothing,
     Only(T),

@@ -19,7 +19,7 @@ use super::{
 /// Seconds of silence after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
 
-/// What a packet says of connections.
+/// The properties of a packet that concern connections.
 #[derive(Clone, Copy)]
 pub(super) struct Opening {
     /// The client's port.

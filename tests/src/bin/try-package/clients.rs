@@ -19,7 +19,7 @@ use balancer_testkit::{
 
 /// The services' port.
 pub(crate) const PORT: u16 = 80;
-/// Of each address family.
+/// The number of clients of each address family.
 const CLIENTS: u16 = 4;
 /// Between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(10);

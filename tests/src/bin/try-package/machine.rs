@@ -19,7 +19,7 @@ use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 /// Where Debian's packages come from, unless `DEBIAN_MIRROR` names another place.
 const MIRROR: &str = "http://deb.debian.org/debian";
-/// What the tool needs beyond what the package asks for.
+/// Packages that the tool needs beyond the dependencies of the package.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps";
 /// How long a boot or an end may take.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -64,7 +64,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Its root directory.
+    /// The root directory of the machine.
     fn root(&self) -> PathBuf {
         self.directory.join("root")
     }

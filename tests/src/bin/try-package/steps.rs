@@ -1,4 +1,4 @@
-//! What the operator does, in its order, and what must come of it.
+//! The operator's steps, in their order, with the results that they must have.
 
 use std::{thread, time::Duration};
 

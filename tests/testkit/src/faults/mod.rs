@@ -58,7 +58,7 @@ impl Faults {
         Ok(this)
     }
 
-    /// What is to be started instead of the program.
+    /// Returns the wrapper that is to be started instead of the program.
     #[must_use]
     pub fn program(&self) -> PathBuf {
         self.program.clone()
@@ -94,7 +94,7 @@ impl Faults {
         Ok(self.words.write_all_at(&i64::from(read_only).to_ne_bytes(), 24)?)
     }
 
-    /// What `fsync` says (0: it works), and how long it takes.
+    /// Sets the error of `fsync` (0: it works), and how long it takes.
     ///
     /// # Errors
     /// When the file of faults cannot be written.

@@ -1,4 +1,4 @@
-//! What the controller's core says of a configuration, in this process, and how clients are shared out.
+//! The answers of the controller's core about a configuration, computed in this process, and the shares of clients.
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
 

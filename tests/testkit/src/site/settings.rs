@@ -16,12 +16,12 @@ use crate::{
     topology::{Family, Topology},
 };
 
-/// What the names of services beside begin with.
+/// The prefix of the names of services beside.
 pub(super) const CROWD: &str = "crowd";
 /// The services' port.
 pub const PORT: u16 = 80;
 
-/// What the configuration file says.
+/// The settings that go into the configuration file.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How packets reach the backends.

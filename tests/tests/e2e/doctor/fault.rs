@@ -17,7 +17,7 @@ use balancer_testkit::{
 };
 use serde::Deserialize;
 
-/// What `balancer doctor --json` says.
+/// The output of `balancer doctor --json`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Report {
     pub(super) controller: bool,
@@ -66,7 +66,7 @@ pub(super) fn examine(site: &Site, arguments: &[&str]) -> (i32, Report) {
     (output.status.code().unwrap(), report)
 }
 
-/// What was started for faults and cures, and ends with the site.
+/// Servers and processes that were started for faults and cures, and end with the site.
 #[derive(Default)]
 pub(super) struct Beside {
     pub(super) backend: Option<Backend>,

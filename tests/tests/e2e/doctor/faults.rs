@@ -282,7 +282,7 @@ fn when_the_client_table_is_too_small_then_the_doctor_says_so() {
     wait("the table is not found too small", || found() == ["client-table"]);
 }
 
-/// What is found while clients try all the time.
+/// Returns the findings of the doctor while clients try all the time.
 fn found_while_clients_try(site: &Site) -> Vec<String> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {

@@ -25,7 +25,7 @@ impl Fleet {
         assert!(format!("{:#}", refused.unwrap()).contains("database space exceeded"));
     }
 
-    /// What the book says is to be done then.
+    /// Makes room in etcd in the way that the book describes.
     fn make_room_in_etcd(&self) {
         self.etcdctl(0, &["del", "--prefix", "/filler/"]).unwrap();
         let status = self.etcdctl(0, &["endpoint", "status", "--write-out=fields"]).unwrap();

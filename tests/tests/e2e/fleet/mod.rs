@@ -41,7 +41,7 @@ const HOSTS: u16 = 4;
 /// Numbers of etcd's hosts on the segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
 
-/// What a fleet is to be.
+/// The plan of a fleet to be started.
 struct Plan {
     forwarding: Forwarding,
     /// Members that are started; of four that there are hosts for.
@@ -244,7 +244,7 @@ impl Fleet {
         });
     }
 
-    /// What `balancer fleet --json` says.
+    /// Returns the parsed output of `balancer fleet --json`.
     fn shown(&self, number: usize) -> FleetSnapshot {
         serde_json::from_str(&self.cli(number, &["fleet", "--json"])).unwrap()
     }

@@ -1,4 +1,4 @@
-//! What members see of backends.
+//! Tests of the members' views of backends.
 
 use std::{
     collections::BTreeMap,

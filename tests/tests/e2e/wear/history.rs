@@ -1,4 +1,4 @@
-//! What clients saw, what was done meanwhile, and whether the one follows from the other.
+//! A record of what clients saw and what was done meanwhile, which judges whether the one follows from the other.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,7 +12,7 @@ pub(super) struct Attempt {
     pub(super) client: u16,
     pub(super) start: Instant,
     pub(super) end: Instant,
-    /// Who answered, or why nobody did.
+    /// The backend that answered, or why none did.
     pub(super) outcome: Result<String, String>,
 }
 
@@ -31,10 +31,10 @@ struct Deed {
     what: String,
 }
 
-/// What a backend's trouble does to clients.
+/// The effect of a backend's trouble on clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Its own may leave it; the connection that they have just then is cut.
+    /// The backend's own clients may leave it; the connection that they have just then is cut.
     Moves,
     /// It answers nobody.
     Silent,
@@ -61,7 +61,7 @@ const STORY: Duration = Duration::from_secs(25);
 /// Everything that has happened.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// Who answered each client last, in a connection begun then.
+    /// The backend that answered each client last, in a connection begun then.
     homes: HashMap<u16, (String, Instant)>,
     deeds: Vec<Deed>,
     troubles: Vec<Trouble>,
@@ -100,8 +100,8 @@ impl History {
         }
     }
 
-    /// What is wrong about the attempts of clients, each client's in their order: they stay where they are unless their
-    /// backend is in trouble, and are answered unless some backend is silent.
+    /// Returns the faults in the attempts of clients, each client's in their order: clients stay where they are unless
+    /// their backend is in trouble, and are answered unless some backend is silent.
     pub(super) fn judge(&mut self, attempts: &[Attempt]) -> Vec<String> {
         let mut homes = std::mem::take(&mut self.homes);
         let wrong = attempts.iter().filter_map(|attempt| {
@@ -117,7 +117,7 @@ impl History {
         wrong
     }
 
-    /// What is wrong about an attempt of a client that was last answered by `home`, in a connection begun then.
+    /// Returns the fault in an attempt of a client that was last answered by `home`, in a connection begun then.
     fn judge_one(&self, attempt: &Attempt, home: Option<(&str, Instant)>) -> Option<String> {
         let Attempt { client, start, end, outcome } = attempt;
         match (outcome, home) {
@@ -139,7 +139,7 @@ impl History {
         self.troubles.iter().filter(of).any(|trouble| trouble.overlaps(start, end))
     }
 
-    /// What went wrong, what was done before, and how the client fared.
+    /// Tells the story of a fault: the deeds before it, and how the client fared.
     fn story(&self, what: &str, attempt: &Attempt, attempts: &[Attempt]) -> String {
         let took = attempt.end.saturating_duration_since(attempt.start);
         let mut lines: Vec<(Instant, String)> =
@@ -151,7 +151,7 @@ impl History {
         self.tell(&format!("{what}, after {took:.2?}"), attempt.end, lines)
     }
 
-    /// What is wrong now, and what was done before.
+    /// Tells the story of a present fault, with the deeds before it.
     pub(super) fn story_until_now(&self, what: &str) -> String {
         self.tell(what, Instant::now(), Vec::new())
     }

@@ -47,7 +47,7 @@ const ROUND: Duration = Duration::from_secs(12);
 /// Longer than any answer of a backend that is there takes.
 const ANSWER: Duration = Duration::from_secs(8);
 
-/// What those who ask have to do with the one who acts.
+/// State that the clients share with the operator.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,

@@ -35,7 +35,7 @@ const REMEMBER: [&str; 3] = ["300s", "2h", "24h"];
 /// Where no client comes to. For datagrams, as `nat` could not tell connections to it from those to the other port.
 const SPARE_PORT: u16 = 8081;
 
-/// What was granted, and must hold from then on.
+/// The settings of a backend that were granted, and must hold from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {
     weight: u16,
@@ -413,7 +413,7 @@ impl<'a> Operator<'a> {
         Ok(backends.filter_map(|backend| Some((number(&backend.name)?, backend.weight))).collect())
     }
 
-    /// What was granted is there, and nothing else; a backend that is being removed may still be there.
+    /// Checks that everything granted is there, and nothing else; a backend that is being removed may still be there.
     fn look_at_the_state(&self) -> Result<()> {
         let status = self.site.status()?;
         let mut wrong = String::new();

@@ -1,4 +1,4 @@
-//! What the leader writes: epochs, what is to be prepared for, and answers to requests.
+//! The leader's writes: epochs, states to be prepared for, and answers to requests.
 
 use std::{
     collections::{HashMap, VecDeque},
