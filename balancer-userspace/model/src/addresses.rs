@@ -74,7 +74,10 @@ impl ServiceConfig {
             Via::Service => vip,
         };
         let port = check.kind.port().or((address.port() != 0).then_some(address.port()));
-        Some(SocketAddr::new(host, port.unwrap_or_else(|| implied_check_port(&self.listen, &self.ports, family, check.kind.protocol()))))
+        Some(SocketAddr::new(
+            host,
+            port.unwrap_or_else(|| implied_check_port(&self.listen, &self.ports, family, check.kind.protocol())),
+        ))
     }
 
     /// Itself with the ports of backends left out where they are the only listener's anyway.

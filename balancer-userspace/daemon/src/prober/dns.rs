@@ -101,7 +101,11 @@ mod tests {
         let mut longer = answer(0).to_ascii_lowercase();
         longer.extend_from_slice(b"\xc0\x0c and records");
         longer[7] = 1;
-        assert_eq!(query().read(&longer), Answer::Code(0, Some(Rcode::NoError)), "records, and letters in another case");
+        assert_eq!(
+            query().read(&longer),
+            Answer::Code(0, Some(Rcode::NoError)),
+            "records, and letters in another case"
+        );
     }
 
     #[test]

@@ -110,11 +110,9 @@ impl Prober {
     pub fn start(&mut self, spec: CheckSpec) {
         match spec.check.kind {
             CheckKind::None => self.stop(spec.backend),
-            CheckKind::Tcp { .. }
-            | CheckKind::Http(_)
-            | CheckKind::Udp(_)
-            | CheckKind::Dns(_)
-            | CheckKind::Exec(_) => self.order(Order::Start(Box::new(spec))),
+            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Udp(_) | CheckKind::Dns(_) | CheckKind::Exec(_) => {
+                self.order(Order::Start(Box::new(spec)))
+            }
         }
     }
 

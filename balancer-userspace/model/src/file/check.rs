@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     config::{
-        BodyTest, CheckConfig, CheckKind, DnsCheck, DnsName, ExecCheck, HttpCheck, Payload, Rcode, Record, StatusRanges,
-        Tls, UdpCheck, Via,
+        BodyTest, CheckConfig, CheckKind, DnsCheck, DnsName, ExecCheck, HttpCheck, Payload, Rcode, Record,
+        StatusRanges, Tls, UdpCheck, Via,
     },
     value,
 };
@@ -243,11 +243,17 @@ pub(super) fn check(
 
 /// Reports that a check has no type, or the misspelt keys, one of which may be it.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
-    for key in TIMING.into_iter().chain(HTTP).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port", "tls_verify"]) {
+    for key in
+        TIMING.into_iter().chain(HTTP).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port", "tls_verify"])
+    {
         section.skip(key);
     }
     if section.is_empty() {
-        section.require("type", "type = \"tcp\", \"http\", \"https\", \"udp\", \"dns\", \"exec\" or \"none\"", findings);
+        section.require(
+            "type",
+            "type = \"tcp\", \"http\", \"https\", \"udp\", \"dns\", \"exec\" or \"none\"",
+            findings,
+        );
     }
     section.finish(findings);
 }
@@ -371,9 +377,7 @@ fn udp(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) 
     }
     let send = section.text("send", findings, |text| text.parse::<Payload>());
     let expect = section.text("expect", findings, |text| match text.parse::<Payload>() {
-        Ok(Payload(bytes)) if bytes.is_empty() => {
-            Err("expect is empty; leave it out if any answer counts".to_owned())
-        }
+        Ok(Payload(bytes)) if bytes.is_empty() => Err("expect is empty; leave it out if any answer counts".to_owned()),
         parsed => parsed,
     });
     keys.send = send.map(|send| send.value).or(keys.send.take());
