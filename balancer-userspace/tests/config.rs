@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
-        AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, ExecCheck, Failback,
-        FailureAction, Fleet, HttpCheck, OnExit, OnFailure, Outage, Protocol, ServiceConfig, StatisticsConfig,
-        StatusRanges, Tls, Via, WhenAllDown, WhenAlone, XdpMode,
+        AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, DnsCheck, DnsName, ExecCheck,
+        Failback, FailureAction, Fleet, HttpCheck, OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record,
+        ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -154,6 +154,39 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     });
     let expected = ["198.51.100.12:80", "198.51.100.12:80", "10.0.0.13:80", "10.0.0.14:80"];
     assert_eq!(targets.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn when_a_check_goes_over_udp_then_its_keys_are_read_and_the_port_is_udps() {
+    let config = good("datagram-checks.toml");
+    let [dns, game] = &*config.services else { panic!("{:?}", config.services) };
+    let query = DnsCheck {
+        port: None,
+        name: "www.example.com".parse().unwrap(),
+        record: Record::Aaaa,
+        expect_rcode: vec![Rcode::NxDomain],
+    };
+    assert_eq!(dns.check.kind, CheckKind::Dns(query.clone()));
+    let own: Vec<Option<&CheckConfig>> = dns.backends.iter().map(|backend| backend.check.as_deref()).collect();
+    let changed = DnsCheck { port: Some(54), expect_rcode: vec![Rcode::NoError, Rcode::Refused], ..query };
+    assert_eq!(own[1], Some(&CheckConfig { kind: CheckKind::Dns(changed), fall: 5, ..dns.check.clone() }));
+    let targets = |service: &ServiceConfig, family| {
+        let target = |backend: &BackendConfig| {
+            let check = backend.check.as_deref().unwrap_or(&service.check);
+            service.check_target(backend, check, family).unwrap().to_string()
+        };
+        service.backends.iter().map(target).collect::<Vec<_>>()
+    };
+    assert_eq!(targets(dns, Family::V4), ["10.0.0.11:5353", "10.0.0.12:54", "10.0.0.13:853"]);
+
+    assert_eq!(game.check.kind, CheckKind::None);
+    let own: Vec<_> = game.backends.iter().map(|backend| backend.check.as_ref().map(|check| &check.kind)).collect();
+    let (send, expect) = (Payload(b"\xff\xff\xff\xffT".to_vec()), Some(Payload(b"Engine".to_vec())));
+    assert_eq!(own[1], Some(&CheckKind::Udp(UdpCheck { port: None, send, expect })));
+    let root = DnsCheck { port: None, name: DnsName::root(), record: Record::Soa, expect_rcode: vec![Rcode::NoError] };
+    assert_eq!(own[2], Some(&CheckKind::Dns(root)));
+    assert_eq!(own[2].map(ToString::to_string).as_deref(), Some("dns . SOA"));
+    assert_eq!(targets(game, Family::V6)[1..], ["[2001:db8::12]:27015", "[2001:db8::13]:27015"]);
 }
 
 #[test]

@@ -51,13 +51,6 @@ impl ServiceConfig {
         backend_port(&self.ports, listener)
     }
 
-    /// The port that a check connects to which has none, at a backend that has none: that of the first TCP listener with
-    /// one port, else of the first listener with one; 0: there is none.
-    #[must_use]
-    pub fn implied_check_port(&self, family: Family) -> u16 {
-        implied_check_port(&self.listen, &self.ports, family)
-    }
-
     /// Where a backend is reached by packets of a family. Without a port of its own it has that of the only listener, or 0
     /// where there are several. `None`: it has no address that `forwarding` could use.
     #[must_use]
@@ -81,7 +74,10 @@ impl ServiceConfig {
             Via::Service => vip,
         };
         let port = check.kind.port().or((address.port() != 0).then_some(address.port()));
-        Some(SocketAddr::new(host, port.unwrap_or_else(|| self.implied_check_port(family))))
+        Some(SocketAddr::new(
+            host,
+            port.unwrap_or_else(|| implied_check_port(&self.listen, &self.ports, family, check.kind.protocol())),
+        ))
     }
 
     /// Itself with the ports of backends left out where they are the only listener's anyway.
@@ -139,12 +135,18 @@ fn backend_port(ports: &BTreeMap<u16, u16>, listener: Listener) -> u16 {
     }
 }
 
-/// [`ServiceConfig::implied_check_port`].
-pub(crate) fn implied_check_port(listen: &[Listener], ports: &BTreeMap<u16, u16>, family: Family) -> u16 {
+/// The port that is checked where neither the check nor the backend has one: that of the first listener of `protocol`
+/// with one port, else of the first listener with one; 0: there is none.
+pub(crate) fn implied_check_port(
+    listen: &[Listener],
+    ports: &BTreeMap<u16, u16>,
+    family: Family,
+    protocol: Protocol,
+) -> u16 {
     let single = |listener: &&Listener| listener.ports.single().is_some();
-    let tcp = |listener: &&Listener| listener.protocol == Protocol::Tcp && single(listener);
+    let fits = |listener: &&Listener| listener.protocol == protocol && single(listener);
     let of_family = || listen.iter().filter(|listener| listener.family() == family);
-    let listener = of_family().find(tcp).or_else(|| listen.iter().find(tcp)).or_else(|| of_family().find(single));
+    let listener = of_family().find(fits).or_else(|| listen.iter().find(fits)).or_else(|| of_family().find(single));
     listener.map_or(0, |listener| backend_port(ports, *listener))
 }
 

@@ -5,7 +5,11 @@ use std::{fmt, str::FromStr, time::Duration};
 use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::value::quoted;
+use crate::{
+    protocol::Protocol,
+    question::{DnsCheck, UdpCheck},
+    value::quoted,
+};
 
 /// A health check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +84,10 @@ pub enum CheckKind {
     },
     /// An HTTP/1.1 request is answered with an expected status.
     Http(HttpCheck),
+    /// A datagram is answered.
+    Udp(UdpCheck),
+    /// A DNS query is answered with an expected response code.
+    Dns(DnsCheck),
     /// A program ends with exit code 0.
     Exec(ExecCheck),
 }
@@ -217,12 +225,32 @@ impl CheckKind {
             Self::None => None,
             Self::Tcp { port } => *port,
             Self::Http(http) => http.port,
+            Self::Udp(udp) => udp.port,
+            Self::Dns(dns) => dns.port,
             Self::Exec(exec) => exec.port,
+        }
+    }
+
+    /// The protocol whose listener has the port to check, where the check and the backend have none.
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        match self {
+            Self::None | Self::Tcp { .. } | Self::Http(_) | Self::Exec(_) => Protocol::Tcp,
+            Self::Udp(_) | Self::Dns(_) => Protocol::Udp,
+        }
+    }
+
+    /// Whether this machine itself sends to the port of the check.
+    #[must_use]
+    pub const fn needs_port(&self) -> bool {
+        match self {
+            Self::None | Self::Exec(_) => false,
+            Self::Tcp { .. } | Self::Http(_) | Self::Udp(_) | Self::Dns(_) => true,
         }
     }
 }
 
-/// `http GET /healthz`.
+/// `http GET /healthz`, `dns example.com SOA`.
 impl fmt::Display for CheckKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -232,6 +260,8 @@ impl fmt::Display for CheckKind {
                 let scheme = if http.tls.is_some() { "https" } else { "http" };
                 write!(f, "{scheme} {} {}", http.method, http.path)
             }
+            Self::Udp(_) => f.write_str("udp"),
+            Self::Dns(dns) => write!(f, "dns {} {}", dns.name, dns.record),
             Self::Exec(exec) => write!(f, "exec {}", exec.command.join(" ")),
         }
     }

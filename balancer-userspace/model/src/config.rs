@@ -10,6 +10,7 @@ pub use crate::{
     check::{BodyTest, CheckConfig, CheckKind, ExecCheck, HttpCheck, StatusRanges, Tls, Via},
     fleet::{Fleet, LINGER, WhenAlone},
     protocol::Protocol,
+    question::{DnsCheck, DnsName, Payload, Rcode, Record, UdpCheck},
     service::{
         BackendConfig, ClientPrefix, Failback, FailureAction, OnFailure, Outage, ServiceConfig, WhenAllDown,
         forwarding_word,

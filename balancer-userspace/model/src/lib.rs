@@ -13,6 +13,7 @@ pub mod listeners;
 pub mod names;
 mod primes;
 mod protocol;
+mod question;
 pub mod renames;
 pub mod rule;
 mod service;

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{exec::Program, http::Question, service_path::Ways};
+use super::{datagram::Datagram, exec::Program, http::Question, service_path::Ways};
 
 /// What may be under way between a question and its connection, in bytes.
 const PIPE: usize = 64 * 1024;
@@ -40,6 +40,7 @@ pub(super) struct Check {
 enum What {
     Connection,
     Answer(Box<Question>),
+    Datagram(Box<Datagram>),
     Program(Box<Program>),
 }
 
@@ -53,6 +54,8 @@ impl Check {
         let what = match &config.kind {
             CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
             CheckKind::Http(http) => What::Answer(Box::new(Question::new(*target, http)?)),
+            CheckKind::Udp(udp) => What::Datagram(Box::new(Datagram::Text(udp.clone()))),
+            CheckKind::Dns(dns) => What::Datagram(Box::new(Datagram::Dns(dns.clone()))),
             CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, *target, exec).await?)),
         };
         let through = (config.via == Via::Service).then(|| (*backend, ways.clone()));
@@ -69,6 +72,7 @@ impl Check {
         let deadline = Instant::now() + self.timeout;
         let question = match &self.what {
             What::Program(program) => return Box::pin(program.run(deadline, self.timeout)).await,
+            What::Datagram(datagram) => return Box::pin(datagram.ask(self.target, deadline, self.timeout)).await,
             What::Connection => None,
             What::Answer(question) => Some(&**question),
         };
@@ -150,7 +154,7 @@ fn too_late(what: &str, timeout: Duration) -> String {
 }
 
 /// Whether an error is this machine's own trouble.
-fn is_local(error: &io::Error) -> bool {
+pub(super) fn is_local(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL]
         .into_iter()
         .any(|code| error.raw_os_error() == Some(code))

@@ -3,6 +3,10 @@
 mod check;
 #[cfg(test)]
 mod check_test;
+mod datagram;
+#[cfg(test)]
+mod datagram_test;
+mod dns;
 mod exec;
 #[cfg(test)]
 mod exec_test;
@@ -106,7 +110,9 @@ impl Prober {
     pub fn start(&mut self, spec: CheckSpec) {
         match spec.check.kind {
             CheckKind::None => self.stop(spec.backend),
-            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Exec(_) => self.order(Order::Start(Box::new(spec))),
+            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Udp(_) | CheckKind::Dns(_) | CheckKind::Exec(_) => {
+                self.order(Order::Start(Box::new(spec)))
+            }
         }
     }
 

@@ -12,7 +12,10 @@ use super::{
     section::{Located, Section},
 };
 use crate::{
-    config::{BodyTest, CheckConfig, CheckKind, ExecCheck, HttpCheck, StatusRanges, Tls, Via},
+    config::{
+        BodyTest, CheckConfig, CheckKind, DnsCheck, DnsName, ExecCheck, HttpCheck, Payload, Rcode, Record,
+        StatusRanges, Tls, UdpCheck, Via,
+    },
     value,
 };
 
@@ -35,19 +38,31 @@ const MAX_ARGUMENT: usize = 4096;
 const TIMING: [&str; 6] = ["interval", "timeout", "fast_interval", "passive", "fall", "rise"];
 const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
 const HTTP: [&str; 6] = ["method", "path", "host", "expect_status", "expect_body", "expect_body_regex"];
+const UDP: [&str; 2] = ["send", "expect"];
+const DNS: [&str; 3] = ["name", "record", "expect_rcode"];
+const EXEC: [&str; 2] = ["command", "user"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Type {
     Tcp,
     Http,
     Https,
+    Udp,
+    Dns,
     Exec,
     None,
 }
 
 impl Type {
-    const WORDS: [(&'static str, Self); 5] =
-        [("tcp", Self::Tcp), ("http", Self::Http), ("https", Self::Https), ("exec", Self::Exec), ("none", Self::None)];
+    const WORDS: [(&'static str, Self); 7] = [
+        ("tcp", Self::Tcp),
+        ("http", Self::Http),
+        ("https", Self::Https),
+        ("udp", Self::Udp),
+        ("dns", Self::Dns),
+        ("exec", Self::Exec),
+        ("none", Self::None),
+    ];
 
     fn word(self) -> &'static str {
         Self::WORDS.into_iter().find(|&(_, kind)| kind == self).map_or("", |(word, _)| word)
@@ -80,6 +95,11 @@ pub(super) struct Keys {
     expect_status: Option<StatusRanges>,
     expect_body: Option<BodyTest>,
     tls_verify: Option<bool>,
+    send: Option<Payload>,
+    expect: Option<Payload>,
+    name: Option<DnsName>,
+    record: Option<Record>,
+    expect_rcode: Option<Vec<Rcode>>,
     command: Option<Vec<String>>,
     user: Option<String>,
 }
@@ -102,6 +122,11 @@ impl Keys {
             expect_status: None,
             expect_body: None,
             tls_verify: None,
+            send: None,
+            expect: None,
+            name: None,
+            record: None,
+            expect_rcode: None,
             command: None,
             user: None,
         }
@@ -145,6 +170,17 @@ impl Keys {
             kind: match self.kind {
                 Type::None => CheckKind::None,
                 Type::Tcp => CheckKind::Tcp { port: self.port },
+                Type::Udp => CheckKind::Udp(UdpCheck {
+                    port: self.port,
+                    send: self.send.unwrap_or_else(|| Payload(Vec::new())),
+                    expect: self.expect,
+                }),
+                Type::Dns => CheckKind::Dns(DnsCheck {
+                    port: self.port,
+                    name: self.name.unwrap_or_else(DnsName::root),
+                    record: self.record.unwrap_or(Record::Soa),
+                    expect_rcode: self.expect_rcode.unwrap_or_else(|| vec![Rcode::NoError]),
+                }),
                 Type::Exec => CheckKind::Exec(ExecCheck {
                     port: self.port,
                     command: self.command.unwrap_or_default(),
@@ -191,6 +227,8 @@ pub(super) fn check(
     match kind {
         Type::None | Type::Tcp => {}
         Type::Http | Type::Https => http(&mut section, &mut keys, findings),
+        Type::Udp => udp(&mut section, &mut keys, findings),
+        Type::Dns => dns(&mut section, &mut keys, findings),
         Type::Exec => {
             if keys.command.is_none() {
                 section.require("command", "command = [\"/usr/lib/check\", \"--fast\"]", findings);
@@ -205,11 +243,17 @@ pub(super) fn check(
 
 /// Reports that a check has no type, or the misspelt keys, one of which may be it.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
-    for key in TIMING.into_iter().chain(HTTP).chain(["type", "via", "port", "tls_verify", "command", "user"]) {
+    for key in
+        TIMING.into_iter().chain(HTTP).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port", "tls_verify"])
+    {
         section.skip(key);
     }
     if section.is_empty() {
-        section.require("type", "type = \"tcp\", \"http\", \"https\", \"exec\" or \"none\"", findings);
+        section.require(
+            "type",
+            "type = \"tcp\", \"http\", \"https\", \"udp\", \"dns\", \"exec\" or \"none\"",
+            findings,
+        );
     }
     section.finish(findings);
 }
@@ -229,14 +273,28 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
     if !kind.is_http() {
         refuse_all(&HTTP);
     }
-    if !kind.connects() {
-        refuse_all(&["via"]);
-    }
     if kind != Type::Https {
         refuse_all(&["tls_verify"]);
     }
+    if kind != Type::Udp {
+        refuse_all(&UDP);
+    }
+    if kind != Type::Dns {
+        refuse_all(&DNS);
+    }
     if kind != Type::Exec {
-        refuse_all(&["command", "user"]);
+        refuse_all(&EXEC);
+    }
+    match kind {
+        Type::Tcp | Type::Http | Type::Https => {}
+        Type::Exec | Type::None => refuse_all(&["via"]),
+        Type::Udp | Type::Dns => {
+            let why = format!(
+                "is for checks over TCP; remove it: a check of type {:?} goes to the backend's own address",
+                kind.word()
+            );
+            section.refuse("via", &why, findings);
+        }
     }
 }
 
@@ -311,6 +369,35 @@ fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>)
         let error = "expect_body needs a body, and HEAD asks for none; use method = \"GET\"";
         findings.error(body_at.unwrap_or(section.at), error.to_owned());
     }
+}
+
+fn udp(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    if keys.send.is_none() {
+        section.require("send", "send = \"…\", the text (or \"hex:…\", the bytes) that the server answers", findings);
+    }
+    let send = section.text("send", findings, |text| text.parse::<Payload>());
+    let expect = section.text("expect", findings, |text| match text.parse::<Payload>() {
+        Ok(Payload(bytes)) if bytes.is_empty() => Err("expect is empty; leave it out if any answer counts".to_owned()),
+        parsed => parsed,
+    });
+    keys.send = send.map(|send| send.value).or(keys.send.take());
+    keys.expect = expect.map(|expect| expect.value).or(keys.expect.take());
+}
+
+fn dns(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    const WANTED: &str = "a response code such as \"NOERROR\", or a list of them";
+    let at = section.at;
+    let name = section.text("name", findings, |text| text.parse::<DnsName>());
+    let record = section.text("record", findings, |text| value::word("record", text, &Record::WORDS));
+    let parse = |text: &str| value::word("expect_rcode", text, &Rcode::WORDS);
+    let codes = section.text_or_texts("expect_rcode", WANTED, findings, parse);
+    if codes.as_ref().is_some_and(Vec::is_empty) {
+        findings.error(at, format!("expect_rcode is empty; give {WANTED}"));
+    }
+    let codes = codes.map(|codes| codes.into_iter().map(|code| code.value).collect());
+    keys.name = name.map(|name| name.value).or(keys.name.take());
+    keys.record = record.map(|record| record.value).or(keys.record);
+    keys.expect_rcode = codes.or(keys.expect_rcode.take());
 }
 
 fn command(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<String>> {

@@ -219,6 +219,20 @@ impl<'i> Section<'i> {
         })
     }
 
+    /// A string that `parse` understands, or a list of them.
+    pub(super) fn text_or_texts<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        findings: &mut Findings<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<Located<T>>> {
+        match self.entries.get(key).map(|value| value.get_ref()) {
+            Some(DeValue::String(_)) => self.text(key, findings, parse).map(|only| vec![only]),
+            _ => self.texts(key, wanted, findings, parse),
+        }
+    }
+
     /// The tables headed `title`, such as `[[service]]`.
     pub(super) fn tables(
         &mut self,

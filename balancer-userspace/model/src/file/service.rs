@@ -65,10 +65,10 @@ struct Front {
 }
 
 impl Front {
-    /// The port that checks of a backend at `port` connect to.
-    fn check_port(&self, port: u16) -> u16 {
+    /// The port that a check of a backend at `port` goes to, if the check has none.
+    fn check_port(&self, kind: &CheckKind, port: u16) -> u16 {
         let family = self.listen.first().map_or(Family::V4, Listener::family);
-        if port == 0 { implied_check_port(&self.listen, &self.ports, family) } else { port }
+        if port == 0 { implied_check_port(&self.listen, &self.ports, family, kind.protocol()) } else { port }
     }
 }
 
@@ -173,7 +173,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
         Some((keys, check)) => {
             if let Some(front) = front {
-                needs_port(&check, front.check_port(0), findings);
+                needs_port(&check, front.check_port(&check.value.kind, 0), findings);
                 via_fits(&check, front.forwarding, findings);
             }
             (keys, check.value)
@@ -354,10 +354,9 @@ fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findi
     }
 }
 
-/// Reports a check that would connect to port 0.
+/// Reports a check that would go to port 0.
 fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'_>) {
-    let connects = matches!(check.value.kind, CheckKind::Tcp { .. } | CheckKind::Http(_));
-    if connects && check.value.kind.port().is_none() && port == 0 {
+    if check.value.kind.needs_port() && check.value.kind.port().is_none() && port == 0 {
         findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
     }
 }
@@ -430,7 +429,7 @@ fn backend(
     let (address_at, address6) = (address.at, address6.map(&mut socket));
     let address = socket(address);
     if let Some(check) = &check {
-        needs_port(check, front.check_port(address.port()), findings);
+        needs_port(check, front.check_port(&check.value.kind, address.port()), findings);
         via_fits(check, front.forwarding, findings);
     }
     Some(PlacedBackend {
