@@ -70,4 +70,7 @@ fn a_check_that_cannot_be_made_changes_nothing() {
     let backend = bench.controller.backend(&name("web/web1")).unwrap();
     assert_eq!((backend.checks(), backend.state()), ([2, 0, 0], BackendState::Up));
     assert_eq!(backend.last_check().unwrap().outcome.words(), ("hindered", "no sockets"));
+    let service = &bench.controller.services()[0];
+    let hindered = |index: usize| service.hindered(&service.backends()[index]);
+    assert_eq!((hindered(0), hindered(1)), (Some("no sockets"), None));
 }

@@ -548,12 +548,33 @@ impl CheckSnapshot {
     pub fn next_verdict(&self) -> String {
         self.rise_fall.map_or_else(String::new, |rise_fall| self.health.next_verdict(rise_fall))
     }
+
+    /// Why this machine could not make the last check, if it should have.
+    fn hindered(&self) -> Option<&str> {
+        match &self.last {
+            Some((CheckOutcome::Hindered(why), _)) if self.rise_fall.is_some() => Some(why),
+            Some(_) | None => None,
+        }
+    }
 }
 
 impl BackendSnapshot {
     /// Why it is what it is; where clients are still at one that takes no new ones, what keeps them there.
     #[must_use]
     pub fn shown_reason(&self) -> String {
+        match self.hindered() {
+            Some(why) if self.reason.is_empty() => format!("cannot be checked here: {why}"),
+            Some(_) | None => self.judged_reason(),
+        }
+    }
+
+    /// Why this machine could not make the last check, if it should have.
+    #[must_use]
+    pub fn hindered(&self) -> Option<&str> {
+        self.check.iter().find_map(CheckSnapshot::hindered)
+    }
+
+    fn judged_reason(&self) -> String {
         let takes_new = self.eligible && self.weight > 0;
         // The core says "weight 0" of one that nothing else is wrong with.
         let by_weight = self.weight == 0 && matches!(self.state, BackendState::Up | BackendState::Checking);

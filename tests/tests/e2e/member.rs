@@ -131,6 +131,27 @@ fn one_interface_of_two_missing_is_degraded() {
 }
 
 #[test]
+fn when_this_machine_cannot_check_backends_then_it_is_degraded_until_it_can() {
+    let missing = r#"{ type = "exec", command = ["/nonexistent/sh"], user = "root", interval = "300ms" }"#.to_owned();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.check = missing;
+        Ok(())
+    })
+    .unwrap();
+    let why = "cannot start \"/nonexistent/sh\"";
+    wait("it is not degraded", || {
+        ready(&site).1.starts_with(&format!("degraded: it cannot check all backends, such as web/web1: {why}"))
+    });
+    let hindered = |site: &Site| site.metrics().unwrap().sum("checks_hindered", &[]).unwrap();
+    wait("not all are hindered", || hindered(&site) == 2.0);
+    let status = site.cli(&["status"]).unwrap();
+    assert!(status.contains(&format!("cannot be checked here: {why}")), "{status}");
+    site.apply(|settings| settings.check = QUICK_CHECK.to_owned()).unwrap();
+    wait("still degraded", || ready(&site) == (0, "ready\n".to_owned()));
+    assert_eq!(hindered(&site), 0.0);
+}
+
+#[test]
 fn a_vip_on_an_interface_is_there_while_there_is_somebody_to_steer_to() {
     let mut site = site("detach", ON_LO);
     wait_places(&site, &["lo"]);

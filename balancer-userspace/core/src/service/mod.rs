@@ -530,6 +530,15 @@ impl Service {
         self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
     }
 
+    /// Why this machine could not make the last check of a backend, if it should have.
+    #[must_use]
+    pub fn hindered<'a>(&self, backend: &'a Backend) -> Option<&'a str> {
+        match &backend.last_check()?.outcome {
+            CheckOutcome::Hindered(why) => self.checked_at(backend).map(|_| why.as_str()),
+            CheckOutcome::Passed | CheckOutcome::Soft(_) | CheckOutcome::Hard(_) => None,
+        }
+    }
+
     /// The check of backends that have none of their own.
     #[must_use]
     pub const fn own_check(&self) -> &CheckConfig {

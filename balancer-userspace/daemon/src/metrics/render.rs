@@ -445,6 +445,15 @@ fn health(encoder: &mut Text<'_>, backends: &[Labelled<'_>]) {
         "health_check_duration_seconds",
         "How long the last health check took.",
         backends.iter().filter_map(|(labels, backend)| Some((labels, backend.last_check?.as_secs_f64()))),
+    );
+    gauges(
+        encoder,
+        "checks_hindered",
+        "Whether this machine could not make the last health check.",
+        backends
+            .iter()
+            .filter(|(_, backend)| backend.last_check.is_some())
+            .map(|(labels, backend)| (labels, u64::from(backend.hindered().is_some()))),
     )
 }
 
@@ -462,7 +471,7 @@ pub(super) mod tests {
     use balancer_core::{
         fleet::FleetSnapshot,
         health::{Health, Verdict as Found},
-        io::{BackendId, ServiceId},
+        io::{BackendId, CheckOutcome, ServiceId},
         readiness::Readiness,
         snapshot::{
             CheckSnapshot, DeniedSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics,
@@ -656,6 +665,7 @@ pub(super) mod tests {
             "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"soft\"} 2",
             "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"hard\"} 1",
             "balancer_health_check_duration_seconds{service=\"web\",backend=\"web1\"} 0.0015",
+            "balancer_checks_hindered{service=\"web\",backend=\"web1\"} 0",
             "balancer_drops_total{reason=\"malformed\"} 3",
             "balancer_drops_total{reason=\"no_backend\"} 0",
             "balancer_replies_total{kind=\"echo\"} 5",
@@ -686,6 +696,18 @@ pub(super) mod tests {
     #[test]
     fn without_a_fleet_nothing_is_said_of_one() {
         assert!(!text(&Snapshot { fleet: None, ..snapshot() }).contains("fleet"));
+    }
+
+    #[test]
+    fn when_a_backend_cannot_be_checked_then_it_is_said_as_long_as_it_should_be() {
+        let mut snapshot = snapshot();
+        let series = "balancer_checks_hindered{service=\"web\",backend=\"web1\"}";
+        let check = &mut snapshot.services[0].backends[0].check[0];
+        check.last = Some((CheckOutcome::Hindered("no sockets".to_owned()), Duration::ZERO));
+        assert!(text(&snapshot).contains(&format!("{series} 0")), "nothing is checked");
+        snapshot.services[0].backends[0].check[0].rise_fall = Some((2, 3));
+        assert!(text(&snapshot).contains(&format!("{series} 1")));
+        assert_eq!(snapshot.services[0].backends[0].shown_reason(), "cannot be checked here: no sockets");
     }
 
     #[test]

@@ -63,10 +63,22 @@ impl<D: Dataplane> Owner<D> {
             attached: attached.len(),
             missing: self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect(),
             out_of_step: self.out_of_step,
-            troubles: self.member.troubles.iter().cloned().chain(self.list_troubles()).collect(),
+            troubles: self.member.troubles.iter().cloned().chain(self.list_troubles()).chain(self.hindered()).collect(),
             fleet: self.member.fleet.clone(),
         };
         facts.readiness()
+    }
+
+    /// One of the backends that this machine cannot check, and why. It names no number, so that it stays the same while the
+    /// trouble does.
+    fn hindered(&self) -> Option<String> {
+        let services = self.controller.services().iter();
+        let mut backends =
+            services.flat_map(|service| service.backends().iter().map(move |backend| (service, backend)));
+        backends.find_map(|(service, backend)| {
+            let why = service.hindered(backend)?;
+            Some(format!("it cannot check all backends, such as {}: {why}", service.name_of(backend)))
+        })
     }
 
     /// Returns the state that this machine is to have.
