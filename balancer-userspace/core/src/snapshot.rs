@@ -309,6 +309,8 @@ pub struct ServiceSnapshot {
     pub rule_fallbacks: u64,
     /// The list of prefixes whose clients are denied.
     pub denied: Option<DeniedSnapshot>,
+    /// The lists of targets that are backends of it.
+    pub discover: Vec<DiscoverSnapshot>,
     /// What backends that are gone for good have counted, by name; after an hour together.
     pub departed: Vec<(String, BackendStats)>,
     /// Of the moves that were counted here, those that another member of the fleet has made as well, and counts; by cause.
@@ -464,6 +466,8 @@ pub struct BackendSnapshot {
     pub weight: u16,
     /// Whether it is a backup.
     pub backup: bool,
+    /// Whether it is a target of a list.
+    pub discovered: bool,
     /// What the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.
@@ -498,6 +502,19 @@ pub struct BackendSnapshot {
     pub check: Vec<CheckSnapshot>,
     /// How often it entered each of [`BackendState::ALL`].
     pub transitions: [u64; BackendState::ALL.len()],
+}
+
+/// What a list of targets has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoverSnapshot {
+    /// The list.
+    pub file: PathBuf,
+    /// Targets of it when it was last right.
+    pub targets: Option<usize>,
+    /// When that was read.
+    pub read: Option<Duration>,
+    /// Why it is not taken over as it is now.
+    pub error: Option<String>,
 }
 
 /// What of a backend is its own in one address family.
