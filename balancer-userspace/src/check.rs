@@ -21,6 +21,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (config, warnings) = file::load(&args.file)?;
     let denied = file::deny::check(&config)?;
+    let targets = file::discover::check(&config)?;
     for mut warning in warnings {
         warning.text.insert_str(0, "warning: ");
         writeln!(io::stderr(), "{warning}")?;
@@ -28,7 +29,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
     let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
     let denied = if denied == 0 { String::new() } else { format!(", {}", counted(denied, "denied prefix")) };
-    let mut said = format!("{}: ok: {services}, {backends}{denied}\n", args.file.display());
+    let targets = if targets == 0 { String::new() } else { format!(", {}", counted(targets, "target")) };
+    let mut said = format!("{}: ok: {services}, {backends}{targets}{denied}\n", args.file.display());
     for note in notes::of(&config, &notes::here()) {
         let _ = writeln!(said, "note: {note}");
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use balancer_api::model::{BackendView, DenyView, Rates, ServiceView};
+use balancer_api::model::{BackendView, DenyView, DiscoverView, Rates, ServiceView};
 use balancer_model::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
@@ -80,6 +80,11 @@ pub(super) fn service(service: &ServiceView) -> String {
             grouped(*packets)
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
+    }
+    for DiscoverView { file, targets, error, .. } in &service.discover {
+        let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
+        text.push_str(&format!("  discovers {targets} by {file}\n"));
+        text.extend(error.as_ref().map(|error| format!("WARNING: the last pool stays: {error}\n")));
     }
     text.extend(service.rates.as_ref().map(|rates| format!("  {}, over the last 10 s\n", rates_words(rates))));
     let counts_active = service.counts_active();
@@ -176,12 +181,13 @@ pub(super) fn add_backend(
     counts_active: bool,
 ) {
     let rate = |words: fn(&Rates) -> String| backend.rates.as_ref().map_or_else(|| "-".to_owned(), words);
+    let from = backend.from.as_ref().map(|from| format!(" (from: {from})")).unwrap_or_default();
     let backup = if backend.backup { " (backup)" } else { "" };
     let mut cells = vec![
         name,
         backend.address.clone(),
         state(backend),
-        format!("{}{backup}", backend.admin),
+        format!("{}{backup}{from}", backend.admin),
         backend.health.clone(),
         backend.weight.to_string(),
         grouped(backend.slots),

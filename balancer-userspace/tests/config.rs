@@ -84,6 +84,7 @@ fn defaults() {
             steer: 100,
             assign_vip: AssignVip::No,
             deny: None,
+            discover: vec![],
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -93,6 +94,7 @@ fn defaults() {
                 weight: 100,
                 backup: false,
                 check: None,
+                discovered: None,
             }],
             rules: vec![],
         }]))

@@ -154,6 +154,9 @@ pub struct ServiceView {
     /// The list of prefixes whose clients are denied; absent: there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyView>,
+    /// The lists of targets that are its backends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discover: Vec<DiscoverView>,
     /// The packets, bytes and new connections that its backends are sent in a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
@@ -177,6 +180,22 @@ pub struct DenyView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
     /// Why the file, as it is now, is not what is denied; absent: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A list of targets that are backends of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiscoverView {
+    /// The file.
+    pub file: String,
+    /// How many targets it had when it was last read without an error; absent: it has not been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<u64>,
+    /// When that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_seconds_ago: Option<u64>,
+    /// Why the file, as it is now, is not taken over; absent: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -236,6 +255,9 @@ pub struct BackendView {
     pub weight: u16,
     /// Whether it is used only when no primary backend is eligible.
     pub backup: bool,
+    /// `discover`: it is a target of a list; absent: it is from the configuration file, or was added at run time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// `ready`, `drain` or `maint`.
     pub admin: String,
     /// `unknown`, `up` or `down`.

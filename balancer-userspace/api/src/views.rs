@@ -7,15 +7,15 @@ use balancer_common::{
     verdict::{DropReason, Verdict},
 };
 use balancer_core::snapshot::{
-    BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, FamilySnapshot, InterfaceSnapshot, ListenerSnapshot,
-    ServiceSnapshot, Snapshot,
+    BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, InterfaceSnapshot,
+    ListenerSnapshot, ServiceSnapshot, Snapshot,
 };
 use balancer_model::config::{Protocol, forwarding_word};
 
 use crate::{
     model::{
-        BackendView, ClientTableView, DenyView, FamilyView, HealthView, InterfaceView, ListenerView, ServiceView,
-        StatusView, UnansweredView, Verdicts, VipView,
+        BackendView, ClientTableView, DenyView, DiscoverView, FamilyView, HealthView, InterfaceView, ListenerView,
+        ServiceView, StatusView, UnansweredView, Verdicts, VipView,
     },
     one_by_one::OneByOne,
 };
@@ -105,6 +105,7 @@ impl From<ServiceSnapshot> for ServiceView {
             outage_seconds: service.outage.as_ref().map(|outage| outage.lasted.as_secs()),
             warnings: service.outage.map(|outage| outage.line).into_iter().chain(service.statistics.warnings).collect(),
             deny: service.denied.map(Into::into),
+            discover: service.discover.into_iter().map(Into::into).collect(),
             backends: (service.backends.into_iter().zip(rates))
                 .map(|(backend, rates)| BackendView { rates, ..backend.into() })
                 .collect(),
@@ -118,6 +119,17 @@ impl From<DeniedSnapshot> for DenyView {
             file: snapshot.file.display().to_string(),
             prefixes: snapshot.prefixes as u64,
             packets: snapshot.packets,
+            read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
+            error: snapshot.error,
+        }
+    }
+}
+
+impl From<DiscoverSnapshot> for DiscoverView {
+    fn from(snapshot: DiscoverSnapshot) -> Self {
+        Self {
+            file: snapshot.file.display().to_string(),
+            targets: snapshot.targets.map(|targets| targets as u64),
             read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
             error: snapshot.error,
         }
@@ -185,6 +197,7 @@ impl From<BackendSnapshot> for BackendView {
             families: backend.families.into_iter().map(Into::into).collect(),
             weight: backend.weight,
             backup: backend.backup,
+            from: backend.discovered.then(|| "discover".to_owned()),
             admin: backend.admin.word().to_owned(),
             health: backend.health.to_owned(),
             state: backend.state.word().to_owned(),

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -15,6 +16,7 @@ use balancer_common::{
 };
 use balancer_model::{
     config::{CheckConfig, Config, Failback},
+    discover::Target,
     listeners::{Family, Listener},
     names::BackendName,
     states::{Admin, Forced},
@@ -193,6 +195,16 @@ pub enum Change {
     /// The same, and undo what was changed at run time.
     #[serde(skip)]
     Reset(Box<Config>),
+    /// Take over a list of targets.
+    #[serde(skip)]
+    Discover {
+        /// The service's name.
+        service: String,
+        /// The list.
+        source: PathBuf,
+        /// All targets of it.
+        targets: Arc<Vec<Target>>,
+    },
 }
 
 /// Something for the shell to do, in the order given.

@@ -7,6 +7,7 @@
 pub mod agreed;
 pub mod bits;
 pub mod controller;
+pub mod discover;
 pub mod fingerprint;
 pub mod fleet;
 pub mod forgets;
@@ -47,6 +48,8 @@ mod succession;
 
 #[cfg(test)]
 mod controller_test;
+#[cfg(test)]
+mod discover_test;
 #[cfg(test)]
 mod drain_test;
 #[cfg(test)]

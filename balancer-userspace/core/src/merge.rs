@@ -10,10 +10,12 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
+    discover::Discovered,
     listeners::Listener,
     names::BackendName,
     renames::Named as _,
     shared::{ByName, alike, by_name},
+    states::Admin,
     validate::{self, Valid},
 };
 
@@ -73,6 +75,7 @@ pub fn merge(
             let backends = found.into_iter().flat_map(|service| &service.backends);
             backends.map(|backend| (backend.name.clone(), backend.clone())).collect()
         };
+        let before_all = &base;
         let (base, mut present) = (of(&base), of(&now));
         let order = now.get(service.name.as_str());
         let order: Vec<String> =
@@ -84,7 +87,7 @@ pub fn merge(
             match (base.get(&backend.name), present.remove(&backend.name)) {
                 (None, None) => backends.push(backend),
                 (None, Some(here)) => {
-                    if here != backend {
+                    if here.discovered.is_none() && here != backend {
                         merged.differences.push(format!(
                             "backend {name} {} was added at run time, the file now says otherwise: {}",
                             service.shown_address(&here),
@@ -118,10 +121,22 @@ pub fn merge(
         let new = backends.iter().filter(|backend| !base.contains_key(&backend.name));
         // The first of those with one address.
         let heirs: HashMap<SocketAddr, &BackendConfig> = new.rev().map(|backend| (backend.address, backend)).collect();
+        let discovered_before = before_all.get(service.name.as_str()).is_some_and(|of| !of.discover.is_empty());
         for name in order {
             let Some(backend) = present.remove(&name) else { continue };
             let full = format!("{}/{name}", service.name);
-            if base.contains_key(&name) {
+            let is_written = base.contains_key(&name) && backend.discovered.is_none();
+            if let Some(list) = service.discover.first().filter(|_| is_written && !discovered_before) {
+                let source = list.file.clone();
+                merged.differences.push(format!(
+                    "backend {full} is no longer in the file: the targets of {} decide about it",
+                    source.display()
+                ));
+                // One that was being removed comes back if it is listed.
+                let gone = leaves(&service.name, &name).then_some(Admin::Ready);
+                let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone }));
+                additions.push((merged.services.len(), BackendConfig { discovered, ..backend }));
+            } else if is_written {
                 let mut line = format!("backend {full} is no longer in the file: removed");
                 if let Some(heir) = heirs.get(&backend.address) {
                     line += &format!(
@@ -283,13 +298,14 @@ fn add(
         let Some(service) = services.get_mut(index).map(Arc::make_mut) else { continue };
         let (full, address) = (format!("{}/{}", service.name, backend.name), service.shown_address(&backend));
         let leaving = leaves(&service.name, &backend.name);
+        let discovered = backend.discovered.is_some();
         service.backends.push(backend);
         let refused = if all_fit { None } else { validate::services(services, file).err() };
         if let Some(refused) = refused {
             services.get_mut(index).into_iter().for_each(|of| drop(Arc::make_mut(of).backends.pop()));
             let was = if leaving { "was being removed" } else { "was added at run time" };
             differences.push(format!("backend {full} {address} {was} and is removed: {refused}"));
-        } else if !leaving {
+        } else if !leaving && !discovered {
             differences.push(format!("backend {full} {address} was added at run time and is kept"));
         }
     }

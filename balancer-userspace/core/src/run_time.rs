@@ -97,7 +97,13 @@ pub(crate) fn of_backends(
     for backend in &now.backends {
         let mut texts = Vec::new();
         match written.get(backend.name.as_str()) {
-            None => texts.push("added".to_owned()),
+            None => match &backend.discovered {
+                Some(listed) if listed.weight != backend.weight => {
+                    texts.push(format!("weight {} (discovered: {})", backend.weight, listed.weight));
+                }
+                Some(_) => {}
+                None => texts.push("added".to_owned()),
+            },
             Some(of_file) => {
                 let [here, there] = [(now, backend), (file, *of_file)].map(|(of, backend)| of.shown_address(backend));
                 if here != there {

@@ -310,6 +310,8 @@ pub struct ServiceSnapshot {
     pub rule_fallbacks: u64,
     /// The list of prefixes whose clients are denied.
     pub denied: Option<DeniedSnapshot>,
+    /// The lists of targets that are backends of it.
+    pub discover: Vec<DiscoverSnapshot>,
     /// Counters of backends that are gone for good, by name; after an hour added up.
     pub departed: Vec<(String, BackendStats)>,
     /// Moves counted here that another member of the fleet has made as well, and counts; by cause.
@@ -466,6 +468,8 @@ pub struct BackendSnapshot {
     pub weight: u16,
     /// Whether it is a backup.
     pub backup: bool,
+    /// Whether it is a target of a list.
+    pub discovered: bool,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.
@@ -500,6 +504,19 @@ pub struct BackendSnapshot {
     pub check: Vec<CheckSnapshot>,
     /// How often it entered each of [`BackendState::ALL`].
     pub transitions: [u64; BackendState::ALL.len()],
+}
+
+/// What a list of targets has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoverSnapshot {
+    /// The list.
+    pub file: PathBuf,
+    /// Targets of it when it was last right.
+    pub targets: Option<usize>,
+    /// When that was read.
+    pub read: Option<Duration>,
+    /// Why it is not taken over as it is now.
+    pub error: Option<String>,
 }
 
 /// The state of a backend in one address family.

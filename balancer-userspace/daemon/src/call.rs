@@ -13,7 +13,7 @@ use balancer_core::{
     snapshot::{Coming, Snapshot},
 };
 use balancer_dataplane::FlowCounts;
-use balancer_model::{config::Config, deny::DenyList, names::BackendName, validate::Valid};
+use balancer_model::{config::Config, deny::DenyList, discover::Target, names::BackendName, validate::Valid};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,6 +21,9 @@ use crate::{events::Events, flow_look::FlowLook};
 
 /// A list of denied prefixes as it was read, or why it was not.
 pub type DenyFileRead = Result<Arc<DenyList>, String>;
+
+/// The targets of a list as they were read, or why they were not.
+pub type ListRead = Result<Arc<Vec<Target>>, String>;
 
 /// A change that a user asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +161,22 @@ pub enum Call {
         file: PathBuf,
         /// The list in the file, or why it is wrong.
         read: DenyFileRead,
+    },
+    /// A list of targets was read, because it is new or has changed.
+    ListRead {
+        /// Which.
+        file: PathBuf,
+        /// What it says, or why it is wrong.
+        read: ListRead,
+    },
+    /// A change was made, or refused, that a list of targets has asked for.
+    Discovered {
+        /// Of which service.
+        service: String,
+        /// Which list.
+        source: PathBuf,
+        /// Why it was refused.
+        refused: Option<Refused>,
     },
     /// A configuration file was applied, perhaps the own one.
     FileApplied {

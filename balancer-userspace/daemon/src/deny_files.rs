@@ -1,12 +1,9 @@
 //! Files of denied prefixes: read at the start, and again when they change.
 //!
-//! A file is looked at every second. Inode, size and times tell a new file that was renamed into its place, and one that was
-//! written in place; there is nothing to lose where a directory is replaced or a file system is mounted over it.
+//! A file is looked at every second.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,13 +17,13 @@ use tokio::{
 };
 use tracing::error;
 
-use crate::call::{Call, Calls, DenyFileRead};
+use crate::{
+    call::{Call, Calls, DenyFileRead},
+    file_version::{Version, version},
+};
 
 /// How often each file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// The metadata that tell one version of a file from another; `None`: they cannot be read.
-type Version = Option<(u64, u64, u64, [i64; 4])>;
 
 /// Files as they were read.
 #[derive(Clone, Debug, Default)]
@@ -89,11 +86,6 @@ pub(crate) async fn follow(files: Files, mut wanted: watch::Receiver<BTreeSet<Pa
 fn read(file: &Path) -> (Version, DenyFileRead) {
     let version = version(file);
     (version, file::deny::load(file).map(Arc::new).map_err(|finding| finding.to_string()))
-}
-
-fn version(file: &Path) -> Version {
-    let of = fs::metadata(file).ok()?;
-    Some((of.dev(), of.ino(), of.size(), [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]))
 }
 
 #[cfg(test)]

@@ -240,9 +240,8 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::RemoveRule { service, .. }
         | Change::SetSteer { service, .. }
         | Change::AddListener { service, .. }
-        | Change::RemoveListener { service, .. } => {
-            Some(BackendName { service: service.clone(), backend: String::new() })
-        }
+        | Change::RemoveListener { service, .. }
+        | Change::Discover { service, .. } => Some(BackendName { service: service.clone(), backend: String::new() }),
         Change::Reload(_) | Change::Reset(_) => None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod beginning;
 mod denied;
+mod discovered;
 mod flows;
 mod forgetting;
 mod join;
@@ -48,6 +49,7 @@ pub use self::{
 };
 use self::{
     denied::Denied,
+    discovered::Discovery,
     member::Member,
     rereading::{Report, Rereading},
     retired::{RecentlyRetired, Retired},
@@ -98,6 +100,7 @@ pub struct Owner<D> {
     out_of_step: bool,
     member: Member,
     denied: Denied,
+    discovery: Discovery,
     suspects: Suspects,
     flow_counts: FlowCounts,
     /// How often connections were counted.
@@ -136,6 +139,7 @@ impl<D: Dataplane> Owner<D> {
             out_of_step: false,
             member: Member::default(),
             denied: Denied::default(),
+            discovery: Discovery::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
             flows_counted: 0,

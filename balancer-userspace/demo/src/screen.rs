@@ -141,6 +141,7 @@ mod tests {
             address: "10.0.0.11:8080".to_owned(),
             weight: 100,
             backup: false,
+            from: None,
             admin: "ready".to_owned(),
             health: "up".to_owned(),
             state: state.to_owned(),
@@ -184,6 +185,7 @@ mod tests {
                 outage_seconds: None,
                 warnings: Vec::new(),
                 deny: None,
+                discover: Vec::new(),
                 backends: vec![backend("web1", "up"), backend("web2", "down")],
             }],
         };

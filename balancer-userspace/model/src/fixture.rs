@@ -72,6 +72,7 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
         weight: 100,
         backup: false,
         check: None,
+        discovered: None,
     }
 }
 
@@ -101,6 +102,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         steer: 100,
         assign_vip: AssignVip::No,
         deny: None,
+        discover: Vec::new(),
         check: check(),
         backends: backends
             .iter()

@@ -5,6 +5,7 @@ mod addresses;
 mod check;
 pub mod config;
 pub mod deny;
+pub mod discover;
 pub mod file;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;

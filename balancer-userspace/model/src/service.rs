@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     check::CheckConfig,
     deny::DenyConfig,
+    discover::{DiscoverConfig, Discovered},
     listeners::Listener,
     rule::RuleConfig,
     snat::{DrainUntil, SnatConfig},
@@ -76,6 +77,9 @@ pub struct ServiceConfig {
     /// A list of prefixes whose clients are denied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyConfig>,
+    /// Lists of targets, each of which is a backend beside those below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discover: Vec<DiscoverConfig>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
@@ -137,6 +141,7 @@ impl ServiceConfig {
             steer,
             assign_vip,
             deny,
+            discover,
             check,
             backends: _,
             rules: _,
@@ -163,6 +168,7 @@ impl ServiceConfig {
             && *steer == other.steer
             && *assign_vip == other.assign_vip
             && *deny == other.deny
+            && *discover == other.discover
             && *check == other.check
     }
 }
@@ -186,6 +192,9 @@ pub struct BackendConfig {
     pub backup: bool,
     /// Overrides the service's check.
     pub check: Option<Box<CheckConfig>>,
+    /// What a list of targets has said of it; `None`: it is from the configuration file, or was added at run time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discovered: Option<Box<Discovered>>,
 }
 
 /// Prefix lengths that make a client of a source address.

@@ -136,7 +136,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Flows { reply, .. } => {
                 let _ = reply.send(Ok(Default::default()));
             }
-            Call::FlowsCounted(_) | Call::DenyFileRead { .. } => {}
+            Call::FlowsCounted(_) | Call::DenyFileRead { .. } | Call::ListRead { .. } | Call::Discovered { .. } => {}
             Call::NearBackends { reply } => {
                 let _ = reply.send(Vec::new());
             }
@@ -302,7 +302,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::AddRule { .. }
                     | Change::RemoveRule { .. }
                     | Change::Reload(_)
-                    | Change::Reset(_) => Ok(()),
+                    | Change::Reset(_)
+                    | Change::Discover { .. } => Ok(()),
                 };
                 let _ = reply.send(answer.map(|()| Changed { message: "done".to_owned() }));
             }
@@ -322,6 +323,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         address: "10.0.0.11:8080".to_owned(),
         weight: 100,
         backup: false,
+        discovered: false,
         admin,
         health: "up",
         state,
@@ -369,6 +371,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         outage: None,
         remembers: false,
         rule_fallbacks: 0,
+        discover: Vec::new(),
         denied: Some(DeniedSnapshot {
             file: "/etc/balancer/deny.txt".into(),
             prefixes: 100_000,

@@ -153,6 +153,7 @@ outage = { share = 1 }"#,
         case("assign_vip", ("", "assign_vip = true"), Stay),
         case("assign_vip", ("assign_vip = true", "assign_vip = \"lo\""), Stay),
         case("deny", ("", r#"deny = { file = "/nonexistent" }"#), Stay),
+        case("discover", ("", r#"discover = [{ file = "/nonexistent" }]"#), Stay),
         case("rule", ("", r#"rule = [{ prefix = "203.0.113.0/24", action = "deny" }]"#), Stay),
         case("check", (r#"check = { type = "none" }"#, check), Stay),
         case("backend", ("", "removed"), Moved(MoveCause::Removed)),
@@ -236,11 +237,21 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         steer: _,
         assign_vip: _,
         deny: _,
+        discover: _,
         check: _,
         backends: _,
         rules: _,
     } = service;
-    let BackendConfig { name: _, renamed_from: _, address: _, address6: _, weight: _, backup: _, check: _ } = backend;
+    let BackendConfig {
+        name: _,
+        renamed_from: _,
+        address: _,
+        address6: _,
+        weight: _,
+        backup: _,
+        check: _,
+        discovered: _,
+    } = backend;
     vec![
         "name",
         "renamed_from",
@@ -264,6 +275,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "steer",
         "assign_vip",
         "deny",
+        "discover",
         "rule",
         "check",
         "backend",

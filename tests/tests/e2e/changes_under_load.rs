@@ -94,7 +94,8 @@ fn apply(site: &Site, change: &Change) {
             | Change::AddRule { .. }
             | Change::RemoveRule { .. }
             | Change::Reload(_)
-            | Change::Reset(_) => {
+            | Change::Reset(_)
+            | Change::Discover { .. } => {
                 unreachable!("not among the changes")
             }
         }

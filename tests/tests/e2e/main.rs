@@ -11,6 +11,7 @@ mod demo;
 mod demo_server;
 mod described;
 mod devices;
+mod discovery;
 mod doctor;
 mod failover;
 mod first_contact;

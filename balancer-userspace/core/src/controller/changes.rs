@@ -70,11 +70,19 @@ impl Controller {
                     weight,
                     backup,
                     check: None,
+                    discovered: None,
                 });
                 self.reconfigure(services, &name, "added", now)
             }
             Change::Remove { name, force } => {
-                self.backend(&name)?;
+                let discovered = self.backend(&name)?.config().discovered.as_deref();
+                if let Some(listed) = discovered.filter(|of| of.gone.is_none() && self.is_discovered(&name.service, of))
+                {
+                    return Err(Refused::Conflict(format!(
+                        "backend {name} is a target of {}: take it out there, or drain it here",
+                        listed.source.display()
+                    )));
+                }
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
                     // The last sweep may be seconds old.
                     let swept = self.parts(&name).map(Backend::known_clients).sum();
@@ -98,6 +106,7 @@ impl Controller {
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
             Change::Reload(config) => self.take_over_file(*config, false, now),
             Change::Reset(config) => self.take_over_file(*config, true, now),
+            Change::Discover { service, source, targets } => self.discover(&service, &source, &targets, now),
         }
     }
 

@@ -17,7 +17,7 @@ use foldhash::{HashMap, HashSet};
 use super::{
     Controller, Gone, Services,
     rules::AllRules,
-    run_time::as_if_written,
+    run_time::{as_if_written, as_listed},
     settings::{Differences, noted},
     settle::Settled,
     sizes::Sizes,
@@ -72,6 +72,9 @@ impl Controller {
         let said = under_new_names(self.file.to_vec(), &file);
         let base = if reset { as_if_written(&present, leaves, &file) } else { said.clone() };
         let mut merged = merge(&base, &present, leaves, &file);
+        if reset {
+            as_listed(&mut merged.services);
+        }
         merged.differences.extend(configs.iter().zip(&present).flat_map(|(old, new)| told_of_renames(old, new)));
         let (rules, rules_differ) = self.merge_all_rules(&configs, &present, &said, &file, reset, now)?;
         merged.differences.extend(rules_differ);
@@ -106,6 +109,7 @@ impl Controller {
             commands.extend(settled.commands);
             all_moves.extend(settled.moves.into_values());
         }
+        commands.extend(self.leave_lost_lists(now));
         commands.extend(settings.reports());
         commands.extend(merged.differences.into_iter().map(noted));
         let undone = summary(&changes);

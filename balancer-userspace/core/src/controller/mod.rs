@@ -6,6 +6,7 @@
 mod changes;
 mod concerned;
 mod configure;
+mod discover;
 mod follow;
 mod foresight;
 mod listeners;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_model::{
-    config::ServiceConfig,
+    config::{BackendConfig, ServiceConfig},
     shared::by_name,
     states::{Admin, Forced},
 };
@@ -45,12 +45,17 @@ impl Controller {
 
     /// Has every backend be ready and follow its checks. Gives the services that this changes.
     pub(super) fn reset_states(&mut self) -> HashSet<ServiceId> {
-        let is_set = |backend: &Backend| backend.admin() != Admin::Ready || backend.forced().is_some();
+        let is_set = |backend: &Backend| {
+            let is_unlisted = backend.is_leaving() && backend.config().discovered.is_some();
+            backend.forced().is_some() || backend.admin() != Admin::Ready && !is_unlisted
+        };
         let mut touched = HashSet::new();
         for service in self.services.those_mut(|service| service.backends().iter().any(is_set)) {
             touched.insert(service.id());
             for backend in service.backends_mut().iter_mut().filter(|backend| is_set(backend)) {
-                backend.set_admin(Admin::Ready, None);
+                if !backend.is_leaving() || backend.config().discovered.is_none() {
+                    backend.set_admin(Admin::Ready, None);
+                }
                 backend.force(None);
             }
         }
@@ -62,6 +67,7 @@ impl Controller {
 fn states(service: &Service) -> BTreeMap<String, String> {
     let words = |backend: &Backend| {
         let admin = match backend.admin() {
+            _ if backend.is_leaving() && backend.config().discovered.is_some() => None,
             _ if backend.is_leaving() => Some("being removed"),
             Admin::Ready => None,
             Admin::Drain => Some("drain"),
@@ -97,4 +103,15 @@ pub(super) fn as_if_written(
         Arc::new(ServiceConfig { backends, ..ServiceConfig::clone(service) })
     };
     present.iter().map(written).collect()
+}
+
+/// Gives discovered backends the weights of their lists.
+pub(super) fn as_listed(services: &mut [Arc<ServiceConfig>]) {
+    let weight = |backend: &BackendConfig| backend.discovered.as_ref().map_or(backend.weight, |of| of.weight);
+    for service in services.iter_mut().filter(|of| of.backends.iter().any(|backend| backend.weight != weight(backend)))
+    {
+        for backend in &mut Arc::make_mut(service).backends {
+            backend.weight = weight(backend);
+        }
+    }
 }

@@ -414,6 +414,14 @@ impl Backend {
         self.leaving = true;
     }
 
+    /// Is not removed after all, and is again as the operator wants it, unless that has changed since.
+    pub(crate) fn stay(&mut self, admin: Admin) {
+        if self.leaving && admin != Admin::Drain {
+            self.set_admin(admin, None);
+        }
+        self.leaving = false;
+    }
+
     /// Whether it is to be removed and has nobody to keep any more.
     pub(crate) fn has_left(&self) -> bool {
         self.leaving && !self.may_keep_known()

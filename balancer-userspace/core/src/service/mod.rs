@@ -20,6 +20,7 @@ use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verd
 use balancer_model::{
     config::{AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig, WhenAllDown},
     deny::DenyConfig,
+    discover::DiscoverConfig,
     listeners::{Family, Listener},
     names::BackendName,
     renames::Named as _,
@@ -323,6 +324,12 @@ impl Service {
     /// Whether, and where, the balancer is to give its machine the VIPs.
     pub(crate) const fn assign_vip(&self) -> &AssignVip {
         &self.settings.assign_vip
+    }
+
+    /// The lists of targets that are its backends.
+    #[must_use]
+    pub fn discover(&self) -> &[DiscoverConfig] {
+        &self.settings.discover
     }
 
     /// The list of prefixes whose clients are denied.

@@ -493,6 +493,7 @@ pub(super) mod tests {
             address: "10.0.0.11:8080".to_owned(),
             weight,
             backup: false,
+            discovered: false,
             admin: Admin::Ready,
             health: "up",
             state,
@@ -568,6 +569,7 @@ pub(super) mod tests {
             outage: None,
             remembers: false,
             rule_fallbacks: 0,
+            discover: Vec::new(),
             denied: Some(DeniedSnapshot {
                 file: "/etc/balancer/deny.txt".into(),
                 prefixes: 100_000,

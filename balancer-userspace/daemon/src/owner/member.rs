@@ -49,6 +49,13 @@ impl Place {
     }
 }
 
+impl Member {
+    /// Whether it is one of a fleet.
+    pub(super) const fn is_of_fleet(&self) -> bool {
+        self.fleet.is_some()
+    }
+}
+
 impl<D: Dataplane> Owner<D> {
     /// Whether it is fit to be sent clients.
     pub fn readiness(&self) -> Announcement {
@@ -63,7 +70,15 @@ impl<D: Dataplane> Owner<D> {
             attached: attached.len(),
             missing: self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect(),
             out_of_step: self.out_of_step,
-            troubles: self.member.troubles.iter().cloned().chain(self.list_troubles()).chain(self.hindered()).collect(),
+            troubles: self
+                .member
+                .troubles
+                .iter()
+                .cloned()
+                .chain(self.list_troubles())
+                .chain(self.discovery_troubles())
+                .chain(self.hindered())
+                .collect(),
             fleet: self.member.fleet.clone(),
         };
         facts.readiness()

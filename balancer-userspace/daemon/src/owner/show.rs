@@ -14,8 +14,8 @@ use balancer_core::{
     last_changes::LastChange,
     service::{Backend, Service},
     snapshot::{
-        BackendSnapshot, CheckSnapshot, DeniedSnapshot, FamilySnapshot, GoneSnapshot, ListenerSnapshot, OutageSnapshot,
-        ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
+        BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
+        ListenerSnapshot, OutageSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
 
@@ -36,6 +36,7 @@ pub(super) struct Aside {
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
     pub(super) denied: Option<DeniedSnapshot>,
+    pub(super) discover: Vec<DiscoverSnapshot>,
     pub(super) passed: ShareStats,
     /// The passive signals of each backend.
     pub(super) passive: Vec<Passive>,
@@ -75,6 +76,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         passed: aside.passed,
         rule_fallbacks: aside.rule_fallbacks,
         denied: aside.denied,
+        discover: aside.discover,
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
@@ -102,6 +104,7 @@ fn show_backend(
         address: service.shown_address(backend),
         weight: backend.weight(),
         backup: backend.is_backup(),
+        discovered: backend.config().discovered.is_some(),
         admin: backend.admin(),
         health: backend.health_word(),
         state: backend.state(),

@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::FIRST_NEXT_HOPS;
 use crate::{
-    call::{Call, Request, Wish},
+    call::{Call, Calls, Request, Wish},
     fleet::Fleet,
     host::{Checker, Host, Prepared},
     keeper::{Keeper, Ready},
@@ -87,6 +87,8 @@ pub(super) fn answer(
             let _ = reply.send(owner.controller().near_backends().collect());
         }
         Call::FlowsCounted(counts) => owner.count_flows(counts),
+        Call::ListRead { file, read } => owner.list_was_read(file, read),
+        Call::Discovered { service, source, refused } => owner.discovery_done(&service, &source, refused.as_ref()),
         Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
         Call::Tallies { reply } => match fleet {
             Some(fleet) => fleet.ask_tallies(reply, owner),
@@ -129,6 +131,22 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
         checker.check(wanted).await.map_err(|error| Refused::Conflict(format!("nothing was changed: {error:#}")))?;
     }
     spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
+}
+
+/// Asks for the changes that lists of targets ask for.
+pub(super) fn discover(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, calls: &Calls) {
+    for change in owner.discoveries() {
+        let Change::Discover { service, source, .. } = &change else { continue };
+        let (service, source) = (service.clone(), source.clone());
+        let (reply, answer) = oneshot::channel();
+        keeper.ask(Request { wish: Wish::Change(change), uid: None, if_generation: None, reply });
+        let calls = calls.clone();
+        tokio::spawn(async move {
+            // One that is dropped is not answered because the controller ends.
+            let Ok(done) = answer.await else { return };
+            let _ = calls.send(Call::Discovered { service, source, refused: done.err() }).await;
+        });
+    }
 }
 
 /// Makes a change that is on disk already.

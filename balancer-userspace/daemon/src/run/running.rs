@@ -30,7 +30,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    calls::{Joining, answer, forget_part, make},
+    calls::{Joining, answer, discover, forget_part, make},
     leaving::Leaving,
 };
 use crate::{
@@ -76,6 +76,11 @@ pub(super) struct Running {
     /// The files of denied prefixes to follow.
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
+    /// The lists of targets to follow.
+    pub(super) lists: watch::Sender<BTreeSet<PathBuf>>,
+    pub(super) discovering: Attended<()>,
+    /// For those who answer later.
+    pub(super) calls_in: Calls,
     pub(super) watching: Attended<()>,
     pub(super) finding: Attended<()>,
     pub(super) counting: Option<Attended<()>>,
@@ -108,6 +113,8 @@ impl Running {
             fleet,
             owner,
             deny_files,
+            lists,
+            calls_in,
             ..
         } = self;
         let mut keeps = host.wanted().keep;
@@ -152,7 +159,10 @@ impl Running {
                     }
                 }
                 Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
-                _ = upkeep.tick() => owner.keep_up(),
+                _ = upkeep.tick() => {
+                    owner.keep_up();
+                    discover(owner, keeper, calls_in);
+                }
                 _ = sweep.tick() => owner.sweep(),
                 () = until(sweeps) => owner.sweep(),
                 Ok(()) = layers.changed() => owner.dataplane().set_layers(layers.borrow_and_update().clone()),
@@ -186,6 +196,8 @@ impl Running {
                 owner.tell_lists();
                 let files = owner.deny_files();
                 deny_files.send_if_modified(|wanted| mem::replace(wanted, files.clone()) != files);
+                let files = owner.lists();
+                lists.send_if_modified(|wanted| mem::replace(wanted, files.clone()) != files);
                 owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;

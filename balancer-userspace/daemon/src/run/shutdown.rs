@@ -23,6 +23,7 @@ impl Shutdown {
             history,
             reloads,
             denying,
+            discovering,
             watching,
             finding,
             counting,
@@ -51,7 +52,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, calls, watching, finding, counting, telling));
+        drop((reloads, denying, discovering, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

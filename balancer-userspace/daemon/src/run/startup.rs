@@ -35,6 +35,7 @@ use crate::{
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
+    lists::{self, Lists},
     metrics, near_clients,
     owner::Owner,
     puzzles, reload,
@@ -132,8 +133,19 @@ impl Startup {
         } = self;
         let outlives = pins.is_some();
         let Resumed {
-            mut controller, departed, repeated_moves, withdrawn, file: mut state_file, epoch, largest, ..
+            mut controller,
+            departed,
+            repeated_moves,
+            withdrawn,
+            file: mut state_file,
+            epoch,
+            mut largest,
+            ..
         } = resumed;
+        let lists = Lists::of(&config.services).await;
+        for (service, list) in config.services.iter().flat_map(|of| of.discover.iter().map(move |list| (of, list))) {
+            largest.expect_targets(&service.name, &list.file, lists.targets(&list.file).unwrap_or_default());
+        }
         let capacity = Capacity::for_largest(&config, &largest);
         controller.name_interfaces(named);
         controller.set_backend_rows(capacity.backends);
@@ -172,6 +184,8 @@ impl Startup {
         // Before the first packet that they are for.
         files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
         owner.begin_lists();
+        lists.all().for_each(|(file, read)| owner.list_was_read(file, read));
+        owner.begin_discovery();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
@@ -213,7 +227,10 @@ impl Startup {
         let (deny_files, wanted_files) = watch::channel(owner.deny_files());
         let denying = supervisor
             .attend("the reading of denied prefixes", deny_files::follow(files, wanted_files, calls_in.clone()));
-        let reload = reload::follow(hangup, calls_in, configurations, file);
+        let (list_files, wanted_lists) = watch::channel(owner.lists());
+        let discovering =
+            supervisor.attend("the reading of targets", lists::follow(lists, wanted_lists, calls_in.clone()));
+        let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
         history.note(&format!("serving {services}, control socket {}", config.socket.display()));
@@ -233,6 +250,9 @@ impl Startup {
             reloads,
             deny_files,
             denying,
+            lists: list_files,
+            discovering,
+            calls_in,
             watching,
             finding,
             counting,

@@ -128,6 +128,9 @@ fn of_parts(
             (placed.map(|placed| (0, Arc::new(placed))).collect(), &nothing)
         }
     };
+    if fleet.is_some() {
+        refuse_lists(&services, findings);
+    }
     let services = related(&services, known, findings)?;
 
     Some(Config {
@@ -174,6 +177,15 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
         }
     }
     names
+}
+
+/// Each member of a fleet would read a list of its own, and members that disagree move clients.
+fn refuse_lists(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) {
+    for at in services.iter().filter_map(|(start, placed)| Some(start + placed.discover_at?)) {
+        let text = "[[service.discover]] does not work in a fleet, whose members would each read a list of their own; remove \
+                    it, and use `balancer backend add` and `remove`, which the fleet carries out as one";
+        findings.error(at, text.to_owned());
+    }
 }
 
 /// Services that are valid each by itself, if they are together; what is wrong with them is reported.

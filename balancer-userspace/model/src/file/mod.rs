@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod deny;
+pub mod discover;
 mod document;
 mod findings;
 mod fleet;

@@ -11,6 +11,7 @@ use balancer_common::{map_types::Forwarding, share};
 
 use super::{
     check::{Keys, check},
+    discover::discover,
     findings::Findings,
     rule,
     section::{Either, Located, Section},
@@ -53,6 +54,8 @@ pub(super) struct Placed {
     pub(super) name_at: usize,
     pub(super) listen_at: Vec<usize>,
     pub(super) table_size_at: usize,
+    /// Of the first `[[service.discover]]`.
+    pub(super) discover_at: Option<usize>,
     /// Of the backends' names and addresses.
     pub(super) backends_at: Vec<(usize, usize)>,
 }
@@ -134,6 +137,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
+    let lists = section.tables("discover", "[[service.discover]]", findings).unwrap_or_default();
     let rules = section.tables("rule", "[[service.rule]]", findings).unwrap_or_default();
     section.finish(findings);
 
@@ -188,7 +192,9 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let backend_count = backends.len();
     let backends: Vec<_> =
         backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
-    if backend_count == 0 {
+    let discover_at = lists.first().map(|section| section.at);
+    let discover = discover(lists, findings);
+    if backend_count == 0 && discover_at.is_none() {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
     let rules: Vec<_> = rules.into_iter().filter_map(|section| rule::rule(section, findings)).collect();
@@ -221,6 +227,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         steer: steer.map_or_else(ServiceConfig::steer_by_default, |steer| steer.value),
         assign_vip,
         deny,
+        discover,
         check: service_check,
         backends,
         rules: Vec::new(),
@@ -230,6 +237,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         name_at: name.at,
         listen_at,
         table_size_at: table_size.at,
+        discover_at,
         backends_at,
         service: Arc::new(service.normalised()),
     })
@@ -443,6 +451,7 @@ fn backend(
             weight,
             backup,
             check: check.map(|check| Box::new(check.value)),
+            discovered: None,
         },
     })
 }

@@ -1,0 +1,185 @@
+//! Lists of targets: which are known, and what is to be made of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_core::{
+    io::{Change, Refused},
+    service::Service,
+    snapshot::DiscoverSnapshot,
+};
+use balancer_dataplane::Dataplane;
+use balancer_model::{
+    discover::{DiscoverConfig, Target},
+    words::counted,
+};
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use super::Owner;
+
+/// When a list is tried again that was refused.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub(super) struct Discovery {
+    lists: HashMap<PathBuf, Known>,
+    /// By service and list.
+    uses: BTreeMap<(String, PathBuf), Use>,
+}
+
+/// What is known of a list.
+#[derive(Debug, Default)]
+struct Known {
+    /// The targets when the list was last right, and when it was read.
+    targets: Option<(Arc<Vec<Target>>, Instant)>,
+    /// Why it is not right any more.
+    error: Option<String>,
+}
+
+/// What a service has made of a list.
+#[derive(Debug, Default)]
+struct Use {
+    /// What was looked at last: the list, the section of the configuration, and the generation of the latter.
+    seen: Option<(Arc<Vec<Target>>, DiscoverConfig, u64)>,
+    /// Whether a change is under way.
+    is_asked: bool,
+    /// Why the list is not taken over, and when that was found.
+    refused: Option<(String, Instant)>,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// The lists that services name.
+    pub fn lists(&self) -> BTreeSet<PathBuf> {
+        self.uses().map(|(_, list)| list.file.clone()).collect()
+    }
+
+    /// Sections by the name of their service, each once. Members of a fleet have none.
+    fn uses(&self) -> impl Iterator<Item = (&str, &DiscoverConfig)> {
+        let of = |service: &Service| !service.discover().is_empty();
+        let services =
+            self.controller.services().iter().filter(move |service| !self.member.is_of_fleet() && of(service));
+        services.flat_map(|service| service.discover().iter().map(|list| (service.name(), list)))
+    }
+
+    /// A list was read. One that is wrong changes nothing but what is told.
+    pub fn list_was_read(&mut self, file: PathBuf, read: Result<Arc<Vec<Target>>, String>) {
+        let known = self.discovery.lists.entry(file.clone()).or_default();
+        match read {
+            Ok(targets) => {
+                let is_news = known.error.is_some() || known.targets.as_ref().is_none_or(|(old, _)| *old != targets);
+                if is_news {
+                    info!("{}: {} read", file.display(), counted(targets.len(), "target"));
+                }
+                (known.targets, known.error) = (Some((targets, Instant::now())), None);
+            }
+            Err(error) => {
+                if known.error.as_ref() != Some(&error) {
+                    error!("a list of targets is not taken over, the last pool stays: {error}");
+                }
+                known.error = Some(error);
+            }
+        }
+        self.changed = true;
+    }
+
+    /// The changes that lists ask for now. Each is answered by [`discovery_done`](Self::discovery_done).
+    pub fn discoveries(&mut self) -> Vec<Change> {
+        let wanted: BTreeMap<(String, PathBuf), DiscoverConfig> =
+            self.uses().map(|(service, list)| ((service.to_owned(), list.file.clone()), list.clone())).collect();
+        if wanted.is_empty() && self.discovery.uses.is_empty() {
+            return Vec::new();
+        }
+        self.discovery.uses.retain(|key, _| wanted.contains_key(key));
+        self.discovery.lists.retain(|file, _| wanted.keys().any(|(_, wanted)| wanted == file));
+        let generation = self.controller.generation();
+        let now = Instant::now();
+        let mut changes = Vec::new();
+        for ((service, source), list) in wanted {
+            let known = self.discovery.lists.get(&source).and_then(|known| known.targets.as_ref());
+            let Some(targets) = known.map(|(targets, _)| Arc::clone(targets)) else { continue };
+            let of = self.discovery.uses.entry((service.clone(), source.clone())).or_default();
+            let is_seen = of.seen.as_ref().is_some_and(|(seen, section, at)| {
+                Arc::ptr_eq(seen, &targets) && *section == list && *at == generation
+            });
+            let waits = of.refused.as_ref().is_none_or(|(_, at)| now < *at + AGAIN);
+            if of.is_asked || is_seen && waits {
+                continue;
+            }
+            of.seen = Some((Arc::clone(&targets), list, generation));
+            match self.controller.discovery(&service, &source, &targets) {
+                Ok(None) => self.note_refused(&service, &source, None),
+                Ok(Some(_)) => {
+                    of.is_asked = true;
+                    changes.push(Change::Discover { service, source, targets });
+                }
+                Err(refused) => self.note_refused(&service, &source, Some(refused.to_string())),
+            }
+        }
+        changes
+    }
+
+    /// What has come of a change that a list has asked for.
+    pub fn discovery_done(&mut self, service: &str, source: &Path, refused: Option<&Refused>) {
+        if let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.to_owned())) {
+            of.is_asked = false;
+        }
+        self.note_refused(service, source, refused.map(ToString::to_string));
+    }
+
+    fn note_refused(&mut self, service: &str, source: &Path, refused: Option<String>) {
+        let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.to_owned())) else { return };
+        let before = of.refused.as_ref().map(|(text, _)| text.clone());
+        if before != refused {
+            self.changed = true;
+            if let Some(text) = &refused {
+                error!("service {service}: a list of targets is not taken over, the last pool stays: {text}");
+            }
+        }
+        of.refused = refused.map(|text| (text, Instant::now()));
+    }
+
+    /// Makes the changes that lists ask for at once: before the first packet nobody waits.
+    pub fn begin_discovery(&mut self) {
+        for change in self.discoveries() {
+            let Change::Discover { service, source, .. } = &change else { continue };
+            let (service, source) = (service.clone(), source.clone());
+            let done = self.change(change, None, Default::default());
+            self.discovery_done(&service, &source, done.err().as_ref());
+        }
+    }
+
+    /// What of the lists is not as it should be, a sentence each.
+    pub(super) fn discovery_troubles(&self) -> impl Iterator<Item = String> {
+        let mut errors: Vec<&String> = self.discovery.lists.values().filter_map(|known| known.error.as_ref()).collect();
+        errors.sort_unstable();
+        let told = |error: &String| format!("a list of targets is not taken over, the last pool stays: {error}");
+        let mut troubles: Vec<String> = errors.into_iter().map(told).collect();
+        troubles.extend(self.discovery.uses.iter().filter_map(|((service, _), of)| {
+            let (text, _) = of.refused.as_ref()?;
+            Some(format!("service {service}: a list of targets is not taken over, the last pool stays: {text}"))
+        }));
+        troubles.into_iter()
+    }
+
+    /// What the lists of a service have come to.
+    pub(super) fn discover_snapshots(&self, service: &Service) -> Vec<DiscoverSnapshot> {
+        let snapshot = |list: &DiscoverConfig| {
+            let known = self.discovery.lists.get(&list.file);
+            let of = self.discovery.uses.get(&(service.name().to_owned(), list.file.clone()));
+            let refused = of.and_then(|of| of.refused.as_ref()).map(|(text, _)| text.clone());
+            DiscoverSnapshot {
+                file: list.file.clone(),
+                targets: known.and_then(|known| known.targets.as_ref()).map(|(targets, _)| targets.len()),
+                read: known.and_then(|known| known.targets.as_ref()).map(|(_, at)| at.elapsed()),
+                error: known.and_then(|known| known.error.clone()).or(refused),
+            }
+        };
+        service.discover().iter().map(snapshot).collect()
+    }
+}

@@ -1,0 +1,142 @@
+//! Backends that a list of targets names.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_api::model::{BackendView, ServiceView};
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    site::{PATIENCE, Site},
+    topology::{Family, Shape},
+};
+use serde_json::{Value, json};
+
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Replaces a file in one step.
+fn replace(file: &Path, text: &str) {
+    let new = file.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, file).unwrap();
+}
+
+fn web(site: &Site) -> ServiceView {
+    site.status().unwrap().services.into_iter().find(|service| service.name == "web").unwrap()
+}
+
+fn backend(site: &Site, number: u16) -> Option<BackendView> {
+    web(site).backends.into_iter().find(|backend| backend.name == format!("web{number}"))
+}
+
+fn admin(site: &Site, number: u16) -> String {
+    backend(site, number).map(|backend| backend.admin).unwrap_or_default()
+}
+
+fn reasons(site: &Site) -> String {
+    site.status().unwrap().ready.reasons.join("; ")
+}
+
+fn homes(site: &Site) -> BTreeMap<u16, String> {
+    site.homes(Family::V4, CLIENTS).unwrap()
+}
+
+fn target(address: &str, number: u16) -> Value {
+    json!({ "targets": [address], "labels": { "name": format!("web{number}"), "job": "web" } })
+}
+
+#[test]
+fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_wrong_list_changes_nothing() {
+    let lists = tempfile::tempdir().unwrap();
+    let file: PathBuf = lists.path().join("targets.json");
+    let mut addresses = Vec::new();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, topology| {
+        addresses.extend((0..3).map(|number| format!("{}:8080", topology.backend_address(Family::V4, number))));
+        settings.backends.clear();
+        settings.remember = "10m";
+        settings.service_lines = format!("discover = [{{ file = \"{}\" }}]", file.display());
+        fs::write(&file, json!([target(&addresses[0], 1), target(&addresses[1], 2)]).to_string())?;
+        Ok(())
+    })
+    .unwrap();
+    let list = |numbers: &[u16]| {
+        let target = |number: &u16| target(&addresses[usize::from(*number) - 1], *number);
+        Value::from(numbers.iter().map(target).collect::<Vec<_>>()).to_string()
+    };
+    assert_eq!((web(&site).backends.len(), reasons(&site)), (2, String::new()), "from the first packet on");
+    assert!(web(&site).backends.iter().all(|backend| backend.from.as_deref() == Some("discover")));
+    let shown = site.cli(&["status"]).unwrap();
+    assert!(shown.contains("discovers 2 targets by ") && shown.contains("(from: discover)"), "{shown}");
+    assert_eq!(site.status().unwrap().changed_at_run_time.len(), 0);
+    let first = homes(&site);
+    assert!(first.values().any(|home| home == "web1") && first.values().any(|home| home == "web2"));
+
+    // Shuffled, and with a third: known clients stay.
+    replace(&file, &list(&[3, 2, 1]));
+    wait_until("web3 is there", || backend(&site, 3).is_some());
+    assert_eq!(homes(&site), first);
+
+    // One is away: its clients stay with it, no other comes.
+    replace(&file, &list(&[3, 1]));
+    wait_until("web2 drains", || admin(&site, 2) == "drain");
+    assert_eq!(homes(&site), first);
+    let events = site.cli(&["events"]).unwrap();
+    assert!(events.contains("backend web/web2 drains before it is removed, it is no longer a target of"), "{events}");
+    replace(&file, &list(&[1, 2, 3]));
+    wait_until("web2 is back", || admin(&site, 2) == "ready");
+    assert_eq!(homes(&site), first);
+
+    // What users set stays; a listed backend is not removed.
+    site.cli(&["backend", "weight", "web/web3", "7"]).unwrap();
+    let output = site.output(&["backend", "remove", "web/web3"]).unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("backend web/web3 is a target of"), "{told}");
+
+    // An empty list and a wrong one change nothing.
+    replace(&file, "[]");
+    wait_until("the empty list is told", || reasons(&site).contains("has 0 targets, fewer than min = 1"));
+    replace(&file, "[\n{\"targets\": [\"web1.internal:80\"]}]");
+    wait_until("the line is told", || reasons(&site).contains("targets.json:2: this target is no address"));
+    assert!(web(&site).discover[0].error.is_some());
+    assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
+    assert!(web(&site).backends.iter().all(|backend| backend.admin == "ready"));
+
+    // The last pool survives a restart without a list.
+    fs::remove_file(&file).unwrap();
+    site.restart(|_| {}).unwrap();
+    assert!(reasons(&site).contains("targets.json: cannot be read"), "{}", reasons(&site));
+    let mut names: Vec<String> = web(&site).backends.into_iter().map(|backend| backend.name).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["web1", "web2", "web3"]);
+    assert_eq!(backend(&site, 3).unwrap().weight, 7);
+    assert_eq!(site.homes(Family::V4, CLIENTS).unwrap().len(), CLIENTS.count());
+
+    // It is followed again. At the deadline a drain ends.
+    site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"2s\" }").unwrap();
+    replace(&file, &list(&[1, 3]));
+    wait_until("web2 is removed", || backend(&site, 2).is_none());
+    assert_eq!(reasons(&site), "");
+    assert!(homes(&site).values().all(|home| home != "web2"));
+
+    // Without the section, the backends of the list drain, and are removed.
+    site.apply(|settings| {
+        settings.service_lines = "drain = { timeout = \"2s\" }".to_owned();
+        settings.backends = vec![(2, 100)];
+    })
+    .unwrap();
+    wait_until("the others are removed", || web(&site).backends.len() == 1);
+    assert!(homes(&site).values().all(|home| home == "web2"));
+}
