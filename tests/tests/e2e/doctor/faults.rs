@@ -234,23 +234,16 @@ fn drop_answers(site: &mut Site, _: &mut Beside) {
     nft(site, "add rule inet filter input tcp sport { 80, 8080 } drop");
 }
 
-/// Sites in which faults are seeded side by side: checks and clients mostly wait.
-const SITES: usize = 3;
-
 fn all_are_found(forwarding: Forwarding) {
+    let mut site = lab(Shape::OneLegged, forwarding, &[Family::V4]);
+    let mut beside = Beside::default();
     let only = std::env::var("DOCTOR_FAULT").ok();
-    let wanted = |fault: &&Fault| only.as_deref().is_none_or(|only| only.split(',').any(|only| only == fault.kind));
-    let faults: Vec<&Fault> = FAULTS.iter().filter(|fault| fault.modes.contains(&forwarding)).filter(wanted).collect();
-    thread::scope(|scope| {
-        for number in 0..SITES.min(faults.len()) {
-            let some = faults.iter().skip(number).step_by(SITES);
-            scope.spawn(move || {
-                let mut site = lab(Shape::OneLegged, forwarding, &[Family::V4]);
-                let mut beside = Beside::default();
-                some.for_each(|fault| fault.play(&mut site, &mut beside, forwarding));
-            });
-        }
-    });
+    let possible = FAULTS.iter().filter(|fault| fault.modes.contains(&forwarding));
+    for fault in
+        possible.filter(|fault| only.as_deref().is_none_or(|only| only.split(',').any(|only| only == fault.kind)))
+    {
+        fault.play(&mut site, &mut beside, forwarding);
+    }
 }
 
 #[test]
