@@ -10,6 +10,7 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     backend::Backend,
+    http_client::{Request, send_all},
     namespace::{Namespace, run},
     process::Process,
     site::{PATIENCE, QUICK_HTTP_CHECK, Site},
@@ -162,9 +163,12 @@ impl Fault {
     }
 }
 
-/// Clients ask, and may wait in vain.
+/// Clients ask, all at once because they may wait in vain.
 fn ask(site: &Site) {
-    let replies = site.ask(Family::V4, CLIENTS, Duration::from_secs(4)).unwrap();
+    let timeout = Duration::from_secs(4);
+    let requests: Vec<Request> =
+        CLIENTS.map(|client| Request { timeout, ..site.request(Family::V4, client) }).collect();
+    let replies = send_all(site.topology().client(), &requests, requests.len()).unwrap();
     println!("  {} of {} clients are served", replies.iter().filter(|reply| reply.is_ok()).count(), replies.len());
 }
 
