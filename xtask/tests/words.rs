@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Doc comments of a thousand that may begin with a word that stands for a noun, rounded up. Lower it when there are fewer.
-const PRONOUNS: usize = 131;
+const PRONOUNS: usize = 40;
 /// Doc comments of a thousand that may have fewer than four words. Lower it when there are fewer.
 const SHORT: usize = 101;
 /// Words of the longest page of the book.
