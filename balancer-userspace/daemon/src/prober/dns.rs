@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn when_id_and_question_are_the_querys_then_the_code_counts() {
+    fn when_an_answer_repeats_id_and_question_then_the_code_counts() {
         assert_eq!(query().read(&answer(0)), Answer::Code(0, Some(Rcode::NoError)));
         assert_eq!(query().read(&answer(3)), Answer::Code(3, Some(Rcode::NxDomain)));
         assert_eq!(query().read(&answer(15)), Answer::Code(15, None));
