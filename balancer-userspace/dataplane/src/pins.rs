@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow, bail};
@@ -31,8 +31,8 @@ use crate::{
     bpffs::{Bpffs, DIRECTORY},
 };
 
-/// How long a start waits for the lock of its directory.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a start tries to lock its directory, with 10 ms in between.
+const LOCK_TRIES: u32 = 100;
 
 /// The maps that are pinned. The others are made anew from the configuration by each controller.
 pub(super) const MAPS: [&str; 21] = [
@@ -369,18 +369,17 @@ impl Pins {
     /// Takes the lock of the directory, which another process may have for a moment: `balancer detach`, which looks at all
     /// directories, or a child of an ended controller that has not executed its program yet.
     fn lock(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        while !self.try_lock()? {
-            if Instant::now() > deadline {
-                let who = match self.notes() {
-                    Ok(Some(notes)) => format!(" (process {})", notes.process),
-                    Ok(None) | Err(_) => String::new(),
-                };
-                bail!("another controller{who} is running with these maps; stop it first")
+        for _ in 0..LOCK_TRIES {
+            if self.try_lock()? {
+                return Ok(());
             }
             thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
+        let who = match self.notes() {
+            Ok(Some(notes)) => format!(" (process {})", notes.process),
+            Ok(None) | Err(_) => String::new(),
+        };
+        bail!("another controller{who} is running with these maps; stop it first")
     }
 
     /// Takes the lock. Gives whether it could be had.

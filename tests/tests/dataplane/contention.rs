@@ -229,7 +229,9 @@ impl Contest {
             }
             17 => self.come_and_go()?,
             18 => {
-                let remember = ["1h", "3h", "40s"][self.random.usize(0..3)];
+                // An eighth of the shortest is more than passes within a round: an established client that was not seen for so
+                // long may give way to a newcomer.
+                let remember = ["1h", "3h", "5m"][self.random.usize(0..3)];
                 drop(world.reload(&settings(remember), BACKENDS, ROOM)?);
             }
             _ => world.pass(1)?,

@@ -54,8 +54,8 @@ fn ansible(site: &Site, program: &str) -> Command {
 fn run(command: &mut Command) -> (Value, Output) {
     let output = command.output().expect("Ansible is needed: cargo xtask setup, or apt-get install ansible-core");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let begin = text.find('{').unwrap_or_else(|| panic!("no JSON: {output:?}"));
-    (serde_json::from_str(&text[begin..]).unwrap_or_else(|error| panic!("{error}: {text}")), output)
+    let begin = text.find('{').expect("the program prints JSON");
+    (serde_json::from_str(&text[begin..]).expect("the program prints JSON and nothing else"), output)
 }
 
 /// Returns the module's answer to these parameters.

@@ -132,7 +132,7 @@ fn one_interface_of_two_missing_is_degraded() {
 
 #[test]
 fn when_this_machine_cannot_check_backends_then_it_is_degraded_until_it_can() {
-    let missing = r#"{ type = "exec", command = ["/nonexistent/sh"], user = "root", interval = "300ms" }"#.to_owned();
+    let missing = r#"{ type = "exec", command = ["/nonexistent/sh"], interval = "300ms" }"#.to_owned();
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.check = missing;
         Ok(())

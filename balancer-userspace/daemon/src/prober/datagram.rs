@@ -151,10 +151,11 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
                 buffer.truncate(length);
                 return Ok(buffer);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match socket.take_error()? {
-                Some(error) => return Err(error),
-                None => {}
-            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if let Some(error) = socket.take_error()? {
+                    return Err(error);
+                }
+            }
             Err(error) => return Err(error),
         }
     }
