@@ -17,10 +17,9 @@ use crate::{
     command::{built, cargo, ensure_root, program, run, shown},
     kernels,
     miri::Miri,
-    package,
     setup::{Purpose, setup, typos},
     test,
-    try_package::{SUITE, try_built, try_package},
+    try_package::{SUITE, try_package},
 };
 
 /// How a line begins that says what was left out.
@@ -29,10 +28,8 @@ const NOT_RUN: &str = "Not run: ";
 /// A part of what a change must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// What looks at the code.
+    /// What looks at the code, loading on older kernels, and Miri.
     Checks,
-    /// The book, Miri, and loading on older kernels.
-    Loading,
     /// The package, of the tests' programs: those of a release would take minutes of all processors.
     Package,
     /// The kernel program that this one's speed is compared with.
@@ -41,40 +38,30 @@ pub(crate) enum Part {
     Tests,
 }
 
-/// Checks everything that a change must pass. Tests wait more than they compute: the other parts have what they leave of the
-/// processors. Those that cargo builds for begin when the tests are built, because two builds would wait for each other. For the
-/// same reason the trial of the package finds its programs built: the checks hold cargo's lock for minutes. `is_built` says so to
-/// a part that is begun alone.
-pub(crate) fn ci(part: Option<Part>, is_built: bool) -> Result<()> {
+/// Checks everything that a change must pass. Tests wait more than they compute: the checks have what they leave of the
+/// processors, and begin when everything is built, as two builds would wait for each other. So does the trial of the package, which
+/// waits as well.
+pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     ensure_root("the test suite", "ci")?;
     setup(Purpose::Ci)?;
     match part {
         Some(Part::Checks) => return checks(),
-        Some(Part::Loading) => return loading(),
-        Some(Part::Package) if is_built => return try_built(SUITE, Aim::Test),
         Some(Part::Package) => return try_package(SUITE, Aim::Test),
         Some(Part::Baseline) => return build_baseline(),
         Some(Part::Tests) => {
-            test::test(&["--bin", PATH])?;
+            test::test(Some(PATH))?;
             build_baseline()?;
             return check_paths();
         }
         None => quick_checks()?,
     }
-    let loading = Beside::begin(Part::Loading, "the book, Miri and loading on older kernels")?;
-    let tests = match test::build(&[&["--bin", PATH], package::BUILT_BESIDE].concat()) {
-        Ok(tests) => tests,
-        // Nothing is left running.
-        Err(error) => return loading.end().and(Err(error)),
-    };
+    let tests = test::build(Some(PATH))?;
+    let checks = Beside::begin(Part::Checks, "clippy, documentation, book, loading on older kernels and Miri")?;
     let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
-    let checks = Beside::begin(Part::Checks, "clippy and documentation")?;
     let baseline = Beside::begin(Part::Baseline, "the kernel program of the baseline")?;
     let tested = tests.run();
-    // All of them, so that each says what it has found.
-    let ended = [loading, package, checks, baseline].map(Beside::end);
-    tested?;
-    ended.into_iter().collect::<Result<()>>()?;
+    let (checked, packed, built) = (checks.end(), package.end(), baseline.end());
+    tested.and(checked).and(packed).and(built)?;
     // When nothing runs beside it.
     check_paths()
 }
@@ -92,33 +79,27 @@ fn checks() -> Result<()> {
         &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
         &["test", "--locked", "--workspace", "--doc", "--quiet"],
         &["doc", "--workspace", "--no-deps", "--locked"],
-    ])
-}
-
-/// Begins before the tests are built: Miri builds into a directory of its own. What needs the tests comes last, and waits for them.
-fn loading() -> Result<()> {
-    timed("book", book)?;
+    ])?;
+    book()?;
+    kernels::load()?;
     match Miri::install() {
-        Ok(miri) => timed("Miri", || miri.run())?,
-        Err(error) => println!("{NOT_RUN}Miri, which cannot be installed: {error:#}"),
+        Ok(miri) => miri.run(),
+        Err(error) => {
+            println!("{NOT_RUN}Miri, which cannot be installed: {error:#}");
+            Ok(())
+        }
     }
-    timed("loading on older kernels", kernels::load)
 }
 
 fn each(all: &[&[&str]]) -> Result<()> {
     for arguments in all {
+        let begin = Instant::now();
         let mut command = cargo();
         command.args(*arguments);
-        timed(&shown(&command), || run(command.env("RUSTDOCFLAGS", "-D warnings")))?;
+        eprintln!("$ {}", shown(&command));
+        run(command.env("RUSTDOCFLAGS", "-D warnings"))?;
+        eprintln!("{} s", begin.elapsed().as_secs());
     }
-    Ok(())
-}
-
-fn timed(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let begin = Instant::now();
-    eprintln!("$ {what}");
-    work()?;
-    eprintln!("{} s", begin.elapsed().as_secs());
     Ok(())
 }
 
@@ -138,10 +119,10 @@ impl Beside {
         // Building the tests may have built this program anew, so that what runs has no path of its own any more.
         let own = format!("/proc/{}/exe", process::id());
         let mut command = program("nice");
-        command.args(["-n", "19"]).arg(own).args(["ci", "--built", "--only", name.get_name()]);
+        command.args(["-n", "19"]).arg(own).args(["ci", "--only", name.get_name()]);
         let process =
             command.stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("cannot start {what}"))?;
-        println!("{what}: beside what follows");
+        println!("{what}: beside the tests");
         Ok(Self { what, log: path, process, begin: Instant::now() })
     }
 
@@ -152,7 +133,7 @@ impl Beside {
         let seconds = self.begin.elapsed().as_secs();
         let said = fs::read_to_string(&self.log).unwrap_or_default();
         if status.success() {
-            println!("{what}: passed within {seconds} s");
+            println!("{what}: passed, {seconds} s after the tests began");
             said.lines().filter(|line| line.starts_with(NOT_RUN)).for_each(|line| println!("{line}"));
             return Ok(());
         }

@@ -140,12 +140,9 @@ enum Chore {
     /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, Miri, the
     /// package, tests, the kernel program's speed.
     Ci {
-        /// Only one part of it.
+        /// Only what looks at the code, has Miri interpret it and loads it on older kernels, only the package, or only what runs it.
         #[arg(long, value_name = "PART")]
         only: Option<ci::Part>,
-        /// The part needs no build, because everything has just been built for the tests.
-        #[arg(long, hide = true, requires = "only")]
-        built: bool,
     },
 }
 
@@ -165,7 +162,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
         Chore::Test(options) if options.is_about_kernels() => kernels::test(&options),
-        Chore::Test(_) => test::test(&[]),
+        Chore::Test(_) => test::test(None),
         Chore::Miri => miri::Miri::install()?.run(),
         Chore::Sanitize { only } => sanitize::sanitize(only),
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
@@ -178,6 +175,6 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite, build::Aim::Release),
         Chore::Recording => recording::recording(),
         Chore::Release { arch, sign } => release::release(&arch, sign.as_deref()),
-        Chore::Ci { only, built } => ci::ci(only, built),
+        Chore::Ci { only } => ci::ci(only),
     }
 }

@@ -10,10 +10,6 @@ use crate::{
     setup::{Purpose, cargo_deb, setup},
 };
 
-/// What a package of programs for tests takes that `cargo build --tests` does not make.
-pub(crate) const BUILT_BESIDE: &[&str] = &["--example", MAN_PAGES];
-const MAN_PAGES: &str = "man-pages";
-
 /// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
 pub(crate) fn package() -> Result<()> {
     contents(Aim::Release, &[])?;
@@ -33,17 +29,12 @@ pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
 /// besides, as tests are.
 pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     let mut command = cargo();
-    command.args(["build", "--locked", "--workspace", "--bin", "balancer"]).args(BUILT_BESIDE);
+    command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
     if aim == Aim::Test {
         // They are there, and have features of dependencies that would have to be compiled without them.
         command.arg("--tests");
     }
     run(command.args(programs.iter().flat_map(|name| ["--bin", name])))?;
-    accompany_built()
-}
-
-/// The same with what cargo has built already.
-pub(crate) fn accompany_built() -> Result<()> {
     let built = built("debug")?;
 
     let directory = root().join("target/package");
@@ -52,7 +43,7 @@ pub(crate) fn accompany_built() -> Result<()> {
     if man.exists() {
         fs::remove_dir_all(&man).with_context(|| man.display().to_string())?;
     }
-    run(program(built.join("examples").join(MAN_PAGES)).arg(&man))?;
+    run(program(built.join("examples/man-pages")).arg(&man))?;
 
     let completions = directory.join("completions");
     fs::create_dir_all(&completions).with_context(|| completions.display().to_string())?;

@@ -16,9 +16,8 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// Sets up and runs every test; what cargo's options `beside` name is built with them. The test runner's summary is the last
-/// thing printed.
-pub(crate) fn test(beside: &[&str]) -> Result<()> {
+/// Sets up and runs every test, with a program built beside them. The test runner's summary is the last thing printed.
+pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
     run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]))?;
@@ -31,12 +30,13 @@ pub(crate) struct Tests {
     packages: PathBuf,
 }
 
-/// Builds them, and what cargo's options `beside` name, which is so built with the features that they have.
-pub(crate) fn build(beside: &[&str]) -> Result<Tests> {
+/// Builds them, and a program that is needed after them, which is so built with what they are.
+pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
     let directory = built("tests")?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let (programs, packages) = (directory.join("programs.json"), directory.join("packages.json"));
     let to = |file: &Path| File::create(file).with_context(|| format!("cannot write {}", file.display()));
+    let beside = beside.iter().flat_map(|name| ["--bin", name]);
     run(cargo().args(["build", "--locked", "--workspace", "--tests"]).args(beside))?;
     let list =
         ["nextest", "list", "--locked", "--workspace", "--list-type", "binaries-only", "--message-format", "json"];

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     build::Aim,
     command::{built, ensure_root, program, root, run},
-    package::{accompany_built, contents, stripped},
+    package::{contents, stripped},
     setup::machine,
 };
 
@@ -20,16 +20,6 @@ pub(crate) const SUITE: &str = "bookworm";
 pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     ensure_root("trying the package", "package --try")?;
     contents(aim, &[TRIAL])?;
-    attempt(suite, aim)
-}
-
-/// The same with programs that are built already.
-pub(crate) fn try_built(suite: &str, aim: Aim) -> Result<()> {
-    accompany_built()?;
-    attempt(suite, aim)
-}
-
-fn attempt(suite: &str, aim: Aim) -> Result<()> {
     machine()?;
     let directory = root().join("target/package/try");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
