@@ -114,7 +114,7 @@ impl Operator {
             let _ = write!(
                 text,
                 "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"nat\"\n\
-                 check = {{ type = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\" }}\n"
+                 check = {{ type = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\", fall = 10 }}\n"
             );
             for number in 1..=BACKENDS {
                 let (address, weight) =
