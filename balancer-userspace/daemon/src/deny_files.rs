@@ -1,100 +1,42 @@
-//! Files of denied prefixes: read at the start, and again when they change.
-//!
-//! A file is looked at every second.
+//! Files of denied prefixes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
-use balancer_model::{file, validate::Valid};
-use tokio::{
-    sync::watch,
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
+use balancer_model::{
+    config::ServiceConfig,
+    deny::DenyList,
+    file::{self, Finding},
 };
-use tracing::error;
 
 use crate::{
-    call::{Call, Calls, DenyFileRead},
-    file_version::{Version, version},
+    call::{Call, DenyFileRead},
+    followed_files::Followed,
 };
 
-/// How often each file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+impl Followed for DenyList {
+    const WHAT: &str = "lists of denied prefixes";
 
-/// Files as they were read.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Files(BTreeMap<PathBuf, (Version, DenyFileRead)>);
-
-impl Files {
-    /// Reads the files that services name.
-    pub(crate) async fn of(services: &Valid) -> Self {
-        let files = services.iter().filter_map(|service| Some(service.deny.as_ref()?.file.clone()));
-        let files: BTreeSet<PathBuf> = files.collect();
-        if files.is_empty() {
-            return Self::default();
-        }
-        let read = spawn_blocking(move || files.into_iter().map(|file| (file.clone(), read(&file))).collect());
-        Self(read.await.unwrap_or_default())
+    fn named_by(service: &ServiceConfig) -> impl Iterator<Item = &Path> {
+        service.deny.iter().map(|deny| deny.file.as_path())
     }
 
-    /// All files, each with its list or the reason why it has none.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (PathBuf, DenyFileRead)> {
-        self.0.iter().map(|(file, (_, read))| (file.clone(), read.clone()))
+    fn load(file: &Path) -> Result<Self, Finding> {
+        file::deny::load(file)
     }
-}
 
-/// Reads those of the `wanted` files that are new or have changed, and tells what they say.
-pub(crate) async fn follow(files: Files, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
-    let mut versions: BTreeMap<PathBuf, Version> =
-        files.0.into_iter().map(|(file, (version, _))| (file, version)).collect();
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let is_busy = !wanted.borrow().is_empty();
-        tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return },
-            _ = looks.tick(), if is_busy => {}
-        }
-        let files = wanted.borrow_and_update().clone();
-        versions.retain(|file, _| files.contains(file));
-        let before = versions.clone();
-        let news = spawn_blocking(move || {
-            let is_news = |file: &PathBuf| before.get(file) != Some(&version(file));
-            files.into_iter().filter(is_news).map(|file| (file.clone(), read(&file))).collect::<Vec<_>>()
-        });
-        let news = match news.await {
-            Ok(news) => news,
-            Err(failed) => {
-                error!("reading lists of denied prefixes failed: {failed}");
-                continue;
-            }
-        };
-        for (file, (version, read)) in news {
-            versions.insert(file.clone(), version);
-            if calls.send(Call::DenyFileRead { file, read }).await.is_err() {
-                return;
-            }
-        }
+    fn told(file: PathBuf, read: DenyFileRead) -> Call {
+        Call::DenyFileRead { file, read }
     }
-}
-
-/// Reads a file. The version is the one before the read, so that a write meanwhile makes another one.
-fn read(file: &Path) -> (Version, DenyFileRead) {
-    let version = version(file);
-    (version, file::deny::load(file).map(Arc::new).map_err(|finding| finding.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{collections::BTreeSet, fs};
 
-    use tokio::sync::mpsc;
+    use tokio::sync::{mpsc, watch};
 
     use super::*;
+    use crate::followed_files::{Files, follow};
 
     async fn told(calls: &mut mpsc::Receiver<Call>) -> Result<usize, String> {
         match calls.recv().await {
@@ -110,7 +52,7 @@ mod tests {
         fs::write(&file, "192.0.2.0/24\n").unwrap();
         let (want, wanted) = watch::channel(BTreeSet::new());
         let (calls_in, mut calls) = mpsc::channel(1);
-        let task = tokio::spawn(follow(Files::default(), wanted, calls_in));
+        let task = tokio::spawn(follow(Files::<DenyList>::default(), wanted, calls_in));
         want.send(BTreeSet::from([file.clone()])).unwrap();
         assert_eq!(told(&mut calls).await, Ok(1));
         fs::write(&file, "192.0.2.0/24\n198.51.100.0/24\n").unwrap();

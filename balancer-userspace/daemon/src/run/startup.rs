@@ -10,6 +10,8 @@ use balancer_core::{
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
 use balancer_model::{
     config::{Config, OnExit},
+    deny::DenyList,
+    discover::Target,
     words::counted,
 };
 use tokio::{
@@ -28,14 +30,13 @@ use super::{
 use crate::{
     api_server::ControlSocket,
     configuration::Configurations,
-    deny_files::{self, Files},
     events::Events,
     fleet::{self, Fleet},
     flows,
+    followed_files::{Files, follow},
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
-    lists::{self, Lists},
     metrics, near_clients,
     owner::Owner,
     puzzles, reload,
@@ -142,9 +143,9 @@ impl Startup {
             mut largest,
             ..
         } = resumed;
-        let lists = Lists::of(&config.services).await;
+        let lists = Files::<Vec<Target>>::of(&config.services).await;
         for (service, list) in config.services.iter().flat_map(|of| of.discover.iter().map(move |list| (of, list))) {
-            largest.expect_targets(&service.name, &list.file, lists.targets(&list.file).unwrap_or_default());
+            largest.expect_targets(&service.name, &list.file, lists.contents(&list.file).map_or(&[], Vec::as_slice));
         }
         let capacity = Capacity::for_largest(&config, &largest);
         controller.name_interfaces(named);
@@ -163,7 +164,7 @@ impl Startup {
         dataplane.sample_every(config.statistics.sample_interval);
         let (wanted, suspects) = (Ring::new(neighbours_wanted)?, Ring::new(suspects)?);
 
-        let files = Files::of(&config.services).await;
+        let files = Files::<DenyList>::of(&config.services).await;
         let (calls_in, calls) = mpsc::channel(CALLS);
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
@@ -225,11 +226,10 @@ impl Startup {
             .as_ref()
             .map(|_| supervisor.attend("the telling of statistics", fleet::tell_tallies(calls_in.clone())));
         let (deny_files, wanted_files) = watch::channel(owner.deny_files());
-        let denying = supervisor
-            .attend("the reading of denied prefixes", deny_files::follow(files, wanted_files, calls_in.clone()));
+        let denying =
+            supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, calls_in.clone()));
         let (list_files, wanted_lists) = watch::channel(owner.lists());
-        let discovering =
-            supervisor.attend("the reading of targets", lists::follow(lists, wanted_lists, calls_in.clone()));
+        let discovering = supervisor.attend("the reading of targets", follow(lists, wanted_lists, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
