@@ -9,7 +9,7 @@ use balancer_model::{
     words::counted,
 };
 
-/// What a list makes of the backends of its service.
+/// The backends of a service after a list was taken over, and how they differ from those before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pool {
     /// All backends: those that there are in their order, then new ones.

@@ -506,7 +506,7 @@ pub struct BackendSnapshot {
     pub transitions: [u64; BackendState::ALL.len()],
 }
 
-/// What a list of targets has come to.
+/// The state of a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoverSnapshot {
     /// The list.

@@ -166,12 +166,12 @@ pub enum Call {
     ListRead {
         /// Which.
         file: PathBuf,
-        /// What it says, or why it is wrong.
+        /// The targets of the list, or why it is wrong.
         read: ListRead,
     },
     /// A change was made, or refused, that a list of targets has asked for.
     Discovered {
-        /// Of which service.
+        /// The service that names the list.
         service: String,
         /// Which list.
         source: PathBuf,

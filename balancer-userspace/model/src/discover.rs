@@ -25,7 +25,7 @@ pub struct DiscoverConfig {
     pub min: u32,
 }
 
-/// What a list of targets has said of a backend.
+/// The part of a backend that a list of targets decides about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
     /// The list.
@@ -46,7 +46,7 @@ pub struct Target {
     pub address: IpAddr,
     /// The port there; `None`: the listener's.
     pub port: Option<u16>,
-    /// Its share of new clients.
+    /// The share of new clients, 0 to 65535.
     pub weight: u16,
 }
 
@@ -82,7 +82,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Target>, (Option<usize>, String)> {
     Ok(targets)
 }
 
-/// What is wrong with a list of `count` targets of which there must be `min`.
+/// Says that a list of `count` targets has fewer than `min`.
 #[must_use]
 pub fn too_few(count: usize, min: u32) -> String {
     format!("has {}, fewer than min = {min}; if that is meant, lower min", counted(count, "target"))

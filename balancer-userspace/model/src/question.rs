@@ -13,7 +13,7 @@ pub struct UdpCheck {
     pub port: Option<u16>,
     /// The datagram that is sent.
     pub send: Payload,
-    /// What occurs in the answer; `None`: any answer counts.
+    /// The bytes that must occur in the answer; `None`: any answer counts.
     pub expect: Option<Payload>,
 }
 

@@ -96,6 +96,11 @@ impl ServiceConfig {
         Duration::from_secs(1)
     }
 
+    /// The service's check, and those of backends that have one of their own.
+    pub fn checks(&self) -> impl Iterator<Item = &CheckConfig> {
+        self.backends.iter().filter_map(|backend| backend.check.as_deref()).chain([&self.check])
+    }
+
     /// What a drain waits for until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
@@ -192,7 +197,7 @@ pub struct BackendConfig {
     pub backup: bool,
     /// Overrides the service's check.
     pub check: Option<Box<CheckConfig>>,
-    /// What a list of targets has said of it; `None`: it is from the configuration file, or was added at run time.
+    /// The list of targets that names it; `None`: it is from the configuration file, or was added at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovered: Option<Box<Discovered>>,
 }

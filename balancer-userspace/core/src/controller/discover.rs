@@ -31,7 +31,7 @@ impl Largest {
 }
 
 impl Controller {
-    /// What the targets of a list change; `None`: nothing.
+    /// Returns the backends that the targets of a list make of those there are; `None`: the list changes nothing.
     ///
     /// # Errors
     /// Why the list cannot be taken over.

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use balancer_model::{
-    config::{CheckConfig, CheckKind, Config, ExecCheck},
+    config::{CheckKind, Config, ExecCheck},
     value,
 };
 use hyper::StatusCode;
@@ -43,11 +43,8 @@ async fn own(configurations: &Configurations) -> Option<Config> {
 }
 
 fn programs(config: &Config) -> impl Iterator<Item = &ExecCheck> {
-    let checks = config.services.iter().flat_map(|service| {
-        let of_backends = service.backends.iter().filter_map(|backend| backend.check.as_deref());
-        of_backends.chain([&service.check])
-    });
-    checks.filter_map(|CheckConfig { kind, .. }| if let CheckKind::Exec(exec) = kind { Some(exec) } else { None })
+    let checks = config.services.iter().flat_map(|service| service.checks());
+    checks.filter_map(|check| if let CheckKind::Exec(exec) = &check.kind { Some(exec) } else { None })
 }
 
 fn is_same(one: &ExecCheck, other: &ExecCheck) -> bool {

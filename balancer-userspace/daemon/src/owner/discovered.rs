@@ -33,7 +33,7 @@ pub(super) struct Discovery {
     uses: BTreeMap<(String, PathBuf), Use>,
 }
 
-/// What is known of a list.
+/// The last state of a list of targets.
 #[derive(Debug, Default)]
 struct Known {
     /// The targets when the list was last right, and when it was read.
@@ -42,10 +42,10 @@ struct Known {
     error: Option<String>,
 }
 
-/// What a service has made of a list.
+/// The last attempt of a service to take over a list.
 #[derive(Debug, Default)]
 struct Use {
-    /// What was looked at last: the list, the section of the configuration, and the generation of the latter.
+    /// The input of the last attempt: the list, the section of the configuration, and the generation of the latter.
     seen: Option<(Arc<Vec<Target>>, DiscoverConfig, u64)>,
     /// Whether a change is under way.
     is_asked: bool,
@@ -124,7 +124,7 @@ impl<D: Dataplane> Owner<D> {
         changes
     }
 
-    /// What has come of a change that a list has asked for.
+    /// Takes note of how a change ended that a list has asked for.
     pub fn discovery_done(&mut self, service: &str, source: &Path, refused: Option<&Refused>) {
         if let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.to_owned())) {
             of.is_asked = false;
@@ -154,7 +154,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// What of the lists is not as it should be, a sentence each.
+    /// The reasons why lists are not taken over, a sentence each.
     pub(super) fn discovery_troubles(&self) -> impl Iterator<Item = String> {
         let mut errors: Vec<&String> = self.discovery.lists.values().filter_map(|known| known.error.as_ref()).collect();
         errors.sort_unstable();
@@ -167,7 +167,7 @@ impl<D: Dataplane> Owner<D> {
         troubles.into_iter()
     }
 
-    /// What the lists of a service have come to.
+    /// The states of the lists that a service names.
     pub(super) fn discover_snapshots(&self, service: &Service) -> Vec<DiscoverSnapshot> {
         let snapshot = |list: &DiscoverConfig| {
             let known = self.discovery.lists.get(&list.file);

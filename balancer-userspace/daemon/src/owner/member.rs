@@ -63,25 +63,22 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn verdict(&self) -> Readiness {
+        let own = self.member.troubles.iter().cloned();
+        let of_lists = self.list_troubles().chain(self.discovery_troubles());
+        self.facts(own.chain(of_lists).chain(self.hindered()).collect()).readiness()
+    }
+
+    fn facts(&self, troubles: Vec<String>) -> Facts {
         let attached = self.dataplane.attached();
         let on = |name: &&String| attached.iter().any(|interface| interface.name == **name);
-        let facts = Facts {
+        Facts {
             stage: self.member.stage,
             attached: attached.len(),
             missing: self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect(),
             out_of_step: self.out_of_step,
-            troubles: self
-                .member
-                .troubles
-                .iter()
-                .cloned()
-                .chain(self.list_troubles())
-                .chain(self.discovery_troubles())
-                .chain(self.hindered())
-                .collect(),
+            troubles,
             fleet: self.member.fleet.clone(),
-        };
-        facts.readiness()
+        }
     }
 
     /// One of the backends that this machine cannot check, and why. It names no number, so that it stays the same while the
@@ -111,7 +108,8 @@ impl<D: Dataplane> Owner<D> {
     fn takes_clients(&self) -> bool {
         match self.member.stage {
             Stage::Starting => self.member.fleet.is_none(),
-            Stage::Serving | Stage::Leaving => self.verdict().state.serves(),
+            // Troubles degrade a balancer, which serves all the same.
+            Stage::Serving | Stage::Leaving => self.facts(Vec::new()).readiness().state.serves(),
         }
     }
 

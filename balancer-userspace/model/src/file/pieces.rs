@@ -102,8 +102,7 @@ fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
 
 /// Whether a service is valid only as long as something outside of the file is as it is: the account that a program runs as.
 fn depends_on_more(service: &ServiceConfig) -> bool {
-    let checks = service.backends.iter().filter_map(|backend| backend.check.as_deref()).chain([&service.check]);
-    checks.into_iter().any(|check| matches!(check.kind, CheckKind::Exec(_)))
+    service.checks().any(|check| matches!(check.kind, CheckKind::Exec(_)))
 }
 
 #[cfg(test)]

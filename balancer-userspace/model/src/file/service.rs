@@ -54,7 +54,7 @@ pub(super) struct Placed {
     pub(super) name_at: usize,
     pub(super) listen_at: Vec<usize>,
     pub(super) table_size_at: usize,
-    /// Of the first `[[service.discover]]`.
+    /// Position of the first `[[service.discover]]` in the file.
     pub(super) discover_at: Option<usize>,
     /// Of the backends' names and addresses.
     pub(super) backends_at: Vec<(usize, usize)>,
