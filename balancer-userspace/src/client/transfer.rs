@@ -80,7 +80,7 @@ fn told(service: &str, sum: &ImportedView) -> String {
 }
 
 /// Requests that one export may take.
-const MOST_PARTS: u128 = 1 << 16;
+const MOST_PARTS: u128 = 1 << 18;
 
 /// Prefixes in each of which as many clients are as one request may search for, if clients are told apart by so many bits.
 fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, String> {
@@ -169,7 +169,7 @@ mod tests {
         let looked_at: u128 = parts.iter().map(|&part| search::count(part, 32)).sum();
         assert_eq!(looked_at, 222 << 24);
         let v6 = ["2001:db8::/32".parse::<IpNet>().unwrap()];
-        assert_eq!(super::parts(&v6, |_| 64).unwrap().len(), 64);
+        assert_eq!(super::parts(&v6, |_| 64).unwrap().len(), 256);
         assert!(super::parts(&v6, |_| 128).unwrap_err().contains("name smaller prefixes"));
     }
 }
