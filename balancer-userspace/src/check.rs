@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let denied = if denied == 0 { String::new() } else { format!(", {}", counted(denied, "denied prefix")) };
     let targets = if targets == 0 { String::new() } else { format!(", {}", counted(targets, "target")) };
     let mut said = format!("{}: ok: {services}, {backends}{targets}{denied}\n", args.file.display());
-    for note in notes::of(&config, &notes::here()) {
+    for note in notes::of(&config, &notes::here()).into_iter().chain(notes::on_files(&config)) {
         let _ = writeln!(said, "note: {note}");
     }
     Ok(output::print(&said)?)

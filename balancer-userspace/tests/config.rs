@@ -8,8 +8,9 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
         AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, DnsCheck, DnsName, ExecCheck,
-        Failback, FailureAction, Fleet, HttpCheck, OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record,
-        ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, XdpMode,
+        Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, OnExit, OnFailure, Outage, Payload, Protocol,
+        Rcode, Record, Secret, ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown,
+        WhenAlone, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -110,10 +111,11 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     assert_eq!(web.slow_start, Duration::from_secs(30));
     let secure = HttpCheck {
         port: Some(8443),
-        tls: Some(Tls { verify: true }),
+        tls: Some(Tls { verify: true, ca_file: None, sni: None }),
         method: "GET".to_owned(),
         path: "/healthz".to_owned(),
         host: Some("www.example.com:8443".to_owned()),
+        headers: Vec::new(),
         expect_status: StatusRanges(vec![(200, 399)]),
         expect_body: Some(BodyTest::Matches(regex::bytes::Regex::new("^ok").unwrap())),
     };
@@ -156,6 +158,31 @@ fn a_backends_check_takes_over_the_services_key_by_key() {
     });
     let expected = ["198.51.100.12:80", "198.51.100.12:80", "10.0.0.13:80", "10.0.0.14:80"];
     assert_eq!(targets.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn when_a_check_has_roots_a_server_name_and_headers_then_backends_take_them_over() {
+    let config = good("https-checks.toml");
+    let [api] = &*config.services else { panic!("{:?}", config.services) };
+    let http = |backend: &BackendConfig| match backend.check.as_deref().map(|check| &check.kind) {
+        Some(CheckKind::Http(http)) => http.clone(),
+        other => panic!("{other:?}"),
+    };
+    let own: Vec<HttpCheck> = api.backends.iter().map(http).collect();
+    let [same, own_keys, any_certificate, plain, no_headers] = &*own else { panic!("{own:?}") };
+    let tls =
+        Tls { verify: true, ca_file: Some("/etc/balancer/ca.pem".into()), sni: Some("internal.example.com".into()) };
+    let header = |name: &str, value| Header { name: name.to_owned(), value };
+    let text = |text: &str| HeaderText::Text(Secret(text.to_owned()));
+    let headers =
+        [header("authorization", HeaderText::File("/etc/balancer/token".into())), header("x-probe", text("balancer"))];
+    assert_eq!((same.tls.as_ref(), &*same.headers), (Some(&tls), &headers[..]));
+    assert_eq!(CheckKind::Http(same.clone()), api.check.kind);
+    assert_eq!(own_keys.tls, Some(Tls { sni: Some("10.0.0.12".to_owned()), ..tls.clone() }));
+    assert_eq!(own_keys.headers, [header("accept", text("text/plain"))]);
+    assert_eq!(any_certificate.tls, Some(Tls { verify: false, ca_file: None, ..tls.clone() }));
+    assert_eq!((plain.tls.as_ref(), &*plain.headers), (None, &headers[..]));
+    assert_eq!((no_headers.tls.as_ref(), &*no_headers.headers), (Some(&tls), &[][..]));
 }
 
 #[test]
@@ -214,6 +241,7 @@ fn every_key() {
         method: "POST".to_owned(),
         path: "/healthz?deep=1".to_owned(),
         host: Some("www.example.com".to_owned()),
+        headers: Vec::new(),
         expect_status: StatusRanges(vec![(200, 200), (204, 204), (301, 302)]),
         expect_body: Some(BodyTest::Contains("ok".to_owned())),
     };

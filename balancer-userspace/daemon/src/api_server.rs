@@ -5,7 +5,7 @@ mod body;
 mod change;
 mod events;
 mod failure;
-mod programs;
+mod foreign;
 mod routes;
 pub(super) mod socket;
 pub(crate) mod statistics;

@@ -26,7 +26,7 @@ use crate::call::{Call, Calls};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The metadata that tell one version of a file from another; `None`: they cannot be read.
-type Version = Option<(u64, u64, u64, [i64; 4])>;
+pub(crate) type Version = Option<(u64, u64, u64, [i64; 4])>;
 
 /// The contents of a file, or the reason why they cannot be taken over.
 type Read<T> = Result<Arc<T>, String>;
@@ -133,7 +133,8 @@ fn read<T: Followed>(file: &Path) -> (Version, Read<T>) {
     (version, T::load(file).map(Arc::new).map_err(|finding| finding.to_string()))
 }
 
-fn version(file: &Path) -> Version {
+/// The version of a file that is there now.
+pub(crate) fn version(file: &Path) -> Version {
     let of = fs::metadata(file).ok()?;
     Some((of.dev(), of.ino(), of.size(), [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]))
 }

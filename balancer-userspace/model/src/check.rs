@@ -1,11 +1,17 @@
 //! Health checks of the configuration.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    header::{Header, HeaderText},
     protocol::Protocol,
     question::{DnsCheck, UdpCheck},
     value::quoted,
@@ -105,6 +111,9 @@ pub struct HttpCheck {
     pub path: String,
     /// The `Host` header, and without its port the server name in TLS; `None`: the backend's address.
     pub host: Option<String>,
+    /// Further headers, by name, each name once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Header>,
     /// Accepted statuses.
     pub expect_status: StatusRanges,
     /// What the first 64 KiB of the body are tested for.
@@ -112,10 +121,37 @@ pub struct HttpCheck {
 }
 
 /// TLS under a health check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
-    /// Whether the certificate must be valid, by the system's roots.
+    /// Whether the certificate must be valid.
     pub verify: bool,
+    /// A file of root certificates by which it must be, in PEM; `None`: the system's roots. Only with `verify`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// The server name in TLS, instead of the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+}
+
+/// The purpose of a file that a check reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileUse {
+    /// The roots by which it verifies certificates.
+    Roots,
+    /// The value of a header.
+    Header,
+}
+
+impl HttpCheck {
+    /// Files that the check reads.
+    pub fn files(&self) -> impl Iterator<Item = (FileUse, &Path)> {
+        let roots = self.tls.iter().filter_map(|tls| Some((FileUse::Roots, tls.ca_file.as_deref()?)));
+        let headers = self.headers.iter().filter_map(|header| match &header.value {
+            HeaderText::File(file) => Some((FileUse::Header, &**file)),
+            HeaderText::Text(_) => None,
+        });
+        roots.chain(headers)
+    }
 }
 
 /// What is wanted of a body.
@@ -247,6 +283,16 @@ impl CheckKind {
             Self::None | Self::Exec(_) => false,
             Self::Tcp { .. } | Self::Http(_) | Self::Udp(_) | Self::Dns(_) => true,
         }
+    }
+}
+
+/// `the ca_file`, `the header whose value is in`: the path goes on.
+impl fmt::Display for FileUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Roots => "the ca_file",
+            Self::Header => "the header whose value is in",
+        })
     }
 }
 

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::validate::Valid;
 pub use crate::{
-    check::{BodyTest, CheckConfig, CheckKind, ExecCheck, HttpCheck, StatusRanges, Tls, Via},
+    check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
     fleet::{Fleet, LINGER, WhenAlone},
+    header::{Header, HeaderText, Secret},
     protocol::Protocol,
     question::{DnsCheck, DnsName, Payload, Rcode, Record, UdpCheck},
     service::{

@@ -10,6 +10,7 @@ pub mod file;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;
 mod fleet;
+pub mod header;
 pub mod listeners;
 pub mod names;
 mod primes;

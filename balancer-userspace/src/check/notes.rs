@@ -1,10 +1,13 @@
 //! Notes on surprising consequences of a valid configuration: whose address backends see, and which clients get no
 //! connection.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::{Config, ServiceConfig};
+use balancer_model::config::{CheckKind, Config, ServiceConfig};
 use ipnet::IpNet;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
@@ -62,6 +65,29 @@ fn note(service: &ServiceConfig, interfaces: &[String], subnets: &BTreeSet<Subne
         }
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => None,
     }
+}
+
+/// Returns the notes on files that checks need and that are not there, each file once.
+pub(super) fn on_files(config: &Config) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut notes = Vec::new();
+    for service in config.services.iter() {
+        let files = service.checks().filter_map(|check| match &check.kind {
+            CheckKind::Http(http) => Some(http.files()),
+            CheckKind::None | CheckKind::Tcp { .. } | CheckKind::Udp(_) | CheckKind::Dns(_) | CheckKind::Exec(_) => {
+                None
+            }
+        });
+        for (purpose, file) in files.flatten() {
+            if seen.insert((purpose, file))
+                && let Err(error) = file.metadata()
+            {
+                let (name, file) = (&service.name, file.display());
+                notes.push(format!("service {name}: checks cannot run here: {purpose} {file} cannot be read: {error}"));
+            }
+        }
+    }
+    notes
 }
 
 /// Whether a subnet has backends, and clients come in by its interface: that of the VIP's subnet, or the only one.
@@ -129,5 +155,26 @@ mod tests {
     fn when_a_service_is_snat_then_it_is_noted_that_servers_do_not_see_clients() {
         let [note] = <[String; 1]>::try_from(notes("\"eth0\"", "192.0.2.10:80", "snat", "192.0.2.21")).unwrap();
         assert!(note.contains("see an address of this machine in place of the client's"), "{note}");
+    }
+
+    #[test]
+    fn when_a_file_of_checks_is_not_there_then_it_is_noted_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let [there, gone] = ["ca.pem", "token"].map(|name| directory.path().join(name));
+        std::fs::write(&there, "").unwrap();
+        let check = format!(
+            "{{ type = \"https\", ca_file = {there:?}, headers = {{ One = {{ file = {gone:?} }}, Two = {{ file = {gone:?} }} }} }}"
+        );
+        let text = format!(
+            "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:443\"\nforwarding = \"nat\"\ncheck = {check}\n\
+             [[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\ncheck = {{ fall = 4 }}\n"
+        );
+        let (config, _) = file::parse("web.toml".as_ref(), text.as_bytes()).unwrap();
+        let [note] = <[String; 1]>::try_from(on_files(&config)).unwrap();
+        let wanted = format!(
+            "service web: checks cannot run here: the header whose value is in {} cannot be read: No such file",
+            gone.display()
+        );
+        assert!(note.starts_with(&wanted), "{note}");
     }
 }

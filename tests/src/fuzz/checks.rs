@@ -20,10 +20,11 @@ use super::runtime;
 pub fn checks(bytes: &[u8]) {
     let Some((&kind, answer)) = bytes.split_first() else { return };
     let check = HttpCheck {
-        tls: (kind & 1 != 0).then_some(Tls { verify: false }),
+        tls: (kind & 1 != 0).then_some(Tls { verify: false, ca_file: None, sni: None }),
         method: if kind & 8 != 0 { "HEAD" } else { "GET" }.to_owned(),
         path: "/health".to_owned(),
         host: Some("backend.example".to_owned()),
+        headers: Vec::new(),
         port: None,
         expect_status: StatusRanges(vec![(200, 399)]),
         expect_body: (kind & 4 != 0).then(|| BodyTest::Contains("in order".to_owned())),

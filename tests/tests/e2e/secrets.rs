@@ -1,15 +1,34 @@
-//! The key of client hashes decides who meets whom in a bucket: who knows it can fill one. Nothing that is shown has it.
+//! The key of client hashes decides who meets whom in a bucket: who knows it can fill one. Nothing that is shown has it, nor
+//! a secret that checks send.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
-    site::Site,
+    site::{QUICK_HTTP_CHECK, Site},
     topology::{Family, Shape},
 };
 
+use crate::support::wait;
+
 /// As it stands in the configuration, and its halves as numbers.
 const KEY: [&str; 3] = ["000102030405060708090a0b0c0d0e0f", "506097522914230528", "1084818905618843912"];
+
+/// What a balancer tells its users, by where it does.
+fn told(site: &Site) -> Vec<(&'static str, String)> {
+    let mut told = vec![
+        ("metrics", site.metrics_text().unwrap()),
+        ("log", fs::read_to_string(site.files().join("balancer.log")).unwrap()),
+    ];
+    for command in ["status", "stats", "service show web", "health show web", "client top", "events", "rule list web"] {
+        let words: Vec<&str> = command.split(' ').collect();
+        for json in [&[][..], &["--json"]] {
+            told.push((command, site.cli(&[&words, json].concat()).unwrap()));
+        }
+    }
+    told
+}
 
 #[test]
 fn the_key_of_hashes_is_not_told() {
@@ -22,16 +41,7 @@ fn the_key_of_hashes_is_not_told() {
     site.restart(|_| {}).unwrap();
     assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), homes);
     let client = site.topology().client_address(Family::V4, 1).to_string();
-    let mut told = vec![
-        ("metrics", site.metrics_text().unwrap()),
-        ("log", fs::read_to_string(site.files().join("balancer.log")).unwrap()),
-    ];
-    for command in ["status", "stats", "service show web", "health show web", "client top", "events", "rule list web"] {
-        let words: Vec<&str> = command.split(' ').collect();
-        for json in [&[][..], &["--json"]] {
-            told.push((command, site.cli(&[&words, json].concat()).unwrap()));
-        }
-    }
+    let mut told = told(&site);
     told.push(("client where", site.cli(&["client", "where", &client, "--json"]).unwrap()));
     // What a file that is refused is told with has no line of it either.
     let config = fs::read_to_string(site.config()).unwrap();
@@ -84,4 +94,76 @@ fn when_a_file_has_a_program_that_the_balancers_own_file_has_not_then_apply_refu
     fs::write(&other, with("root")).unwrap();
     let words = String::from_utf8_lossy(&apply().stderr).into_owned();
     assert!(words.contains("programs of checks never run as root"), "{words}");
+}
+
+/// A check with two secrets, one of them in a file.
+fn check_with_secrets(token: &Path) -> String {
+    let headers = format!("headers = {{ X-Probe = \"hidden words\", Authorization = {{ file = {token:?} }} }}");
+    QUICK_HTTP_CHECK.trim_end().strip_suffix('}').map(|check| format!("{check}, {headers} }}")).unwrap()
+}
+
+#[test]
+fn when_a_check_sends_secrets_then_they_are_not_told_and_it_follows_their_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.check = check_with_secrets(&token);
+        Ok(())
+    })
+    .unwrap();
+    let why = format!("the file of the header authorization, {} cannot be read: No such file", token.display());
+    let ready = |site: &Site| String::from_utf8(site.output(&["ready"]).unwrap().stdout).unwrap();
+    let degraded = format!("degraded: it cannot check all backends, such as web/web1: {why}");
+    let hindered = |site: &Site| site.metrics().unwrap().sum("checks_hindered", &[]).unwrap();
+    wait("it is not degraded", || ready(&site).starts_with(&degraded));
+    wait("not all are hindered", || hindered(&site) == 2.0);
+    fs::write(&token, "hidden token\n").unwrap();
+    wait("it is degraded", || ready(&site) == "ready\n");
+    site.wait_state(1, &["up"]).unwrap();
+    assert_eq!(hindered(&site), 0.0);
+    // What was found before holds on.
+    fs::remove_file(&token).unwrap();
+    wait("it is not degraded again", || ready(&site).starts_with(&degraded));
+    site.wait_state(1, &["up"]).unwrap();
+
+    let mut told = told(&site);
+    let config = fs::read_to_string(site.config()).unwrap();
+    let other = site.files().join("other.toml");
+    fs::write(&other, config.replace("interval = \"300ms\"", "interval = \"400ms\"")).unwrap();
+    told.push(("a plan", site.cli(&["apply", other.to_str().unwrap(), "--dry-run"]).unwrap()));
+    fs::write(&other, config.replace("hidden words", "hidden\\nwords")).unwrap();
+    let broken = site.output(&["apply", other.to_str().unwrap()]).unwrap();
+    assert!(!broken.status.success());
+    told.push(("a broken value", String::from_utf8(broken.stderr).unwrap()));
+    for (what, text) in &told {
+        assert!(!text.is_empty(), "{what} says nothing");
+        assert!(!text.contains("hidden"), "{what} tells a secret: {text}");
+    }
+    let state = fs::metadata(site.files().join("state.json"));
+    assert!(state.is_ok_and(|state| state.permissions().mode() & 0o777 == 0o600));
+}
+
+/// Members of the socket's group must not be able to have a file sent that they cannot read.
+#[test]
+fn when_a_check_reads_a_file_that_the_balancers_own_file_has_not_then_apply_refuses_it() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {
+        settings.check = QUICK_HTTP_CHECK.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    let own = fs::read_to_string(site.config()).unwrap();
+    let other = site.files().join("other.toml");
+    let secure = own.replace("type = \"http\"", "type = \"https\", ca_file = \"/etc/shadow\"");
+    for (text, wanted) in [
+        (own.replace(QUICK_HTTP_CHECK, &check_with_secrets("/etc/shadow".as_ref())), "the header whose value is in"),
+        (secure, "the ca_file"),
+    ] {
+        assert_ne!(text, own);
+        fs::write(&other, text).unwrap();
+        let output = site.output(&["apply", other.to_str().unwrap()]).unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains(&format!("{wanted} /etc/shadow is new")), "{words}");
+        assert!(words.contains("apply") && words.contains("--reread"), "{words}");
+    }
 }

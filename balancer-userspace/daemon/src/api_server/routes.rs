@@ -37,7 +37,7 @@ use super::{
     change::{self, ADD_SHAPE, ADMIN_SHAPE},
     events,
     failure::Failure,
-    programs, statistics,
+    foreign, statistics,
     written::written,
 };
 use crate::{
@@ -437,7 +437,7 @@ async fn apply(
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
-    programs::refuse_foreign(&configurations, &config).await?;
+    foreign::refuse(&configurations, &config).await?;
     let services = config.services.clone();
     let config = Box::new(config);
     let reload = if reset { Change::Reset(config) } else { Change::Reload(config) };

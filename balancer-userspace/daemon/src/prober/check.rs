@@ -11,10 +11,15 @@ use nix::errno::Errno;
 use socket2::SockRef;
 use tokio::{
     net::{TcpSocket, TcpStream},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
-use super::{datagram::Datagram, exec::Program, http::Question, service_path::Ways};
+use super::{
+    datagram::Datagram,
+    exec::Program,
+    http::{Means, Question},
+    service_path::Ways,
+};
 
 /// What may be under way between a question and its connection, in bytes.
 const PIPE: usize = 64 * 1024;
@@ -62,37 +67,43 @@ impl Check {
         Ok(Self { target: *target, timeout: config.timeout, what, through })
     }
 
-    /// Checks once. Takes at most the check's timeout.
+    /// Checks once. Takes at most the check's timeout, after the files that it needs have been read, in that time at most.
     ///
     /// # Errors
-    /// When this machine lacks the means (file descriptors, memory, ports, the program), which says nothing of the
+    /// When this machine lacks the means (file descriptors, memory, ports, the program, a file), which says nothing of the
     /// backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
         // There may be tens of thousands, of which most wait: what only some of them take is not in the size of all.
+        let asks = match &self.what {
+            What::Answer(question) => Some((&**question, Box::pin(self.means(question)).await?)),
+            What::Connection | What::Datagram(_) | What::Program(_) => None,
+        };
         let deadline = Instant::now() + self.timeout;
-        let question = match &self.what {
+        match &self.what {
             What::Program(program) => return Box::pin(program.run(deadline, self.timeout)).await,
             What::Datagram(datagram) => return Box::pin(datagram.ask(self.target, deadline, self.timeout)).await,
-            What::Connection => None,
-            What::Answer(question) => Some(&**question),
-        };
+            What::Connection | What::Answer(_) => {}
+        }
         // To itself this machine connects as anybody does.
         if let Some((backend, ways)) = &self.through
             && !ways.lead_here(*backend)
         {
-            return Box::pin(self.run_through(ways, *backend, question, deadline)).await;
+            return Box::pin(self.run_through(ways, *backend, asks, deadline)).await;
         }
-        let stream = match timeout_at(deadline, self.connect(question.is_some())).await {
+        let stream = match timeout_at(deadline, self.connect(asks.is_some())).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if is_local(&error) => return Err(error),
             Ok(Err(error)) => return Ok(CheckOutcome::Hard(format!("connect: {}", reason(&error)))),
             Err(_) => return Ok(timed_out("connect", self.timeout)),
         };
-        let Some(question) = question else { return Ok(CheckOutcome::Passed) };
-        match timeout_at(deadline, Box::pin(question.ask(stream))).await {
-            Ok(outcome) => outcome,
-            Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
-        }
+        let Some((question, means)) = asks else { return Ok(CheckOutcome::Passed) };
+        let answered = timeout_at(deadline, Box::pin(question.ask(means, stream))).await;
+        Ok(answered.unwrap_or_else(|_| timed_out(question.scheme(), self.timeout)))
+    }
+
+    async fn means(&self, question: &Question) -> io::Result<Means> {
+        let late = |_| io::Error::other(too_late("the files that the check needs", self.timeout));
+        timeout(self.timeout, question.means()).await.map_err(late)?
     }
 
     /// The same as clients' packets go.
@@ -100,7 +111,7 @@ impl Check {
         &self,
         ways: &Ways,
         backend: BackendId,
-        question: Option<&Question>,
+        asks: Option<(&Question, Means)>,
         deadline: Instant,
     ) -> io::Result<CheckOutcome> {
         let mut conversation = ways.connect(backend, self.target, deadline).await?;
@@ -114,22 +125,20 @@ impl Check {
                 return Ok(CheckOutcome::Hard(format!("{why}; does the backend hold that address?")));
             }
         }
-        let Some(question) = question else { return Ok(CheckOutcome::Passed) };
+        let Some((question, means)) = asks else { return Ok(CheckOutcome::Passed) };
         let (near, far) = tokio::io::duplex(PIPE);
         let answered = async {
             tokio::select! {
                 // What has been read is judged before the connection's end is.
                 biased;
-                outcome = question.ask(near) => outcome,
+                outcome = question.ask(means, near) => outcome,
                 Err(error) = conversation.carry(far) => {
-                    Ok(CheckOutcome::Hard(format!("{}: connection {}", question.scheme(), reason(&error))))
+                    CheckOutcome::Hard(format!("{}: connection {}", question.scheme(), reason(&error)))
                 }
             }
         };
-        match timeout_at(deadline, answered).await {
-            Ok(outcome) => outcome,
-            Err(_) => Ok(timed_out(question.scheme(), self.timeout)),
-        }
+        let answered = timeout_at(deadline, answered).await;
+        Ok(answered.unwrap_or_else(|_| timed_out(question.scheme(), self.timeout)))
     }
 
     async fn connect(&self, asks: bool) -> io::Result<TcpStream> {

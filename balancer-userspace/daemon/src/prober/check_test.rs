@@ -1,13 +1,16 @@
 //! `tcp` and `http` checks of servers that behave, and of servers that do not.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use balancer_core::io::CheckOutcome;
-use balancer_model::config::{BodyTest, CheckConfig, CheckKind, HttpCheck, StatusRanges, Tls, Via};
+use balancer_model::config::{
+    BodyTest, CheckConfig, CheckKind, Header, HeaderText, HttpCheck, Secret, StatusRanges, Tls, Via,
+};
 use regex::bytes::Regex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     task::JoinHandle,
 };
 use tokio_rustls::{
@@ -55,6 +58,7 @@ fn http() -> HttpCheck {
         method: "GET".to_owned(),
         path: "/healthz".to_owned(),
         host: None,
+        headers: Vec::new(),
         expect_status: StatusRanges(vec![(200, 399)]),
         expect_body: None,
     }
@@ -267,7 +271,13 @@ async fn an_expression_is_matched_against_the_whole_beginning() {
 
 /// Answers over TLS with a certificate that it has signed itself.
 async fn secure(answer: &'static str) -> SocketAddr {
+    secure_with_certificate(answer).await.0
+}
+
+/// The same, with the certificate in PEM.
+async fn secure_with_certificate(answer: &'static str) -> (SocketAddr, String) {
     let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
+    let certificate = made.cert.pem();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -291,16 +301,19 @@ async fn secure(answer: &'static str) -> SocketAddr {
             let _ = stream.shutdown().await;
         }
     });
-    address
+    (address, certificate)
 }
 
 fn https(verify: bool) -> HttpCheck {
-    HttpCheck { tls: Some(Tls { verify }), host: Some("www.example.com:8443".to_owned()), ..http() }
+    HttpCheck {
+        tls: Some(Tls { verify, ca_file: None, sni: None }),
+        host: Some("www.example.com:8443".to_owned()),
+        ..http()
+    }
 }
 
 #[tokio::test]
 async fn https_takes_every_certificate_unless_told_to_verify() {
-    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let target = secure(OK).await;
     assert_eq!(outcome(target, https(false), LONG).await, CheckOutcome::Passed);
     assert_eq!(outcome(target, HttpCheck { host: None, ..https(false) }, LONG).await, CheckOutcome::Passed);
@@ -327,4 +340,151 @@ async fn without_tls_there_is_an_answer_or_none() {
     let (silent, _) = server(async |_stream| std::future::pending().await).await;
     assert_eq!(outcome(silent, https(false), SHORT).await, hard("https: timeout after 200ms"));
     assert_eq!(outcome(refusing().await, https(false), LONG).await, hard("connect: refused"));
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// Trusts the roots of a file.
+fn trusting(ca_file: &Path) -> HttpCheck {
+    let tls = Tls { verify: true, ca_file: Some(ca_file.to_owned()), sni: None };
+    HttpCheck { tls: Some(tls), ..https(true) }
+}
+
+async fn hindered(target: SocketAddr, http: HttpCheck) -> String {
+    check(target, &config(CheckKind::Http(http), LONG)).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn when_there_is_a_ca_file_then_its_roots_alone_are_trusted() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let (target, certificate) = secure_with_certificate(OK).await;
+    let (other, _) = secure_with_certificate(OK).await;
+    let own = file("own.pem", &format!("some words\n{certificate}"));
+    assert_eq!(outcome(target, trusting(&own), LONG).await, CheckOutcome::Passed);
+    let distrusted = outcome(other, trusting(&own), LONG).await;
+    assert!(
+        matches!(&distrusted, CheckOutcome::Soft(reason) if reason.starts_with("tls: invalid peer certificate")),
+        "{distrusted:?}"
+    );
+    for (path, words) in [
+        (directory.path().join("missing.pem"), "missing.pem cannot be read: No such file or directory"),
+        (file("empty.pem", ""), "empty.pem holds no root certificate in PEM"),
+        (file("cut.pem", &certificate[..certificate.len() / 2]), "cut.pem is not PEM"),
+    ] {
+        let why = hindered(target, trusting(&path)).await;
+        assert!(why.starts_with("the ca_file /") && why.contains(words), "{why}");
+        assert_eq!(hindered(refusing().await, trusting(&path)).await, why, "nobody is asked");
+    }
+}
+
+#[tokio::test]
+async fn when_a_ca_file_changes_then_the_same_check_follows_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ca.pem");
+    let (target, certificate) = secure_with_certificate(OK).await;
+    fs::write(&path, &certificate).unwrap();
+    let check = Check::new(&Whom::at(target), &config(CheckKind::Http(trusting(&path)), LONG)).await.unwrap();
+    assert_eq!(check.run().await.unwrap(), CheckOutcome::Passed);
+    let until = async |wanted: &str| loop {
+        let found = format!("{:?}", check.run().await);
+        if found.contains(wanted) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    fs::write(&path, rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap().cert.pem()).unwrap();
+    until("invalid peer certificate").await;
+    fs::remove_file(&path).unwrap();
+    until("ca.pem cannot be read").await;
+    fs::write(&path, &certificate).unwrap();
+    until("Ok(Passed)").await;
+}
+
+#[tokio::test]
+async fn when_there_is_a_server_name_then_tls_has_it_and_the_header_has_the_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ca.pem");
+    let (target, certificate) = secure_with_certificate(OK).await;
+    fs::write(&path, certificate).unwrap();
+    let named = |sni: &str, host: &str| {
+        let tls = Tls { verify: true, ca_file: Some(path.clone()), sni: Some(sni.to_owned()) };
+        HttpCheck { tls: Some(tls), host: Some(host.to_owned()), ..http() }
+    };
+    // The server compares both names.
+    assert_eq!(outcome(target, named("www.example.com", "www.example.com:8443"), LONG).await, CheckOutcome::Passed);
+    assert_eq!(outcome(target, named("www.example.com", "web.example"), LONG).await, soft("status 421"));
+    let misnamed = outcome(target, named("other.example.com", "www.example.com:8443"), LONG).await;
+    assert!(matches!(&misnamed, CheckOutcome::Soft(reason) if reason.contains("not valid for name")), "{misnamed:?}");
+}
+
+/// A server that takes every request, and the requests that it has taken.
+async fn listening() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (taken, requests) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            taken.send(String::from_utf8(request).unwrap()).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        }
+    });
+    (address, requests)
+}
+
+#[tokio::test]
+async fn when_there_are_headers_then_they_are_sent_as_text_and_files_say_at_the_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    let (target, mut requests) = listening().await;
+    let text = |text: &str| HeaderText::Text(Secret(text.to_owned()));
+    let headers = [
+        ("accept", text("text/plain")),
+        ("authorization", HeaderText::File(token.clone())),
+        ("user-agent", HeaderText::File(token.clone())),
+        ("x-probe", text("hidden words")),
+    ];
+    let headers = headers.into_iter().map(|(name, value)| Header { name: name.to_owned(), value }).collect();
+    let check = HttpCheck { headers, ..http() };
+    let check = Check::new(&Whom::at(target), &config(CheckKind::Http(check), LONG)).await.unwrap();
+    let fails = async |words: &str| loop {
+        match check.run().await {
+            Err(error) if error.to_string().contains(words) => break error.to_string(),
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let why = fails("cannot be read: No such file").await;
+    assert!(why.starts_with(&format!("the file of the header authorization, {}", token.display())), "{why}");
+    for value in ["Bearer one", "Bearer other"] {
+        fs::write(&token, format!("{value}\r\n")).unwrap();
+        let asked = loop {
+            if let Ok(outcome) = check.run().await {
+                assert_eq!(outcome, CheckOutcome::Passed);
+                let asked = requests.recv().await.unwrap();
+                if asked.contains(value) {
+                    break asked;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        for wanted in ["accept: text/plain", "x-probe: hidden words", "host: 127.0.0.1"] {
+            assert!(asked.contains(&format!("\r\n{wanted}")), "{asked}");
+        }
+        for name in ["authorization", "user-agent"] {
+            assert!(asked.contains(&format!("\r\n{name}: {value}\r\n")), "{asked}");
+            assert_eq!(asked.matches(&format!("\r\n{name}: ")).count(), 1, "{asked}");
+        }
+    }
+    fs::write(&token, "hidden\nwords").unwrap();
+    assert!(!fails("has a control character").await.contains("hidden"));
+    fs::write(&token, "\n").unwrap();
+    fails("token is empty").await;
 }

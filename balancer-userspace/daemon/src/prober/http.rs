@@ -1,21 +1,31 @@
 //! The `http` and `https` checks. Redirects are not followed.
 
-use std::{io, net::SocketAddr, pin::pin};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc};
 
 use balancer_core::io::CheckOutcome;
 use balancer_model::{
-    config::{BodyTest, HttpCheck, StatusRanges, Tls},
+    config::{BodyTest, HeaderText, HttpCheck, StatusRanges},
     file::check::without_port,
+    header::sendable,
 };
 use bytes::Bytes;
 use futures_util::future::{self, Either};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, body::Incoming, client::conn::http1, header};
+use hyper::{
+    Request,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderName, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
-use super::{check::reason, tls};
+use super::{
+    check::reason,
+    files::{Shelf, Watched},
+    tls::{self, Trust},
+};
 
 /// How much of a body is tested, in bytes.
 pub(super) const BODY: usize = 64 * 1024;
@@ -25,9 +35,18 @@ const HEADERS: usize = 64 * 1024;
 /// What is asked, and what is wanted of the answer.
 pub(super) struct Question {
     request: Request<Empty<Bytes>>,
-    tls: Option<(Tls, ServerName<'static>)>,
+    /// Those whose values are in files.
+    headers: Vec<(HeaderName, Arc<Watched<HeaderValue>>)>,
+    tls: Option<(Trust, ServerName<'static>)>,
     expect_status: StatusRanges,
     expect_body: Option<BodyTest>,
+}
+
+/// What a question needs of this machine, as it is now.
+#[derive(Default)]
+pub(super) struct Means {
+    tls: Option<TlsConnector>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Question {
@@ -37,7 +56,7 @@ impl Question {
     /// When it cannot be asked, which its configuration rules out.
     pub(super) fn new(target: SocketAddr, check: &HttpCheck) -> io::Result<Self> {
         let default_port = if check.tls.is_some() { 443 } else { 80 };
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(check.method.as_str())
             .uri(check.path.as_str())
             .header(header::HOST, check.host.clone().unwrap_or_else(|| host(target, default_port)))
@@ -46,16 +65,45 @@ impl Question {
             .header(header::CONNECTION, "close")
             .body(Empty::new())
             .map_err(io::Error::other)?;
-        let tls = match check.tls {
+        let mut headers = Vec::new();
+        for given in &check.headers {
+            let name: HeaderName = given.name.parse().map_err(io::Error::other)?;
+            match &given.value {
+                HeaderText::File(file) => headers.push((name, HEADERS_IN_FILES.file(file))),
+                HeaderText::Text(text) => {
+                    let value = header_value(text.0.as_bytes()).map_err(io::Error::other)?;
+                    request.headers_mut().insert(name, value);
+                }
+            }
+        }
+        let tls = match &check.tls {
             None => None,
             Some(settings) => {
-                let name = check.host.as_deref().map(|host| ServerName::try_from(without_port(host).to_owned()));
+                let name = settings.sni.as_deref().or(check.host.as_deref().map(without_port));
+                let name = name.map(|name| ServerName::try_from(name.to_owned()));
                 let name = name.unwrap_or_else(|| Ok(target.ip().into())).map_err(io::Error::other)?;
-                Some((settings, name))
+                Some((Trust::of(settings), name))
             }
         };
         let (expect_status, expect_body) = (check.expect_status.clone(), check.expect_body.clone());
-        Ok(Self { request, tls, expect_status, expect_body })
+        Ok(Self { request, headers, tls, expect_status, expect_body })
+    }
+
+    /// The files that are needed, as they are now.
+    ///
+    /// # Errors
+    /// The file that is not there or makes no sense; or that no certificate can be verified on this machine.
+    pub(super) async fn means(&self) -> io::Result<Means> {
+        let tls = match &self.tls {
+            Some((trust, _)) => Some(trust.connector().await?),
+            None => None,
+        };
+        let mut headers = Vec::with_capacity(self.headers.len());
+        for (name, file) in &self.headers {
+            let missing = |error| io::Error::other(format!("the file of the header {name}, {error}"));
+            headers.push((name.clone(), file.contents().await.map_err(missing)?));
+        }
+        Ok(Means { tls, headers })
     }
 
     /// `http` or `https`.
@@ -64,25 +112,31 @@ impl Question {
     }
 
     /// Asks over `stream`.
-    ///
-    /// # Errors
-    /// When no certificate can be verified on this machine.
-    pub(super) async fn ask(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<CheckOutcome> {
-        let answered = match &self.tls {
-            None => self.converse(stream).await,
-            Some((settings, name)) => match tls::connector(*settings).await?.connect(name.clone(), stream).await {
-                Ok(stream) => self.converse(stream).await,
-                Err(error) => return Ok(tls::failure(&error)),
+    pub(super) async fn ask(&self, means: Means, stream: impl AsyncRead + AsyncWrite + Unpin) -> CheckOutcome {
+        let Means { tls, headers } = means;
+        let mut request = self.request.clone();
+        for (name, value) in headers {
+            request.headers_mut().insert(name, value);
+        }
+        let answered = match (tls, &self.tls) {
+            (Some(tls), Some((_, name))) => match tls.connect(name.clone(), stream).await {
+                Ok(stream) => self.converse(request, stream).await,
+                Err(error) => return tls::failure(&error),
             },
+            _ => self.converse(request, stream).await,
         };
-        Ok(answered.unwrap_or_else(|error| failure(self.scheme(), &error)))
+        answered.unwrap_or_else(|error| failure(self.scheme(), &error))
     }
 
-    async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<CheckOutcome, hyper::Error> {
+    async fn converse(
+        &self,
+        request: Request<Empty<Bytes>>,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) -> Result<CheckOutcome, hyper::Error> {
         let (mut sender, connection) =
             http1::Builder::new().max_buf_size(HEADERS).handshake(TokioIo::new(stream)).await?;
         let judged = pin!(async {
-            let answer = sender.send_request(self.request.clone()).await?;
+            let answer = sender.send_request(request).await?;
             let status = answer.status().as_u16();
             if !self.expect_status.contains(status) {
                 return Ok(CheckOutcome::Soft(format!("status {status}")));
@@ -106,6 +160,23 @@ impl Question {
             Either::Right((_, judged)) => judged.await,
         }
     }
+}
+
+static HEADERS_IN_FILES: Shelf<HeaderValue> = Shelf::new(in_file);
+
+/// The value that a file has, without the end of its line.
+fn in_file(mut bytes: Vec<u8>) -> Result<HeaderValue, String> {
+    while let Some(b'\n' | b'\r') = bytes.last() {
+        bytes.pop();
+    }
+    if bytes.is_empty() { Err("is empty".to_owned()) } else { header_value(&bytes) }
+}
+
+fn header_value(bytes: &[u8]) -> Result<HeaderValue, String> {
+    sendable(bytes)?;
+    let mut value = HeaderValue::from_bytes(bytes).map_err(|error| error.to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// What it means that there is no whole answer: an answer that is none is a soft failure, silence a hard one.

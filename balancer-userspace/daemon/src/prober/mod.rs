@@ -10,6 +10,7 @@ mod dns;
 mod exec;
 #[cfg(test)]
 mod exec_test;
+mod files;
 mod http;
 mod pace;
 mod rounds;
@@ -52,7 +53,8 @@ pub(crate) async fn ask_over(
     check: &HttpCheck,
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<CheckOutcome> {
-    Question::new(target, check)?.ask(stream).await
+    let question = Question::new(target, check)?;
+    Ok(question.ask(question.means().await?, stream).await)
 }
 
 /// One in so many of the files that this process may have open is a check's at most. Whole racks may not answer, and

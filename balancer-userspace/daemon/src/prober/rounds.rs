@@ -351,6 +351,7 @@ pub(super) mod tests {
             method: "GET".to_owned(),
             path: "/".to_owned(),
             host: None,
+            headers: Vec::new(),
             expect_status: StatusRanges(vec![(200, 399)]),
             expect_body: None,
         };
@@ -457,6 +458,7 @@ pub(super) mod tests {
             method: "GET".to_owned(),
             path: "/".to_owned(),
             host: None,
+            headers: Vec::new(),
             expect_status: StatusRanges(vec![(200, 399)]),
             expect_body: None,
         };

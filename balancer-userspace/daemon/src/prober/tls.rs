@@ -18,21 +18,52 @@ use tokio_rustls::{
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         },
         crypto::{CryptoProvider, ring},
-        pki_types::{CertificateDer, ServerName, UnixTime},
+        pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
     },
 };
 
-use super::check::reason;
+use super::{
+    check::reason,
+    files::{Shelf, Watched},
+};
 
-/// The settings, made once for all checks; with those that verify, the system's roots as they were lately.
-///
-/// # Errors
-/// When certificates are to be verified and this machine has none to start from.
-pub(super) async fn connector(tls: Tls) -> io::Result<TlsConnector> {
-    static CAREFUL: Roots = Roots::new(careful);
-    static CURIOUS: OnceLock<Result<TlsConnector, String>> = OnceLock::new();
-    let made = if tls.verify { CAREFUL.settings().await } else { CURIOUS.get_or_init(curious).clone() };
-    made.map_err(io::Error::other)
+/// How certificates are judged.
+pub(super) enum Trust {
+    /// Every one is taken.
+    Any,
+    /// By the system's roots.
+    System,
+    /// By the roots of a file.
+    File(Arc<Watched<TlsConnector>>),
+}
+
+impl Trust {
+    /// As a check says.
+    pub(super) fn of(tls: &Tls) -> Self {
+        static FILES: Shelf<TlsConnector> = Shelf::new(of_file);
+        match &tls.ca_file {
+            Some(file) => Self::File(FILES.file(file)),
+            None if tls.verify => Self::System,
+            None => Self::Any,
+        }
+    }
+
+    /// The settings, made once for all checks with the same roots, which are as they were lately.
+    ///
+    /// # Errors
+    /// When certificates are to be verified and there are no roots to start from.
+    pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
+        static CAREFUL: Roots = Roots::new(careful);
+        static CURIOUS: OnceLock<Result<TlsConnector, String>> = OnceLock::new();
+        let made = match self {
+            Self::Any => CURIOUS.get_or_init(curious).clone(),
+            Self::System => CAREFUL.settings().await,
+            Self::File(file) => {
+                return file.contents().await.map_err(|error| io::Error::other(format!("the ca_file {error}")));
+            }
+        };
+        made.map_err(io::Error::other)
+    }
 }
 
 /// What reads the roots, off the thread of the checks.
@@ -106,6 +137,17 @@ fn careful() -> Result<TlsConnector, String> {
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
         return Err("tls_verify = true finds no root certificates (install ca-certificates)".to_owned());
+    }
+    verifying(roots)
+}
+
+/// Verifies certificates by the roots of a file in PEM.
+fn of_file(bytes: Vec<u8>) -> Result<TlsConnector, String> {
+    let found = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.map_err(|error| format!("is not PEM: {error}"))?);
+    if roots.is_empty() {
+        return Err("holds no root certificate in PEM".to_owned());
     }
     verifying(roots)
 }

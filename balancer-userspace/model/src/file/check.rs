@@ -1,11 +1,10 @@
 //! `check = { … }` of a service or backend.
 
-use std::time::Duration;
+mod http;
 
-use http::{HeaderValue, Method, uri::PathAndQuery};
+use std::{path::PathBuf, time::Duration};
+
 use nix::unistd::User;
-use regex::bytes::{Regex, RegexBuilder};
-use rustls_pki_types::ServerName;
 
 use super::{
     findings::Findings,
@@ -13,11 +12,13 @@ use super::{
 };
 use crate::{
     config::{
-        BodyTest, CheckConfig, CheckKind, DnsCheck, DnsName, ExecCheck, HttpCheck, Payload, Rcode, Record,
+        BodyTest, CheckConfig, CheckKind, DnsCheck, DnsName, ExecCheck, Header, HttpCheck, Payload, Rcode, Record,
         StatusRanges, Tls, UdpCheck, Via,
     },
     value,
 };
+
+pub use self::http::without_port;
 
 const MIN_TIME: Duration = Duration::from_millis(100);
 const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
@@ -28,16 +29,14 @@ const FAST: u32 = 4;
 const FALL: u32 = 3;
 const RISE: u32 = 2;
 const MAX_COUNT: i64 = 1000;
-const MAX_BODY_TEXT: usize = 4096;
-/// What a compiled expression may take, in bytes.
-const MAX_PATTERN: usize = 1 << 20;
 const MAX_ARGUMENTS: usize = 64;
 const MAX_ARGUMENT: usize = 4096;
 
 /// Keys by the type of check they belong to.
 const TIMING: [&str; 6] = ["interval", "timeout", "fast_interval", "passive", "fall", "rise"];
 const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
-const HTTP: [&str; 6] = ["method", "path", "host", "expect_status", "expect_body", "expect_body_regex"];
+const HTTP: [&str; 7] = ["method", "path", "host", "headers", "expect_status", "expect_body", "expect_body_regex"];
+const HTTPS: [&str; 3] = ["tls_verify", "ca_file", "sni"];
 const UDP: [&str; 2] = ["send", "expect"];
 const DNS: [&str; 3] = ["name", "record", "expect_rcode"];
 const EXEC: [&str; 2] = ["command", "user"];
@@ -94,7 +93,10 @@ pub(super) struct Keys {
     host: Option<String>,
     expect_status: Option<StatusRanges>,
     expect_body: Option<BodyTest>,
+    headers: Option<Vec<Header>>,
     tls_verify: Option<bool>,
+    ca_file: Option<PathBuf>,
+    sni: Option<String>,
     send: Option<Payload>,
     expect: Option<Payload>,
     name: Option<DnsName>,
@@ -121,7 +123,10 @@ impl Keys {
             host: None,
             expect_status: None,
             expect_body: None,
+            headers: None,
             tls_verify: None,
+            ca_file: None,
+            sni: None,
             send: None,
             expect: None,
             name: None,
@@ -188,10 +193,15 @@ impl Keys {
                 }),
                 Type::Http | Type::Https => CheckKind::Http(HttpCheck {
                     port: self.port,
-                    tls: (self.kind == Type::Https).then_some(Tls { verify: self.tls_verify.unwrap_or(false) }),
+                    tls: (self.kind == Type::Https).then_some(Tls {
+                        verify: self.tls_verify.unwrap_or(false),
+                        ca_file: self.ca_file,
+                        sni: self.sni,
+                    }),
                     method: self.method.unwrap_or_else(|| "GET".to_owned()),
                     path: self.path.unwrap_or_else(|| "/".to_owned()),
                     host: self.host,
+                    headers: self.headers.unwrap_or_default(),
                     expect_status: self.expect_status.unwrap_or_else(|| StatusRanges(vec![(200, 399)])),
                     expect_body: self.expect_body,
                 }),
@@ -226,7 +236,7 @@ pub(super) fn check(
     keys.port = port.map(|port| port.value).or(keys.port);
     match kind {
         Type::None | Type::Tcp => {}
-        Type::Http | Type::Https => http(&mut section, &mut keys, findings),
+        Type::Http | Type::Https => http::http(&mut section, &mut keys, findings),
         Type::Udp => udp(&mut section, &mut keys, findings),
         Type::Dns => dns(&mut section, &mut keys, findings),
         Type::Exec => {
@@ -244,7 +254,7 @@ pub(super) fn check(
 /// Reports that a check has no type, or the misspelt keys, one of which may be it.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
     for key in
-        TIMING.into_iter().chain(HTTP).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port", "tls_verify"])
+        TIMING.into_iter().chain(HTTP).chain(HTTPS).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port"])
     {
         section.skip(key);
     }
@@ -274,7 +284,7 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
         refuse_all(&HTTP);
     }
     if kind != Type::Https {
-        refuse_all(&["tls_verify"]);
+        refuse_all(&HTTPS);
     }
     if kind != Type::Udp {
         refuse_all(&UDP);
@@ -337,38 +347,6 @@ fn time(key: &str, text: &str) -> Result<Duration, String> {
         return Err(format!("{key} = {} is out of range; give \"100ms\" to \"24h\"", value::quoted(text)));
     }
     Ok(time)
-}
-
-/// Reads the keys of an HTTP check. An invalid one has been reported.
-fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
-    let own_method = section.text("method", findings, method);
-    let own_path = section.text("path", findings, path);
-    let secure = keys.kind == Type::Https;
-    let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
-    let own_status = section.text("expect_status", findings, |text| text.parse::<StatusRanges>());
-    let text = section.text("expect_body", findings, |text| match text.len() {
-        1..=MAX_BODY_TEXT => Ok(text.to_owned()),
-        length => Err(format!("expect_body has {length} bytes; give 1 to {MAX_BODY_TEXT}")),
-    });
-    let pattern = section.text("expect_body_regex", findings, pattern);
-    if let (Some(_), Some(pattern)) = (&text, &pattern) {
-        let error = "expect_body_regex is given, and expect_body as well; remove one of them";
-        findings.error(pattern.at, error.to_owned());
-    }
-    if secure {
-        keys.tls_verify = section.boolean("tls_verify", findings).or(keys.tls_verify);
-    }
-    keys.method = own_method.map(|method| method.value).or(keys.method.take());
-    keys.path = own_path.map(|path| path.value).or(keys.path.take());
-    keys.host = own_host.map(|host| host.value).or(keys.host.take());
-    keys.expect_status = own_status.map(|statuses| statuses.value).or(keys.expect_status.take());
-    let body_at = text.as_ref().map(|text| text.at).or(pattern.as_ref().map(|pattern| pattern.at));
-    let text = text.map(|text| BodyTest::Contains(text.value));
-    keys.expect_body = pattern.map(|pattern| BodyTest::Matches(pattern.value)).or(text).or(keys.expect_body.take());
-    if keys.expect_body.is_some() && keys.method.as_deref() == Some("HEAD") {
-        let error = "expect_body needs a body, and HEAD asks for none; use method = \"GET\"";
-        findings.error(body_at.unwrap_or(section.at), error.to_owned());
-    }
 }
 
 fn udp(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
@@ -444,66 +422,4 @@ fn account(name: &str) -> Result<(), String> {
         }
         Err(error) => Err(format!("whether there is a user {given} cannot be told: {}", error.desc())),
     }
-}
-
-fn pattern(text: &str) -> Result<Regex, String> {
-    RegexBuilder::new(text).size_limit(MAX_PATTERN).build().map_err(|error| {
-        let why = if let regex::Error::CompiledTooBig(_) = error {
-            "it is too large".to_owned()
-        } else {
-            // The last line says what is wrong; those before draw the place.
-            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
-        };
-        format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
-    })
-}
-
-fn method(text: &str) -> Result<String, String> {
-    let upper = text.to_uppercase();
-    match Method::from_bytes(text.as_bytes()) {
-        Ok(_) if text != upper => {
-            Err(format!("the method {} is not in capitals; did you mean {upper:?}?", value::quoted(text)))
-        }
-        Ok(Method::CONNECT) => Err("the method \"CONNECT\" checks nothing; use \"GET\"".to_owned()),
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(format!("{} is not an HTTP method; use \"GET\", \"HEAD\" or \"OPTIONS\"", value::quoted(text))),
-    }
-}
-
-fn path(text: &str) -> Result<String, String> {
-    if text.starts_with('/') && text.parse::<PathAndQuery>().is_ok_and(|path| path.as_str() == text) {
-        return Ok(text.to_owned());
-    }
-    Err(format!(
-        "{} is not a path to ask for; write one from / on without spaces, such as \"/healthz\"",
-        value::quoted(text)
-    ))
-}
-
-fn host(text: &str) -> Result<String, String> {
-    let visible = HeaderValue::from_str(text).is_ok() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    if visible && !text.is_empty() && !text.contains('/') {
-        return Ok(text.to_owned());
-    }
-    Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
-}
-
-/// A host that can be asked for in TLS.
-fn server_name(text: &str) -> Result<String, String> {
-    let text = host(text)?;
-    match ServerName::try_from(without_port(&text)) {
-        Ok(_) => Ok(text),
-        Err(_) => {
-            Err(format!("{} is not a host name for TLS; write one such as \"www.example.com\"", value::quoted(&text)))
-        }
-    }
-}
-
-/// The host of `HOST` or `HOST:PORT`.
-pub fn without_port(host: &str) -> &str {
-    let bare = match host.rsplit_once(':') {
-        Some((bare, port)) if !bare.contains(':') || bare.ends_with(']') && port.parse::<u16>().is_ok() => bare,
-        Some(_) | None => host,
-    };
-    bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(bare)
 }

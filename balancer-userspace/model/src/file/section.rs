@@ -21,6 +21,13 @@ pub(super) enum Either<T> {
     Text(T),
 }
 
+/// Text of the file, or the name of a file that has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Given<'a> {
+    Text(&'a str),
+    File(&'a str),
+}
+
 /// One table of the file. Getters report a value of the wrong type or content and then answer `None`, as for a key
 /// that is absent.
 #[derive(Debug)]
@@ -180,6 +187,35 @@ impl<'i> Section<'i> {
             Ok(entries)
         });
         table.map(|Located { at, value }| Section::new(title, at, value))
+    }
+
+    /// The entries of the table under `key`, each a text or `{ file = "…" }`, with their names. Texts may be secrets: no
+    /// message shows one. `parse` says why it does not understand an entry; its error is the whole message.
+    pub(super) fn texts_or_files<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        findings: &mut Findings<'_>,
+        parse: impl Fn(&str, Given<'_>) -> Result<T, String>,
+    ) -> Option<Vec<Located<T>>> {
+        let entries = self.get(key, findings, |value| {
+            let DeValue::Table(entries) = value else { return Err(format!("{key} is no table; give {wanted}")) };
+            Ok(entries)
+        })?;
+        let mut parsed = Vec::with_capacity(entries.value.len());
+        for (name, value) in &entries.value {
+            let value = value.get_ref();
+            let file = || value.as_table().filter(|table| table.len() == 1)?.get("file")?.get_ref().as_str();
+            let given = value.as_str().map(Given::Text).or_else(|| file().map(Given::File));
+            let at = name.span().start;
+            let wrong =
+                || format!("{} in {key} is neither text nor a file; give {wanted}", value::quoted(name.get_ref()));
+            match given.ok_or_else(wrong).and_then(|given| parse(name.get_ref(), given)) {
+                Ok(value) => parsed.push(Located { at, value }),
+                Err(error) => findings.error(at, error),
+            }
+        }
+        Some(parsed)
     }
 
     /// The elements of the array under `key` that `pick` accepts; `wanted` is what each has to be.

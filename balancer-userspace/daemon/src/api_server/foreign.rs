@@ -1,0 +1,132 @@
+//! Programs and files of checks come from the balancer's own file. Members of the control socket's group may change services,
+//! and must not be able to run what they like as another user, or to have a file sent that only the balancer can read.
+
+use std::{collections::HashSet, path::Path};
+
+use balancer_model::{
+    config::{CheckConfig, CheckKind, Config, FileUse},
+    value,
+};
+use hyper::StatusCode;
+
+use super::failure::Failure;
+use crate::configuration::Configurations;
+
+/// What a check takes from this machine.
+#[derive(PartialEq, Eq, Hash)]
+enum Taken<'a> {
+    Program { command: &'a [String], user: &'a str },
+    File(FileUse, &'a Path),
+}
+
+/// Refuses a configuration whose checks run a program, or read a file, which those of the balancer's own file do not run as
+/// that user, or read for that purpose.
+///
+/// # Errors
+/// When there is such a program or file.
+pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
+    let mut wanted = all(config).peekable();
+    if wanted.peek().is_none() {
+        return Ok(());
+    }
+    let own = own(configurations).await;
+    let known: HashSet<Taken<'_>> = own.iter().flat_map(all).collect();
+    let Some(foreign) = wanted.find(|wanted| !known.contains(wanted)) else { return Ok(()) };
+    let whence = configurations.own().map_or_else(
+        || "the file that a balancer is started with, and this one was started without".to_owned(),
+        |own| format!("the balancer's own file: change {0}, then: balancer apply {0} --reread", own.display()),
+    );
+    let message = format!("nothing was changed: {} only from {whence}", foreign.told());
+    Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
+}
+
+/// The configuration that the balancer's own file has now. `None`: there is no file, or it is not valid.
+async fn own(configurations: &Configurations) -> Option<Config> {
+    let path = configurations.own().map(Path::to_owned)?;
+    configurations.load(path).await.ok()?.ok().map(|(config, _)| config)
+}
+
+fn all(config: &Config) -> impl Iterator<Item = Taken<'_>> {
+    config.services.iter().flat_map(|service| service.checks()).flat_map(of)
+}
+
+fn of(check: &CheckConfig) -> Vec<Taken<'_>> {
+    match &check.kind {
+        CheckKind::Exec(exec) => vec![Taken::Program { command: &exec.command, user: &exec.user }],
+        CheckKind::Http(http) => http.files().map(|(purpose, file)| Taken::File(purpose, file)).collect(),
+        CheckKind::None | CheckKind::Tcp { .. } | CheckKind::Udp(_) | CheckKind::Dns(_) => Vec::new(),
+    }
+}
+
+impl Taken<'_> {
+    /// That it is new, and what comes only from the own file.
+    fn told(&self) -> String {
+        match self {
+            Self::Program { command, user } => format!(
+                "the check that runs {} as {} is new, and programs come",
+                value::quoted(&command.join(" ")),
+                value::quoted(user)
+            ),
+            Self::File(purpose, file) => {
+                format!("{purpose} {} is new, and files of checks come", file.display())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use balancer_model::file;
+
+    use super::*;
+
+    const TOKEN: &str = "type = \"https\", headers = { Authorization = { file = \"/etc/token\" } }";
+    const ROOTS: &str = "type = \"https\", ca_file = \"/etc/ca.pem\"";
+
+    fn text(check: &str) -> String {
+        format!(
+            "interfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:443\"\nforwarding = \"nat\"\n\
+             check = {{ {check} }}\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n"
+        )
+    }
+
+    /// The refusal of a configuration with a check by a balancer whose file has the check `own`.
+    async fn refused(own: Option<&str>, wanted: &str) -> Option<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("own.toml");
+        let mut configurations = Configurations::default();
+        if let Some(own) = own {
+            fs::write(&path, text(own)).unwrap();
+            configurations = configurations.of(path);
+        }
+        let wanted = file::parse("web.toml".as_ref(), text(wanted).as_bytes()).unwrap().0;
+        refuse(&configurations, &wanted).await.err().map(|failure| format!("{failure:?}"))
+    }
+
+    #[tokio::test]
+    async fn when_a_check_needs_a_file_then_the_own_file_must_name_it_for_that_purpose() {
+        let swapped = TOKEN.replace("/etc/token", "/etc/ca.pem");
+        for (own, wanted) in [(Some(TOKEN), TOKEN), (Some(ROOTS), ROOTS), (None, "type = \"tcp\"")] {
+            assert_eq!(refused(own, wanted).await, None, "{own:?} {wanted}");
+        }
+        for (own, wanted, words) in [
+            (
+                None,
+                TOKEN,
+                "the header whose value is in /etc/token is new, and files of checks come only from the file",
+            ),
+            (Some(ROOTS), TOKEN, "the header whose value is in /etc/token is new"),
+            (
+                Some(TOKEN),
+                ROOTS,
+                "the ca_file /etc/ca.pem is new, and files of checks come only from the balancer's own file",
+            ),
+            (Some(ROOTS), &swapped, "the header whose value is in /etc/ca.pem is new"),
+        ] {
+            let why = refused(own, wanted).await.unwrap_or_default();
+            assert!(why.contains(words), "{why}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Small files that checks need: each is read once for all checks, and again when it changes.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time::Instant};
+
+use crate::followed_files::{Version, version};
+
+/// How old what is known of a file may be when a check asks for it.
+const LOOK: Duration = Duration::from_secs(1);
+/// The largest file, in bytes.
+const LARGEST: u64 = 1 << 20;
+
+/// What makes something of a file's bytes; its error goes on after the name of the file.
+type Parse<T> = fn(Vec<u8>) -> Result<T, String>;
+
+/// The files of one kind that checks need at present.
+pub(super) struct Shelf<T> {
+    parse: Parse<T>,
+    files: Mutex<BTreeMap<PathBuf, Weak<Watched<T>>>>,
+}
+
+impl<T: Clone + Send + Sync + 'static> Shelf<T> {
+    pub(super) const fn new(parse: Parse<T>) -> Self {
+        Self { parse, files: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The file at `path`, which is kept as long as somebody has it.
+    pub(super) fn file(&self, path: &Path) -> Arc<Watched<T>> {
+        // Whoever panicked did not hold it in the middle of a change.
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path).and_then(Weak::upgrade) {
+            return file;
+        }
+        files.retain(|_, file| file.strong_count() > 0);
+        let known = Known { looked: None, version: None, contents: Err(String::new()) };
+        let file = Arc::new(Watched {
+            path: path.to_owned(),
+            parse: self.parse,
+            known: Arc::new(tokio::sync::Mutex::new(known)),
+        });
+        files.insert(path.to_owned(), Arc::downgrade(&file));
+        file
+    }
+}
+
+/// A file.
+pub(super) struct Watched<T> {
+    path: PathBuf,
+    parse: Parse<T>,
+    known: Arc<tokio::sync::Mutex<Known<T>>>,
+}
+
+struct Known<T> {
+    looked: Option<Instant>,
+    version: Version,
+    contents: Result<T, String>,
+}
+
+impl<T: Clone + Send + Sync + 'static> Watched<T> {
+    /// What the file has now, or had a second ago.
+    ///
+    /// # Errors
+    /// The file, and why it has nothing.
+    pub(super) async fn contents(&self) -> io::Result<T> {
+        let mut known = Arc::clone(&self.known).lock_owned().await;
+        if known.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            let (path, parse) = (self.path.clone(), self.parse);
+            // It goes on where nobody waits for it any more: a file system that does not answer holds one thread only.
+            let look = spawn_blocking(move || {
+                known.look(&path, parse);
+                known
+            });
+            known = look.await.map_err(io::Error::other)?;
+        }
+        known.contents.clone().map_err(|why| io::Error::other(format!("{} {why}", self.path.display())))
+    }
+}
+
+impl<T> Known<T> {
+    /// Reads the file if it is another one, or was none.
+    fn look(&mut self, path: &Path, parse: Parse<T>) {
+        // The version is the one before the read, so that a write meanwhile makes another one.
+        let version = version(path);
+        if self.contents.is_err() || version != self.version {
+            self.contents = read(path).and_then(parse);
+        }
+        (self.version, self.looked) = (version, Some(Instant::now()));
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let cannot = |error: io::Error| format!("cannot be read: {error}");
+    // A pipe would have its reader wait.
+    if !path.metadata().map_err(cannot)?.is_file() {
+        return Err("cannot be read: it is not a regular file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)).map_err(cannot)?;
+    if bytes.len() as u64 > LARGEST { Err("is larger than 1 MiB".to_owned()) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+
+    static PARSED: AtomicU32 = AtomicU32::new(0);
+
+    fn parse(bytes: Vec<u8>) -> Result<String, String> {
+        PARSED.fetch_add(1, Ordering::SeqCst);
+        String::from_utf8(bytes).map_err(|_| "is no text".to_owned())
+    }
+
+    /// One test, because it counts how often files are parsed.
+    #[tokio::test]
+    async fn when_a_file_changes_then_it_is_read_again_once_for_all() {
+        static SHELF: Shelf<String> = Shelf::new(parse);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        let (one, other) = (SHELF.file(&path), SHELF.file(&path));
+        assert!(Arc::ptr_eq(&one, &other));
+        let why = one.contents().await.unwrap_err().to_string();
+        assert!(why.starts_with(&format!("{} cannot be read: No such file", path.display())), "{why}");
+
+        tokio::time::pause();
+        fs::write(&path, "first").unwrap();
+        tokio::time::advance(LOOK).await;
+        for file in [&one, &other, &one] {
+            assert_eq!(file.contents().await.unwrap(), "first");
+        }
+        tokio::time::advance(LOOK).await;
+        assert_eq!(one.contents().await.unwrap(), "first");
+        assert_eq!(PARSED.load(Ordering::SeqCst), 1, "it did not change");
+
+        let new = directory.path().join("new");
+        fs::write(&new, "other").unwrap();
+        fs::rename(&new, &path).unwrap();
+        assert_eq!(one.contents().await.unwrap(), "first", "it was looked at just now");
+        tokio::time::advance(LOOK).await;
+        assert_eq!(other.contents().await.unwrap(), "other");
+
+        fs::write(&path, b"\xff").unwrap();
+        tokio::time::advance(LOOK).await;
+        assert!(one.contents().await.unwrap_err().to_string().ends_with("token is no text"));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        tokio::time::advance(LOOK).await;
+        assert!(one.contents().await.unwrap_err().to_string().ends_with("it is not a regular file"));
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, vec![b'a'; LARGEST as usize + 1]).unwrap();
+        tokio::time::advance(LOOK).await;
+        assert!(one.contents().await.unwrap_err().to_string().ends_with("is larger than 1 MiB"));
+
+        drop((one, other));
+        assert!(SHELF.file(&directory.path().join("new")).contents().await.is_err());
+        assert_eq!(SHELF.files.lock().unwrap().len(), 1, "nobody needs the first any more");
+    }
+}

@@ -1,0 +1,176 @@
+//! The keys of `http` and `https` checks.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderValue, Method, uri::PathAndQuery};
+use regex::bytes::{Regex, RegexBuilder};
+use rustls_pki_types::ServerName;
+
+use super::{Keys, Type};
+use crate::{
+    config::{BodyTest, Header, HeaderText, Secret, StatusRanges},
+    file::{
+        findings::Findings,
+        section::{Given, Located, Section},
+    },
+    header, value,
+};
+
+const MAX_BODY_TEXT: usize = 4096;
+/// What a compiled expression may take, in bytes.
+const MAX_PATTERN: usize = 1 << 20;
+const MAX_HEADERS: usize = 32;
+
+/// Reads the keys of an HTTP check. An invalid one has been reported.
+pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let own_method = section.text("method", findings, method);
+    let own_path = section.text("path", findings, path);
+    let secure = keys.kind == Type::Https;
+    let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
+    let own_status = section.text("expect_status", findings, |text| text.parse::<StatusRanges>());
+    let text = section.text("expect_body", findings, |text| match text.len() {
+        1..=MAX_BODY_TEXT => Ok(text.to_owned()),
+        length => Err(format!("expect_body has {length} bytes; give 1 to {MAX_BODY_TEXT}")),
+    });
+    let pattern = section.text("expect_body_regex", findings, pattern);
+    if let (Some(_), Some(pattern)) = (&text, &pattern) {
+        let error = "expect_body_regex is given, and expect_body as well; remove one of them";
+        findings.error(pattern.at, error.to_owned());
+    }
+    keys.headers = headers(section, findings).or(keys.headers.take());
+    if secure {
+        tls(section, keys, findings);
+    }
+    keys.method = own_method.map(|method| method.value).or(keys.method.take());
+    keys.path = own_path.map(|path| path.value).or(keys.path.take());
+    keys.host = own_host.map(|host| host.value).or(keys.host.take());
+    keys.expect_status = own_status.map(|statuses| statuses.value).or(keys.expect_status.take());
+    let body_at = text.as_ref().map(|text| text.at).or(pattern.as_ref().map(|pattern| pattern.at));
+    let text = text.map(|text| BodyTest::Contains(text.value));
+    keys.expect_body = pattern.map(|pattern| BodyTest::Matches(pattern.value)).or(text).or(keys.expect_body.take());
+    if keys.expect_body.is_some() && keys.method.as_deref() == Some("HEAD") {
+        let error = "expect_body needs a body, and HEAD asks for none; use method = \"GET\"";
+        findings.error(body_at.unwrap_or(section.at), error.to_owned());
+    }
+}
+
+/// Reads the keys of TLS. One's own `ca_file` says that the certificate is verified, and one's own `tls_verify = false` that
+/// the service's `ca_file` does not matter.
+fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let verify = section.boolean("tls_verify", findings);
+    let ca_file = section.text("ca_file", findings, value::absolute_path);
+    let sni = section.text("sni", findings, sni);
+    match (verify, ca_file) {
+        (Some(false), Some(ca_file)) => {
+            let error = "ca_file is given, and tls_verify = false lets every certificate pass; remove one of them";
+            findings.error(ca_file.at, error.to_owned());
+        }
+        (Some(false), None) => (keys.tls_verify, keys.ca_file) = (Some(false), None),
+        (_, Some(ca_file)) => (keys.tls_verify, keys.ca_file) = (Some(true), Some(ca_file.value)),
+        (verify, None) => keys.tls_verify = verify.or(keys.tls_verify),
+    }
+    keys.sni = sni.map(|sni| sni.value).or(keys.sni.take());
+}
+
+/// Reads further headers, all of them: a backend's take the place of its service's.
+fn headers(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Header>> {
+    const WANTED: &str = "headers = { X-Probe = \"balancer\", Authorization = { file = \"/etc/balancer/token\" } }";
+    let at = section.at;
+    let given = section.texts_or_files("headers", WANTED, findings, header)?;
+    if given.len() > MAX_HEADERS {
+        findings.error(at, format!("headers has {} entries; give at most {MAX_HEADERS}", given.len()));
+    }
+    let mut headers = BTreeMap::new();
+    for Located { at, value: Header { name, value } } in given {
+        if headers.contains_key(&name) {
+            findings.error(at, format!("headers has {name:?} twice, whatever its case; remove one of them"));
+        }
+        headers.insert(name, value);
+    }
+    Some(headers.into_iter().map(|(name, value)| Header { name, value }).collect())
+}
+
+fn header(name: &str, given: Given<'_>) -> Result<Header, String> {
+    let shown = value::quoted(name);
+    let value = match given {
+        Given::Text(text) => match header::sendable(text.as_bytes()) {
+            Ok(()) => HeaderText::Text(Secret(text.to_owned())),
+            Err(why) => return Err(format!("the header {shown} {why}")),
+        },
+        Given::File(path) => HeaderText::File(value::absolute_path(path)?),
+    };
+    Ok(Header { name: header::name(name)?, value })
+}
+
+fn pattern(text: &str) -> Result<Regex, String> {
+    RegexBuilder::new(text).size_limit(MAX_PATTERN).build().map_err(|error| {
+        let why = if let regex::Error::CompiledTooBig(_) = error {
+            "it is too large".to_owned()
+        } else {
+            // The last line says what is wrong; those before draw the place.
+            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        };
+        format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
+    })
+}
+
+fn method(text: &str) -> Result<String, String> {
+    let upper = text.to_uppercase();
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(_) if text != upper => {
+            Err(format!("the method {} is not in capitals; did you mean {upper:?}?", value::quoted(text)))
+        }
+        Ok(Method::CONNECT) => Err("the method \"CONNECT\" checks nothing; use \"GET\"".to_owned()),
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{} is not an HTTP method; use \"GET\", \"HEAD\" or \"OPTIONS\"", value::quoted(text))),
+    }
+}
+
+fn path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.parse::<PathAndQuery>().is_ok_and(|path| path.as_str() == text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "{} is not a path to ask for; write one from / on without spaces, such as \"/healthz\"",
+        value::quoted(text)
+    ))
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let visible = HeaderValue::from_str(text).is_ok() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if visible && !text.is_empty() && !text.contains('/') {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
+}
+
+/// A host that can be asked for in TLS.
+fn server_name(text: &str) -> Result<String, String> {
+    let text = host(text)?;
+    match ServerName::try_from(without_port(&text)) {
+        Ok(_) => Ok(text),
+        Err(_) => {
+            Err(format!("{} is not a host name for TLS; write one such as \"www.example.com\"", value::quoted(&text)))
+        }
+    }
+}
+
+/// The name in TLS.
+fn sni(text: &str) -> Result<String, String> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!(
+            "{} is not a server name for TLS; write one without a port, such as \"www.example.com\"",
+            value::quoted(text)
+        )),
+    }
+}
+
+/// The host of `HOST` or `HOST:PORT`.
+pub fn without_port(host: &str) -> &str {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if !bare.contains(':') || bare.ends_with(']') && port.parse::<u16>().is_ok() => bare,
+        Some(_) | None => host,
+    };
+    bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(bare)
+}
