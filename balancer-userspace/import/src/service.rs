@@ -28,12 +28,23 @@ impl Forwarding {
     }
 }
 
+/// TLS of a check.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tls {
+    pub(crate) verify: Option<bool>,
+    /// Only where certificates are verified; none: by the system's roots.
+    pub(crate) ca_file: Option<String>,
+    pub(crate) sni: Option<String>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Http {
-    pub(crate) https: bool,
+    pub(crate) tls: Option<Tls>,
     pub(crate) method: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) host: Option<String>,
+    /// Names and values.
+    pub(crate) headers: Option<Vec<(String, String)>>,
     pub(crate) status: Option<String>,
     pub(crate) body_regex: Option<String>,
 }

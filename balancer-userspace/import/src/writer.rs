@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
+use balancer_model::file::check::without_port;
+
 use crate::{
     address::shown,
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Forwarding, Listener, Service},
+    service::{Backend, Check, CheckKind, Forwarding, Http, Listener, Service, Tls},
 };
 
 const NAT: &str = "\
@@ -15,6 +17,9 @@ const NAT: &str = "\
 const DSR: &str = "# dsr: each backend has the service's address on an interface that answers no ARP, as with IPVS.\n";
 const TUNNEL: &str = "# Each backend needs a tunnel interface with the service's address, as with IPVS.\n";
 const WAITING: &str = "# This service lacks addresses, see above. Put them in, and take each `# ` away.\n";
+
+/// Where most distributions have the system's roots.
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const DAY_MS: u64 = 86_400_000;
 const YEAR: u64 = 31_536_000;
@@ -33,8 +38,27 @@ fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: 
         if common.body_regex.is_some() {
             own.body_regex.get_or_insert_default();
         }
+        if common.headers.is_some() {
+            own.headers.get_or_insert_default();
+        }
+        if let (Some(tls), Some(of_common)) = (&mut own.tls, &common.tls) {
+            differing_tls(tls, of_common, own.host.as_deref(), &backend.address.to_string());
+        }
     }
     whole
+}
+
+/// Says what would be taken over otherwise.
+fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str) {
+    if common.sni.is_some() {
+        own.sni.get_or_insert_with(|| host.map_or(address, without_port).to_owned());
+    }
+    if common.verify == Some(true) {
+        own.verify.get_or_insert(false);
+    }
+    if common.ca_file.is_some() && own.verify == Some(true) {
+        own.ca_file.get_or_insert_with(|| SYSTEM_ROOTS.to_owned());
+    }
 }
 
 impl Conversion {
@@ -155,13 +179,33 @@ fn whole(check: &Check) -> Check {
     whole
 }
 
+fn http_keys(http: &Http, mut key: impl FnMut(&'static str, Option<String>)) {
+    let string = |value: &Option<String>| value.as_deref().map(quoted);
+    key("method", string(&http.method));
+    key("path", string(&http.path));
+    key("host", string(&http.host));
+    key("headers", http.headers.as_deref().map(headers));
+    key("expect_status", string(&http.status));
+    key("expect_body_regex", string(&http.body_regex));
+    if let Some(Tls { verify, ca_file, sni }) = &http.tls {
+        key("tls_verify", verify.map(|verify| verify.to_string()));
+        key("ca_file", string(ca_file));
+        key("sni", string(sni));
+    }
+}
+
+fn headers(headers: &[(String, String)]) -> String {
+    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{} = {}", quoted(name), quoted(value))).collect();
+    if headers.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", headers.join(", ")) }
+}
+
 /// The keys of a check, with their values.
 fn keys(check: &Check) -> Vec<(&'static str, String)> {
     let mut keys = Vec::new();
     let mut key = |name: &'static str, value: Option<String>| keys.extend(value.map(|value| (name, value)));
     let kind = match &check.kind {
         CheckKind::Tcp => "tcp",
-        CheckKind::Http(http) if http.https => "https",
+        CheckKind::Http(http) if http.tls.is_some() => "https",
         CheckKind::Http(_) => "http",
         CheckKind::Exec { .. } => "exec",
     };
@@ -177,14 +221,7 @@ fn keys(check: &Check) -> Vec<(&'static str, String)> {
     key("port", check.port.filter(|port| *port != 0).map(|port| port.to_string()));
     match &check.kind {
         CheckKind::Tcp => {}
-        CheckKind::Http(http) => {
-            let string = |value: &Option<String>| value.as_deref().map(quoted);
-            key("method", string(&http.method));
-            key("path", string(&http.path));
-            key("host", string(&http.host));
-            key("expect_status", string(&http.status));
-            key("expect_body_regex", string(&http.body_regex));
-        }
+        CheckKind::Http(http) => http_keys(http, key),
         CheckKind::Exec { command, user } => {
             let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
             key("command", Some(format!("[{}]", words.join(", "))));

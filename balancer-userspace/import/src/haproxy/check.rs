@@ -1,7 +1,11 @@
 //! `option httpchk` and `http-check`.
 
 use super::parse::Line;
-use crate::{notes::Conversion, service};
+use crate::{
+    notes::Conversion,
+    service::{self, Tls},
+};
+use balancer_model::header::{name, sendable};
 
 const EXEC: &str = "a check asks once, and compares the status or `expect_body`; use a check of type `exec`";
 
@@ -10,14 +14,16 @@ pub(super) struct Http {
     method: Option<String>,
     path: Option<String>,
     host: Option<String>,
+    headers: Option<Vec<(String, String)>>,
     status: Option<String>,
 }
 
 impl Http {
-    pub(super) fn kind(&self, https: bool) -> service::Http {
-        let Self { method, path, host, status } = self.clone();
+    /// The check, with the TLS of a server.
+    pub(super) fn kind(&self, tls: Option<Tls>) -> service::Http {
+        let Self { method, path, host, headers, status } = self.clone();
         let method = method.or_else(|| Some("OPTIONS".to_owned()));
-        service::Http { https, method, path, host, status, body_regex: None }
+        service::Http { tls, method, path, host, headers, status, body_regex: None }
     }
 }
 
@@ -56,17 +62,38 @@ fn send(conversion: &mut Conversion, http: &mut Http, line: &Line) {
             "ver" => drop(value()),
             "hdr" => match (value(), value()) {
                 (Some(name), host) if name.eq_ignore_ascii_case("host") => http.host = host,
-                (name, _) => conversion.needs_you(
-                    &line.place,
-                    format!("http-check send hdr {}", name.unwrap_or_default()),
-                    "a check sends no headers but Host; use a check of type `exec`",
-                ),
+                (name, value) => {
+                    header(conversion, http, line, (name.unwrap_or_default(), value.unwrap_or_default()));
+                }
             },
             word => conversion.needs_you(
                 &line.place,
                 format!("http-check send {word}"),
-                "a check sends method, path and host; use a check of type `exec`",
+                "a check sends method, path and headers; use a check of type `exec`",
             ),
         }
     }
+}
+
+/// Takes a header, unless the balancer does not send it. No note shows a value.
+fn header(conversion: &mut Conversion, http: &mut Http, line: &Line, (word, value): (String, String)) {
+    let directive = format!("http-check send hdr {word}");
+    if word.eq_ignore_ascii_case("connection") {
+        return conversion.not_needed(&line.place, directive, "each check is a connection of its own; nothing to do");
+    }
+    // Two percent signs are one; one begins an expression. In quotes `$` begins the name of a variable.
+    let literal = value.replace("%%", "");
+    let headers = http.headers.get_or_insert_default();
+    let why = if literal.contains(['%', '$']) {
+        "the value depends on HAProxy or its environment; write it, or `{ file = … }`, in `headers`".to_owned()
+    } else if headers.iter().any(|(other, _)| other.eq_ignore_ascii_case(&word)) {
+        "a check sends each header once; write one value".to_owned()
+    } else if let Err(why) = name(&word) {
+        why
+    } else if let Err(why) = sendable(value.as_bytes()) {
+        format!("it {why}")
+    } else {
+        return headers.push((word, value.replace("%%", "%")));
+    };
+    conversion.needs_you(&line.place, directive, why);
 }

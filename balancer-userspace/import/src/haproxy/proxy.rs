@@ -70,14 +70,17 @@ pub(super) fn fill<'a>(
     for backend in &mut service.backends {
         let Some(check) = &mut backend.check else { continue };
         check.timeout_ms = timeout;
-        let over_tls = matches!(&check.kind, CheckKind::Http(_));
+        let tls = match &check.kind {
+            CheckKind::Http(http) => http.tls.clone(),
+            CheckKind::Tcp | CheckKind::Exec { .. } => None,
+        };
         check.kind = match &http {
-            Some(http) => CheckKind::Http(http.kind(over_tls)),
+            Some(http) => CheckKind::Http(http.kind(tls)),
             None => {
-                if over_tls {
+                if tls.is_some() {
                     let why =
                         "a check of type `https` asks for a page; without one, only whether the port opens is checked";
-                    conversion.needs_you(&backend.place, format!("server {} check-ssl", backend.name), why);
+                    conversion.needs_you(&backend.place, format!("server {} check over TLS", backend.name), why);
                 }
                 CheckKind::Tcp
             }

@@ -6,7 +6,7 @@ use super::parse::Line;
 use crate::{
     address::{numeric, refusal, split},
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Http},
+    service::{Backend, Check, CheckKind, Http, Tls},
 };
 
 /// Options that `default-server` sets and a server changes.
@@ -16,7 +16,14 @@ pub(super) struct Options {
     backup: bool,
     disabled: bool,
     is_checked: bool,
-    over_tls: bool,
+    /// Whether connections are over TLS, and whether checks are, as far as it is said.
+    tls: bool,
+    check_tls: Option<bool>,
+    /// What is said of certificates; it matters only over TLS.
+    verify: Option<bool>,
+    ca_file: Option<String>,
+    sni: Option<String>,
+    check_sni: Option<String>,
     check: Check,
 }
 
@@ -53,7 +60,16 @@ impl Options {
                         conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
                     }
                 }
-                word => other(conversion, line, &label, word, value),
+                "verify" | "ca-file" | "sni" | "check-sni" => {
+                    let value = value();
+                    if let Err(why) = self.certificate(word, value) {
+                        conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
+                    }
+                }
+                word => {
+                    self.tls |= word == "ssl";
+                    other(conversion, line, &label, word, value);
+                }
             }
         }
     }
@@ -63,8 +79,9 @@ impl Options {
         match word {
             "check" => self.is_checked = true,
             "no-check" => self.is_checked = false,
-            "check-ssl" => self.over_tls = true,
-            "no-check-ssl" => self.over_tls = false,
+            "check-ssl" => self.check_tls = Some(true),
+            "no-check-ssl" => self.check_tls = Some(false),
+            "no-ssl" => self.tls = false,
             "backup" => self.backup = true,
             "no-backup" => self.backup = false,
             "disabled" => self.disabled = true,
@@ -86,10 +103,42 @@ impl Options {
         Some(())
     }
 
+    /// Reads what is said of certificates; the error is why it needs somebody.
+    fn certificate(&mut self, word: &str, value: &str) -> Result<(), &'static str> {
+        match (word, value) {
+            ("verify", "none") => self.verify = Some(false),
+            ("verify", "required") => self.verify = Some(true),
+            ("verify", _) => return Err("write `tls_verify` of the check"),
+            ("ca-file", path) => {
+                if path != "@system-ca" && !path.starts_with('/') {
+                    return Err("write the whole path of one file as `ca_file` of the check");
+                }
+                self.ca_file = path.starts_with('/').then(|| path.to_owned());
+                // HAProxy verifies unless it is told not to.
+                self.verify.get_or_insert(true);
+            }
+            ("check-sni", name) => self.check_sni = Some(name.to_owned()),
+            (_, expression) => match expression.strip_prefix("str(").and_then(|rest| rest.strip_suffix(')')) {
+                Some(name) if !name.contains([',', '(', ')']) => self.sni = Some(name.to_owned()),
+                _ => return Err("it is taken from the connection; write the name as `sni` of the check"),
+            },
+        }
+        Ok(())
+    }
+
+    /// The TLS of checks: that of connections, unless something else is said or they go to another port.
+    fn check_tls(&self) -> Option<Tls> {
+        if !self.check_tls.unwrap_or(self.tls && self.check.port.is_none()) {
+            return None;
+        }
+        let ca_file = self.ca_file.clone().filter(|_| self.verify == Some(true));
+        Some(Tls { verify: self.verify, ca_file, sni: self.check_sni.clone().or_else(|| self.sni.clone()) })
+    }
+
     fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
         let mut check = self.check.clone();
-        if self.over_tls {
-            check.kind = CheckKind::Http(Http { https: true, ..Http::default() });
+        if let Some(tls) = self.check_tls() {
+            check.kind = CheckKind::Http(Http { tls: Some(tls), ..Http::default() });
         }
         Backend {
             place: line.place.clone(),
@@ -106,6 +155,11 @@ impl Options {
     /// The backends of a `server` or `server-template`.
     pub(super) fn backends(&self, conversion: &mut Conversion, line: &Line) -> Vec<Backend> {
         let template = line.word(0) == "server-template";
+        let of_tls = self.verify.is_some() || self.sni.is_some() || self.check_sni.is_some();
+        if of_tls && self.check_tls().is_none() {
+            let why = "its checks are not over TLS, where `verify`, `ca-file` and names matter; nothing to do";
+            conversion.not_needed(&line.place, format!("{} {}", line.word(0), line.word(1)), why);
+        }
         let text = line.word(if template { 3 } else { 2 });
         let bare = text.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
         // `:+1000` counts from the client's port.
@@ -156,13 +210,15 @@ fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, 
         }
         "agent-check" => (false, "agents are not asked; use a check of type `exec`"),
         "downinter" => (true, "the interval is the same while a backend is down; look whether it matters"),
-        "verify" => (true, "`tls_verify` of a check says whether the certificate is looked at"),
+        "verifyhost" => {
+            (true, "the certificate must be for the name in `sni` of the check, or in `host`; write it there")
+        }
         "source" | "resolvers" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track"
-        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "ca-file" | "crt" | "sni" | "alpn" | "proto"
-        | "id" | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "pool-max-conn" | "check-sni"
-        | "check-alpn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay"
-        | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "check-proto" | "socks4" | "ws"
-        | "log-proto" | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
+        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "crt" | "alpn" | "proto" | "id"
+        | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "pool-max-conn" | "check-alpn"
+        | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay" | "pool-low-conn"
+        | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "check-proto" | "socks4" | "ws" | "log-proto"
+        | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
             (!word.starts_with("force-"), "it has no counterpart; look whether it matters")
         }
         _ => (false, "it has no counterpart; look whether it matters"),

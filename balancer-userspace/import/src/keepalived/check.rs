@@ -2,7 +2,7 @@
 
 use crate::{
     notes::Conversion,
-    service::{Check, CheckKind, Http},
+    service::{Check, CheckKind, Http, Tls},
     tree::Directive,
 };
 
@@ -129,7 +129,7 @@ fn option(conversion: &mut Conversion, one: &Directive, check: &mut Check) {
 }
 
 fn http(conversion: &mut Conversion, rest: &[&Directive], https: bool, host: Option<&String>) -> Http {
-    let mut http = Http { https, host: host.cloned(), ..Http::default() };
+    let mut http = Http { tls: https.then(Tls::default), host: host.cloned(), ..Http::default() };
     http.method = Some("GET".to_owned());
     http.path = Some("/".to_owned());
     http.status = Some("200-299".to_owned());

@@ -199,6 +199,97 @@ fn when_a_section_of_haproxy_names_its_defaults_then_it_takes_over_these() {
     assert_has(&checked(&conversion), &["  interval = \"9s\"\n  fall = 7\n"]);
 }
 
+/// A service whose servers have these options, with checks of a page.
+fn checked_over_tls(send: &str, servers: &[&str]) -> Conversion {
+    let mut text = format!("listen web\n bind 198.51.100.10:443\n option httpchk\n http-check send {send}\n");
+    for (number, server) in servers.iter().enumerate() {
+        text += &format!(" server s{number} 10.0.0.{}:443 check {server}\n", number + 1);
+    }
+    converted(Dialect::Haproxy, &text)
+}
+
+#[test]
+fn when_a_check_of_haproxy_sends_headers_then_they_are_converted() {
+    let send = "meth GET uri / hdr Host www.example.com hdr X-Probe \"50%% of \\\"it\\\"\" hdr accept text/plain hdr Connection close";
+    let conversion = checked_over_tls(send, &["", "inter 9s"]);
+    assert_eq!(conversion.summary(), "1 service, 2 backends; 0 directives need you");
+    let headers = "headers = { \"X-Probe\" = \"50% of \\\"it\\\"\", \"accept\" = \"text/plain\" }";
+    let text = checked(&conversion);
+    assert_has(&text, &["hdr Connection: each check is a connection of its own", "  host = \"www.example.com\"\n"]);
+    assert_eq!(text.matches(headers).count(), 2, "{text}");
+}
+
+#[test]
+fn when_a_header_of_haproxy_cannot_be_sent_then_it_is_named_without_its_value() {
+    for (header, wanted) in [
+        ("X-Probe hidden%[env(TOKEN)]", "the value depends on HAProxy or its environment"),
+        ("X-Probe \"hidden ${TOKEN}\"", "the value depends on HAProxy or its environment"),
+        ("accept one hdr ACCEPT hidden", "a check sends each header once"),
+        ("Content-Length hidden", "the header \"Content-Length\" belongs to the check itself"),
+        ("\"X Probe\" hidden", "\"X Probe\" is not the name of a header"),
+    ] {
+        let conversion = checked_over_tls(&format!("meth GET hdr {header}"), &[""]);
+        assert_eq!(conversion.need_you(), 1, "{header}");
+        let text = checked(&conversion);
+        assert_has(&text, &["# not converted (line 4): http-check send hdr ", wanted]);
+        assert!(!text.contains("hidden"), "{text}");
+    }
+}
+
+#[test]
+fn when_a_check_of_haproxy_is_over_tls_then_roots_and_names_are_converted() {
+    let cases: [(&str, &str, usize); 9] = [
+        ("check-ssl verify none", "tls_verify = false\n", 0),
+        ("check-ssl verify required", "tls_verify = true\n", 0),
+        ("check-ssl ca-file @system-ca", "tls_verify = true\n", 0),
+        ("check-ssl ca-file /etc/ca.pem", "tls_verify = true\n  ca_file = \"/etc/ca.pem\"\n", 0),
+        ("check-ssl ca-file ca.pem", "write the whole path of one file as `ca_file`", 1),
+        ("check-ssl check-sni one.example sni str(two.example)", "sni = \"one.example\"\n", 0),
+        ("ssl verify none sni str(two.example)", "tls_verify = false\n  sni = \"two.example\"\n", 1),
+        ("check-ssl sni req.hdr(host)", "write the name as `sni` of the check", 1),
+        ("check-ssl verify none verifyhost one.example", "server s0 verifyhost one.example: the certificate", 1),
+    ];
+    for (server, wanted, need_you) in cases {
+        let conversion = checked_over_tls("meth GET uri /", &[server]);
+        assert_eq!(conversion.need_you(), need_you, "{server}: {}", conversion.toml());
+        assert_has(&checked(&conversion), &["type = \"https\"", wanted]);
+    }
+    let plain = checked_over_tls("meth GET uri /", &["ca-file /etc/ca.pem", "ssl no-check-ssl verify none"]);
+    assert_has(
+        &checked(&plain),
+        &["type = \"http\"\n", "server s0: its checks are not over TLS", "server s1: its checks"],
+    );
+}
+
+#[test]
+fn when_servers_of_haproxy_are_checked_in_other_ways_then_none_takes_over_the_roots_of_another() {
+    let first = "check-ssl ca-file /etc/ca.pem check-sni one.example";
+    let others = [
+        "check-ssl verify none",
+        "check-ssl verify required",
+        "check-ssl ca-file /etc/other.pem check-sni two.example",
+    ];
+    let conversion = checked_over_tls("meth GET uri / hdr Host www.example.com", &[&[first][..], &others].concat());
+    let text = checked(&conversion);
+    let config = balancer_model::file::parse("web.toml".as_ref(), text.as_bytes());
+    let (config, _) = config.unwrap();
+    let tls = |backend: &balancer_model::config::BackendConfig| match backend.check.as_deref().map(|check| &check.kind)
+    {
+        Some(balancer_model::config::CheckKind::Http(http)) => {
+            let tls = http.tls.clone().unwrap();
+            (tls.verify, tls.ca_file.map(|file| file.display().to_string()), tls.sni.unwrap())
+        }
+        other => panic!("{other:?}"),
+    };
+    let found: Vec<_> = config.services.iter().flat_map(|service| service.backends.iter().skip(1)).map(tls).collect();
+    let expected = [
+        (false, None, "www.example.com".to_owned()),
+        (true, Some("/etc/ssl/certs/ca-certificates.crt".to_owned()), "www.example.com".to_owned()),
+        (true, Some("/etc/other.pem".to_owned()), "two.example".to_owned()),
+    ];
+    assert_eq!(found, expected);
+}
+
 #[test]
 fn when_haproxy_would_use_one_backup_at_a_time_then_it_is_said() {
     let text = "listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:80\n server b 10.0.0.2:80 backup\n server c 10.0.0.3:80 backup\n";
@@ -341,6 +432,12 @@ fn text() -> impl Strategy<Value = String> {
         "99999999999999999999d",
         "proxy_pass",
         "server-template",
+        "option httpchk",
+        "http-check send",
+        "hdr X-Probe",
+        "check-ssl",
+        "ca-file /etc/ca.pem",
+        "check-sni web",
         "1-65534000",
         "é",
         "virtual_server",
