@@ -189,7 +189,7 @@ pub(super) fn add_backend(
         state(backend),
         format!("{}{backup}{from}", backend.admin),
         backend.health.clone(),
-        backend.weight.to_string(),
+        weight(backend),
         grouped(backend.slots),
         percent(backend.slots, table_size),
         grouped(backend.known_clients),
@@ -205,6 +205,14 @@ pub(super) fn add_backend(
         cells.insert(ACTIVE, backend.active.map_or_else(|| "-".to_owned(), grouped));
     }
     table.cells(cells);
+}
+
+/// `100`; `100 × 75%` where its agent says so.
+fn weight(backend: &BackendView) -> String {
+    match backend.agent.as_ref().map(|agent| agent.weight_percent) {
+        None | Some(100) => backend.weight.to_string(),
+        Some(percent) => format!("{} × {percent}%", backend.weight),
+    }
 }
 
 /// The state; while it drains, with who is left and for how long.

@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
-        AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, DnsCheck, DnsName, ExecCheck,
-        Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, OnExit, OnFailure, Outage, Payload, Protocol,
-        Rcode, Record, Secret, ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown,
-        WhenAlone, XdpMode,
+        AgentConfig, AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, DnsCheck,
+        DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, OnExit, OnFailure, Outage,
+        Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via,
+        WhenAllDown, WhenAlone, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -86,6 +86,7 @@ fn defaults() {
             assign_vip: AssignVip::No,
             deny: None,
             discover: vec![],
+            agent: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -233,6 +234,8 @@ fn every_key() {
     assert_eq!(rules, ["192.0.2.7/32 spread", "198.18.0.0/15 deny", "203.0.113.0/24 pin web1 for 5m"]);
     assert!(dns.rules.is_empty());
     assert_eq!(web.outage, Outage { share: 0.75 });
+    assert_eq!(web.agent, Some(AgentConfig { port: 9777, interval: Duration::from_secs(10) }));
+    assert_eq!(dns.agent, None);
     assert_eq!(web.drain_timeout, Duration::from_secs(600));
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
     let http = HttpCheck {

@@ -253,6 +253,9 @@ pub struct BackendView {
     pub families: Vec<FamilyView>,
     /// 0–65535.
     pub weight: u16,
+    /// The backend's agent; absent: its service asks none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentView>,
     /// Whether it is used only when no primary backend is eligible.
     pub backup: bool,
     /// `discover`: it is a target of a list; absent: it is from the configuration file, or was added at run time.
@@ -289,6 +292,21 @@ pub struct BackendView {
     /// Handshakes with it that no client has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
+}
+
+/// The agent of a backend, which may lower what the operator and the checks leave to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentView {
+    /// What it has said so far and is in force: `75%`, `100%, drain`, `0%, down (no disk)`.
+    pub says: String,
+    /// The part of `weight` that new clients are counted by, 0–100.
+    pub weight_percent: u8,
+    /// How long ago it last answered; absent: not yet, it is silent, or another member of the fleet asks it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_seconds_ago: Option<f64>,
+    /// Why it is silent; absent: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent: Option<String>,
 }
 
 /// Handshakes that clients have begun with a backend since one was last ended.

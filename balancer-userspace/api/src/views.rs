@@ -14,8 +14,8 @@ use balancer_model::config::{Protocol, forwarding_word};
 
 use crate::{
     model::{
-        BackendView, ClientTableView, DenyView, DiscoverView, FamilyView, HealthView, InterfaceView, ListenerView,
-        ServiceView, StatusView, UnansweredView, Verdicts, VipView,
+        AgentView, BackendView, ClientTableView, DenyView, DiscoverView, FamilyView, HealthView, InterfaceView,
+        ListenerView, ServiceView, StatusView, UnansweredView, Verdicts, VipView,
     },
     one_by_one::OneByOne,
 };
@@ -196,6 +196,12 @@ impl From<BackendSnapshot> for BackendView {
             address: backend.address,
             families: backend.families.into_iter().map(Into::into).collect(),
             weight: backend.weight,
+            agent: backend.agent.map(|agent| AgentView {
+                says: agent.said.to_string(),
+                weight_percent: agent.said.percent,
+                heard_seconds_ago: agent.heard.map(|ago| ago.as_secs_f64()),
+                silent: agent.silent.map(|(why, _)| why),
+            }),
             backup: backend.backup,
             from: backend.discovered.then(|| "discover".to_owned()),
             admin: backend.admin.word().to_owned(),

@@ -15,6 +15,7 @@ use balancer_common::{
     verdict::MoveCause,
 };
 use balancer_model::{
+    agent::Said,
     config::{CheckConfig, Config, Failback},
     discover::Target,
     listeners::{Family, Listener},
@@ -169,6 +170,13 @@ pub enum Change {
         name: BackendName,
         /// `None`: the checks decide again.
         forced: Option<Forced>,
+    },
+    /// Put in force what the agent of a backend says.
+    Agent {
+        /// Which.
+        name: BackendName,
+        /// All that it has said so far.
+        said: Said,
     },
     /// Add a rule for a client prefix; it replaces one for the same prefix.
     AddRule {

@@ -47,6 +47,8 @@ mod runners_up;
 mod succession;
 
 #[cfg(test)]
+mod agent_test;
+#[cfg(test)]
 mod controller_test;
 #[cfg(test)]
 mod discover_test;

@@ -18,6 +18,7 @@ use balancer_common::{
     verdict::{MOVE_COUNTERS, Signal},
 };
 use balancer_model::{
+    agent::Said,
     config::ClientPrefix,
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
@@ -444,6 +445,17 @@ impl ServiceSnapshot {
     }
 }
 
+/// The agent of a backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentSnapshot {
+    /// What it has said so far.
+    pub said: Said,
+    /// How long ago it last answered. `None`: not yet, it is silent, or another member asks it.
+    pub heard: Option<Duration>,
+    /// Why there is no answer, and for how long there has been none. `None`: the last one was right.
+    pub silent: Option<(String, Duration)>,
+}
+
 /// Handshakes that clients have begun with a backend since one was last ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
@@ -470,6 +482,8 @@ pub struct BackendSnapshot {
     pub backup: bool,
     /// Whether it is a target of a list.
     pub discovered: bool,
+    /// The backend's agent; `None`: its service asks none.
+    pub agent: Option<AgentSnapshot>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.
@@ -581,7 +595,12 @@ impl BackendSnapshot {
     pub fn shown_reason(&self) -> String {
         match self.hindered() {
             Some(why) if self.reason.is_empty() => format!("cannot be checked here: {why}"),
-            Some(_) | None => self.judged_reason(),
+            Some(_) => self.judged_reason(),
+            None => match self.agent.as_ref().and_then(|agent| agent.silent.as_ref()) {
+                Some((why, _)) if self.reason.is_empty() => format!("its agent is silent: {why}"),
+                Some((why, _)) => format!("{}; its agent is silent: {why}", self.judged_reason()),
+                None => self.judged_reason(),
+            },
         }
     }
 
@@ -592,7 +611,7 @@ impl BackendSnapshot {
     }
 
     fn judged_reason(&self) -> String {
-        let takes_new = self.eligible && self.weight > 0;
+        let takes_new = self.eligible && self.effective_weight() > 0;
         // The core says "weight 0" of one that nothing else is wrong with.
         let by_weight = self.weight == 0 && matches!(self.state, BackendState::Up | BackendState::Checking);
         let says_enough = !self.reason.is_empty() && !by_weight;
@@ -611,7 +630,13 @@ impl BackendSnapshot {
         format!("takes no new clients, has {}: {why}", counted(self.known_clients as usize, "known client"))
     }
 
+    /// The weight that its slots go by.
+    #[must_use]
+    pub fn effective_weight(&self) -> u16 {
+        self.agent.as_ref().map_or(self.weight, |agent| agent.said.weight(self.weight))
+    }
+
     fn eligible_weight(&self) -> u64 {
-        if self.eligible { u64::from(self.weight) } else { 0 }
+        if self.eligible { u64::from(self.effective_weight()) } else { 0 }
     }
 }

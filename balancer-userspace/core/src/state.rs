@@ -15,6 +15,7 @@ use std::{
 
 use balancer_common::{client::HashKey, share::SETTLES_SECONDS};
 use balancer_model::{
+    agent::Said,
     config::{BackendConfig, CheckConfig, ServiceConfig},
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
@@ -303,6 +304,9 @@ pub struct SavedBackend {
     /// The verdict that the operator has set instead of the checks'.
     #[serde(default)]
     pub forced: Option<Forced>,
+    /// What its agent takes away; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Box<Said>>,
     /// How far its slow start has come.
     #[serde(default)]
     pub slow_start: Option<SavedSlowStart>,

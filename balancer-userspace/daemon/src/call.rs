@@ -13,7 +13,9 @@ use balancer_core::{
     snapshot::{Coming, Snapshot},
 };
 use balancer_dataplane::FlowCounts;
-use balancer_model::{config::Config, deny::DenyList, discover::Target, names::BackendName, validate::Valid};
+use balancer_model::{
+    agent::Answer, config::Config, deny::DenyList, discover::Target, names::BackendName, validate::Valid,
+};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
@@ -161,6 +163,13 @@ pub enum Call {
         file: PathBuf,
         /// The list in the file, or why it is wrong.
         read: DenyFileRead,
+    },
+    /// The agent of a backend was asked.
+    AgentAnswered {
+        /// The backend.
+        name: BackendName,
+        /// The answer, or why there is none.
+        answer: Result<Answer, String>,
     },
     /// A list of targets was read, because it is new or has changed.
     ListRead {

@@ -235,6 +235,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::Remove { name, .. }
         | Change::SetAdmin { name, .. }
         | Change::SetWeight { name, .. }
+        | Change::Agent { name, .. }
         | Change::ForceHealth { name, .. } => Some(name.clone()),
         Change::AddRule { service, .. }
         | Change::RemoveRule { service, .. }

@@ -413,6 +413,11 @@ impl Fleet {
     }
 
     /// Asks the fleet for a change.
+    /// Whether this member decides for the fleet.
+    pub(crate) const fn leads(&self) -> bool {
+        self.member.leads()
+    }
+
     pub(crate) fn wish(&mut self, request: Request, owner: &mut Owner<KernelDataplane>) {
         let Request { wish, uid, if_generation, reply } = request;
         let call::Wish::Change(change) = wish else { return };

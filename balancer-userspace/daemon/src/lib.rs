@@ -1,6 +1,7 @@
 //! The balancer at work, the tokio shell round the core: the task that owns the controller and the maps, health checks,
 //! netlink, both listeners, and what is changed on this machine.
 
+mod agents;
 pub mod api_server;
 pub mod arena;
 pub mod call;

@@ -1,5 +1,6 @@
 //! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
 
+mod agents;
 mod beginning;
 mod denied;
 mod discovered;
@@ -40,20 +41,21 @@ use balancer_model::{config::Config, listeners::Family, names::BackendName};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-pub use self::{
-    beginning::Beginning,
-    forgetting::Forgetting,
-    learning::Searching,
-    look::Counting,
-    proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
-};
 use self::{
+    agents::Heard,
     denied::Denied,
     discovered::Discovery,
     member::Member,
     rereading::{Report, Rereading},
     retired::{RecentlyRetired, Retired},
     suspects::Suspects,
+};
+pub use self::{
+    beginning::Beginning,
+    forgetting::Forgetting,
+    learning::Searching,
+    look::Counting,
+    proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };
 use crate::{
     clocks,
@@ -101,6 +103,7 @@ pub struct Owner<D> {
     member: Member,
     denied: Denied,
     discovery: Discovery,
+    heard: Heard,
     suspects: Suspects,
     flow_counts: FlowCounts,
     /// How often connections were counted.
@@ -140,6 +143,7 @@ impl<D: Dataplane> Owner<D> {
             member: Member::default(),
             denied: Denied::default(),
             discovery: Discovery::default(),
+            heard: Heard::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
             flows_counted: 0,

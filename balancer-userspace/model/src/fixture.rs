@@ -103,6 +103,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         assign_vip: AssignVip::No,
         deny: None,
         discover: Vec::new(),
+        agent: None,
         check: check(),
         backends: backends
             .iter()

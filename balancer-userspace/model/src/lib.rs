@@ -2,6 +2,7 @@
 //! the one validation of them.
 
 mod addresses;
+pub mod agent;
 mod check;
 pub mod config;
 pub mod deny;

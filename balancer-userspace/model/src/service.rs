@@ -6,6 +6,7 @@ use balancer_common::{map_types::Forwarding, share};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    agent::AgentConfig,
     check::CheckConfig,
     deny::DenyConfig,
     discover::{DiscoverConfig, Discovered},
@@ -80,6 +81,9 @@ pub struct ServiceConfig {
     /// Lists of targets, each of which is a backend beside those below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<DiscoverConfig>,
+    /// The agents of its backends; `None`: none are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentConfig>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
@@ -147,6 +151,7 @@ impl ServiceConfig {
             assign_vip,
             deny,
             discover,
+            agent,
             check,
             backends: _,
             rules: _,
@@ -174,6 +179,7 @@ impl ServiceConfig {
             && *assign_vip == other.assign_vip
             && *deny == other.deny
             && *discover == other.discover
+            && *agent == other.agent
             && *check == other.check
     }
 }

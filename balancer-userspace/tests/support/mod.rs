@@ -136,7 +136,11 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Flows { reply, .. } => {
                 let _ = reply.send(Ok(Default::default()));
             }
-            Call::FlowsCounted(_) | Call::DenyFileRead { .. } | Call::ListRead { .. } | Call::Discovered { .. } => {}
+            Call::FlowsCounted(_)
+            | Call::DenyFileRead { .. }
+            | Call::AgentAnswered { .. }
+            | Call::ListRead { .. }
+            | Call::Discovered { .. } => {}
             Call::NearBackends { reply } => {
                 let _ = reply.send(Vec::new());
             }
@@ -295,6 +299,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     Change::Add { .. }
                     | Change::Remove { .. }
                     | Change::SetWeight { .. }
+                    | Change::Agent { .. }
                     | Change::ForceHealth { .. }
                     | Change::SetSteer { .. }
                     | Change::AddListener { .. }
@@ -317,6 +322,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let mut health = Health::default();
     (0..10).for_each(|_| health.record(&CheckOutcome::Passed, &check));
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
+        agent: None,
         ids: vec![BackendId(1)],
         families: Vec::new(),
         name: name.to_owned(),

@@ -238,6 +238,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         assign_vip: _,
         deny: _,
         discover: _,
+        agent: _,
         check: _,
         backends: _,
         rules: _,

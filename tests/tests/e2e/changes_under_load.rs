@@ -87,7 +87,8 @@ fn apply(site: &Site, change: &Change) {
             Change::Remove { name, force } => api.remove_backend(&name, force).await,
             Change::SetAdmin { name, admin, .. } => api.set_admin(&name, &SetAdmin { admin, timeout: None }).await,
             Change::SetWeight { name, weight } => api.set_weight(&name, weight).await,
-            Change::SetSteer { .. }
+            Change::Agent { .. }
+            | Change::SetSteer { .. }
             | Change::AddListener { .. }
             | Change::RemoveListener { .. }
             | Change::ForceHealth { .. }

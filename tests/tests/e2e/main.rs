@@ -1,5 +1,6 @@
 //! Hosts in network namespaces with real clients and servers, and the programs that users start.
 
+mod agents;
 mod ansible;
 mod api;
 mod bonds;

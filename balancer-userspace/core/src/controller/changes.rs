@@ -102,6 +102,7 @@ impl Controller {
             Change::SetWeight { name, weight } => self.set_weight(&name, weight, now),
             Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
+            Change::Agent { name, said } => self.hear(&name, said, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
             Change::Reload(config) => self.take_over_file(*config, false, now),
@@ -141,7 +142,7 @@ impl Controller {
     }
 
     /// Settles the service of a backend that was changed.
-    fn settle_around(&mut self, name: &BackendName, now: Instant) -> Settled {
+    pub(super) fn settle_around(&mut self, name: &BackendName, now: Instant) -> Settled {
         self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now)
     }
 

@@ -3,6 +3,7 @@
 //! Every configuration, the first one, a changed one and a single added backend, goes the same way (`configure.rs`): what
 //! should be is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
 
+mod agents;
 mod changes;
 mod concerned;
 mod configure;

@@ -41,7 +41,7 @@ struct Drain {
 
 /// Backends that fail in an outage, or what may be one, and keep their clients.
 fn held(service: &Service, backend: &Backend) -> bool {
-    service.holds(backend.id()) && backend.admin() != Admin::Maint && backend.forced() != Some(Forced::Down)
+    service.holds(backend.id()) && backend.admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
 /// Whether one that new clients may come to has not failed, as far as is known.
@@ -54,7 +54,9 @@ fn anybody_stands(service: &Service, plane: &DataPlane) -> bool {
 }
 
 fn may_serve(backend: &Backend) -> bool {
-    backend.admin() == Admin::Ready && backend.weight() > 0 && backend.forced() != Some(Forced::Down)
+    backend.admin() == Admin::Ready
+        && backend.effective_weight() > 0
+        && backend.effective_forced() != Some(Forced::Down)
 }
 
 /// Every backend's drain.
@@ -73,7 +75,7 @@ struct Standing {
 /// Returns how a failure treats known clients; `None`: the backend has not failed.
 fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<FailureAction> {
     let check = backend.config().check.as_deref().unwrap_or(&config.check);
-    let kind = match (hop, backend.forced(), backend.health().verdict()) {
+    let kind = match (hop, backend.effective_forced(), backend.health().verdict()) {
         (Hop::Failed(_), ..) | (_, Some(Forced::Down), _) => FailureKind::Hard,
         (_, None, Verdict::Down { kind, .. }) if check.kind != CheckKind::None => *kind,
         _ => return None,
@@ -152,7 +154,7 @@ impl Drains {
         let over = drain.until.is_none_or(|until| until <= now) || drain.empty_sweeps >= 2;
         let check = backend.config().check.as_deref().unwrap_or(&config.check);
         let unknown = *backend.health().verdict() == Verdict::Unknown
-            && backend.forced().is_none()
+            && backend.effective_forced().is_none()
             && check.kind != CheckKind::None;
         let failed = failure(config, backend, hop);
         // Without memory a backend of an outage keeps its slots, as long as not all are down.
@@ -263,7 +265,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let standing = |backend: &Backend| drains.standing(service, backend, plane, waits(backend), now);
     let all_wait = backends.iter().all(waits);
     let usable = |backup: bool, usable: &dyn Fn(&Backend) -> bool| -> BTreeSet<u16> {
-        let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.weight() > 0);
+        let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.effective_weight() > 0);
         of.filter(|backend| (all_wait || !waits(backend)) && usable(backend)).map(|backend| backend.id().0).collect()
     };
     let takes_new = |backend: &Backend| standing(backend).takes_new;
@@ -312,13 +314,18 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
 
     let members = |of: &dyn Fn(&Backend) -> bool| -> Vec<Member<'_>> {
         let of = backends.iter().filter(|backend| of(backend));
-        of.map(|backend| Member { id: backend.id().0, name: backend.config().identity(), weight: backend.weight() })
-            .collect()
+        of.map(|backend| Member {
+            id: backend.id().0,
+            name: backend.config().identity(),
+            weight: backend.effective_weight(),
+        })
+        .collect()
     };
     // Whoever has a deadline and is in no drain starts slowly.
     let slow = |backend: &Backend| backend.drain_deadline().is_none() && backend.deadline().is_some();
-    let configured =
-        members(&|backend| backend.is_backup() == backup && backend.weight() > 0 && (all_wait || !waits(backend)));
+    let configured = members(&|backend| {
+        backend.is_backup() == backup && backend.effective_weight() > 0 && (all_wait || !waits(backend))
+    });
     let key = keys::table_key(KEY, service.config().identity());
     let Some(base) = plain_maglev::table(&configured, service.table_size(), key).filter(|_| !eligible.is_empty())
     else {

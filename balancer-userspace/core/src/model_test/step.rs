@@ -23,6 +23,8 @@ pub(super) enum Step {
     Admin(Index, Admin, Option<Duration>),
     Weight(Index, u16),
     Force(Index, Option<Forced>),
+    /// What an agent says: a percentage, and whether the backend is down.
+    Agent(Index, u8, bool),
     Rule(Index, u8, u8),
     /// A service listens on one of a few more, or does so no longer.
     Listen(Index, Index, bool),
@@ -94,6 +96,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (index(), any::<bool>()).prop_map(|(index, force)| Step::Remove(index, force)),
         4 => (index(), admin, timeout).prop_map(|(index, admin, timeout)| Step::Admin(index, admin, timeout)),
         2 => (index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
+        2 => (index(), 0..3u8, prop::bool::weighted(0.3)).prop_map(|(index, half, down)| Step::Agent(index, 50 * half, down)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
         3 => (index(), index(), prop::bool::weighted(0.6)).prop_map(|(index, at, add)| Step::Listen(index, at, add)),

@@ -8,7 +8,8 @@ use std::{
 
 use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use balancer_model::{
-    config::{CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown},
+    agent::Said,
+    config::{AgentConfig, CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown},
     fixture::{KEY, backend, check, config, now, service},
     listeners::{Family, Listener},
     names::BackendName,
@@ -66,6 +67,7 @@ fn services() -> Vec<ServiceConfig> {
     web.table_size = 113.into();
     web.remember = Duration::from_secs(60);
     web.drain_timeout = Duration::from_secs(20);
+    web.agent = Some(AgentConfig { port: 9777, interval: Duration::from_secs(5) });
     web.backends[3].backup = true;
     for (backend, host) in web.backends.iter_mut().zip(1..) {
         backend.address6 = Some(format!("[fd00::{host}]:0").parse().unwrap());
@@ -488,6 +490,14 @@ impl World {
                 self.change(Change::SetWeight { name: name.clone(), weight }).unwrap();
                 assert!(self.controller.parts(&name).all(|backend| backend.weight() == weight));
             }
+            Step::Agent(index, percent, down) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                let said = Said { percent, admin: Admin::Ready, down: down.then(String::new) };
+                let done = self.change(Change::Agent { name: name.clone(), said: said.clone() });
+                assert_eq!(done.is_ok(), name.service == "web", "{done:?}");
+                let heard = if done.is_ok() { said } else { Said::default() };
+                assert!(self.controller.parts(&name).all(|of| of.agent().cloned().unwrap_or_default() == heard));
+            }
             Step::Force(index, forced) => {
                 let Some((name, ..)) = self.backend(index) else { return };
                 self.change(Change::ForceHealth { name: name.clone(), forced }).unwrap();
@@ -639,7 +649,7 @@ impl World {
 
 /// Whether every backend that clients could be sent to takes new ones.
 fn all_there(service: &Service) -> bool {
-    let primaries = service.backends().iter().filter(|backend| !backend.is_backup() && backend.weight() > 0);
+    let primaries = service.backends().iter().filter(|backend| !backend.is_backup() && backend.effective_weight() > 0);
     service.backends().iter().all(|backend| backend.deadline().is_none())
         && primaries.clone().count() > 0
         && primaries.clone().all(Backend::takes_new_clients)

@@ -31,11 +31,11 @@ impl Service {
         };
         let held = self.outage.holds(backend.id).filter(|_| self.may_be_held(backend));
         let way = backend.overruled().map(str::to_owned).map_or_else(|| self.judged_way(backend, hops), Way::Closed);
-        let (health, mut reason) = match (way, backend.forced) {
+        let (health, mut reason) = match (way, backend.effective_forced()) {
             (Way::Closed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
             (Way::Unknown | Way::Open, None) => checked,
             (Way::Unknown | Way::Open, Some(Forced::Down)) => {
-                (HealthFact::Down(FailureKind::Hard), "forced down by operator".to_owned())
+                (HealthFact::Down(FailureKind::Hard), backend.forced_down_by())
             }
             (Way::Unknown | Way::Open, Some(Forced::Up)) => (
                 HealthFact::Up,
@@ -48,7 +48,7 @@ impl Service {
             ),
         };
         let situation = Situation {
-            admin: backend.admin,
+            admin: backend.effective_admin(),
             health,
             start_down: self.settings.start_down,
             on_failure: self.settings.on_failure,
@@ -68,8 +68,8 @@ impl Service {
                 Held::Outage => format!("outage, clients stay: {reason}"),
             };
         }
-        if backend.admin == Admin::Maint {
-            reason.clear();
+        if backend.effective_admin() == Admin::Maint {
+            reason = backend.lowered();
         } else if reason.is_empty() {
             if let Some((failures, why)) = backend.health().failing() {
                 reason = format!("{why}, {failures} of {} failures", check.fall);
@@ -77,6 +77,8 @@ impl Service {
                 reason = "no verdict yet, start_down = true".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();
+            } else {
+                reason = backend.lowered();
             }
         }
         if !reason.is_empty() {
@@ -101,7 +103,7 @@ impl Service {
             return;
         }
         for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
-            let may = !lasts.is_zero() && assessment.standing.takes_new && backend.config.weight > 0;
+            let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
             // One that follows is told.
             let begins = backend.witness().is_none() && backend.begins(assessment);
             // Of an outage all come back as new as each other.
@@ -115,7 +117,7 @@ impl Service {
             let together = || {
                 let all = self.backends.iter().zip(&*assessments);
                 all.filter(|(backend, assessment)| {
-                    backend.config.backup == backup && backend.config.weight > 0 && assessment.standing.takes_new
+                    backend.config.backup == backup && backend.effective_weight() > 0 && assessment.standing.takes_new
                 })
             };
             // With nobody to take the other clients there is no slow start; and it is over for all of them at once.

@@ -8,6 +8,7 @@ use std::{
 
 use balancer_common::verdict::MoveCause;
 use balancer_model::{
+    agent::Said,
     config::{BackendConfig, CheckConfig},
     names::BackendName,
     states::{Admin, BackendState, Forced},
@@ -55,6 +56,8 @@ pub struct Backend {
     pub(super) verdict_since: Instant,
     /// The verdict that the operator has set instead of the checks'.
     pub(super) forced: Option<Forced>,
+    /// What its agent takes away; `None`: nothing.
+    pub(super) agent: Option<Box<Said>>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
@@ -182,6 +185,7 @@ impl Backend {
             last_check: None,
             verdict_since: now,
             forced: None,
+            agent: None,
             transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
@@ -388,6 +392,7 @@ impl Backend {
     pub(crate) fn follow(&mut self, twin: &Self) {
         self.admin = twin.admin;
         self.forced = twin.forced;
+        self.agent.clone_from(&twin.agent);
         self.leaving = twin.leaving;
         if twin.admin == Admin::Drain {
             self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, empty_sweeps: 0 };

@@ -1,5 +1,6 @@
 //! Services at run time.
 
+mod agent;
 mod assess;
 mod backend;
 mod follow;
@@ -18,7 +19,10 @@ use std::{
 
 use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
 use balancer_model::{
-    config::{AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig, WhenAllDown},
+    config::{
+        AgentConfig, AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig,
+        WhenAllDown,
+    },
     deny::DenyConfig,
     discover::DiscoverConfig,
     listeners::{Family, Listener},
@@ -467,13 +471,15 @@ impl Service {
             self.table_key = keys::table_key(self.fleet, settings.identity());
         }
         self.settings = settings;
+        self.drop_agents();
     }
 
     /// The row that backend should have, after a [`refresh`](Self::refresh).
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
         // As if it were up, it keeps its clients: also a backup or one of weight 0, which takes no new ones.
-        let as_if_up = self.footing == Some(Footing::AsIfUp) && backend.admin() != Admin::Maint && self.keeps_clients();
+        let as_if_up =
+            self.footing == Some(Footing::AsIfUp) && backend.effective_admin() != Admin::Maint && self.keeps_clients();
         let next_hop = match self.way(backend, hops) {
             Hop::Resolved(next_hop) => Some(next_hop),
             Hop::Pending | Hop::Failed(_) => None,
@@ -533,7 +539,7 @@ impl Service {
     #[must_use]
     pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
-        let wanted = backend.admin != Admin::Maint && check.kind != CheckKind::None;
+        let wanted = backend.effective_admin() != Admin::Maint && check.kind != CheckKind::None;
         self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
     }
 
@@ -544,6 +550,12 @@ impl Service {
             CheckOutcome::Hindered(why) => self.checked_at(backend).map(|_| why.as_str()),
             CheckOutcome::Passed | CheckOutcome::Soft(_) | CheckOutcome::Hard(_) => None,
         }
+    }
+
+    /// Returns where the agents of its backends are asked; `None`: they are not.
+    #[must_use]
+    pub const fn agents(&self) -> Option<&AgentConfig> {
+        self.settings.agent.as_ref()
     }
 
     /// The check of backends that have none of their own.

@@ -176,10 +176,12 @@ fn fails(health: &Health, for_the_fleet: bool) -> bool {
 
 /// Whether nobody says that it is to have no clients, whatever its checks find.
 fn is_judged_by_checks(backend: &Backend) -> bool {
-    backend.admin != Admin::Maint && backend.forced != Some(Forced::Down)
+    backend.effective_admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
 /// Whether new clients would come to it if it worked.
 fn may_serve(backend: &Backend) -> bool {
-    backend.admin == Admin::Ready && backend.config.weight > 0 && backend.forced != Some(Forced::Down)
+    backend.effective_admin() == Admin::Ready
+        && backend.effective_weight() > 0
+        && backend.effective_forced() != Some(Forced::Down)
 }

@@ -113,7 +113,7 @@ impl Service {
         let assessment = self.assess(backend, hops, now);
         let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
         // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
-        let drain = if assessment.drains || backend.admin == Admin::Drain && remembers {
+        let drain = if assessment.drains || backend.effective_admin() == Admin::Drain && remembers {
             Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
         } else {
             Drain { timeout: backend.drain.timeout, ..Drain::default() }

@@ -122,6 +122,7 @@ impl Backend {
             && (self.drain.timeout, self.drain.until) == (before.drain.timeout, before.drain.until)
             && self.leaving == before.leaving
             && self.forced == before.forced
+            && self.agent == before.agent
             && self.slow_start == before.slow_start
             && self.late == before.late
             && self.transitions == before.transitions
@@ -140,6 +141,7 @@ impl Backend {
             drain_until: self.drain.until.map(|until| clocks.moment(until)),
             leaving: self.leaving,
             forced: self.forced,
+            agent: self.agent.clone(),
             slow_start: self.slow_start.as_ref().map(|slow_start| SavedSlowStart {
                 since: clocks.moment(slow_start.since),
                 lasts: slow_start.lasts,
@@ -175,6 +177,7 @@ impl Backend {
         };
         this.leaving = state.leaving;
         this.forced = state.forced;
+        this.agent = state.agent;
         this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| {
             Box::new(SlowStart { since: clocks.instant(since), lasts, step })
         });

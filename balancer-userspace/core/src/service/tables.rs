@@ -27,9 +27,13 @@ impl Service {
     pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
         let candidates = self.backends.iter().zip(takes_new).filter_map(|(backend, takes_new)| {
             Some(Candidate {
-                member: Member { id: backend.id.0, name: backend.config.identity(), weight: backend.config.weight },
+                member: Member {
+                    id: backend.id.0,
+                    name: backend.config.identity(),
+                    weight: backend.effective_weight(),
+                },
                 backup: backend.config.backup,
-                maint: backend.admin == Admin::Maint,
+                maint: backend.effective_admin() == Admin::Maint,
                 takes_new: (*takes_new)?,
                 step: backend.slow_start.as_ref().map(|slow_start| slow_start.step),
             })

@@ -454,7 +454,20 @@ fn health(encoder: &mut Text<'_>, backends: &[Labelled<'_>]) {
             .iter()
             .filter(|(_, backend)| backend.last_check.is_some())
             .map(|(labels, backend)| (labels, u64::from(backend.hindered().is_some()))),
-    )
+    );
+    let agents = || backends.iter().filter_map(|(labels, backend)| Some((labels, backend.agent.as_ref()?)));
+    gauges(
+        encoder,
+        "agent_weight_ratio",
+        "The part of its weight that the agent of a backend leaves it.",
+        agents().map(|(labels, agent)| (labels, f64::from(agent.said.percent) / 100.0)),
+    );
+    gauges(
+        encoder,
+        "agent_silent",
+        "Whether the agent of a backend gave no right answer when it was last asked.",
+        agents().map(|(labels, agent)| (labels, u64::from(agent.silent.is_some()))),
+    );
 }
 
 #[cfg(test)]
@@ -474,11 +487,11 @@ pub(super) mod tests {
         io::{BackendId, CheckOutcome, ServiceId},
         readiness::Readiness,
         snapshot::{
-            CheckSnapshot, DeniedSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot, ServiceStatistics,
-            TableSnapshot,
+            AgentSnapshot, CheckSnapshot, DeniedSnapshot, GoneSnapshot, InterfaceSnapshot, ListenerSnapshot,
+            ServiceStatistics, TableSnapshot,
         },
     };
-    use balancer_model::{config::ClientPrefix, listeners::Family, states::Admin};
+    use balancer_model::{agent::Said, config::ClientPrefix, listeners::Family, states::Admin};
 
     use super::*;
     use balancer_core::run_time::RunTimeChange;
@@ -494,6 +507,7 @@ pub(super) mod tests {
             weight,
             backup: false,
             discovered: false,
+            agent: Some(AgentSnapshot { said: Said::default(), heard: Some(Duration::from_secs(1)), silent: None }),
             admin: Admin::Ready,
             health: "up",
             state,
@@ -668,6 +682,8 @@ pub(super) mod tests {
             "balancer_health_checks_total{service=\"web\",backend=\"web1\",result=\"hard\"} 1",
             "balancer_health_check_duration_seconds{service=\"web\",backend=\"web1\"} 0.0015",
             "balancer_checks_hindered{service=\"web\",backend=\"web1\"} 0",
+            "balancer_agent_weight_ratio{service=\"web\",backend=\"web1\"} 1",
+            "balancer_agent_silent{service=\"web\",backend=\"web1\"} 0",
             "balancer_drops_total{reason=\"malformed\"} 3",
             "balancer_drops_total{reason=\"no_backend\"} 0",
             "balancer_replies_total{kind=\"echo\"} 5",
@@ -770,6 +786,7 @@ pub(super) mod tests {
         for backend in &mut snapshot.services[0].backends {
             backend.stats = BackendStats::default();
             backend.eligible = false;
+            backend.agent = None;
         }
         let text = text(&snapshot);
         assert!(!samples(&text).any(|line| line.contains("_ratio{")), "{text}");

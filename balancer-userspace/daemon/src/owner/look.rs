@@ -121,6 +121,7 @@ impl<D: Dataplane> Owner<D> {
             rule_fallbacks: self.dataplane.rule_fallbacks(id)?,
             denied: self.denied_snapshot(service),
             discover: self.discover_snapshots(service),
+            agents: self.agent_snapshots(service),
             passed: self.dataplane.share_stats(id),
             passive: service.backends().iter().map(|backend| self.passive(backend.id())).collect(),
             departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),

@@ -14,7 +14,7 @@ use balancer_core::{
     last_changes::LastChange,
     service::{Backend, Service},
     snapshot::{
-        BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
+        AgentSnapshot, BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
         ListenerSnapshot, OutageSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
@@ -37,6 +37,8 @@ pub(super) struct Aside {
     pub(super) rule_fallbacks: u64,
     pub(super) denied: Option<DeniedSnapshot>,
     pub(super) discover: Vec<DiscoverSnapshot>,
+    /// The agent of each backend.
+    pub(super) agents: Vec<Option<AgentSnapshot>>,
     pub(super) passed: ShareStats,
     /// The passive signals of each backend.
     pub(super) passive: Vec<Passive>,
@@ -80,8 +82,11 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         departed: aside.departed,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
-        backends: (service.backends().iter().zip(aside.passive))
-            .map(|(backend, passive)| show_backend(service, backend, passive, &check, now))
+        backends: (service.backends().iter().zip(aside.passive).zip(aside.agents))
+            .map(|((backend, passive), agent)| BackendSnapshot {
+                agent,
+                ..show_backend(service, backend, passive, &check, now)
+            })
             .collect(),
     }
 }
@@ -105,6 +110,7 @@ fn show_backend(
         weight: backend.weight(),
         backup: backend.is_backup(),
         discovered: backend.config().discovered.is_some(),
+        agent: None,
         admin: backend.admin(),
         health: backend.health_word(),
         state: backend.state(),

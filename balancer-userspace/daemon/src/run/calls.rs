@@ -13,6 +13,8 @@ use balancer_model::names::BackendName;
 use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::FIRST_NEXT_HOPS;
+use tracing::warn;
+
 use crate::{
     call::{Call, Calls, Request, Wish},
     fleet::Fleet,
@@ -87,6 +89,11 @@ pub(super) fn answer(
             let _ = reply.send(owner.controller().near_backends().collect());
         }
         Call::FlowsCounted(counts) => owner.count_flows(counts),
+        Call::AgentAnswered { name, answer } => {
+            if let Some(change) = owner.agent_answered(name, answer) {
+                lower(change, owner, fleet, keeper);
+            }
+        }
         Call::ListRead { file, read } => owner.list_was_read(file, read),
         Call::Discovered { service, source, refused } => owner.discovery_done(&service, &source, refused.as_ref()),
         Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
@@ -131,6 +138,21 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
         checker.check(wanted).await.map_err(|error| Refused::Conflict(format!("nothing was changed: {error:#}")))?;
     }
     spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
+}
+
+/// Asks for the change that an agent's answer asks for. One that is refused is asked for again by the next answer.
+fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
+    let (reply, answer) = oneshot::channel();
+    let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
+    match fleet {
+        Some(fleet) => fleet.wish(request, owner),
+        None => keeper.ask(request),
+    }
+    tokio::spawn(async {
+        if let Ok(Err(refused)) = answer.await {
+            warn!("the word of an agent is not put in force: {refused}");
+        }
+    });
 }
 
 /// Asks for the changes that lists of targets ask for.

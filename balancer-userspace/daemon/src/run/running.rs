@@ -34,6 +34,7 @@ use super::{
     leaving::Leaving,
 };
 use crate::{
+    agents::Agents,
     api_server::{self, ControlSocket},
     call::{Call, Calls},
     configuration::Configurations,
@@ -79,6 +80,9 @@ pub(super) struct Running {
     /// The lists of targets to follow.
     pub(super) lists: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) discovering: Attended<()>,
+    /// The agents to ask.
+    pub(super) agents: watch::Sender<Agents>,
+    pub(super) asking: Attended<()>,
     /// For those who answer later.
     pub(super) calls_in: Calls,
     pub(super) watching: Attended<()>,
@@ -114,12 +118,14 @@ impl Running {
             owner,
             deny_files,
             lists,
+            agents,
             calls_in,
             ..
         } = self;
         let mut keeps = host.wanted().keep;
         let mut joining = Joining::default();
         let mut leaving: Option<Leaving> = None;
+        let mut asked = fleet.is_none();
         let mut waiting = Vec::new();
         let mut passes = VecDeque::new();
         let [mut sweep, mut upkeep] = [sweeps(owner.dataplane().sweep_parts()), UPKEEP].map(|every| {
@@ -189,7 +195,15 @@ impl Running {
             if let Some(fleet) = fleet {
                 fleet.look(owner);
             }
-            if owner.take_changed() {
+            let asks = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+            let is_changed = owner.take_changed();
+            if is_changed || asks != asked {
+                asked = asks;
+                let wanted = owner.agents(asks);
+                owner.forget_agents(&wanted);
+                agents.send_if_modified(|asked| mem::replace(asked, wanted.clone()) != wanted);
+            }
+            if is_changed {
                 keeper.note();
                 manager.serves(owner.services());
                 host.want(owner.wanted());

@@ -24,6 +24,7 @@ impl Shutdown {
             reloads,
             denying,
             discovering,
+            asking,
             watching,
             finding,
             counting,
@@ -52,7 +53,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, discovering, calls, watching, finding, counting, telling));
+        drop((reloads, denying, discovering, asking, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

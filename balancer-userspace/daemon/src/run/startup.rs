@@ -230,6 +230,8 @@ impl Startup {
             supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, calls_in.clone()));
         let (list_files, wanted_lists) = watch::channel(owner.lists());
         let discovering = supervisor.attend("the reading of targets", follow(lists, wanted_lists, calls_in.clone()));
+        let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
+        let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
@@ -252,6 +254,8 @@ impl Startup {
             denying,
             lists: list_files,
             discovering,
+            agents,
+            asking,
             calls_in,
             watching,
             finding,

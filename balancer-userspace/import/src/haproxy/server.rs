@@ -208,7 +208,10 @@ fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, 
         "maxconn" | "minconn" | "maxqueue" => {
             (true, "connections are not counted or queued; set the limit in the server itself")
         }
-        "agent-check" => (false, "agents are not asked; use a check of type `exec`"),
+        "agent-check" => (
+            false,
+            "agents are keys of the service here; write `agent = { port = …, interval = \"…\" }`, with the values of `agent-port` and `agent-inter`",
+        ),
         "downinter" => (true, "the interval is the same while a backend is down; look whether it matters"),
         "verifyhost" => {
             (true, "the certificate must be for the name in `sni` of the check, or in `host`; write it there")

@@ -3,6 +3,7 @@
 //! A file becomes a table of spans (`toml`), each table a `section::Section` that knows which keys were asked for, and
 //! `document` makes a [`Config`] of them or says on which lines it cannot.
 
+mod agent;
 pub mod check;
 pub mod deny;
 pub mod discover;

@@ -10,6 +10,7 @@ use std::{
 use balancer_common::{map_types::Forwarding, share};
 
 use super::{
+    agent,
     check::{Keys, check},
     discover::discover,
     findings::Findings,
@@ -134,6 +135,9 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let deny = section
         .table("deny", "deny", "{ file = \"/etc/balancer/deny.txt\" }", findings)
         .and_then(|section| deny(section, findings));
+    let agent = section
+        .table("agent", "agent", "{ port = 9777, interval = \"5s\" }", findings)
+        .and_then(|section| agent::section(section, findings));
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -228,6 +232,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         assign_vip,
         deny,
         discover,
+        agent,
         check: service_check,
         backends,
         rules: Vec::new(),

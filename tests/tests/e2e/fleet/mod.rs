@@ -1,6 +1,7 @@
 //! Balancers that are one fleet, on a real etcd, behind a router that spreads clients by ECMP.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod agents;
 mod changes;
 mod denials;
 mod engine;
@@ -53,6 +54,8 @@ struct Plan {
     datagrams: bool,
     /// More arguments of etcd.
     etcd: Vec<String>,
+    /// Further keys of the service.
+    service_lines: &'static str,
 }
 
 impl Default for Plan {
@@ -64,6 +67,7 @@ impl Default for Plan {
             check: QUICK_CHECK,
             datagrams: false,
             etcd: Vec::new(),
+            service_lines: "",
         }
     }
 }
@@ -105,6 +109,7 @@ impl Fleet {
         settings.families = Family::BOTH.to_vec();
         settings.remember = "1h";
         settings.check = plan.check.to_owned();
+        settings.service_lines = plan.service_lines.to_owned();
         let files = tempfile::tempdir().unwrap();
         let decaps = match forwarding {
             Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => Vec::new(),

@@ -211,7 +211,12 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
                 span { (percent(share)) " " span.quiet { "(" (percent(expected)) ")" } }
                 (bar(share, expected))
             }
-            (number("Weight", backend.weight.into()))
+            td.number role="cell" data-label="Weight" {
+                (grouped(backend.weight))
+                @if let Some(said) = backend.agent.as_ref().map(|agent| &agent.said).filter(|said| said.percent < 100) {
+                    " × " (said.percent) "%"
+                }
+            }
             (number("Known clients", backend.known_clients))
             (number("Connections", backend.stats.connections))
             td.number role="cell" data-label="A second" { (a_second(service, backend)) }
@@ -249,7 +254,7 @@ fn state(backend: &BackendSnapshot) -> Markup {
     html! {
         span.state.(class) { span aria-hidden="true" { (sign) " " } (backend.state.word()) }
         @if let Some(time) = time { " " span.quiet { "at most " (time) } }
-        @if backend.weight == 0 && backend.admin == Admin::Ready { " " span.quiet { "takes no new clients" } }
+        @if backend.effective_weight() == 0 && backend.admin == Admin::Ready { " " span.quiet { "takes no new clients" } }
         @if backend.backup { " " span.quiet { "backup" } }
     }
 }

@@ -1,0 +1,69 @@
+//! The effects of what backends' agents say. An agent lowers what the operator and the checks leave, and never raises it.
+
+use balancer_model::{
+    agent::Said,
+    states::{Admin, Forced},
+};
+
+use super::{Backend, Service};
+
+impl Backend {
+    /// Returns what its agent has said and is in force; `None`: nothing that takes anything away.
+    #[must_use]
+    pub fn agent(&self) -> Option<&Said> {
+        self.agent.as_deref()
+    }
+
+    pub(crate) fn hear(&mut self, said: Said) {
+        self.agent = Some(said).filter(|said| !said.is_nothing()).map(Box::new);
+    }
+
+    /// Returns the weight that its slots go by: the configured one, as far as its agent leaves it.
+    #[must_use]
+    pub fn effective_weight(&self) -> u16 {
+        self.agent().map_or(self.config.weight, |said| said.weight(self.config.weight))
+    }
+
+    /// Returns the administrative state in force: that of the operator or of the agent, whichever leaves it less.
+    #[must_use]
+    pub fn effective_admin(&self) -> Admin {
+        self.agent().map_or(self.admin, |said| said.admin(self.admin))
+    }
+
+    /// Returns the verdict that is set instead of the checks'. The operator's comes before the agent's.
+    #[must_use]
+    pub fn effective_forced(&self) -> Option<Forced> {
+        let by_agent = || self.agent().is_some_and(|said| said.down.is_some()).then_some(Forced::Down);
+        self.forced.or_else(by_agent)
+    }
+
+    /// Who says that it is down, against its checks.
+    pub(super) fn forced_down_by(&self) -> String {
+        match self.agent().and_then(|said| said.down.as_deref()).filter(|_| self.forced.is_none()) {
+            None => "forced down by operator".to_owned(),
+            Some("") => "its agent says down".to_owned(),
+            Some(why) => format!("its agent says down: {why}"),
+        }
+    }
+
+    /// Why it takes fewer clients than the operator and its checks would have it take; empty where there is no reason.
+    pub(super) fn lowered(&self) -> String {
+        let Some(said) = self.agent() else { return String::new() };
+        if said.admin(self.admin) != self.admin {
+            format!("its agent says {}", said.admin.word())
+        } else if said.percent < 100 && self.admin == Admin::Ready {
+            format!("its agent says {}%", said.percent)
+        } else {
+            String::new()
+        }
+    }
+}
+
+impl Service {
+    /// Forgets what agents have said where none are asked any more.
+    pub(super) fn drop_agents(&mut self) {
+        if self.settings.agent.is_none() {
+            self.backends.iter_mut().for_each(|backend| backend.agent = None);
+        }
+    }
+}

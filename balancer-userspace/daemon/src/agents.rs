@@ -1,0 +1,173 @@
+//! Questions to the agents of backends. Each agent is asked on its own, so that one that hangs delays no other.
+
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use balancer_model::{
+    agent::{Answer, MAX_ANSWER},
+    names::BackendName,
+};
+use socket2::SockRef;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpSocket, TcpStream},
+    sync::{Semaphore, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
+
+use crate::call::{Call, Calls};
+
+/// How long an answer may take, at most.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How many agents are asked at once. Others wait.
+const AT_ONCE: usize = 256;
+/// How far an interval may be off either way, as a part of it.
+const JITTER: f64 = 0.1;
+
+/// Where an agent is asked, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// The address and port of the agent.
+    pub at: SocketAddr,
+    /// Between the starts of two questions.
+    pub interval: Duration,
+}
+
+/// The agents to ask.
+pub(crate) type Agents = BTreeMap<BackendName, Agent>;
+
+/// Asks the `wanted` agents, and tells each answer.
+pub(crate) async fn follow(mut wanted: watch::Receiver<Agents>, calls: Calls) {
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let (mut running, mut tasks) = (JoinSet::new(), BTreeMap::<BackendName, (Agent, AbortHandle)>::new());
+    loop {
+        let agents = wanted.borrow_and_update().clone();
+        tasks.retain(|name, (agent, task)| {
+            let stays = agents.get(name) == Some(agent);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (name, agent) in agents {
+            if !tasks.contains_key(&name) {
+                let task = running.spawn(ask_on(name.clone(), agent, Arc::clone(&permits), calls.clone()));
+                tasks.insert(name, (agent, task));
+            }
+        }
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            Some(_) = running.join_next() => {}
+        }
+    }
+}
+
+/// Asks one agent until nobody wants to know.
+async fn ask_on(name: BackendName, agent: Agent, permits: Arc<Semaphore>, calls: Calls) {
+    // Many agents are not asked at the same moment.
+    let mut next = Instant::now() + agent.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64());
+    loop {
+        sleep_until(next).await;
+        let Ok(permit) = permits.acquire().await else { return };
+        let start = Instant::now();
+        let answer = ask(agent).await;
+        drop(permit);
+        if calls.send(Call::AgentAnswered { name: name.clone(), answer }).await.is_err() {
+            return;
+        }
+        next = start + agent.interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64());
+    }
+}
+
+/// Asks once.
+///
+/// # Errors
+/// Why there is no answer, or none of the protocol.
+async fn ask(Agent { at, interval }: Agent) -> Result<Answer, String> {
+    let patience = interval.min(PATIENCE);
+    match timeout(patience, read(at)).await {
+        Ok(Ok(text)) => Answer::parse(&text),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {}", humantime::format_duration(patience))),
+    }
+}
+
+async fn read(at: SocketAddr) -> io::Result<Vec<u8>> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Closed by a reset, it leaves nothing behind, as with checks.
+    socket.set_zero_linger()?;
+    let mut stream: TcpStream = socket.connect(at).await?;
+    SockRef::from(&stream).set_tcp_nodelay(true)?;
+    let mut text = Vec::new();
+    loop {
+        let left = MAX_ANSWER.saturating_sub(text.len());
+        let read = (&mut stream).take(left as u64).read_buf(&mut text).await;
+        match read {
+            Ok(0) => return Ok(text),
+            Ok(_) if text.contains(&b'\n') => return Ok(text),
+            Ok(_) => {}
+            // An agent that closes with our data unread resets the connection after its answer.
+            Err(_) if !text.is_empty() => return Ok(text),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::mpsc};
+
+    use super::*;
+
+    async fn answer(says: &'static [u8], stays_open: bool) -> Result<Answer, String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let agent = tokio::spawn(async move {
+            let mut stream = listener.accept().await.unwrap().0;
+            let _ = stream.write_all(says).await;
+            if stays_open {
+                tokio::time::sleep(Duration::from_secs(3600)).await;
+            }
+        });
+        let answer = ask(Agent { at, interval: Duration::from_millis(300) }).await;
+        agent.abort();
+        answer
+    }
+
+    #[tokio::test]
+    async fn when_an_agent_answers_then_its_first_line_counts() {
+        assert_eq!(answer(b"75%\nmaint\n", true).await, Answer::parse(b"75%"));
+        assert_eq!(answer(b"drain", false).await, Answer::parse(b"drain"));
+        assert!(answer(b"", false).await.unwrap_err().starts_with("says \"\""));
+        assert!(answer(&[b' '; 4096], true).await.unwrap_err().contains("none of the words"));
+    }
+
+    #[tokio::test]
+    async fn when_an_agent_hangs_or_is_not_there_then_that_is_told() {
+        assert_eq!(answer(b"75%", true).await, Err("no answer within 300ms".to_owned()));
+        let gone = ask(Agent { at: "127.0.0.1:1".parse().unwrap(), interval: Duration::from_secs(1) }).await;
+        assert!(gone.unwrap_err().contains("refused"));
+    }
+
+    #[tokio::test]
+    async fn when_one_agent_hangs_then_another_is_asked_all_the_same_and_one_that_is_not_wanted_is_not() {
+        let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let works = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let name = |name: &str| BackendName { service: "web".to_owned(), backend: name.to_owned() };
+        let agent =
+            |of: &TcpListener, seconds| Agent { at: of.local_addr().unwrap(), interval: Duration::from_secs(seconds) };
+        let wanted = Agents::from([(name("a"), agent(&hangs, 3600)), (name("b"), agent(&works, 1))]);
+        let (want, wanted) = watch::channel(wanted);
+        let (calls_in, mut calls) = mpsc::channel(1);
+        let task = tokio::spawn(follow(wanted, calls_in));
+        for _ in 0..2 {
+            works.accept().await.unwrap().0.write_all(b"50%\n").await.unwrap();
+            let Some(Call::AgentAnswered { name, answer }) = calls.recv().await else { panic!() };
+            assert_eq!((&*name.backend, answer), ("b", Answer::parse(b"50%")));
+        }
+        want.send(Agents::new()).unwrap();
+        drop(want);
+        task.await.unwrap();
+        assert!(calls.recv().await.is_none());
+    }
+}

@@ -1,0 +1,92 @@
+//! Agents of backends: which are asked, and what is made of their answers.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use balancer_core::{
+    io::Change,
+    service::{Backend, Service},
+    snapshot::AgentSnapshot,
+};
+use balancer_dataplane::Dataplane;
+use balancer_model::{agent::Answer, names::BackendName};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::Owner;
+use crate::agents::{Agent, Agents};
+
+/// What was heard of each agent.
+#[derive(Debug, Default)]
+pub(super) struct Heard(BTreeMap<BackendName, Last>);
+
+#[derive(Debug)]
+struct Last {
+    /// Of the last answer that was right, or else when the agent was first asked.
+    at: Instant,
+    /// Why there has been none since.
+    silent: Option<String>,
+}
+
+impl<D: Dataplane> Owner<D> {
+    /// The agents to ask. `asks`: whether this balancer does, which in a fleet the leader alone does.
+    pub fn agents(&self, asks: bool) -> Agents {
+        let mut agents = Agents::new();
+        for service in self.controller.services().iter().filter(|_| asks) {
+            let Some(config) = service.agents() else { continue };
+            for backend in service.backends() {
+                let at = SocketAddr::new(backend.address().ip(), config.port);
+                // A service of both families asks an agent once, by the address of the first.
+                agents.entry(service.name_of(backend)).or_insert(Agent { at, interval: config.interval });
+            }
+        }
+        agents
+    }
+
+    /// Takes note of an answer, or of why there is none. Gives the change that it asks for.
+    pub fn agent_answered(&mut self, name: BackendName, answer: Result<Answer, String>) -> Option<Change> {
+        let Some(before) = self.controller.agent_said(&name) else {
+            self.heard.0.remove(&name);
+            return None;
+        };
+        let now = Instant::now();
+        let last = self.heard.0.entry(name.clone()).or_insert(Last { at: now, silent: None });
+        match answer {
+            Ok(answer) => {
+                if last.silent.take().is_some() {
+                    info!("the agent of backend {name} answers again");
+                }
+                last.at = now;
+                let said = before.after(&answer);
+                (said != before).then_some(Change::Agent { name, said })
+            }
+            Err(why) => {
+                if last.silent.is_none() {
+                    warn!("the agent of backend {name} is silent, what it said last stays in force ({before}): {why}");
+                }
+                last.silent = Some(why);
+                None
+            }
+        }
+    }
+
+    /// Forgets agents that are not asked any more.
+    pub fn forget_agents(&mut self, wanted: &Agents) {
+        self.heard.0.retain(|name, _| wanted.contains_key(name));
+    }
+
+    /// The states of the agents of a service, by backend.
+    pub(super) fn agent_snapshots(&self, service: &Service) -> Vec<Option<AgentSnapshot>> {
+        let snapshot = |name: BackendName, backend: &Backend| {
+            service.agents()?;
+            let last = self.heard.0.get(&name);
+            let silent = last.and_then(|last| last.silent.clone());
+            let heard = last.map(|last| last.at.elapsed()).filter(|_| silent.is_none());
+            Some(AgentSnapshot {
+                said: backend.agent().cloned().unwrap_or_default(),
+                heard,
+                silent: silent.map(|why| (why, last.map_or(Duration::ZERO, |last| last.at.elapsed()))),
+            })
+        };
+        service.backends().iter().map(|backend| snapshot(service.name_of(backend), backend)).collect()
+    }
+}

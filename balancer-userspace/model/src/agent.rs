@@ -1,0 +1,214 @@
+//! Agents: programs beside a backend that say how much work it takes, in HAProxy's agent-check protocol.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{states::Admin, value::quoted};
+
+/// The longest answer that is read, in bytes; HAProxy's agents have this bound as well.
+pub const MAX_ANSWER: usize = 1024;
+/// An answer that changes the weight by less takes no effect, unless it is 0% or 100%: each change makes a new table.
+const STEP: u8 = 5;
+const WORDS: &str =
+    "\"75%\", \"up\", \"ready\", \"drain\", \"maint\", \"down\", \"fail\", \"failed\", \"stopped\" and \"maxconn:N\"";
+
+/// Where the agents of a service's backends are asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentConfig {
+    /// The TCP port of the agents, at the addresses of their backends.
+    pub port: u16,
+    /// Time from the start of one question to the start of the next.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+}
+
+/// What the agent of a backend has said so far. An agent may take away, and give back only what it has taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// The part of the configured weight that new clients are counted by; at most 100.
+    pub percent: u8,
+    /// The administrative state that the agent asks for.
+    pub admin: Admin,
+    /// Why the backend is down, as the agent says; may be empty. `None`: it is not.
+    pub down: Option<String>,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self { percent: 100, admin: Admin::Ready, down: None }
+    }
+}
+
+impl Said {
+    /// Whether nothing is taken away.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Returns what is in force after another answer: what that answer leaves out stays.
+    #[must_use]
+    pub fn after(&self, answer: &Answer) -> Self {
+        let percent = answer.percent.filter(|&percent| {
+            matches!(percent, 0 | 100) || self.percent == 0 || percent.abs_diff(self.percent) >= STEP
+        });
+        Self {
+            percent: percent.unwrap_or(self.percent),
+            admin: answer.admin.unwrap_or(self.admin),
+            down: answer.down.clone().unwrap_or_else(|| self.down.clone()),
+        }
+    }
+
+    /// Returns the weight that is left of `weight`: nothing only at 0%.
+    #[must_use]
+    pub fn weight(&self, weight: u16) -> u16 {
+        let left = u32::from(weight) * u32::from(self.percent) / 100;
+        let least = u32::from(weight > 0 && self.percent > 0);
+        u16::try_from(left.max(least)).unwrap_or(weight)
+    }
+
+    /// Returns the administrative state of a backend for which the operator wants `admin`.
+    #[must_use]
+    pub const fn admin(&self, admin: Admin) -> Admin {
+        match (self.admin, admin) {
+            (Admin::Maint, _) | (_, Admin::Maint) => Admin::Maint,
+            (Admin::Drain, _) | (_, Admin::Drain) => Admin::Drain,
+            (Admin::Ready, Admin::Ready) => Admin::Ready,
+        }
+    }
+}
+
+/// `75%, drain`; `100%` where nothing is taken away.
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.percent)?;
+        match self.admin {
+            Admin::Ready => {}
+            Admin::Drain | Admin::Maint => write!(f, ", {}", self.admin.word())?,
+        }
+        match self.down.as_deref() {
+            None => Ok(()),
+            Some("") => write!(f, ", down"),
+            Some(why) => write!(f, ", down ({why})"),
+        }
+    }
+}
+
+/// One answer of an agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    percent: Option<u8>,
+    admin: Option<Admin>,
+    down: Option<Option<String>>,
+}
+
+impl Answer {
+    /// Reads the first line of an answer: words of HAProxy's agent-check protocol, separated by white space or commas. More
+    /// than 100% counts as 100%. `maxconn:N` is understood and has no effect. Of words that exclude each other the last
+    /// one counts.
+    ///
+    /// # Errors
+    /// When none of the words is of the protocol.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line);
+        let (words, why) = line.split_once('#').map_or((&*line, ""), |(words, why)| (words, why.trim()));
+        let (mut answer, mut known) = (Self::default(), false);
+        for word in words.split([' ', '\t', ',']).filter(|word| !word.is_empty()) {
+            known |= answer.take(&word.to_ascii_lowercase(), why);
+        }
+        if known { Ok(answer) } else { Err(format!("says {}, which has none of the words {WORDS}", quoted(&line))) }
+    }
+
+    /// Whether the word is of the protocol.
+    fn take(&mut self, word: &str, why: &str) -> bool {
+        match word {
+            "up" => self.down = Some(None),
+            "down" | "fail" | "failed" | "stopped" => {
+                let printable = why.chars().filter(|character| !character.is_control());
+                self.down = Some(Some(printable.take(80).collect()));
+            }
+            "ready" => self.admin = Some(Admin::Ready),
+            "drain" => self.admin = Some(Admin::Drain),
+            "maint" => self.admin = Some(Admin::Maint),
+            _ => {
+                let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+                if let Some(percent) = word.strip_suffix('%').filter(|text| is_number(text)) {
+                    self.percent = Some(percent.parse().map_or(100, |percent: u8| percent.min(100)));
+                } else {
+                    return word.strip_prefix("maxconn:").is_some_and(is_number);
+                }
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(answers: &[&str]) -> String {
+        let after = |said: Said, answer: &&str| said.after(&Answer::parse(answer.as_bytes()).unwrap());
+        answers.iter().fold(Said::default(), after).to_string()
+    }
+
+    #[test]
+    fn when_an_agent_uses_a_word_of_the_protocol_then_it_is_understood() {
+        for (answer, shown) in [
+            ("75%\n", "75%"),
+            ("75%\r\nup\n", "75%"),
+            ("0%", "0%"),
+            ("250%", "100%"),
+            ("99999999999999999999%", "100%"),
+            ("drain", "100%, drain"),
+            ("MAINT\n", "100%, maint"),
+            ("down", "100%, down"),
+            ("fail\n", "100%, down"),
+            ("failed,50%", "50%, down"),
+            ("stopped#deploy of v2\n", "100%, down (deploy of v2)"),
+            ("down #out of\u{7} disk\n", "100%, down (out of disk)"),
+            ("up ready\t40% maxconn:30\n", "40%"),
+            ("maxconn:30\n", "100%"),
+            ("50% load:3", "50%"),
+        ] {
+            assert_eq!(said(&[answer]), shown, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn when_no_word_is_of_the_protocol_then_the_answer_is_refused() {
+        for answer in ["", "\n", "HTTP/1.1 400 Bad Request\r\n", "%", "-5%", "5.5%", "maxconn:", "# up", "\u{0}"] {
+            let error = Answer::parse(answer.as_bytes()).unwrap_err();
+            assert!(error.starts_with("says \"") && error.contains("none of the words"), "{error}");
+        }
+        assert!(Answer::parse(b"\xff\xfe").is_err());
+    }
+
+    #[test]
+    fn when_an_answer_leaves_something_out_then_that_stays_as_it_was() {
+        assert_eq!(said(&["drain 50%", "down", "up"]), "50%, drain");
+        assert_eq!(said(&["drain 50%", "ready"]), "50%");
+        assert_eq!(said(&["down", "100%"]), "100%, down");
+    }
+
+    #[test]
+    fn when_a_weight_changes_by_a_little_then_it_stays() {
+        assert_eq!(said(&["50%", "53%"]), "50%");
+        assert_eq!(said(&["50%", "55%"]), "55%");
+        assert_eq!(said(&["98%", "100%"]), "98%".replace("98", "100"));
+        assert_eq!(said(&["3%", "0%"]), "0%");
+        assert_eq!(said(&["0%", "3%"]), "3%");
+    }
+
+    #[test]
+    fn when_an_agent_and_an_operator_disagree_then_the_lesser_counts() {
+        let of = |answer: &str| Said::default().after(&Answer::parse(answer.as_bytes()).unwrap());
+        assert_eq!(of("drain").admin(Admin::Maint), Admin::Maint);
+        assert_eq!(of("ready").admin(Admin::Drain), Admin::Drain);
+        assert_eq!(of("maint").admin(Admin::Ready), Admin::Maint);
+        assert_eq!([of("50%").weight(1), of("0%").weight(9), of("75%").weight(0)], [1, 0, 0]);
+        assert_eq!([of("75%").weight(100), of("100%").weight(65_535)], [75, 65_535]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Agents of backends, as HAProxy asks them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    io::Write as _,
+    net::{Ipv6Addr, TcpListener},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_api::model::BackendView;
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    namespace::Namespace,
+    site::{PATIENCE, QUICK_CHECK, Site},
+    topology::{Family, Shape},
+};
+
+pub(crate) const AGENTS: &str = "agent = { port = 9777, interval = \"1s\" }";
+const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
+
+/// An agent in the namespace of a backend. It ends with the test.
+#[derive(Clone)]
+pub(crate) struct Agent(Arc<Mutex<Option<&'static str>>>);
+
+impl Agent {
+    pub(crate) fn start(namespace: &Namespace, words: &'static str) -> Self {
+        let (entrance, this) = (namespace.entrance(), Self(Arc::new(Mutex::new(Some(words)))));
+        let (says, (ready, is_ready)) = (this.clone(), std::sync::mpsc::channel());
+        thread::spawn(move || {
+            entrance.enter().unwrap();
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9777)).unwrap();
+            ready.send(()).unwrap();
+            let mut hanging = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                match *says.0.lock().unwrap() {
+                    Some(words) => drop(writeln!(stream, "{words}")),
+                    None => hanging.push(stream),
+                }
+            }
+        });
+        is_ready.recv().unwrap();
+        this
+    }
+
+    pub(crate) fn says(&self, words: &'static str) {
+        *self.0.lock().unwrap() = Some(words);
+    }
+
+    fn hangs(&self) {
+        *self.0.lock().unwrap() = None;
+    }
+}
+
+fn web1(site: &Site) -> BackendView {
+    let services = site.status().unwrap().services;
+    services.into_iter().flat_map(|service| service.backends).find(|backend| backend.name == "web1").unwrap()
+}
+
+fn wait_until(site: &Site, what: &str, is_so: impl Fn(&BackendView) -> bool) -> BackendView {
+    let start = Instant::now();
+    loop {
+        let backend = web1(site);
+        if is_so(&backend) {
+            return backend;
+        }
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}: {backend:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn says(backend: &BackendView) -> &str {
+    backend.agent.as_ref().map_or("", |agent| &agent.says)
+}
+
+#[test]
+fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_that_it_knows() {
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.remember = "10m";
+        settings.check = QUICK_CHECK.to_owned();
+        settings.service_lines = AGENTS.to_owned();
+        Ok(())
+    })
+    .unwrap();
+    let backend = wait_until(&site, "the agent is silent", |backend| {
+        backend.agent.as_ref().is_some_and(|agent| agent.silent.is_some())
+    });
+    assert!(backend.reason.starts_with("its agent is silent: ") && backend.state == "up", "{backend:?}");
+    assert_eq!(site.metrics().unwrap().sum("agent_silent", &[]).unwrap(), 2.0);
+    let homes = site.homes(Family::V4, CLIENTS).unwrap();
+    let all_stay = |site: &Site| assert_eq!(site.homes(Family::V4, CLIENTS).unwrap(), homes);
+    let whole = backend.slots;
+
+    let agent = Agent::start(&site.topology().backends()[0], "75%");
+    let backend = wait_until(&site, "75%", |backend| says(backend) == "75%");
+    assert_eq!((backend.weight, backend.agent.as_ref().unwrap().weight_percent), (100, 75));
+    assert!(backend.slots < whole && backend.slots > 0, "{backend:?}");
+    let shown = site.cli(&["status"]).unwrap();
+    assert!(shown.contains("100 × 75%") && shown.contains("its agent says 75%"), "{shown}");
+    let events = site.cli(&["events"]).unwrap();
+    assert!(events.contains("backend web/web1 has an agent that says 75%"), "{events}");
+    assert_eq!(site.metrics().unwrap().sum("agent_weight_ratio", &["backend=\"web1\""]).unwrap(), 0.75);
+    all_stay(&site);
+
+    // Known clients stay through a drain. The operator's state is shown beside it.
+    agent.says("drain");
+    let backend = wait_until(&site, "drained", |backend| backend.state == "draining");
+    assert_eq!((&*backend.admin, &*backend.reason, backend.slots), ("ready", "its agent says drain", 0));
+    all_stay(&site);
+
+    // One that hangs, or says nothing of the protocol, changes nothing.
+    agent.hangs();
+    let backend =
+        wait_until(&site, "silent", |backend| backend.reason.contains("its agent is silent: no answer within"));
+    assert_eq!((says(&backend), &*backend.state), ("75%, drain", "draining"));
+    agent.says("HTTP/1.0 200 OK");
+    wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: says \"HTTP/1.0 200 OK\""));
+
+    // What it said outlives a restart, and the balancer that is back hears it again.
+    site.restart(|_| {}).unwrap();
+    assert_eq!((says(&web1(&site)), &*web1(&site).state), ("75%, drain", "draining"));
+    agent.says("ready 100%");
+    wait_until(&site, "it is back", |backend| backend.state == "up" && backend.slots == whole);
+    all_stay(&site);
+
+    // Down moves its clients; an agent that says up does not raise one whose checks fail.
+    agent.says("down #deploy of v2");
+    let backend = wait_until(&site, "down", |backend| backend.state == "down");
+    assert_eq!(backend.reason, "its agent says down: deploy of v2");
+    assert!(site.homes(Family::V4, CLIENTS).unwrap().values().all(|home| home == "web2"));
+    site.kill_backend(1).unwrap();
+    agent.says("up");
+    let backend = wait_until(&site, "its checks decide", |backend| says(backend) == "100%" && backend.state == "down");
+    assert!(!backend.reason.contains("agent says"), "{backend:?}");
+
+    // Without the key, nothing is asked, and nothing of it is in force.
+    agent.says("maint");
+    wait_until(&site, "maint", |backend| backend.state == "maint");
+    site.apply(|settings| settings.service_lines.clear()).unwrap();
+    wait_until(&site, "no agent", |backend| backend.agent.is_none() && backend.state != "maint");
+}
