@@ -301,6 +301,11 @@ pub struct AgentView {
     pub says: String,
     /// The part of `weight` that new clients are counted by, 0–100.
     pub weight_percent: u8,
+    /// The administrative state that it asks for: `ready`, `drain` or `maint`.
+    pub admin: String,
+    /// Why the backend is down, as it says; may be empty. Absent: it says that the backend is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<String>,
     /// How long ago it last answered; absent: not yet, it is silent, or another member of the fleet asks it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_seconds_ago: Option<f64>,

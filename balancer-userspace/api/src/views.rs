@@ -199,6 +199,8 @@ impl From<BackendSnapshot> for BackendView {
             agent: backend.agent.map(|agent| AgentView {
                 says: agent.said.to_string(),
                 weight_percent: agent.said.percent,
+                admin: agent.said.admin.word().to_owned(),
+                down: agent.said.down,
                 heard_seconds_ago: agent.heard.map(|ago| ago.as_secs_f64()),
                 silent: agent.silent.map(|(why, _)| why),
             }),

@@ -30,7 +30,7 @@ pub fn first_look(service: &ServiceSnapshot, around: &Around) -> String {
         "the program is on no interface".to_owned()
     } else if service.backends.is_empty() {
         format!("it has no backends (balancer backend add {name}/NAME ADDRESS)")
-    } else if !service.backends.iter().any(|backend| backend.eligible && backend.weight > 0) {
+    } else if !service.backends.iter().any(|backend| backend.eligible && backend.effective_weight() > 0) {
         format!("no backend takes clients{}", service.backends.iter().find_map(reason).unwrap_or_default())
     } else {
         arrival(service, around)

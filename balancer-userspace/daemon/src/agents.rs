@@ -1,6 +1,12 @@
 //! Questions to the agents of backends. Each agent is asked on its own, so that one that hangs delays no other.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use balancer_model::{
     agent::{Answer, MAX_ANSWER},
@@ -50,9 +56,9 @@ pub(crate) async fn follow(mut wanted: watch::Receiver<Agents>, calls: Calls) {
             stays
         });
         for (name, agent) in agents {
-            if !tasks.contains_key(&name) {
-                let task = running.spawn(ask_on(name.clone(), agent, Arc::clone(&permits), calls.clone()));
-                tasks.insert(name, (agent, task));
+            if let Entry::Vacant(place) = tasks.entry(name) {
+                let ask = ask_on(place.key().clone(), agent, Arc::clone(&permits), calls.clone());
+                place.insert((agent, running.spawn(ask)));
             }
         }
         tokio::select! {

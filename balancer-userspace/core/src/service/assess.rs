@@ -84,7 +84,8 @@ impl Service {
         if !reason.is_empty() {
             reason = format!("{}{reason}", self.prefix());
         }
-        Assessment { health, standing, drains: situation.drains(), reason }
+        let beyond = held.is_some() && situation.drained;
+        Assessment { health, standing, drains: situation.drains(), beyond, reason }
     }
 
     /// Whether of every backend is known what follows for it.

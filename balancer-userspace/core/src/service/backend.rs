@@ -159,6 +159,8 @@ pub(super) struct Assessment {
     pub(super) health: HealthFact,
     pub(super) standing: Standing,
     pub(super) drains: bool,
+    /// Whether it keeps its clients although its drain is over.
+    pub(super) beyond: bool,
     pub(super) reason: String,
 }
 
@@ -509,7 +511,8 @@ impl Backend {
     pub fn drain_deadline(&self) -> Option<Instant> {
         // One that is down and keeps them nevertheless does so beyond its deadline, because of an outage.
         let drains = self.assessment.as_ref().is_some_and(|assessment| {
-            assessment.standing.keeps_known && assessment.standing.state != BackendState::Down
+            let keeps = assessment.standing.keeps_known && assessment.standing.state != BackendState::Down;
+            keeps && !assessment.beyond
         });
         self.drain.until.filter(|_| drains)
     }

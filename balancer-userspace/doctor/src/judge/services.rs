@@ -1,6 +1,6 @@
 //! Findings about services that follow from the operator's settings.
 
-use balancer_api::model::ServiceView;
+use balancer_api::model::{AgentView, BackendView, ServiceView};
 
 use crate::{
     facts::{Controller, Facts},
@@ -34,15 +34,18 @@ fn no_backends(service: &ServiceView) -> Option<Finding> {
     })
 }
 
-/// The operator has taken every backend out of use. One that fails is told of by itself.
+/// The operator, or an agent, has taken every backend out of use. One that fails is told of by itself.
 fn none_eligible(service: &ServiceView) -> Option<Finding> {
     let name = &service.name;
-    let out = |admin: &str, weight: u16| admin != "ready" || weight == 0;
-    let all = service.backends.iter().all(|backend| out(&backend.admin, backend.weight));
+    let by_agent = |agent: &AgentView| agent.weight_percent == 0 || agent.admin != "ready" || agent.down.is_some();
+    let by_agent = |backend: &BackendView| backend.agent.as_ref().is_some_and(by_agent);
+    let out = |backend: &BackendView| backend.admin != "ready" || backend.weight == 0;
+    let all = service.backends.iter().all(|backend| out(backend) || by_agent(backend));
     (all && !service.backends.is_empty()).then(|| {
         let commands: Vec<String> = service
             .backends
             .iter()
+            .filter(|backend| out(backend))
             .map(|backend| match backend.admin.as_str() {
                 "ready" => format!("balancer backend weight {name}/{} 100", backend.name),
                 _ => format!("balancer backend ready {name}/{}", backend.name),
@@ -51,8 +54,8 @@ fn none_eligible(service: &ServiceView) -> Option<Finding> {
         about(
             service,
             Kind::NoneEligible,
-            format!("every backend of service {name} is in drain or maint, or has weight 0: it takes no new clients"),
-            "the column ADMIN of `balancer status`",
+            format!("every backend of service {name} is in drain or maint, has weight 0, or is taken out by its agent: it takes no new clients"),
+            "the columns ADMIN and REASON of `balancer status`",
             Cure::here(&commands),
         )
     })

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use balancer_api::model::{
-    Action, BackendView, ClientTableView, Fitness, HealthView, InterfaceView, ListenerView, Readiness, RuleView,
-    ServiceView, StatusView, UnansweredView, Verdicts,
+    Action, AgentView, BackendView, ClientTableView, Fitness, HealthView, InterfaceView, ListenerView, Readiness,
+    RuleView, ServiceView, StatusView, UnansweredView, Verdicts,
 };
 
 use super::judge;
@@ -381,6 +381,14 @@ fn when_clients_packets_are_not_taken_then_it_is_said_where_they_come_in() {
 fn when_the_operator_keeps_clients_away_then_that_is_said() {
     expect(&MODES, Kind::NoneEligible, |facts| after(facts).services[0].backends[0].admin = "maint".to_owned());
     expect(&MODES, Kind::NoneEligible, |facts| after(facts).services[0].backends[0].weight = 0);
+    for (weight_percent, admin, down) in [(0, "ready", None), (100, "drain", None), (100, "ready", Some("no disk"))] {
+        let (says, down) = (String::new(), down.map(str::to_owned));
+        let agent =
+            AgentView { says, weight_percent, admin: admin.to_owned(), down, heard_seconds_ago: None, silent: None };
+        expect(&MODES, Kind::NoneEligible, |facts| {
+            after(facts).services[0].backends[0].agent = Some(agent.clone());
+        });
+    }
     expect(&MODES, Kind::NoBackends, |facts| {
         after(facts).services[0].backends.clear();
         facts.backends.clear();
