@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use balancer_common::map_types::{ALL_DOWN, Forwarding};
 use balancer_model::{
-    config::{FailureAction, OnFailure, Outage, ServiceConfig, WhenAllDown},
+    config::{Outage, ServiceConfig, WhenAllDown},
     fixture::{KEY, backend, check, config, name, service, web},
     states::{Admin, BackendState, Forced},
 };
@@ -446,25 +446,4 @@ fn when_a_switch_fails_with_a_tenth_of_a_thousand_then_they_move_and_with_six_te
     assert_eq!(said.last().unwrap(), "outage of web: 600 of 1,000 backends fail, 30,000 known clients kept");
     let commands = rounds(&mut bench, &all[..600], &CheckOutcome::Passed, 2);
     assert_eq!(moved(&commands), 0);
-}
-
-#[test]
-fn when_the_drain_of_a_suspect_is_over_then_no_deadline_is_shown() {
-    let on_failure = OnFailure { hard: FailureAction::Drain, soft: FailureAction::Drain };
-    let mut service = ServiceConfig { remember: Duration::from_secs(600), on_failure, ..web() };
-    service.backends.truncate(2);
-    let (mut bench, _) = Bench::new(vec![service]);
-    bench.pass("web/web1");
-    bench.pass("web/web2");
-    bench.admin("web/web1", Admin::Drain);
-    for _ in 0..3 {
-        bench.refuse("web/web2");
-    }
-    let deadline = |bench: &Bench| bench.controller.backend(&name("web/web2")).unwrap().drain_deadline();
-    assert!(bench.shown("web/web2").1.starts_with("suspect"), "{:?}", bench.shown("web/web2"));
-    assert!(deadline(&bench).is_some());
-    for _ in 0..2 {
-        bench.controller.handle(Event::Swept { known: Vec::new() }, bench.now);
-    }
-    assert_eq!(deadline(&bench), None, "{:?}", bench.shown("web/web2"));
 }
