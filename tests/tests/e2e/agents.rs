@@ -17,6 +17,8 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
+use crate::support::wait;
+
 pub(crate) const AGENTS: &str = "agent = { port = 9777, interval = \"1s\" }";
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
 
@@ -88,7 +90,7 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
         backend.agent.as_ref().is_some_and(|agent| agent.silent.is_some())
     });
     assert!(backend.reason.starts_with("its agent is silent: ") && backend.state == "up", "{backend:?}");
-    assert_eq!(site.metrics().unwrap().sum("agent_silent", &[]).unwrap(), 2.0);
+    wait("both are silent", || site.metrics().unwrap().sum("agent_silent", &[]).unwrap() == 2.0);
     let homes = site.homes(Family::V4, CLIENTS).unwrap();
     let all_stay = |site: &Site| assert_eq!(site.homes(Family::V4, CLIENTS).unwrap(), homes);
     let whole = backend.slots;
