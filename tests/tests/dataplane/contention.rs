@@ -18,7 +18,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
+use balancer_common::{
+    client_table::{BUCKET_ENTRIES, Entry},
+    verdict::DropReason,
+};
 use balancer_core::{
     io::{Change, CheckOutcome},
     keys,
@@ -68,6 +71,8 @@ struct Packet {
     end: Instant,
     opens: bool,
     to: Option<Mac>,
+    /// What the program returned.
+    action: u32,
 }
 
 /// State that the threads that send share with the one that makes changes.
@@ -93,7 +98,7 @@ fn send(program: &OwnedFd, client: u32, frames: &[Vec<u8>; 2], opens: bool) -> R
     let start = Instant::now();
     let ran = prog_run::run(program.as_fd(), &frames[usize::from(!opens)], 0, 1)?;
     let to = (ran.action == XDP_TX).then(|| [ran.frame[4], ran.frame[5]]);
-    Ok(Packet { client, start, end: Instant::now(), opens, to })
+    Ok(Packet { client, start, end: Instant::now(), opens, to, action: ran.action })
 }
 
 /// Sends packets of all clients from one CPU, whichever come, until it is to stop.
@@ -157,6 +162,8 @@ struct Contest {
     buckets: u32,
     random: Rng,
     /// Backends that were added while it ran.
+    /// The last byte of the address of the backend that was last added.
+    hosts: u8,
     added: Vec<String>,
     reigns: Vec<Reign>,
     /// Where clients stay in this round whom nobody forgets, unless their backend ceases to serve them.
@@ -176,6 +183,7 @@ impl Contest {
             program,
             random: Rng::with_seed(seed),
             added: Vec::new(),
+            hosts: 0,
             reigns: Vec::new(),
             staying: BTreeMap::new(),
             packets: 0,
@@ -246,7 +254,10 @@ impl Contest {
             self.recorder.note(format!("{name} is removed"));
             self.world.change(Change::Remove { name, force: true })?;
         } else {
-            let host = self.random.u8(1..=250);
+            // One that was removed a moment ago and is added again has known clients before it has a next hop, and their packets
+            // are dropped until then.
+            self.hosts = self.hosts % 250 + 1;
+            let host = self.hosts;
             let name = format!("more{host}");
             if !self.added.contains(&name) {
                 self.recorder.note(format!("{name} is added"));
@@ -263,7 +274,15 @@ impl Contest {
         for packet in &packets {
             let from = self.reigns.partition_point(|reign| reign.gone.is_some_and(|gone| gone < packet.start));
             let mut live = self.reigns.iter().skip(from).take_while(|reign| reign.begun <= packet.end);
-            let Some(to) = packet.to else { bail!("a packet was dropped, and somebody takes every client") };
+            let Some(to) = packet.to else {
+                let reasons = self.world.dataplane().drop_stats()?.reasons;
+                let reasons: Vec<_> = DropReason::ALL.iter().zip(reasons).filter(|(_, count)| *count > 0).collect();
+                let (client, verdict) = (packet.client, packet.action);
+                let [from, to] = [packet.start, packet.end].map(|at| at.saturating_duration_since(self.recorder.begun));
+                bail!(
+                    "client {client} was not sent on from {from:?} to {to:?} (verdict {verdict}, drops {reasons:?}), and somebody takes every client"
+                )
+            };
             ensure!(live.any(|reign| reign.serving.contains(&to)), "to {to:?}, which served nobody");
             let stays = self.staying.get(&packet.client).unwrap_or(&to);
             ensure!(*stays == to, "client {} was established at {stays:?} and went to {to:?}", packet.client);
