@@ -297,7 +297,7 @@ pub struct BackendView {
 /// The agent of a backend, which may lower what the operator and the checks leave to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentView {
-    /// What it has said so far and is in force: `75%`, `100%, drain`, `0%, down (no disk)`.
+    /// The words in force: `75%`, `100%, drain`, `0%, down (no disk)`.
     pub says: String,
     /// The part of `weight` that new clients are counted by, 0–100.
     pub weight_percent: u8,

@@ -202,7 +202,7 @@ impl From<BackendSnapshot> for BackendView {
                 admin: agent.said.admin.word().to_owned(),
                 down: agent.said.down,
                 heard_seconds_ago: agent.heard.map(|ago| ago.as_secs_f64()),
-                silent: agent.silent.map(|(why, _)| why),
+                silent: agent.silent,
             }),
             backup: backend.backup,
             from: backend.discovered.then(|| "discover".to_owned()),

@@ -448,12 +448,12 @@ impl ServiceSnapshot {
 /// The agent of a backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentSnapshot {
-    /// What it has said so far.
+    /// All that it has said and is in force.
     pub said: Said,
     /// How long ago it last answered. `None`: not yet, it is silent, or another member asks it.
     pub heard: Option<Duration>,
-    /// Why there is no answer, and for how long there has been none. `None`: the last one was right.
-    pub silent: Option<(String, Duration)>,
+    /// The reason why there is no answer. `None`: the last one was right.
+    pub silent: Option<String>,
 }
 
 /// Handshakes that clients have begun with a backend since one was last ended.
@@ -593,14 +593,12 @@ impl BackendSnapshot {
     /// Why it is what it is; where clients are still at one that takes no new ones, what keeps them there.
     #[must_use]
     pub fn shown_reason(&self) -> String {
-        match self.hindered() {
-            Some(why) if self.reason.is_empty() => format!("cannot be checked here: {why}"),
-            Some(_) => self.judged_reason(),
-            None => match self.agent.as_ref().and_then(|agent| agent.silent.as_ref()) {
-                Some((why, _)) if self.reason.is_empty() => format!("its agent is silent: {why}"),
-                Some((why, _)) => format!("{}; its agent is silent: {why}", self.judged_reason()),
-                None => self.judged_reason(),
-            },
+        let silent = self.agent.as_ref().and_then(|agent| agent.silent.as_ref());
+        match (self.hindered(), silent) {
+            (Some(why), _) if self.reason.is_empty() => format!("cannot be checked here: {why}"),
+            (None, Some(why)) if self.reason.is_empty() => format!("its agent is silent: {why}"),
+            (None, Some(why)) => format!("{}; its agent is silent: {why}", self.judged_reason()),
+            (Some(_), _) | (None, None) => self.judged_reason(),
         }
     }
 

@@ -304,7 +304,7 @@ pub struct SavedBackend {
     /// The verdict that the operator has set instead of the checks'.
     #[serde(default)]
     pub forced: Option<Forced>,
-    /// What its agent takes away; `None`: nothing.
+    /// The words of its agent that take something away; `None`: nothing is taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<Box<Said>>,
     /// How far its slow start has come.

@@ -10,25 +10,28 @@ use std::{
 
 use balancer_model::{
     agent::{Answer, MAX_ANSWER},
+    config::CheckConfig,
     names::BackendName,
 };
-use socket2::SockRef;
 use tokio::{
     io::AsyncReadExt as _,
-    net::{TcpSocket, TcpStream},
     sync::{Semaphore, watch},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
-use crate::call::{Call, Calls};
+use crate::{
+    call::{Call, Calls},
+    prober::socket,
+};
 
 /// How long an answer may take, at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many agents are asked at once. Others wait.
 const AT_ONCE: usize = 256;
-/// How far an interval may be off either way, as a part of it.
-const JITTER: f64 = 0.1;
+
+/// How far an interval may be off either way, as with checks.
+const JITTER: f64 = CheckConfig::JITTER;
 
 /// Where an agent is asked, and how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,11 +102,7 @@ async fn ask(Agent { at, interval }: Agent) -> Result<Answer, String> {
 }
 
 async fn read(at: SocketAddr) -> io::Result<Vec<u8>> {
-    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Closed by a reset, it leaves nothing behind, as with checks.
-    socket.set_zero_linger()?;
-    let mut stream: TcpStream = socket.connect(at).await?;
-    SockRef::from(&stream).set_tcp_nodelay(true)?;
+    let mut stream = socket(at)?.connect(at).await?;
     let mut text = Vec::new();
     loop {
         let left = MAX_ANSWER.saturating_sub(text.len());

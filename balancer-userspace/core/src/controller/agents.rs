@@ -1,14 +1,11 @@
-//! What backends' agents say.
+//! The words of backends' agents.
 
 use std::time::Instant;
 
 use balancer_model::{agent::Said, names::BackendName};
 
 use super::Controller;
-use crate::{
-    io::{Command, Refused},
-    service::Backend,
-};
+use crate::io::{Command, Refused};
 
 impl Controller {
     /// Returns what the agent of a backend has said so far. `None`: it has no agent, or is not there.
@@ -33,7 +30,7 @@ impl Controller {
             return Ok((format!("the agent of backend {name} says {said} as before: nothing changed"), Vec::new()));
         }
         let what = format!("has an agent that says {said}");
-        self.parts_mut(name).for_each(|backend: &mut Backend| backend.hear(said.clone()));
+        self.parts_mut(name).for_each(|backend| backend.hear(said.clone()));
         let settled = self.settle_around(name, now);
         Ok((self.done(name, &what, &settled), settled.commands))
     }

@@ -23,7 +23,7 @@ pub(super) enum Step {
     Admin(Index, Admin, Option<Duration>),
     Weight(Index, u16),
     Force(Index, Option<Forced>),
-    /// What an agent says: a percentage, and whether the backend is down.
+    /// The words of an agent: a percentage, and whether the backend is down.
     Agent(Index, u8, bool),
     Rule(Index, u8, u8),
     /// A service listens on one of a few more, or does so no longer.

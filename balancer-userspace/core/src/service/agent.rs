@@ -37,7 +37,7 @@ impl Backend {
         self.forced.or_else(by_agent)
     }
 
-    /// Who says that it is down, against its checks.
+    /// Returns the reason why it is down, whatever its checks say.
     pub(super) fn forced_down_by(&self) -> String {
         match self.agent().and_then(|said| said.down.as_deref()).filter(|_| self.forced.is_none()) {
             None => "forced down by operator".to_owned(),

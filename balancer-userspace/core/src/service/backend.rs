@@ -56,7 +56,7 @@ pub struct Backend {
     pub(super) verdict_since: Instant,
     /// The verdict that the operator has set instead of the checks'.
     pub(super) forced: Option<Forced>,
-    /// What its agent takes away; `None`: nothing.
+    /// The words of its agent that take something away; `None`: nothing is taken away.
     pub(super) agent: Option<Box<Said>>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,

@@ -12,7 +12,7 @@ use hyper::StatusCode;
 use super::failure::Failure;
 use crate::configuration::Configurations;
 
-/// What a check takes from this machine.
+/// A program or file that a check takes from this machine.
 #[derive(PartialEq, Eq, Hash)]
 enum Taken<'a> {
     Program { command: &'a [String], user: &'a str },

@@ -1,6 +1,6 @@
 //! Agents of backends: which are asked, and what is made of their answers.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use balancer_core::{
     io::Change,
@@ -81,11 +81,7 @@ impl<D: Dataplane> Owner<D> {
             let last = self.heard.0.get(&name);
             let silent = last.and_then(|last| last.silent.clone());
             let heard = last.map(|last| last.at.elapsed()).filter(|_| silent.is_none());
-            Some(AgentSnapshot {
-                said: backend.agent().cloned().unwrap_or_default(),
-                heard,
-                silent: silent.map(|why| (why, last.map_or(Duration::ZERO, |last| last.at.elapsed()))),
-            })
+            Some(AgentSnapshot { said: backend.agent().cloned().unwrap_or_default(), heard, silent })
         };
         service.backends().iter().map(|backend| snapshot(service.name_of(backend), backend)).collect()
     }

@@ -74,16 +74,14 @@ impl Check {
     /// backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
         // There may be tens of thousands, of which most wait: what only some of them take is not in the size of all.
+        let deadline = || Instant::now() + self.timeout;
         let asks = match &self.what {
+            What::Program(program) => return Box::pin(program.run(deadline(), self.timeout)).await,
+            What::Datagram(datagram) => return Box::pin(datagram.ask(self.target, deadline(), self.timeout)).await,
+            What::Connection => None,
             What::Answer(question) => Some((&**question, Box::pin(self.means(question)).await?)),
-            What::Connection | What::Datagram(_) | What::Program(_) => None,
         };
-        let deadline = Instant::now() + self.timeout;
-        match &self.what {
-            What::Program(program) => return Box::pin(program.run(deadline, self.timeout)).await,
-            What::Datagram(datagram) => return Box::pin(datagram.ask(self.target, deadline, self.timeout)).await,
-            What::Connection | What::Answer(_) => {}
-        }
+        let deadline = deadline();
         // To itself this machine connects as anybody does.
         if let Some((backend, ways)) = &self.through
             && !ways.lead_here(*backend)
@@ -142,15 +140,21 @@ impl Check {
     }
 
     async fn connect(&self, asks: bool) -> io::Result<TcpStream> {
-        let socket = if self.target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // Closed by a reset, it leaves nothing behind; else each check would be remembered for a minute.
-        socket.set_zero_linger()?;
+        let socket = socket(self.target)?;
         if asks {
             // The handshake's last acknowledgement goes with the question, as in HAProxy's smart connect.
             SockRef::from(&socket).set_tcp_quickack(false)?;
         }
         socket.connect(self.target).await
     }
+}
+
+/// A socket for one question to `target`. Closed by a reset, it leaves nothing behind; else each check would be remembered for
+/// a minute.
+pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_zero_linger()?;
+    Ok(socket)
 }
 
 /// Nobody answered in time.

@@ -34,6 +34,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 
+pub(crate) use self::check::socket;
 use self::{
     http::Question,
     rounds::{Order, Rounds},

@@ -123,10 +123,7 @@ pub(super) fn answer(
                 fleet.handle(Input::Tally(tally), owner);
             }
         }
-        Call::Change(request) => match (fleet, &request.wish) {
-            (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),
-            (Some(_) | None, Wish::Change(_) | Wish::Reread(_) | Wish::Withdraw(_)) => keeper.ask(request),
-        },
+        Call::Change(request) => ask(request, owner, fleet, keeper),
     }
 }
 
@@ -140,14 +137,19 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
     spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
 }
 
+/// Asks whoever decides for a change: the fleet, where there is one and the wish is about services.
+fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
+    match (fleet, &request.wish) {
+        (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),
+        (Some(_) | None, Wish::Change(_) | Wish::Reread(_) | Wish::Withdraw(_)) => keeper.ask(request),
+    }
+}
+
 /// Asks for the change that an agent's answer asks for. One that is refused is asked for again by the next answer.
 fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
     let (reply, answer) = oneshot::channel();
     let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
-    match fleet {
-        Some(fleet) => fleet.wish(request, owner),
-        None => keeper.ask(request),
-    }
+    ask(request, owner, fleet, keeper);
     tokio::spawn(async {
         if let Ok(Err(refused)) = answer.await {
             warn!("the word of an agent is not put in force: {refused}");

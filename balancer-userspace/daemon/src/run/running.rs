@@ -5,7 +5,6 @@ use std::{
     fmt,
     future::{pending, ready},
     marker::PhantomData,
-    mem,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -201,17 +200,15 @@ impl Running {
                 asked = asks;
                 let wanted = owner.agents(asks);
                 owner.forget_agents(&wanted);
-                agents.send_if_modified(|asked| mem::replace(asked, wanted.clone()) != wanted);
+                tell(agents, wanted);
             }
             if is_changed {
                 keeper.note();
                 manager.serves(owner.services());
                 host.want(owner.wanted());
                 owner.tell_lists();
-                let files = owner.deny_files();
-                deny_files.send_if_modified(|wanted| mem::replace(wanted, files.clone()) != files);
-                let files = owner.lists();
-                lists.send_if_modified(|wanted| mem::replace(wanted, files.clone()) != files);
+                tell(deny_files, owner.deny_files());
+                tell(lists, owner.lists());
                 owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;
@@ -226,6 +223,15 @@ impl Running {
             keeper.advance(owner, host);
         }
     }
+}
+
+/// Tells what is wanted now, if that is something else than before.
+fn tell<T: PartialEq>(told: &watch::Sender<T>, wanted: T) {
+    told.send_if_modified(|before| {
+        let is_news = *before != wanted;
+        *before = wanted;
+        is_news
+    });
 }
 
 fn suspect(owner: &mut Owner<KernelDataplane>, sign: Sign) {
