@@ -59,7 +59,7 @@ struct Watch {
 pub(crate) struct NextHops {
     /// Shared between copies until one of them changes.
     watches: Arc<HashMap<IpAddr, Watch>>,
-    /// The state of addresses before a restart, kept until they are watched again.
+    /// The state of addresses before a restart or a removal, kept until they are watched again.
     before: HashMap<IpAddr, Hop>,
 }
 
@@ -74,6 +74,13 @@ impl NextHops {
         let mut all: Vec<_> = self.watches.iter().map(|(&address, watch)| (address, &watch.hop)).collect();
         all.sort_unstable_by_key(|&(address, _)| address);
         all.into_iter()
+    }
+
+    /// Has a watch of `address` that begins next start from `hop`, which was its next hop a moment ago.
+    pub(crate) fn expect(&mut self, address: IpAddr, hop: NextHop) {
+        if !self.watches.contains_key(&address) {
+            self.before.insert(address, Hop::Resolved(hop));
+        }
     }
 
     /// Counts one more user of `address`; true if it is the first.

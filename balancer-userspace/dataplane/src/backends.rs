@@ -8,7 +8,9 @@ use std::{
 
 use aya::maps::MapData;
 use balancer_common::{
-    map_types::{BACKEND_KEEPS_KNOWN, BACKEND_SECOND, BackendRow, BackendRows, BackendStanding},
+    map_types::{
+        BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_SECOND, BACKEND_V6, BackendRow, BackendRows, BackendStanding,
+    },
     verdict::{CauseIndex, MoveCause},
 };
 use balancer_core::io::BackendId;
@@ -85,11 +87,11 @@ impl Backends {
         }
     }
 
-    /// No packet goes to the backend any more. Those on their way read its row as it was.
+    /// Nothing leads to the backend any more. Packets on their way, which have read that it serves them, still find its row.
     pub(super) fn retire(&mut self, id: BackendId) {
-        let second =
-            BackendStanding::from_word(self.rows.load(usize::from(id.0)).rows[0].standing).flags & BACKEND_SECOND;
-        self.stand(id, BackendStanding { service: 0, cause: 0, flags: 0 }, second != 0);
+        let before = self.standing(id.0);
+        let kept = BACKEND_SECOND | BACKEND_REACHABLE | BACKEND_V6;
+        self.stand(id, BackendStanding { flags: before.flags & kept, ..before }, before.flags & BACKEND_SECOND != 0);
         self.replaced.insert(id, self.grace_periods.begin());
     }
 

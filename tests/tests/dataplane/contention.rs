@@ -254,9 +254,8 @@ impl Contest {
             self.recorder.note(format!("{name} is removed"));
             self.world.change(Change::Remove { name, force: true })?;
         } else {
-            // One that was removed a moment ago and is added again has known clients before it has a next hop, and their packets
-            // are dropped until then.
-            self.hosts = self.hosts % 250 + 1;
+            // After a few it is one that was removed a moment ago and still has clients.
+            self.hosts = self.hosts % 5 + 1;
             let host = self.hosts;
             let name = format!("more{host}");
             if !self.added.contains(&name) {

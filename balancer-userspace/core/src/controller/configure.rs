@@ -143,7 +143,7 @@ impl Controller {
     }
 
     /// The id of a backend of the same name and address that was removed and is still known to clients, and how many: they come
-    /// home to the one that is added, and need not move.
+    /// home to the one that is added, and need not move. Its next hop is taken to be what it was until it is heard of.
     fn come_back(&mut self, service: &Service, wanted: &BackendConfig) -> Option<(BackendId, u64)> {
         let address = service.row_address_of(wanted);
         let is_same = |gone: &Gone| {
@@ -154,6 +154,9 @@ impl Controller {
         };
         // Of several the one whose clients were there last.
         let gone = self.gone.remove(self.gone.iter().rposition(is_same)?);
+        if let Some(hop) = gone.row.next_hop {
+            self.hops.expect(gone.row.address.ip(), hop);
+        }
         Some((gone.row.id, gone.known))
     }
 

@@ -118,6 +118,7 @@ impl Controller {
     #[must_use]
     pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
         let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
+        state.gone.iter_mut().for_each(|gone| gone.row.next_hop = None);
         state.forget_counts();
         state
     }
@@ -164,6 +165,7 @@ impl Controller {
     fn succeed(&mut self, before: Self) -> Dropped {
         let mut dropped = Dropped::default();
         let told: HashMap<BackendId, _> = before.gone.iter().map(|gone| (gone.row.id, &gone.row)).collect();
+        self.keep_next_hops(&before);
         let rows = self.gone.iter().filter(|gone| told.get(&gone.row.id) != Some(&&gone.row));
         dropped.last.extend(rows.map(|gone| Command::WriteBackend(Arc::clone(&gone.row))));
         let needed: HashSet<BackendId> =
@@ -182,6 +184,24 @@ impl Controller {
         }
         self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(true));
         dropped
+    }
+
+    /// Gives removed backends the next hops that this balancer knew of them, and has those that come back begin with theirs.
+    fn keep_next_hops(&mut self, before: &Self) {
+        let present =
+            before.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.as_ref());
+        let hops: HashMap<BackendId, _> = present
+            .chain(before.gone.iter().map(|gone| &gone.row))
+            .map(|row| (row.id, (row.address, row.next_hop)))
+            .collect();
+        for gone in &mut self.gone {
+            let hop = hops.get(&gone.row.id).filter(|(address, _)| *address == gone.row.address);
+            Arc::make_mut(&mut gone.row).next_hop = hop.and_then(|(_, hop)| *hop);
+        }
+        let back = before.gone.iter().filter(|gone| self.owners.contains_key(&gone.row.id));
+        for (address, hop) in back.filter_map(|gone| Some((gone.row.address.ip(), gone.row.next_hop?))) {
+            self.hops.expect(address, hop);
+        }
     }
 
     fn leave_behind(&mut self, backend: &Backend, stays: bool, needed: bool, dropped: &mut Dropped) {

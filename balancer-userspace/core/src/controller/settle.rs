@@ -130,18 +130,19 @@ impl Controller {
             owners.remove(&id);
             match row.filter(|row| row.keeps_known || backend.known_clients() > 0 || remembering.contains(&row.service))
             {
-                // Its known clients are told apart by its id until the last of them has moved or is forgotten.
+                // Its known clients are told apart by its id until the last of them has moved or is forgotten. It keeps its
+                // next hop for packets that are on their way, and for itself if it is added again.
                 Some(row) => {
                     let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
-                    let bare = BackendSpec {
-                        next_hop: None,
-                        keeps_known: false,
-                        takes_pinned: false,
-                        cause,
-                        ..BackendSpec::clone(&row)
+                    let left =
+                        BackendSpec { keeps_known: false, takes_pinned: false, cause, ..BackendSpec::clone(&row) };
+                    let row = if *row == left {
+                        row
+                    } else {
+                        let left = Arc::new(left);
+                        commands.add(Stage::Removed, Command::WriteBackend(Arc::clone(&left)));
+                        left
                     };
-                    let row = Arc::new(bare);
-                    commands.add(Stage::Removed, Command::WriteBackend(Arc::clone(&row)));
                     gone.push(Gone {
                         name: backend.name().to_owned(),
                         row,

@@ -190,7 +190,7 @@ pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drain
     assert_eq!(ids.len() + controller.free_ids(), usize::from(LAST_BACKEND), "ids are lost or given back twice");
     for gone in controller.gone() {
         assert_eq!(plane.rows[&gone.row.id], gone.row);
-        assert!(!gone.row.keeps_known && !gone.row.takes_pinned && gone.row.next_hop.is_none());
+        assert!(!gone.row.keeps_known && !gone.row.takes_pinned);
     }
     assert_eq!(plane.services.len(), controller.services().len());
     let addresses = controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip());

@@ -61,10 +61,8 @@ impl DataPlane {
         match command {
             Command::WriteBackend(spec) => {
                 assert!((1..=LAST_BACKEND).contains(&spec.id.0));
-                // One that is removed may have been without anything already.
-                let bare = spec.next_hop.is_none() && !spec.keeps_known;
                 let before = self.rows.get(&spec.id);
-                assert!(again || bare || before != Some(&spec), "a row is written for nothing");
+                assert!(again || before != Some(&spec), "a row is written for nothing");
                 let moves =
                     before.is_some_and(|before| before.address != spec.address && before.service == spec.service);
                 let published = self.services.iter().flat_map(|service| service.backends.iter());
@@ -74,6 +72,17 @@ impl DataPlane {
                     "packets go to {} before replies find back from there",
                     spec.address
                 );
+                // One that was removed and comes back has the next hop that it had.
+                let is_published =
+                    self.services.iter().any(|of| of.backends.iter().any(|backend| backend.0 == spec.id));
+                let before = before.filter(|before| !is_published && before.address == spec.address);
+                if let Some(hop) = before.and_then(|before| before.next_hop)
+                    && let Some(known) = self.watched.get_mut(&spec.address.ip())
+                    && *known == Hop::Pending
+                {
+                    assert_eq!(spec.next_hop, Some(hop), "known clients of one that comes back are dropped");
+                    *known = Hop::Resolved(hop);
+                }
                 self.rows.insert(spec.id, spec);
             }
             Command::RetireBackend(id) => {
