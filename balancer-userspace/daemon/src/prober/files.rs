@@ -2,21 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
+use balancer_model::file::contents;
 use tokio::{task::spawn_blocking, time::Instant};
 
 use crate::followed_files::{Version, version};
 
 /// How old what is known of a file may be when a check asks for it.
 const LOOK: Duration = Duration::from_secs(1);
-/// The largest file, in bytes.
-const LARGEST: u64 = 1 << 20;
+/// The largest file, in MiB.
+const LARGEST: u64 = 1;
 
 /// What makes something of a file's bytes; its error goes on after the name of the file.
 type Parse<T> = fn(Vec<u8>) -> Result<T, String>;
@@ -90,21 +90,10 @@ impl<T> Known<T> {
         // The version is the one before the read, so that a write meanwhile makes another one.
         let version = version(path);
         if self.contents.is_err() || version != self.version {
-            self.contents = read(path).and_then(parse);
+            self.contents = contents::read(path, LARGEST).and_then(parse);
         }
         (self.version, self.looked) = (version, Some(Instant::now()));
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let cannot = |error: io::Error| format!("cannot be read: {error}");
-    // A pipe would have its reader wait.
-    if !path.metadata().map_err(cannot)?.is_file() {
-        return Err("cannot be read: it is not a regular file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)).map_err(cannot)?;
-    if bytes.len() as u64 > LARGEST { Err("is larger than 1 MiB".to_owned()) } else { Ok(bytes) }
 }
 
 #[cfg(test)]
@@ -159,9 +148,9 @@ mod tests {
         tokio::time::advance(LOOK).await;
         assert!(one.contents().await.unwrap_err().to_string().ends_with("it is not a regular file"));
         fs::remove_dir(&path).unwrap();
-        fs::write(&path, vec![b'a'; LARGEST as usize + 1]).unwrap();
+        fs::write(&path, vec![b'a'; ((LARGEST as usize) << 20) + 1]).unwrap();
         tokio::time::advance(LOOK).await;
-        assert!(one.contents().await.unwrap_err().to_string().ends_with("is larger than 1 MiB"));
+        assert!(one.contents().await.unwrap_err().to_string().contains("token is larger than 1 MiB"));
 
         drop((one, other));
         assert!(SHELF.file(&directory.path().join("new")).contents().await.is_err());

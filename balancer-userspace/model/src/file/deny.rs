@@ -1,17 +1,15 @@
 //! Files of denied prefixes.
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
-use super::findings::{ConfigErrors, Finding};
+use super::{
+    contents,
+    findings::{ConfigErrors, Finding},
+};
 use crate::{config::Config, deny::DenyList};
 
-/// Largest list, in bytes.
-const MAX_FILE_SIZE: u64 = 64 << 20;
+/// Largest list, in MiB.
+pub(super) const LARGEST: u64 = 64;
 
 /// Reads a list.
 ///
@@ -19,27 +17,8 @@ const MAX_FILE_SIZE: u64 = 64 << 20;
 /// The first thing that is wrong with it.
 pub fn load(path: &Path) -> Result<DenyList, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
-    let text = read_list(path).map_err(|text| finding(None, text))?;
+    let text = contents::read(path, LARGEST).map_err(|text| finding(None, text))?;
     DenyList::parse(&text).map_err(|(line, text)| finding(line, text))
-}
-
-/// The contents of a list.
-///
-/// # Errors
-/// Why there are none.
-pub(super) fn read_list(path: &Path) -> Result<Vec<u8>, String> {
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| {
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        file.take(MAX_FILE_SIZE + 1).read_to_end(&mut text)
-    });
-    read.map_err(|error| format!("cannot be read: {error}"))?;
-    if text.len() as u64 > MAX_FILE_SIZE {
-        return Err("is larger than 64 MiB; is it the right file?".to_owned());
-    }
-    Ok(text)
 }
 
 /// Reads the lists that a configuration names, and gives how many prefixes they have together.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    deny::read_list,
+    contents, deny,
     findings::{ConfigErrors, Finding, Findings},
     section::Section,
 };
@@ -43,7 +43,7 @@ pub(super) fn discover(sections: Vec<Section<'_>>, findings: &mut Findings<'_>) 
 /// The first thing that is wrong with it.
 pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
-    let text = read_list(path).map_err(|text| finding(None, text))?;
+    let text = contents::read(path, deny::LARGEST).map_err(|text| finding(None, text))?;
     discover::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 

@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod check;
+pub mod contents;
 pub mod deny;
 pub mod discover;
 mod document;
