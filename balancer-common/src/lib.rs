@@ -19,4 +19,5 @@ pub mod seen;
 pub mod service_table;
 pub mod share;
 pub mod signs;
+pub mod tracing;
 pub mod verdict;

@@ -46,6 +46,7 @@ pub mod stats;
 mod steer;
 pub mod step;
 mod steps;
+pub mod tracing;
 
 pub use ingress::Ingress;
 pub use path::process;

@@ -18,12 +18,26 @@ mod entry {
         puzzles::{self, Puzzle},
         redirects, stats,
         step::Outcome,
+        tracing,
     };
 
-    /// Steers one frame. Within the entry point: as a function of its own it would take a stack of its own.
+    /// Steers one frame.
     #[xdp(frags)]
     #[inline(always)]
     fn balancer(context: XdpContext) -> u32 {
+        steer(&context)
+    }
+
+    /// The same, and tells of packets: attached only while somebody traces or captures.
+    #[xdp(frags)]
+    #[inline(always)]
+    fn tell_and_steer(context: XdpContext) -> u32 {
+        tracing::around(context.ctx, || steer(&context))
+    }
+
+    /// Steers one frame. Within the entry point: as a function of its own it would take a stack of its own.
+    #[inline(always)]
+    fn steer(context: &XdpContext) -> u32 {
         // SAFETY: the kernel's context.
         let ingress = unsafe { Ingress::new(context.ctx) };
         let end = process(ingress);

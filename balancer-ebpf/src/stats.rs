@@ -72,6 +72,31 @@ fn shared_row(backend: u16) -> Option<*mut BackendStats> {
     SHARED_BACKENDS.get_ptr_mut(u32::from(backend))
 }
 
+/// The counters of a backend as this CPU has them; where CPUs share a row, others change them as well.
+#[inline(always)]
+pub(crate) fn of_backend(backend: u16) -> Option<&'static BackendStats> {
+    // SAFETY: a map value, which is there as long as the program.
+    unsafe { backend_row(backend).or_else(|| shared_row(backend))?.as_ref() }
+}
+
+/// Drops by reason, of this CPU.
+#[inline(always)]
+pub(crate) fn drops() -> Option<&'static DropStats> {
+    DROP_STATS.get(0)
+}
+
+/// Answers of the program's own, of this CPU.
+#[inline(always)]
+pub(crate) fn replies() -> Option<&'static ReplyStats> {
+    REPLY_STATS.get(0)
+}
+
+/// What became of entries of clients, of this CPU.
+#[inline(always)]
+pub(crate) fn memory() -> Option<&'static MemoryStats> {
+    MEMORY_STATS.get(0)
+}
+
 /// The row of an interface, below [`MAX_INTERFACES`] for those that are attached to.
 #[inline(always)]
 pub(crate) fn row(ifindex: u32) -> u32 {

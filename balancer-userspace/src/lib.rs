@@ -6,6 +6,7 @@ mod absence;
 mod apply;
 mod backend;
 pub mod book;
+mod capture;
 mod check;
 mod client;
 mod completions;
@@ -20,6 +21,7 @@ mod health;
 mod help;
 mod import;
 mod journal;
+mod observe;
 mod output;
 mod plan;
 mod ready;
@@ -29,6 +31,7 @@ mod service;
 mod simulate;
 mod stats;
 mod status;
+mod trace;
 mod wait;
 mod withdraw;
 
@@ -88,6 +91,12 @@ enum Verb {
     /// healthy, 1: findings, 3: no controller
     #[command(after_help = help::see("troubleshooting"))]
     Doctor(doctor::Args),
+    /// Show each packet's way, live: service, client, why this backend, next hop, or why it is dropped
+    #[command(after_help = help::see("troubleshooting"))]
+    Trace(trace::Args),
+    /// Write packets into a file for Wireshark, as they came and as they left, each with a comment that says why
+    #[command(after_help = help::see("troubleshooting"))]
+    Capture(capture::Args),
     /// Say whether clients can be sent to this balancer: exit code 0 ready or degraded, 1 not ready
     #[command(after_help = help::see("several-balancers"))]
     Ready(ready::Args),
@@ -212,6 +221,8 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         },
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Doctor(args) => wait_for(doctor::run(&client(), &args)),
+        Verb::Trace(args) => wait_for(trace::run(&client(), &args)),
+        Verb::Capture(args) => wait_for(capture::run(&client(), &args)),
         Verb::Ready(args) => wait_for(ready::run(&client(), &args)),
         Verb::Fleet(args) => wait_for(fleet::run(&client(), &args)),
         Verb::Withdraw(args) => wait_for(withdraw::withdraw(&client(), &args)),

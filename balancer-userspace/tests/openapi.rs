@@ -83,7 +83,7 @@ async fn every_route_answers_as_described() {
         fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
         let path = path.replace("{service}", "web").replace("{backend}", "web2").replace("{ip}", "192.0.2.7");
         let path = path.replace("{address}", "10.1.2.0").replace("{length}", "24");
-        let path = path.replace("{protocol}", "udp").replace("{ports}", "443");
+        let path = path.replace("{protocol}", "udp").replace("{ports}", "443").replace("{trace}", "7");
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let content = &operation["requestBody"]["content"]["application/json"];
         let body = if let Some(example) = content.get("example") {
@@ -98,7 +98,8 @@ async fn every_route_answers_as_described() {
         assert_valid(&description, schema, &answer, &format!("the answer to {method} {path}"));
 
         // Plans change nothing, and what clients are remembered is not the configuration.
-        let harmless = method == "GET" || path.ends_with("/plan") || path.contains("/clients");
+        let harmless =
+            method == "GET" || path.ends_with("/plan") || path.contains("/clients") || path.contains("/trace");
         let harmless = harmless || content["example"]["dry_run"] == true;
         assert_eq!(fake.wishes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
 

@@ -27,6 +27,7 @@ use super::{
         SetWeight, StatusView,
     },
     statistics::{StatsView, TopClient, TopQuery},
+    trace::{BeginTrace, TraceBegun, TraceEnded, TraceView},
 };
 
 /// How long a request may take, connecting included. Longer than the server's own limit.
@@ -196,6 +197,30 @@ impl Client {
     /// As [`Client::status`].
     pub async fn events(&self, since: &str, wait: Duration) -> Answer<EventsView> {
         self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
+    }
+
+    /// Has it tell of packets. It goes on as long as [`traced`](Self::traced) is asked, every few seconds.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; also while somebody else traces.
+    pub async fn trace(&self, wanted: &BeginTrace) -> Answer<TraceBegun> {
+        self.send(Method::POST, "/v1/trace", Some(wanted)).await
+    }
+
+    /// The packets of a trace since it was last asked, waiting up to `wait` where there are none.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; also where the trace has ended.
+    pub async fn traced(&self, trace: u64, wait: Duration) -> Answer<TraceView> {
+        self.get(&format!("/v1/trace/{trace}?wait={}s", wait.as_secs())).await
+    }
+
+    /// Ends a trace.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn end_trace(&self, trace: u64) -> Answer<TraceEnded> {
+        self.send(Method::DELETE, &format!("/v1/trace/{trace}"), None::<&()>).await
     }
 
     /// Stickiness and balance of one service, or of all.

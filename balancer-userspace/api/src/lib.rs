@@ -6,6 +6,7 @@ pub mod model;
 pub mod one_by_one;
 pub mod statistics;
 pub mod tally;
+pub mod trace;
 mod views;
 
 /// Largest request body, in bytes, except that of a configuration.

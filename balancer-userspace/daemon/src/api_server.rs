@@ -9,6 +9,7 @@ mod foreign;
 mod routes;
 pub(super) mod socket;
 pub(crate) mod statistics;
+mod trace;
 mod written;
 
 use std::time::Duration;

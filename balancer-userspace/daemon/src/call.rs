@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 use balancer_api::model::{
     Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView,
 };
+use balancer_api::trace::{BeginTrace, HopView};
 use balancer_core::{
     controller::NearBackend,
     io::{Change, Refused},
@@ -19,7 +20,7 @@ use balancer_model::{
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{events::Events, flow_look::FlowLook};
+use crate::{events::Events, flow_look::FlowLook, trace::Trace};
 
 /// A list of denied prefixes as it was read, or why it was not.
 pub type DenyFileRead = Result<Arc<DenyList>, String>;
@@ -97,6 +98,22 @@ pub enum Call {
         service: Option<String>,
         /// Where to look, or why there is nothing to look at.
         reply: oneshot::Sender<Result<FlowLook, Refused>>,
+    },
+    /// Have packets be told of.
+    Trace {
+        /// Whose packets.
+        wanted: BeginTrace,
+        /// The uid of the peer that asked, for the log.
+        uid: Option<u32>,
+        /// The trace, or why there is none.
+        reply: oneshot::Sender<Result<Arc<Trace>, Refused>>,
+    },
+    /// A trace that is under way.
+    Traced {
+        /// Which.
+        trace: u64,
+        /// The trace, with how backends are reached, or that it has ended.
+        reply: oneshot::Sender<Result<(Arc<Trace>, Vec<HopView>), Refused>>,
     },
     /// Backends that may answer some clients past this machine.
     NearBackends {

@@ -41,4 +41,5 @@ pub mod shutdown;
 pub mod state_file;
 pub mod statistics;
 pub mod supervisor;
+pub mod trace;
 pub mod untrusted;

@@ -15,6 +15,7 @@ mod rereading;
 mod retired;
 mod show;
 mod suspects;
+mod trace;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

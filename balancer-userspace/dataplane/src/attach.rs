@@ -23,10 +23,12 @@ use tracing::{info, warn};
 use super::{
     classifiers::{CLASSIFIERS, OnInterface},
     link_pins::{LinkPin, LinkPins},
+    load::load_program,
     object::program,
     offload::{Offload, SwitchedOff},
     pinned_link::take_off,
     pins::Pins,
+    telling::{self, Filter, Knobs, Ring},
 };
 
 /// Where the program is.
@@ -153,6 +155,28 @@ impl Attached {
         }
     }
 
+    /// Has another program take the place of the one that runs, in one step.
+    fn replace(&mut self, program: &mut Xdp) -> anyhow::Result<()> {
+        let name = &self.at.name;
+        let link = self.link.take().with_context(|| format!("the program of {name} is off"))?;
+        let replaced = program.attach_to_link(link);
+        let id = match (&replaced, &self.pin) {
+            (Ok(_), _) => replaced?,
+            // The link that it refuses is closed.
+            (Err(_), Some(pin)) => {
+                self.link = Some(open_link(pin, name)?);
+                return replaced.map(drop).with_context(|| format!("replacing the program of {name}"));
+            }
+            (Err(error), None) => {
+                warn!("interface {name}: the program could not be replaced, and is attached anew: {error}");
+                let mode = if self.at.native { Mode::Driver } else { Mode::Skb };
+                program.attach_to_if_index(self.at.ifindex, mode)?
+            }
+        };
+        self.link = Some(program.take_link(id)?);
+        Ok(())
+    }
+
     /// Leaves everything as it is for the next controller.
     pub fn leave(self) {
         self.classifiers.into_iter().for_each(OnInterface::leave);
@@ -251,6 +275,36 @@ impl Attacher {
         Ok(Attached { classifiers, ..attached })
     }
 
+    /// Has the program tell of packets, on all these interfaces: a ring for each CPU, and what the program is told.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or has no rings. Packets are steered as before then.
+    pub fn tell(&mut self, attached: &mut [Attached], filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
+        let prepared = telling::prepare(&self.ebpf, filter)?;
+        let program = telling::program(&mut self.ebpf)?;
+        if program.fd().is_err() {
+            load_program(telling::PROGRAM, program)?;
+        }
+        match attached.iter_mut().try_for_each(|attached| attached.replace(program)) {
+            Ok(()) => Ok(prepared),
+            Err(error) => {
+                self.tell_no_more(attached);
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the program that tells replaced by the one that does not.
+    pub fn tell_no_more(&mut self, attached: &mut [Attached]) {
+        let replaced = program(&mut self.ebpf).and_then(|program| {
+            attached.iter_mut().map(|attached| attached.replace(program)).fold(Ok(()), Result::and)
+        });
+        // What could not be replaced tells no more either: nobody puts its end off.
+        if let Err(error) = replaced {
+            warn!("the program that tells of packets stays: {error:#}");
+        }
+    }
+
     /// Whether an interface's counters can be beside those of the interfaces `others`.
     ///
     /// # Errors
@@ -328,8 +382,7 @@ fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> any
 
 /// Replaces the program behind a pinned link. `None`: its interface is gone, and the pin with it.
 fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<XdpLink>> {
-    let link = PinnedLink::from_pin(&pin.path).with_context(|| format!("opening the pinned link of {name}"))?;
-    let link = XdpLink::try_from(FdLink::from(link)).with_context(|| format!("the pinned link of {name}"))?;
+    let link = open_link(&pin.path, name)?;
     match program.attach_to_link(link) {
         Ok(id) => Ok(Some(program.take_link(id).with_context(|| format!("interface {name}"))?)),
         // The interface it was made for is gone; this is another one with its index.
@@ -339,6 +392,11 @@ fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<
         }
         Err(error) => Err(error).with_context(|| format!("interface {name}: replacing the program that runs")),
     }
+}
+
+fn open_link(pin: &Path, name: &str) -> anyhow::Result<XdpLink> {
+    let link = PinnedLink::from_pin(pin).with_context(|| format!("opening the pinned link of {name}"))?;
+    XdpLink::try_from(FdLink::from(link)).with_context(|| format!("the pinned link of {name}"))
 }
 
 fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {

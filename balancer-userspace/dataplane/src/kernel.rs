@@ -56,6 +56,7 @@ use super::{
     kept::{Kept, NotesWriter},
     layers::Layers,
     listeners,
+    load::load_program,
     mapped::MappedArray,
     memory::Memory,
     object,
@@ -68,6 +69,7 @@ use super::{
     seen::Seen,
     signs::SignTable,
     stickiness::Stickiness,
+    telling,
 };
 
 /// Entries looked at in one part of a sweep, by another thread: about a millisecond's work.
@@ -214,6 +216,16 @@ impl KernelDataplane {
     /// When the object holds none, which would be a broken build, or when it was taken.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         object::program(self.ebpf.as_mut().context(TAKEN)?)
+    }
+
+    /// The program that tells of packets, which the kernel takes now.
+    ///
+    /// # Errors
+    /// When the object holds none or was taken, or the kernel refuses the program.
+    pub fn load_telling(&mut self) -> anyhow::Result<&mut Xdp> {
+        let program = telling::program(self.ebpf.as_mut().context(TAKEN)?)?;
+        load_program(telling::PROGRAM, program)?;
+        Ok(program)
     }
 
     /// The program is now on these interfaces.

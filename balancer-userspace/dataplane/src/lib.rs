@@ -52,6 +52,7 @@ mod signs;
 mod stickiness;
 mod sweep;
 mod tables;
+pub mod telling;
 mod threads;
 
 use std::{

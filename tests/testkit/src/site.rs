@@ -112,6 +112,14 @@ impl Site {
         Ok(())
     }
 
+    /// Kills the balancer without a farewell.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_balancer(&mut self) -> Result<()> {
+        self.controller.process().kill().map(drop)
+    }
+
     /// Kills the balancer without a farewell and starts it with other settings.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ mod moving;
 mod near_clients;
 mod neighbours;
 mod next_hops;
+mod observing;
 mod operations;
 mod outages;
 mod page;

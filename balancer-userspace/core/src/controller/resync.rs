@@ -57,6 +57,15 @@ impl Controller {
         commands.in_order()
     }
 
+    /// The rows that packets are sent by, also those of backends that were removed and still have clients; whether a row is
+    /// that of a backend that there is.
+    pub fn rows(&self) -> impl Iterator<Item = (Arc<BackendSpec>, bool)> {
+        self.told_rows().map(|row| {
+            let present = self.owners.contains_key(&row.id);
+            (row, present)
+        })
+    }
+
     fn told_rows(&self) -> impl Iterator<Item = Arc<BackendSpec>> {
         let present = self.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.clone());
         present.chain(self.gone.iter().map(|gone| Arc::clone(&gone.row)))

@@ -37,7 +37,7 @@ use super::{
     change::{self, ADD_SHAPE, ADMIN_SHAPE},
     events,
     failure::Failure,
-    foreign, statistics,
+    foreign, statistics, trace,
     written::written,
 };
 use crate::{
@@ -87,6 +87,9 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("GET", "/v1/stats", get(statistics::stats)),
         ("GET", "/v1/top", get(statistics::top)),
         ("GET", "/v1/events", get(events::events)),
+        ("POST", "/v1/trace", post(trace::begin)),
+        ("GET", "/v1/trace/{trace}", get(trace::packets)),
+        ("DELETE", "/v1/trace/{trace}", delete(trace::end)),
         ("GET", "/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
     ]
 }
@@ -116,7 +119,7 @@ pub(super) fn router(calls: Calls, configurations: Configurations) -> Router {
 pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
 /// The part of the URL that is not the body, checked; a rejection becomes JSON.
-struct Names<T>(T);
+pub(super) struct Names<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
     type Rejection = Failure;

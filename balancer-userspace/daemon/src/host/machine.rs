@@ -11,6 +11,7 @@ use anyhow::{Context as _, anyhow};
 use balancer_dataplane::{
     Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins,
     offload::{self, Offload},
+    telling::{Filter, Knobs, Ring},
 };
 use balancer_model::config::XdpMode;
 use futures_util::{StreamExt as _, stream};
@@ -461,6 +462,16 @@ impl Machine {
         let adopted = attached.adopted;
         self.attached.push(attached);
         Ok(adopted)
+    }
+
+    /// Has the program tell of packets.
+    pub(super) fn trace(&mut self, filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
+        block_in_place(|| self.attacher.tell(&mut self.attached, filter))
+    }
+
+    /// Has it tell no more.
+    pub(super) fn trace_no_more(&mut self) {
+        block_in_place(|| self.attacher.tell_no_more(&mut self.attached));
     }
 
     /// Has the program off and on again where it is in a mode that is not to be.

@@ -19,11 +19,13 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::Context as _;
-use balancer_dataplane::{HostChanges, HostEnds};
+use anyhow::{Context as _, bail};
+use balancer_api::trace::HopView;
+use balancer_dataplane::{HostChanges, HostEnds, telling::Filter};
 use balancer_model::config::XdpMode;
 use tokio::{
     net::TcpListener,
@@ -31,7 +33,7 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep_until},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 pub use self::{
     changes::put_back,
@@ -44,6 +46,7 @@ use super::{
     events::Events,
     host_state::{Present, Wanted},
     supervisor::{Supervisor, Task},
+    trace::Trace,
 };
 
 /// How often everything is looked at.
@@ -129,6 +132,10 @@ enum Ask {
     Check(Wanted, oneshot::Sender<anyhow::Result<()>>),
     /// It is not wanted after all.
     Cancel,
+    /// Packets are to be told of.
+    Trace(Filter, oneshot::Sender<anyhow::Result<Arc<Trace>>>),
+    /// A trace has ended.
+    TraceEnded,
     End {
         leave: bool,
         done: oneshot::Sender<anyhow::Result<()>>,
@@ -160,6 +167,7 @@ pub struct Host {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
     present: watch::Receiver<Present>,
+    trace: PresentTrace,
     task: Task<()>,
 }
 
@@ -218,6 +226,8 @@ impl Host {
         let mut machine = Machine::new(handle, ends, state_file, inherited, events);
         let (asks, asked) = mpsc::unbounded_channel();
         let (told, present) = watch::channel(Present::default());
+        let trace = PresentTrace::default();
+        let tracing = Tracing { present: Arc::clone(&trace), asks: asks.downgrade(), last: 0 };
         let (ready, started) = oneshot::channel();
         let now = wanted.clone();
         // Attaching blocks, which only a task of the runtime may do.
@@ -231,7 +241,8 @@ impl Host {
             };
             match started.await {
                 Ok(scrapes) => {
-                    let mut this = Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well: false };
+                    let mut this =
+                        Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well: false, tracing };
                     this.settle().await;
                     told.send_replace(this.present());
                     let _ = ready.send(Ok(()));
@@ -245,7 +256,7 @@ impl Host {
             Ok(())
         });
         started.await.context("the task that changes this machine is gone")??;
-        Ok(Self { asks, wanted, present, task })
+        Ok(Self { asks, wanted, present, trace, task })
     }
 
     /// Waits until the state of the machine changes, and returns it.
@@ -291,6 +302,37 @@ impl Host {
         }
     }
 
+    /// Has packets be told of, until nobody asks for them any more. The counters of the backends behind `hops` tell why each
+    /// goes where it does.
+    ///
+    /// # Errors
+    /// The obstacle to it: somebody else's trace, or the kernel.
+    pub fn trace(
+        &self,
+        filter: Filter,
+        hops: Vec<HopView>,
+        uid: Option<u32>,
+    ) -> impl Future<Output = anyhow::Result<Arc<Trace>>> + Send + 'static {
+        let asks = self.asks.clone();
+        async move {
+            let whose = filter.client.map_or_else(|| "all clients".to_owned(), |client| client.to_string());
+            let (reply, done) = oneshot::channel();
+            let _ = asks.send(Ask::Trace(filter, reply));
+            let trace = done.await.context("the balancer ends")??;
+            trace.watch(&hops);
+            let by = uid.map(|uid| format!(" (uid {uid})")).unwrap_or_default();
+            info!("packets of {whose} are told of, in trace {}{by}", trace.number);
+            Ok(trace)
+        }
+    }
+
+    /// Returns the trace of this number, if it is under way.
+    #[must_use]
+    pub fn traced(&self, number: u64) -> Option<Arc<Trace>> {
+        let present = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        present.clone().filter(|trace| trace.number == number && !trace.has_ended())
+    }
+
     /// Returns a handle that tells whether the machine could be made ready for a change.
     pub fn checker(&self) -> Checker {
         Checker { asks: self.asks.clone(), wanted: self.wanted.clone() }
@@ -310,6 +352,40 @@ impl Host {
     }
 }
 
+/// The trace that is under way, if there is one.
+type PresentTrace = Arc<Mutex<Option<Arc<Trace>>>>;
+
+/// What begins and ends traces.
+struct Tracing {
+    present: PresentTrace,
+    asks: mpsc::WeakUnboundedSender<Ask>,
+    /// The number of the last trace.
+    last: u64,
+}
+
+impl Tracing {
+    fn begin(&mut self, machine: &mut Machine, filter: &Filter) -> anyhow::Result<Arc<Trace>> {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trace) = &*present {
+            bail!("somebody traces already (trace {}), and there is one trace at a time: try again soon", trace.number);
+        }
+        self.last += 1;
+        let prepared = machine.trace(filter)?;
+        let asks = self.asks.clone();
+        let gone = move || {
+            // At the end of the process nobody listens any more.
+            let _ = asks.upgrade().map(|asks| asks.send(Ask::TraceEnded));
+        };
+        let trace = Trace::begin(self.last, prepared, gone).inspect_err(|_| machine.trace_no_more())?;
+        Ok(Arc::clone(present.insert(trace)))
+    }
+
+    fn end(&self, machine: &mut Machine) {
+        machine.trace_no_more();
+        *self.present.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// The task's own.
 struct Keeping {
     machine: Machine,
@@ -322,6 +398,7 @@ struct Keeping {
     soon: Option<(Wanted, Target)>,
     /// Whether everything is as it is wanted.
     well: bool,
+    tracing: Tracing,
 }
 
 impl Keeping {
@@ -350,6 +427,14 @@ impl Keeping {
                     continue;
                 }
                 Some(Ask::Cancel) => self.cancel().await,
+                Some(Ask::Trace(filter, reply)) => {
+                    let _ = reply.send(self.tracing.begin(&mut self.machine, &filter));
+                    continue;
+                }
+                Some(Ask::TraceEnded) => {
+                    self.tracing.end(&mut self.machine);
+                    continue;
+                }
                 Some(Ask::End { leave, done }) => {
                     let _ = done.send(self.end(leave).await);
                     return;

@@ -85,6 +85,21 @@ pub(super) fn answer(
         Call::Flows { service, reply } => {
             let _ = reply.send(owner.flows(service.as_deref()));
         }
+        Call::Trace { wanted, uid, reply } => match owner.trace_filter(&wanted) {
+            Ok(filter) => {
+                let begun = host.trace(filter, owner.hops(), uid);
+                tokio::spawn(async {
+                    let _ = reply.send(begun.await.map_err(|error| Refused::Conflict(format!("{error:#}"))));
+                });
+            }
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+            }
+        },
+        Call::Traced { trace, reply } => {
+            let found = host.traced(trace).map(|trace| (trace, owner.hops()));
+            let _ = reply.send(found.ok_or_else(|| Refused::NotFound(format!("trace {trace} has ended"))));
+        }
         Call::NearBackends { reply } => {
             let _ = reply.send(owner.controller().near_backends().collect());
         }

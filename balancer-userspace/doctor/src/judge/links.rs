@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The name of the balancer's program, and that of backends.
-const OWN: [&str; 2] = ["balancer", "decap"];
+const OWN: [&str; 3] = ["balancer", "tell_and_steer", "decap"];
 
 /// Interfaces that packets need and that do not let them pass, with a finding each.
 pub(super) fn broken(facts: &Facts, controller: &Controller) -> Vec<(u32, Finding)> {

@@ -1,0 +1,333 @@
+//! Telling of packets as they come and as they leave, with what was counted on the way. Only the program that is attached while
+//! somebody traces or captures does so; the other has none of this.
+
+use core::{hint::black_box, mem::offset_of};
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, xdp_action::XDP_PASS, xdp_md},
+    helpers::{bpf_ktime_get_ns, generated::bpf_xdp_load_bytes},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, PerfEventArray},
+    programs::XdpContext,
+};
+use balancer_common::{
+    map_types::{BackendStats, FAMILY_V4, FAMILY_V6},
+    tracing::{
+        ANSWERED_ECHO, ANSWERED_REJECTED, ANSWERED_TOO_BIG, Address, CAME, Draft, Found, Head, LEFT, MAX_KEPT,
+        MAX_VIPS, MAX_WATCHED, MEMORY_EVICTED, MEMORY_FULL, MEMORY_LIMITED, MEMORY_RECORDED, SCANNED, Settings,
+    },
+    verdict::{Decision, DropReason, MOVE_COUNTERS},
+};
+
+use crate::{ingress::Ingress, stats};
+
+#[map]
+static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// The virtual addresses; the values mean nothing.
+#[map]
+static TRACE_VIPS: HashMap<Address, u32> = HashMap::with_max_entries(MAX_VIPS, BPF_F_NO_PREALLOC);
+
+/// The ids of backends whose counters are compared.
+#[map]
+static TRACE_WATCHED: Array<u32> = Array::with_max_entries(MAX_WATCHED, 0);
+
+#[map]
+static TRACE_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static TRACE_BACKENDS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_WATCHED, 0);
+
+/// Each CPU's ring is the controller's, which has none where nobody traces.
+#[map]
+static TRACE_EVENTS: PerfEventArray<Head> = PerfEventArray::new(0);
+
+/// Tells of a packet that comes. A global function: it has a stack and a verification of its own.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_came(context: *mut xdp_md) -> u64 {
+    u64::from(came(context).is_some())
+}
+
+/// Tells what became of it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_left(context: *mut xdp_md, action: u64) -> u64 {
+    u64::from(left(context, action as u32).is_some())
+}
+
+/// Runs `program` between the two.
+#[inline(always)]
+pub fn around(context: *mut xdp_md, program: impl FnOnce() -> u32) -> u32 {
+    balancer_came(context);
+    let action = program();
+    balancer_left(context, u64::from(action));
+    action
+}
+
+#[inline(always)]
+fn came(context: *mut xdp_md) -> Option<()> {
+    let settings = TRACE_SETTINGS.get(0)?;
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
+    draft.begun = 0;
+    // SAFETY: a plain helper call; the controller writes the word in one piece.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if now >= unsafe { (&raw const settings.until).read_volatile() } {
+        return None;
+    }
+    scan(context, draft);
+    draft.matches = u32::from(concerns(&draft.found, settings));
+    draft.vip = u32::from(is_vip(&draft.found.destination));
+    // A reply may be the client's only as it leaves; a packet for a VIP is some client's already.
+    if draft.vip != 0 && draft.matches == 0 {
+        return None;
+    }
+    draft.drops = *stats::drops()?;
+    draft.replies = *stats::replies()?;
+    draft.memory = *stats::memory()?;
+    draft.watched = if draft.vip != 0 { settings.watched } else { 0 };
+    each_watched(draft.watched, |place, _, now| {
+        if let Some(place) = TRACE_BACKENDS.get_ptr_mut(place) {
+            // SAFETY: a row of this CPU.
+            unsafe { *place = *now };
+        }
+    });
+    clear(&raw mut draft.head);
+    // SAFETY: the kernel's context.
+    unsafe {
+        draft.head.ifindex = (*context).ingress_ifindex;
+        draft.head.queue = (*context).rx_queue_index;
+    }
+    draft.head.time = now;
+    draft.head.stage = CAME;
+    draft.begun = 1;
+    tell(context, settings, &mut draft.head);
+    Some(())
+}
+
+#[inline(always)]
+fn left(context: *mut xdp_md, action: u32) -> Option<()> {
+    let settings = TRACE_SETTINGS.get(0)?;
+    // SAFETY: as above.
+    let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
+    if draft.begun == 0 {
+        return None;
+    }
+    draft.begun = 0;
+    scan(context, draft);
+    if draft.matches == 0 && !concerns(&draft.found, settings) {
+        return None;
+    }
+    if draft.vip == 0 && !is_vip(&draft.found.source) && (settings.only_vips != 0 || action == XDP_PASS) {
+        return None;
+    }
+    // SAFETY: a plain helper call.
+    draft.head.time = unsafe { bpf_ktime_get_ns() };
+    draft.head.stage = LEFT;
+    draft.head.action = action;
+    compare(draft)?;
+    let head = &mut draft.head;
+    each_watched(draft.watched, |place, id, now| {
+        if let Some(then) = TRACE_BACKENDS.get_ptr(place) {
+            // SAFETY: a row of this CPU.
+            compare_backend(id, unsafe { &*then }, now, head);
+        }
+    });
+    tell(context, settings, &mut draft.head);
+    Some(())
+}
+
+/// Sends the head and the beginning of the frame to the controller.
+#[inline(always)]
+fn tell(context: *mut xdp_md, settings: &Settings, head: &mut Head) {
+    // SAFETY: the kernel's context.
+    let length = unsafe { Ingress::new(context) }.frame_length() as u32;
+    head.length = length;
+    head.kept = length.min(settings.snaplen).min(MAX_KEPT);
+    TRACE_EVENTS.output(&XdpContext::new(context), *head, head.kept);
+}
+
+#[inline(always)]
+fn concerns(found: &Found, settings: &Settings) -> bool {
+    settings.family == 0
+        || is_client(settings, &found.source)
+        || is_client(settings, &found.destination)
+        || is_client(settings, &found.quoted)
+}
+
+#[inline(always)]
+fn is_client(settings: &Settings, address: &Address) -> bool {
+    let mut differs = settings.family ^ address.family;
+    differs |= (address.words[0] ^ settings.client[0]) & settings.mask[0];
+    differs |= (address.words[1] ^ settings.client[1]) & settings.mask[1];
+    differs |= (address.words[2] ^ settings.client[2]) & settings.mask[2];
+    differs |= (address.words[3] ^ settings.client[3]) & settings.mask[3];
+    differs == 0
+}
+
+#[inline(always)]
+fn is_vip(address: &Address) -> bool {
+    address.family != 0 && TRACE_VIPS.get_ptr(address).is_some()
+}
+
+/// Finds the addresses of a frame.
+#[inline(always)]
+fn scan(context: *mut xdp_md, draft: &mut Draft) {
+    clear(&raw mut draft.found);
+    clear(&raw mut draft.scanned);
+    // SAFETY: the kernel's context.
+    let length = black_box(unsafe { Ingress::new(context) }.frame_length().min(SCANNED));
+    if length == 0 || length > SCANNED {
+        return;
+    }
+    let bytes = (&raw mut draft.scanned).cast::<u8>();
+    // SAFETY: within the row; the helper reads no further than the frame goes.
+    if unsafe { bpf_xdp_load_bytes(context, 0, bytes.cast(), length as u32) } != 0 {
+        return;
+    }
+    // What is beyond the frame is 0, which is no address of anybody.
+    let packet = Scanned(bytes);
+    let mut at = 12;
+    for _ in 0..2 {
+        if !matches!(packet.u16(at), 0x8100 | 0x88a8) {
+            break;
+        }
+        at += 4;
+    }
+    match packet.u16(at) {
+        0x0800 => v4(packet, at + 2, &mut draft.found),
+        0x86dd => v6(packet, at + 2, &mut draft.found),
+        _ => {}
+    }
+}
+
+/// Word by word: a constant would be a map of its own.
+#[inline(always)]
+fn clear<T>(place: *mut T) {
+    for index in 0..size_of::<T>() / 4 {
+        // SAFETY: within what the pointer leads to, of which every bit pattern is one.
+        unsafe { place.cast::<u32>().add(index).write_volatile(0) };
+    }
+}
+
+#[inline(always)]
+fn v4(packet: Scanned, ip: usize, found: &mut Found) {
+    packet.v4(ip + 12, &mut found.source);
+    packet.v4(ip + 16, &mut found.destination);
+    if packet.u8(ip + 9) == 1 {
+        let header = usize::from(packet.u8(ip) & 15) * 4;
+        packet.v4(ip + header + 8 + 16, &mut found.quoted);
+    }
+}
+
+#[inline(always)]
+fn v6(packet: Scanned, ip: usize, found: &mut Found) {
+    packet.v6(ip + 8, &mut found.source);
+    packet.v6(ip + 24, &mut found.destination);
+    if packet.u8(ip + 6) == 58 {
+        packet.v6(ip + 40 + 8 + 24, &mut found.quoted);
+    }
+}
+
+/// The first [`SCANNED`] bytes of a frame. No place that is asked for is beyond them.
+#[derive(Clone, Copy)]
+struct Scanned(*const u8);
+
+impl Scanned {
+    #[inline(always)]
+    fn u8(self, at: usize) -> u8 {
+        // SAFETY: within the row.
+        unsafe { self.0.add(at).read() }
+    }
+
+    #[inline(always)]
+    fn u16(self, at: usize) -> u16 {
+        // SAFETY: within the row.
+        u16::from_be(unsafe { self.0.add(at).cast::<u16>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn u32(self, at: usize) -> u32 {
+        // SAFETY: within the row.
+        unsafe { self.0.add(at).cast::<u32>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn v4(self, at: usize, address: &mut Address) {
+        address.words[0] = self.u32(at);
+        address.family = FAMILY_V4 as u32;
+    }
+
+    #[inline(always)]
+    fn v6(self, at: usize, address: &mut Address) {
+        for word in 0..4 {
+            address.words[word] = self.u32(at + 4 * word);
+        }
+        address.family = FAMILY_V6 as u32;
+    }
+}
+
+/// Gives each watched backend's place, id and counters of this CPU to `look`.
+#[inline(always)]
+fn each_watched(watched: u32, mut look: impl FnMut(u32, u32, &BackendStats)) {
+    for place in 0..MAX_WATCHED {
+        if place >= watched {
+            break;
+        }
+        let Some(&id) = TRACE_WATCHED.get(place) else { break };
+        if let Some(now) = stats::of_backend(id as u16) {
+            look(place, id, now);
+        }
+    }
+}
+
+#[inline(always)]
+fn compare_backend(id: u32, then: &BackendStats, now: &BackendStats, head: &mut Head) {
+    if now.packets != then.packets {
+        head.backend = id as u16;
+        head.forwarded = 1;
+    }
+    for index in 0..Decision::COUNT {
+        if now.decisions[index] != then.decisions[index] {
+            head.backend = id as u16;
+            head.decision = index as u8 + 1;
+        }
+    }
+    for index in 0..MOVE_COUNTERS {
+        if now.moves[index] != then.moves[index] {
+            head.moved_from = id as u16;
+            head.cause = index as u8 + 1;
+        }
+    }
+}
+
+/// What this CPU has counted since.
+#[inline(always)]
+fn compare(draft: &mut Draft) -> Option<()> {
+    let head = &mut draft.head;
+    let drops = stats::drops()?;
+    for index in 0..DropReason::COUNT {
+        if drops.reasons[index] != draft.drops.reasons[index] {
+            head.drop = index as u8 + 1;
+        }
+    }
+    let replies = stats::replies()?;
+    if replies.echo != draft.replies.echo {
+        head.answered = ANSWERED_ECHO;
+    }
+    if replies.too_big != draft.replies.too_big {
+        head.answered = ANSWERED_TOO_BIG;
+    }
+    if replies.rejected != draft.replies.rejected {
+        head.answered = ANSWERED_REJECTED;
+    }
+    let memory = stats::memory()?;
+    head.memory |= if memory.inserted == draft.memory.inserted { 0 } else { MEMORY_RECORDED };
+    head.memory |= if memory.evicted == draft.memory.evicted { 0 } else { MEMORY_EVICTED };
+    head.memory |= if memory.full == draft.memory.full { 0 } else { MEMORY_FULL };
+    head.memory |= if memory.limited == draft.memory.limited { 0 } else { MEMORY_LIMITED };
+    Some(())
+}
+
+const _: () = assert!(offset_of!(Draft, head) == 0);

@@ -1,0 +1,52 @@
+//! What a trace needs to know of services and backends.
+
+use std::collections::BTreeSet;
+
+use balancer_api::trace::{BeginTrace, HopView, LEAST_SNAPLEN, MOST_SNAPLEN};
+use balancer_core::{
+    io::{BackendSpec, Refused},
+    service::Service,
+};
+use balancer_dataplane::{Dataplane, telling::Filter};
+use balancer_model::value;
+
+use super::Owner;
+
+impl<D: Dataplane> Owner<D> {
+    /// Which packets are meant.
+    ///
+    /// # Errors
+    /// When there is no such service, or the client or the length makes no sense.
+    pub fn trace_filter(&self, wanted: &BeginTrace) -> Result<Filter, Refused> {
+        let BeginTrace { service, client, snaplen } = wanted;
+        if let Some(name) = service {
+            self.controller.service(name)?;
+        }
+        if !(LEAST_SNAPLEN..=MOST_SNAPLEN).contains(snaplen) {
+            return Err(Refused::Invalid(format!("snaplen is {snaplen}; give {LEAST_SNAPLEN} to {MOST_SNAPLEN}")));
+        }
+        let client = client.as_deref().map(value::prefix).transpose().map_err(Refused::Invalid)?;
+        let asked = |of: &&Service| service.as_ref().is_none_or(|name| of.name() == name);
+        let services = self.controller.services().iter().filter(asked);
+        let vips: BTreeSet<_> = services.flat_map(|of| of.listeners().map(|(at, _)| at.address)).collect();
+        Ok(Filter { client, vips, only_vips: service.is_some(), snaplen: *snaplen })
+    }
+
+    /// How backends are reached.
+    #[must_use]
+    pub fn hops(&self) -> Vec<HopView> {
+        self.controller.rows().map(|(row, present)| hop(&row, present)).collect()
+    }
+}
+
+fn hop(row: &BackendSpec, in_use: bool) -> HopView {
+    let sent = row.next_hop.filter(|hop| !hop.local);
+    HopView {
+        id: row.id.0,
+        address: row.address.ip(),
+        port: (row.address.port() != 0).then_some(row.address.port()),
+        ifindex: sent.map(|hop| hop.ifindex),
+        mac: sent.map(|hop| hop.destination_mac.map(|byte| format!("{byte:02x}")).join(":")),
+        in_use,
+    }
+}

@@ -1,0 +1,257 @@
+//! Traces: the program that tells of packets takes the place of the other as long as somebody asks what it has told.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use balancer_api::trace::{HopView, TracedPacket};
+use balancer_common::{
+    tracing::{
+        ANSWERED_ECHO, ANSWERED_REJECTED, ANSWERED_TOO_BIG, MEMORY_EVICTED, MEMORY_FULL, MEMORY_LIMITED,
+        MEMORY_RECORDED,
+    },
+    verdict::{Decision, DropReason, MoveCause},
+};
+use balancer_dataplane::telling::{Knobs, Ring, Told};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+    time::{Instant, interval, timeout},
+};
+use tracing::warn;
+
+/// How long a trace goes on while nobody asks.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often that is looked at, and the program told to go on.
+const LOOK: Duration = Duration::from_secs(1);
+/// Packets that wait to be asked for, at most, and bytes of their frames.
+const MOST_WAITING: usize = 16_384;
+const MOST_BYTES: usize = 32 << 20;
+/// Packets of one answer, at most, and bytes of their frames.
+const MOST_AT_ONCE: usize = 1024;
+const BYTES_AT_ONCE: usize = 8 << 20;
+
+/// A trace that is under way.
+pub struct Trace {
+    /// Names it.
+    pub number: u64,
+    waiting: Mutex<Waiting>,
+    /// `None`: nothing tells.
+    knobs: Mutex<Option<Knobs>>,
+    lost: AtomicU64,
+    ended: AtomicBool,
+    news: Notify,
+    end: Notify,
+}
+
+struct Waiting {
+    packets: VecDeque<Told>,
+    bytes: usize,
+    asked: Instant,
+}
+
+impl std::fmt::Debug for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trace").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Trace {
+    /// One without packets.
+    #[must_use]
+    pub fn silent(number: u64) -> Self {
+        Self {
+            number,
+            waiting: Mutex::new(Waiting { packets: VecDeque::new(), bytes: 0, asked: Instant::now() }),
+            knobs: Mutex::new(None),
+            lost: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            news: Notify::new(),
+            end: Notify::new(),
+        }
+    }
+
+    /// One that is told of by `rings`, until nobody asks any more. `gone` is done then.
+    pub(crate) fn begin(
+        number: u64,
+        (rings, mut knobs): (Vec<Ring>, Knobs),
+        gone: impl FnOnce() + Send + 'static,
+    ) -> anyhow::Result<Arc<Self>> {
+        knobs.go_on()?;
+        let this = Arc::new(Self { knobs: Mutex::new(Some(knobs)), ..Self::silent(number) });
+        for ring in rings {
+            // SAFETY: its descriptor is that of the ring, which it holds open as long as it lives.
+            let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+            tokio::spawn(follow(ring, Arc::downgrade(&this)));
+        }
+        let trace = Arc::clone(&this);
+        tokio::spawn(async move {
+            trace.go_on().await;
+            trace.ended.store(true, Ordering::Release);
+            trace.news.notify_waiters();
+            gone();
+        });
+        Ok(this)
+    }
+
+    /// The packets that have come since it was asked last, waiting up to `wait` for the first.
+    pub(crate) async fn take(&self, wait: Duration) -> Vec<TracedPacket> {
+        let news = self.news.notified();
+        tokio::pin!(news);
+        news.as_mut().enable();
+        let taken = self.take_now();
+        if !taken.is_empty() || self.has_ended() {
+            return taken;
+        }
+        let _ = timeout(wait, news).await;
+        self.take_now()
+    }
+
+    /// Has the counters of these backends compared as well.
+    pub(crate) fn watch(&self, hops: &[HopView]) {
+        let ids = hops.iter().filter(|hop| hop.in_use).map(|hop| hop.id);
+        if let Err(error) = self.turn(|knobs| knobs.watch(ids)) {
+            warn!("a trace does not follow the backends: {error:#}");
+        }
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Ends it before its time.
+    pub(crate) fn end(&self) {
+        self.end.notify_one();
+    }
+
+    /// Has the program tell, as long as somebody asks.
+    async fn go_on(&self) {
+        let mut looks = interval(LOOK);
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = self.end.notified() => break,
+            }
+            if lock(&self.waiting).asked.elapsed() > PATIENCE {
+                break;
+            }
+            if let Err(error) = self.turn(Knobs::go_on) {
+                warn!("a trace ends: {error:#}");
+                break;
+            }
+        }
+        if let Err(error) = self.turn(Knobs::stop) {
+            warn!("the program goes on to tell of packets for some seconds: {error:#}");
+        }
+    }
+
+    fn turn(&self, how: impl FnOnce(&mut Knobs) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        lock(&self.knobs).as_mut().map_or(Ok(()), how)
+    }
+
+    fn take_now(&self) -> Vec<TracedPacket> {
+        let mut waiting = lock(&self.waiting);
+        waiting.asked = Instant::now();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < MOST_AT_ONCE
+            && bytes < BYTES_AT_ONCE
+            && let Some(told) = waiting.packets.pop_front()
+        {
+            waiting.bytes -= size(&told);
+            bytes += size(&told);
+            taken.push(view(&told));
+        }
+        taken
+    }
+
+    fn put(&self, told: Told) {
+        let mut waiting = lock(&self.waiting);
+        let size = size(&told);
+        if waiting.packets.len() >= MOST_WAITING || waiting.bytes + size > MOST_BYTES {
+            drop(waiting);
+            self.lost.fetch_add(2, Ordering::Relaxed);
+            return;
+        }
+        waiting.bytes += size;
+        waiting.packets.push_back(told);
+    }
+}
+
+/// Whoever panicked did not hold it in the middle of a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes what one CPU's program tells, as long as there is the trace.
+async fn follow(mut ring: AsyncFd<Ring>, trace: Weak<Trace>) {
+    loop {
+        // Also looked at now and then, because the trace may have ended.
+        let ready = timeout(LOOK, ring.readable_mut()).await;
+        let Some(trace) = trace.upgrade().filter(|trace| !trace.has_ended()) else { return };
+        let Ok(ready) = ready else { continue };
+        let Ok(mut ready) = ready else { return };
+        ready.clear_ready();
+        let lost = ready.get_inner_mut().take(|told| trace.put(told));
+        trace.lost.fetch_add(lost, Ordering::Relaxed);
+        trace.news.notify_waiters();
+    }
+}
+
+fn size(told: &Told) -> usize {
+    told.came.1.len() + told.left.1.len()
+}
+
+fn view(Told { came: (came, came_frame), left: (left, left_frame) }: &Told) -> TracedPacket {
+    TracedPacket {
+        came: came.time,
+        left: left.time,
+        ifindex: left.ifindex,
+        queue: left.queue,
+        action: left.action,
+        came_length: came.length,
+        left_length: left.length,
+        came_frame: STANDARD.encode(came_frame),
+        left_frame: STANDARD.encode(left_frame),
+        drop: counted(DropReason::ALL, left.drop).map(|of| of.label().to_owned()),
+        answered: answered(left.answered).map(str::to_owned),
+        memory: memory(left.memory).map(str::to_owned).collect(),
+        decision: counted(Decision::ALL, left.decision).map(|of| of.label().to_owned()),
+        backend: (left.backend != 0).then_some(left.backend),
+        moved_from: (left.moved_from != 0).then_some(left.moved_from),
+        cause: counted(MoveCause::ALL, left.cause).map(|of| of.label().to_owned()),
+    }
+}
+
+/// The variant with this index, counted from 1.
+fn counted<T: Copy>(all: &[T], index: u8) -> Option<T> {
+    all.get(usize::from(index).checked_sub(1)?).copied()
+}
+
+const fn answered(word: u8) -> Option<&'static str> {
+    match word {
+        ANSWERED_ECHO => Some("echo"),
+        ANSWERED_TOO_BIG => Some("too_big"),
+        ANSWERED_REJECTED => Some("rejected"),
+        _ => None,
+    }
+}
+
+fn memory(bits: u8) -> impl Iterator<Item = &'static str> {
+    let words = [
+        (MEMORY_RECORDED, "recorded"),
+        (MEMORY_EVICTED, "evicted"),
+        (MEMORY_FULL, "full"),
+        (MEMORY_LIMITED, "limited"),
+    ];
+    words.into_iter().filter(move |(bit, _)| bits & bit != 0).map(|(_, word)| word)
+}

@@ -1,0 +1,263 @@
+//! The program that steers and tells of packets as they come and as they leave. It takes the place of the other while somebody
+//! traces or captures.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    ops::ControlFlow,
+    os::fd::{AsFd as _, AsRawFd, RawFd},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::{
+    Ebpf,
+    maps::{
+        Array, HashMap, Map, MapData, PerfEventArray,
+        perf::{PerfEvent, PerfEventArrayBuffer},
+    },
+    programs::Xdp,
+    util::online_cpus,
+};
+use balancer_common::tracing::{Address, Head, LEFT, MAX_KEPT, MAX_VIPS, MAX_WATCHED, Settings};
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::rows::{address_words, family};
+
+/// The program, as it is named in the object and in the kernel.
+pub const PROGRAM: &str = "tell_and_steer";
+/// Bytes of a frame that can be told, at most.
+pub const MAX_SNAPLEN: u32 = MAX_KEPT;
+/// Backends whose counters are compared before and after a packet, at most.
+pub const WATCHED: usize = MAX_WATCHED as usize;
+/// Pages of each CPU's ring: a MiB.
+const PAGES: usize = 256;
+/// How long the program tells without the controller.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// Which packets are told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// Only the packets of these clients.
+    pub client: Option<IpNet>,
+    /// All virtual addresses, or those of the only service.
+    pub vips: BTreeSet<IpAddr>,
+    /// Only packets from or for one of `vips`; otherwise all that the program does something with.
+    pub only_vips: bool,
+    /// Bytes of each frame to keep.
+    pub snaplen: u32,
+}
+
+/// A packet as it came and as it left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// As it came.
+    pub came: (Head, Vec<u8>),
+    /// As it left, with what became of it.
+    pub left: (Head, Vec<u8>),
+}
+
+/// One CPU's packets.
+pub struct Ring {
+    buffer: PerfEventArrayBuffer<MapData>,
+    /// The packet that came and has not left yet.
+    came: Option<(Head, Vec<u8>)>,
+}
+
+/// What the program is told.
+pub struct Knobs {
+    settings: Array<MapData, Settings>,
+    value: Settings,
+    watched: Array<MapData, u32>,
+    watching: Vec<u16>,
+}
+
+impl Ring {
+    /// Takes what is there, and gives how many frames were lost because they were not taken fast enough.
+    pub fn take(&mut self, mut told: impl FnMut(Told)) -> u64 {
+        let came = &mut self.came;
+        let taken = self.buffer.try_fold(0, |lost, event| match event {
+            PerfEvent::Sample { head, tail } => {
+                if let Some(frame) = frame(head, tail) {
+                    let before = came.take();
+                    if frame.0.stage == LEFT {
+                        before.into_iter().for_each(|came| told(Told { came, left: frame.clone() }));
+                    } else {
+                        *came = Some(frame);
+                    }
+                }
+                ControlFlow::<u64, u64>::Continue(lost)
+            }
+            PerfEvent::Lost { count } => {
+                // Whatever comes next may belong to a packet that is not known.
+                *came = None;
+                ControlFlow::Continue(lost + count)
+            }
+        });
+        match taken {
+            ControlFlow::Continue(lost) | ControlFlow::Break(lost) => lost,
+        }
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.buffer.as_raw_fd()
+    }
+}
+
+impl Knobs {
+    /// Has the program tell for some seconds from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn go_on(&mut self) -> anyhow::Result<()> {
+        let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
+        self.value.until = u64::try_from((now + LEASE).as_nanos())?;
+        Ok(self.settings.set(0, self.value, 0)?)
+    }
+
+    /// Has the program tell no more.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.value.until = 0;
+        Ok(self.settings.set(0, self.value, 0)?)
+    }
+
+    /// Has the counters of these backends compared as well, as far as there is room.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn watch(&mut self, backends: impl IntoIterator<Item = u16>) -> anyhow::Result<()> {
+        // Places stay as they are: a packet may be on its way.
+        for id in backends {
+            if self.watching.len() < WATCHED && !self.watching.contains(&id) {
+                self.watched.set(self.watching.len() as u32, u32::from(id), 0)?;
+                self.watching.push(id);
+            }
+        }
+        self.value.watched = self.watching.len() as u32;
+        Ok(self.settings.set(0, self.value, 0)?)
+    }
+}
+
+/// The program's maps, made ready for `filter`: a ring for each CPU, and what the program is told.
+pub(super) fn prepare(ebpf: &Ebpf, filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
+    let mut vips: HashMap<MapData, Address, u32> = again(ebpf, "TRACE_VIPS")?.try_into()?;
+    put_vips(&mut vips, &filter.vips)?;
+    let mut knobs = Knobs {
+        settings: again(ebpf, "TRACE_SETTINGS")?.try_into()?,
+        value: settings(filter),
+        watched: again(ebpf, "TRACE_WATCHED")?.try_into()?,
+        watching: Vec::new(),
+    };
+    knobs.stop()?;
+    let mut events: PerfEventArray<MapData> = again(ebpf, "TRACE_EVENTS")?.try_into()?;
+    let cpus = online_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))?;
+    let ring = |cpu| -> anyhow::Result<Ring> {
+        let buffer = events.open(cpu, Some(PAGES)).context("the kernel opens no ring of events (perf_event_open)")?;
+        Ok(Ring { buffer, came: None })
+    };
+    Ok((cpus.into_iter().map(ring).collect::<anyhow::Result<_>>()?, knobs))
+}
+
+/// The program that tells.
+///
+/// # Errors
+/// When there is none, which would be a broken build.
+pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    Ok(ebpf
+        .program_mut(PROGRAM)
+        .with_context(|| format!("the kernel object holds no program {PROGRAM}"))?
+        .try_into()?)
+}
+
+fn settings(filter: &Filter) -> Settings {
+    let (client, mask, of) = match filter.client {
+        Some(client) => {
+            (address_words(client.addr()), address_words(client.netmask()), u32::from(family(client.addr())))
+        }
+        None => Default::default(),
+    };
+    Settings {
+        until: 0,
+        client,
+        mask,
+        family: of,
+        only_vips: u32::from(filter.only_vips),
+        snaplen: filter.snaplen.min(MAX_SNAPLEN),
+        watched: 0,
+    }
+}
+
+fn put_vips(map: &mut HashMap<MapData, Address, u32>, vips: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+    if vips.len() > MAX_VIPS as usize {
+        bail!("{} virtual addresses: at most {MAX_VIPS} can be told apart; name a service", vips.len());
+    }
+    let before = map.keys().collect::<Result<Vec<_>, _>>()?;
+    before.iter().try_for_each(|address| map.remove(address))?;
+    for &vip in vips {
+        let address = Address { words: address_words(vip), family: u32::from(family(vip)), reserved: 0 };
+        map.insert(address, 1, 0)?;
+    }
+    Ok(())
+}
+
+/// A head, and the bytes of the frame that follow it; padding goes. `None`: it is neither.
+fn frame(first: &[u8], second: &[u8]) -> Option<(Head, Vec<u8>)> {
+    let mut bytes = first.to_vec();
+    bytes.extend_from_slice(second);
+    let head: Head = bytemuck::pod_read_unaligned(bytes.get(..size_of::<Head>())?);
+    let frame = bytes.get(size_of::<Head>()..)?.get(..head.kept as usize)?.to_vec();
+    Some((head, frame))
+}
+
+/// Another handle of a map.
+fn again(ebpf: &Ebpf, name: &str) -> anyhow::Result<Map> {
+    let missing = || anyhow!("the kernel object holds no map {name}");
+    let map = ebpf.map(name).ok_or_else(missing)?;
+    let copy = |data: &MapData| Ok::<_, anyhow::Error>(MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?);
+    Ok(match map {
+        Map::Array(data) => Map::Array(copy(data)?),
+        Map::HashMap(data) => Map::HashMap(copy(data)?),
+        Map::PerfEventArray(data) => Map::PerfEventArray(copy(data)?),
+        _ => return Err(missing()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_frame_wraps_in_its_ring_then_it_is_whole_and_without_padding() {
+        let head = Head { stage: LEFT, kept: 5, ..Head::default() };
+        let mut bytes = bytemuck::bytes_of(&head).to_vec();
+        bytes.extend_from_slice(b"frame\0\0\0");
+        for cut in [0, 20, 50, bytes.len()] {
+            let (first, second) = bytes.split_at(cut);
+            assert_eq!(frame(first, second), Some((head, b"frame".to_vec())), "{cut}");
+        }
+        assert_eq!(frame(&bytes[..50], &[]), None, "it is cut off");
+        assert_eq!(frame(&bytes[..20], &[]), None);
+    }
+
+    #[test]
+    fn when_a_prefix_of_clients_is_asked_for_then_its_bits_alone_count() {
+        let filter = |client: &str| Filter {
+            client: Some(client.parse().unwrap()),
+            vips: BTreeSet::new(),
+            only_vips: true,
+            snaplen: u32::MAX,
+        };
+        let of = settings(&filter("192.0.2.0/24"));
+        assert_eq!(of.client[0].to_ne_bytes(), [192, 0, 2, 0]);
+        assert_eq!((of.mask[0].to_ne_bytes(), of.mask[1]), ([255, 255, 255, 0], 0));
+        assert_eq!((of.snaplen, of.until), (MAX_SNAPLEN, 0));
+        let of = settings(&filter("2001:db8::/32"));
+        assert_eq!((of.mask, of.family), ([u32::MAX, 0, 0, 0], u32::from(family("::1".parse().unwrap()))));
+    }
+}

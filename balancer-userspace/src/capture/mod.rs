@@ -1,0 +1,138 @@
+//! `balancer capture`.
+
+mod pcapng;
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, BufWriter, IsTerminal as _, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use balancer_api::{
+    client::Client,
+    trace::{LEAST_SNAPLEN, MOST_SNAPLEN},
+};
+use ipnet::IpNet;
+
+use self::pcapng::{Packet, Way, Writer};
+use crate::{
+    Failure,
+    observe::{
+        self, Asked, Observation, Session,
+        explain::{Explanation, explain},
+    },
+};
+
+const COUNT: u64 = 10_000;
+/// No file grows beyond this.
+const MOST_BYTES: u64 = 1 << 30;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where to write, in the format pcapng; `-`: standard output, for a pipe
+    #[arg(short = 'w', long = "write", value_name = "FILE", required = true)]
+    file: PathBuf,
+    /// Only packets of this client, or of the clients in this prefix
+    #[arg(long, value_name = "A", value_parser = observe::client)]
+    client: Option<IpNet>,
+    /// Only packets of this service [default: all]
+    #[arg(long, value_name = "S")]
+    service: Option<String>,
+    /// End after so many packets, each written as it came and as it left
+    #[arg(long, value_name = "N", default_value_t = COUNT, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+    /// Bytes of each frame to keep
+    #[arg(long, value_name = "B", default_value_t = MOST_SNAPLEN,
+        value_parser = clap::value_parser!(u32).range(i64::from(LEAST_SNAPLEN)..=i64::from(MOST_SNAPLEN)))]
+    snaplen: u32,
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let is_pipe = args.file == Path::new("-");
+    if is_pipe && io::stdout().is_terminal() {
+        return Err(Failure::Usage(
+            "-w - writes bytes that no terminal can show: pipe them, e.g. to tshark -r -".to_owned(),
+        ));
+    }
+    let asked = Asked { service: args.service.clone(), client: args.client, snaplen: args.snaplen, count: args.count };
+    // Nothing is overwritten where nothing can be captured.
+    let mut session = Session::open(client, &asked).await?;
+    let to: Box<dyn Write> = if is_pipe { Box::new(io::stdout()) } else { Box::new(create(&args.file)?) };
+    let mut writer = Writer::new(BufWriter::new(to), args.snaplen)?;
+    writer.flush()?;
+    writeln!(io::stderr(), "capturing, at most {}; Ctrl-C ends it", observe::packets(args.count))?;
+    let written = write(&mut session, &mut writer).await;
+    let lost = session.end().await;
+    let (packets, full) = written?;
+    writer.flush()?;
+    let lost = if lost == 0 { String::new() } else { format!("; {lost} frames lost, because they came too fast") };
+    let full = if full { "; ended because the file is as large as it may become" } else { "" };
+    writeln!(io::stderr(), "{} captured, {} bytes written{lost}{full}", observe::packets(packets), writer.written())?;
+    Ok(())
+}
+
+/// Others are not to read what passes.
+fn create(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes packets until there were enough. How many, and whether the file became too large.
+async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Result<(u64, bool), Failure> {
+    let mut packets = 0;
+    while let Some(observation) = session.next().await? {
+        let explanation = explain(&observation, session.known().await);
+        packets += 1;
+        let times = [observation.head.came, observation.head.left].map(|moment| nanoseconds(session.time(moment)));
+        pair(writer, &observation, &explanation, packets, times)?;
+        // A pipe's reader waits for it.
+        writer.flush()?;
+        if writer.written() >= MOST_BYTES {
+            return Ok((packets, true));
+        }
+    }
+    Ok((packets, false))
+}
+
+/// The frame as it came, and as it left if it did and was changed.
+fn pair<W: Write>(
+    writer: &mut Writer<W>,
+    Observation { head, came, left }: &Observation,
+    explanation: &Explanation,
+    id: u64,
+    [came_at, left_at]: [u64; 2],
+) -> io::Result<()> {
+    let comment = explanation.comment();
+    let first = Packet {
+        interface: &explanation.interface,
+        way: Way::Came,
+        time: came_at,
+        bytes: came,
+        length: head.came_length,
+        comment: &comment,
+        id,
+        queue: head.queue,
+        action: head.action,
+    };
+    writer.packet(&first)?;
+    if matches!(explanation.verdict, "pass" | "drop" | "aborted") {
+        return Ok(());
+    }
+    let out = explanation.next_hop.as_ref().and_then(|hop| hop.interface.as_deref());
+    writer.packet(&Packet {
+        interface: out.unwrap_or(&explanation.interface),
+        way: Way::Left,
+        time: left_at,
+        bytes: left,
+        length: head.left_length,
+        ..first
+    })
+}
+
+fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,182 @@
+//! `balancer trace`.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    io::{self, Write as _},
+    net::IpAddr,
+};
+
+use balancer_api::{
+    client::Client,
+    model::{ClientQuery, ClientView},
+};
+use humantime::format_rfc3339_micros;
+use ipnet::IpNet;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{
+    Failure,
+    observe::{
+        self, Asked, Session,
+        explain::{Direction, Explanation, Memory, explain},
+    },
+    output,
+};
+
+/// Enough for the headers, also of a packet in a tunnel and of one that an ICMP error is about.
+const SNAPLEN: u32 = 256;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The client's address, or the prefix of several
+    #[arg(value_name = "CLIENT", value_parser = observe::client, required_unless_present = "service")]
+    client: Option<IpNet>,
+    /// Packets of this service, of every client or of CLIENT
+    #[arg(long, value_name = "SVC")]
+    service: Option<String>,
+    /// End after so many packets [default: until Ctrl-C]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
+    let asked = Asked {
+        service: args.service.clone(),
+        client: args.client,
+        snaplen: SNAPLEN,
+        count: args.count.unwrap_or(u64::MAX),
+    };
+    let mut memory = Memories::new(client);
+    if let Some(only) = args.client.filter(|prefix| prefix.prefix_len() == prefix.max_prefix_len()) {
+        memory.remember(only.addr(), args.service.as_deref()).await;
+    }
+    let mut session = Session::open(client, &asked).await?;
+    writeln!(io::stderr(), "tracing; Ctrl-C ends it")?;
+    while let Some(observation) = session.next().await? {
+        let mut explanation = explain(&observation, session.known().await);
+        memory.add(&mut explanation).await;
+        let time = format_rfc3339_micros(session.time(observation.head.came)).to_string();
+        output::print(&if args.json { json(&time, &explanation)? } else { text(&time, &explanation) })?;
+    }
+    let lost = session.end().await;
+    if lost > 0 {
+        writeln!(io::stderr(), "balancer: {lost} frames are not shown, because they came too fast")?;
+    }
+    Ok(())
+}
+
+/// What the controller says of clients, each as of their last packet.
+struct Memories<'a> {
+    api: &'a Client,
+    last: HashMap<(String, IpAddr), (ClientView, Instant)>,
+}
+
+impl<'a> Memories<'a> {
+    /// Clients that are kept in mind.
+    const MOST: usize = 10_000;
+
+    fn new(api: &'a Client) -> Self {
+        Self { api, last: HashMap::new() }
+    }
+
+    /// Asks before there are packets, so that it is known what they find.
+    async fn remember(&mut self, address: IpAddr, service: Option<&str>) {
+        let query = ClientQuery { address, service: service.map(str::to_owned) };
+        let asked = Instant::now();
+        // A client of no service is nothing that a trace would fail for.
+        for view in self.api.client(&query).await.unwrap_or_default() {
+            self.last.insert((view.service.clone(), address), (view, asked));
+        }
+    }
+
+    /// Adds rule and slot, and what was known of the client before.
+    async fn add(&mut self, of: &mut Explanation) {
+        let (Some(service), Some(address)) = (of.service.clone(), of.client) else { return };
+        if of.direction == Direction::ToClient {
+            return;
+        }
+        if self.last.len() >= Self::MOST {
+            self.last.clear();
+        }
+        let key = (service, address);
+        let before = self.last.get(&key).cloned();
+        self.remember(address, Some(&key.0)).await;
+        let now = self.last.get(&key).map(|(view, _)| view);
+        let view = now.or(before.as_ref().map(|(view, _)| view));
+        of.slot = view.map(|view| view.slot);
+        of.rule = view.and_then(|view| view.rule.clone());
+        of.memory = before.map(|(view, asked)| memory(&view, asked)).or_else(|| decided(of));
+    }
+}
+
+fn memory(view: &ClientView, asked: Instant) -> Memory {
+    Memory {
+        known: view.known,
+        // Where it is known, that is where it is steered, unless a rule decides.
+        backend: view.backend.clone().filter(|_| view.known && view.why == "known"),
+        last_seen_seconds_ago: view.last_seen_seconds_ago.map(|ago| ago + asked.elapsed().as_secs()),
+    }
+}
+
+/// What the decision says of the time before it.
+fn decided(of: &Explanation) -> Option<Memory> {
+    let (known, backend) = match of.decision? {
+        "kept" => (true, of.backend.clone()),
+        "moved" => (true, of.moved_from.clone()),
+        "new" => (false, None),
+        _ => return None,
+    };
+    Some(Memory { known, backend, last_seen_seconds_ago: None })
+}
+
+fn json(time: &str, explanation: &Explanation) -> Result<String, io::Error> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        time: &'a str,
+        #[serde(flatten)]
+        explanation: &'a Explanation,
+    }
+    Ok(format!("{}\n", serde_json::to_string(&Line { time, explanation })?))
+}
+
+/// A line for what came, and one each for what was decided.
+fn text(time: &str, of: &Explanation) -> String {
+    let packet = of.packet.as_ref().map_or_else(|| "no packet of IP".to_owned(), ToString::to_string);
+    let mut text = format!("{time} {} {packet}, {} bytes\n", of.interface, of.length);
+    if let Some(service) = &of.service {
+        let listener = of.listener.as_deref().map(|listener| format!(" at {listener}")).unwrap_or_default();
+        let slot = of.slot.map(|slot| format!(", slot {slot}")).unwrap_or_default();
+        let rule = of.rule.as_ref().map(|rule| format!(", rule {} {}", rule.action, rule.prefix)).unwrap_or_default();
+        let memory = of.memory.as_ref().map(known).unwrap_or_default();
+        let client = of.client.map(|client| format!(", client {client}")).unwrap_or_default();
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  service {service}{listener}{client}{slot}{rule}{memory}");
+    }
+    let backend = of.backend.as_deref().map(|backend| format!("backend {backend}: ")).unwrap_or_default();
+    let _ = writeln!(text, "  {backend}{}", of.why);
+    let reason = of.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let _ = write!(text, "  {}{reason}", of.verdict);
+    if let Some(hop) = &of.next_hop {
+        let by = hop.interface.as_deref().map(|name| format!(" by {name}")).unwrap_or_default();
+        let _ = write!(text, "{by} to {}", hop.mac);
+    }
+    if let Some(left) = of.left.as_ref().filter(|left| Some(*left) != of.packet.as_ref()) {
+        let _ = write!(text, ": {left}");
+    }
+    text.push('\n');
+    text
+}
+
+fn known(memory: &Memory) -> String {
+    if !memory.known {
+        return ", not known before".to_owned();
+    }
+    let at = memory.backend.as_deref().map(|backend| format!(" at {backend}")).unwrap_or_default();
+    let ago = memory.last_seen_seconds_ago.map(|ago| format!(", last recorded {ago} s before")).unwrap_or_default();
+    format!(", known{at}{ago}")
+}

@@ -1,0 +1,73 @@
+//! Commands that observe, running beside a site, and what they said.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use aya::programs::loaded_programs;
+use balancer_testkit::{binaries, process::Process, site::Site};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::wait;
+
+/// A running command.
+pub(super) struct Watch {
+    process: Process,
+    log: PathBuf,
+}
+
+/// Starts a command that observes, and waits until it does.
+pub(super) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
+    let log = site.files().join(format!("{name}.log"));
+    let mut command = site.topology().balancer().command(binaries::balancer().unwrap());
+    command.arg("--socket").arg(site.files().join("balancer.sock")).args(arguments);
+    let mut process = Process::spawn(name, &mut command, &log).unwrap();
+    wait("it does not begin", || {
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(process.exited().unwrap().is_none(), "{arguments:?} has ended: {said}");
+        said.contains("Ctrl-C ends it")
+    });
+    Watch { process, log }
+}
+
+impl Watch {
+    /// All that it said.
+    pub(super) fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// The packets that it said of, in JSON.
+    pub(super) fn packets(&self) -> Vec<Value> {
+        let said = self.said();
+        let whole = said.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
+        whole.map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Waits until it has ended by itself.
+    pub(super) fn end(&mut self) {
+        wait("it does not end", || self.process.exited().unwrap().is_some());
+        let status = self.process.exited().unwrap().unwrap();
+        assert!(status.success(), "{status}: {}", self.said());
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub(super) fn interrupt(&mut self) {
+        self.process.signal(Signal::SIGINT).unwrap();
+        self.end();
+    }
+
+    /// Ends it so that it can do nothing any more.
+    pub(super) fn kill(&mut self) {
+        self.process.kill().unwrap();
+    }
+}
+
+/// The names of the programs that are on a site's interfaces.
+pub(super) fn attached(site: &Site) -> BTreeSet<String> {
+    let output = site.topology().balancer().command("ip").args(["-d", "-j", "link", "show"]).output().unwrap();
+    let links: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let ids: BTreeSet<u64> = links.iter().filter_map(|link| link["xdp"]["prog"]["id"].as_u64()).collect();
+    let programs = loaded_programs().filter_map(Result::ok);
+    let ours = programs.filter(|program| ids.contains(&u64::from(program.id())));
+    ours.map(|program| program.name_as_str().unwrap().to_owned()).collect()
+}
