@@ -81,9 +81,11 @@ pub(super) fn service(service: &ServiceView) -> String {
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
-    for DiscoverView { file, targets, error, .. } in &service.discover {
+    for DiscoverView { file, dns, dns_a, targets, error, .. } in &service.discover {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
-        text.push_str(&format!("  discovers {targets} by {file}\n"));
+        let dns = dns.as_ref().map(|name| format!("dns {name}"));
+        let source = file.clone().or(dns).or_else(|| Some(format!("dns_a {}", dns_a.as_ref()?))).unwrap_or_default();
+        text.push_str(&format!("  discovers {targets} by {source}\n"));
         text.extend(error.as_ref().map(|error| format!("WARNING: the last pool stays: {error}\n")));
     }
     text.extend(service.rates.as_ref().map(|rates| format!("  {}, over the last 10 s\n", rates_words(rates))));

@@ -10,7 +10,10 @@ use balancer_core::snapshot::{
     BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, InterfaceSnapshot,
     ListenerSnapshot, ServiceSnapshot, Snapshot,
 };
-use balancer_model::config::{Protocol, forwarding_word};
+use balancer_model::{
+    config::{Protocol, forwarding_word},
+    dns::Records,
+};
 
 use crate::{
     model::{
@@ -127,8 +130,15 @@ impl From<DeniedSnapshot> for DenyView {
 
 impl From<DiscoverSnapshot> for DiscoverView {
     fn from(snapshot: DiscoverSnapshot) -> Self {
+        let (dns, dns_a) = match snapshot.source.dns() {
+            Some(of) if of.records == Records::Services => (Some(of.name.clone()), None),
+            Some(of) => (None, Some(of.name.clone())),
+            None => (None, None),
+        };
         Self {
-            file: snapshot.file.display().to_string(),
+            file: snapshot.source.file().map(|file| file.display().to_string()),
+            dns,
+            dns_a,
             targets: snapshot.targets.map(|targets| targets as u64),
             read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
             error: snapshot.error,

@@ -127,11 +127,10 @@ pub fn merge(
             let full = format!("{}/{name}", service.name);
             let is_written = base.contains_key(&name) && backend.discovered.is_none();
             if let Some(list) = service.discover.first().filter(|_| is_written && !discovered_before) {
-                let source = list.file.clone();
-                merged.differences.push(format!(
-                    "backend {full} is no longer in the file: the targets of {} decide about it",
-                    source.display()
-                ));
+                let source = list.source.clone();
+                merged
+                    .differences
+                    .push(format!("backend {full} is no longer in the file: the targets of {source} decide about it"));
                 // One that was being removed comes back if it is listed.
                 let gone = leaves(&service.name, &name).then_some(Admin::Ready);
                 let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone }));

@@ -129,7 +129,7 @@ pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
 }
 
 /// Whether packets from another host can be for `ip`, or be sent on to it.
-pub(super) fn usable(ip: IpAddr) -> Result<(), String> {
+pub fn usable(ip: IpAddr) -> Result<(), String> {
     let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());

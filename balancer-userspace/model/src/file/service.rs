@@ -197,7 +197,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let backends: Vec<_> =
         backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
     let discover_at = lists.first().map(|section| section.at);
-    let discover = discover(lists, findings);
+    let discover = discover(lists, front.map(|front| (front.listen.as_slice(), front.forwarding)), findings);
     if backend_count == 0 && discover_at.is_none() {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
