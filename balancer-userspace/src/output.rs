@@ -81,10 +81,10 @@ pub(super) fn service(service: &ServiceView) -> String {
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
-    for DiscoverView { file, dns, dns_a, targets, error, .. } in &service.discover {
+    for DiscoverView { file, dns, dns_a, address, targets, error, .. } in &service.discover {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
-        let dns = dns.as_ref().map(|name| format!("dns {name}"));
-        let source = file.clone().or(dns).or_else(|| Some(format!("dns_a {}", dns_a.as_ref()?))).unwrap_or_default();
+        let by = [("", file), ("dns ", dns), ("dns_a ", dns_a), ("address ", address)];
+        let source = by.iter().find_map(|(key, name)| Some(format!("{key}{}", name.as_ref()?))).unwrap_or_default();
         text.push_str(&format!("  discovers {targets} by {source}\n"));
         text.extend(error.as_ref().map(|error| format!("WARNING: the last pool stays: {error}\n")));
     }

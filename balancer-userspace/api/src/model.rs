@@ -196,6 +196,9 @@ pub struct DiscoverView {
     /// The name whose addresses it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_a: Option<String>,
+    /// The name that is the address of one backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
     /// How many targets it had when it was last read or asked for without an error; absent: it has not been.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<u64>,

@@ -130,15 +130,14 @@ impl From<DeniedSnapshot> for DenyView {
 
 impl From<DiscoverSnapshot> for DiscoverView {
     fn from(snapshot: DiscoverSnapshot) -> Self {
-        let (dns, dns_a) = match snapshot.source.dns() {
-            Some(of) if of.records == Records::Services => (Some(of.name.clone()), None),
-            Some(of) => (None, Some(of.name.clone())),
-            None => (None, None),
+        let name = |wanted: fn(&Records) -> bool| {
+            snapshot.source.dns().filter(|dns| wanted(&dns.records)).map(|dns| dns.name.clone())
         };
         Self {
             file: snapshot.source.file().map(|file| file.display().to_string()),
-            dns,
-            dns_a,
+            dns: name(|records| matches!(records, Records::Services)),
+            dns_a: name(|records| matches!(records, Records::Addresses { .. })),
+            address: name(|records| matches!(records, Records::Backend { .. })),
             targets: snapshot.targets.map(|targets| targets as u64),
             read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
             error: snapshot.error,

@@ -9,8 +9,8 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
-    discover::{DiscoverConfig, Discovered, Floor, Source, Target},
-    dns::{self, Records},
+    discover::{DiscoverConfig, Discovered, Floor, Own, Source, Target},
+    dns::{self, DnsSource, Records},
     listeners::Family,
     states::Admin,
     words::counted,
@@ -71,7 +71,9 @@ pub fn pool(
     let mut pool = Pool::default();
     for backend in &service.backends {
         let mut backend = backend.clone();
-        let Some(discovered) = backend.discovered.as_deref_mut().filter(|of| is_of(service, &list.source, of)) else {
+        let Some(discovered) =
+            backend.discovered.as_deref_mut().filter(|of| is_of(service, &list.source, &backend.name, of))
+        else {
             if left.contains_key(backend.name.as_str()) {
                 return Err(format!(
                     "has a target called {}, and so is a backend that is not of this list; give one of them another name",
@@ -91,21 +93,22 @@ pub fn pool(
         };
         list.source.clone_into(&mut discovered.source);
         pool.back.extend(discovered.gone.take().map(|admin| (backend.name.clone(), admin)));
-        let new_weight = discovered.weight != target.weight;
+        let Own { weight, backup } = list.own.unwrap_or(Own { weight: target.weight, backup: target.backup });
+        let new_weight = discovered.weight != weight;
         if new_weight {
-            (discovered.weight, backend.weight) = (target.weight, target.weight);
+            (discovered.weight, backend.weight) = (weight, weight);
         }
-        if new_weight || place != (backend.address, backend.address6) || backend.backup != target.backup {
+        if new_weight || place != (backend.address, backend.address6) || backend.backup != backup {
             pool.changed.push(backend.name.clone());
         }
         (backend.address, backend.address6) = place;
-        backend.backup = target.backup;
+        backend.backup = backup;
         pool.backends.push(backend);
     }
     for target in &*named {
         if let Some((target, place)) = left.remove(target.name.as_str()) {
             pool.added.push(target.name.clone());
-            pool.backends.push(new(&list.source, target, place));
+            pool.backends.push(new(list, target, place));
         }
     }
     Ok(pool)
@@ -128,11 +131,11 @@ pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Tar
 
 /// The backends that new targets of a list become, where nothing is known of others.
 pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Target]) -> Vec<BackendConfig> {
-    let list = DiscoverConfig { source: source.clone(), min: Floor::default() };
+    let list = DiscoverConfig { source: source.clone(), min: Floor::default(), own: None };
     let present = Present::of(service, &list);
     let is_new = |target: &&Target| !service.backends.iter().any(|backend| backend.name == target.name);
     let named = present.named(targets);
-    let place = |target: &Target| Some(new(source, target, present.place(target).ok()??));
+    let place = |target: &Target| Some(new(&list, target, present.place(target).ok()??));
     named.iter().filter(is_new).filter_map(place).collect()
 }
 
@@ -148,8 +151,9 @@ struct Present<'a> {
 
 impl<'a> Present<'a> {
     fn of(service: &'a ServiceConfig, list: &'a DiscoverConfig) -> Self {
-        let is_listed =
-            |backend: &&BackendConfig| backend.discovered.as_ref().is_some_and(|of| is_of(service, &list.source, of));
+        let is_listed = |backend: &&BackendConfig| {
+            backend.discovered.as_ref().is_some_and(|of| is_of(service, &list.source, &backend.name, of))
+        };
         let listed = service.backends.iter().filter(is_listed);
         let backends = listed.map(|backend| (backend.name.as_str(), backend)).collect();
         Self { service, source: &list.source, backends }
@@ -162,12 +166,12 @@ impl<'a> Present<'a> {
 
     /// Gives each target the name of a backend.
     fn named<'t>(&self, targets: &'t [Target]) -> Cow<'t, [Target]> {
-        match self.source.dns().map(|dns| dns.records) {
+        match self.source.dns().map(|dns| &dns.records) {
             Some(Records::Services) => Cow::Owned(dns::named(targets, |name, port| {
                 let address = self.backends.get(name)?.address;
                 Some(self.service.without_implied_port(SocketAddr::new(address.ip(), port)) == address)
             })),
-            Some(Records::Addresses { .. }) | None => Cow::Borrowed(targets),
+            Some(Records::Addresses { .. } | Records::Backend { .. }) | None => Cow::Borrowed(targets),
         }
     }
 
@@ -197,7 +201,8 @@ impl<'a> Present<'a> {
 
     /// Whether the answer has what the service needs of a target. An address of a family that nobody wants is no target.
     fn is_resolved(&self, target: &Target) -> bool {
-        let Some(dns) = self.source.dns().filter(|dns| dns.records == Records::Services) else { return true };
+        let of_hosts = |dns: &&DnsSource| !matches!(dns.records, Records::Addresses { .. });
+        let Some(dns) = self.source.dns().filter(of_hosts) else { return true };
         let has = |family: &Family| target.addresses.iter().any(|ip| Family::of(*ip) == *family);
         let families = self.service.families_of(dns);
         if self.is_tunnel() { families.iter().any(has) } else { families.iter().all(has) }
@@ -209,34 +214,41 @@ impl<'a> Present<'a> {
     }
 }
 
-fn new(source: &Source, target: &Target, (address, address6): Place) -> BackendConfig {
+fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> BackendConfig {
+    let Own { weight, backup } = list.own.unwrap_or(Own { weight: target.weight, backup: target.backup });
     BackendConfig {
         name: target.name.clone(),
         renamed_from: None,
         address,
         address6,
-        weight: target.weight,
-        backup: target.backup,
+        weight,
+        backup,
         check: None,
-        discovered: Some(Box::new(Discovered { source: source.clone(), weight: target.weight, gone: None })),
+        discovered: Some(Box::new(Discovered { source: list.source.clone(), weight, gone: None })),
     }
 }
 
-/// Whether a list says what becomes of a backend: its own, or one of a list that the service has no longer.
-fn is_of(service: &ServiceConfig, source: &Source, backend: &Discovered) -> bool {
-    backend.source == *source || !service.discover.iter().any(|other| other.source == backend.source)
+/// Whether a list says what becomes of a backend: its own, or one of a list that the service has no longer. One whose address
+/// is a name now is that name's alone.
+fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discovered) -> bool {
+    if backend.source == *source {
+        return true;
+    }
+    let mut lists = service.discover.iter().map(|list| &list.source);
+    let is_lost = !lists.clone().any(|other| backend.source == *other);
+    is_lost && lists.find(|other| other.backend() == Some(name)).is_none_or(|own| own == source)
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use balancer_model::{dns::DnsSource, fixture::service};
+    use balancer_model::fixture::service;
 
     use super::*;
 
     fn list(min: u32) -> DiscoverConfig {
-        DiscoverConfig { source: Source::File(PathBuf::from("/t.json")), min: Floor::Targets(min) }
+        DiscoverConfig { source: Source::File(PathBuf::from("/t.json")), min: Floor::Targets(min), own: None }
     }
 
     fn target(name: &str, host: u8, weight: u16) -> Target {
@@ -326,7 +338,7 @@ mod tests {
     fn srv(min: Floor) -> DiscoverConfig {
         let name = "_http._tcp.web.internal".to_owned();
         let dns = DnsSource { records: Records::Services, name, family: None, servers: Vec::new() };
-        DiscoverConfig { source: Source::Dns(dns), min }
+        DiscoverConfig { source: Source::Dns(dns), min, own: None }
     }
 
     fn host(name: &str, port: u16, addresses: &[&str]) -> Target {
@@ -427,5 +439,29 @@ mod tests {
         );
         service.backends = take(&service, 2).unwrap().backends;
         assert_eq!(take(&service, 1).unwrap().gone.len(), 1, "half of the two that are left");
+    }
+
+    fn named(backend: &str, host: &str, weight: u16) -> DiscoverConfig {
+        let records = Records::Backend { backend: backend.to_owned(), port: Some(8080) };
+        let dns = DnsSource { records, name: host.to_owned(), family: None, servers: Vec::new() };
+        let own = Some(Own { weight, backup: false });
+        DiscoverConfig { source: Source::Dns(dns), min: Floor::default(), own }
+    }
+
+    #[test]
+    fn when_the_address_of_a_backend_is_another_name_then_no_other_list_takes_the_backend_away() {
+        let one = [host("web1", 8080, &["10.0.0.1"])];
+        let mut service = ServiceConfig { discover: vec![named("web1", "a.internal", 7)], ..web(Vec::new()) };
+        service.backends = pool(&service, &service.discover[0], &one, |_| Admin::Ready).unwrap().backends;
+        let backend = service.backends.last().unwrap();
+        assert_eq!((backend.name.as_str(), backend.weight), ("web1", 7), "the weight is the configuration's");
+        service.discover = vec![named("web1", "b.internal", 7), list(1), named("web2", "c.internal", 7)];
+        for (at, target) in [(1, target("a", 2, 100)), (2, host("web2", 8080, &["10.0.0.3"]))] {
+            let pool = pool(&service, &service.discover[at], &[target], |_| Admin::Ready).unwrap();
+            assert!(pool.gone.is_empty(), "{:?}", pool.gone);
+        }
+        let moved = [host("web1", 8080, &["10.0.0.9"])];
+        let taken = pool(&service, &service.discover[0], &moved, |_| Admin::Ready).unwrap();
+        assert_eq!((&*taken.changed, taken.added.len()), (&["web1".to_owned()][..], 0));
     }
 }

@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc, time::UNIX_EPOCH};
 
 use balancer_model::{
     config::ServiceConfig,
-    discover::{DiscoverConfig, Floor, Source, Target},
+    discover::{DiscoverConfig, Floor, Own, Source, Target},
+    dns::{DnsSource, Records},
     fixture::{KEY, config, name, web},
     states::Admin,
 };
@@ -24,7 +25,7 @@ fn list() -> Source {
 }
 
 fn listed() -> ServiceConfig {
-    let discover = vec![DiscoverConfig { source: list(), min: Floor::default() }];
+    let discover = vec![DiscoverConfig { source: list(), min: Floor::default(), own: None }];
     let mut web = ServiceConfig { discover, remember: std::time::Duration::from_secs(3600), ..web() };
     web.backends.truncate(1);
     web
@@ -176,6 +177,49 @@ fn when_backends_move_from_the_file_to_a_list_then_the_list_decides_about_them()
     let change = Change::Discover { service: "web".to_owned(), source, targets: Arc::new(vec![web1]) };
     bench.change(change).unwrap();
     assert_eq!((state(&bench, "web1"), bench.id("web/web1")), ((Admin::Ready, false), id));
+}
+
+#[test]
+fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_names() {
+    let of = |backend: &str, weight| {
+        let records = Records::Backend { backend: backend.to_owned(), port: Some(8080) };
+        let dns = DnsSource { records, name: format!("{backend}.internal"), family: None, servers: Vec::new() };
+        DiscoverConfig { source: Source::Dns(dns), min: Floor::default(), own: Some(Own { weight, backup: false }) }
+    };
+    let mut bench = Bench::new(vec![web()]).0;
+    bench.pass("web/web1");
+    bench.pass("web/web2");
+    let ids = ["web/web1", "web/web2"].map(|backend| bench.id(backend));
+    let mut names = ServiceConfig { discover: vec![of("web1", 100), of("web2", 100)], ..web() };
+    names.backends.retain(|backend| backend.name != "web1" && backend.name != "web2");
+    bench.reload(vec![names.clone()]).unwrap();
+    let answer = |bench: &mut Bench, list: &DiscoverConfig, host: u8| {
+        let target = Target {
+            addresses: vec![[10, 0, 0, host].into()],
+            ..targets(&[list.source.backend().unwrap()])[0].clone()
+        };
+        let (service, source) = ("web".to_owned(), list.source.clone());
+        bench.change(Change::Discover { service, source, targets: Arc::new(vec![target]) }).unwrap();
+    };
+    answer(&mut bench, &names.discover[0], 77);
+    answer(&mut bench, &names.discover[1], 12);
+    assert_eq!(["web/web1", "web/web2"].map(|backend| bench.id(backend)), ids);
+    assert!(["web1", "web2"].iter().all(|backend| state(&bench, backend) == (Admin::Ready, false)));
+    assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().config().address.ip().to_string(), "10.0.0.77");
+
+    // Another weight in the file is that of the backend, and a name that the file has no longer drains.
+    names.discover = vec![of("web1", 7)];
+    bench.reload(vec![names.clone()]).unwrap();
+    answer(&mut bench, &names.discover[0], 77);
+    assert_eq!(
+        (bench.controller.backend(&name("web/web1")).unwrap().weight(), state(&bench, "web1")),
+        (7, (Admin::Ready, false))
+    );
+    assert!(shown(&bench).iter().all(|(name, _, leaving)| name != "web2" || *leaving));
+
+    // Back to an address.
+    bench.reload(vec![web()]).unwrap();
+    assert_eq!((bench.id("web/web1"), state(&bench, "web1")), (ids[0], (Admin::Ready, false)));
 }
 
 #[test]

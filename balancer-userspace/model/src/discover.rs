@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 pub use crate::target::{MAX_TARGETS, Target};
 use crate::{
-    dns::DnsSource,
+    dns::{DnsSource, Records},
     states::Admin,
     target::{DEFAULT_WEIGHT, implied_name},
     value,
@@ -28,6 +28,18 @@ pub struct DiscoverConfig {
     pub source: Source,
     /// A list with fewer targets is not taken over.
     pub min: Floor,
+    /// The words of the configuration about the one backend that the list is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Own>,
+}
+
+/// The part of a backend whose address is a name that the configuration decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    /// The share of new clients.
+    pub weight: u16,
+    /// Whether others are used first.
+    pub backup: bool,
 }
 
 /// Where a list of targets is.
@@ -47,6 +59,15 @@ impl Source {
         match self {
             Self::File(file) => Some(file),
             Self::Dns(_) => None,
+        }
+    }
+
+    /// The backend whose address it is, if it is one's.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
+        match &self.dns()?.records {
+            Records::Backend { backend, .. } => Some(backend),
+            Records::Services | Records::Addresses { .. } => None,
         }
     }
 

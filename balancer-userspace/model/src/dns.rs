@@ -34,7 +34,7 @@ pub struct DnsSource {
 }
 
 /// Which records have the targets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Records {
     /// SRV records: each names a host and its port.
@@ -44,13 +44,21 @@ pub enum Records {
         /// The port of all targets; `None`: the listener's.
         port: Option<u16>,
     },
+    /// Address records: they are those of one backend, whose address in the configuration is a name.
+    Backend {
+        /// The name of the backend.
+        backend: String,
+        /// The port; `None`: the listener's.
+        port: Option<u16>,
+    },
 }
 
 impl fmt::Display for DnsSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key = match self.records {
+        let key = match &self.records {
             Records::Services => "dns",
             Records::Addresses { .. } => "dns_a",
+            Records::Backend { .. } => "address",
         };
         write!(f, "{key} {}", self.name)
     }
@@ -100,6 +108,20 @@ pub fn host_name(text: &str) -> Result<String, String> {
         return Err(format!("{} is no name of DNS; {right}", value::quoted(text)));
     }
     Ok(name)
+}
+
+/// Reads the address of a backend that is a name, with a port or without one.
+///
+/// # Errors
+/// When it is no name, such as an address with a mistake.
+pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(String::new)?)),
+        None => (text, None),
+    };
+    let name = host_name(host)?;
+    let is_name = name.rsplit('.').next().is_some_and(|last| last.bytes().any(|byte| byte.is_ascii_alphabetic()));
+    if is_name { Ok((name, port)) } else { Err(String::new()) }
 }
 
 /// Reads one of `servers`: an address, with a port where that is not 53.
@@ -160,6 +182,13 @@ pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Targe
         })
     };
     addresses.into_iter().map(target).collect()
+}
+
+/// The target that a backend is whose address is a name.
+#[must_use]
+pub fn of_backend(backend: &str, port: Option<u16>, resolved: Resolved) -> Target {
+    let Resolved { addresses, why } = resolved;
+    Target { name: backend.to_owned(), addresses, why, port, weight: DEFAULT_WEIGHT, backup: false }
 }
 
 fn check_count(count: usize) -> Result<(), String> {
@@ -317,6 +346,11 @@ mod tests {
         assert_eq!(shown, ["192.0.2.53:53", "[fd00::53]:53", "127.0.0.1:8600", "[fd00::53]:5353"]);
         for wrong in ["", "ns1", "192.0.2.53:0", "0.0.0.0", "192.0.2.53:x"] {
             assert!(server(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(host_and_port("Web1.internal:8080"), Ok(("web1.internal".to_owned(), Some(8080))));
+        assert_eq!(host_and_port("web1"), Ok(("web1".to_owned(), None)));
+        for wrong in ["10.0.0.256", "10.0.0.1:80", "web1:0", "web1:", "web1:http", "fd00::1", ":80", "10.0.0.1.5"] {
+            assert!(host_and_port(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -19,7 +19,7 @@ impl ServiceConfig {
     #[must_use]
     pub fn families_of(&self, dns: &DnsSource) -> Vec<Family> {
         let by_listeners = || match dns.records {
-            Records::Services => self.families(),
+            Records::Services | Records::Backend { .. } => self.families(),
             Records::Addresses { .. } => vec![self.first().family()],
         };
         dns.family.map_or_else(by_listeners, |family| vec![family])

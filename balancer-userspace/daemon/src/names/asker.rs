@@ -80,9 +80,17 @@ impl Asker {
         let resolver = self.servers.resolver().map_err(told)?;
         let deadline = Instant::now() + PATIENCE;
         let name = name(&self.dns.name).map_err(told)?;
-        let answer = match self.dns.records {
+        let answer = match self.dns.records.clone() {
             Records::Services => self.ask_services(&resolver, name, deadline).await,
             Records::Addresses { port } => self.ask_addresses(&resolver, name, port, deadline).await,
+            Records::Backend { backend, port } => {
+                let names = BTreeMap::from([(self.dns.name.clone(), name)]);
+                let (mut hosts, valid) = self.resolve(&resolver, names, deadline).await;
+                match hosts.remove(&self.dns.name).unwrap_or_default() {
+                    Resolved { addresses, why } if addresses.is_empty() => Err(why.unwrap_or_default()),
+                    resolved => Ok(Answer { targets: vec![dns::of_backend(&backend, port, resolved)], valid }),
+                }
+            }
         };
         answer.map_err(|error| format!("{}: {error}", self.dns))
     }

@@ -53,7 +53,8 @@ pub(super) fn discover(
             findings.error(if is_dns { at } else { source.at }, text);
             continue;
         }
-        lists.push(DiscoverConfig { source: source.value, min: min.map_or_else(Floor::default, |min| min.value) });
+        let min = min.map_or_else(Floor::default, |min| min.value);
+        lists.push(DiscoverConfig { source: source.value, min, own: None });
     }
     lists
 }
@@ -95,7 +96,7 @@ fn source(
     let records =
         if addresses.is_some() { Records::Addresses { port: port.map(|port| port.value) } } else { Records::Services };
     let name = addresses.or(services)?;
-    family_fits(records, family.as_ref(), &name, front, findings);
+    family_fits(&records, family.as_ref(), &name, front, findings);
     let servers = servers.unwrap_or_default().into_iter().map(|server| server.value).collect();
     let dns = DnsSource { records, name: name.value, family: family.map(|family| family.value), servers };
     Some(Located { at: name.at, value: Source::Dns(dns) })
@@ -103,7 +104,7 @@ fn source(
 
 /// Reports addresses that the service's clients cannot be sent to.
 fn family_fits(
-    records: Records,
+    records: &Records,
     family: Option<&Located<Family>>,
     name: &Located<String>,
     front: Option<(&[Listener], Forwarding)>,

@@ -375,3 +375,56 @@ fn when_a_service_has_both_families_then_each_target_has_an_address_of_each() {
     wait_until("web3 is whole", || names(&both(&of)).len() == 3);
     of.await_reasons("");
 }
+
+#[test]
+fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_name_is_gone() {
+    let files = tempfile::tempdir().unwrap();
+    let (conf, program) = (files.path().join("resolv.conf"), files.path().join("balancer"));
+    let mut of = Place::start("", hosts, |settings, topology| {
+        fs::write(&conf, format!("nameserver {}\n", topology.backend_address(Family::V4, 3))).unwrap();
+        settings.binary = Some(with_resolv_conf(&program, &conf));
+        settings.backends = vec![(1, 100), (2, 100)];
+    });
+    let home = of.homes();
+    let all = of.hosts();
+
+    // Addresses become names: nobody moves.
+    let lines = "backend = [{ name = \"web1\", address = \"web1.internal:8080\" }, { name = \"web2\", \
+                 address = \"web2.internal:8080\", weight = 50 }]";
+    of.site
+        .apply(|settings| {
+            settings.backends.clear();
+            settings.service_lines = lines.to_owned();
+        })
+        .unwrap();
+    wait_until("the weight is that of the file", || of.backend("web2").is_some_and(|backend| backend.weight == 50));
+    assert_eq!((of.homes(), reasons(&of.site)), (home.clone(), String::new()));
+    assert!(of.site.cli(&["status"]).unwrap().contains("discovers 1 target by address web1.internal"));
+
+    // A name gets another address: its clients follow.
+    let third = of.site.topology().backend_address(Family::V4, 2);
+    let second = of.site.topology().backend_address(Family::V4, 1);
+    of.answer(&format!("web1 A {third}\nweb2 A {second}\n"));
+    let moved: BTreeMap<u16, String> =
+        home.iter().map(|(client, home)| (*client, home.replace("web1", "web3"))).collect();
+    wait_until("web1 is at another place", || of.homes() == moved);
+
+    // A name that is gone keeps its last address, also after a restart.
+    of.answer(&format!("web2 A {second}\n"));
+    of.await_reasons("the last pool stays: address web1.internal: NXDOMAIN");
+    assert_eq!(of.homes(), moved);
+    of.site.restart(|_| {}).unwrap();
+    assert_eq!(names(&web(&of.site)).join(" "), "web1 web2");
+    assert!(of.homes().values().all(|home| home != "web1"));
+    of.await_reasons("NXDOMAIN");
+    of.answer(&all);
+    of.await_reasons("");
+    wait_until("web1 is back at its place", || of.homes().values().all(|home| home != "web3"));
+
+    // A rule that is added at run time may pin to it.
+    let homes = of.homes();
+    let (client, _) = homes.iter().find(|(_, home)| *home == "web2").unwrap();
+    let address = of.site.topology().client_address(Family::V4, *client).to_string();
+    of.site.cli(&["rule", "add", "web", &address, "pin", "web1"]).unwrap();
+    assert_eq!(of.homes()[client], "web1");
+}
