@@ -77,6 +77,9 @@ impl<D: Dataplane> Owner<D> {
 
     /// A list was read. One that is wrong changes nothing but what is told.
     pub fn list_was_read(&mut self, source: Source, read: Result<Arc<Vec<Target>>, String>) {
+        if !self.uses().any(|(_, list)| list.source == source) {
+            return;
+        }
         let known = self.discovery.lists.entry(source.clone()).or_default();
         match read {
             Ok(targets) => {

@@ -399,7 +399,7 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
         .unwrap();
     wait_until("the weight is that of the file", || of.backend("web2").is_some_and(|backend| backend.weight == 50));
     assert_eq!((of.homes(), reasons(&of.site)), (home.clone(), String::new()));
-    assert!(of.site.cli(&["status"]).unwrap().contains("discovers 1 target by address web1.internal"));
+    assert_eq!(web(&of.site).discover[0].address.as_deref(), Some("web1.internal"));
 
     // A name gets another address: its clients follow.
     let third = of.site.topology().backend_address(Family::V4, 2);
@@ -412,6 +412,8 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     // A name that is gone keeps its last address, also after a restart.
     of.answer(&format!("web2 A {second}\n"));
     of.await_reasons("the last pool stays: address web1.internal: NXDOMAIN");
+    let shown = of.site.cli(&["status"]).unwrap();
+    assert!(shown.contains("by address web1.internal\nWARNING: the last pool stays: address web1.internal"), "{shown}");
     assert_eq!(of.homes(), moved);
     of.site.restart(|_| {}).unwrap();
     assert_eq!(names(&web(&of.site)).join(" "), "web1 web2");
