@@ -229,14 +229,15 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
 }
 
 /// Whether a list says what becomes of a backend: its own, or one of a list that the service has no longer. One whose address
-/// is a name now is that name's alone.
+/// is a name now is that name's alone, and one of records that are asked for in another way now is theirs.
 fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discovered) -> bool {
     if backend.source == *source {
         return true;
     }
     let mut lists = service.discover.iter().map(|list| &list.source);
     let is_lost = !lists.clone().any(|other| backend.source == *other);
-    is_lost && lists.find(|other| other.backend() == Some(name)).is_none_or(|own| own == source)
+    let is_own = |other: &Source| other.backend() == Some(name) || other.succeeds(&backend.source);
+    is_lost && lists.find(|other| is_own(other)).is_none_or(|own| own == source)
 }
 
 #[cfg(test)]
@@ -439,6 +440,22 @@ mod tests {
         );
         service.backends = take(&service, 2).unwrap().backends;
         assert_eq!(take(&service, 1).unwrap().gone.len(), 1, "half of the two that are left");
+    }
+
+    #[test]
+    fn when_other_servers_are_asked_for_the_same_records_then_no_other_list_takes_their_backends_away() {
+        let mut service = ServiceConfig { discover: vec![srv(Floor::default()), list(1)], ..web(Vec::new()) };
+        let targets = [host("web1", 8080, &["10.0.0.7"])];
+        service.backends = pool(&service, &service.discover[0], &targets, |_| Admin::Ready).unwrap().backends;
+        let Source::Dns(dns) = &mut service.discover[0].source else { panic!() };
+        dns.servers = vec!["192.0.2.53:53".parse().unwrap()];
+        let of_file = pool(&service, &service.discover[1], &two(), |_| Admin::Ready).unwrap();
+        assert_eq!((of_file.added.len(), of_file.gone.len()), (2, 0));
+        let none_now = pool(&service, &service.discover[0], &[host("web2", 80, &["10.0.0.8"])], |_| Admin::Ready);
+        assert_eq!(none_now.unwrap().gone, ["web1"]);
+        // Without the records, the file decides.
+        service.discover.remove(0);
+        assert_eq!(pool(&service, &service.discover[0], &two(), |_| Admin::Ready).unwrap().gone, ["web1"]);
     }
 
     fn named(backend: &str, host: &str, weight: u16) -> DiscoverConfig {

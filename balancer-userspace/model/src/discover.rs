@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, mem,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -69,6 +69,16 @@ impl Source {
             Records::Backend { backend, .. } => Some(backend),
             Records::Services | Records::Addresses { .. } => None,
         }
+    }
+
+    /// Whether it asks for the same records of the same name as another source, which was there before. The address of a
+    /// backend is that backend's alone.
+    #[must_use]
+    pub fn succeeds(&self, former: &Self) -> bool {
+        let kind = |dns: &DnsSource| mem::discriminant(&dns.records);
+        let asks = self.dns().zip(former.dns());
+        self.backend().is_none()
+            && asks.is_some_and(|(now, before)| now.name == before.name && kind(now) == kind(before))
     }
 
     /// The question to DNS, if it is one.
