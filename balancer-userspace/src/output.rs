@@ -81,9 +81,13 @@ pub(super) fn service(service: &ServiceView) -> String {
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
-    for DiscoverView { file, targets, error, .. } in &service.discover {
+    // A name that is the address of one backend is worth a line where something is wrong with it.
+    let lists = service.discover.iter().filter(|list| list.address.is_none() || list.error.is_some());
+    for DiscoverView { file, dns, dns_a, address, targets, error, .. } in lists {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
-        text.push_str(&format!("  discovers {targets} by {file}\n"));
+        let by = [("", file), ("dns ", dns), ("dns_a ", dns_a), ("address ", address)];
+        let source = by.iter().find_map(|(key, name)| Some(format!("{key}{}", name.as_ref()?))).unwrap_or_default();
+        text.push_str(&format!("  discovers {targets} by {source}\n"));
         text.extend(error.as_ref().map(|error| format!("WARNING: the last pool stays: {error}\n")));
     }
     text.extend(service.rates.as_ref().map(|rates| format!("  {}, over the last 10 s\n", rates_words(rates))));

@@ -187,15 +187,25 @@ pub struct DenyView {
 /// A list of targets that are backends of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoverView {
-    /// The file.
-    pub file: String,
-    /// How many targets it had when it was last read without an error; absent: it has not been.
+    /// The file, if it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The name whose SRV records it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<String>,
+    /// The name whose addresses it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_a: Option<String>,
+    /// The name that is the address of one backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// How many targets it had when it was last read or asked for without an error; absent: it has not been.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<u64>,
     /// When that was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why the file, as it is now, is not taken over; absent: it is.
+    /// Why it is not taken over as it is now, or not whole; absent: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -10,7 +10,10 @@ use balancer_core::snapshot::{
     BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, InterfaceSnapshot,
     ListenerSnapshot, ServiceSnapshot, Snapshot,
 };
-use balancer_model::config::{Protocol, forwarding_word};
+use balancer_model::{
+    config::{Protocol, forwarding_word},
+    dns::Records,
+};
 
 use crate::{
     model::{
@@ -127,8 +130,14 @@ impl From<DeniedSnapshot> for DenyView {
 
 impl From<DiscoverSnapshot> for DiscoverView {
     fn from(snapshot: DiscoverSnapshot) -> Self {
+        let name = |wanted: fn(&Records) -> bool| {
+            snapshot.source.dns().filter(|dns| wanted(&dns.records)).map(|dns| dns.name.clone())
+        };
         Self {
-            file: snapshot.file.display().to_string(),
+            file: snapshot.source.file().map(|file| file.display().to_string()),
+            dns: name(|records| matches!(records, Records::Services)),
+            dns_a: name(|records| matches!(records, Records::Addresses { .. })),
+            address: name(|records| matches!(records, Records::Backend { .. })),
             targets: snapshot.targets.map(|targets| targets as u64),
             read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
             error: snapshot.error,

@@ -4,10 +4,12 @@ use std::{path::PathBuf, sync::Arc, time::UNIX_EPOCH};
 
 use balancer_model::{
     config::ServiceConfig,
-    discover::{DiscoverConfig, Target},
+    discover::{DiscoverConfig, Floor, Own, Source, Target},
+    dns::{DnsSource, Records},
     fixture::{KEY, config, name, web},
     states::Admin,
 };
+use proptest::prelude::*;
 
 use crate::{
     controller::Controller,
@@ -18,12 +20,12 @@ use crate::{
     state::Clocks,
 };
 
-fn list() -> PathBuf {
-    PathBuf::from("/t.json")
+fn list() -> Source {
+    Source::File(PathBuf::from("/t.json"))
 }
 
 fn listed() -> ServiceConfig {
-    let discover = vec![DiscoverConfig { file: list(), min: 1 }];
+    let discover = vec![DiscoverConfig { source: list(), min: Floor::default(), own: None }];
     let mut web = ServiceConfig { discover, remember: std::time::Duration::from_secs(3600), ..web() };
     web.backends.truncate(1);
     web
@@ -32,7 +34,8 @@ fn listed() -> ServiceConfig {
 fn targets(names: &[&str]) -> Arc<Vec<Target>> {
     let target = |name: &&str| {
         let host = 20 + name.bytes().last().unwrap() % 16;
-        Target { name: (*name).to_owned(), address: [10, 0, 0, host].into(), port: Some(8080), weight: 100 }
+        let addresses = vec![[10, 0, 0, host].into()];
+        Target { name: (*name).to_owned(), addresses, why: None, port: Some(8080), weight: 100, backup: false }
     };
     Arc::new(names.iter().map(target).collect())
 }
@@ -168,11 +171,55 @@ fn when_backends_move_from_the_file_to_a_list_then_the_list_decides_about_them()
     let (_, commands) = bench.reload(vec![ServiceConfig { backends: Vec::new(), ..listed() }]).unwrap();
     let expected = "backend web/web1 is no longer in the file: the targets of /t.json decide about it";
     assert!(lines(&commands).contains(&expected), "{:?}", lines(&commands));
-    let web1 = Target { name: "web1".to_owned(), address: [10, 0, 0, 11].into(), port: None, weight: 100 };
+    let addresses = vec![[10, 0, 0, 11].into()];
+    let web1 = Target { name: "web1".to_owned(), addresses, why: None, port: None, weight: 100, backup: false };
     let source = list();
     let change = Change::Discover { service: "web".to_owned(), source, targets: Arc::new(vec![web1]) };
     bench.change(change).unwrap();
     assert_eq!((state(&bench, "web1"), bench.id("web/web1")), ((Admin::Ready, false), id));
+}
+
+#[test]
+fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_names() {
+    let of = |backend: &str, weight| {
+        let records = Records::Backend { backend: backend.to_owned(), port: Some(8080) };
+        let dns = DnsSource { records, name: format!("{backend}.internal"), family: None, servers: Vec::new() };
+        DiscoverConfig { source: Source::Dns(dns), min: Floor::default(), own: Some(Own { weight, backup: false }) }
+    };
+    let mut bench = Bench::new(vec![web()]).0;
+    bench.pass("web/web1");
+    bench.pass("web/web2");
+    let ids = ["web/web1", "web/web2"].map(|backend| bench.id(backend));
+    let mut names = ServiceConfig { discover: vec![of("web1", 100), of("web2", 100)], ..web() };
+    names.backends.retain(|backend| backend.name != "web1" && backend.name != "web2");
+    bench.reload(vec![names.clone()]).unwrap();
+    let answer = |bench: &mut Bench, list: &DiscoverConfig, host: u8| {
+        let target = Target {
+            addresses: vec![[10, 0, 0, host].into()],
+            ..targets(&[list.source.backend().unwrap()])[0].clone()
+        };
+        let (service, source) = ("web".to_owned(), list.source.clone());
+        bench.change(Change::Discover { service, source, targets: Arc::new(vec![target]) }).unwrap();
+    };
+    answer(&mut bench, &names.discover[0], 77);
+    answer(&mut bench, &names.discover[1], 12);
+    assert_eq!(["web/web1", "web/web2"].map(|backend| bench.id(backend)), ids);
+    assert!(["web1", "web2"].iter().all(|backend| state(&bench, backend) == (Admin::Ready, false)));
+    assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().config().address.ip().to_string(), "10.0.0.77");
+
+    // Another weight in the file is that of the backend, and a name that the file has no longer drains.
+    names.discover = vec![of("web1", 7)];
+    bench.reload(vec![names.clone()]).unwrap();
+    answer(&mut bench, &names.discover[0], 77);
+    assert_eq!(
+        (bench.controller.backend(&name("web/web1")).unwrap().weight(), state(&bench, "web1")),
+        (7, (Admin::Ready, false))
+    );
+    assert!(shown(&bench).iter().all(|(name, _, leaving)| name != "web2" || *leaving));
+
+    // Back to an address.
+    bench.reload(vec![web()]).unwrap();
+    assert_eq!((bench.id("web/web1"), state(&bench, "web1")), (ids[0], (Admin::Ready, false)));
 }
 
 #[test]
@@ -189,4 +236,52 @@ fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
     assert_eq!(shown(&again), before);
     discover(&mut again, &["a", "b", "c"]).unwrap();
     assert_eq!(state(&again, "c"), (Admin::Ready, false));
+}
+
+/// The states of the backends and the table after answers that have the targets in this order, with what an operator does.
+fn played(steps: &[(u8, u8)], shuffled: bool) -> Vec<String> {
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+    let mut bench = bench();
+    let mut seen = Vec::new();
+    for &(kind, mask) in steps {
+        let mut names: Vec<&str> = (0..4).filter(|bit| mask >> bit & 1 == 1).map(|bit| NAMES[bit]).collect();
+        if shuffled {
+            let len = names.len();
+            names.rotate_left(usize::from(mask >> 4) % len.max(1));
+            names.reverse();
+        }
+        let backend = name(&format!("web/{}", NAMES[usize::from(mask & 3)]));
+        let done = match kind {
+            0 => bench.change(Change::SetWeight { name: backend, weight: u16::from(mask) + 1 }).is_ok(),
+            1 => bench.change(Change::SetAdmin { name: backend, admin: Admin::Drain, timeout: None }).is_ok(),
+            2 => bench.change(Change::Remove { name: backend, force: true }).is_ok(),
+            3 => bench.reload(vec![listed()]).is_ok(),
+            4 => bench.change(Change::Reset(Box::new(config(vec![listed()])))).is_ok(),
+            5 => {
+                bench.now += std::time::Duration::from_secs(u64::from(mask));
+                bench.controller.handle(Event::Tick, bench.now);
+                true
+            }
+            _ => discover(&mut bench, &names).is_ok(),
+        };
+        let weights: Vec<u16> = bench.service().backends().iter().map(crate::service::Backend::weight).collect();
+        let mut all: Vec<String> = shown(&bench).into_iter().zip(weights).map(|of| format!("{of:?}")).collect();
+        all.sort_unstable();
+        let slots = bench.service().live_table().to_vec();
+        let of_slot =
+            |id: &u16| bench.service().backends().iter().find(|of| of.id().0 == *id).map(|of| of.name().to_owned());
+        seen.push(format!("{kind} {done} {all:?} {:?}", slots.iter().map(of_slot).collect::<Vec<_>>()));
+    }
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn when_answers_are_shuffled_then_states_and_tables_are_the_same_whatever_an_operator_does(
+        steps in prop::collection::vec((0..12_u8, any::<u8>()), 1..14),
+    ) {
+        prop_assert_eq!(played(&steps, false), played(&steps, true));
+    }
 }

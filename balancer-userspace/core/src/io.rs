@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +16,7 @@ use balancer_common::{
 use balancer_model::{
     agent::Said,
     config::{CheckConfig, Config, Failback},
-    discover::Target,
+    discover::{Source, Target},
     listeners::{Family, Listener},
     names::BackendName,
     states::{Admin, Forced},
@@ -209,7 +208,7 @@ pub enum Change {
         /// The service's name.
         service: String,
         /// The list.
-        source: PathBuf,
+        source: Source,
         /// All targets of it.
         targets: Arc<Vec<Target>>,
     },

@@ -10,7 +10,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
-    discover::Discovered,
+    discover::{DiscoverConfig, Discovered},
     listeners::Listener,
     names::BackendName,
     renames::Named as _,
@@ -121,17 +121,19 @@ pub fn merge(
         let new = backends.iter().filter(|backend| !base.contains_key(&backend.name));
         // The first of those with one address.
         let heirs: HashMap<SocketAddr, &BackendConfig> = new.rev().map(|backend| (backend.address, backend)).collect();
-        let discovered_before = before_all.get(service.name.as_str()).is_some_and(|of| !of.discover.is_empty());
+        let is_list = |list: &DiscoverConfig| list.source.backend().is_none();
+        let discovered_before = before_all.get(service.name.as_str()).is_some_and(|of| of.discover.iter().any(is_list));
         for name in order {
             let Some(backend) = present.remove(&name) else { continue };
             let full = format!("{}/{name}", service.name);
             let is_written = base.contains_key(&name) && backend.discovered.is_none();
-            if let Some(list) = service.discover.first().filter(|_| is_written && !discovered_before) {
-                let source = list.file.clone();
-                merged.differences.push(format!(
-                    "backend {full} is no longer in the file: the targets of {} decide about it",
-                    source.display()
-                ));
+            let own = service.discover.iter().find(|list| list.source.backend() == Some(name.as_str()));
+            let any = || service.discover.iter().find(|list| list.source.backend().is_none() && !discovered_before);
+            if let Some(list) = own.or_else(any).filter(|_| is_written) {
+                let source = list.source.clone();
+                merged
+                    .differences
+                    .push(format!("backend {full} is no longer in the file: the targets of {source} decide about it"));
                 // One that was being removed comes back if it is listed.
                 let gone = leaves(&service.name, &name).then_some(Admin::Ready);
                 let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone }));

@@ -20,6 +20,7 @@ use balancer_common::{
 use balancer_model::{
     agent::Said,
     config::ClientPrefix,
+    discover::Source,
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
     words::counted,
@@ -524,7 +525,7 @@ pub struct BackendSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoverSnapshot {
     /// The list.
-    pub file: PathBuf,
+    pub source: Source,
     /// Targets of it when it was last right.
     pub targets: Option<usize>,
     /// When that was read.

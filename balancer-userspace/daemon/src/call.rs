@@ -15,7 +15,12 @@ use balancer_core::{
 };
 use balancer_dataplane::FlowCounts;
 use balancer_model::{
-    agent::Answer, config::Config, deny::DenyList, discover::Target, names::BackendName, validate::Valid,
+    agent::Answer,
+    config::Config,
+    deny::DenyList,
+    discover::{Source, Target},
+    names::BackendName,
+    validate::Valid,
 };
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
@@ -188,10 +193,10 @@ pub enum Call {
         /// The answer, or why there is none.
         answer: Result<Answer, String>,
     },
-    /// A list of targets was read, because it is new or has changed.
+    /// A list of targets was read, because it is new or has changed, or was asked for.
     ListRead {
         /// Which.
-        file: PathBuf,
+        source: Source,
         /// The targets of the list, or why it is wrong.
         read: ListRead,
     },
@@ -200,7 +205,7 @@ pub enum Call {
         /// The service that names the list.
         service: String,
         /// Which list.
-        source: PathBuf,
+        source: Source,
         /// Why it was refused.
         refused: Option<Refused>,
     },

@@ -24,6 +24,7 @@ mod lines;
 mod listener;
 mod lists;
 pub mod metrics;
+mod names;
 mod near_clients;
 pub mod neighbours;
 pub mod owner;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use balancer_model::{
     config::ServiceConfig,
-    discover::Target,
+    discover::{Source, Target},
     file::{self, Finding},
 };
 
@@ -17,7 +17,7 @@ impl Followed for Vec<Target> {
     const WHAT: &str = "lists of targets";
 
     fn named_by(service: &ServiceConfig) -> impl Iterator<Item = &Path> {
-        service.discover.iter().map(|list| list.file.as_path())
+        service.discover.iter().filter_map(|list| list.source.file())
     }
 
     fn load(file: &Path) -> Result<Self, Finding> {
@@ -25,7 +25,7 @@ impl Followed for Vec<Target> {
     }
 
     fn told(file: PathBuf, read: ListRead) -> Call {
-        Call::ListRead { file, read }
+        Call::ListRead { source: Source::File(file), read }
     }
 }
 

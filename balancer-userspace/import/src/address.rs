@@ -53,7 +53,7 @@ pub(crate) fn refusal(text: &str) -> &'static str {
     } else if text.contains('$') {
         "its address is in a variable; write the address"
     } else {
-        "names are not looked up; write the numeric address"
+        "a backend has a numeric address; write it, or follow the name with `dns_a` in a `[[service.discover]]`"
     }
 }
 

@@ -2,52 +2,161 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    fmt, mem,
+    net::IpAddr,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::{states::Admin, value, words::counted};
+pub use crate::target::{MAX_TARGETS, Target};
+use crate::{
+    dns::{DnsSource, Records},
+    states::Admin,
+    target::{DEFAULT_WEIGHT, implied_name},
+    value,
+    words::counted,
+};
 
-/// Targets in one list, at most.
-pub const MAX_TARGETS: usize = 65_534;
-const DEFAULT_WEIGHT: u16 = 100;
 const FORM: &str =
     "this is not a list of targets; write [{\"targets\": [\"192.0.2.1:80\"], \"labels\": {\"name\": \"web1\"}}]";
 
 /// One `[[service.discover]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoverConfig {
-    /// The list of targets, by its absolute path.
-    pub file: PathBuf,
+    /// Where the list of targets is.
+    pub source: Source,
     /// A list with fewer targets is not taken over.
-    pub min: u32,
+    pub min: Floor,
+    /// The words of the configuration about the one backend that the list is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Own>,
+}
+
+/// The part of a backend whose address is a name that the configuration decides about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {
+    /// The share of new clients.
+    pub weight: u16,
+    /// Whether others are used first.
+    pub backup: bool,
+}
+
+/// Where a list of targets is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Source {
+    /// In a file, by its absolute path.
+    File(PathBuf),
+    /// In records of DNS.
+    Dns(DnsSource),
+}
+
+impl Source {
+    /// The file, if it is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Dns(_) => None,
+        }
+    }
+
+    /// The backend whose address it is, if it is one's.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
+        match &self.dns()?.records {
+            Records::Backend { backend, .. } => Some(backend),
+            Records::Services | Records::Addresses { .. } => None,
+        }
+    }
+
+    /// Whether it asks for the same records of the same name as another source, which was there before. The address of a
+    /// backend is that backend's alone.
+    #[must_use]
+    pub fn succeeds(&self, former: &Self) -> bool {
+        let kind = |dns: &DnsSource| mem::discriminant(&dns.records);
+        let asks = self.dns().zip(former.dns());
+        self.backend().is_none()
+            && asks.is_some_and(|(now, before)| now.name == before.name && kind(now) == kind(before))
+    }
+
+    /// The question to DNS, if it is one.
+    #[must_use]
+    pub const fn dns(&self) -> Option<&DnsSource> {
+        match self {
+            Self::File(_) => None,
+            Self::Dns(dns) => Some(dns),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => file.display().fmt(f),
+            Self::Dns(dns) => dns.fmt(f),
+        }
+    }
+}
+
+/// The number of targets that a list must have to be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Floor {
+    /// So many.
+    Targets(u32),
+    /// So many percent of those that it had when it was last taken over, but never less than one.
+    Share(u8),
+}
+
+impl Floor {
+    /// The number of targets, where the list has had so many.
+    #[must_use]
+    pub fn least(self, had: usize) -> usize {
+        match self {
+            Self::Targets(count) => count as usize,
+            Self::Share(percent) => (had * usize::from(percent)).div_ceil(100).max(1),
+        }
+    }
+
+    /// Says that a list of `count` targets, which has had `had`, has too few; `None`: it has not.
+    #[must_use]
+    pub fn too_few(self, count: usize, had: usize) -> Option<String> {
+        let least = self.least(had);
+        if count >= least {
+            return None;
+        }
+        let of = match self {
+            Self::Share(percent) if had > 0 => format!("{percent} % of the {had} before"),
+            Self::Targets(_) | Self::Share(_) => format!("min = {least}"),
+        };
+        Some(format!("has {}, fewer than {of}; if that is meant, lower min", counted(count, "target")))
+    }
+}
+
+impl From<u32> for Floor {
+    fn from(count: u32) -> Self {
+        Self::Targets(count)
+    }
+}
+
+impl Default for Floor {
+    fn default() -> Self {
+        Self::Targets(1)
+    }
 }
 
 /// The part of a backend that a list of targets decides about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
     /// The list.
-    pub source: PathBuf,
+    pub source: Source,
     /// The weight there, which can be changed at run time.
     pub weight: u16,
     /// Set once the backend is no longer listed, and drains: the state that the operator wanted until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Admin>,
-}
-
-/// One target of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
-    /// The name of the backend.
-    pub name: String,
-    /// Where it is reached.
-    pub address: IpAddr,
-    /// The port there; `None`: the listener's.
-    pub port: Option<u16>,
-    /// The share of new clients, 0 to 65535.
-    pub weight: u16,
 }
 
 /// Reads a list in the JSON of Prometheus' `file_sd`: groups of targets with labels. The labels `name` and `weight` count,
@@ -82,22 +191,6 @@ pub fn parse(text: &[u8]) -> Result<Vec<Target>, (Option<usize>, String)> {
     Ok(targets)
 }
 
-/// Says that a list of `count` targets has fewer than `min`.
-#[must_use]
-pub fn too_few(count: usize, min: u32) -> String {
-    format!("has {}, fewer than min = {min}; if that is meant, lower min", counted(count, "target"))
-}
-
-/// A name for a target without one: the address as text, where characters that a name cannot have become `-`.
-#[must_use]
-pub fn implied_name(address: IpAddr, port: Option<u16>) -> String {
-    let text = match port {
-        Some(port) => SocketAddr::new(address, port).to_string(),
-        None => address.to_string(),
-    };
-    text.chars().filter(|c| !"[]".contains(*c)).map(|c| if c == ':' { '-' } else { c }).collect()
-}
-
 /// The targets of one group.
 struct Group(Vec<Target>);
 
@@ -117,9 +210,11 @@ impl<'de> Deserialize<'de> for Group {
         }
         let target = |Place { address, port }| Target {
             name: name.clone().unwrap_or_else(|| implied_name(address, port)),
-            address,
+            addresses: vec![address],
+            why: None,
             port,
             weight: weight.unwrap_or(DEFAULT_WEIGHT),
+            backup: false,
         };
         Ok(Self(targets.into_iter().map(target).collect()))
     }
@@ -173,7 +268,8 @@ mod tests {
     fn shown(text: &str) -> Vec<String> {
         let targets = parse(text.as_bytes()).unwrap();
         let port = |target: &Target| target.port.map_or_else(|| "-".to_owned(), |port| port.to_string());
-        let line = |target: &Target| format!("{} {} {} {}", target.name, target.address, port(target), target.weight);
+        let line =
+            |target: &Target| format!("{} {} {} {}", target.name, target.addresses[0], port(target), target.weight);
         targets.iter().map(line).collect()
     }
 

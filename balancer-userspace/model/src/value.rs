@@ -106,6 +106,11 @@ pub fn host_bits(prefix: IpNet) -> String {
 
 /// `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, an address that one host can have.
 pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+    address_or(text, "host names are not looked up")
+}
+
+/// The same where other text may be right as well, which `other` says.
+pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>), String> {
     let bare = |text: &str| {
         let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
         IpAddr::from_str(text).ok().or_else(bracketed)
@@ -121,7 +126,7 @@ pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
         return Err(format!("{} is not a port; give 0 to 65535", quoted(port)));
     } else {
         return Err(format!(
-            "{} is not an address; write \"192.0.2.1:80\" or \"[2001:db8::1]:80\", host names are not looked up",
+            "{} is not an address; write \"192.0.2.1:80\" or \"[2001:db8::1]:80\", {other}",
             quoted(text)
         ));
     };
@@ -129,7 +134,7 @@ pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
 }
 
 /// Whether packets from another host can be for `ip`, or be sent on to it.
-pub(super) fn usable(ip: IpAddr) -> Result<(), String> {
+pub fn usable(ip: IpAddr) -> Result<(), String> {
     let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());

@@ -41,6 +41,7 @@ pub const CHAPTERS: &[Chapter] = chapters! {
     "restarts" 7 "the state file; restarts that stop no packet"
     "several-balancers" 7 "ready or not; taking one out; VIPs for routing daemons"
     "configuration" 5 "every key of the file; what changing it does to clients"
+    "discovery" 7 "backends that a file or DNS names"
     "forwarding" 7 "dsr, nat, ipip, gue: setting up backends, MTU, limits"
     "packets" 7 "what happens to each kind of packet"
     "health-checks" 7 "types, timing, hard and soft failures, slow start"

@@ -1,6 +1,9 @@
 //! Backends that a list of targets names.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dns;
+mod named;
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -173,6 +173,10 @@ impl Drop for Policy {
 
 /// Returns the names that a package may give its service: its own, or its first word.
 fn units(package: &str) -> Vec<String> {
+    // systemd disables no unit by its other name.
+    if package == "bind9" {
+        return vec!["named".to_owned()];
+    }
     let first = package.split('-').next().unwrap_or(package);
     let mut units = vec![package.to_owned()];
     if first != package {

@@ -60,12 +60,13 @@ const NGINX: Tool = Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", p
 const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
 
 /// Servers, or tools that come with one, that tests alone start.
-pub(super) const SERVERS: [Tool; 5] = [
+pub(super) const SERVERS: [Tool; 6] = [
     NGINX,
     HAPROXY,
     Tool::everywhere("vtysh", "frr"),
     Tool { program: "ansible", apt: "ansible-core", dnf: "ansible-core", pacman: "ansible-core" },
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
+    Tool { program: "named", apt: "bind9", dnf: "bind", pacman: "bind" },
 ];
 
 /// The programs that benchmarks measure beside the balancer.
@@ -246,21 +247,21 @@ mod tests {
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light haproxy frr ansible-core prometheus bird2 keepalived etcd-server curl \
+            "iproute2 ethtool chromium chromium-driver nginx-light haproxy frr ansible-core prometheus bind9 bird2 keepalived etcd-server curl \
              iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx haproxy frr ansible-core golang-github-prometheus bird keepalived etcd curl iperf3 \
+            "iproute ethtool chromium chromedriver nginx haproxy frr ansible-core golang-github-prometheus bind bird keepalived etcd curl iperf3 \
              dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bird keepalived etcd curl iperf3 dnsmasq bind etcd \
+            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bind bird keepalived etcd curl iperf3 dnsmasq bind etcd \
              debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
              qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')

@@ -80,7 +80,7 @@ impl Controller {
                 {
                     return Err(Refused::Conflict(format!(
                         "backend {name} is a target of {}: take it out there, or drain it here",
-                        listed.source.display()
+                        listed.source
                     )));
                 }
                 if !force && self.parts(&name).any(Backend::may_keep_known) {

@@ -1,11 +1,12 @@
 //! Lists of targets: backends that come, drain and come back as a list names them.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use balancer_model::{
-    config::{BackendConfig, ServiceConfig},
-    discover::{Discovered, Target},
+    config::ServiceConfig,
+    discover::{Discovered, Source, Target},
     names::BackendName,
+    questions::{self, Questions},
     states::Admin,
 };
 
@@ -19,11 +20,9 @@ use crate::{
 
 impl Largest {
     /// Makes room for the targets of a list, each of which becomes a backend of the service.
-    pub fn expect_targets(&mut self, service: &str, source: &Path, targets: &[Target]) {
+    pub fn expect_targets(&mut self, service: &str, source: &Source, targets: &[Target]) {
         let Some(of) = self.services.iter_mut().find(|of| of.name == service) else { return };
-        let known: Vec<String> = of.backends.iter().map(|backend| backend.name.clone()).collect();
-        let new = targets.iter().filter(|target| !known.contains(&target.name));
-        let new: Vec<BackendConfig> = new.filter_map(|target| discover::new(of, source, target).ok()).collect();
+        let new = discover::newcomers(of, source, targets);
         let before = ids_of(std::slice::from_ref(of));
         Arc::make_mut(of).backends.extend(new);
         self.ids += ids_of(std::slice::from_ref(of)) - before;
@@ -35,34 +34,54 @@ impl Controller {
     ///
     /// # Errors
     /// Why the list cannot be taken over.
-    pub fn discovery(&self, service: &str, source: &Path, targets: &[Target]) -> Result<Option<Pool>, Refused> {
+    pub fn discovery(&self, service: &str, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
         let (services, index) = self.edit(service)?;
         let Some(config) = services.get(index) else { return Ok(None) };
         let pool = self.pool(config, source, targets)?;
         Ok(pool.filter(|pool| pool.backends != config.backends))
     }
 
-    fn pool(&self, service: &ServiceConfig, source: &Path, targets: &[Target]) -> Result<Option<Pool>, Refused> {
-        let Some(list) = service.discover.iter().find(|list| list.file == source) else { return Ok(None) };
+    /// The questions to DNS that services have.
+    #[must_use]
+    pub fn questions(&self) -> Questions {
+        let mut lists = self.services.iter().flat_map(Service::discover);
+        if lists.any(|list| list.source.dns().is_some()) {
+            questions::questions(&self.present())
+        } else {
+            Questions::new()
+        }
+    }
+
+    /// Returns the reason why targets have not the addresses that a service needs of them.
+    #[must_use]
+    pub fn unresolved(&self, service: &str, source: &Source, targets: &[Target]) -> Option<String> {
+        let (services, index) = self.edit(service).ok()?;
+        let config = services.get(index)?;
+        let list = config.discover.iter().find(|list| list.source == *source)?;
+        discover::unresolved(config, list, targets).map(|text| format!("{source}: {text}"))
+    }
+
+    fn pool(&self, service: &ServiceConfig, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
+        let Some(list) = service.discover.iter().find(|list| list.source == *source) else { return Ok(None) };
         let admin = |backend: &str| {
             let name = BackendName { service: service.name.clone(), backend: backend.to_owned() };
             self.backend(&name).map_or(Admin::Ready, Backend::admin)
         };
-        let told = |text| Refused::Conflict(format!("{} {text}", source.display()));
+        let told = |text| Refused::Conflict(format!("{source} {text}"));
         discover::pool(service, list, targets, admin).map(Some).map_err(told)
     }
 
     /// Whether the service has the list that a backend is of.
     pub(super) fn is_discovered(&self, service: &str, backend: &Discovered) -> bool {
         let lists = self.legs(service).flat_map(Service::discover);
-        { lists }.any(|list| list.file == backend.source)
+        { lists }.any(|list| list.source == backend.source)
     }
 
     /// Takes over a list of targets.
     pub(super) fn discover(
         &mut self,
         service: &str,
-        source: &Path,
+        source: &Source,
         targets: &[Target],
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
@@ -89,7 +108,7 @@ impl Controller {
             all_moves.extend(settled.moves.into_values());
         }
         let told = |name: &str, what: &str| {
-            let message = format!("backend {service}/{name} {what} {}", source.display());
+            let message = format!("backend {service}/{name} {what} {}", source);
             Command::Report(Report { level: ReportLevel::Info, about: Some(about(name)), message, moves: None })
         };
         commands.extend(pool.added.iter().map(|name| told(name, "added, it is a target of")));

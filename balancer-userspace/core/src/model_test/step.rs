@@ -26,6 +26,8 @@ pub(super) enum Step {
     /// The words of an agent: a percentage, and whether the backend is down.
     Agent(Index, u8, bool),
     Rule(Index, u8, u8),
+    /// The list of a service names some of a few targets, from this one on, with this weight.
+    Discover(u8, u8, u16),
     /// A service listens on one of a few more, or does so no longer.
     Listen(Index, Index, bool),
     Reload(Vec<Edit>),
@@ -99,6 +101,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (index(), 0..3u8, prop::bool::weighted(0.3)).prop_map(|(index, half, down)| Step::Agent(index, 50 * half, down)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
+        4 => (0..16u8, 0..4u8, weight()).prop_map(|(targets, first, weight)| Step::Discover(targets, first, weight)),
         3 => (index(), index(), prop::bool::weighted(0.6)).prop_map(|(index, at, add)| Step::Listen(index, at, add)),
         3 => prop::collection::vec(edit(), 0..4).prop_map(Step::Reload),
         4 => (1..4u32).prop_map(Step::Connect),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
@@ -10,6 +11,8 @@ use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use balancer_model::{
     agent::Said,
     config::{AgentConfig, CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown},
+    discover::{DiscoverConfig, Floor, Source, Target},
+    dns::{DnsSource, Records},
     fixture::{KEY, backend, check, config, now, service},
     listeners::{Family, Listener},
     names::BackendName,
@@ -60,6 +63,12 @@ fn tag(number: u32) -> u32 {
     (number + 1).wrapping_mul(0x9e37_79b9)
 }
 
+/// SRV records.
+fn source() -> Source {
+    let name = "_http._tcp.web.internal".to_owned();
+    Source::Dns(DnsSource { records: Records::Services, name, family: None, servers: Vec::new() })
+}
+
 /// `web` (a backup, memory) and `dns` (none, drops when all are down), which share addresses.
 fn services() -> Vec<ServiceConfig> {
     let backends = ["web1 10.0.0.1:80", "web2 10.0.0.2:80", "web3 10.0.0.3:80", "web4 10.0.0.4:80"];
@@ -69,6 +78,7 @@ fn services() -> Vec<ServiceConfig> {
     web.drain_timeout = Duration::from_secs(20);
     web.agent = Some(AgentConfig { port: 9777, interval: Duration::from_secs(5) });
     web.backends[3].backup = true;
+    web.discover = vec![DiscoverConfig { source: source(), min: Floor::default(), own: None }];
     for (backend, host) in web.backends.iter_mut().zip(1..) {
         backend.address6 = Some(format!("[fd00::{host}]:0").parse().unwrap());
     }
@@ -468,7 +478,14 @@ impl World {
             }
             Step::Remove(index, force) => {
                 let Some((name, ..)) = self.backend(index) else { return };
-                self.change(Change::Remove { name: name.clone(), force }).unwrap();
+                let discovered = self.controller.backend(&name).unwrap().config().discovered.clone();
+                let has_list = self.controller.service(&name.service).unwrap().discover().iter().next().is_some();
+                let done = self.change(Change::Remove { name: name.clone(), force });
+                if discovered.is_some_and(|of| of.gone.is_none()) && has_list {
+                    assert!(matches!(done, Err(Refused::Conflict(_))), "{done:?}");
+                    return;
+                }
+                done.unwrap();
                 let mut there = self.controller.parts(&name);
                 assert!(there.all(|backend| !force && backend.is_leaving() && backend.admin() == Admin::Drain));
             }
@@ -524,6 +541,21 @@ impl World {
                 let pins = matches!(action, Action::Pin { .. });
                 let added = self.change(Change::AddRule { service, prefix, action, ttl });
                 assert_eq!(added.is_err(), pins && is_part, "{added:?}");
+            }
+            Step::Discover(mask, first, weight) => {
+                let target = |number: u8| Target {
+                    name: format!("d{number}"),
+                    addresses: [format!("10.0.2.{number}"), format!("fd00::2:{number}")]
+                        .map(|text| text.parse().unwrap())
+                        .into(),
+                    why: None,
+                    port: Some(80),
+                    weight,
+                    backup: number == 3,
+                };
+                let targets = (first..first + 4).map(|number| number % 4).filter(|number| mask >> number & 1 == 1);
+                let targets = Arc::new(targets.map(target).collect());
+                let _ = self.change(Change::Discover { service: "web".to_owned(), source: source(), targets });
             }
             Step::Listen(index, at, add) => {
                 if self.controller.services().is_empty() {
@@ -604,6 +636,9 @@ impl World {
     fn reload(&mut self, edits: Vec<Edit>) {
         let configs = self.controller.present();
         let mut services: Vec<_> = configs.iter().map(|service| ServiceConfig::clone(service)).collect();
+        for service in &mut services {
+            service.backends.retain(|backend| backend.discovered.is_none());
+        }
         for edit in edits {
             edit_file(&mut services, edit);
         }

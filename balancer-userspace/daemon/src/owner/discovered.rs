@@ -1,7 +1,7 @@
 //! Lists of targets: which are known, and what is to be made of them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,11 +14,12 @@ use balancer_core::{
 };
 use balancer_dataplane::Dataplane;
 use balancer_model::{
-    discover::{DiscoverConfig, Target},
+    discover::{DiscoverConfig, Source, Target},
+    questions::Questions,
     words::counted,
 };
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::Owner;
 
@@ -28,9 +29,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
-    lists: HashMap<PathBuf, Known>,
+    lists: BTreeMap<Source, Known>,
     /// By service and list.
-    uses: BTreeMap<(String, PathBuf), Use>,
+    uses: BTreeMap<(String, Source), Use>,
 }
 
 /// The last state of a list of targets.
@@ -51,12 +52,19 @@ struct Use {
     is_asked: bool,
     /// Why the list is not taken over, and when that was found.
     refused: Option<(String, Instant)>,
+    /// Why some targets have not the addresses that the service needs.
+    unresolved: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The lists that services name.
+    /// The files with lists that services name.
     pub fn lists(&self) -> BTreeSet<PathBuf> {
-        self.uses().map(|(_, list)| list.file.clone()).collect()
+        self.uses().filter_map(|(_, list)| list.source.file()).map(Path::to_owned).collect()
+    }
+
+    /// The questions to DNS that services have.
+    pub fn questions(&self) -> Questions {
+        if self.member.is_of_fleet() { Questions::new() } else { self.controller.questions() }
     }
 
     /// Sections by the name of their service, each once. Members of a fleet have none.
@@ -68,35 +76,39 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// A list was read. One that is wrong changes nothing but what is told.
-    pub fn list_was_read(&mut self, file: PathBuf, read: Result<Arc<Vec<Target>>, String>) {
-        let known = self.discovery.lists.entry(file.clone()).or_default();
+    pub fn list_was_read(&mut self, source: Source, read: Result<Arc<Vec<Target>>, String>) {
+        if !self.uses().any(|(_, list)| list.source == source) {
+            return;
+        }
+        let known = self.discovery.lists.entry(source.clone()).or_default();
         match read {
             Ok(targets) => {
-                let is_news = known.error.is_some() || known.targets.as_ref().is_none_or(|(old, _)| *old != targets);
-                if is_news {
-                    info!("{}: {} read", file.display(), counted(targets.len(), "target"));
+                let same = known.targets.take().map(|(old, _)| old).filter(|old| *old == targets);
+                if known.error.take().is_some() || same.is_none() {
+                    info!("{source}: {} read", counted(targets.len(), "target"));
+                    self.changed = true;
                 }
-                (known.targets, known.error) = (Some((targets, Instant::now())), None);
+                known.targets = Some((same.unwrap_or(targets), Instant::now()));
             }
             Err(error) => {
                 if known.error.as_ref() != Some(&error) {
                     error!("a list of targets is not taken over, the last pool stays: {error}");
+                    self.changed = true;
                 }
                 known.error = Some(error);
             }
         }
-        self.changed = true;
     }
 
     /// The changes that lists ask for now. Each is answered by [`discovery_done`](Self::discovery_done).
     pub fn discoveries(&mut self) -> Vec<Change> {
-        let wanted: BTreeMap<(String, PathBuf), DiscoverConfig> =
-            self.uses().map(|(service, list)| ((service.to_owned(), list.file.clone()), list.clone())).collect();
+        let wanted: BTreeMap<(String, Source), DiscoverConfig> =
+            self.uses().map(|(service, list)| ((service.to_owned(), list.source.clone()), list.clone())).collect();
         if wanted.is_empty() && self.discovery.uses.is_empty() {
             return Vec::new();
         }
         self.discovery.uses.retain(|key, _| wanted.contains_key(key));
-        self.discovery.lists.retain(|file, _| wanted.keys().any(|(_, wanted)| wanted == file));
+        self.discovery.lists.retain(|source, _| wanted.keys().any(|(_, wanted)| wanted == source));
         let generation = self.controller.generation();
         let now = Instant::now();
         let mut changes = Vec::new();
@@ -112,6 +124,11 @@ impl<D: Dataplane> Owner<D> {
                 continue;
             }
             of.seen = Some((Arc::clone(&targets), list, generation));
+            let unresolved = self.controller.unresolved(&service, &source, &targets);
+            if of.unresolved != unresolved {
+                unresolved.iter().for_each(|text| warn!("service {service}: {text}"));
+                (of.unresolved, self.changed) = (unresolved, true);
+            }
             match self.controller.discovery(&service, &source, &targets) {
                 Ok(None) => self.note_refused(&service, &source, None),
                 Ok(Some(_)) => {
@@ -125,15 +142,15 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// Takes note of how a change ended that a list has asked for.
-    pub fn discovery_done(&mut self, service: &str, source: &Path, refused: Option<&Refused>) {
-        if let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.to_owned())) {
+    pub fn discovery_done(&mut self, service: &str, source: &Source, refused: Option<&Refused>) {
+        if let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.clone())) {
             of.is_asked = false;
         }
         self.note_refused(service, source, refused.map(ToString::to_string));
     }
 
-    fn note_refused(&mut self, service: &str, source: &Path, refused: Option<String>) {
-        let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.to_owned())) else { return };
+    fn note_refused(&mut self, service: &str, source: &Source, refused: Option<String>) {
+        let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.clone())) else { return };
         let before = of.refused.as_ref().map(|(text, _)| text.clone());
         if before != refused {
             self.changed = true;
@@ -156,10 +173,12 @@ impl<D: Dataplane> Owner<D> {
 
     /// The reasons why lists are not taken over, a sentence each.
     pub(super) fn discovery_troubles(&self) -> impl Iterator<Item = String> {
-        let mut errors: Vec<&String> = self.discovery.lists.values().filter_map(|known| known.error.as_ref()).collect();
-        errors.sort_unstable();
+        let errors = self.discovery.lists.values().filter_map(|known| known.error.as_ref());
         let told = |error: &String| format!("a list of targets is not taken over, the last pool stays: {error}");
-        let mut troubles: Vec<String> = errors.into_iter().map(told).collect();
+        let mut troubles: Vec<String> = errors.map(told).collect();
+        troubles.extend(self.discovery.uses.iter().filter_map(|((service, _), of)| {
+            Some(format!("service {service}: {}, backends keep their last addresses", of.unresolved.as_ref()?))
+        }));
         troubles.extend(self.discovery.uses.iter().filter_map(|((service, _), of)| {
             let (text, _) = of.refused.as_ref()?;
             Some(format!("service {service}: a list of targets is not taken over, the last pool stays: {text}"))
@@ -170,14 +189,15 @@ impl<D: Dataplane> Owner<D> {
     /// The states of the lists that a service names.
     pub(super) fn discover_snapshots(&self, service: &Service) -> Vec<DiscoverSnapshot> {
         let snapshot = |list: &DiscoverConfig| {
-            let known = self.discovery.lists.get(&list.file);
-            let of = self.discovery.uses.get(&(service.name().to_owned(), list.file.clone()));
+            let known = self.discovery.lists.get(&list.source);
+            let of = self.discovery.uses.get(&(service.name().to_owned(), list.source.clone()));
             let refused = of.and_then(|of| of.refused.as_ref()).map(|(text, _)| text.clone());
+            let unresolved = of.and_then(|of| of.unresolved.clone());
             DiscoverSnapshot {
-                file: list.file.clone(),
+                source: list.source.clone(),
                 targets: known.and_then(|known| known.targets.as_ref()).map(|(targets, _)| targets.len()),
                 read: known.and_then(|known| known.targets.as_ref()).map(|(_, at)| at.elapsed()),
-                error: known.and_then(|known| known.error.clone()).or(refused),
+                error: known.and_then(|known| known.error.clone()).or(refused).or(unresolved),
             }
         };
         service.discover().iter().map(snapshot).collect()

@@ -109,7 +109,7 @@ pub(super) fn answer(
                 lower(change, owner, fleet, keeper);
             }
         }
-        Call::ListRead { file, read } => owner.list_was_read(file, read),
+        Call::ListRead { source, read } => owner.list_was_read(source, read),
         Call::Discovered { service, source, refused } => owner.discovery_done(&service, &source, refused.as_ref()),
         Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
         Call::Tallies { reply } => match fleet {

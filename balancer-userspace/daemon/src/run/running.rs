@@ -19,7 +19,7 @@ use balancer_common::{
 use balancer_core::io::{BackendId, Event};
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
 use balancer_fleet::member::Input;
-use balancer_model::config::StatisticsConfig;
+use balancer_model::{config::StatisticsConfig, questions::Questions};
 use bytemuck::AnyBitPattern;
 use tokio::{
     io::unix::AsyncFd,
@@ -79,6 +79,9 @@ pub(super) struct Running {
     /// The lists of targets to follow.
     pub(super) lists: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) discovering: Attended<()>,
+    /// The questions to DNS to ask.
+    pub(super) questions: watch::Sender<Questions>,
+    pub(super) naming: Attended<()>,
     /// The agents to ask.
     pub(super) agents: watch::Sender<Agents>,
     pub(super) asking: Attended<()>,
@@ -117,6 +120,7 @@ impl Running {
             owner,
             deny_files,
             lists,
+            questions,
             agents,
             calls_in,
             ..
@@ -209,6 +213,7 @@ impl Running {
                 owner.tell_lists();
                 tell(deny_files, owner.deny_files());
                 tell(lists, owner.lists());
+                tell(questions, owner.questions());
                 owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;

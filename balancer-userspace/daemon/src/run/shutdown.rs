@@ -24,6 +24,7 @@ impl Shutdown {
             reloads,
             denying,
             discovering,
+            naming,
             asking,
             watching,
             finding,
@@ -53,7 +54,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, discovering, asking, calls, watching, finding, counting, telling));
+        drop((reloads, denying, discovering, naming, asking, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

@@ -1,6 +1,6 @@
 //! From a configuration to a balancer that serves.
 
-use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use balancer_core::{
@@ -11,7 +11,8 @@ use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
 use balancer_model::{
     config::{Config, OnExit},
     deny::DenyList,
-    discover::Target,
+    discover::{Source, Target},
+    questions::questions,
     words::counted,
 };
 use tokio::{
@@ -37,7 +38,7 @@ use crate::{
     host::{Host, Surroundings},
     interfaces,
     keeper::Keeper,
-    metrics, near_clients,
+    metrics, names, near_clients,
     owner::Owner,
     puzzles, reload,
     resume::{Resumed, resume},
@@ -48,6 +49,8 @@ use crate::{
     supervisor::{Endings, Supervisor},
 };
 
+/// How long the start waits for DNS. Without an answer it goes on with the last pool.
+const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 /// Requests that may wait for the controller.
 const CALLS: usize = 64;
 
@@ -144,8 +147,13 @@ impl Startup {
             ..
         } = resumed;
         let lists = Files::<Vec<Target>>::of(&config.services).await;
+        let answers = names::first_answers(&questions(&config.services), FIRST_ANSWERS).await;
         for (service, list) in config.services.iter().flat_map(|of| of.discover.iter().map(move |list| (of, list))) {
-            largest.expect_targets(&service.name, &list.file, lists.contents(&list.file).map_or(&[], Vec::as_slice));
+            let targets = match &list.source {
+                Source::File(file) => lists.contents(file),
+                Source::Dns(dns) => answers.iter().find(|(of, _)| of == dns).map(|(_, targets)| &**targets),
+            };
+            largest.expect_targets(&service.name, &list.source, targets.map_or(&[], Vec::as_slice));
         }
         let capacity = Capacity::for_largest(&config, &largest);
         controller.name_interfaces(named);
@@ -185,7 +193,8 @@ impl Startup {
         // Before the first packet that they are for.
         files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
         owner.begin_lists();
-        lists.all().for_each(|(file, read)| owner.list_was_read(file, read));
+        lists.all().for_each(|(file, read)| owner.list_was_read(Source::File(file), read));
+        answers.into_iter().for_each(|(dns, targets)| owner.list_was_read(Source::Dns(dns), Ok(targets)));
         owner.begin_discovery();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
@@ -230,6 +239,8 @@ impl Startup {
             supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, calls_in.clone()));
         let (list_files, wanted_lists) = watch::channel(owner.lists());
         let discovering = supervisor.attend("the reading of targets", follow(lists, wanted_lists, calls_in.clone()));
+        let (questions, wanted_names) = watch::channel(owner.questions());
+        let naming = supervisor.attend("the questions to DNS", names::follow(wanted_names, calls_in.clone()));
         let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
         let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
@@ -254,6 +265,8 @@ impl Startup {
             denying,
             lists: list_files,
             discovering,
+            questions,
+            naming,
             agents,
             asking,
             calls_in,

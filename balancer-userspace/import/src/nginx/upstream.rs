@@ -78,7 +78,9 @@ fn server_option(conversion: &mut Conversion, directive: &Directive, option: &st
         }
         ("max_conns", _) => tell("connections are not counted; set the limit in the server itself"),
         ("slow_start", _) => tell("it is a key of the service here; write `slow_start`"),
-        ("resolve" | "service", _) => tell("names are not looked up; write numeric addresses"),
+        ("resolve" | "service", _) => {
+            tell("follow the name with `dns_a` in a `[[service.discover]]`, or its SRV records with `dns`")
+        }
         ("route", _) => tell(BEHIND),
         _ => tell("this parameter is not known; look whether it matters"),
     }

@@ -1,40 +1,140 @@
 //! `[[service.discover]]`, and the lists of targets that it names.
 
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
 };
+
+use balancer_common::map_types::Forwarding;
 
 use super::{
     contents, deny,
     findings::{ConfigErrors, Finding, Findings},
-    section::Section,
+    section::{Located, Section},
 };
 use crate::{
-    config::Config,
-    discover::{self, DiscoverConfig, MAX_TARGETS, Target},
+    config::{Config, forwarding_word},
+    discover::{self, DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
+    dns::{self, DnsSource, Records},
+    listeners::{Family, Listener},
     value,
 };
 
-/// Reads the sections of one service.
-pub(super) fn discover(sections: Vec<Section<'_>>, findings: &mut Findings<'_>) -> Vec<DiscoverConfig> {
+const ONE_OF: &str = "add file = \"/etc/balancer/targets.json\", a list of targets, dns = \"_http._tcp.web.internal\", SRV \
+                      records, or dns_a = \"web.internal\", addresses";
+const FAMILIES: &[(&str, Family)] = &[("ipv4", Family::V4), ("ipv6", Family::V6)];
+const SERVERS: &str = "a list of DNS servers such as [\"192.0.2.53\"]";
+const FLOOR: &str = "a number of targets such as 2, or a share such as \"50%\"";
+
+/// Reads the sections of one service. `front` has its listeners and its forwarding mode, where those are right.
+pub(super) fn discover(
+    sections: Vec<Section<'_>>,
+    front: Option<(&[Listener], Forwarding)>,
+    findings: &mut Findings<'_>,
+) -> Vec<DiscoverConfig> {
     let mut lists: Vec<DiscoverConfig> = Vec::with_capacity(sections.len());
     for mut section in sections {
-        section.require("file", "file = \"/etc/balancer/targets.json\", a list of targets", findings);
-        let file = section.text("file", findings, value::absolute_path);
-        let min = section.integer("min", findings, (0, MAX_TARGETS as i64));
+        let source = source(&mut section, front, findings);
+        let min = section.integer_or_text("min", FLOOR, findings, (0, MAX_TARGETS as i64), share);
+        let at = section.at;
         section.finish(findings);
-        let Some(file) = file else { continue };
-        if lists.iter().any(|list| list.file == file.value) {
-            findings.error(
-                file.at,
-                "this service has a [[service.discover]] with that file already; remove one".to_owned(),
-            );
+        let is_dns = source.as_ref().is_some_and(|source| source.value.dns().is_some());
+        if let Some(min) = &min
+            && is_dns
+            && min.value == Floor::Targets(0)
+        {
+            let text = "min = 0 would have an empty answer take all backends away; give at least 1";
+            findings.error(min.at, text.to_owned());
+        }
+        let Some(source) = source else { continue };
+        if lists.iter().any(|list| list.source == source.value) {
+            let key = if is_dns { "name" } else { "file" };
+            let text = format!("this service has a [[service.discover]] with that {key} already; remove one");
+            findings.error(if is_dns { at } else { source.at }, text);
             continue;
         }
-        lists.push(DiscoverConfig { file: file.value, min: min.map_or(1, |min| min.value) });
+        let min = min.map_or_else(Floor::default, |min| min.value);
+        lists.push(DiscoverConfig { source: source.value, min, own: None });
     }
     lists
+}
+
+/// Reads which list a section names, by one of three keys.
+fn source(
+    section: &mut Section<'_>,
+    front: Option<(&[Listener], Forwarding)>,
+    findings: &mut Findings<'_>,
+) -> Option<Located<Source>> {
+    let keys: Vec<&str> = ["file", "dns", "dns_a"].into_iter().filter(|key| section.has(key)).collect();
+    if keys.is_empty() {
+        let text = format!("[[service.discover]] has no \"file\", \"dns\" or \"dns_a\"; {ONE_OF}");
+        findings.error(section.at, text);
+    }
+    if let [_, other, ..] = *keys {
+        section.refuse(other, "is a second source; give each a [[service.discover]] of its own", findings);
+    }
+    let at = section.at;
+    let file = section.text("file", findings, value::absolute_path);
+    let services = section.text("dns", findings, dns::host_name);
+    let addresses = section.text("dns_a", findings, dns::host_name);
+    if keys == ["file"] {
+        let why = "is for dns and dns_a, and this is a file; remove it";
+        ["family", "servers"].into_iter().for_each(|key| section.refuse(key, why, findings));
+    }
+    if !keys.is_empty() && !keys.contains(&"dns_a") {
+        section.refuse("port", "is for dns_a: a file and SRV records say the port of each target; remove it", findings);
+    }
+    let port = section.integer("port", findings, (1, 65_535));
+    let family = section.text("family", findings, |text| value::word("family", text, FAMILIES));
+    let servers = section.texts("servers", SERVERS, findings, dns::server);
+    if servers.as_ref().is_some_and(Vec::is_empty) && !findings.has_errors() {
+        findings.error(at, format!("servers is empty; leave it out for those of /etc/resolv.conf, or give {SERVERS}"));
+    }
+    if let Some(file) = file {
+        return Some(Located { at: file.at, value: Source::File(file.value) });
+    }
+    let records =
+        if addresses.is_some() { Records::Addresses { port: port.map(|port| port.value) } } else { Records::Services };
+    let name = addresses.or(services)?;
+    family_fits(&records, family.as_ref(), &name, front, findings);
+    let servers = servers.unwrap_or_default().into_iter().map(|server| server.value).collect();
+    let dns = DnsSource { records, name: name.value, family: family.map(|family| family.value), servers };
+    Some(Located { at: name.at, value: Source::Dns(dns) })
+}
+
+/// Reports addresses that the service's clients cannot be sent to.
+fn family_fits(
+    records: &Records,
+    family: Option<&Located<Family>>,
+    name: &Located<String>,
+    front: Option<(&[Listener], Forwarding)>,
+    findings: &mut Findings<'_>,
+) {
+    let Some((listen, forwarding)) = front else { return };
+    if matches!(forwarding, Forwarding::Ipip | Forwarding::Gue) {
+        return;
+    }
+    let families: BTreeSet<Family> = listen.iter().map(Listener::family).collect();
+    let mode = forwarding_word(forwarding);
+    if families.len() > 1 && matches!(records, Records::Addresses { .. }) {
+        let text = format!(
+            "dns_a does not say which IPv4 and IPv6 addresses are one backend, and {mode} needs both for this service; use dns \
+             with SRV records, or a service for each family"
+        );
+        findings.error(name.at, text);
+    } else if let Some(family) = family
+        && families.iter().any(|of| *of != family.value)
+    {
+        let text = format!("{mode} cannot reach {} addresses from all listeners; remove family", family.value);
+        findings.error(family.at, text);
+    }
+}
+
+/// Reads a floor such as `50%`.
+fn share(text: &str) -> Result<Floor, String> {
+    let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
+    let percent = percent.filter(|percent| (1..=100).contains(percent));
+    percent.map(Floor::Share).ok_or_else(|| format!("min = {} is no floor; give {FLOOR}", value::quoted(text)))
 }
 
 /// Reads a list of targets.
@@ -47,24 +147,27 @@ pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     discover::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the lists that a configuration names, and gives how many targets they have together.
+/// Reads the files that a configuration names, and gives how many targets they have together. DNS is not asked: what it
+/// answers here and now says little about the balancer.
 ///
 /// # Errors
 /// The first thing that is wrong with each list that is wrong.
 pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
-    let mut files: BTreeMap<&PathBuf, u32> = BTreeMap::new();
+    let mut files: BTreeMap<&Path, Floor> = BTreeMap::new();
     for list in config.services.iter().flat_map(|service| &service.discover) {
-        let least = files.entry(&list.file).or_default();
-        *least = list.min.max(*least);
+        let Some(file) = list.source.file() else { continue };
+        let min = files.entry(file).or_insert(list.min);
+        if list.min.least(0) > min.least(0) {
+            *min = list.min;
+        }
     }
     let (mut count, mut errors) = (0, Vec::new());
     for (file, min) in files {
         match load(file) {
-            Ok(targets) if targets.len() < min as usize => {
-                let text = discover::too_few(targets.len(), min);
-                errors.push(Finding { file: file.clone(), line: None, text });
-            }
-            Ok(targets) => count += targets.len(),
+            Ok(targets) => match min.too_few(targets.len(), 0) {
+                Some(text) => errors.push(Finding { file: file.to_owned(), line: None, text }),
+                None => count += targets.len(),
+            },
             Err(error) => errors.push(error),
         }
     }

@@ -186,6 +186,11 @@ fn refuse_lists(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) 
                     it, and use `balancer backend add` and `remove`, which the fleet carries out as one";
         findings.error(at, text.to_owned());
     }
+    for at in services.iter().filter_map(|(start, placed)| Some(start + placed.named_at?)) {
+        let text = "a name as the address of a backend does not work in a fleet, whose members would each look it up; write the \
+                    address";
+        findings.error(at, text.to_owned());
+    }
 }
 
 /// Services that are valid each by itself, if they are together; what is wrong with them is reported.

@@ -45,7 +45,9 @@ impl<'i> Section<'i> {
     }
 
     fn take(&mut self, key: &'static str) -> Option<Located<DeValue<'i>>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         let value = self.entries.remove(key)?;
         Some(Located { at: value.span().start, value: value.into_inner() })
     }
@@ -121,6 +123,24 @@ impl<'i> Section<'i> {
             DeValue::Boolean(_) | DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
                 let words: String = words.iter().map(|(word, _)| format!(" or {word:?}")).collect();
                 Err(wrong_type(key, &format!("a whole number from {low} to {high}{words}"), &value))
+            }
+        })
+    }
+
+    /// A whole number within bounds, or a string that `parse` understands; `wanted` says so.
+    pub(super) fn integer_or_text<T: From<u32>>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        findings: &mut Findings<'_>,
+        bounds: (i64, i64),
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Located<T>> {
+        self.get(key, findings, |value| match &value {
+            DeValue::Integer(integer) => whole::<u32>(key, integer, bounds).map(T::from),
+            DeValue::String(text) => parse(text),
+            DeValue::Boolean(_) | DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => {
+                Err(wrong_type(key, wanted, &value))
             }
         })
     }

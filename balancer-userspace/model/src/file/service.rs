@@ -25,6 +25,8 @@ use crate::{
         Protocol, ServiceConfig, Via, WhenAllDown, forwarding_word,
     },
     deny::DenyConfig,
+    discover::{DiscoverConfig, Floor, Own, Source},
+    dns::{self, DnsSource, Records},
     listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
     snat::DrainUntil,
@@ -57,6 +59,8 @@ pub(super) struct Placed {
     pub(super) table_size_at: usize,
     /// Position of the first `[[service.discover]]` in the file.
     pub(super) discover_at: Option<usize>,
+    /// Position of the first address that is a name.
+    pub(super) named_at: Option<usize>,
     /// Of the backends' names and addresses.
     pub(super) backends_at: Vec<(usize, usize)>,
 }
@@ -194,10 +198,19 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         via_could_be_service(check_at.unwrap_or(at), front, &keys, findings);
     }
     let backend_count = backends.len();
-    let backends: Vec<_> =
-        backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
+    let read: Vec<_> = backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
+    let (mut backends, mut named) = (Vec::with_capacity(read.len()), Vec::new());
+    for backend in read {
+        match backend {
+            Read::Backend(backend) => backends.push(backend),
+            Read::Named(backend) => named.push(backend),
+        }
+    }
+    distinct(&backends, &named, findings);
     let discover_at = lists.first().map(|section| section.at);
-    let discover = discover(lists, findings);
+    let named_at = named.first().map(|named| named.address_at);
+    let mut discover = discover(lists, front.map(|front| (front.listen.as_slice(), front.forwarding)), findings);
+    discover.extend(named.into_iter().map(|named| named.list));
     if backend_count == 0 && discover_at.is_none() {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
@@ -243,6 +256,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         listen_at,
         table_size_at: table_size.at,
         discover_at,
+        named_at,
         backends_at,
         service: Arc::new(service.normalised()),
     })
@@ -403,6 +417,46 @@ fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Fi
     }
 }
 
+/// A backend as it was read.
+enum Read {
+    Backend(PlacedBackend),
+    Named(NamedBackend),
+}
+
+/// A backend whose address is a name.
+struct NamedBackend {
+    list: DiscoverConfig,
+    name_at: usize,
+    address_at: usize,
+}
+
+/// An address of a backend.
+enum Place {
+    Address(IpAddr, Option<u16>),
+    Name(String, Option<u16>),
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    match value::address_or(text, "or a name such as \"web1.internal:8080\"") {
+        Ok((address, port)) => Ok(Place::Address(address, port)),
+        Err(error) => dns::host_and_port(text).map(|(name, port)| Place::Name(name, port)).map_err(|_| error),
+    }
+}
+
+/// Reports names of backends that are taken, where one of the two has a name as its address.
+fn distinct(backends: &[PlacedBackend], named: &[NamedBackend], findings: &mut Findings<'_>) {
+    let mut taken: BTreeMap<&str, usize> =
+        backends.iter().map(|backend| (backend.config.name.as_str(), backend.name_at)).collect();
+    for backend in named {
+        let Some(name) = backend.list.source.backend() else { continue };
+        if let Some(first) = taken.insert(name, backend.name_at) {
+            let line = findings.line(first);
+            let text = format!("the backend name {name:?} is taken on line {line}; choose another");
+            findings.error(backend.name_at, text);
+        }
+    }
+}
+
 struct PlacedBackend {
     config: BackendConfig,
     name_at: usize,
@@ -414,12 +468,19 @@ fn backend(
     front: Option<&Front>,
     service_check: &Keys,
     findings: &mut Findings<'_>,
-) -> Option<PlacedBackend> {
+) -> Option<Read> {
     section.require("name", "name = \"…\"", findings);
     section.require("address", "address = \"ADDR\" or \"ADDR:PORT\"", findings);
     let name = section.text("name", findings, value::name);
+    let address = section.text("address", findings, place);
+    let address = match address {
+        Some(Located { at, value: Place::Name(host, port) }) => {
+            return named(section, name, Located { at, value: (host, port) }, findings).map(Read::Named);
+        }
+        Some(Located { at, value: Place::Address(ip, port) }) => Some(Located { at, value: (ip, port) }),
+        None => None,
+    };
     let renamed_from = renamed_from(&mut section, name.as_ref(), findings);
-    let address = section.text("address", findings, value::address);
     let address6 = section.text("address6", findings, value::address);
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
@@ -445,7 +506,7 @@ fn backend(
         needs_port(check, front.check_port(&check.value.kind, address.port()), findings);
         via_fits(check, front.forwarding, findings);
     }
-    Some(PlacedBackend {
+    Some(Read::Backend(PlacedBackend {
         name_at: name.at,
         address_at,
         config: BackendConfig {
@@ -458,5 +519,29 @@ fn backend(
             check: check.map(|check| Box::new(check.value)),
             discovered: None,
         },
-    })
+    }))
+}
+
+/// Reads the rest of a backend whose address is a name.
+fn named(
+    mut section: Section<'_>,
+    name: Option<Located<String>>,
+    address: Located<(String, Option<u16>)>,
+    findings: &mut Findings<'_>,
+) -> Option<NamedBackend> {
+    for (key, why) in [
+        ("address6", "is for a numeric address: a name has the addresses of both families; remove it"),
+        ("check", "is not for a backend whose address is a name; give the service that check"),
+        ("renamed_from", "is not for a backend whose address is a name; keep the name"),
+    ] {
+        section.refuse(key, why, findings);
+    }
+    let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
+    let backup = section.boolean("backup", findings).unwrap_or(false);
+    section.finish(findings);
+    let (name, Located { at, value: (host, port) }) = (name?, address);
+    let records = Records::Backend { backend: name.value, port };
+    let source = Source::Dns(DnsSource { records, name: host, family: None, servers: Vec::new() });
+    let list = DiscoverConfig { source, min: Floor::default(), own: Some(Own { weight, backup }) };
+    Some(NamedBackend { list, name_at: name.at, address_at: at })
 }

@@ -1,0 +1,273 @@
+//! One question to DNS: its records, and the addresses of the hosts that they name.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_model::{
+    discover::Target,
+    dns::{self, DnsSource, Records, Resolved, Srv},
+    listeners::Family,
+    value,
+};
+use hickory_resolver::{
+    net::{DnsError, NetError},
+    proto::{
+        op::ResponseCode,
+        rr::{Name, RData, RecordType},
+    },
+};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+
+use super::servers::{Resolver, Servers};
+
+/// How long a whole answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How many hosts of one answer are asked about at once.
+const HOSTS_AT_ONCE: usize = 16;
+
+/// Asks one question again and again.
+pub(super) struct Asker {
+    dns: DnsSource,
+    families: BTreeSet<Family>,
+    servers: Servers,
+    /// The addresses of hosts, for as long as they are valid.
+    hosts: HashMap<(String, Family), Held>,
+}
+
+/// Addresses, and until when they are valid.
+struct Held {
+    addresses: Vec<IpAddr>,
+    until: Instant,
+}
+
+/// The targets of an answer.
+pub(super) struct Answer {
+    pub(super) targets: Vec<Target>,
+    /// For how long all of it is valid.
+    pub(super) valid: Duration,
+}
+
+/// Records of one kind.
+struct Found {
+    data: Vec<RData>,
+    valid: Duration,
+}
+
+impl Asker {
+    pub(super) fn new(dns: DnsSource, families: BTreeSet<Family>) -> Self {
+        let servers = Servers::new(dns.servers.clone());
+        Self { dns, families, servers, hosts: HashMap::new() }
+    }
+
+    pub(super) const fn dns(&self) -> &DnsSource {
+        &self.dns
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// Why there is no answer, or none that names a target.
+    pub(super) async fn ask(&mut self) -> Result<Answer, String> {
+        let told = |error| format!("{}: {error}", self.dns);
+        let resolver = self.servers.resolver().map_err(told)?;
+        let deadline = Instant::now() + PATIENCE;
+        let name = name(&self.dns.name).map_err(told)?;
+        let answer = match self.dns.records.clone() {
+            Records::Services => self.ask_services(&resolver, name, deadline).await,
+            Records::Addresses { port } => self.ask_addresses(&resolver, name, port, deadline).await,
+            Records::Backend { backend, port } => {
+                let names = BTreeMap::from([(self.dns.name.clone(), name)]);
+                let (mut hosts, valid) = self.resolve(&resolver, names, deadline).await;
+                match hosts.remove(&self.dns.name).unwrap_or_default() {
+                    Resolved { addresses, why } if addresses.is_empty() => Err(why.unwrap_or_default()),
+                    resolved => Ok(Answer { targets: vec![dns::of_backend(&backend, port, resolved)], valid }),
+                }
+            }
+        };
+        answer.map_err(|error| format!("{}: {error}", self.dns))
+    }
+
+    /// Asks for the addresses of a name, each of which is a target.
+    async fn ask_addresses(
+        &self,
+        resolver: &Resolver,
+        name: Name,
+        port: Option<u16>,
+        deadline: Instant,
+    ) -> Result<Answer, String> {
+        let (mut addresses, mut valid, mut none) = (Vec::new(), Duration::MAX, None);
+        for family in &self.families {
+            match lookup(resolver, name.clone(), record_type(*family), deadline).await {
+                Ok(found) => {
+                    valid = valid.min(found.valid);
+                    addresses.extend(found.data.iter().filter_map(address));
+                }
+                Err(Missing::NoRecords(text)) => none = Some(text),
+                Err(Missing::NoAnswer(text)) => return Err(text),
+            }
+        }
+        if let Some(text) = none.filter(|_| addresses.is_empty()) {
+            return Err(text);
+        }
+        Ok(Answer { targets: dns::of_addresses(&addresses, port)?, valid })
+    }
+
+    /// Asks for SRV records, and for the addresses of hosts in them that are not known or no longer valid.
+    async fn ask_services(&mut self, resolver: &Resolver, name: Name, deadline: Instant) -> Result<Answer, String> {
+        let found = lookup(resolver, name, RecordType::SRV, deadline).await.map_err(Missing::text)?;
+        let (mut records, mut names) = (Vec::with_capacity(found.data.len()), BTreeMap::new());
+        for data in &found.data {
+            let RData::SRV(srv) = data else { continue };
+            let host = dns::canonical(&srv.target.to_ascii());
+            if !host.is_empty() {
+                names.insert(host.clone(), srv.target.clone());
+            }
+            records.push(Srv { priority: srv.priority, weight: srv.weight, port: srv.port, host });
+        }
+        let (hosts, valid) = self.resolve(resolver, names, deadline).await;
+        Ok(Answer { targets: dns::of_services(&records, &hosts)?, valid: valid.min(found.valid) })
+    }
+
+    /// The addresses of hosts, and for how long all of them are valid.
+    async fn resolve(
+        &mut self,
+        resolver: &Resolver,
+        names: BTreeMap<String, Name>,
+        deadline: Instant,
+    ) -> (BTreeMap<String, Resolved>, Duration) {
+        let start = Instant::now();
+        self.hosts.retain(|(host, family), held| {
+            held.until > start && names.contains_key(host) && self.families.contains(family)
+        });
+        let mut hosts: BTreeMap<String, Resolved> = BTreeMap::new();
+        let (mut asking, permits) = (JoinSet::new(), Arc::new(Semaphore::new(HOSTS_AT_ONCE)));
+        for (host, name) in names {
+            hosts.insert(host.clone(), Resolved::default());
+            for family in self.families.iter().copied().filter(|of| !self.hosts.contains_key(&(host.clone(), *of))) {
+                let (resolver, permits, host, name) = (resolver.clone(), permits.clone(), host.clone(), name.clone());
+                asking.spawn(async move {
+                    let _permit = permits.acquire_owned().await;
+                    ((host, family), addresses(&resolver, name, family, deadline).await)
+                });
+            }
+        }
+        while let Some(done) = asking.join_next().await {
+            match done {
+                Ok((of, Ok(held))) => drop(self.hosts.insert(of, held)),
+                Ok(((host, _), Err(why))) => {
+                    hosts.entry(host).or_default().why.get_or_insert(why);
+                }
+                Err(_) => {}
+            }
+        }
+        let mut until = None;
+        for ((host, _), held) in &self.hosts {
+            hosts.entry(host.clone()).or_default().addresses.extend(&held.addresses);
+            until = Some(until.map_or(held.until, |until: Instant| until.min(held.until)));
+        }
+        hosts.values_mut().for_each(|host| host.addresses.sort_unstable());
+        (hosts, until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now())))
+    }
+}
+
+/// Asks for the addresses of a host.
+async fn addresses(resolver: &Resolver, name: Name, family: Family, deadline: Instant) -> Result<Held, String> {
+    let start = Instant::now();
+    let found = lookup(resolver, name, record_type(family), deadline).await.map_err(Missing::text)?;
+    let (usable, wrong): (Vec<_>, Vec<_>) =
+        found.data.iter().filter_map(address).map(|ip| value::usable(ip).map(|()| ip)).partition(Result::is_ok);
+    let addresses: Vec<IpAddr> = usable.into_iter().flatten().collect();
+    match wrong.into_iter().find_map(Result::err) {
+        Some(error) if addresses.is_empty() => Err(error),
+        _ => Ok(Held { addresses, until: start + found.valid }),
+    }
+}
+
+/// Why there are no records.
+enum Missing {
+    /// A server says that there are none.
+    NoRecords(String),
+    /// No server says anything about it.
+    NoAnswer(String),
+}
+
+impl Missing {
+    fn text(self) -> String {
+        match self {
+            Self::NoRecords(text) | Self::NoAnswer(text) => text,
+        }
+    }
+}
+
+async fn lookup(resolver: &Resolver, name: Name, kind: RecordType, deadline: Instant) -> Result<Found, Missing> {
+    let Resolver { asks, servers } = resolver;
+    let answer = match timeout_at(deadline, asks.lookup(name, kind)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(missing(&error, kind, servers)),
+        Err(_) => return Err(Missing::NoAnswer(format!("no answer ({servers} asked)"))),
+    };
+    let valid = answer.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
+    let of_kind = answer.answers().iter().filter(|record| record.record_type() == kind);
+    let data: Vec<RData> = of_kind.map(|record| record.data.clone()).collect();
+    if data.is_empty() {
+        return Err(Missing::NoRecords(format!("there is no {kind} record ({servers} asked)")));
+    }
+    Ok(Found { data, valid: Duration::from_secs(valid.into()) })
+}
+
+fn missing(error: &NetError, kind: RecordType, servers: &str) -> Missing {
+    let asked = |text: &str| format!("{text} ({servers} asked)");
+    if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
+        let is_name = none.response_code != ResponseCode::NXDomain;
+        let no_record = format!("there is no {kind} record");
+        return Missing::NoRecords(asked(if is_name { &no_record } else { "NXDOMAIN, there is no such name" }));
+    }
+    Missing::NoAnswer(asked(&if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+        refusal(*code).to_owned()
+    } else if matches!(error, NetError::Timeout | NetError::NoConnections) {
+        "no answer".to_owned()
+    } else {
+        format!("no answer: {error}")
+    }))
+}
+
+/// The usual word for why a server gives no answer.
+fn refusal(code: ResponseCode) -> &'static str {
+    if code == ResponseCode::ServFail {
+        "SERVFAIL"
+    } else if code == ResponseCode::Refused {
+        "REFUSED"
+    } else {
+        code.to_str()
+    }
+}
+
+/// A name that no search domain is added to.
+fn name(text: &str) -> Result<Name, String> {
+    Name::from_ascii(format!("{text}.")).map_err(|error| format!("it is no name of DNS: {error}"))
+}
+
+const fn record_type(family: Family) -> RecordType {
+    match family {
+        Family::V4 => RecordType::A,
+        Family::V6 => RecordType::AAAA,
+    }
+}
+
+fn address(data: &RData) -> Option<IpAddr> {
+    if let RData::A(address) = data {
+        Some(address.0.into())
+    } else if let RData::AAAA(address) = data {
+        Some(address.0.into())
+    } else {
+        None
+    }
+}

@@ -1,0 +1,129 @@
+//! Questions to DNS whose answers are lists of targets. Each is asked again when what it was told is no longer valid, and on
+//! its own, so that one without an answer delays no other.
+
+mod asker;
+mod servers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
+
+use balancer_model::{
+    discover::{Source, Target},
+    dns::DnsSource,
+    listeners::Family,
+    questions::Questions,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, timeout_at},
+};
+
+use self::asker::Asker;
+use crate::call::{Call, Calls, ListRead};
+
+/// The time between two questions, at least and at most.
+const BETWEEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// The time between two questions while there is no answer, at most.
+const BACK_OFF: Duration = Duration::from_secs(30);
+/// The part of a wait by which it may be longer. It is never shorter: a cache would tell the same again.
+const JITTER: f64 = 0.1;
+/// How many questions are under way at once. Others wait.
+const AT_ONCE: usize = 64;
+
+/// Asks everything once, and gives the answers that come within `patience`.
+pub(crate) async fn first_answers(questions: &Questions, patience: Duration) -> Vec<(DnsSource, Arc<Vec<Target>>)> {
+    let mut asking = JoinSet::new();
+    for (dns, families) in questions.clone() {
+        asking.spawn(async move {
+            let answer = Asker::new(dns.clone(), families).ask().await;
+            (dns, answer)
+        });
+    }
+    let (deadline, mut answers) = (Instant::now() + patience, Vec::new());
+    while let Ok(Some(done)) = timeout_at(deadline, asking.join_next()).await {
+        if let Ok((dns, Ok(answer))) = done {
+            answers.push((dns, Arc::new(answer.targets)));
+        }
+    }
+    answers
+}
+
+/// Asks what is `wanted` again and again, and tells each answer.
+pub(crate) async fn follow(mut wanted: watch::Receiver<Questions>, calls: Calls) {
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let (mut running, mut tasks) = (JoinSet::new(), BTreeMap::<DnsSource, (BTreeSet<Family>, AbortHandle)>::new());
+    loop {
+        let questions = wanted.borrow_and_update().clone();
+        tasks.retain(|dns, (families, task)| {
+            let stays = questions.get(dns) == Some(families);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (dns, families) in questions {
+            if let Entry::Vacant(place) = tasks.entry(dns) {
+                let asker = Asker::new(place.key().clone(), families.clone());
+                let ask = ask_on(asker, Arc::clone(&permits), calls.clone());
+                place.insert((families, running.spawn(ask)));
+            }
+        }
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            Some(_) = running.join_next() => {}
+        }
+    }
+}
+
+/// Asks one question until nobody wants to know.
+async fn ask_on(mut asker: Asker, permits: Arc<Semaphore>, calls: Calls) {
+    let mut failures = 0;
+    loop {
+        let Ok(permit) = permits.acquire().await else { return };
+        let answer = asker.ask().await;
+        drop(permit);
+        let is_whole = answer.as_ref().is_ok_and(|answer| answer.targets.iter().all(|target| target.why.is_none()));
+        failures = if is_whole { 0 } else { failures + 1 };
+        let wait = wait(answer.as_ref().ok().map(|answer| answer.valid), failures);
+        let read: ListRead = answer.map(|answer| Arc::new(answer.targets));
+        if calls.send(Call::ListRead { source: Source::Dns(asker.dns().clone()), read }).await.is_err() {
+            return;
+        }
+        sleep(wait.mul_f64(fastrand::f64().mul_add(JITTER, 1.0))).await;
+    }
+}
+
+/// The time until the next question, after so many in a row that had no answer or not all of it.
+fn wait(valid: Option<Duration>, failures: u32) -> Duration {
+    let (least, most) = BETWEEN;
+    let patience = match failures.checked_sub(1) {
+        Some(more) => least.saturating_mul(1 << more.min(16)).min(BACK_OFF),
+        None => most,
+    };
+    valid.unwrap_or(most).clamp(least, most).min(patience)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_an_answer_is_valid_for_some_time_then_it_is_asked_for_again_after_that_within_bounds() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        for (valid, failures, expected) in
+            [(0, 0, 1), (1, 0, 1), (60, 0, 60), (86_400, 0, 300), (60, 1, 1), (60, 3, 4), (60, 99, 30), (2, 99, 2)]
+        {
+            assert_eq!(wait(seconds(valid), failures), Duration::from_secs(expected), "{valid} {failures}");
+        }
+    }
+
+    #[test]
+    fn when_there_is_no_answer_then_it_is_asked_for_less_and_less_often() {
+        let waits: Vec<u64> = (1..8).map(|failures| wait(None, failures).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+}
