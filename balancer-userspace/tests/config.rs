@@ -87,6 +87,7 @@ fn defaults() {
             deny: None,
             discover: vec![],
             agent: None,
+            bounded_load: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),

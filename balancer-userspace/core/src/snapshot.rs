@@ -19,6 +19,7 @@ use balancer_common::{
 };
 use balancer_model::{
     agent::Said,
+    bounded::Bound,
     config::ClientPrefix,
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
@@ -484,6 +485,8 @@ pub struct BackendSnapshot {
     pub discovered: bool,
     /// The backend's agent; `None`: its service asks none.
     pub agent: Option<AgentSnapshot>,
+    /// The part of its slots that its load leaves it; `None`: its service bounds no loads. Of one that gives nothing away, 100%.
+    pub bound: Option<Bound>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.

@@ -25,6 +25,8 @@ pub(super) enum Step {
     Force(Index, Option<Forced>),
     /// The words of an agent: a percentage, and whether the backend is down.
     Agent(Index, u8, bool),
+    /// A backend gives slots away, if so, and its service's others do not.
+    Bound(Index, Option<u8>),
     Rule(Index, u8, u8),
     /// A service listens on one of a few more, or does so no longer.
     Listen(Index, Index, bool),
@@ -97,6 +99,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => (index(), admin, timeout).prop_map(|(index, admin, timeout)| Step::Admin(index, admin, timeout)),
         2 => (index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
         2 => (index(), 0..3u8, prop::bool::weighted(0.3)).prop_map(|(index, half, down)| Step::Agent(index, 50 * half, down)),
+        2 => (index(), prop::option::of(1..10u8)).prop_map(|(index, tenths)| Step::Bound(index, tenths)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
         3 => (index(), index(), prop::bool::weighted(0.6)).prop_map(|(index, at, add)| Step::Listen(index, at, add)),
