@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
-        AgentConfig, AssignVip, BackendConfig, BodyTest, CheckConfig, CheckKind, ClientPrefix, Config, DnsCheck,
-        DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, OnExit, OnFailure, Outage,
-        Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via,
-        WhenAllDown, WhenAlone, XdpMode,
+        AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientPrefix, Config,
+        DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Load, OnExit,
+        OnFailure, Outage, Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig, StatusRanges,
+        Tls, UdpCheck, Via, WhenAllDown, WhenAlone, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -87,6 +87,7 @@ fn defaults() {
             deny: None,
             discover: vec![],
             agent: None,
+            bounded_load: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -236,6 +237,8 @@ fn every_key() {
     assert_eq!(web.outage, Outage { share: 0.75 });
     assert_eq!(web.agent, Some(AgentConfig { port: 9777, interval: Duration::from_secs(10) }));
     assert_eq!(dns.agent, None);
+    assert_eq!(dns.bounded_load, Some(BoundedLoad { factor: 1.5, by: Load::Connections }));
+    assert_eq!(web.bounded_load, None);
     assert_eq!(web.drain_timeout, Duration::from_secs(600));
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
     let http = HttpCheck {

@@ -44,6 +44,8 @@ pub(crate) enum Benchmark {
     /// Whom a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs the two;
     /// needs root.
     Sticky,
+    /// A simulated day of uneven clients, with and without `bounded_load`, and by HAProxy's rules.
+    Even,
     /// What a connection costs through the balancer, HAProxy, nginx, nftables and nobody; installs the three; needs
     /// root.
     Proxy,
@@ -53,7 +55,7 @@ pub(crate) enum Benchmark {
 pub(crate) const PATH: &str = "bench-path";
 
 /// Benchmarks that are programs of their own, and need root; with what makes a program do this one.
-const BINARIES: [(Benchmark, &str, &[&str]); 8] = [
+const BINARIES: [(Benchmark, &str, &[&str]); 9] = [
     (Benchmark::Path, PATH, &[]),
     (Benchmark::Live, PATH, &["--live"]),
     (Benchmark::Scale, "bench-scale", &[]),
@@ -62,6 +64,7 @@ const BINARIES: [(Benchmark, &str, &[&str]); 8] = [
     (Benchmark::Fleet, "bench-fleet", &[]),
     (Benchmark::Sticky, "bench-sticky", &[]),
     (Benchmark::Proxy, "bench-proxy", &[]),
+    (Benchmark::Even, "bench-even", &[]),
 ];
 
 /// Benchmarks that cargo runs: package and name.

@@ -266,6 +266,9 @@ pub struct BackendView {
     /// The backend's agent; absent: its service asks none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentView>,
+    /// `bounded_load`: the slots that it gives away; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<BoundView>,
     /// Whether it is used only when no primary backend is eligible.
     pub backup: bool,
     /// `discover`: it is a target of a list; absent: it is from the configuration file, or was added at run time.
@@ -302,6 +305,17 @@ pub struct BackendView {
     /// Handshakes with it that no client has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
+}
+
+/// The slots that a backend gives away because it has, or had, more than its share of load.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BoundView {
+    /// The part of its own slots that it keeps, 10–90.
+    pub keeps_percent: u8,
+    /// About how many slots it gives away.
+    pub given_slots: u32,
+    /// Its load when that was decided, over what was expected.
+    pub load_ratio: f64,
 }
 
 /// The agent of a backend, which may lower what the operator and the checks leave to it.

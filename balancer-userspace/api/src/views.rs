@@ -17,8 +17,8 @@ use balancer_model::{
 
 use crate::{
     model::{
-        AgentView, BackendView, ClientTableView, DenyView, DiscoverView, FamilyView, HealthView, InterfaceView,
-        ListenerView, ServiceView, StatusView, UnansweredView, Verdicts, VipView,
+        AgentView, BackendView, BoundView, ClientTableView, DenyView, DiscoverView, FamilyView, HealthView,
+        InterfaceView, ListenerView, ServiceView, StatusView, UnansweredView, Verdicts, VipView,
     },
     one_by_one::OneByOne,
 };
@@ -212,6 +212,11 @@ impl From<BackendSnapshot> for BackendView {
                 down: agent.said.down,
                 heard_seconds_ago: agent.heard.map(|ago| ago.as_secs_f64()),
                 silent: agent.silent,
+            }),
+            bound: backend.bound.filter(|bound| bound.keeps < 100).map(|bound| BoundView {
+                keeps_percent: bound.keeps,
+                given_slots: bound.given(backend.slots),
+                load_ratio: f64::from(bound.load) / 100.0,
             }),
             backup: backend.backup,
             from: backend.discovered.then(|| "discover".to_owned()),

@@ -60,6 +60,7 @@ fn failure(criterion: &mut Criterion) {
                     maint: false,
                     takes_new: !down(n),
                     step: None,
+                    bound: None,
                 })
                 .collect()
         };

@@ -47,6 +47,7 @@ fn table(away: u8, slow: Option<usize>) -> Vec<u16> {
             maint: false,
             takes_new: away >> index & 1 == 0,
             step: (slow == Some(index)).then_some(3),
+            bound: None,
         })
         .collect();
     let live = Builder::default().live(&candidates, WhenAllDown::Drop, (TABLE_SIZE, KEY), &[]);

@@ -15,6 +15,7 @@ use balancer_common::{
 };
 use balancer_model::{
     agent::Said,
+    bounded::Bound,
     config::{CheckConfig, Config, Failback},
     discover::{Source, Target},
     listeners::{Family, Listener},
@@ -176,6 +177,13 @@ pub enum Change {
         name: BackendName,
         /// All that it has said so far.
         said: Said,
+    },
+    /// Put in force which backends of a service give slots away because of their load.
+    Bound {
+        /// The service's name.
+        service: String,
+        /// By the names of backends. All others give nothing away.
+        bounds: BTreeMap<String, Bound>,
     },
     /// Add a rule for a client prefix; it replaces one for the same prefix.
     AddRule {

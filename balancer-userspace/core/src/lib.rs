@@ -6,6 +6,7 @@
 
 pub mod agreed;
 pub mod bits;
+pub mod bounded;
 pub mod controller;
 pub mod discover;
 pub mod fingerprint;
@@ -48,6 +49,8 @@ mod succession;
 
 #[cfg(test)]
 mod agent_test;
+#[cfg(test)]
+mod bounded_test;
 #[cfg(test)]
 mod controller_test;
 #[cfg(test)]

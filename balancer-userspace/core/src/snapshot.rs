@@ -19,6 +19,7 @@ use balancer_common::{
 };
 use balancer_model::{
     agent::Said,
+    bounded::Bound,
     config::ClientPrefix,
     discover::Source,
     listeners::{Family, Listener},
@@ -485,6 +486,8 @@ pub struct BackendSnapshot {
     pub discovered: bool,
     /// The backend's agent; `None`: its service asks none.
     pub agent: Option<AgentSnapshot>,
+    /// The part of its slots that its load leaves it; `None`: its service bounds no loads. Of one that gives nothing away, 100%.
+    pub bound: Option<Bound>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.

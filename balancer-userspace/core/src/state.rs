@@ -16,6 +16,7 @@ use std::{
 use balancer_common::{client::HashKey, share::SETTLES_SECONDS};
 use balancer_model::{
     agent::Said,
+    bounded::Bound,
     config::{BackendConfig, CheckConfig, ServiceConfig},
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
@@ -307,6 +308,9 @@ pub struct SavedBackend {
     /// The words of its agent that take something away; `None`: nothing is taken away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<Box<Said>>,
+    /// The part of its slots that its load leaves it; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<Bound>,
     /// How far its slow start has come.
     #[serde(default)]
     pub slow_start: Option<SavedSlowStart>,

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A backend that starts slowly has only so many of every [`STEPS`] slots of its own; the others go to those
-//! that do not start slowly. So each step moves slots to it, and none between others or back.
+//! that do not start slowly. So each step moves slots to it, and none between others or back. A backend with too much load
+//! gives slots away in the same manner.
 //!
 //! So a live table is a function of (configured backends, steered-to backends, M, key), without history: balancers with
 //! the same view agree, a failure or a drain moves the slots of that backend alone, and a return
@@ -44,6 +45,8 @@ pub struct Candidate<'a> {
     pub takes_new: bool,
     /// Which step of a slow start it is in, from 1. One that is through stays at [`STEPS`] until all of its service are.
     pub step: Option<u8>,
+    /// How many of every [`STEPS`] of its slots its load leaves it. `None`: all.
+    pub bound: Option<u8>,
 }
 
 /// On what ground a live table stands.
@@ -158,14 +161,20 @@ impl Builder {
         base.update(&configured, (table_size, key), made);
         let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
-        let settled = steered.iter().any(|candidate| candidate.step.is_none());
+        // Where nobody could take what is given away for a load, nothing is.
+        let some_are_free = steered.iter().any(|candidate| candidate.step.is_none() && candidate.bound.is_none());
+        let given = |candidate: &Candidate<'_>| {
+            let steps = [candidate.step, candidate.bound.filter(|_| some_are_free)];
+            steps.into_iter().flatten().min()
+        };
+        let settled = steered.iter().any(|&candidate| given(candidate).is_none());
         // Where everybody starts slowly, nobody does.
-        let step = |candidate: &Candidate<'_>| candidate.step.filter(|_| settled).unwrap_or(STEPS);
+        let step = |candidate: &Candidate<'_>| given(candidate).filter(|_| settled).unwrap_or(STEPS);
         let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
         let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
         let heirs: Vec<Member<'_>> = steered
             .iter()
-            .filter(|candidate| candidate.step.is_none() || !settled)
+            .filter(|&&candidate| given(candidate).is_none() || !settled)
             .map(|candidate| candidate.member)
             .collect();
         let nobody_is_slow = heirs.len() == steered.len();
@@ -373,6 +382,7 @@ mod tests {
                 maint: false,
                 takes_new: true,
                 step: None,
+                bound: None,
             })
             .collect()
     }

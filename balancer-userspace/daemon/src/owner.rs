@@ -2,6 +2,7 @@
 
 mod agents;
 mod beginning;
+mod bounded;
 mod denied;
 mod discovered;
 mod flows;
@@ -44,6 +45,7 @@ use tracing::{error, info, warn};
 
 use self::{
     agents::Heard,
+    bounded::Watches,
     denied::Denied,
     discovered::Discovery,
     member::Member,
@@ -105,6 +107,7 @@ pub struct Owner<D> {
     denied: Denied,
     discovery: Discovery,
     heard: Heard,
+    watches: Watches,
     suspects: Suspects,
     flow_counts: FlowCounts,
     /// How often connections were counted.
@@ -145,6 +148,7 @@ impl<D: Dataplane> Owner<D> {
             denied: Denied::default(),
             discovery: Discovery::default(),
             heard: Heard::default(),
+            watches: Watches::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
             flows_counted: 0,

@@ -137,6 +137,7 @@ mod tests {
     fn every_backend_has_a_line_with_its_share() {
         let backend = |name: &str, state: &str| BackendView {
             agent: None,
+            bound: None,
             families: Vec::new(),
             name: name.to_owned(),
             address: "10.0.0.11:8080".to_owned(),

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::validate::Valid;
 pub use crate::{
     agent::AgentConfig,
+    bounded::{BoundedLoad, Load},
     check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
     fleet::{Fleet, LINGER, WhenAlone},
     header::{Header, HeaderText, Secret},

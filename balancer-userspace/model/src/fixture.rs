@@ -104,6 +104,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         deny: None,
         discover: Vec::new(),
         agent: None,
+        bounded_load: None,
         check: check(),
         backends: backends
             .iter()

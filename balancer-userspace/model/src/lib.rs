@@ -3,6 +3,7 @@
 
 mod addresses;
 pub mod agent;
+pub mod bounded;
 mod check;
 pub mod config;
 pub mod deny;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     agent::AgentConfig,
+    bounded::BoundedLoad,
     check::CheckConfig,
     deny::DenyConfig,
     discover::{DiscoverConfig, Discovered},
@@ -84,6 +85,9 @@ pub struct ServiceConfig {
     /// The agents of its backends; `None`: none are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentConfig>,
+    /// When a backend has too much and takes fewer new clients; `None`: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounded_load: Option<BoundedLoad>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
@@ -152,6 +156,7 @@ impl ServiceConfig {
             deny,
             discover,
             agent,
+            bounded_load,
             check,
             backends: _,
             rules: _,
@@ -180,6 +185,7 @@ impl ServiceConfig {
             && *deny == other.deny
             && *discover == other.discover
             && *agent == other.agent
+            && *bounded_load == other.bounded_load
             && *check == other.check
     }
 }

@@ -308,6 +308,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::Remove { .. }
                     | Change::SetWeight { .. }
                     | Change::Agent { .. }
+                    | Change::Bound { .. }
                     | Change::ForceHealth { .. }
                     | Change::SetSteer { .. }
                     | Change::AddListener { .. }
@@ -331,6 +332,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     (0..10).for_each(|_| health.record(&CheckOutcome::Passed, &check));
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
         agent: None,
+        bound: None,
         ids: vec![BackendId(1)],
         families: Vec::new(),
         name: name.to_owned(),

@@ -240,6 +240,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         deny: _,
         discover: _,
         agent: _,
+        bounded_load: _,
         check: _,
         backends: _,
         rules: _,

@@ -88,6 +88,7 @@ fn apply(site: &Site, change: &Change) {
             Change::SetAdmin { name, admin, .. } => api.set_admin(&name, &SetAdmin { admin, timeout: None }).await,
             Change::SetWeight { name, weight } => api.set_weight(&name, weight).await,
             Change::Agent { .. }
+            | Change::Bound { .. }
             | Change::SetSteer { .. }
             | Change::AddListener { .. }
             | Change::RemoveListener { .. }

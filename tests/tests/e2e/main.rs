@@ -4,6 +4,7 @@ mod agents;
 mod ansible;
 mod api;
 mod bonds;
+mod bounded;
 mod cards;
 mod changes_under_load;
 mod configuration;

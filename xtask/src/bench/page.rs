@@ -26,11 +26,12 @@ const BOOK: &str = "docs/src/charts";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// The benchmarks on the page, in its order, with options. Those that take long and need more are left out.
-const WANTED: [(Benchmark, &[&str]); 9] = [
+const WANTED: [(Benchmark, &[&str]); 10] = [
     (Benchmark::Path, &[]),
     (Benchmark::Live, &[]),
     (Benchmark::Proxy, &["--rounds", "15"]),
     (Benchmark::Sticky, &[]),
+    (Benchmark::Even, &[]),
     (Benchmark::Failover, &["--rounds", "15"]),
     (Benchmark::Scale, &[]),
     (Benchmark::Metrics, &[]),

@@ -103,6 +103,7 @@ impl Controller {
             Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::Agent { name, said } => self.hear(&name, said, now),
+            Change::Bound { service, bounds } => self.bound(&service, &bounds, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
             Change::Reload(config) => self.take_over_file(*config, false, now),

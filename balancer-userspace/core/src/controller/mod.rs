@@ -4,6 +4,7 @@
 //! should be is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
 
 mod agents;
+mod bounded;
 mod changes;
 mod concerned;
 mod configure;

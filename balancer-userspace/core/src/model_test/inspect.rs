@@ -322,7 +322,9 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         .collect()
     };
     // Whoever has a deadline and is in no drain starts slowly.
-    let slow = |backend: &Backend| backend.drain_deadline().is_none() && backend.deadline().is_some();
+    let starts = |backend: &Backend| backend.drain_deadline().is_none() && backend.deadline().is_some();
+    // Whoever has a bound gives slots away as well.
+    let slow = |backend: &Backend| starts(backend) || backend.bound().is_some();
     let configured = members(&|backend| {
         backend.is_backup() == backup && backend.effective_weight() > 0 && (all_wait || !waits(backend))
     });

@@ -25,6 +25,8 @@ pub(super) enum Step {
     Force(Index, Option<Forced>),
     /// The words of an agent: a percentage, and whether the backend is down.
     Agent(Index, u8, bool),
+    /// A backend gives slots away, if so, and its service's others do not.
+    Bound(Index, Option<u8>),
     Rule(Index, u8, u8),
     /// The list of a service names some of a few targets, from this one on, with this weight.
     Discover(u8, u8, u16),
@@ -99,6 +101,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => (index(), admin, timeout).prop_map(|(index, admin, timeout)| Step::Admin(index, admin, timeout)),
         2 => (index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
         2 => (index(), 0..3u8, prop::bool::weighted(0.3)).prop_map(|(index, half, down)| Step::Agent(index, 50 * half, down)),
+        2 => (index(), prop::option::of(1..10u8)).prop_map(|(index, tenths)| Step::Bound(index, tenths)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
         4 => (0..16u8, 0..4u8, weight()).prop_map(|(targets, first, weight)| Step::Discover(targets, first, weight)),

@@ -10,6 +10,7 @@ use std::{
 use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use balancer_model::{
     agent::Said,
+    bounded::{Bound, BoundedLoad, Load},
     config::{AgentConfig, CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown},
     discover::{DiscoverConfig, Floor, Source, Target},
     dns::{DnsSource, Records},
@@ -77,6 +78,7 @@ fn services() -> Vec<ServiceConfig> {
     web.remember = Duration::from_secs(60);
     web.drain_timeout = Duration::from_secs(20);
     web.agent = Some(AgentConfig { port: 9777, interval: Duration::from_secs(5) });
+    web.bounded_load = Some(BoundedLoad { factor: 1.25, by: Load::Clients });
     web.backends[3].backup = true;
     web.discover = vec![DiscoverConfig { source: source(), min: Floor::default(), own: None }];
     for (backend, host) in web.backends.iter_mut().zip(1..) {
@@ -515,6 +517,22 @@ impl World {
                 assert_eq!(done.is_ok(), asks, "{done:?}");
                 let heard = if done.is_ok() { said } else { Said::default() };
                 assert!(self.controller.parts(&name).all(|of| of.agent().cloned().unwrap_or_default() == heard));
+            }
+            Step::Bound(index, tenths) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                let bound = tenths.map(|tenths| Bound { keeps: 10 * tenths, load: 150 });
+                let bounds = bound.map(|bound| (name.backend.clone(), bound)).into_iter().collect();
+                let before = self.controller.clone();
+                let done = self.change(Change::Bound { service: name.service.clone(), bounds });
+                let rule = self.controller.legs(&name.service).any(|service| service.bounded_load().is_some());
+                assert_eq!(done.is_ok(), rule, "{done:?}");
+                let bound = bound.filter(|_| rule);
+                let is_so = |of: &Backend| of.bound() == bound || of.bound().is_none() && !of.may_keep_known();
+                assert!(self.controller.parts(&name).all(is_so));
+                for (before, after) in before.legs(&name.service).zip(self.controller.legs(&name.service)) {
+                    let needless = after.slots_moved().1 - before.slots_moved().1;
+                    assert!(needless == 0 || !all_there(before) && !all_there(after), "a bound moved slots needlessly");
+                }
             }
             Step::Force(index, forced) => {
                 let Some((name, ..)) = self.backend(index) else { return };

@@ -98,12 +98,12 @@ impl Service {
     }
 
     /// Begins, advances and ends slow starts.
-    pub(super) fn start_slowly(&mut self, assessments: &mut [Assessment], now: Instant) {
+    pub(super) fn start_slowly(&mut self, assessments: &[Assessment], now: Instant) {
         let lasts = self.settings.slow_start;
         if lasts.is_zero() && self.backends.iter().all(|backend| backend.slow_start.is_none()) {
             return;
         }
-        for (backend, assessment) in self.backends.iter_mut().zip(&*assessments) {
+        for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
             // One that follows is told.
             let begins = backend.witness().is_none() && backend.begins(assessment);
@@ -116,7 +116,7 @@ impl Service {
         }
         for backup in [false, true] {
             let together = || {
-                let all = self.backends.iter().zip(&*assessments);
+                let all = self.backends.iter().zip(assessments);
                 all.filter(|(backend, assessment)| {
                     backend.config.backup == backup && backend.effective_weight() > 0 && assessment.standing.takes_new
                 })
@@ -131,6 +131,5 @@ impl Service {
                 }
             }
         }
-        self.backends.iter().zip(assessments).for_each(|(backend, assessment)| backend.explain(assessment));
     }
 }

@@ -9,6 +9,7 @@ use std::{
 use balancer_common::verdict::MoveCause;
 use balancer_model::{
     agent::Said,
+    bounded::Bound,
     config::{BackendConfig, CheckConfig},
     names::BackendName,
     states::{Admin, BackendState, Forced},
@@ -58,6 +59,8 @@ pub struct Backend {
     pub(super) forced: Option<Forced>,
     /// The words of its agent that take something away; `None`: nothing is taken away.
     pub(super) agent: Option<Box<Said>>,
+    /// The part of its slots that its load leaves it; `None`: all.
+    pub(super) bound: Option<Bound>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
@@ -188,6 +191,7 @@ impl Backend {
             verdict_since: now,
             forced: None,
             agent: None,
+            bound: None,
             transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
@@ -382,6 +386,7 @@ impl Backend {
                 *way = Way::Unknown;
             }
             self.late = true;
+            self.bound = None;
         }
         self.reached = reached;
         if self.config.name != config.name {
@@ -395,6 +400,7 @@ impl Backend {
         self.admin = twin.admin;
         self.forced = twin.forced;
         self.agent.clone_from(&twin.agent);
+        self.bound = twin.bound;
         self.leaving = twin.leaving;
         if twin.admin == Admin::Drain {
             self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, empty_sweeps: 0 };
@@ -536,11 +542,14 @@ impl Backend {
         assessment.standing.takes_new && absent
     }
 
-    /// Where nothing else explains its state and it starts slowly: `slow start, step 3 of 10`.
+    /// Where nothing else explains its state, and it starts slowly or has too much load: `slow start, step 3 of 10`.
     pub(super) fn explain(&self, assessment: &mut Assessment) {
         let step = self.slow_start.as_ref().map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
         if let Some(step) = step.filter(|_| assessment.reason.is_empty()) {
             assessment.reason = format!("slow start, step {step} of {STEPS}");
+        }
+        if let Some(bound) = self.bound.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
+            assessment.reason = format!("bounded load: {bound}");
         }
     }
 

@@ -3,6 +3,7 @@
 mod agent;
 mod assess;
 mod backend;
+mod bounded;
 mod follow;
 mod outage;
 mod refresh;
@@ -472,6 +473,7 @@ impl Service {
         }
         self.settings = settings;
         self.drop_agents();
+        self.drop_bounds();
     }
 
     /// The row that backend should have, after a [`refresh`](Self::refresh).

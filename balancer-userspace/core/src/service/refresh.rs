@@ -54,7 +54,15 @@ impl Service {
             places.iter().filter_map(|&place| self.look_at(place, hops, now)).collect();
         if is_whole {
             self.has_leaving = self.backends.iter().any(Backend::is_leaving);
-            self.start_slowly(&mut assessments, now);
+            self.start_slowly(&assessments, now);
+        }
+        for (&place, assessment) in places.iter().zip(&mut assessments) {
+            if let Some(backend) = self.backends.get_mut(place) {
+                // Without its clients it has no load.
+                let stays = assessment.standing.takes_new || assessment.standing.keeps_known;
+                backend.bound = backend.bound.filter(|_| stays);
+                backend.explain(assessment);
+            }
         }
         let mut takes_new: Vec<bool> = self.backends.iter().map(Backend::may_take_new).collect();
         for (&place, assessment) in places.iter().zip(&assessments) {

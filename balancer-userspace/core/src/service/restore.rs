@@ -123,6 +123,7 @@ impl Backend {
             && self.leaving == before.leaving
             && self.forced == before.forced
             && self.agent == before.agent
+            && self.bound == before.bound
             && self.slow_start == before.slow_start
             && self.late == before.late
             && self.transitions == before.transitions
@@ -142,6 +143,7 @@ impl Backend {
             leaving: self.leaving,
             forced: self.forced,
             agent: self.agent.clone(),
+            bound: self.bound,
             slow_start: self.slow_start.as_ref().map(|slow_start| SavedSlowStart {
                 since: clocks.moment(slow_start.since),
                 lasts: slow_start.lasts,
@@ -178,6 +180,7 @@ impl Backend {
         this.leaving = state.leaving;
         this.forced = state.forced;
         this.agent = state.agent;
+        this.bound = state.bound;
         this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| {
             Box::new(SlowStart { since: clocks.instant(since), lasts, step })
         });

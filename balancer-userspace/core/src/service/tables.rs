@@ -4,7 +4,7 @@ use std::mem;
 
 use balancer_model::{renames::Named as _, states::Admin};
 
-use super::{Backend, Service};
+use super::{Backend, Service, bounded::PERCENT_IN_A_STEP};
 use crate::{
     by_id::ById,
     io::BackendId,
@@ -35,7 +35,8 @@ impl Service {
                 backup: backend.config.backup,
                 maint: backend.effective_admin() == Admin::Maint,
                 takes_new: (*takes_new)?,
-                step: backend.slow_start.as_ref().map(|slow_start| slow_start.step),
+                step: backend.slow_start_step(),
+                bound: backend.bound.map(|bound| bound.keeps / PERCENT_IN_A_STEP),
             })
         });
         let candidates: Vec<Candidate<'_>> = candidates.collect();

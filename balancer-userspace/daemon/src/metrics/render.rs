@@ -455,6 +455,12 @@ fn health(encoder: &mut Text<'_>, backends: &[Labelled<'_>]) {
             .filter(|(_, backend)| backend.last_check.is_some())
             .map(|(labels, backend)| (labels, u64::from(backend.hindered().is_some()))),
     );
+    gauges(
+        encoder,
+        "bounded_slots",
+        "Slots that the backend gives away because of its load.",
+        backends.iter().filter_map(|(labels, backend)| Some((labels, backend.bound?.given(backend.slots)))),
+    );
     let agents = || backends.iter().filter_map(|(labels, backend)| Some((labels, backend.agent.as_ref()?)));
     gauges(
         encoder,
@@ -491,7 +497,7 @@ pub(super) mod tests {
             ServiceStatistics, TableSnapshot,
         },
     };
-    use balancer_model::{agent::Said, config::ClientPrefix, listeners::Family, states::Admin};
+    use balancer_model::{agent::Said, bounded::Bound, config::ClientPrefix, listeners::Family, states::Admin};
 
     use super::*;
     use balancer_core::run_time::RunTimeChange;
@@ -507,6 +513,7 @@ pub(super) mod tests {
             weight,
             backup: false,
             discovered: false,
+            bound: Some(Bound { keeps: 50, load: 150 }),
             agent: Some(AgentSnapshot { said: Said::default(), heard: Some(Duration::from_secs(1)), silent: None }),
             admin: Admin::Ready,
             health: "up",

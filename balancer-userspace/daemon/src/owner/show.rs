@@ -18,6 +18,7 @@ use balancer_core::{
         ListenerSnapshot, OutageSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
+use balancer_model::bounded::Bound;
 
 use super::suspects::Counts;
 
@@ -111,6 +112,7 @@ fn show_backend(
         backup: backend.is_backup(),
         discovered: backend.config().discovered.is_some(),
         agent: None,
+        bound: service.bounded_load().map(|_| backend.bound().unwrap_or(Bound::NONE)),
         admin: backend.admin(),
         health: backend.health_word(),
         state: backend.state(),

@@ -160,16 +160,23 @@ fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     }
 }
 
-/// Asks for the change that an agent's answer asks for. One that is refused is asked for again by the next answer.
+/// Asks for the change that an agent's answer, or a load, asks for. One that is refused is asked for again by the next.
 fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
     let (reply, answer) = oneshot::channel();
     let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
     ask(request, owner, fleet, keeper);
     tokio::spawn(async {
         if let Ok(Err(refused)) = answer.await {
-            warn!("the word of an agent is not put in force: {refused}");
+            warn!("what an agent or a load asks for is not put in force: {refused}");
         }
     });
+}
+
+/// Asks for the changes that the loads of backends ask for. One that is refused is asked for again by the next look.
+pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
+    for change in owner.look_at_loads(fleet.as_ref().is_none_or(|fleet| fleet.leads())) {
+        lower(change, owner, fleet.as_deref_mut(), keeper);
+    }
 }
 
 /// Asks for the changes that lists of targets ask for.

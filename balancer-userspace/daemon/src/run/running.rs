@@ -29,7 +29,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    calls::{Joining, answer, discover, forget_part, make},
+    calls::{Joining, answer, bound, discover, forget_part, make},
     leaving::Leaving,
 };
 use crate::{
@@ -171,6 +171,7 @@ impl Running {
                 _ = upkeep.tick() => {
                     owner.keep_up();
                     discover(owner, keeper, calls_in);
+                    bound(owner, fleet.as_mut(), keeper);
                 }
                 _ = sweep.tick() => owner.sweep(),
                 () = until(sweeps) => owner.sweep(),

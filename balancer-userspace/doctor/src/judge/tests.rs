@@ -23,6 +23,7 @@ const WEB1: Mac = [2, 0, 0, 0, 0, 11];
 fn backend_view(name: &str) -> BackendView {
     BackendView {
         agent: None,
+        bound: None,
         name: name.to_owned(),
         address: "10.0.0.11:80".to_owned(),
         families: Vec::new(),

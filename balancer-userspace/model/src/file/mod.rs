@@ -4,6 +4,7 @@
 //! `document` makes a [`Config`] of them or says on which lines it cannot.
 
 mod agent;
+mod bounded;
 pub mod check;
 pub mod contents;
 pub mod deny;

@@ -147,6 +147,17 @@ impl<'i> Section<'i> {
 
     /// A number from 0 to 1.
     pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
+        self.number(key, findings, (0.0, 1.0), "0.5")
+    }
+
+    /// A number between `low` and `high`, such as `example`.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        findings: &mut Findings<'_>,
+        (low, high): (f64, f64),
+        example: &str,
+    ) -> Option<Located<f64>> {
         self.get(key, findings, |value| {
             let number = match &value {
                 DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
@@ -157,11 +168,13 @@ impl<'i> Section<'i> {
                 | DeValue::Boolean(_)
                 | DeValue::Datetime(_)
                 | DeValue::Array(_)
-                | DeValue::Table(_) => return Err(wrong_type(key, "a number from 0 to 1, such as 0.5", &value)),
+                | DeValue::Table(_) => {
+                    return Err(wrong_type(key, &format!("a number from {low} to {high}, such as {example}"), &value));
+                }
             };
             number
-                .filter(|number| (0.0..=1.0).contains(number))
-                .ok_or_else(|| format!("{key} is out of range; give 0 to 1, such as 0.5"))
+                .filter(|number| (low..=high).contains(number))
+                .ok_or_else(|| format!("{key} is out of range; give {low} to {high}, such as {example}"))
         })
     }
 

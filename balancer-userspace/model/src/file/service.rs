@@ -10,7 +10,7 @@ use std::{
 use balancer_common::{map_types::Forwarding, share};
 
 use super::{
-    agent,
+    agent, bounded,
     check::{Keys, check},
     discover::discover,
     findings::Findings,
@@ -142,6 +142,9 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let agent = section
         .table("agent", "agent", "{ port = 9777, interval = \"5s\" }", findings)
         .and_then(|section| agent::section(section, findings));
+    let bounded_load = section
+        .table("bounded_load", "bounded_load", "{ factor = 1.25, by = \"clients\" }", findings)
+        .and_then(|section| bounded::section(section, findings));
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -197,6 +200,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     {
         via_could_be_service(check_at.unwrap_or(at), front, &keys, findings);
     }
+    if let Some(bounded_load) = &bounded_load {
+        let remembers = remember.as_ref().is_none_or(|remember| !remember.value.is_zero());
+        bounded::needs(bounded_load, (remembers, service_check.kind != CheckKind::None), findings);
+    }
     let backend_count = backends.len();
     let read: Vec<_> = backends.into_iter().filter_map(|section| backend(section, front, &keys, findings)).collect();
     let (mut backends, mut named) = (Vec::with_capacity(read.len()), Vec::new());
@@ -246,6 +253,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         deny,
         discover,
         agent,
+        bounded_load: bounded_load.map(|bounded_load| bounded_load.value),
         check: service_check,
         backends,
         rules: Vec::new(),

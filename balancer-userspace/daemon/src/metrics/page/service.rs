@@ -220,7 +220,11 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
             (number("Known clients", backend.known_clients))
             (number("Connections", backend.stats.connections))
             td.number role="cell" data-label="A second" { (a_second(service, backend)) }
-            (number("Slots", backend.slots.into()))
+            td.number role="cell" data-label="Slots" {
+                (grouped(backend.slots))
+                @let given = backend.bound.map_or(0, |bound| bound.given(backend.slots));
+                @if given > 0 { " " span.quiet { "(" (grouped(given)) " given away)" } (band(backend.slots, given)) }
+            }
         }
     }
 }
@@ -260,6 +264,17 @@ fn state(backend: &BackendSnapshot) -> Markup {
 }
 
 /// A bar as long as `share`, with a mark where it is expected to end; the text beside it says the same.
+/// The slots that a backend has, and behind them those that it gives away.
+fn band(slots: u32, given: u32) -> Markup {
+    let kept = 100.0 * f64::from(slots) / f64::from(slots.saturating_add(given).max(1));
+    html! {
+        svg.bar viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+            rect.track y="2" width="100" height="4" {}
+            rect.fill y="2" width=(format!("{kept:.2}")) height="4" {}
+        }
+    }
+}
+
 fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     let place = |ratio: f64| format!("{:.2}", 100.0 * ratio);
     html! {

@@ -1,0 +1,233 @@
+//! Bounded load: which backends of a service have too much, and how many of their slots they give away.
+//!
+//! A backend whose load is above `factor` times what is expected of it keeps fewer of its slots, so that fewer new clients
+//! come to it. Nobody known moves, so a load goes down as clients leave, and what has been decided takes time to show. So a
+//! service changes at most once in [`DWELL`], a backend whose load falls already is left alone, and slots come
+//! back only below the middle between 1 and `factor`.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use balancer_model::bounded::{Bound, BoundedLoad, Load};
+
+use crate::{service::Service, table::STEPS};
+
+/// The time between two changes of a service. The first one waits for nothing.
+pub const DWELL: Duration = Duration::from_secs(600);
+/// How often loads are looked at.
+pub const LOOK: Duration = Duration::from_secs(10);
+/// What rates and medians are taken over.
+const WINDOW: Duration = Duration::from_secs(60);
+/// A rate over less says little, at the start.
+const LEAST_WINDOW: Duration = Duration::from_secs(45);
+/// How many checks make a median. Slow ones are remembered for longer, so that there are as many.
+const LEAST_CHECKS: usize = 5;
+/// Checks that differ by less are as fast as each other.
+const LEAST_DELAY: f64 = 0.001;
+/// A load that fell by more than this part since the last change falls already.
+const FALLS: f64 = 0.03;
+/// Nobody keeps fewer of [`STEPS`] slots.
+const LEAST_STEPS: u8 = 1;
+/// Standard deviations that a number of clients or connections must lie above the expected one.
+const DEVIATIONS: f64 = 3.0;
+
+/// A backend as far as its bound depends on it, of all address families together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    /// Whether new clients come to it.
+    pub steered: bool,
+    /// The weight in force, as far as a slow start leaves it.
+    pub weight: f64,
+    /// Whether it starts slowly, so that it takes nobody else's slots.
+    pub starts: bool,
+    /// The bound in force.
+    pub bound: Option<Bound>,
+}
+
+/// Returns the backends of a service, given its part of each address family.
+pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, Member> {
+    let mut members = BTreeMap::<String, Member>::new();
+    for backend in legs.flat_map(Service::backends) {
+        let member = members.entry(backend.name().to_owned()).or_default();
+        let step = backend.slow_start_step();
+        let weight = f64::from(backend.effective_weight()) * f64::from(step.unwrap_or(STEPS)) / f64::from(STEPS);
+        member.steered |= backend.takes_new_clients();
+        member.weight = member.weight.max(weight);
+        member.starts |= step.is_some();
+        member.bound = member.bound.or_else(|| backend.bound());
+    }
+    members
+}
+
+/// What has been seen of the loads of a service, and when its bounds last changed.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    by: Load,
+    readings: BTreeMap<String, VecDeque<(Instant, f64)>>,
+    /// The bounds in force at the last look.
+    seen: BTreeMap<String, Bound>,
+    changed: Option<Instant>,
+    looked: Option<Instant>,
+}
+
+impl Watch {
+    /// Nothing has been seen.
+    #[must_use]
+    pub const fn new(by: Load) -> Self {
+        Self { by, readings: BTreeMap::new(), seen: BTreeMap::new(), changed: None, looked: None }
+    }
+
+    /// Returns the kind of load that is seen.
+    #[must_use]
+    pub const fn by(&self) -> Load {
+        self.by
+    }
+
+    /// Takes note of the number of clients, of a counter, or of how many seconds a check took that ended `at`.
+    pub fn note(&mut self, backend: &str, at: Instant, value: f64) {
+        let readings = self.readings.entry(backend.to_owned()).or_default();
+        if readings.back().is_some_and(|&(last, _)| last >= at) {
+            return;
+        }
+        if self.by != Load::Latency
+            && readings.back().is_some_and(|&(_, last)| last > value && self.by != Load::Clients)
+        {
+            // Counters begin anew.
+            readings.clear();
+        }
+        readings.push_back((at, value));
+        let least = if self.by == Load::Latency { LEAST_CHECKS } else { 2 };
+        while readings.len() > least && readings.front().is_some_and(|&(then, _)| at.duration_since(then) > WINDOW) {
+            readings.pop_front();
+        }
+    }
+
+    /// Whether loads are to be looked at again.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK)
+    }
+
+    /// Looks at the loads of all `members`. Returns the bounds that are to be in force, if they are others than those that are.
+    pub fn look(
+        &mut self,
+        rule: &BoundedLoad,
+        members: &BTreeMap<String, Member>,
+        now: Instant,
+    ) -> Option<BTreeMap<String, Bound>> {
+        self.looked = Some(now);
+        self.readings.retain(|name, _| members.contains_key(name));
+        let in_force: BTreeMap<String, Bound> =
+            members.iter().filter_map(|(name, member)| Some((name.clone(), member.bound?))).collect();
+        if in_force != self.seen {
+            // Whoever decided it: this balancer, the leader before, or the process before.
+            self.seen.clone_from(&in_force);
+            self.changed = Some(now);
+        }
+        if self.changed.is_some_and(|changed| now.saturating_duration_since(changed) < DWELL) {
+            return None;
+        }
+        let loads = self.loads(members);
+        let bounds = decide(rule, members, &loads);
+        let keeps = |bounds: &BTreeMap<String, Bound>| {
+            bounds.iter().map(|(name, bound)| (name.clone(), bound.keeps)).collect::<Vec<_>>()
+        };
+        (keeps(&bounds) != keeps(&in_force)).then_some(bounds)
+    }
+
+    /// The loads of the backends that new clients come to, where they are known.
+    fn loads<'a>(&self, members: &'a BTreeMap<String, Member>) -> BTreeMap<&'a str, f64> {
+        let steered = members.iter().filter(|(_, member)| member.steered && member.weight > 0.0);
+        steered.filter_map(|(name, _)| Some((name.as_str(), self.load(name)?))).collect()
+    }
+
+    fn load(&self, backend: &str) -> Option<f64> {
+        let readings = self.readings.get(backend)?;
+        match self.by {
+            Load::Clients => readings.back().map(|&(_, clients)| clients),
+            Load::Connections | Load::Bytes => {
+                let (&(from, before), &(to, after)) = (readings.front()?, readings.back()?);
+                let lasted = to.duration_since(from);
+                (lasted >= LEAST_WINDOW).then(|| (after - before) * WINDOW.as_secs_f64() / lasted.as_secs_f64())
+            }
+            Load::Latency => {
+                let mut took: Vec<f64> = readings.iter().map(|&(_, took)| took).collect();
+                took.sort_unstable_by(f64::total_cmp);
+                took.get(took.len() / 2).copied().filter(|_| took.len() >= LEAST_CHECKS)
+            }
+        }
+    }
+}
+
+/// The loads that are expected of backends that have these.
+fn expected(by: Load, members: &BTreeMap<String, Member>, loads: &BTreeMap<&str, f64>) -> BTreeMap<String, f64> {
+    let weight = |name: &str| members.get(name).map_or(0.0, |member| member.weight);
+    let all: f64 = loads.values().sum();
+    let weights: f64 = loads.keys().map(|name| weight(name)).sum();
+    let mut sorted: Vec<f64> = loads.values().copied().collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    // Of two, the faster one: the other is judged by it.
+    let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default();
+    let of = |name: &str| if by == Load::Latency { median } else { all * weight(name) / weights };
+    loads.keys().map(|name| ((*name).to_owned(), of(name))).collect()
+}
+
+/// Whether a load differs from the expected one by more than chance makes it.
+fn stands_out(by: Load, load: f64, expected: f64) -> bool {
+    match by {
+        Load::Clients | Load::Connections => load - expected > DEVIATIONS * expected.sqrt(),
+        Load::Bytes => true,
+        Load::Latency => load - expected > LEAST_DELAY,
+    }
+}
+
+/// The bounds that follow from the loads. Those of backends whose loads are not known stay.
+fn decide(
+    rule: &BoundedLoad,
+    members: &BTreeMap<String, Member>,
+    loads: &BTreeMap<&str, f64>,
+) -> BTreeMap<String, Bound> {
+    let expected = expected(rule.by, members, loads);
+    let mut bounds = BTreeMap::new();
+    for (name, member) in members {
+        let known = loads.get(name.as_str()).zip(expected.get(name)).filter(|(_, expected)| **expected > 0.0);
+        let bound = match known {
+            Some((&load, &expected)) => next(rule, member.bound, load, expected),
+            None => member.bound,
+        };
+        if let Some(bound) = bound {
+            bounds.insert(name.clone(), bound);
+        }
+    }
+    let takes = |name: &String, member: &Member| member.steered && !member.starts && !bounds.contains_key(name);
+    if !members.iter().any(|(name, member)| takes(name, member)) {
+        // Somebody must take the slots: the least loaded.
+        let load = |name: &String| bounds.get(name).map_or(0, |bound| bound.load);
+        let candidates = members.iter().filter(|(_, member)| member.steered && !member.starts);
+        if let Some(least) = candidates.map(|(name, _)| name).min_by_key(|name| load(name)).cloned() {
+            bounds.remove(&least);
+        }
+    }
+    bounds
+}
+
+/// The bound of a backend with this load after the one in force.
+fn next(rule: &BoundedLoad, bound: Option<Bound>, load: f64, expected: f64) -> Option<Bound> {
+    let (ratio, middle) = (load / expected, f64::midpoint(1.0, rule.factor));
+    let keeps = bound.map_or(STEPS, |bound| bound.keeps / (100 / STEPS));
+    let before = bound.map(|bound| f64::from(bound.load) / 100.0);
+    let falls = before.is_some_and(|before| ratio < before * (1.0 - FALLS));
+    // At most by half, because what came before still has its effect.
+    let aim = (f64::from(keeps) * (middle / ratio).clamp(0.5, 2.0)).round() as u8;
+    let steps = if ratio > rule.factor && stands_out(rule.by, load, expected) && !falls {
+        aim.min(keeps.saturating_sub(1)).max(LEAST_STEPS)
+    } else if ratio < middle {
+        aim.max(keeps + 1).min(STEPS)
+    } else {
+        keeps
+    };
+    let measured = (ratio * 100.0).round().min(1e6) as u32;
+    (steps < STEPS).then_some(Bound { keeps: steps * (100 / STEPS), load: measured })
+}

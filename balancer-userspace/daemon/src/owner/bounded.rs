@@ -1,0 +1,77 @@
+//! The loads of backends, and which of them are to give slots away.
+
+use std::collections::BTreeMap;
+
+use balancer_core::{
+    bounded::{Watch, members},
+    io::{Change, CheckOutcome},
+    service::{Backend, Service},
+};
+use balancer_dataplane::Dataplane;
+use balancer_model::bounded::Load;
+use tokio::time::Instant;
+
+use super::Owner;
+
+/// What was seen of each service that bounds loads.
+#[derive(Debug, Default)]
+pub(super) struct Watches(BTreeMap<String, Watch>);
+
+impl<D: Dataplane> Owner<D> {
+    /// Takes note of the loads. Gives the changes that they ask for, where this balancer `decides`, which in a fleet the
+    /// leader alone does.
+    pub fn look_at_loads(&mut self, decides: bool) -> Vec<Change> {
+        let now = Instant::now().into_std();
+        let Self { controller, dataplane, watches, .. } = self;
+        let services = controller.services();
+        let rule = |name: &str| services.iter().find(|of| of.name() == name).and_then(Service::bounded_load);
+        watches.0.retain(|name, watch| rule(name).is_some_and(|rule| rule.by == watch.by()));
+        let mut changes = Vec::new();
+        for service in services.iter() {
+            let Some(rule) = service.bounded_load() else { continue };
+            let name = service.name();
+            let legs = || services.iter().filter(|of| of.name() == name);
+            if legs().next().is_some_and(|first| first.id() != service.id()) {
+                // The other family of a service.
+                continue;
+            }
+            let watch = watches.0.entry(name.to_owned()).or_insert_with(|| Watch::new(rule.by));
+            let is_due = watch.is_due(now);
+            if rule.by == Load::Latency {
+                legs().flat_map(Service::backends).for_each(|backend| note_check(watch, backend));
+            } else if is_due {
+                for (backend, load) in loads(dataplane, rule.by, legs()) {
+                    watch.note(backend, now, load);
+                }
+            }
+            if is_due && let Some(bounds) = watch.look(rule, &members(legs()), now).filter(|_| decides) {
+                changes.push(Change::Bound { service: name.to_owned(), bounds });
+            }
+        }
+        changes
+    }
+}
+
+/// How long the last check of a backend took. One that failed says nothing of how fast the backend works.
+fn note_check(watch: &mut Watch, backend: &Backend) {
+    if let Some(check) = backend.last_check().filter(|check| check.outcome == CheckOutcome::Passed) {
+        watch.note(backend.name(), check.ended, check.took.as_secs_f64());
+    }
+}
+
+/// The known clients of backends, or their counters, in all address families.
+fn loads<'a, D: Dataplane>(dataplane: &D, by: Load, legs: impl Iterator<Item = &'a Service>) -> BTreeMap<&'a str, f64> {
+    let counters = dataplane.backend_counters();
+    let mut loads = BTreeMap::new();
+    for backend in legs.flat_map(Service::backends) {
+        let counted = || counters.read(backend.id());
+        let load = match by {
+            Load::Clients => backend.known_clients(),
+            Load::Connections => counted().connections,
+            Load::Bytes => counted().bytes,
+            Load::Latency => continue,
+        };
+        *loads.entry(backend.name()).or_default() += load as f64;
+    }
+    loads
+}

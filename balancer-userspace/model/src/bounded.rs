@@ -1,0 +1,92 @@
+//! Bounded load: a backend that has more than its share takes fewer new clients, and nobody known is moved.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The bounds of `factor`. Less than the least would follow every fluctuation.
+pub const FACTORS: (f64, f64) = (1.05, 10.0);
+
+/// When a backend has too much, and of what.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BoundedLoad {
+    /// More than so many times its expected share is too much.
+    pub factor: f64,
+    /// The load that is compared.
+    pub by: Load,
+}
+
+/// The load of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// Known clients.
+    Clients,
+    /// New connections in a minute.
+    Connections,
+    /// Bytes in a minute.
+    Bytes,
+    /// The median time that health checks took in a minute, beside that of the other backends.
+    Latency,
+}
+
+impl Load {
+    /// The configuration's words.
+    pub const WORDS: [(&'static str, Self); 4] = [
+        ("clients", Self::Clients),
+        ("connections", Self::Connections),
+        ("bytes", Self::Bytes),
+        ("latency", Self::Latency),
+    ];
+
+    /// Returns its word in the configuration.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Clients => "clients",
+            Self::Connections => "connections",
+            Self::Bytes => "bytes",
+            Self::Latency => "latency",
+        }
+    }
+}
+
+/// The bound of a backend that has, or had, too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The part of its own slots that it keeps, in percent: a multiple of 10, from 10 to 90 where it is in force. The others are given away.
+    pub keeps: u8,
+    /// Its load when that was decided, in percent of what was expected.
+    pub load: u32,
+}
+
+impl Bound {
+    /// The bound of a backend that gives nothing away.
+    pub const NONE: Self = Self { keeps: 100, load: 0 };
+
+    /// Returns how many slots it gives away, where it has `slots` left.
+    #[must_use]
+    pub fn given(&self, slots: u32) -> u32 {
+        let (keeps, slots) = (u64::from(self.keeps.clamp(1, 100)), u64::from(slots));
+        u32::try_from((slots * (100 - keeps) + keeps / 2) / keeps).unwrap_or(u32::MAX)
+    }
+}
+
+/// `keeps 70% of its slots, had 1.62 times its share`.
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "keeps {}% of its slots, had {:.2} times its share", self.keeps, f64::from(self.load) / 100.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_backend_keeps_a_part_of_its_slots_then_the_rest_of_them_is_given_away() {
+        let given = |keeps, slots| Bound { keeps, load: 150 }.given(slots);
+        assert_eq!([given(50, 100), given(10, 10), given(90, 900), given(70, 0)], [100, 90, 100, 0]);
+        assert_eq!(Bound { keeps: 70, load: 162 }.to_string(), "keeps 70% of its slots, had 1.62 times its share");
+    }
+}
