@@ -72,8 +72,8 @@ fn came(context: *mut xdp_md) -> Option<()> {
     let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
     draft.begun = 0;
     // SAFETY: a plain helper call; the controller writes the word in one piece.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if now >= unsafe { (&raw const settings.until).read_volatile() } {
+    let (now, until) = unsafe { (bpf_ktime_get_ns(), (&raw const settings.until).read_volatile()) };
+    if now >= until {
         return None;
     }
     scan(context, draft);

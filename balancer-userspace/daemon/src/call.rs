@@ -33,6 +33,9 @@ pub type DenyFileRead = Result<Arc<DenyList>, String>;
 /// The targets of a list as they were read, or why they were not.
 pub type ListRead = Result<Arc<Vec<Target>>, String>;
 
+/// A trace, with how backends are reached.
+pub type Traced = (Arc<Trace>, Vec<HopView>);
+
 /// A change that a user asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wish {
@@ -118,7 +121,7 @@ pub enum Call {
         /// Which.
         trace: u64,
         /// The trace, with how backends are reached, or that it has ended.
-        reply: oneshot::Sender<Result<(Arc<Trace>, Vec<HopView>), Refused>>,
+        reply: oneshot::Sender<Result<Traced, Refused>>,
     },
     /// Backends that may answer some clients past this machine.
     NearBackends {

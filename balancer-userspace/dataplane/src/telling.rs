@@ -220,12 +220,15 @@ fn again(ebpf: &Ebpf, name: &str) -> anyhow::Result<Map> {
     let missing = || anyhow!("the kernel object holds no map {name}");
     let map = ebpf.map(name).ok_or_else(missing)?;
     let copy = |data: &MapData| Ok::<_, anyhow::Error>(MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?);
-    Ok(match map {
-        Map::Array(data) => Map::Array(copy(data)?),
-        Map::HashMap(data) => Map::HashMap(copy(data)?),
-        Map::PerfEventArray(data) => Map::PerfEventArray(copy(data)?),
-        _ => return Err(missing()),
-    })
+    if let Map::Array(data) = map {
+        Ok(Map::Array(copy(data)?))
+    } else if let Map::HashMap(data) = map {
+        Ok(Map::HashMap(copy(data)?))
+    } else if let Map::PerfEventArray(data) = map {
+        Ok(Map::PerfEventArray(copy(data)?))
+    } else {
+        Err(missing())
+    }
 }
 
 #[cfg(test)]

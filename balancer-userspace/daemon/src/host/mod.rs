@@ -374,7 +374,9 @@ impl Tracing {
         let asks = self.asks.clone();
         let gone = move || {
             // At the end of the process nobody listens any more.
-            let _ = asks.upgrade().map(|asks| asks.send(Ask::TraceEnded));
+            if let Some(asks) = asks.upgrade() {
+                let _ = asks.send(Ask::TraceEnded);
+            }
         };
         let trace = Trace::begin(self.last, prepared, gone).inspect_err(|_| machine.trace_no_more())?;
         Ok(Arc::clone(present.insert(trace)))
