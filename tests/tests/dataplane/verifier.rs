@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
 use balancer_dataplane::{Capacity, Decap, KernelDataplane};
+use nix::sys::utsname::uname;
 
 const BUDGET: u32 = 500_000;
 /// Of the program that tells of packets: that one, and what it tells.
@@ -24,11 +25,14 @@ fn the_programs_are_verified_within_their_budgets() -> Result<()> {
     };
     let mut balancer = KernelDataplane::load(capacity, &[1])?;
     let mut decap = Decap::load(&[])?;
-    let counts = [
-        ("balancer", verified(balancer.program()?)?, BUDGET),
-        ("tell_and_steer", verified(balancer.load_telling()?)?, TELLING_BUDGET),
-        ("decap", verified(decap.program()?)?, BUDGET),
-    ];
+    let mut counts =
+        vec![("balancer", verified(balancer.program()?)?, BUDGET), ("decap", verified(decap.program()?)?, BUDGET)];
+    match balancer.load_telling() {
+        Ok(program) => counts.push(("tell_and_steer", verified(program)?, TELLING_BUDGET)),
+        // Nobody can trace there, and is told so.
+        Err(refused) if uname()?.release().as_encoded_bytes().starts_with(b"6.1.") => println!("{refused:#}"),
+        Err(refused) => return Err(refused),
+    }
     for (name, count, budget) in counts {
         println!("{name}: {count} verified instructions");
         ensure!(count <= budget, "{name}: {count} verified instructions, more than {budget}");
