@@ -1,4 +1,4 @@
-//! What the program that tells of packets shares with the controller that loads it. It is attached only while `balancer trace`
+//! Data that the program that tells of packets shares with the controller. The program is attached only while `balancer trace`
 //! or `balancer capture` runs, and none of this is kept.
 
 use bytemuck::{Pod, Zeroable};

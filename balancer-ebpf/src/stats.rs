@@ -91,7 +91,7 @@ pub(crate) fn replies() -> Option<&'static ReplyStats> {
     REPLY_STATS.get(0)
 }
 
-/// What became of entries of clients, of this CPU.
+/// Counts of entries of clients that were made, replaced or refused, of this CPU.
 #[inline(always)]
 pub(crate) fn memory() -> Option<&'static MemoryStats> {
     MEMORY_STATS.get(0)

@@ -302,7 +302,7 @@ fn compare_backend(id: u32, then: &BackendStats, now: &BackendStats, head: &mut 
     }
 }
 
-/// What this CPU has counted since.
+/// Notes the counters of this CPU that have risen since the packet came.
 #[inline(always)]
 fn compare(draft: &mut Draft) -> Option<()> {
     let head = &mut draft.head;

@@ -102,10 +102,10 @@ pub struct TracedPacket {
     /// Why it was dropped, as in `balancer_drops_total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop: Option<String>,
-    /// What the program answered itself: `echo`, `too_big` or `rejected`.
+    /// The answer that the program gave itself: `echo`, `too_big` or `rejected`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<String>,
-    /// What became of the client's entry: `recorded`, `evicted` (of another), `full`, `limited`.
+    /// Changes to the client's entry: `recorded`, `evicted` (of another), `full`, `limited`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory: Vec<String>,
     /// How the backend was chosen, as in `balancer_decisions_total`.

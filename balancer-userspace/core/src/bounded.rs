@@ -18,7 +18,7 @@ use crate::{service::Service, table::STEPS};
 pub const DWELL: Duration = Duration::from_secs(600);
 /// How often loads are looked at.
 pub const LOOK: Duration = Duration::from_secs(10);
-/// What rates and medians are taken over.
+/// The time that rates and medians are taken over.
 const WINDOW: Duration = Duration::from_secs(60);
 /// A rate over less says little, at the start.
 const LEAST_WINDOW: Duration = Duration::from_secs(45);
@@ -61,7 +61,7 @@ pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, 
     members
 }
 
-/// What has been seen of the loads of a service, and when its bounds last changed.
+/// The loads of a service that were seen, and when its bounds last changed.
 #[derive(Clone, Debug)]
 pub struct Watch {
     by: Load,

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
-use balancer_api::model::{
-    Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView,
+use balancer_api::{
+    model::{Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView},
+    trace::{BeginTrace, HopView},
 };
-use balancer_api::trace::{BeginTrace, HopView};
 use balancer_core::{
     controller::NearBackend,
     io::{Change, Refused},

@@ -1,7 +1,5 @@
 //! `GET /v1/events`.
 
-use std::time::Duration;
-
 use axum::{Json, extract::State, http::StatusCode};
 use balancer_api::events::{EventsView, MAX_WAIT};
 use balancer_model::value;
@@ -9,7 +7,7 @@ use serde::Deserialize;
 
 use super::{
     failure::Failure,
-    routes::{Asked, Outcome, ask},
+    routes::{Asked, Outcome, ask, patience},
 };
 use crate::{
     call::{Call, Calls},
@@ -33,11 +31,7 @@ pub(super) async fn events(State(calls): State<Calls>, Asked(query): Asked<Event
         (None, Some(last)) => Since::Last(last),
         (None, None) => Since::Sequence(0),
     };
-    let wait = query.wait.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-    let wait = wait.unwrap_or(Duration::ZERO);
-    if wait > MAX_WAIT {
-        return Err(Failure::bad_request(format!("wait is too long; give at most \"{}s\"", MAX_WAIT.as_secs())));
-    }
+    let wait = patience(query.wait.as_deref(), MAX_WAIT)?;
     let events = ask(&calls, |reply| Call::Events { reply }).await?;
     let found = events.read(since, wait).await;
     found.map(Json).map_err(|error| Failure::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))

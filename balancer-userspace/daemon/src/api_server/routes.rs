@@ -116,6 +116,15 @@ pub(super) fn router(calls: Calls, configurations: Configurations) -> Router {
         .with_state(calls)
 }
 
+/// How long a request that gives `wait` waits for news, at most `most`.
+pub(super) fn patience(wait: Option<&str>, most: Duration) -> Result<Duration, Failure> {
+    let wait = wait.map(value::duration).transpose().map_err(Failure::bad_request)?.unwrap_or(Duration::ZERO);
+    if wait > most {
+        return Err(Failure::bad_request(format!("wait is too long; give at most \"{}s\"", most.as_secs())));
+    }
+    Ok(wait)
+}
+
 pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
 /// The part of the URL that is not the body, checked; a rejection becomes JSON.

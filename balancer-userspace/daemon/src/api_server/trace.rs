@@ -1,7 +1,5 @@
 //! `/v1/trace`.
 
-use std::time::Duration;
-
 use axum::{
     Json,
     body::Body,
@@ -9,7 +7,6 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use balancer_api::trace::{BeginTrace, InterfaceName, MAX_WAIT, TraceBegun, TraceEnded, TraceView};
-use balancer_model::value;
 use nix::net::if_::if_nameindex;
 use serde::Deserialize;
 
@@ -17,7 +14,7 @@ use super::{
     asker::Asker,
     body::read,
     failure::Failure,
-    routes::{Asked, Names, Outcome, ask},
+    routes::{Asked, Names, Outcome, ask, patience},
 };
 use crate::call::{Call, Calls};
 
@@ -48,11 +45,7 @@ pub(super) async fn packets(
     Names(trace): Names<u64>,
     Asked(query): Asked<TraceQuery>,
 ) -> Outcome<TraceView> {
-    let wait = query.wait.as_deref().map(value::duration).transpose().map_err(Failure::bad_request)?;
-    let wait = wait.unwrap_or(Duration::ZERO);
-    if wait > MAX_WAIT {
-        return Err(Failure::bad_request(format!("wait is too long; give at most \"{}s\"", MAX_WAIT.as_secs())));
-    }
+    let wait = patience(query.wait.as_deref(), MAX_WAIT)?;
     let (trace, hops) = ask(&calls, |reply| Call::Traced { trace, reply }).await??;
     trace.watch(&hops);
     let packets = trace.take(wait).await;

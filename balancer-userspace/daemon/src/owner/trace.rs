@@ -1,4 +1,4 @@
-//! What a trace needs to know of services and backends.
+//! Facts of services and backends that a trace needs.
 
 use std::collections::BTreeSet;
 

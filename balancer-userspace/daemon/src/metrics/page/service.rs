@@ -263,7 +263,6 @@ fn state(backend: &BackendSnapshot) -> Markup {
     }
 }
 
-/// A bar as long as `share`, with a mark where it is expected to end; the text beside it says the same.
 /// The slots that a backend has, and behind them those that it gives away.
 fn band(slots: u32, given: u32) -> Markup {
     let kept = 100.0 * f64::from(slots) / f64::from(slots.saturating_add(given).max(1));
@@ -275,6 +274,7 @@ fn band(slots: u32, given: u32) -> Markup {
     }
 }
 
+/// A bar as long as `share`, with a mark where it is expected to end; the text beside it says the same.
 fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     let place = |ratio: f64| format!("{:.2}", 100.0 * ratio);
     html! {
