@@ -86,10 +86,10 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
         Ok(())
     })
     .unwrap();
-    let backend = wait_until(&site, "the agent is silent", |backend| {
-        backend.agent.as_ref().is_some_and(|agent| agent.silent.is_some())
+    let backend = wait_until(&site, "up, with an agent that is silent", |backend| {
+        backend.state == "up" && backend.agent.as_ref().is_some_and(|agent| agent.silent.is_some())
     });
-    assert!(backend.reason.starts_with("its agent is silent: ") && backend.state == "up", "{backend:?}");
+    assert!(backend.reason.starts_with("its agent is silent: "), "{backend:?}");
     wait("both are silent", || site.metrics().unwrap().sum("agent_silent", &[]).unwrap() == 2.0);
     let homes = site.homes(Family::V4, CLIENTS).unwrap();
     let all_stay = |site: &Site| assert_eq!(site.homes(Family::V4, CLIENTS).unwrap(), homes);

@@ -1,12 +1,15 @@
 //! `docs/openapi.json` against the running controller: what it answers, and how it refuses, is described.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
-    site::Site,
+    site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
 use serde_json::{Value, json};
@@ -54,6 +57,21 @@ fn ask(site: &Site, description: &Value, method: &str, path: &str, operation: &V
     status
 }
 
+/// Number of a trace that was just begun, because one that nobody asks about ends within seconds.
+fn new_trace(site: &Site) -> String {
+    let start = Instant::now();
+    loop {
+        let (status, answer) = exchange(site, &request("POST", "/v1/trace", br#"{"snaplen": 64}"#));
+        if status == 200 {
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            return answer["trace"].to_string();
+        }
+        // The one before has to end first.
+        assert!(status == 409 && start.elapsed() < PATIENCE, "{status}: {answer}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn a_running_controller_answers_and_refuses_as_described() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
@@ -70,6 +88,7 @@ fn a_running_controller_answers_and_refuses_as_described() {
         let path = described.replace("{service}", "web").replace("{backend}", "web2");
         let path = path.replace("{ip}", &client.to_string()).replace("{address}", &address).replace("{length}", "24");
         let path = path.replace("{protocol}", "udp").replace("{ports}", "443");
+        let path = if path.contains("{trace}") { path.replace("{trace}", &new_trace(&site)) } else { path };
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let mut example = operation["requestBody"]["content"]["application/json"]["example"].clone();
         if let Some(text) = example.get_mut("text") {
@@ -82,8 +101,10 @@ fn a_running_controller_answers_and_refuses_as_described() {
         let expected = if described == "/v1/fleet" { 404 } else { 200 };
         assert_eq!(status, expected, "{method} {path}");
         let harmless = method == "GET" || example["dry_run"] == true;
-        let harmless =
-            harmless || ["/plan", "/clients", "/{ip}", "/withdrawn"].iter().any(|end| described.ends_with(end));
+        let harmless = harmless
+            || ["/plan", "/clients", "/{ip}", "/withdrawn", "/trace", "/{trace}"]
+                .iter()
+                .any(|end| described.ends_with(end));
         assert_eq!(generation() == before, harmless, "{method} {path}");
 
         let responses = &operation["responses"];
