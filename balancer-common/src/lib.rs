@@ -4,6 +4,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod aes;
 pub mod checksum;
 pub mod client;
 pub mod client_table;
@@ -14,6 +15,7 @@ pub mod kept;
 pub mod map_types;
 pub mod memory;
 pub mod query;
+pub mod quic;
 pub mod rule_filter;
 pub mod seen;
 pub mod service_table;

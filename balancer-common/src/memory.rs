@@ -168,15 +168,17 @@ pub fn consult(
     may_record: impl FnOnce() -> bool,
 ) -> Answer {
     let record = |live| if may_record() { record(bucket, query, live, &backend) } else { Recorded::Limited };
-    consult_with(bucket, query, &backend, record)
+    consult_with(bucket, query, &backend, || true, record)
 }
 
-/// [`consult`] where `newcomer` records a client without an entry at the backend that it is given.
+/// [`consult`] where `newcomer` records a client without an entry at the backend that it is given, and `may_migrate` says
+/// whether a known client may be known elsewhere because of a connection that it has brought along.
 #[inline(always)]
 pub fn consult_with(
     bucket: &impl Entries,
     query: &Query,
     backend: impl Fn(u16) -> Option<BackendFacts>,
+    may_migrate: impl FnOnce() -> bool,
     newcomer: impl FnOnce(u16) -> Recorded,
 ) -> Answer {
     // Not left in an option, whose content is undefined where there is none: the verifier refuses to see that copied.
@@ -215,6 +217,11 @@ pub fn consult_with(
         failback: query.failback,
         now: query.now,
     });
+    let steered = if query.migrates && steered.moved.is_some() && !may_migrate() {
+        Steered { moved: None, entry: None, ..steered }
+    } else {
+        steered
+    };
     let (moved_from, cause) = match steered.moved {
         Some(cause) => (old.backend(), cause),
         None => (NO_BACKEND, CauseIndex(0)),
@@ -369,6 +376,7 @@ mod tests {
         live: Some(5),
         live_is_home: true,
         pinned: false,
+        migrates: false,
         opens: true,
         datagram: false,
         failback: false,

@@ -9,6 +9,7 @@ const FAILBACK: u64 = 1 << 51;
 const PEEKS: u64 = 1 << 52;
 const PINNED: u64 = 1 << 53;
 const MARKS: u64 = 1 << 54;
+const MIGRATES: u64 = 1 << 55;
 
 /// A packet that consults the client table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Query {
     pub live_is_home: bool,
     /// A rule names the backend: `live` is that one.
     pub pinned: bool,
+    /// With `pinned`: a connection that the client has brought from another address names it.
+    pub migrates: bool,
     /// A TCP segment that opens a connection.
     pub opens: bool,
     /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
@@ -62,6 +65,7 @@ impl Query {
             | bit(self.datagram, DATAGRAM)
             | bit(self.failback, FAILBACK)
             | bit(self.pinned, PINNED)
+            | bit(self.migrates, MIGRATES)
             | bit(self.peeks, PEEKS)
             | bit(self.marks, MARKS);
         PackedQuery([self.hash, first, u64::from(self.remember) | u64::from(self.idle) << 16])
@@ -89,12 +93,19 @@ impl PackedQuery {
         self.0[1] & MARKS != 0
     }
 
+    /// [`Query::migrates`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn migrates(self) -> bool {
+        self.0[1] & MIGRATES != 0
+    }
+
     /// The same of a packet that goes to a backend only if its client is known there.
     #[inline(always)]
     #[must_use]
     pub const fn of_known_alone(self) -> Self {
         let Self([hash, first, second]) = self;
-        Self([hash, first & !PINNED | ALL_DOWN as u64, second])
+        Self([hash, first & !(PINNED | MIGRATES) | ALL_DOWN as u64, second])
     }
 
     /// What it stands for.
@@ -109,6 +120,7 @@ impl PackedQuery {
             live: (live != ALL_DOWN).then_some(live),
             live_is_home: first & LIVE_IS_HOME != 0,
             pinned: first & PINNED != 0,
+            migrates: self.migrates(),
             opens: first & OPENS != 0,
             datagram: first & DATAGRAM != 0,
             failback: first & FAILBACK != 0,
@@ -131,6 +143,7 @@ mod tests {
         live: None,
         live_is_home: false,
         pinned: false,
+        migrates: false,
         opens: false,
         datagram: false,
         failback: false,
@@ -151,6 +164,7 @@ mod tests {
             Query { live: Some(ALL_DOWN - 1), ..NONE },
             Query { live_is_home: true, ..NONE },
             Query { pinned: true, ..NONE },
+            Query { migrates: true, ..NONE },
             Query { opens: true, ..NONE },
             Query { datagram: true, ..NONE },
             Query { failback: true, ..NONE },

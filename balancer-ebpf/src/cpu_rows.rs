@@ -36,6 +36,24 @@ pub(crate) unsafe fn add_shared(word: *mut u64, amount: u64) {
     }
 }
 
+/// Sets bits of a word of which others are changed at the same time.
+///
+/// # Safety
+/// The pointer is valid for reads and writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn set_shared(word: *mut u64, bits: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: one instruction, which changes that word. As above.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) word, in(reg) bits, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        *word |= bits;
+    }
+}
+
 /// Replaces a word that other CPUs replace as well, if it is `old`. Returns what it was.
 ///
 /// # Safety

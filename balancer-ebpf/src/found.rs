@@ -1,12 +1,11 @@
 //! A frame whose layer-4 header has been found, and what an ICMP error quotes.
 
-use aya_ebpf::{macros::map, maps::PerCpuArray};
-
 use crate::{
     ingress::Ingress,
     opaque,
     packet::Packet,
     parse::{self, ICMP_HEADER_LEN, Ip, TCP, UDP},
+    scratch::{self, Row},
 };
 
 /// Source and destination port.
@@ -22,9 +21,6 @@ struct Kept {
     reserved: u32,
 }
 
-#[map]
-static KEPT: PerCpuArray<Kept> = PerCpuArray::with_max_entries(1, 0);
-
 /// Keeps where the headers of a packet lie, for [`Found::again`].
 #[inline(always)]
 pub(crate) fn keep(ip: &Ip<'_>) {
@@ -35,7 +31,7 @@ pub(crate) fn keep(ip: &Ip<'_>) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_keep(place: u64, fragment: u64) -> u64 {
-    if let Some(kept) = KEPT.get_ptr_mut(0) {
+    if let Some(kept) = scratch::place::<Kept>(Row::Kept) {
         // SAFETY: a row of this CPU, as below.
         unsafe { kept.write(Kept { place, fragment: fragment as u32, reserved: 0 }) };
     }
@@ -84,7 +80,7 @@ impl Found {
     pub(crate) fn again(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
-        let Kept { place, fragment, .. } = unsafe { KEPT.get_ptr(0)?.read() };
+        let Kept { place, fragment, .. } = unsafe { scratch::place::<Kept>(Row::Kept)?.read() };
         let ip = Ip::kept(frame, place, fragment)?;
         Some(Self { ingress, frame, ip })
     }

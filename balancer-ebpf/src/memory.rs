@@ -1,11 +1,6 @@
 //! The client table in the kernel.
 
-use aya_ebpf::{
-    Global,
-    bindings::BPF_F_MMAPABLE,
-    macros::map,
-    maps::{Array, PerCpuArray},
-};
+use aya_ebpf::{Global, bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     map_types::{Control, NO_BACKEND},
@@ -18,6 +13,7 @@ use balancer_common::{
 use crate::{
     backends, control, opaque,
     puzzles::{self, Puzzle},
+    scratch::{self, Row},
     stats,
     step::{Choice, Step, Unchosen},
 };
@@ -127,24 +123,26 @@ struct Pending {
     query: PackedQuery,
     step: Unchosen,
     nobody: Step,
+    /// Of [`remember_later`]; 0: of [`consult_later`].
+    note: u64,
 }
 
-#[map]
-static PENDING: PerCpuArray<Pending> = PerCpuArray::with_max_entries(1, 0);
+/// In the answer to a query: the client's entry has come to be, or to name another backend.
+const CHANGED: u64 = 1 << 32;
 
 /// Puts a query off; `step` is to be taken with the answer, `nobody` if nobody takes the client.
 #[inline(always)]
 pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Option<Step> {
-    let pending = PENDING.get_ptr_mut(0)?;
+    let pending = scratch::place::<Pending>(Row::Pending)?;
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
-    unsafe { pending.write(Pending { query: query.packed(), step, nobody }) };
+    unsafe { pending.write(Pending { query: query.packed(), step, nobody, note: 0 }) };
     Some(Step::CONSULT)
 }
 
 /// Has the query that was put off send known clients alone to a backend; others pass.
 #[inline(always)]
 pub(crate) fn ask_for_known() {
-    if let Some(pending) = PENDING.get_ptr_mut(0) {
+    if let Some(pending) = scratch::place::<Pending>(Row::Pending) {
         // SAFETY: as in `consult_later`.
         unsafe {
             (*pending).query = (*pending).query.of_known_alone();
@@ -153,15 +151,32 @@ pub(crate) fn ask_for_known() {
     }
 }
 
-/// The step that [`consult_later`] was given, with the backend, or the end of it.
+/// Puts off a query about a client whose connection names its backend: `step` leads there, whatever the answer. [`resume`] gives
+/// `note`, which is not 0, to whoever resumes if the client comes to be known there because of it.
 #[inline(always)]
-pub(crate) fn resume() -> Step {
-    let Some(pending) = PENDING.get_ptr(0) else { return Step::drop(DropReason::NoBackend) };
+pub(crate) fn remember_later(query: &Query, step: Step, note: u64) -> Option<Step> {
+    let pending = scratch::place::<Pending>(Row::Pending)?;
+    let query = if query.migrates { query.packed() } else { query.packed().of_known_alone() };
     // SAFETY: as in `consult_later`.
-    let Pending { query, step, nobody } = unsafe { pending.read() };
+    unsafe { pending.write(Pending { query, step: Unchosen::NONE, nobody: step, note }) };
+    Some(Step::CONSULT)
+}
+
+/// The step that was given to [`consult_later`], with the backend, or the end of it; or the one that was given to
+/// [`remember_later`], with its note or 0.
+#[inline(always)]
+pub(crate) fn resume() -> (Step, u64) {
+    let Some(pending) = scratch::place::<Pending>(Row::Pending) else { return (Step::drop(DropReason::NoBackend), 0) };
+    // SAFETY: as in `consult_later`.
+    let Pending { query, step, nobody, note } = unsafe { pending.read() };
+    if note != 0 {
+        let PackedQuery([hash, first, second]) = query;
+        let changed = balancer_consult(hash, first, second) & CHANGED != 0 && query.migrates();
+        return (nobody, if changed { note } else { 0 });
+    }
     match answered(query) {
-        Some(choice) => step.chosen(choice),
-        None => nobody,
+        Some(choice) => (step.chosen(choice), 0),
+        None => (nobody, 0),
     }
 }
 
@@ -174,8 +189,9 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
     let query = packed.unpacked();
     let Some(control) = control::words() else { return u64::from(NO_BACKEND) };
     let Some(shared) = Shared::of(hash, query.peeks) else { return u64::from(NO_BACKEND) };
-    let answer = rule::consult_with(&shared, &query, backends::facts, |live| {
-        if packed.peeks() || !stats::may_record(control, query.service) {
+    let may = || !packed.peeks() && stats::may_record(control, query.service);
+    let answer = rule::consult_with(&shared, &query, backends::facts, may, |live| {
+        if !may() {
             return Recorded::Limited;
         }
         Recorded::of_number(balancer_record(hash, first, second, live.into()) as u8)
@@ -183,13 +199,20 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
     if !packed.peeks() {
         stats::count_recorded(answer.recorded);
         if answer.moved_from != NO_BACKEND {
-            stats::count_moved(answer.moved_from, answer.cause);
+            if packed.migrates() {
+                stats::count_migrated(answer.moved_from);
+            } else {
+                stats::count_moved(answer.moved_from, answer.cause);
+            }
         }
         if answer.known && packed.marks() {
             mark(control, hash);
         }
     }
-    u64::from(answer.backend.unwrap_or(NO_BACKEND)) | u64::from(DecisionIndex::from(answer.decision).0) << 16
+    let recorded = matches!(answer.recorded, Recorded::Inserted | Recorded::Evicted);
+    u64::from(answer.backend.unwrap_or(NO_BACKEND))
+        | u64::from(DecisionIndex::from(answer.decision).0) << 16
+        | if recorded || answer.moved_from != NO_BACKEND { CHANGED } else { 0 }
 }
 
 /// Records a newcomer at `live`. A function of its own: with the search for a place in it, the consultation of a known client

@@ -2,7 +2,10 @@
 //! [`crate::steps`].
 
 use balancer_common::{
-    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_RULES, SERVICE_SHARED},
+    map_types::{
+        CONTROL_FLOWS, CONTROL_RETURNS, Control, LISTENER_QUIC, SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_QUIC,
+        SERVICE_RULES, SERVICE_SHARED,
+    },
     verdict::DropReason,
 };
 
@@ -54,9 +57,12 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return not_for_a_service(control, ingress, ip, ports);
     };
     let service = listener.service;
-    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL) != 0 {
+    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0 {
         if service.flags & SERVICE_FLOWS != 0 {
             return Step::FLOW;
+        }
+        if listener.listening.flags & LISTENER_QUIC != 0 {
+            return Step::RARE;
         }
         if rules::may_concern(service, ip.family, &ip.source) {
             return Step::RARE;

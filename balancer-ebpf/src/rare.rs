@@ -2,7 +2,7 @@
 //! ICMP), and what is for a service with rules.
 
 use balancer_common::{
-    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, FAMILY_V6, PortlessMatch, SERVICE_FLOWS},
+    map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, FAMILY_V6, LISTENER_QUIC, PortlessMatch, SERVICE_FLOWS},
     service_table::PublishedView,
     verdict::{DecisionIndex, DropReason},
 };
@@ -16,7 +16,7 @@ use crate::{
     returns, service,
     share::{self, Treated},
     steer,
-    step::{Carries, Choice, FlowPart, Step, ToBackend, ToClient, Toward},
+    step::{Carries, Choice, FlowPart, Quic, Step, ToBackend, ToClient, Toward},
 };
 
 /// What every decision about a frame needs.
@@ -89,6 +89,9 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     }
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(tables.control, ip) {
         return if treated.is_steered() { Step::drop(DropReason::Martian) } else { Step::PASS };
+    }
+    if listener.listening.flags & LISTENER_QUIC != 0 {
+        return Step::to(Quic::of(listener.service));
     }
     steer::choose_later(
         tables.control,

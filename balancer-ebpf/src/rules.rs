@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{
-        Array, PerCpuArray,
+        Array,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -17,7 +17,10 @@ use balancer_common::{
     rule_filter,
 };
 
-use crate::{backends, cpu_rows};
+use crate::{
+    backends, cpu_rows,
+    scratch::{self, Row},
+};
 
 /// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
 const SPARE: u32 = 1;
@@ -58,6 +61,12 @@ impl Ruled {
     #[inline(always)]
     pub(crate) const fn spreads(self) -> bool {
         self.0 as u16 == RULE_SPREAD
+    }
+
+    /// No rule is for it.
+    #[inline(always)]
+    pub(crate) const fn is_none(self) -> bool {
+        self.0 == Self::NONE.0
     }
 
     /// It is dropped.
@@ -118,16 +127,12 @@ struct Lookup {
     key: RuleKey,
 }
 
-/// What is looked up. Not on the stack, of which the steps that lead here leave little.
-#[map]
-static LOOKUP: PerCpuArray<Lookup> = PerCpuArray::with_max_entries(1, 0);
-
 /// A global function: only services with rules pay for it, in instructions to verify as well.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
-    let Some(lookup) = LOOKUP.get_ptr_mut(0) else { return Ruled::NONE.0 };
+    let Some(lookup) = scratch::place::<Lookup>(Row::Rule) else { return Ruled::NONE.0 };
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. The same layout.
     let key = unsafe {
         (*lookup).bits = RULE_KEY_BITS;

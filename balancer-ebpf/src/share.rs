@@ -3,11 +3,7 @@
 //! A client's place in a fixed order says on which side it is ([`balancer_common::share`]). Of clients that have changed
 //! sides, an open TCP connection stays where it is: the host's connections are known by their sockets.
 
-use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    macros::map,
-    maps::{Array, PerCpuArray},
-};
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client::HashKey,
     map_types::{FAMILY_V4, ListenerRow, SERVICE_SHARED, ServiceRow, ShareStats},
@@ -20,6 +16,7 @@ use crate::{
     forward::sockets::{self, HostSocket},
     ingress::Ingress,
     memory, rules,
+    scratch::{self, Row},
     step::{Kind, Step},
 };
 
@@ -140,14 +137,10 @@ struct Asked {
     left: bool,
 }
 
-/// Not on the stack, of which the steps that lead here leave little.
-#[map]
-static ASKED_OF: PerCpuArray<Asked> = PerCpuArray::with_max_entries(1, 0);
-
 /// Notes whose connection is asked for by the step that is taken [unless the host has it](Step::unless_hosts).
 #[inline(always)]
 pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
-    if let Some(asked) = ASKED_OF.get_ptr_mut(0) {
+    if let Some(asked) = scratch::place::<Asked>(Row::Shared) {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { asked.write(Asked { service: service.id, left: treated.has_left() }) };
     }
@@ -160,7 +153,7 @@ pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
 /// not known are taken for the host's.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress, next: Step) -> Step {
-    let Some(asked) = ASKED_OF.get_ptr(0) else { return Step::PASS };
+    let Some(asked) = scratch::place::<Asked>(Row::Shared) else { return Step::PASS };
     // SAFETY: as in `ask`.
     let Asked { service, left } = unsafe { asked.read() };
     let socket = sockets::of_host(ingress);

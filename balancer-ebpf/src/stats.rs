@@ -272,6 +272,20 @@ pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
     }
 }
 
+/// Known clients that were moved from a backend because a connection that they have brought from another address names another
+/// one, by backend id. All CPUs share a row.
+#[map]
+static MIGRATED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Counts such a client.
+#[inline(always)]
+pub(crate) fn count_migrated(from: u16) {
+    if let Some(count) = MIGRATED.get_ptr_mut(u32::from(from)) {
+        // SAFETY: a map value.
+        unsafe { cpu_rows::add_shared(count, 1) };
+    }
+}
+
 /// Whether another newcomer of a service may be recorded in this period: of its own share, or beyond.
 #[inline(always)]
 pub(crate) fn may_record(control: &'static Control, service: u16) -> bool {

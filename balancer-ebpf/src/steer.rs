@@ -9,14 +9,14 @@ use balancer_common::{
     client,
     map_types::{
         ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REJECTS,
-        SERVICE_REMEMBERS, SLOT_REFILLED, ServiceRow, SlotLine, TableSlot,
+        SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED, ServiceRow, SlotLine, SlotPlace, TableSlot,
     },
     query::Query,
     verdict::{Decision, DecisionIndex, DropIndex, DropReason},
 };
 
 use crate::{
-    forward, memory,
+    cpu_rows, forward, memory,
     parse::{Ip, Ports, UDP},
     puzzles::{self, Puzzle},
     rules::{self, Ruled},
@@ -233,6 +233,7 @@ fn steer<Answer>(
         live,
         live_is_home: slot.flags & SLOT_REFILLED == 0,
         pinned: pin.is_some(),
+        migrates: false,
         opens: packet.opens,
         datagram: packet.datagram,
         failback: service.flags & SERVICE_FAILBACK != 0,
@@ -279,6 +280,24 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     // SAFETY: within the line, which is as many half words. What packets read changes in its flags alone.
     let backend = unsafe { ptr::from_ref(line).cast::<u16>().add(index).read() };
     Some(TableSlot { backend, flags: flags >> index })
+}
+
+/// Where the slot of a client's hash lies, and whether it is another backend's.
+#[inline(always)]
+pub(crate) fn slot_unlike(service: &'static ServiceRow, hash: u64, backend: u16) -> Option<(SlotPlace, bool)> {
+    // SAFETY: a reference is valid for reads.
+    let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
+    let slot = live_slot(service, hash)?;
+    Some((table.place(client::slot(hash, table.size)), slot.backend != backend))
+}
+
+/// Has the entries of the clients of a slot be read from now on.
+#[inline(always)]
+pub(crate) fn except(line: u32, index: u32) {
+    if let Some(line) = SLOTS.get_ptr_mut(line) {
+        // SAFETY: a map value; other CPUs and the controller change single bits of its flags.
+        unsafe { cpu_rows::set_shared(&raw mut (*line).flags, SLOT_EXCEPTIONS << (index & 31)) };
+    }
 }
 
 #[inline(always)]

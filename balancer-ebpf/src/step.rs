@@ -2,7 +2,10 @@
 
 use core::marker::PhantomData;
 
-use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
+use balancer_common::{
+    map_types::ServiceRow,
+    verdict::{DecisionIndex, DropIndex, DropReason},
+};
 
 /// The decision about one packet; `main.rs` turns it into an XDP action and its counters. What it needs besides is in the
 /// [`Step`], so that the branches here and there become one.
@@ -64,6 +67,9 @@ pub(crate) enum Kind {
     Icmp,
     Flow,
     FlowNew,
+    Quic,
+    QuicServer,
+    QuicNamed,
     Consult,
     OpenFlow,
     FlowPort,
@@ -233,6 +239,23 @@ pub(crate) enum IcmpError {
     Unreachable(DropIndex),
 }
 
+/// A datagram of a listener of QUIC, whose connection ID may name a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quic {
+    /// Index of the service.
+    pub(crate) service: u16,
+    /// Its row of formats.
+    pub(crate) row: u8,
+}
+
+/// The backend that its connection ID names; 0: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuicNamed {
+    pub(crate) backend: u16,
+    /// Nobody can have made the ID up.
+    pub(crate) proven: bool,
+}
+
 /// A step to a backend that is still to be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unchosen(u64);
@@ -337,6 +360,9 @@ impl Watch {
 }
 
 impl Unchosen {
+    /// None that is ever taken.
+    pub(crate) const NONE: Self = Self(0);
+
     /// Whether the packet passes, whatever is chosen.
     #[inline(always)]
     pub(crate) const fn watches(self) -> bool {
@@ -346,6 +372,42 @@ impl Unchosen {
     #[inline(always)]
     pub(crate) const fn chosen(self, choice: Choice) -> Step {
         Step(self.0 | choice.word())
+    }
+}
+
+impl Quic {
+    /// The datagrams of a service.
+    #[inline(always)]
+    pub(crate) const fn of(service: &ServiceRow) -> Self {
+        Self { service: service.id, row: service.quic }
+    }
+}
+
+impl Payload for Quic {
+    const KIND: Kind = Kind::Quic;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.service) << 32 | u64::from(self.row) << 48
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { service: (word >> 32) as u16, row: (word >> 48) as u8 }
+    }
+}
+
+impl Payload for QuicNamed {
+    const KIND: Kind = Kind::QuicNamed;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        flag(self.proven) | u64::from(self.backend) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { backend: (word >> 32) as u16, proven: word & FLAG != 0 }
     }
 }
 
@@ -578,6 +640,8 @@ impl Step {
     pub(crate) const FLOW: Self = Self(Kind::Flow as u64);
     /// The first packet of a flow, whose backend is still to be chosen.
     pub(crate) const FLOW_NEW: Self = Self(Kind::FlowNew as u64);
+    /// A connection ID of QUIC, which was kept: see [`crate::quic`].
+    pub(crate) const QUIC_SERVER: Self = Self(Kind::QuicServer as u64);
     /// Perhaps a reply of a `snat` backend: see [`crate::flows`].
     pub(crate) const FLOW_BACK: Self = Self(Kind::FlowBack as u64);
     /// To this machine itself, or nowhere: see [`crate::forward::sockets`].
@@ -746,6 +810,10 @@ mod tests {
             survives(FlowError { row: u32::MAX, toward });
         }
         survives(ErrorToClient { port: u16::MAX });
+        survives(Quic { service: u16::MAX, row: u8::MAX });
+        for proven in [true, false] {
+            survives(QuicNamed { backend: LAST_BACKEND, proven });
+        }
         for answerable in [Answerable::Yes, Answerable::No] {
             survives(Encapsulate { choice, answerable });
         }

@@ -9,10 +9,10 @@ use crate::{
     found::Found,
     icmp::{self, too_big},
     ingress::Ingress,
-    memory, rare, reject, share,
+    memory, quic, rare, reject, share,
     step::{
         Encapsulate, ErrorToBackend, ErrorToClient, FlowError, FlowPart, FlowPort, FlowReturn, FlowThere, IcmpError,
-        Kind, OpenFlow, Payload, Reject, Step, ToBackend, ToClient, Told, Watch,
+        Kind, OpenFlow, Payload, Quic, QuicNamed, Reject, Step, ToBackend, ToClient, Told, Watch,
     },
 };
 
@@ -79,6 +79,9 @@ steps! {
     Icmp => balancer_icmp(Found) icmp::decide;
     Flow => balancer_flow(Plain) flows::find::decide;
     FlowNew => balancer_flow_new(Again) flows::open::choose;
+    Quic => balancer_quic(Again, told) quic::read;
+    QuicServer => balancer_quic_server(Ingress) quic::find;
+    QuicNamed => balancer_quic_named(Again, told) quic::choose;
 }
 
 steps! {
@@ -119,6 +122,12 @@ pub(crate) fn take(ingress: Ingress, first: Step) -> Step {
     if let Some(next) = step.if_not_hosts() {
         step = Step::of_word(balancer_unless_hosts(ingress.context(), next.word()));
     }
-    let step = if step.is(Kind::Consult) { memory::resume() } else { step };
+    if step.is(Kind::Consult) {
+        let (next, note) = memory::resume();
+        if note != 0 {
+            quic::note(note);
+        }
+        step = next;
+    }
     act(ingress, step)
 }

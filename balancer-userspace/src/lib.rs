@@ -24,6 +24,7 @@ mod journal;
 mod observe;
 mod output;
 mod plan;
+mod quic;
 mod ready;
 mod rule;
 mod run;
@@ -112,6 +113,9 @@ enum Verb {
     /// Look at services
     #[command(subcommand)]
     Service(service::Verb),
+    /// Show how connection IDs of QUIC name backends, and change their key
+    #[command(subcommand)]
+    Quic(quic::Verb),
     /// Look at and change backends
     #[command(subcommand, after_help = help::see("operations"))]
     Backend(backend::Verb),
@@ -228,6 +232,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Withdraw(args) => wait_for(withdraw::withdraw(&client(), &args)),
         Verb::Announce => wait_for(withdraw::announce(&client())),
         Verb::Service(verb) => wait_for(service::run(&client(), verb)),
+        Verb::Quic(verb) => wait_for(quic::run(&client(), verb)),
         Verb::Backend(verb) => wait_for(backend::run(&client(), verb)),
         Verb::Plan(verb) => wait_for(plan::run(&client(), verb)),
         Verb::Wait(args) => wait_for(wait::run(&client(), &args)),

@@ -88,6 +88,7 @@ fn defaults() {
             discover: vec![],
             agent: None,
             bounded_load: None,
+            quic: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -97,6 +98,7 @@ fn defaults() {
                 weight: 100,
                 backup: false,
                 check: None,
+                quic_server_id: None,
                 discovered: None,
             }],
             rules: vec![],

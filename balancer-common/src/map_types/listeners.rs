@@ -83,6 +83,8 @@ pub const VIP_SHARED: u32 = 1;
 pub const LISTENER_COUNTS: u16 = 1;
 /// `Listening::flags`: ports without a listener of their own are looked up in [`RangeRow`]s.
 pub const LISTENER_RANGES: u16 = 2;
+/// `Listening::flags`: its datagrams are QUIC.
+pub const LISTENER_QUIC: u16 = 4;
 /// Listeners of all services, at most.
 pub const MAX_LISTENERS: u32 = 65_536;
 /// Listeners that each CPU counts for itself: those with the first ids. CPUs share the counters of the others.

@@ -71,6 +71,9 @@ mod user {
         RuleStats,
         DecapKey,
         DecapPrefix,
-        DecapStats
+        DecapStats,
+        crate::quic::QuicRow,
+        crate::quic::QuicServer,
+        crate::quic::QuicStats
     );
 }

@@ -43,8 +43,8 @@ pub struct ServiceRow {
     pub remember: u16,
     /// Ticks after which a datagram counts as a new connection.
     pub idle: u16,
-    /// Whether the client prefix is longer than 64 bits, so that `client_mask` is that of the second word of an address.
-    pub long_prefix: u8,
+    /// The row of what its QUIC listeners understand, a [`crate::quic::QuicRow`]; 0: there is none.
+    pub quic: u8,
     /// The [`Share`] of clients that are steered, of a [shared](SERVICE_SHARED) service.
     pub steer: [u8; 3],
     /// The client prefix as a mask of the word of an address in which it ends, in memory order: of the first one, for IPv4 its
@@ -55,7 +55,7 @@ pub struct ServiceRow {
 impl ServiceRow {
     /// Has clients be told apart by this prefix, as a mask of both words of an address; for IPv4 in the first four bytes.
     pub const fn set_client_mask(&mut self, [first, second]: [u64; 2]) {
-        self.long_prefix = (second != 0) as u8;
+        self.flags = self.flags & !SERVICE_LONG_PREFIX | if second == 0 { 0 } else { SERVICE_LONG_PREFIX };
         self.client_mask = if second == 0 { first } else { second };
     }
 
@@ -87,7 +87,11 @@ impl ServiceRow {
     #[inline(always)]
     #[must_use]
     pub const fn masked(&self, [first, second]: [u64; 2]) -> [u64; 2] {
-        if self.long_prefix == 0 { [first & self.client_mask, 0] } else { [first, second & self.client_mask] }
+        if self.flags & SERVICE_LONG_PREFIX == 0 {
+            [first & self.client_mask, 0]
+        } else {
+            [first, second & self.client_mask]
+        }
     }
 }
 
@@ -109,6 +113,11 @@ pub const SERVICE_SHARED: u16 = 32;
 pub const SERVICE_FLOWS: u16 = 64;
 /// `ServiceRow::flags`: this machine is one of its `dsr` or `snat` backends.
 pub const SERVICE_LOCAL: u16 = 128;
+/// `ServiceRow::flags`: the client prefix is longer than 64 bits, so that `client_mask` is that of the second word of an
+/// address.
+pub const SERVICE_LONG_PREFIX: u16 = 256;
+/// `ServiceRow::flags`: connection IDs of QUIC may name its backends, see [`crate::quic`].
+pub const SERVICE_QUIC: u16 = 512;
 
 const _: () = assert!(size_of::<ServiceRow>() == 64);
 

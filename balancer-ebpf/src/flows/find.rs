@@ -177,6 +177,7 @@ fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
         live: Some(flow.row().backend_id),
         live_is_home: true,
         pinned: false,
+        migrates: false,
         opens: false,
         datagram: false,
         failback: false,

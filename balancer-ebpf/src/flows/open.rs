@@ -1,6 +1,6 @@
 //! The first packet of a flow.
 
-use balancer_common::verdict::DropReason;
+use balancer_common::{map_types::LISTENER_QUIC, verdict::DropReason};
 
 use crate::{
     backends, control,
@@ -10,7 +10,7 @@ use crate::{
     parse, service,
     share::Treated,
     signs, steer,
-    step::{Carries, FlowPort, Going, OpenFlow, Step, ToBackend, Told},
+    step::{Carries, FlowPort, Going, OpenFlow, Quic, Step, ToBackend, Told},
 };
 
 /// Chooses the backend of a new flow, as of a connection of any service.
@@ -22,6 +22,9 @@ pub(crate) fn choose(found: &Found) -> Step {
     let listeners = control::listeners(control);
     let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
     let step = OpenFlow::unchosen(listener.listening.port);
+    if listener.listening.flags & LISTENER_QUIC != 0 {
+        return Step::to(Quic::of(listener.service));
+    }
     steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }
 

@@ -26,6 +26,7 @@ use super::{
         ImportedView, KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetSteer,
         SetWeight, StatusView,
     },
+    quic::QuicServerConfig,
     statistics::{StatsView, TopClient, TopQuery},
     trace::{BeginTrace, TraceBegun, TraceEnded, TraceView},
 };
@@ -362,6 +363,22 @@ impl Client {
     /// As [`Client::status`].
     pub async fn set_steer(&self, service: &str, steer: u8) -> Answer<Changed> {
         self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
+    }
+
+    /// What the server of a backend needs to make its connection IDs of QUIC.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn quic_server(&self, backend: &BackendName) -> Answer<QuicServerConfig> {
+        self.get(&format!("/v1/services/{}/quic/{}", backend.service, backend.backend)).await
+    }
+
+    /// Has servers of a service name themselves under a new key.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn rotate_quic_key(&self, service: &str) -> Answer<Changed> {
+        self.send(Method::POST, &format!("/v1/services/{service}/quic/key"), None::<&()>).await
     }
 
     /// Adds a listener to a service.

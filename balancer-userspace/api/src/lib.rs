@@ -4,6 +4,7 @@ pub mod client;
 pub mod events;
 pub mod model;
 pub mod one_by_one;
+pub mod quic;
 pub mod statistics;
 pub mod tally;
 pub mod trace;

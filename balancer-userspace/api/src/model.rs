@@ -16,6 +16,8 @@ use balancer_core::{
 use balancer_model::listeners::Family;
 use serde::{Deserialize, Serialize};
 
+use crate::quic::QuicView;
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusView<Services = Vec<ServiceView>> {
@@ -141,6 +143,9 @@ pub struct ServiceView {
     /// Packets that passed to the host because they belong to one of its connections, although their clients are steered.
     #[serde(default)]
     pub host_connection_packets: u64,
+    /// How connection IDs of QUIC name its backends; absent: it has no listener of QUIC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicView>,
     /// A line on how clients are shared between balancer and host at present; absent where every client is steered, and
     /// has been.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -105,6 +105,7 @@ impl From<ServiceSnapshot> for ServiceView {
             unsteered_packets: service.passed.unsteered,
             host_connection_packets: service.passed.host_connections,
             sharing,
+            quic: service.quic.map(Into::into),
             outage_seconds: service.outage.as_ref().map(|outage| outage.lasted.as_secs()),
             warnings: service.outage.map(|outage| outage.line).into_iter().chain(service.statistics.warnings).collect(),
             deny: service.denied.map(Into::into),

@@ -79,6 +79,8 @@ impl ServiceSpec {
             rules: _,
             reject: _,
             flows: _,
+            // What a connection says of an address is remembered as what a packet says.
+            quic: _,
             // A client that is not steered any more stays known, for when it is again.
             share: _,
             local: _,

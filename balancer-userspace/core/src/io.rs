@@ -20,6 +20,7 @@ use balancer_model::{
     discover::{Source, Target},
     listeners::{Family, Listener},
     names::BackendName,
+    quic::{QuicConfig, QuicKey, ServerId},
     states::{Admin, Forced},
 };
 use ipnet::IpNet;
@@ -149,6 +150,13 @@ pub enum Change {
         service: String,
         /// In percent.
         steer: u8,
+    },
+    /// Have servers of a service name themselves under another key. What they have named before is understood.
+    RotateQuicKey {
+        /// The service's name.
+        service: String,
+        /// The new key.
+        key: QuicKey,
     },
     /// Add a listener to a service.
     AddListener {
@@ -359,6 +367,8 @@ pub struct ServiceSpec {
     pub reject: bool,
     /// `snat`: its connections.
     pub flows: FlowSpec,
+    /// How connection IDs of QUIC name its backends.
+    pub quic: Option<QuicSpec>,
     /// The share of clients that are steered.
     pub share: Share,
     /// The backends that are this machine itself, as their rows say.
@@ -366,6 +376,15 @@ pub struct ServiceSpec {
     /// The ids and addresses of the service's backends, from which `nat` replies come (port 0: the one that the
     /// listener says).
     pub backends: Arc<[(BackendId, SocketAddr)]>,
+}
+
+/// How connection IDs of QUIC name the backends of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuicSpec {
+    /// Formats and keys.
+    pub config: QuicConfig,
+    /// The names of the backends, no name twice.
+    pub servers: Arc<[(BackendId, ServerId)]>,
 }
 
 /// The addresses, ports and idle times for the connections of a `snat` service.

@@ -69,6 +69,7 @@ pub fn merge(
         }
         let mut service = Arc::unwrap_or_clone(service);
         steer(&base, &now, &mut service, &mut merged.differences);
+        quic(&base, &now, &mut service, &mut merged.differences);
         listen(&base, &now, (merged.services.len(), &mut service), &mut listeners, &mut merged.differences);
         let of = |services: &ByName<'_>| -> HashMap<String, BackendConfig> {
             let found = services.get(service.name.as_str());
@@ -230,6 +231,27 @@ fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, diffe
         service.steer = here;
     } else {
         differences.push(format!("steer of {name}: {here} set at run time, the file now says {file}"));
+    }
+}
+
+/// Leaves the key of connection IDs as it was rotated at run time, unless the file says another one than before. Connection IDs
+/// under the key until now go on to be understood.
+fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
+    let of = |services: &ByName<'_>| services.get(service.name.as_str()).and_then(|service| service.quic.clone());
+    let (before, Some(here), Some(file)) = (of(base), of(now), &mut service.quic) else { return };
+    if before.as_ref() == Some(file) {
+        if here.current != file.current {
+            let (config, name) = (here.current.config, &service.name);
+            differences.push(format!(
+                "the key of quic of {name}: rotated to config {config} at run time and kept, the file says config {} as before",
+                file.current.config
+            ));
+        }
+        *file = here;
+    } else if file.current == here.current {
+        file.before = here.before.filter(|_| file.goes_beside_all(&here));
+    } else if file.goes_beside(&here) {
+        file.before = Some(here.current);
     }
 }
 

@@ -72,6 +72,12 @@ pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTi
     if now.steer != file.steer {
         add(What::Service, file.name.clone(), &format!("steer {} (file: {})", now.steer, file.steer));
     }
+    if let (Some(here), Some(of_file)) = (&now.quic, &file.quic)
+        && here.current != of_file.current
+    {
+        let [here, of_file] = [here, of_file].map(|quic| quic.current.config);
+        add(What::Service, file.name.clone(), &format!("quic key of config {here} (file: {of_file})"));
+    }
     for listener in now.listen.iter().filter(|listener| !file.listen.contains(listener)) {
         add(What::Listener, format!("{} {listener}", file.name), "added");
     }

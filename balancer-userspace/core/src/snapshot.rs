@@ -14,6 +14,7 @@ use balancer_common::{
         BackendStats, DropStats, Forwarding, InterfaceStats, ListenerStats, MemoryStats, ReplyStats, SampleStats,
         ShareStats,
     },
+    quic::QuicStats,
     share::{Share, WHOLE},
     verdict::{MOVE_COUNTERS, Signal},
 };
@@ -23,6 +24,7 @@ use balancer_model::{
     config::ClientPrefix,
     discover::Source,
     listeners::{Family, Listener},
+    quic::{QuicConfig, ServerId},
     states::{Admin, BackendState, Forced},
     words::counted,
 };
@@ -309,6 +311,8 @@ pub struct ServiceSnapshot {
     pub share: Share,
     /// Packets that passed to the host, which serves the others.
     pub passed: ShareStats,
+    /// How connection IDs of QUIC name its backends, and what came of it.
+    pub quic: Option<QuicSnapshot>,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
     /// The list of prefixes whose clients are denied.
@@ -323,6 +327,18 @@ pub struct ServiceSnapshot {
     pub gone: Vec<GoneSnapshot>,
     /// The service's present backends.
     pub backends: Vec<BackendSnapshot>,
+}
+
+/// How connection IDs of QUIC name the backends of a service, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuicSnapshot {
+    /// Formats and keys.
+    pub config: QuicConfig,
+    /// Packets and addresses.
+    pub stats: QuicStats,
+    /// The names of the backends in the configuration, in connection IDs, and how many known clients left each because a
+    /// connection named another one.
+    pub servers: Vec<(String, ServerId, u64)>,
 }
 
 impl ServiceSnapshot {

@@ -6,6 +6,7 @@ mod change;
 mod events;
 mod failure;
 mod foreign;
+mod quic;
 mod routes;
 pub(super) mod socket;
 pub(crate) mod statistics;

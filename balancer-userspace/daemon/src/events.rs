@@ -240,6 +240,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         Change::AddRule { service, .. }
         | Change::RemoveRule { service, .. }
         | Change::SetSteer { service, .. }
+        | Change::RotateQuicKey { service, .. }
         | Change::Bound { service, .. }
         | Change::AddListener { service, .. }
         | Change::RemoveListener { service, .. }

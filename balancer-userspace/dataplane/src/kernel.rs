@@ -27,6 +27,7 @@ use balancer_common::{
         Control, DropStats, InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND,
         RangeRow, ReplyStats, ReturnRow, RuleStats, ServiceRow, ShareStats,
     },
+    quic::QuicStats,
     service_table::{TableView, vip_bit},
 };
 use balancer_core::{
@@ -62,6 +63,7 @@ use super::{
     object,
     peers::Peers,
     pins::{Notes, Pins},
+    quic::QuicTable,
     redirects::RedirectErrors,
     rereading::Rereading,
     rows,
@@ -116,6 +118,7 @@ pub struct KernelDataplane {
     redirect_errors: RedirectErrors,
     flows: FlowMaps,
     signs: SignTable,
+    quic: QuicTable,
     kept: Kept,
     /// The knowledge that the other members of a fleet have of the clients; `None` where there is no fleet.
     pub(super) sharing: Option<Sharing>,
@@ -371,6 +374,7 @@ impl Dataplane for KernelDataplane {
         let begins = self.counters.begin(id);
         if begins {
             self.kept.forget_backend(id);
+            self.quic.begin(id);
         }
         self.signs.set(id, backend.passive, begins);
         self.stickiness.clients.belongs(id, Some(backend.service));
@@ -420,7 +424,7 @@ impl Dataplane for KernelDataplane {
         self.reread_all();
         // Clocks are set when nothing can fail any more.
         let mut memories = Vec::with_capacity(services.len());
-        let mut service_rows = Vec::with_capacity(services.len());
+        let mut clocked = Vec::with_capacity(services.len());
         for spec in services {
             let (Some(table), Some(memory)) =
                 (self.stickiness.tables.location(spec.id), self.stickiness.memories.get(&spec.id))
@@ -429,7 +433,7 @@ impl Dataplane for KernelDataplane {
             };
             let mut memory = memory.clone();
             memory.retime(spec.clock(), self.elapsed);
-            service_rows.push(rows::service(spec, table, memory.published(), memory.tick));
+            clocked.push((table, memory.published(), memory.tick));
             memories.push((spec.id, memory));
         }
         let mut return_rows: Vec<_> = services.iter().flat_map(rows::returns).collect();
@@ -443,6 +447,12 @@ impl Dataplane for KernelDataplane {
         if let Some(published) = self.published {
             self.grace_periods.wait(published);
         }
+        let quic = self.quic.prepare(services)?;
+        let service_rows: Vec<_> = services
+            .iter()
+            .zip(clocked)
+            .map(|(spec, (table, clock, tick))| rows::service(spec, table, quic.row(spec.id), (clock, tick)))
+            .collect();
         let first_service = self.services.fill_densely(&service_rows, "services")?;
         let found = listeners::rows(services, first_service, self.ranges.inactive_base());
         self.ranges.fill_densely(&found.ranges, "ranges of ports")?;
@@ -483,6 +493,7 @@ impl Dataplane for KernelDataplane {
         let backends = return_rows.iter().map(|row| BackendId(row.backend)).zip(placed_returns.rows);
         self.ways_in.published(backends.filter(|(backend, _)| backend.0 != NO_BACKEND));
         self.published = Some(self.grace_periods.begin());
+        self.quic.published(quic)?;
 
         let remembering = services.iter().filter(|spec| !spec.remember.is_zero()).count();
         let (own, common) = self.capacity.newcomers(remembering);
@@ -601,6 +612,14 @@ impl Dataplane for KernelDataplane {
 
     fn share_stats(&self, id: ServiceId) -> ShareStats {
         self.counters.shared(id)
+    }
+
+    fn quic_stats(&self, id: ServiceId) -> anyhow::Result<QuicStats> {
+        self.quic.stats(id)
+    }
+
+    fn migrated(&self, id: BackendId) -> u64 {
+        self.quic.migrated(id)
     }
 
     fn works(&self, id: BackendId) {

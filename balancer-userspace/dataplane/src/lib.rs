@@ -39,6 +39,7 @@ mod pinned_link;
 mod pins;
 mod placement;
 pub mod privileges;
+mod quic;
 mod redirects;
 mod regions;
 mod replaced;
@@ -65,6 +66,7 @@ use std::{
 use balancer_common::{
     kept::{BackendHistory, ServiceHistory},
     map_types::{BackendStats, DropStats, InterfaceStats, ListenerStats, ReplyStats, RuleStats, ShareStats},
+    quic::QuicStats,
 };
 use balancer_core::{
     io::{BackendId, BackendSpec, ListenerId, RuleSpec, ServiceId, ServiceSpec},
@@ -294,6 +296,17 @@ pub trait Dataplane {
 
     /// Packets of a service that have passed to the host, which serves some of its clients.
     fn share_stats(&self, id: ServiceId) -> ShareStats;
+
+    /// Packets of a service whose connection IDs were looked at, and addresses that were remembered because of them, summed over
+    /// the CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the read.
+    fn quic_stats(&self, id: ServiceId) -> anyhow::Result<QuicStats>;
+
+    /// Known clients that were moved from a backend because a connection that they brought from another address names another
+    /// one.
+    fn migrated(&self, id: BackendId) -> u64;
 
     /// A backend that packets had suspected was checked and works: resets of its own intent are not withheld any more.
     fn works(&self, id: BackendId);

@@ -7,10 +7,10 @@ use std::{
 };
 
 use balancer_common::map_types::{
-    LISTENER_COUNTS, LISTENER_RANGES, ListenerRow, Listening, Portless, RangeRow, VIP_SHARED,
+    LISTENER_COUNTS, LISTENER_QUIC, LISTENER_RANGES, ListenerRow, Listening, Portless, RangeRow, VIP_SHARED,
 };
 use balancer_core::io::{ListenerSpec, ServiceId, ServiceSpec};
-use balancer_model::listeners::PortRange;
+use balancer_model::{config::Protocol, listeners::PortRange};
 
 use super::rows;
 
@@ -78,7 +78,8 @@ fn row(at: SocketAddr, protocol: u8, service: u32, listening: Listening) -> List
 fn listening(spec: &ListenerSpec) -> Listening {
     Listening {
         port: spec.backend_port.to_be(),
-        flags: if spec.counted { LISTENER_COUNTS } else { 0 },
+        flags: if spec.counted { LISTENER_COUNTS } else { 0 }
+            | if spec.listener.protocol == Protocol::Quic { LISTENER_QUIC } else { 0 },
         counters: u32::from(spec.id.0),
     }
 }

@@ -11,6 +11,7 @@ use balancer_common::{
         MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted, NewcomerBudget,
         RECENT_HOPS_OF_CPU, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
     },
+    quic::{MAX_QUIC_SERVICES, QUIC_ROWS, QuicRow, QuicStats},
     rule_filter, seen, signs,
 };
 use balancer_model::deny::MAX_DENIED;
@@ -100,6 +101,11 @@ pub(super) fn sizes(
         hash::<FragmentKey, FragmentRow>("FRAGMENTS", MAX_FRAGMENTS),
         hash::<u32, u32>("DEVICES", MAX_DEVICES),
         hash::<u64, u32>("PEERS", MAX_PEERS),
+        array::<u64>("MIGRATED", capacity.backends).depends_on(backends),
+        array::<QuicRow>("QUIC", QUIC_ROWS).by_object(),
+        // Memory is taken as backends come.
+        MapSize { bytes: 0, ..of("QUIC_SERVERS", None, 0) },
+        per_cpu("QUIC_STATS", None, MAX_QUIC_SERVICES as u32 + 1, size_of::<QuicStats>() as u64, cpus),
         per_cpu("REDIRECT_ERRORS", Some(redirects), redirects, size_of::<u64>() as u64, cpus),
         per_cpu("INTERFACE_STATS", None, MAX_INTERFACES, size_of::<InterfaceStats>() as u64, cpus),
         per_cpu("DROP_STATS", None, 1, FEW_WORDS, cpus),

@@ -12,8 +12,8 @@ use balancer_common::{
     map_types::{
         BACKEND_KEEPS_KNOWN, BACKEND_REACHABLE, BACKEND_TAKES_CLIENTS, BACKEND_V6, BackendRow, BackendStanding,
         FAMILY_V4, FAMILY_V6, FORWARDING_ASKS, Forwarding, LiveTable, Portless, ReturnRow, SERVICE_FAILBACK,
-        SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS, SERVICE_RULES,
-        ServiceKey, ServiceRow,
+        SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_QUIC, SERVICE_READS_ALWAYS, SERVICE_REJECTS, SERVICE_REMEMBERS,
+        SERVICE_RULES, ServiceKey, ServiceRow,
     },
     seen,
 };
@@ -117,7 +117,12 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
 
 /// The row of a service with its live table, at `tick` of its clock.
 #[must_use]
-pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>, tick: u16) -> ServiceRow {
+pub(super) fn service(
+    spec: &ServiceSpec,
+    table: LiveTable,
+    quic: u8,
+    (clock, tick): (Option<Clock>, u16),
+) -> ServiceRow {
     let clock = clock.unwrap_or(Clock { tick_seconds: 1, remember: 0 });
     let mut flags = 0;
     if !spec.remember.is_zero() {
@@ -142,6 +147,9 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
     if spec.reject {
         flags |= SERVICE_REJECTS;
     }
+    if quic != 0 {
+        flags |= SERVICE_QUIC;
+    }
     let mut row = ServiceRow {
         id: spec.id.0,
         flags,
@@ -150,6 +158,7 @@ pub(super) fn service(spec: &ServiceSpec, table: LiveTable, clock: Option<Clock>
         idle: idle(clock),
         table: table.to_word(),
         hash: spec.hash_key.begun(),
+        quic,
         ..ServiceRow::zeroed()
     };
     row.set_share(spec.share);

@@ -184,6 +184,7 @@ mod tests {
                 unsteered_packets: 0,
                 host_connection_packets: 0,
                 sharing: None,
+                quic: None,
                 outage_seconds: None,
                 warnings: Vec::new(),
                 deny: None,

@@ -144,7 +144,7 @@ pub(crate) fn implied_check_port(
     protocol: Protocol,
 ) -> u16 {
     let single = |listener: &&Listener| listener.ports.single().is_some();
-    let fits = |listener: &&Listener| listener.protocol == protocol && single(listener);
+    let fits = |listener: &&Listener| listener.protocol.transport() == protocol && single(listener);
     let of_family = || listen.iter().filter(|listener| listener.family() == family);
     let listener = of_family().find(fits).or_else(|| listen.iter().find(fits)).or_else(|| of_family().find(single));
     listener.map_or(0, |listener| backend_port(ports, *listener))

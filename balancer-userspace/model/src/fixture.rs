@@ -72,6 +72,7 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
         weight: 100,
         backup: false,
         check: None,
+        quic_server_id: None,
         discovered: None,
     }
 }
@@ -105,6 +106,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         discover: Vec::new(),
         agent: None,
         bounded_load: None,
+        quic: None,
         check: check(),
         backends: backends
             .iter()

@@ -20,6 +20,7 @@ mod primes;
 mod protocol;
 mod question;
 pub mod questions;
+pub mod quic;
 pub mod renames;
 pub mod rule;
 mod service;

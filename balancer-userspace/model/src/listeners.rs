@@ -106,7 +106,7 @@ pub struct Listener {
     pub address: IpAddr,
     /// Its ports.
     pub ports: PortRange,
-    /// TCP or UDP.
+    /// TCP, UDP or QUIC.
     pub protocol: Protocol,
 }
 
@@ -121,6 +121,12 @@ impl Listener {
     #[must_use]
     pub const fn family(&self) -> Family {
         Family::of(self.address)
+    }
+
+    /// The place that no other listener may have: UDP and QUIC are one.
+    #[must_use]
+    pub const fn taken(self) -> Self {
+        Self { protocol: self.protocol.transport(), ..self }
     }
 
     /// The address with the port; port 0 for every port and for ranges.
@@ -146,7 +152,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// `ADDR:PORT`, `ADDR:FIRST-LAST`, with `/tcp` or `/udp` behind it, without which it is TCP; port 0 is every port.
+/// `ADDR:PORT`, `ADDR:FIRST-LAST`, with `/tcp`, `/udp` or `/quic` behind it, without which it is TCP; port 0 is every port.
 impl FromStr for Listener {
     type Err = String;
 
@@ -155,7 +161,10 @@ impl FromStr for Listener {
             None => (text, Protocol::Tcp),
             Some((place, "tcp")) => (place, Protocol::Tcp),
             Some((place, "udp")) => (place, Protocol::Udp),
-            Some((_, other)) => return Err(format!("{} is no protocol; write \"tcp\" or \"udp\"", quoted(other))),
+            Some((place, "quic")) => (place, Protocol::Quic),
+            Some((_, other)) => {
+                return Err(format!("{} is no protocol; write \"tcp\", \"udp\" or \"quic\"", quoted(other)));
+            }
         };
         if let Some((address, ports)) = place.rsplit_once(':')
             && let Some((first, last)) = ports.split_once('-')
@@ -210,6 +219,7 @@ mod tests {
         for text in [
             "198.51.100.10:80/tcp",
             "198.51.100.10:443/udp",
+            "198.51.100.10:443/quic",
             "[2001:db8::10]:443/tcp",
             "198.51.100.10:10000-10100/udp",
             "198.51.100.10:0/tcp",

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Layer-4 protocol of a service.
+/// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
@@ -12,6 +12,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// UDP, where connection IDs of QUIC may name backends.
+    Quic,
 }
 
 impl Protocol {
@@ -20,7 +22,16 @@ impl Protocol {
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Udp | Self::Quic => 17,
+        }
+    }
+
+    /// The protocol that its packets have: TCP or UDP.
+    #[must_use]
+    pub const fn transport(self) -> Self {
+        match self {
+            Self::Tcp => Self::Tcp,
+            Self::Udp | Self::Quic => Self::Udp,
         }
     }
 }
@@ -30,6 +41,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Quic => "quic",
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     deny::DenyConfig,
     discover::{DiscoverConfig, Discovered},
     listeners::Listener,
+    quic::{QuicConfig, ServerId},
     rule::RuleConfig,
     snat::{DrainUntil, SnatConfig},
     table_size::TableSize,
@@ -88,6 +89,9 @@ pub struct ServiceConfig {
     /// When a backend has too much and takes fewer new clients; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded_load: Option<BoundedLoad>,
+    /// How connection IDs of QUIC name backends; `None`: there is no listener of QUIC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicConfig>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
@@ -157,6 +161,7 @@ impl ServiceConfig {
             discover,
             agent,
             bounded_load,
+            quic,
             check,
             backends: _,
             rules: _,
@@ -186,6 +191,7 @@ impl ServiceConfig {
             && *discover == other.discover
             && *agent == other.agent
             && *bounded_load == other.bounded_load
+            && *quic == other.quic
             && *check == other.check
     }
 }
@@ -209,9 +215,20 @@ pub struct BackendConfig {
     pub backup: bool,
     /// Overrides the service's check.
     pub check: Option<Box<CheckConfig>>,
+    /// Its name in connection IDs of QUIC; `None`: derived from its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic_server_id: Option<ServerId>,
     /// The list of targets that names it; `None`: it is from the configuration file, or was added at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovered: Option<Box<Discovered>>,
+}
+
+impl BackendConfig {
+    /// Its name in the connection IDs of its service.
+    #[must_use]
+    pub fn server_id(&self, quic: &QuicConfig) -> ServerId {
+        self.quic_server_id.unwrap_or_else(|| quic.derived_id(&self.name))
+    }
 }
 
 /// Prefix lengths that make a client of a source address.

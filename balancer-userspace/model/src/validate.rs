@@ -198,6 +198,7 @@ fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
         }
         if !problems.is_known(service) {
             problems.backends(index, service);
+            problems.server_ids(index, service);
             problems.table_size(index, service);
         }
     }
@@ -278,10 +279,10 @@ impl Problems<'_> {
                 if let Err(text) = value::usable(listener.address) {
                     self.add(at, Fault::Invalid(text));
                 }
-                if let Some((first, by)) = taken.insert(listener, (at, &service.name)) {
+                if let Some((first, by)) = taken.insert(listener.taken(), (at, &service.name)) {
                     self.add(at, Fault::ListenerTaken { listener, first, by: by.to_owned() });
                 } else if listener.ports.single().is_none() {
-                    let same = ranges.entry((listener.address, listener.protocol)).or_default();
+                    let same = ranges.entry((listener.address, listener.protocol.transport())).or_default();
                     if let Some(&(other, place, by)) =
                         same.iter().find(|(other, ..)| overlap(other.ports, listener.ports))
                     {
@@ -292,6 +293,7 @@ impl Problems<'_> {
             }
             self.ports(index, service);
             self.steer(index, service);
+            self.quic(index, service);
         }
         let mut all = services
             .iter()
@@ -311,6 +313,55 @@ impl Problems<'_> {
                 service.steer
             );
             self.add(Place::Name(index), Fault::Invalid(text));
+        }
+    }
+
+    /// Listeners of QUIC and what says how connection IDs name backends need each other.
+    fn quic(&mut self, index: usize, service: &ServiceConfig) {
+        let listener = service.listen.iter().position(|listener| listener.protocol == Protocol::Quic);
+        let (at, text) = match (&service.quic, listener) {
+            (Some(_), None) => (
+                Place::Name(index),
+                "quic is for listeners of the protocol quic, and there is none; add one such as \"198.51.100.10:443/quic\", or \
+                 remove quic",
+            ),
+            (None, Some(listener)) => (
+                Place::Listener(index, listener),
+                "a listener of the protocol quic needs quic = { format = \"nlb\" } or { format = \"draft\" }, which says how \
+                 connection IDs name backends; add it, or write udp",
+            ),
+            _ => return,
+        };
+        self.add(at, Fault::Invalid(text.to_owned()));
+    }
+
+    /// Server IDs that are no backend's alone.
+    fn server_ids(&mut self, index: usize, service: &ServiceConfig) {
+        let mut ids = HashMap::default();
+        for (number, backend) in service.backends.iter().enumerate() {
+            let at = Place::BackendName(index, number);
+            let Some(quic) = &service.quic else {
+                if backend.quic_server_id.is_some() {
+                    let text = "quic_server_id is for a service with quic; add that, or remove it".to_owned();
+                    self.add(at, Fault::Invalid(text));
+                }
+                continue;
+            };
+            let id = backend.server_id(quic);
+            if id.bytes().len() != usize::from(quic.server_id_length) {
+                let length = quic.server_id_length;
+                let text =
+                    format!("quic_server_id = \"{id}\" is not of {length} bytes, the service's server_id_length");
+                self.add(at, Fault::Invalid(text));
+            }
+            if let Some(first) = ids.insert(id, backend.name.as_str()) {
+                let text = format!(
+                    "{} has the server ID {id}, which is {first}'s; give one of them another with quic_server_id, or make \
+                     server_id_length larger",
+                    backend.name
+                );
+                self.add(at, Fault::Invalid(text));
+            }
         }
     }
 

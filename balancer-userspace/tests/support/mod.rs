@@ -14,6 +14,7 @@ use balancer_api::{
 };
 use balancer_common::{
     map_types::{BackendStats, DropStats, Forwarding, InterfaceStats, ReplyStats, ShareStats},
+    quic::QuicStats,
     share::Share,
 };
 use balancer_core::{
@@ -25,7 +26,7 @@ use balancer_core::{
     run_time::{RunTimeChange, What},
     snapshot::{
         BackendSnapshot, CheckSnapshot, DeniedSnapshot, InterfaceSnapshot, ListenerSnapshot, MemberSnapshot,
-        ServiceSnapshot, ServiceStatistics, Snapshot,
+        QuicSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot,
     },
 };
 use balancer_daemon::{
@@ -40,6 +41,7 @@ use balancer_model::{
     config::{ClientPrefix, Protocol},
     fixture,
     listeners::Listener,
+    quic::{Format, Keyed, QuicConfig, QuicKey},
     states::{Admin, BackendState},
 };
 use ipnet::IpNet;
@@ -311,6 +313,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::Bound { .. }
                     | Change::ForceHealth { .. }
                     | Change::SetSteer { .. }
+                    | Change::RotateQuicKey { .. }
                     | Change::AddListener { .. }
                     | Change::RemoveListener { .. }
                     | Change::AddRule { .. }
@@ -397,6 +400,18 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         }),
         share: Share::ALL,
         passed: ShareStats::default(),
+        quic: Some(QuicSnapshot {
+            config: QuicConfig {
+                format: Format::Draft,
+                server_id_length: 8,
+                nonce_length: 8,
+                current: Keyed { config: 1, key: Some(QuicKey([7; 16])) },
+                before: Some(Keyed { config: 0, key: None }),
+                learn: true,
+            },
+            stats: QuicStats { steered: 9, unknown: 2, migrated: 1, reserved: 0 },
+            servers: ["web1", "web2"].map(|name| (name.to_owned(), "0x0011223344556677".parse().unwrap(), 1)).to_vec(),
+        }),
         departed: Vec::new(),
         repeated_moves: Default::default(),
         gone: Vec::new(),

@@ -597,6 +597,7 @@ fn configure(
         rules: false,
         reject: false,
         flows: snat.clone(),
+        quic: None,
         share: Share::ALL,
         backends: backends.into(),
         local: Vec::new(),

@@ -241,6 +241,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         discover: _,
         agent: _,
         bounded_load: _,
+        quic: _,
         check: _,
         backends: _,
         rules: _,
@@ -253,6 +254,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         weight: _,
         backup: _,
         check: _,
+        quic_server_id: _,
         discovered: _,
     } = backend;
     vec![
@@ -303,7 +305,7 @@ fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
     let port = if listener.ports.contains(80) { 80 } else { listener.ports.first };
     let transport = match listener.protocol {
         balancer_model::config::Protocol::Tcp => Transport::Tcp(flags),
-        balancer_model::config::Protocol::Udp => Transport::Udp,
+        balancer_model::config::Protocol::Udp | balancer_model::config::Protocol::Quic => Transport::Udp,
     };
     let mut frame = Frame::new("192.0.2.1:40000", &SocketAddr::new(listener.address, port).to_string(), transport);
     frame.source = SocketAddr::new(client(number).into(), 40_000);

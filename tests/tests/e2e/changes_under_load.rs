@@ -90,6 +90,7 @@ fn apply(site: &Site, change: &Change) {
             Change::Agent { .. }
             | Change::Bound { .. }
             | Change::SetSteer { .. }
+            | Change::RotateQuicKey { .. }
             | Change::AddListener { .. }
             | Change::RemoveListener { .. }
             | Change::ForceHealth { .. }

@@ -98,7 +98,7 @@ pub(crate) fn ask(site: &Site, family: Family, client: u16, port: u16, protocol:
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         }
-        Protocol::Udp => {
+        Protocol::Udp | Protocol::Quic => {
             let socket = UdpSocket::bind(from)?;
             socket.connect(vip)?;
             socket.set_read_timeout(Some(PATIENCE))?;

@@ -38,6 +38,7 @@ mod passive;
 mod path_mtu;
 mod pins;
 mod puzzles;
+mod quic;
 mod rates;
 mod real_clients;
 mod real_servers;

@@ -124,7 +124,7 @@ impl Scene {
 fn frame(source: &str, destination: &str, protocol: Protocol, flags: u8) -> Frame {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp(flags),
-        Protocol::Udp => Transport::Udp,
+        Protocol::Udp | Protocol::Quic => Transport::Udp,
     };
     Frame { payload: (0..100).collect(), ..Frame::new(source, destination, transport) }
 }

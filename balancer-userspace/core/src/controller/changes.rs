@@ -70,6 +70,7 @@ impl Controller {
                     weight,
                     backup,
                     check: None,
+                    quic_server_id: None,
                     discovered: None,
                 });
                 self.reconfigure(services, &name, "added", now)
@@ -97,6 +98,7 @@ impl Controller {
                 self.reconfigure(services, &name, "removed", now)
             }
             Change::SetSteer { service, steer } => self.set_steer(&service, steer, now),
+            Change::RotateQuicKey { service, key } => self.rotate_quic_key(&service, key, now),
             Change::AddListener { service, listener } => self.add_listener(&service, listener, now),
             Change::RemoveListener { service, listener } => self.remove_listener(&service, listener, now),
             Change::SetWeight { name, weight } => self.set_weight(&name, weight, now),

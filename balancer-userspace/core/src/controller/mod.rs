@@ -13,6 +13,7 @@ mod follow;
 mod foresight;
 mod listeners;
 mod near;
+mod quic;
 mod restore;
 mod resync;
 mod rules;

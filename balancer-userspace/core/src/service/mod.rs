@@ -37,8 +37,8 @@ use crate::{
     agreed::Way,
     ids::place,
     io::{
-        BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, Passive, RuleSpec,
-        ServiceId, ServiceSpec,
+        BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, Passive, QuicSpec,
+        RuleSpec, ServiceId, ServiceSpec,
     },
     keys,
     moves::Moves,
@@ -426,10 +426,19 @@ impl Service {
             rules: !self.told_rules.is_empty() || self.settings.deny.is_some(),
             reject: self.settings.reject,
             flows: self.settings.snat.clone(),
+            quic: self.quic_spec(),
             share: self.share.share(),
             local: self.backends.iter().filter(|backend| backend.is_local()).map(|backend| backend.id).collect(),
             backends: self.backends.iter().map(|backend| (backend.id, self.row_address(backend))).collect(),
         }
+    }
+
+    /// How connection IDs of QUIC name its backends.
+    #[must_use]
+    pub fn quic_spec(&self) -> Option<QuicSpec> {
+        let config = self.settings.quic.clone()?;
+        let servers = self.backends.iter().map(|backend| (backend.id, backend.config.server_id(&config))).collect();
+        Some(QuicSpec { config, servers })
     }
 
     fn listener_specs(&self) -> Vec<ListenerSpec> {

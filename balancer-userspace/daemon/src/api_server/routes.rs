@@ -37,7 +37,7 @@ use super::{
     change::{self, ADD_SHAPE, ADMIN_SHAPE},
     events,
     failure::Failure,
-    foreign, statistics, trace,
+    foreign, quic, statistics, trace,
     written::written,
 };
 use crate::{
@@ -69,6 +69,8 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
         ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
         ("PUT", "/v1/services/{service}/steer", put(set_steer)),
+        ("POST", "/v1/services/{service}/quic/key", post(quic::rotate)),
+        ("GET", "/v1/services/{service}/quic/{backend}", get(quic::server)),
         ("PUT", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", put(add_listener)),
         ("DELETE", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", delete(remove_listener)),
         ("PUT", "/v1/services/{service}/rules/{address}/{length}", put(set_rule)),
@@ -185,7 +187,7 @@ async fn view(calls: &Calls) -> Result<StatusView, Failure> {
     snapshot(calls).await.map(Into::into)
 }
 
-async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
+pub(super) async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
     wish(calls, asker, Wish::Change(change)).await
 }
 
@@ -203,7 +205,7 @@ pub(super) struct ServiceQuery {
 /// Nothing can be asked beyond the path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NoQuery {}
+pub(super) struct NoQuery {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

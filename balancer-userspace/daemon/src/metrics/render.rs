@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use balancer_common::{
     map_types::ListenerStats,
+    quic::QuicStats,
     verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Signal, Verdict},
 };
 use balancer_core::{
@@ -200,16 +201,21 @@ fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
         }),
     );
     let moves: Vec<_> = services.iter().flat_map(moves).collect();
+    let migrated: Vec<_> = services.iter().flat_map(migrated).collect();
     counters(
         encoder,
         "moves",
         "Known clients moved, by the backend they left and why.",
-        moves.iter().flat_map(|(labels, moves)| {
-            MoveCause::ALL
-                .iter()
-                .map(move |&cause| ((labels, [("cause", cause.label())]), moves[CauseIndex::from(cause).counter()]))
-        }),
+        moves
+            .iter()
+            .flat_map(|(labels, moves)| {
+                MoveCause::ALL
+                    .iter()
+                    .map(move |&cause| ((labels, [("cause", cause.label())]), moves[CauseIndex::from(cause).counter()]))
+            })
+            .chain(migrated.iter().map(|(labels, moves)| ((labels, [("cause", "migrated")]), *moves))),
     );
+    quic(encoder, services);
     counters(
         encoder,
         "rule_fallbacks",
@@ -307,6 +313,31 @@ fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
         "The largest share (of known clients, or of connections without memory) over expected share among the backends.",
         services.iter().filter_map(|s| s.imbalance().map(|ratio| (service(s), ratio))),
     )
+}
+
+/// Clients that a connection named another backend for, by the name of the backend they left.
+fn migrated(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, u64)> {
+    let servers = service.quic.iter().flat_map(|quic| &quic.servers);
+    servers
+        .map(|(name, _, moves)| (Written::new(&[("service", service.name.as_str()), ("from", name.as_str())]), *moves))
+}
+
+fn quic(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
+    type Count = fn(&QuicStats) -> u64;
+    let families: [(&str, &str, Count); 3] = [
+        ("quic_steered", "Packets that were steered by their connection ID.", |stats| stats.steered),
+        ("quic_unknown_id", "Packets whose connection ID named no backend, steered by their address.", |stats| {
+            stats.unknown
+        }),
+        ("quic_migrated", "Addresses that were remembered at a backend because of a connection ID.", |stats| {
+            stats.migrated
+        }),
+    ];
+    for (name, help, count) in families {
+        let all =
+            services.iter().filter_map(|of| Some(([("service", of.name.as_str())], count(&of.quic.as_ref()?.stats))));
+        counters(encoder, name, help, all);
+    }
 }
 
 /// Clients moved, by the name of the backend they left: one that was removed is counted on, and by the next of its name.
@@ -600,6 +631,7 @@ pub(super) mod tests {
             }),
             share: Share::ALL,
             passed: ShareStats::default(),
+            quic: None,
             departed: Vec::new(),
             repeated_moves: [3, 0, 0, 0, 0, 0, 0],
             gone: Vec::new(),

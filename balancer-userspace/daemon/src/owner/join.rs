@@ -31,6 +31,12 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     }
     first.passed.unsteered += other.passed.unsteered;
     first.passed.host_connections += other.passed.host_connections;
+    if let (Some(first), Some(other)) = (&mut first.quic, other.quic) {
+        first.stats += &other.stats;
+        for ((_, _, sum), (_, _, moved)) in first.servers.iter_mut().zip(other.servers) {
+            *sum += moved;
+        }
+    }
     first.statistics.warnings.extend(other.statistics.warnings);
     first.outage = match (first.outage.take(), other.outage) {
         (Some(one), Some(other)) => {

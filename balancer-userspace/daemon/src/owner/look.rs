@@ -6,9 +6,9 @@ use balancer_common::kept::{BackendHistory, ServiceHistory};
 use balancer_core::{
     controller::{Gone, Services},
     fleet::FleetSnapshot,
-    io::BackendId,
+    io::{BackendId, QuicSpec},
     service::Service,
-    snapshot::{Coming, InterfaceSnapshot, ListenerSnapshot, Snapshot},
+    snapshot::{Coming, InterfaceSnapshot, ListenerSnapshot, QuicSnapshot, Snapshot},
 };
 use balancer_dataplane::{BackendCounters, Dataplane};
 use nix::net::if_::if_indextoname;
@@ -123,12 +123,24 @@ impl<D: Dataplane> Owner<D> {
             discover: self.discover_snapshots(service),
             agents: self.agent_snapshots(service),
             passed: self.dataplane.share_stats(id),
+            quic: self.quic(service)?,
             passive: service.backends().iter().map(|backend| self.passive(backend.id())).collect(),
             departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
             repeated_moves: self.repeated_moves.get(&id).copied().unwrap_or_default(),
             table_build: self.builds.get(&id).copied().unwrap_or_default(),
             warnings: self.full_pools(service),
         })
+    }
+
+    fn quic(&self, service: &Service) -> anyhow::Result<Option<QuicSnapshot>> {
+        let Some(QuicSpec { config, servers }) = service.quic_spec() else { return Ok(None) };
+        let servers = service
+            .backends()
+            .iter()
+            .zip(&*servers)
+            .map(|(backend, (id, server))| (backend.name().to_owned(), *server, self.dataplane.migrated(*id)));
+        let stats = self.dataplane.quic_stats(service.id())?;
+        Ok(Some(QuicSnapshot { config, stats, servers: servers.collect() }))
     }
 
     fn passive(&self, id: BackendId) -> Passive {

@@ -15,7 +15,7 @@ use balancer_core::{
     service::{Backend, Service},
     snapshot::{
         AgentSnapshot, BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
-        ListenerSnapshot, OutageSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
+        ListenerSnapshot, OutageSnapshot, QuicSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
     },
 };
 use balancer_model::bounded::Bound;
@@ -41,6 +41,7 @@ pub(super) struct Aside {
     /// The agent of each backend.
     pub(super) agents: Vec<Option<AgentSnapshot>>,
     pub(super) passed: ShareStats,
+    pub(super) quic: Option<QuicSnapshot>,
     /// The passive signals of each backend.
     pub(super) passive: Vec<Passive>,
     /// The counters of backends that are gone for good, by name.
@@ -77,6 +78,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         remembers: service.remembers(),
         share: service.share(),
         passed: aside.passed,
+        quic: aside.quic,
         rule_fallbacks: aside.rule_fallbacks,
         denied: aside.denied,
         discover: aside.discover,

@@ -160,6 +160,7 @@ impl Packets {
             live: Some(live.backend),
             live_is_home: true,
             pinned: false,
+            migrates: false,
             opens: false,
             datagram: false,
             failback: false,

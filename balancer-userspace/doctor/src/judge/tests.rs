@@ -66,6 +66,7 @@ fn status(forwarding: &str) -> StatusView {
         unsteered_packets: 0,
         host_connection_packets: 0,
         sharing: None,
+        quic: None,
         outage_seconds: None,
         warnings: Vec::new(),
         deny: None,

@@ -162,6 +162,7 @@ impl Plane {
             live,
             live_is_home: home.as_ref().is_some_and(|home| Some(home[at]) == live),
             pinned: false,
+            migrates: false,
             opens: true,
             datagram: false,
             failback: spec.failback == Failback::Return,

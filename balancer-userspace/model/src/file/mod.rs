@@ -13,6 +13,7 @@ mod document;
 mod findings;
 mod fleet;
 mod pieces;
+mod quic;
 mod rule;
 mod section;
 mod service;

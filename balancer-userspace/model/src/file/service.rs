@@ -14,7 +14,7 @@ use super::{
     check::{Keys, check},
     discover::discover,
     findings::Findings,
-    rule,
+    quic, rule,
     section::{Either, Located, Section},
     snat,
 };
@@ -29,6 +29,7 @@ use crate::{
     dns::{self, DnsSource, Records},
     listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
+    quic::ServerId,
     snat::DrainUntil,
     table_size::{SLOTS_PER_BACKEND, TableSize},
     validate::enough_slots,
@@ -145,6 +146,8 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let bounded_load = section
         .table("bounded_load", "bounded_load", "{ factor = 1.25, by = \"clients\" }", findings)
         .and_then(|section| bounded::section(section, findings));
+    let quic =
+        section.table("quic", "quic", "{ format = \"nlb\" }", findings).map(|section| quic::section(section, findings));
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -254,6 +257,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         discover,
         agent,
         bounded_load: bounded_load.map(|bounded_load| bounded_load.value),
+        quic,
         check: service_check,
         backends,
         rules: Vec::new(),
@@ -274,7 +278,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
 fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Located<Listener>>> {
     let at = section.at;
     let protocol = section.text("protocol", findings, |text| {
-        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)])
+        value::word("protocol", text, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("quic", Protocol::Quic)])
     });
     let address = section.text("address", findings, value::service_address);
     let wanted = "a list such as [\"198.51.100.10:80\", \"198.51.100.10:443/udp\"]";
@@ -492,6 +496,7 @@ fn backend(
     let address6 = section.text("address6", findings, value::address);
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
+    let quic_server_id = section.text("quic_server_id", findings, str::parse::<ServerId>);
     let check = section
         .table("check", "check", "{ type = \"tcp\" }", findings)
         .and_then(|section| check(section, Some(service_check), findings))
@@ -525,6 +530,7 @@ fn backend(
             weight,
             backup,
             check: check.map(|check| Box::new(check.value)),
+            quic_server_id: quic_server_id.map(|id| id.value),
             discovered: None,
         },
     }))
@@ -541,6 +547,7 @@ fn named(
         ("address6", "is for a numeric address: a name has the addresses of both families; remove it"),
         ("check", "is not for a backend whose address is a name; give the service that check"),
         ("renamed_from", "is not for a backend whose address is a name; keep the name"),
+        ("quic_server_id", "is not for a backend whose address is a name; its name gives it one"),
     ] {
         section.refuse(key, why, findings);
     }

@@ -124,12 +124,12 @@ impl<'a> Source<'a> {
     }
 
     const fn key(&self) -> (IpAddr, u16, Protocol) {
-        (self.from.ip(), self.from.port(), self.listener.protocol)
+        (self.from.ip(), self.from.port(), self.listener.protocol.transport())
     }
 
     /// The key of one that answers from every port of its address.
     const fn every_port(&self) -> (IpAddr, u16, Protocol) {
-        (self.from.ip(), 0, self.listener.protocol)
+        (self.from.ip(), 0, self.listener.protocol.transport())
     }
 
     /// Whether it does not matter which of both a reply is of: several ranges of one VIP.
@@ -150,7 +150,8 @@ impl<'a> Source<'a> {
     /// Whether one with every port answers from `port`: a range does so from its own alone.
     fn may_answer_from(&self, port: u16) -> bool {
         let of_vip = |listener: &&Listener| {
-            listener.address == self.listener.address && listener.protocol == self.listener.protocol
+            listener.address == self.listener.address
+                && listener.protocol.transport() == self.listener.protocol.transport()
         };
         self.service.listen.iter().filter(of_vip).any(|listener| listener.ports.contains(port))
     }

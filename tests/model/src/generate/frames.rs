@@ -191,7 +191,7 @@ pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp(one_of(rng, &[SYN, SYN, ACK, ACK, ACK | 8, ACK | 1, SYN | ACK, 4, 0])),
         Protocol::Udp if once_in(rng, 5) => Transport::UdpWithoutChecksum,
-        Protocol::Udp => Transport::Udp,
+        Protocol::Udp | Protocol::Quic => Transport::Udp,
     };
     let mut frame = Frame { source, destination, ..dressed(rng, source.ip(), transport) };
     if source.is_ipv4() != destination.is_ipv4() {

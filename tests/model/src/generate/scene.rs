@@ -140,6 +140,7 @@ impl Scene {
             rules: rng.bool(),
             reject: rng.bool(),
             flows: balancer_core::io::FlowSpec::default(),
+            quic: None,
             share: random_share(rng),
             local: Vec::new(),
         };

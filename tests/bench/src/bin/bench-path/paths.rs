@@ -198,7 +198,7 @@ fn client_v4(first: u32) -> String {
 fn to(name: &str, service: usize) -> Path {
     let address = SERVICES[service].address.to_string();
     let (source, transport) = match SERVICES[service].protocol {
-        Protocol::Udp => (client_v4(FIRST_OF_DATAGRAMS), Transport::Udp),
+        Protocol::Udp | Protocol::Quic => (client_v4(FIRST_OF_DATAGRAMS), Transport::Udp),
         Protocol::Tcp if SERVICES[service].is_v6() => (CLIENT_V6.to_owned(), Transport::Tcp(ACK)),
         Protocol::Tcp => (client_v4(FIRST_V4), Transport::Tcp(ACK)),
     };

@@ -317,6 +317,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         rules: service.rule.is_some(),
         reject: false,
         flows: FlowSpec { addresses: pool(), idle: IDLE, ..FlowSpec::default() },
+        quic: None,
         share: Share::ALL,
         backends: addresses.into(),
     })

@@ -1,0 +1,355 @@
+//! QUIC connection IDs that name a server: draft-ietf-quic-load-balancers (of May 2026), and the plain format that AWS's
+//! network load balancers use. See <https://quicwg.org/load-balancers/draft-ietf-quic-load-balancers.html>.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::aes::{self, RoundKeys};
+
+mod issue;
+
+/// The longest connection ID of QUIC version 1, in bytes.
+pub const MAX_ID: usize = 20;
+/// The longest server ID, in bytes.
+pub const MAX_SERVER: usize = 15;
+/// Formats whose connection IDs are understood at a time, of one service.
+pub const LIVE_FORMATS: usize = 2;
+/// Rows of services with QUIC listeners; the first one is nobody's.
+pub const QUIC_ROWS: u32 = 256;
+/// Services with QUIC listeners, at most: each has a second row while its formats change.
+pub const MAX_QUIC_SERVICES: usize = QUIC_ROWS as usize / 2 - 1;
+/// Servers that connection IDs can name, at most, of all services and formats.
+pub const MAX_QUIC_SERVERS: u32 = 131_072;
+
+/// The connection IDs of a service.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct QuicRow {
+    /// By the first three bits of a connection ID: which of the formats it is of, counted from 1; 0: none.
+    pub format_of: [u8; 8],
+    /// The row of its counters.
+    pub counters: u32,
+    /// `QUIC_*` bits.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: [u64; 6],
+    /// Those that are in use.
+    pub formats: [QuicFormat; LIVE_FORMATS],
+}
+
+/// `QuicRow::flags`: what an encrypted connection ID says of a client is remembered.
+pub const QUIC_LEARNS: u32 = 1;
+
+/// How a server ID is read from a connection ID.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct QuicFormat {
+    /// `CIPHER_*`.
+    pub cipher: u8,
+    /// Bytes of a server ID.
+    pub server: u8,
+    /// Bytes of server ID and nonce.
+    pub length: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+    /// The bits of a block that are the server ID's.
+    pub server_mask: [u64; 2],
+    /// The bits of a block that are a half's: of the left one, and of the right one.
+    pub half_masks: [[u64; 2]; 2],
+    /// Zero.
+    pub unused: [u64; 1],
+    /// To encrypt with.
+    pub encrypt: RoundKeys,
+    /// To decrypt with.
+    pub decrypt: RoundKeys,
+    /// Zero.
+    pub padding: [u64; 4],
+}
+
+/// `QuicFormat::cipher`: the server ID is readable for everybody.
+pub const CIPHER_NONE: u8 = 0;
+/// `QuicFormat::cipher`: server ID and nonce are one block.
+pub const CIPHER_BLOCK: u8 = 1;
+/// `QuicFormat::cipher`: four passes, of which three are undone.
+pub const CIPHER_THREE: u8 = 2;
+/// `QuicFormat::cipher`: four passes, all of which are undone.
+pub const CIPHER_FOUR: u8 = 3;
+
+/// What a server is found by. It is a key of a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct QuicServer {
+    /// The server ID, then zeros; big endian.
+    pub id: [u64; 2],
+    /// Index of the service.
+    pub service: u16,
+    /// Bytes of the server ID.
+    pub length: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Per-CPU counters of a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct QuicStats {
+    /// Packets that were steered by their connection ID.
+    pub steered: u64,
+    /// Packets whose connection ID was to name a server and named none.
+    pub unknown: u64,
+    /// Addresses that were recorded at a backend because of a connection ID.
+    pub migrated: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+impl core::ops::AddAssign<&Self> for QuicStats {
+    fn add_assign(&mut self, other: &Self) {
+        self.steered += other.steered;
+        self.unknown += other.unknown;
+        self.migrated += other.migrated;
+    }
+}
+
+const _: () = {
+    assert!(size_of::<QuicRow>() == 64 + LIVE_FORMATS * size_of::<QuicFormat>());
+    assert!(size_of::<QuicFormat>() == 448 && size_of::<QuicServer>() == 24 && size_of::<QuicStats>() == 32);
+};
+
+/// The first bytes of a connection ID, big endian: eight, eight and four.
+pub type IdWords = [u64; 3];
+
+/// A mask of the first `bits` bits of a block.
+const fn first_bits(bits: usize) -> [u64; 2] {
+    const fn word(bits: usize) -> u64 {
+        if bits == 0 { 0 } else { u64::MAX << (64 - bits) }
+    }
+    if bits <= 64 { [word(bits), 0] } else { [u64::MAX, word(if bits > 128 { 64 } else { bits - 64 })] }
+}
+
+#[inline(always)]
+const fn masked([a, b]: [u64; 2], [c, d]: [u64; 2]) -> [u64; 2] {
+    [a & c, b & d]
+}
+
+impl QuicFormat {
+    /// A format with server IDs and nonces of so many bytes; the nonce is of four bytes or more, and both together of 19 at
+    /// most.
+    #[must_use]
+    pub fn new(server: u8, nonce: u8, key: Option<[u8; 16]>) -> Self {
+        let length = server + nonce;
+        let half = 4 * usize::from(length);
+        let mut right = first_bits(8 * usize::from(length.div_ceil(2)));
+        if length % 2 != 0 {
+            right[0] &= u64::MAX >> 4;
+        }
+        Self {
+            cipher: match key {
+                None => CIPHER_NONE,
+                Some(_) if length == 16 => CIPHER_BLOCK,
+                Some(_) if server <= nonce => CIPHER_THREE,
+                Some(_) => CIPHER_FOUR,
+            },
+            server,
+            length,
+            server_mask: first_bits(8 * usize::from(server)),
+            half_masks: [first_bits(half), right],
+            encrypt: key.map_or(aes::NO_KEYS, aes::encryption_keys),
+            decrypt: key.map_or(aes::NO_KEYS, aes::decryption_keys),
+            ..Self::zeroed()
+        }
+    }
+
+    /// Bytes of a connection ID, at least.
+    #[inline(always)]
+    #[must_use]
+    pub const fn id_length(&self) -> usize {
+        self.length as usize + 1
+    }
+
+    /// The server ID, of a connection ID that is long enough.
+    #[inline(always)]
+    #[must_use]
+    pub fn server_of(&self, [a, b, c]: IdWords) -> [u64; 2] {
+        // Without the first byte.
+        let text = [a << 8 | b >> 56, b << 8 | c >> 56, c << 8];
+        let [first, second, _] = text;
+        let plain = match self.cipher {
+            CIPHER_NONE => [first, second],
+            CIPHER_BLOCK => aes::decrypt(&self.decrypt, [first, second]),
+            _ => self.unmixed(text),
+        };
+        masked(plain, self.server_mask)
+    }
+
+    /// Undoes the four passes, as far as is needed for the server ID.
+    #[inline(always)]
+    fn unmixed(&self, [a, b, c]: [u64; 3]) -> [u64; 2] {
+        let [left_mask, right_mask] = self.half_masks;
+        // The right half begins with this byte, of an odd number with the half of it.
+        let shift = u32::from(self.length / 2) * 8 % 128;
+        let right = if shift < 64 {
+            [a << (shift & 63) | carried(b, shift), b << (shift & 63) | carried(c, shift)]
+        } else {
+            let shift = shift - 64;
+            [b << (shift & 63) | carried(c, shift), c << (shift & 63)]
+        };
+        let (mut from, mut onto) = (masked(right, right_mask), masked([a, b], left_mask));
+        let mut masks = (left_mask, right_mask);
+        let mut pass = 4;
+        let last = if self.cipher == CIPHER_FOUR { 1 } else { 2 };
+        while pass >= last {
+            let [high, low] = from;
+            let end = u64::from(self.length) << 8 | pass;
+            let key = aes::encrypt(&self.encrypt, [high, low | end]);
+            let [key_high, key_low] = masked(key, masks.0);
+            let new = [onto[0] ^ key_high, onto[1] ^ key_low];
+            (onto, from) = (from, new);
+            masks = (masks.1, masks.0);
+            pass -= 1;
+        }
+        // The last pass that was undone gives the left half, or with the fourth the right one.
+        let (left, right) = if last == 1 { (onto, from) } else { (from, [0, 0]) };
+        let [high, low] = right;
+        let shifted = if shift < 64 {
+            [high >> (shift & 63), low >> (shift & 63) | uncarried(high, shift)]
+        } else {
+            [0, high >> ((shift - 64) & 63)]
+        };
+        [left[0] | shifted[0], left[1] | shifted[1]]
+    }
+}
+
+/// What comes in from the right where a word is shifted to the left.
+#[inline(always)]
+const fn carried(word: u64, shift: u32) -> u64 {
+    word >> 1 >> (63 - (shift & 63))
+}
+
+/// What comes in from the left where a word is shifted to the right.
+#[inline(always)]
+const fn uncarried(word: u64, shift: u32) -> u64 {
+    word << 1 << (63 - (shift & 63))
+}
+
+impl QuicRow {
+    /// The format of a connection ID that begins with this byte.
+    #[inline(always)]
+    #[must_use]
+    pub fn format(&self, first: u8) -> Option<&QuicFormat> {
+        match self.format_of[(first >> 5) as usize & 7] {
+            1 => Some(&self.formats[0]),
+            2 => Some(&self.formats[1]),
+            _ => None,
+        }
+    }
+}
+
+/// Where in a datagram the connection ID of its receiver is (RFC 8999).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The first byte of the connection ID.
+    pub at: usize,
+    /// Bytes of it; `None`: the packet does not say it.
+    pub length: Option<u8>,
+}
+
+/// Where the connection ID is that a server has given to its client. `None`: there is none, or it may be of the client's own
+/// making, as in Initial and 0-RTT packets of the known versions. `version` and `length` are those of a long header.
+#[inline(always)]
+#[must_use]
+pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
+    const LONG: u8 = 0x80;
+    if first & LONG == 0 {
+        return Some(Place { at: 1, length: None });
+    }
+    let kind = first >> 4 & 3;
+    let by_client = match version {
+        // Servers alone negotiate versions.
+        0 => true,
+        VERSION_1 => kind == 0 || kind == 1,
+        VERSION_2 => kind == 1 || kind == 2,
+        _ => false,
+    };
+    if by_client { None } else { Some(Place { at: LONG_ID_AT, length: Some(length) }) }
+}
+
+/// The number of QUIC version 1 (RFC 9000).
+pub const VERSION_1: u32 = 1;
+/// The number of QUIC version 2 (RFC 9369).
+pub const VERSION_2: u32 = 0x6b33_43cf;
+/// The first byte of the receiver's connection ID in a long header.
+pub const LONG_ID_AT: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect()
+    }
+
+    fn words(id: &[u8]) -> IdWords {
+        let mut all = [0; 24];
+        all[..id.len()].copy_from_slice(id);
+        let word = |at: usize| u64::from_be_bytes(all[at..at + 8].try_into().unwrap());
+        [word(0), word(8), word(16)]
+    }
+
+    fn server(format: &QuicFormat, id: &[u8]) -> Vec<u8> {
+        let [a, b] = format.server_of(words(id));
+        let all = (u128::from(a) << 64 | u128::from(b)).to_be_bytes();
+        assert!(all[usize::from(format.server)..].iter().all(|&byte| byte == 0), "nothing behind the server ID");
+        all[..usize::from(format.server)].to_vec()
+    }
+
+    #[test]
+    fn when_ids_are_those_of_the_draft_then_they_name_its_servers() {
+        let key = Some(bytes("8f95f09245765f80256934e50c66207f").try_into().unwrap());
+        let example = Some(bytes("fdf726a9893ec05c0632d3956680baf0").try_into().unwrap());
+        for (key, first, id, nonce, connection) in [
+            (None, 0x07, "c4605e", "4504cc4f", "07c4605e4504cc4f"),
+            // Printed there as 350d28b420 and 3487d970b, which is the same bytes shifted by half a byte.
+            (None, 0x20, "a350d28b42", "03487d970b", "20a350d28b4203487d970b"),
+            (key, 0x07, "ed793a", "ee080dbf", "0720b1d07b359d3c"),
+            (key, 0x2f, "ed793a51d49b8f5fab65", "ee080dbf48", "2fcc381bc74cb4fbad2823a3d1f8fed2"),
+            (key, 0x50, "ed793a51d49b8f5f", "ee080dbf48c0d1e5", "504dd2d05a7b0de9b2b9907afb5ecf8cc3"),
+            (key, 0x12, "ed793a51d49b8f5fab", "ee080dbf48c0d1e55d", "125779c9cc86beb3a3a4a3ca96fce4bfe0cdbc"),
+            (example, 0x07, "31441a", "9c69c275", "0767947d29be054a"),
+        ] {
+            let (id, nonce, connection) = (bytes(id), bytes(nonce), bytes(connection));
+            let format = QuicFormat::new(id.len() as u8, nonce.len() as u8, key);
+            assert_eq!(server(&format, &connection), id);
+            assert_eq!(connection.len(), format.id_length());
+            assert_eq!(format.id(first, &id, &nonce)[..connection.len()], connection);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn when_a_server_makes_an_id_then_it_names_the_server(
+            server_length in 1u8..=15, nonce_length in 4u8..=18, key: Option<[u8; 16]>, id: [u8; 15], nonce: [u8; 18], first: u8
+        ) {
+            prop_assume!(server_length + nonce_length <= 19);
+            let format = QuicFormat::new(server_length, nonce_length, key);
+            let (id, nonce) = (&id[..server_length.into()], &nonce[..nonce_length.into()]);
+            let mut connection = format.id(first, id, nonce);
+            prop_assert_eq!(server(&format, &connection), id);
+            // What a server appends for its own use changes nothing.
+            connection[format.id_length()..].fill(0xff);
+            prop_assert_eq!(server(&format, &connection), id);
+        }
+    }
+
+    #[test]
+    fn when_a_client_may_have_made_the_id_then_it_names_nobody() {
+        let long = |kind: u8, version| place(0xc0 | kind << 4, version, 8);
+        let there = Some(Place { at: LONG_ID_AT, length: Some(8) });
+        assert_eq!([0, 1, 2, 3].map(|kind| long(kind, VERSION_1)), [None, None, there, there]);
+        assert_eq!([0, 1, 2, 3].map(|kind| long(kind, VERSION_2)), [there, None, None, there]);
+        assert_eq!([0, 3].map(|kind| long(kind, 0)), [None, None]);
+        assert_eq!([0, 1].map(|kind| long(kind, 0xbabababa)), [there, there]);
+        assert_eq!(place(0x40, 7, 7), Some(Place { at: 1, length: None }));
+    }
+}

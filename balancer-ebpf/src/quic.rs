@@ -1,0 +1,228 @@
+//! QUIC: a connection ID that a server has given to its client says where its packets go, whatever their address.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use balancer_common::{
+    map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, SlotPlace},
+    query::Query,
+    quic::{
+        CIPHER_NONE, IdWords, LONG_ID_AT, MAX_ID, MAX_QUIC_SERVERS, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow,
+        QuicServer, QuicStats, place,
+    },
+    verdict::{Decision, DecisionIndex},
+};
+use network_types::udp::UdpHdr;
+
+use crate::{
+    backends, control,
+    found::Found,
+    ingress::Ingress,
+    memory,
+    packet::Packet,
+    parse::{self, Ip},
+    rules::{self, Ruled},
+    scratch::{self, Row},
+    service,
+    share::Treated,
+    steer,
+    step::{Carries, Choice, OpenFlow, Quic, QuicNamed, Step, ToBackend, Told, Watch},
+};
+
+/// By [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
+#[map]
+static QUIC: Array<QuicRow> = Array::with_max_entries(QUIC_ROWS, BPF_F_MMAPABLE);
+
+/// Backends by the names that connection IDs have for them.
+#[map]
+static QUIC_SERVERS: HashMap<QuicServer, u32> = HashMap::with_max_entries(MAX_QUIC_SERVERS, BPF_F_NO_PREALLOC);
+
+#[map]
+static QUIC_STATS: PerCpuArray<QuicStats> = PerCpuArray::with_max_entries(MAX_QUIC_SERVICES as u32 + 1, 0);
+
+/// A connection ID on its way from one step to the next.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Asked {
+    id: IdWords,
+    length: u32,
+    service: u16,
+    row: u8,
+    reserved: u8,
+}
+
+const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
+
+/// Keeps the connection ID of a datagram for the next step, if its server has given it.
+#[inline(always)]
+pub(crate) fn read(found: &Found, told: Told<Quic>) -> Step {
+    let Quic { service, row } = told.get();
+    let Some((id, length)) = connection_id(&found.ip) else { return Step::to(NONE) };
+    let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::to(NONE) };
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    unsafe { asked.write(Asked { id, length: length as u32, service, row, reserved: 0 }) };
+    Step::QUIC_SERVER
+}
+
+/// Finds the backend that the connection ID names which was kept. It counts what names none.
+#[inline(always)]
+pub(crate) fn find(ingress: Ingress) -> Step {
+    let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::to(NONE) };
+    // SAFETY: as in `read`; nothing writes it while this looks at it.
+    let asked = unsafe { &*asked };
+    // Never so; without a look at the frame the compiler leaves the argument out, and the verifier refuses the call.
+    if ingress.frame().is_empty() {
+        return Step::to(NONE);
+    }
+    let row = u32::from(asked.row);
+    let Some(named) = server(asked, row) else {
+        count(asked.row, |stats| stats.unknown += 1);
+        return Step::to(NONE);
+    };
+    // One that is down, or has drained, keeps nobody.
+    let keeps = backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service);
+    Step::to(if keeps && backends::reachable(named.backend).is_some() { named } else { NONE })
+}
+
+#[inline(always)]
+fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
+    let row = QUIC.get(row)?;
+    let format = row.format((asked.id[0] >> 56) as u8)?;
+    if (asked.length as usize) < format.id_length() {
+        return None;
+    }
+    let id = format.server_of(asked.id);
+    let key = QuicServer { id, service: asked.service, length: u16::from(format.server), reserved: 0 };
+    // SAFETY: the value is copied at once.
+    let backend = *unsafe { QUIC_SERVERS.get(&key) }? as u16;
+    Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
+}
+
+/// Has a datagram go to the backend that its connection ID names, or by its address.
+#[inline(always)]
+pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
+    let ip = &found.ip;
+    let Some(control) = control::words() else { return Step::PASS };
+    let Some(ports) = parse::ports(ip) else { return Step::PASS };
+    let listeners = control::listeners(control);
+    let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
+    let (service, port) = (listener.service, listener.listening.port);
+    let flows = service.flags & SERVICE_FLOWS != 0;
+    let treated = if flows { Treated::STEERED } else { Treated::of(service, ip.family, &ip.source) };
+    let step = if flows { OpenFlow::unchosen(port) } else { ToBackend::unchosen(Carries::Header, port) };
+    let QuicNamed { backend, proven } = told.get();
+    let ruled = if backend == 0 { Ruled::NONE } else { rules::find(service, &ip.source, true) };
+    if backend == 0 || ruled.denies() {
+        return steer::choose_later(control, service, ip, ports, treated, step);
+    }
+    count(service.quic, |stats| stats.steered += 1);
+    let step = if treated.is_watched() { Watch::unchosen() } else { step };
+    // A flow is opened by a client that is known by its connection.
+    let decision = if flows { Some(Decision::Kept) } else { None };
+    let step = step.chosen(Choice { backend, decision: DecisionIndex::from(decision) });
+    if service.flags & SERVICE_REMEMBERS == 0 || !ruled.is_none() {
+        return step;
+    }
+    let hash = steer::client_hash(service, ip.family, &ip.source);
+    if !proven && memory::seen(control, hash) {
+        return step;
+    }
+    let Some((place, unlike)) = steer::slot_unlike(service, hash, backend) else { return step };
+    let query = Query {
+        hash,
+        service: service.id,
+        live: Some(backend),
+        live_is_home: false,
+        pinned: proven,
+        migrates: proven,
+        opens: false,
+        datagram: false,
+        failback: false,
+        peeks: false,
+        marks: true,
+        now: steer::now(service),
+        remember: service.remember,
+        idle: service.idle,
+    };
+    memory::remember_later(&query, step, migration(service.quic, place, unlike)).unwrap_or(step)
+}
+
+const EXCEPTION: u64 = 1 << 62;
+
+/// What is to be [noted](note) when a client has come to be known where its connection is: in this row of formats, and with
+/// `exception` at its slot. Not 0.
+#[inline(always)]
+fn migration(row: u8, place: SlotPlace, exception: bool) -> u64 {
+    let exception = if exception { EXCEPTION } else { 0 };
+    1 << 63 | exception | u64::from(place.line) | u64::from(place.index & 31) << 32 | u64::from(row) << 40
+}
+
+/// Notes that a client has come to be known where its connection is.
+#[inline(always)]
+pub(crate) fn note(migration: u64) {
+    balancer_migrated(migration);
+}
+
+/// A function of its own, so that what it has on the stack does not add to what its callers have.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_migrated(migration: u64) -> u64 {
+    count((migration >> 40) as u8, |stats| stats.migrated += 1);
+    if migration & EXCEPTION != 0 {
+        steer::except(migration as u32, (migration >> 32 & 31) as u32);
+    }
+    0
+}
+
+/// Counts for the service of a row of formats.
+#[inline(always)]
+fn count(row: u8, change: impl FnOnce(&mut QuicStats)) {
+    if let Some(row) = QUIC.get(u32::from(row))
+        && let Some(stats) = QUIC_STATS.get_ptr_mut(row.counters)
+    {
+        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        change(unsafe { &mut *stats });
+    }
+}
+
+/// The connection ID that a server has given, with its length as far as that is known.
+#[inline(always)]
+fn connection_id(ip: &Ip<'_>) -> Option<(IdWords, usize)> {
+    let payload = ip.l4.skip(UdpHdr::LEN);
+    let first: u8 = payload.load(0)?;
+    let (version, said) = if first & 0x80 == 0 {
+        (0, 0)
+    } else {
+        let version: [u8; 4] = payload.load(1)?;
+        let said: u8 = payload.load(LONG_ID_AT - 1)?;
+        (u32::from_be_bytes(version), said)
+    };
+    let place = place(first, version, said)?;
+    let id = if place.at == 1 { payload.skip(1) } else { payload.skip(LONG_ID_AT) };
+    let length = place.length.map_or(MAX_ID, usize::from);
+    first_bytes(id, length)
+}
+
+/// The first bytes of a connection ID, and how many there are.
+#[inline(always)]
+fn first_bytes(id: Packet<'_>, length: usize) -> Option<(IdWords, usize)> {
+    let length = if length > MAX_ID { MAX_ID } else { length };
+    if let Some(words) = id.load::<[u8; MAX_ID]>(0) {
+        let word = |at: usize| {
+            let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| words[at + index]);
+            u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        };
+        let [.., e, f, g, h] = words;
+        return Some(([word(0), word(8), u64::from(u32::from_be_bytes([e, f, g, h])) << 32], length));
+    }
+    // A datagram that ends before the longest ID would.
+    let (mut words, mut there) = ([0; 3], 0);
+    for at in 0..MAX_ID {
+        let Some(byte) = id.load::<u8>(at) else { break };
+        words[at / 8] |= u64::from(byte) << (56 - 8 * (at % 8));
+        there += 1;
+    }
+    Some((words, if length < there { length } else { there }))
+}

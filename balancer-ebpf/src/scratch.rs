@@ -1,0 +1,36 @@
+//! Room for what one step of a packet leaves to the next, or what does not fit on the stack: a few words for each CPU, in one
+//! map, because the kernel allows a program 64 of them.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+
+/// Whose room it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Row {
+    /// See [`crate::opaque`].
+    Opaque,
+    /// See [`crate::found`].
+    Kept,
+    /// See [`crate::memory`].
+    Pending,
+    /// See [`crate::share`].
+    Shared,
+    /// See [`crate::rules`].
+    Rule,
+    /// See [`crate::quic`].
+    Quic,
+}
+
+const ROWS: u32 = Row::Quic as u32 + 1;
+
+type Words = [u64; 8];
+
+#[map]
+static SCRATCH: PerCpuArray<Words> = PerCpuArray::with_max_entries(ROWS, 0);
+
+/// A row of this CPU. Programs on one CPU do not interrupt each other in the receive path.
+#[inline(always)]
+pub(crate) fn place<T>(row: Row) -> Option<*mut T> {
+    const { assert!(size_of::<T>() <= size_of::<Words>() && align_of::<T>() <= align_of::<Words>()) }
+    Some(SCRATCH.get_ptr_mut(row as u32)?.cast())
+}

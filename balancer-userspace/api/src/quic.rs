@@ -1,0 +1,109 @@
+//! How connection IDs of QUIC name the backends of a service.
+
+use balancer_core::snapshot::QuicSnapshot;
+use balancer_model::quic::{Keyed, QuicConfig};
+use serde::{Deserialize, Serialize};
+
+/// How connection IDs of QUIC name the backends of a service. It has no key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuicView {
+    /// `nlb` or `draft`.
+    pub format: String,
+    /// The number of the configuration that servers are to use.
+    pub config: u8,
+    /// The number of the one before, whose connection IDs are understood as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_before: Option<u8>,
+    /// Bytes of a server ID.
+    pub server_id_length: u8,
+    /// Bytes of a nonce.
+    pub nonce_length: u8,
+    /// Whether server IDs are encrypted.
+    pub encrypted: bool,
+    /// Whether an address that brings a connection to a backend is remembered there.
+    pub learns: bool,
+    /// Packets that were steered by their connection ID.
+    pub steered: u64,
+    /// Packets whose connection ID named no backend, steered by their address.
+    pub unknown_id: u64,
+    /// Addresses that were remembered at a backend because of a connection ID.
+    pub migrated: u64,
+    /// The server IDs of the backends.
+    pub servers: Vec<ServerView>,
+}
+
+/// The server ID of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    /// The name of the backend.
+    pub backend: String,
+    /// `0x` and lower-case hexadecimal digits.
+    pub server_id: String,
+}
+
+/// `GET /v1/services/{service}/quic/{backend}`: what a server needs to make its connection IDs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuicServerConfig {
+    /// The name of the service.
+    pub service: String,
+    /// The name of the backend.
+    pub backend: String,
+    /// `nlb` or `draft`.
+    pub format: String,
+    /// The number of the configuration: the first three bits of a connection ID.
+    pub config: u8,
+    /// `0x` and lower-case hexadecimal digits.
+    pub server_id: String,
+    /// Bytes of a nonce.
+    pub nonce_length: u8,
+    /// Bytes of a connection ID.
+    pub id_length: u8,
+    /// `hex:` and 32 digits, a secret; absent: server IDs are not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+impl From<QuicSnapshot> for QuicView {
+    fn from(snapshot: QuicSnapshot) -> Self {
+        let QuicSnapshot { config, stats, servers } = snapshot;
+        let learns = config.learns();
+        let QuicConfig { format, server_id_length, nonce_length, current, before, .. } = config;
+        let server = |(backend, id, _): (String, _, _)| {
+            let id: balancer_model::quic::ServerId = id;
+            ServerView { backend, server_id: id.to_string() }
+        };
+        Self {
+            format: format.word().to_owned(),
+            config: current.config,
+            config_before: before.map(|before| before.config),
+            server_id_length,
+            nonce_length,
+            encrypted: current.key.is_some(),
+            learns,
+            steered: stats.steered,
+            unknown_id: stats.unknown,
+            migrated: stats.migrated,
+            servers: servers.into_iter().map(server).collect(),
+        }
+    }
+}
+
+impl QuicServerConfig {
+    /// What the server of a backend needs; `None`: there is no such backend.
+    #[must_use]
+    pub fn of(service: &str, snapshot: &QuicSnapshot, backend: &str) -> Option<Self> {
+        let (_, id, _) = snapshot.servers.iter().find(|(name, ..)| name == backend)?;
+        let config = &snapshot.config;
+        let Keyed { config: number, key } = config.current;
+        Some(Self {
+            service: service.to_owned(),
+            backend: backend.to_owned(),
+            format: config.format.word().to_owned(),
+            config: number,
+            server_id: id.to_string(),
+            nonce_length: config.nonce_length,
+            id_length: config.id_length(),
+            key: key.map(|key| key.to_string()),
+        })
+    }
+}
