@@ -105,14 +105,13 @@ fn rounds(
     block: Block,
     [second, third, fourth]: [usize; 3],
 ) -> Block {
-    let ([a, b], [before, .., after]) = (block, keys);
+    let ([a, b], [before, between @ .., after]) = (block, keys);
     let columns = [(a >> 32) as u32, a as u32, (b >> 32) as u32, b as u32];
     let mut state = [0, 1, 2, 3].map(|at| columns[at] ^ before[at]);
     let from = |state: [u32; 4], at: usize| {
         [state[at], state[(at + second) % 4], state[(at + third) % 4], state[(at + fourth) % 4]]
     };
-    for round in 1..ROUNDS {
-        let key = &keys[round];
+    for key in between {
         state = [
             mixed(tables, from(state, 0)) ^ key[0],
             mixed(tables, from(state, 1)) ^ key[1],

@@ -139,7 +139,7 @@ impl QuicFormat {
         let length = server + nonce;
         let half = 4 * usize::from(length);
         let mut right = first_bits(8 * usize::from(length.div_ceil(2)));
-        if length % 2 != 0 {
+        if !length.is_multiple_of(2) {
             right[0] &= u64::MAX >> 4;
         }
         Self {

@@ -96,7 +96,7 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
     let id = format.server_of(asked.id);
     let key = QuicServer { id, service: asked.service, length: u16::from(format.server), reserved: 0 };
     // SAFETY: the value is copied at once.
-    let backend = *unsafe { QUIC_SERVERS.get(&key) }? as u16;
+    let backend = *unsafe { QUIC_SERVERS.get(key) }? as u16;
     Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
 }
 

@@ -68,7 +68,7 @@ impl Scene {
         let key = config.key.map(|key| hex(&key[4..]).try_into().unwrap());
         let format = QuicFormat::new(server.len() as u8, config.nonce_length, key);
         let nonce: Vec<u8> = (0..config.nonce_length).collect();
-        let first = config.config << 5 | config.id_length - 1;
+        let first = (config.config << 5) | (config.id_length - 1);
         format.id(first, &server, &nonce)[..usize::from(config.id_length)].to_vec()
     }
 
@@ -96,7 +96,8 @@ impl Scene {
 
     fn at(&self, family: Family, client: u16, datagram: &[u8]) -> String {
         let answer = self.answers(family, client, datagram);
-        answer.unwrap_or_else(|| panic!("{:?}: no answer to {family:?} client {client}", self.forwarding))
+        assert!(answer.is_some(), "{:?}: no answer to {family:?} client {client}", self.forwarding);
+        answer.unwrap()
     }
 
     fn by_tcp(&self, family: Family, client: u16) -> String {
