@@ -39,6 +39,7 @@ mod path_mtu;
 mod pins;
 mod puzzles;
 mod quic;
+mod quic_connections;
 mod rates;
 mod real_clients;
 mod real_servers;

@@ -21,7 +21,7 @@ use crate::listeners::{BACKENDS, PORTS, ask, serve};
 const PORT: u16 = PORTS[1].0;
 const DRAFT: &str = "{ format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
 
-fn shop(topology: &Topology, forwarding: Forwarding, quic: &str) -> String {
+pub(crate) fn shop(topology: &Topology, forwarding: Forwarding, quic: &str) -> String {
     let [v4, v6] = Family::BOTH.map(|family| topology.vip(family));
     let ports = if matches!(forwarding, Forwarding::Nat | Forwarding::Snat) { "ports = { 7443 = 9443 }\n" } else { "" };
     let mut text = format!(
@@ -109,7 +109,7 @@ impl Scene {
     }
 }
 
-fn hex(digits: &str) -> Vec<u8> {
+pub(crate) fn hex(digits: &str) -> Vec<u8> {
     (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect()
 }
 
