@@ -11,8 +11,8 @@ use crate::args::Target;
 pub const PREFIX: &str = "sticky.balancer/";
 
 /// Keys of a service in the balancer's configuration that an annotation may set; its value is what is behind the `=` there.
-pub const KEYS: [&str; 13] = [
-    "assign_vip",
+/// Keys that touch the balancer's machine, such as `assign_vip` and `table_size`, are not for users of a cluster.
+pub const KEYS: [&str; 11] = [
     "bounded_load",
     "check",
     "client_prefix",
@@ -23,7 +23,6 @@ pub const KEYS: [&str; 13] = [
     "reject",
     "remember",
     "slow_start",
-    "table_size",
     "when_all_down",
 ];
 
@@ -186,7 +185,7 @@ mod tests {
             ("drain", "\"2m\"", toml::toml! { value = { timeout = "2m" } }),
             ("check", "none", toml::toml! { value = { type = "none" } }),
             ("remember", "1h 30m", toml::toml! { value = "1h 30m" }),
-            ("assign_vip", "true", toml::toml! { value = true }),
+            ("reject", "false", toml::toml! { value = false }),
         ] {
             assert_eq!(Some(&setting(key, text).unwrap()), expected.get("value"), "{key} {text}");
         }
@@ -196,7 +195,7 @@ mod tests {
     fn when_an_annotation_is_unknown_or_wrong_then_it_is_told_and_left_out() {
         for (name, value, said) in [
             ("drian", "2m", "there is none of that name; did you mean drain?"),
-            ("colour", "blue", "there are addresses, forwarding, assign_vip"),
+            ("colour", "blue", "there are addresses, forwarding, bounded_load"),
             ("forwarding", "nta", "did you mean \"nat\"?"),
             ("forwarding", "dsr", "known values: nat, snat, ipip"),
             ("addresses", "198.51.100", "\"198.51.100\" is not an IP address"),

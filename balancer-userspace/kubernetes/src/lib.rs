@@ -23,7 +23,10 @@ pub mod slices;
 pub mod sources;
 pub mod wanted;
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
@@ -34,7 +37,11 @@ use crate::args::{Cli, Verb};
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli { verb: Verb::Run(args) } = Cli::parse();
-    tracing_subscriber::fmt().with_env_filter(EnvFilter::new("info,kube=off")).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("info,kube=off"))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -162,6 +162,7 @@ impl Metrics {
     pub async fn serve(self: Arc<Self>, address: SocketAddr) -> anyhow::Result<()> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("--metrics {address} cannot be used"))?;
+        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
         let health = Arc::clone(&self);
         let app = Router::new().route("/metrics", get(move || async move { self.text() })).route(
             "/healthz",

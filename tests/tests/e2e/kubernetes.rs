@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     ops::RangeInclusive,
     process::{Child, Command, Stdio},
     thread,
@@ -88,7 +89,7 @@ impl World {
         self.cluster.put(
             "services",
             json!({"metadata": {"namespace": "shop", "name": "web", "annotations": {
-                    "sticky.balancer/drain": "4s",
+                    "sticky.balancer/drain": "12s",
                     "sticky.balancer/check": "{ type = \"tcp\", interval = \"300ms\", fall = 5, rise = 1 }"}},
                 "spec": {"type": "LoadBalancer", "loadBalancerClass": "sticky.balancer/xdp",
                     "ports": [{"port": 80, "protocol": "TCP"}]}}),
@@ -163,6 +164,13 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
         world.wait_states("four drain", "draining", &[1, 2, 3, 4]);
         assert_eq!(world.homes(FIRST), first);
         assert_eq!(world.homes(SECOND), second);
+        // What others do with the file changes nothing of it.
+        let config = world.site.config();
+        world.site.cli(&["apply", config.to_str().unwrap(), "--reread"]).unwrap();
+        assert_eq!(world.states().values().filter(|state| *state == "draining").count(), 4);
+        world.site.cli(&["apply", config.to_str().unwrap(), "--reset"]).unwrap();
+        world.wait_states("they drain again", "draining", &[1, 2, 3, 4]);
+        assert_eq!((world.homes(FIRST), world.homes(SECOND)), (first.clone(), second.clone()));
         drop(controller.take());
         world.pods(&[5, 6, 7, 8], &[]);
         controller = Some(world.controller());
@@ -188,6 +196,17 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     // The balancer is killed, and finds all of it in its file.
     world.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     assert_eq!(world.homes(1..=300), moved);
+
+    // The deployment is scaled to nothing, and back.
+    world.pods(&[], &[]);
+    wait("no pod is left", || world.states().is_empty());
+    let refused = world.site.ask(Family::V4, 1..=5, PATIENCE).unwrap();
+    assert!(
+        refused.iter().all(|reply| reply.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
+    );
+    world.pods(&[1, 2], &[]);
+    world.wait_states("two are back", "up", &[1, 2]);
+    world.homes(1..=300);
 
     // The Service is deleted while nobody looks.
     drop(controller.take());

@@ -94,6 +94,12 @@ fn when_the_api_server_cuts_forgets_repeats_conflicts_and_is_away_then_the_end_i
     world.pods("shop-web", &[(2, "ready"), (3, "ready"), (4, "ready")]);
     world.wait("after 410", |world| world.balancer.backends(WEB).contains_key("u4"));
 
+    world.cluster.drops_events(true);
+    world.pods("shop-web", &[(2, "ready"), (3, "ready"), (4, "ready"), (6, "ready")]);
+    world.cluster.drops_events(false);
+    world.cluster.compact();
+    world.wait("the next list has what no event told", |world| world.balancer.backends(WEB).contains_key("u6"));
+
     world.cluster.refuses_writes(3);
     world.cluster.put("services", service("another"));
     world.wait("after conflicts", |world| world.addresses("another").len() == 1);
@@ -244,4 +250,50 @@ fn when_the_balancer_refuses_one_service_then_its_owner_is_told_and_all_others_a
         (world.balancer.services(), world.addresses("refused").len()),
         (vec!["k8s.shop.another".to_owned(), WEB.to_owned(), "web".to_owned()], 0)
     );
+}
+
+fn node(name: &str, address: &str) -> serde_json::Value {
+    json!({"metadata": {"name": name}, "spec": {}, "status": {
+        "addresses": [{"type": "InternalIP", "address": address}], "conditions": [{"type": "Ready", "status": "True"}]}})
+}
+
+#[test]
+fn when_nodes_are_backends_then_they_are_asked_whether_they_have_pods_and_drain_when_they_are_cordoned() {
+    let mut world = World::new();
+    world.start(&["--target", "node"]);
+    let mut local = service("shop-web");
+    local["spec"]["externalTrafficPolicy"] = json!("Local");
+    local["spec"]["healthCheckNodePort"] = json!(31_000);
+    local["spec"]["ports"][0]["nodePort"] = json!(30_080);
+    world.cluster.put("services", local);
+    for (name, address) in [("node1", "10.0.0.1"), ("node2", "10.0.0.2")] {
+        world.cluster.put("nodes", node(name, address));
+    }
+    world.wait("both serve", |world| world.balancer.admins(WEB) == admins(&[("node1", "ready"), ("node2", "ready")]));
+    assert_eq!(world.balancer.backends(WEB)["node1"].address, "10.0.0.1:30080");
+    let file = world.balancer.file();
+    assert!(file.contains("port = 31000") && file.contains("start_down = true"), "{file}");
+    let mut cordoned = node("node1", "10.0.0.1");
+    cordoned["spec"]["unschedulable"] = json!(true);
+    world.cluster.put("nodes", cordoned);
+    world.wait("it drains", |world| world.balancer.admins(WEB) == admins(&[("node1", "drain"), ("node2", "ready")]));
+    world.cluster.delete("nodes", "", "node1");
+    world.balancer.change(WEB, "node1", |backend| backend.state = Some("drained".to_owned()));
+    world.wait("it is gone", |world| world.balancer.admins(WEB) == admins(&[("node2", "ready")]));
+}
+
+#[test]
+fn when_metrics_are_asked_for_then_they_say_how_it_stands() {
+    let world = served();
+    world.pods("shop-web", &[(1, "terminating"), (2, "ready")]);
+    world.wait("it drains", |world| world.balancer.admins(WEB)[0].1 == "drain");
+    world.wait("that is counted", |world| world.http("/metrics").contains("backends{state=\"draining\"} 1"));
+    let metrics = world.http("/metrics");
+    for line in ["services 1", "addresses_left{family=\"IPv4\"} 3", "addresses_left{family=\"IPv6\"} 4", "leader 1"] {
+        assert!(metrics.contains(&format!("\nbalancer_kubernetes_{line}\n")), "{line}: {metrics}");
+    }
+    assert!(world.http("/healthz").starts_with("HTTP/1.1 200"));
+    world.balancer.is_away(true);
+    world.pods("shop-web", &[(2, "ready")]);
+    world.wait("an error is counted", |world| !world.http("/metrics").contains("errors_total{in=\"balancer\"} 0"));
 }

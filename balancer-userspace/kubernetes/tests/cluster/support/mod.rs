@@ -6,6 +6,8 @@ pub(crate) mod fake;
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -98,6 +100,17 @@ impl World {
         let service = self.cluster.get("services", "shop", name).unwrap_or_default();
         let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
         ingress.iter().filter_map(|entry| Some(entry["ip"].as_str()?.to_owned())).collect()
+    }
+
+    /// The answer of a controller to `GET PATH`.
+    pub(crate) fn http(&self, path: &str) -> String {
+        let log = fs::read_to_string(self.files.path().join("log")).unwrap();
+        let address = log.rsplit("metrics at http://").next().unwrap().split('/').next().unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// All that owners of Services were told.
