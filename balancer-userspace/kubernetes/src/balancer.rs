@@ -1,6 +1,7 @@
 //! The balancer: its configuration file, and its control socket.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -62,10 +63,21 @@ impl Balancer {
         Ok(())
     }
 
-    /// Services that the balancer has.
+    /// Services that the balancer has, and backends that somebody has added to them at run time, `SERVICE/BACKEND`.
     ///
     /// # Errors
     /// When it does not answer.
+    pub async fn status(&self) -> Result<(Vec<ServiceView>, BTreeSet<String>), ClientError> {
+        let status = self.client.status().await?;
+        let changed = status.changed_at_run_time.into_iter();
+        let added = changed.filter(|change| change.name.contains('/') && change.change.starts_with("added"));
+        Ok((status.services, added.map(|change| change.name).collect()))
+    }
+
+    /// Services that the balancer has.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
     pub async fn services(&self) -> Result<Vec<ServiceView>, ClientError> {
         self.client.services().await
     }

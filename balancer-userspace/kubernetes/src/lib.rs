@@ -3,6 +3,7 @@
 //! The program compares what the cluster wants with what the balancer has, and asks the balancer for the difference. The
 //! comparison ([`round`]) is pure; the modules that it uses know neither clock nor network.
 
+pub mod adopted;
 pub mod annotations;
 pub mod args;
 pub mod balancer;

@@ -10,6 +10,7 @@ use balancer_api::model::ServiceView;
 use k8s_openapi::api::core::v1::{Node, Service};
 
 use crate::{
+    adopted::{Adopted, adopted},
     args::Target,
     block::{Block, File, ServiceText},
     candidates::{Candidates, nodes, pods},
@@ -42,6 +43,8 @@ pub struct World<'a> {
     pub others: &'a Others,
     /// All that the balancer has; `None`: it does not answer.
     pub actual: Option<&'a [ServiceView]>,
+    /// Backends that somebody has added at run time, `SERVICE/BACKEND`.
+    pub added: &'a BTreeSet<String>,
     /// Services that the balancer has refused, by name.
     pub refused: &'a BTreeMap<String, Refusal>,
 }
@@ -122,8 +125,9 @@ impl Terms {
     pub fn round(&self, world: World<'_>) -> Round {
         let mut jobs = self.jobs(world);
         let mut draining = BTreeSet::new();
+        let adopted = world.actual.map(|actual| adopted(&world.file.block, actual, world.added)).unwrap_or_default();
         for job in &mut jobs {
-            self.work_out(job, world, &mut draining);
+            self.work_out(job, world, &adopted, &mut draining);
         }
         let texts = jobs.iter().filter_map(|job| job.text.clone()).collect();
         let (mut services, wrong) = fit::together(world.path, world.file, world.others.is_none(), texts);
@@ -134,7 +138,8 @@ impl Terms {
             }
         }
         let mut block = Block { services, drained: BTreeSet::new() };
-        block.drained = changes::drained(&world.file.block.drained, &draining, &block, world.actual);
+        let marks = world.file.block.drained.union(&adopted.drained).cloned().collect();
+        block.drained = changes::drained(&marks, &draining, &block, world.actual);
         let used = jobs.iter().flat_map(|job| job.grant.addresses.values().copied()).collect();
         let mut outcomes: Vec<Outcome> = jobs.into_iter().map(|job| outcome(job, &block)).collect();
         outcomes.extend(world.services.iter().filter_map(|service| self.without(service)));
@@ -168,15 +173,17 @@ impl Terms {
     }
 
     /// Works out what the balancer is to have for a Service.
-    fn work_out(&self, job: &mut Job<'_>, world: World<'_>, draining: &mut BTreeSet<String>) {
+    fn work_out(&self, job: &mut Job<'_>, world: World<'_>, adopted: &Adopted, draining: &mut BTreeSet<String>) {
         let Job { service, wanted, grant, notices, text } = job;
         if grant.addresses.is_empty() || wanted.ports.is_empty() {
             return;
         }
         let before = world.file.block.service(&wanted.name);
         let families = grant.addresses.keys().copied().collect();
+        let mut backends = before.map(|before| before.backends.clone()).unwrap_or_default();
+        backends.extend(adopted.backends.get(&wanted.name).into_iter().flatten().cloned());
         let known = Before {
-            backends: before.map(|before| before.backends.as_slice()).unwrap_or_default(),
+            backends: &backends,
             actual: world.actual.and_then(|actual| actual.iter().find(|there| there.name == wanted.name)),
             unknown: world.actual.is_none(),
         };

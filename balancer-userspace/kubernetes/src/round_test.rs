@@ -45,8 +45,8 @@ fn round(terms: &Terms, text: &str, services: &[Service], slices: &[EndpointSlic
     let file = File::read(text).unwrap();
     let path = Path::new("balancer.toml");
     let others = Others::of(path, &file).unwrap();
-    let (actual, refused) = (Some(&[][..]), &BTreeMap::new());
-    terms.round(World { services, slices, nodes: &[], path, file: &file, others: &others, actual, refused })
+    let (actual, added, refused) = (Some(&[][..]), &BTreeSet::new(), &BTreeMap::new());
+    terms.round(World { services, slices, nodes: &[], path, file: &file, others: &others, actual, added, refused })
 }
 
 #[test]

@@ -217,7 +217,8 @@ impl Controller {
         let path = self.balancer.path().to_owned();
         let file = File::read(&text).map_err(|error| Stopped::file(format!("{}: {error}", path.display())))?;
         let others = Others::of(&path, &file).map_err(Stopped::file)?;
-        let actual = self.balancer.services().await;
+        let actual = self.balancer.status().await;
+        let nobody = BTreeSet::new();
         let world = World {
             services: &services,
             slices: &slices,
@@ -225,7 +226,8 @@ impl Controller {
             path: &path,
             file: &file,
             others: &others,
-            actual: actual.as_deref().ok(),
+            actual: actual.as_ref().ok().map(|(services, _)| services.as_slice()),
+            added: actual.as_ref().map_or(&nobody, |(_, added)| added),
             refused: &self.refused,
         };
         let round = self.terms.round(world);
@@ -234,7 +236,7 @@ impl Controller {
         self.still_leads()?;
         let written = file.with(&round.block, others.is_none());
         let actual = match actual {
-            Ok(actual) => actual,
+            Ok((actual, _)) => actual,
             Err(error) => {
                 // It finds the file when it starts, and may take then what it has refused before.
                 self.refused.clear();

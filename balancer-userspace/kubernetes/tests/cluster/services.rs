@@ -297,3 +297,22 @@ fn when_metrics_are_asked_for_then_they_say_how_it_stands() {
     world.pods("shop-web", &[(2, "ready")]);
     world.wait("an error is counted", |world| !world.http("/metrics").contains("errors_total{in=\"balancer\"} 0"));
 }
+
+#[test]
+fn when_the_next_controller_has_a_file_that_knows_nothing_then_drains_go_on_and_backends_of_others_stay() {
+    let mut world = served();
+    world.balancer.add(WEB, "by-hand", "10.0.0.99:8080");
+    world.pods("shop-web", &[(1, "terminating"), (2, "terminating"), (3, "ready")]);
+    let expected = admins(&[("by-hand", "ready"), ("u1", "drain"), ("u2", "drain"), ("u3", "ready")]);
+    world.wait("two drain", |world| world.balancer.admins(WEB) == expected);
+    world.kill();
+    world.balancer.write(OTHERS);
+    world.pods("shop-web", &[(2, "ready"), (3, "ready")]);
+    world.start(&[]);
+    let expected = admins(&[("by-hand", "ready"), ("u1", "drain"), ("u2", "ready"), ("u3", "ready")]);
+    world.wait("one is ready again, the other goes on draining", |world| world.balancer.admins(WEB) == expected);
+    assert_eq!(world.addresses("shop-web"), ["198.51.100.1"]);
+    world.balancer.change(WEB, "u1", |backend| backend.state = Some("drained".to_owned()));
+    world.wait("it is removed", |world| !world.balancer.backends(WEB).contains_key("u1"));
+    assert!(world.balancer.backends(WEB).contains_key("by-hand"));
+}

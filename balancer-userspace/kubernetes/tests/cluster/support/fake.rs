@@ -1,7 +1,7 @@
 //! A balancer as the control socket shows it: it takes over files, and keeps what was changed at run time.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::BufReader,
     os::unix::net::{UnixListener, UnixStream},
@@ -25,6 +25,8 @@ pub(crate) struct Backend {
 #[derive(Default)]
 struct State {
     services: BTreeMap<String, BTreeMap<String, Backend>>,
+    /// `SERVICE/BACKEND` of the file that was last taken over.
+    base: BTreeSet<String>,
     applied: usize,
     told: Vec<String>,
     away: bool,
@@ -78,6 +80,12 @@ impl Balancer {
         change(self.state.lock().unwrap().services.get_mut(service).unwrap().get_mut(backend).unwrap());
     }
 
+    /// Adds a backend at run time, as an operator may.
+    pub(crate) fn add(&self, service: &str, backend: &str, address: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.services.get_mut(service).unwrap().insert(backend.to_owned(), ready(address.to_owned()));
+    }
+
     /// Removes a backend at run time, as an operator may.
     pub(crate) fn remove(&self, service: &str, backend: &str) {
         self.state.lock().unwrap().services.get_mut(service).unwrap().remove(backend);
@@ -121,6 +129,7 @@ fn answer(state: &mut State, request: &Request) -> (u16, Value) {
         state.told.push(format!("{} {} {words}", request.method, request.path));
     }
     match (request.method.as_str(), parts.as_slice()) {
+        ("GET", ["status"]) => (200, status(state)),
         ("GET", ["services"]) => (200, state.services.iter().map(|(name, backends)| view(name, backends)).collect()),
         ("POST", ["configuration"]) if text("text").contains("\"snat\"") => {
             (422, json!({"error": "the first service with snat needs a restart"}))
@@ -145,6 +154,14 @@ fn answer(state: &mut State, request: &Request) -> (u16, Value) {
     }
 }
 
+fn status(state: &State) -> Value {
+    let services: Value = state.services.iter().map(|(name, backends)| view(name, backends)).collect();
+    let all = state.services.iter().flat_map(|(service, of)| of.keys().map(move |name| format!("{service}/{name}")));
+    let added = all.filter(|name| !state.base.contains(name));
+    let changed: Value = added.map(|name| json!({"what": "backend", "name": name, "change": "added"})).collect();
+    json!({"interfaces": [], "services": services, "generation": 0, "changed_at_run_time": changed})
+}
+
 fn ready(address: String) -> Backend {
     Backend { address, admin: "ready".to_owned(), state: None }
 }
@@ -153,14 +170,22 @@ fn ready(address: String) -> Backend {
 fn apply(state: &mut State, text: &str) -> Result<(), String> {
     let (config, _) = file::parse("balancer.toml".as_ref(), text.as_bytes()).map_err(|errors| errors.to_string())?;
     let mut before = std::mem::take(&mut state.services);
+    let base = std::mem::take(&mut state.base);
     for service in config.services.iter() {
         let mut known = before.remove(&service.name).unwrap_or_default();
-        let backends = service.backends.iter().map(|backend| {
-            let address = service.shown_address(backend).to_string();
-            let kept = known.remove(&backend.name).unwrap_or_else(|| ready(String::new()));
-            (backend.name.clone(), Backend { address, ..kept })
-        });
-        state.services.insert(service.name.clone(), backends.collect());
+        let backends: Vec<(String, Backend)> = service
+            .backends
+            .iter()
+            .map(|backend| {
+                let address = service.shown_address(backend).to_string();
+                let kept = known.remove(&backend.name).unwrap_or_else(|| ready(String::new()));
+                (backend.name.clone(), Backend { address, ..kept })
+            })
+            .collect();
+        let mut backends: BTreeMap<String, Backend> = backends.into_iter().collect();
+        state.base.extend(backends.keys().map(|name| format!("{}/{name}", service.name)));
+        backends.extend(known.into_iter().filter(|(name, _)| !base.contains(&format!("{}/{name}", service.name))));
+        state.services.insert(service.name.clone(), backends);
     }
     state.applied += 1;
     Ok(())
