@@ -13,7 +13,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-const CRATES: [&str; 20] = [
+const CRATES: [&str; 21] = [
     "balancer-ebpf",
     "balancer-common",
     "balancer-userspace",
@@ -26,6 +26,7 @@ const CRATES: [&str; 20] = [
     "balancer-userspace/engine",
     "balancer-userspace/fleet",
     "balancer-userspace/import",
+    "balancer-userspace/kubernetes",
     "balancer-userspace/lab",
     "balancer-userspace/model",
     "balancer-userspace/simulate",

@@ -18,6 +18,14 @@ pub fn balancer() -> Result<PathBuf> {
     }
 }
 
+/// The controller for Kubernetes that was built beside the running program.
+///
+/// # Errors
+/// When there is none.
+pub fn kubernetes() -> Result<PathBuf> {
+    existing(beside("balancer-kubernetes")?)
+}
+
 /// Test programs lie one directory below the others.
 fn beside(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;

@@ -11,6 +11,7 @@ pub mod far;
 pub mod faults;
 pub mod frame;
 pub mod http_client;
+pub mod kubernetes;
 pub mod outcome;
 pub mod prog_run;
 pub mod rig;

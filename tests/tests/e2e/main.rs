@@ -21,6 +21,7 @@ mod fleet;
 mod forget;
 mod fragments;
 mod host;
+mod kubernetes;
 mod listener_changes;
 mod listeners;
 mod local;

@@ -8,6 +8,7 @@ mod denials;
 mod engine;
 mod files;
 mod imports;
+mod kubernetes;
 mod many_clients;
 mod members;
 mod modes;

@@ -1,0 +1,97 @@
+//! The command line of `balancer-kubernetes`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+/// Serves Services of Kubernetes with type: LoadBalancer by a balancer
+#[derive(Debug, Parser)]
+#[command(name = "balancer-kubernetes", version)]
+pub struct Cli {
+    /// The verb that says what to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// A verb of the command line.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Follow the cluster, and keep the balancer as it says, until SIGTERM
+    Run(Box<Run>),
+}
+
+/// The options of `run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Run {
+    /// How to reach the API server; without it by the pod's service account
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Serve Services with this loadBalancerClass
+    #[arg(long, value_name = "CLASS", default_value = "sticky.balancer/xdp")]
+    pub class: String,
+    /// Serve Services without a loadBalancerClass as well
+    #[arg(long)]
+    pub default: bool,
+    /// Addresses for Services; as often as needed
+    #[arg(long = "pool", value_name = "PREFIX")]
+    pub pools: Vec<IpNet>,
+    /// Send clients to these backends: pods, or nodes with their NodePorts
+    #[arg(long, value_enum, default_value_t = Target::Pod)]
+    pub target: Target,
+    /// The balancer's control socket
+    #[arg(long, value_name = "FILE", env = "BALANCER_SOCKET", default_value = balancer_model::file::DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// The balancer's own configuration file; a part of it, between two lines of comment, becomes this program's
+    #[arg(long, value_name = "FILE", default_value = "/etc/balancer/balancer.toml")]
+    pub configuration: PathBuf,
+    /// How the balancer gets the addresses: true (its first interface, announced) or an interface such as lo
+    #[arg(long, value_name = "true|IF")]
+    pub assign_vip: Option<String>,
+    /// Where to serve GET /metrics
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9661")]
+    pub metrics: SocketAddr,
+    /// The Lease that one of several controllers holds, NAMESPACE/NAME; none: act without one
+    #[arg(long, value_name = "NAMESPACE/NAME|none", default_value = "kube-system/balancer-kubernetes")]
+    pub lease: String,
+    /// The name of this controller in the Lease; without it the host's name and a number
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub identity: Option<String>,
+}
+
+/// The kind of backends that Services have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// The pods of the Service.
+    Pod,
+    /// All nodes, which have its NodePorts.
+    Node,
+}
+
+impl Target {
+    /// The ways in which packets can reach such backends; the first is the usual one.
+    #[must_use]
+    pub fn forwarding(self) -> Vec<&'static str> {
+        match self {
+            Self::Pod => vec!["nat", "snat", "ipip"],
+            Self::Node => vec!["nat", "snat"],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn when_the_command_line_is_that_of_the_manual_then_it_is_taken() {
+        Cli::command().debug_assert();
+        let words = "balancer-kubernetes run --kubeconfig k --class a/b --default --pool 198.51.100.0/28 \
+                     --pool 2001:db8:1::/120 --target node --socket s";
+        let Verb::Run(run) = Cli::try_parse_from(words.split_whitespace()).unwrap().verb;
+        assert_eq!((run.pools.len(), run.target, run.class.as_str(), run.default), (2, Target::Node, "a/b", true));
+        assert!(Cli::try_parse_from(["balancer-kubernetes", "run", "--pool", "198.51.100.0"]).is_err());
+    }
+}

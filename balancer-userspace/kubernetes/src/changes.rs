@@ -1,0 +1,172 @@
+//! The differences between the balancer, once it has the file, and what it is to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use balancer_api::model::{AddBackend, BackendView, ServiceView};
+use balancer_model::{names::BackendName, states::Admin};
+
+use crate::{
+    block::{self, Block},
+    names,
+};
+
+/// A change of a backend that is to be asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Set the administrative state.
+    SetAdmin(BackendName, Admin),
+    /// Add a backend that somebody has removed at run time.
+    Add(String, AddBackend),
+}
+
+/// The changes that it takes, where `draining` are to take no new clients.
+///
+/// A backend that somebody else has drained stays drained, and one in maintenance stays there.
+#[must_use]
+pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView]) -> Vec<Change> {
+    let actual: BTreeMap<&str, &ServiceView> = actual.iter().map(|service| (service.name.as_str(), service)).collect();
+    let mut changes = Vec::new();
+    for service in &block.services {
+        let Some(found) = actual.get(service.name.as_str()) else { continue };
+        for backend in &service.backends {
+            let name = BackendName { service: service.name.clone(), backend: backend.name.clone() };
+            let Some(there) = found.backends.iter().find(|there| there.name == backend.name) else {
+                let add = AddBackend {
+                    name: backend.name.clone(),
+                    address: backend.address.clone(),
+                    address6: backend.address6.clone(),
+                    weight: None,
+                    backup: false,
+                };
+                changes.push(Change::Add(service.name.clone(), add));
+                continue;
+            };
+            let full = full(&name.service, &name.backend);
+            match (draining.contains(&full), there.admin.as_str()) {
+                (true, "ready") => changes.push(Change::SetAdmin(name, Admin::Drain)),
+                (false, "drain") if block.drained.contains(&full) => changes.push(Change::SetAdmin(name, Admin::Ready)),
+                _ => {}
+            }
+        }
+    }
+    changes
+}
+
+/// The backends that this program drains, or has drained and not yet made ready again, given those of `before`.
+#[must_use]
+pub fn drained(
+    before: &BTreeSet<String>,
+    draining: &BTreeSet<String>,
+    wanted: &Block,
+    actual: Option<&[ServiceView]>,
+) -> BTreeSet<String> {
+    let admin = |service: &str, backend: &str| -> Option<&str> {
+        let service = actual?.iter().find(|there| there.name == service)?;
+        let found: &BackendView = service.backends.iter().find(|there| there.name == backend)?;
+        Some(found.admin.as_str())
+    };
+    let mut marks = BTreeSet::new();
+    for service in &wanted.services {
+        for backend in &service.backends {
+            let full = full(&service.name, &backend.name);
+            let (was, admin) = (before.contains(&full), admin(&service.name, &backend.name));
+            let drains = draining.contains(&full);
+            // Somebody else's drain is not taken over.
+            let is_ours =
+                if drains { was || admin != Some("drain") } else { was && admin.is_none_or(|admin| admin == "drain") };
+            marks.extend(is_ours.then_some(full));
+        }
+    }
+    marks
+}
+
+/// Whether a service of the balancer is one of this program's, and holds no place only.
+#[must_use]
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(names::PREFIX) && name != block::PLACEHOLDER.0
+}
+
+/// A backend as `SERVICE/BACKEND`.
+#[must_use]
+pub fn full(service: &str, backend: &str) -> String {
+    format!("{service}/{backend}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BackendText, ServiceText};
+
+    const NAME: &str = "k8s.shop.web/u1";
+
+    fn block(drained: &[&str]) -> Block {
+        let backend = BackendText { name: "u1".to_owned(), address: "10.0.0.1:80".to_owned(), address6: None };
+        let service =
+            ServiceText { name: "k8s.shop.web".to_owned(), backends: vec![backend], ..ServiceText::default() };
+        Block { services: vec![service], drained: set(drained) }
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn actual(admin: Option<&str>) -> Vec<ServiceView> {
+        let backends: Vec<_> = admin
+            .into_iter()
+            .map(|admin| {
+                serde_json::json!({"name": "u1", "address": "", "weight": 100, "backup": false, "admin": admin,
+                    "health": "up", "state": "up", "reason": "", "slots": 0, "known_clients": 0, "connections": 0,
+                    "packets": 0, "bytes": 0})
+            })
+            .collect();
+        let service = serde_json::json!({"name": "k8s.shop.web", "address": "", "protocol": "tcp", "forwarding": "nat",
+            "table_size": 1, "table_generation": 0, "backends": backends});
+        vec![serde_json::from_value(service).unwrap()]
+    }
+
+    /// The change, and whether the drain is this program's afterwards.
+    fn of(was: bool, drains: bool, admin: Option<&str>) -> (Option<Change>, bool) {
+        let (before, draining) = (set(if was { &[NAME] } else { &[] }), set(if drains { &[NAME] } else { &[] }));
+        let actual = actual(admin);
+        let marks = drained(&before, &draining, &block(&[]), Some(&actual));
+        let block = Block { drained: marks.clone(), ..block(&[]) };
+        (changes(&block, &draining, &actual).pop(), marks.contains(NAME))
+    }
+
+    #[test]
+    fn when_a_pod_is_to_drain_then_it_is_drained_and_made_ready_only_by_whom_has_drained_it() {
+        let set = |admin| {
+            Some(Change::SetAdmin(BackendName { service: "k8s.shop.web".to_owned(), backend: "u1".to_owned() }, admin))
+        };
+        for (was, drains, admin, change, ours) in [
+            (false, false, "ready", None, false),
+            (false, true, "ready", set(Admin::Drain), true),
+            (true, true, "drain", None, true),
+            (true, false, "drain", set(Admin::Ready), true),
+            (true, false, "ready", None, false),
+            // The operator's.
+            (false, false, "drain", None, false),
+            (false, true, "drain", None, false),
+            (true, true, "maint", None, true),
+            (true, false, "maint", None, false),
+            // After `apply --reset`.
+            (true, true, "ready", set(Admin::Drain), true),
+        ] {
+            assert_eq!(of(was, drains, Some(admin)), (change, ours), "{was} {drains} {admin}");
+        }
+    }
+
+    #[test]
+    fn when_somebody_has_removed_a_backend_then_it_is_added_again() {
+        let (change, _) = of(false, false, None);
+        let Some(Change::Add(service, add)) = change else { unreachable!("{change:?}") };
+        assert_eq!((service.as_str(), add.name.as_str(), add.address.as_str()), ("k8s.shop.web", "u1", "10.0.0.1:80"));
+    }
+
+    #[test]
+    fn when_the_balancer_is_away_then_marks_stay() {
+        let marks = drained(&set(&[NAME]), &set(&[]), &block(&[]), None);
+        assert_eq!(marks, set(&[NAME]));
+        assert_eq!(drained(&set(&[NAME]), &set(&[]), &Block::default(), None), set(&[]), "the backend is gone");
+    }
+}

@@ -1,0 +1,136 @@
+//! The API server: requests, and how they fail.
+
+pub mod mirror;
+pub mod writes;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use http::Request;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The API server of a cluster.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The object is not there, or the API server does not know the kind.
+    #[error("{0}")]
+    NotFound(String),
+    /// Somebody else has changed the object.
+    #[error("{0}")]
+    Conflict(String),
+    /// The version that was asked for is too old.
+    #[error("{0}")]
+    Gone(String),
+    /// The API server refuses, for another reason.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no answer.
+    #[error("the API server does not answer: {0}")]
+    Away(String),
+}
+
+/// The result of a request.
+pub type Answer<T> = Result<T, Failure>;
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        if let kube::Error::Api(status) = &error {
+            return Self::of_status(status.code, &status.message);
+        }
+        Self::Away(chain(&error))
+    }
+}
+
+impl Failure {
+    fn of_status(code: u16, message: &str) -> Self {
+        let message = format!("the API server says {code}: {message}");
+        match code {
+            404 => Self::NotFound(message),
+            409 => Self::Conflict(message),
+            410 => Self::Gone(message),
+            500.. => Self::Away(message),
+            _ => Self::Refused(message),
+        }
+    }
+}
+
+impl Cluster {
+    /// The cluster of a kubeconfig, or the one that this program runs in.
+    ///
+    /// # Errors
+    /// When the file, or the service account, cannot be read.
+    pub async fn new(kubeconfig: Option<&Path>) -> anyhow::Result<Self> {
+        let mut config = match kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).with_context(|| format!("{} cannot be read", path.display()))?;
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                    .await
+                    .with_context(|| format!("{} names no cluster that can be used", path.display()))?
+            }
+            None => Config::incluster()
+                .context("there is no service account here; outside a cluster give --kubeconfig FILE")?,
+        };
+        config.connect_timeout = Some(PATIENCE / 2);
+        // This program has its own patience.
+        config.default_retry = false;
+        Ok(Self { client: Client::try_from(config).context("the API server cannot be asked")? })
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// When the API server refuses, or does not answer.
+    pub async fn send<T: DeserializeOwned>(
+        &self,
+        method: http::Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Answer<T> {
+        let kind = if method == http::Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::CONTENT_TYPE, kind)
+            .body(body.map(|body| body.to_string().into_bytes()).unwrap_or_default())
+            .map_err(|error| Failure::Refused(error.to_string()))?;
+        match timeout(PATIENCE, self.client.request(request)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Failure::Away(format!("none within {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    /// Reads something.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
+        self.send(http::Method::GET, path, None).await
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,47 @@
+//! The names that Services have in the balancer.
+
+/// All services of this program begin like this, and none else's may.
+pub const PREFIX: &str = "k8s.";
+
+/// The longest name of a service.
+const LONGEST: usize = 63;
+
+/// The name of a Service in the balancer: `k8s.NAMESPACE.NAME`, or its beginning and a hash of the whole where that is too
+/// long. Namespaces and names of Services have no dots, so no two share one.
+#[must_use]
+pub fn service(namespace: &str, name: &str) -> String {
+    fitting(&format!("{PREFIX}{namespace}.{name}"))
+}
+
+/// The name of a backend: `name`, or its beginning and a hash of the whole where that is too long.
+#[must_use]
+pub fn fitting(name: &str) -> String {
+    if name.len() <= LONGEST {
+        return name.to_owned();
+    }
+    let begin: String = name.chars().take(LONGEST - 17).collect();
+    format!("{begin}-{:016x}", hash(name))
+}
+
+/// FNV-1a: the same in every version of this program.
+#[must_use]
+pub fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_model::value;
+
+    use super::*;
+
+    #[test]
+    fn when_names_are_long_then_they_fit_and_differ() {
+        assert_eq!(service("shop", "web"), "k8s.shop.web");
+        let (one, other) = (service(&"n".repeat(63), "web"), service(&"n".repeat(63), "api"));
+        assert_ne!(one, other);
+        for name in [one, other] {
+            assert_eq!(value::name(&name), Ok(name.clone()));
+        }
+    }
+}

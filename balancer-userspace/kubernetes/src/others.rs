@@ -1,0 +1,87 @@
+//! Services that others have in the balancer's configuration file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use balancer_model::file;
+
+use crate::{
+    block::{Block, File},
+    names,
+};
+
+/// Services that are not of this program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// The names of them.
+    pub names: BTreeSet<String>,
+    /// Their addresses, with the name of one that has it.
+    pub addresses: BTreeMap<IpAddr, String>,
+}
+
+impl Others {
+    /// Those of a file.
+    ///
+    /// # Errors
+    /// When the balancer would not take what others have written there.
+    pub fn of(path: &Path, file: &File) -> Result<Self, String> {
+        // The placeholder lets a file without a service pass.
+        let text = file.with(&Block::default(), true);
+        let (config, _) = file::parse(path, text.as_bytes()).map_err(|errors| errors.to_string())?;
+        let mut others = Self::default();
+        for service in config.services.iter().filter(|service| !service.name.starts_with(names::PREFIX)) {
+            others.names.insert(service.name.clone());
+            for listener in &service.listen {
+                others.addresses.insert(listener.address, service.name.clone());
+            }
+        }
+        Ok(others)
+    }
+
+    /// Whether nobody else has a service.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Why applying the file would take away what somebody configured: a service that the balancer has, and that is
+    /// neither in the file nor of this program.
+    #[must_use]
+    pub fn missing<'a>(&self, actual: impl IntoIterator<Item = &'a str>) -> Option<String> {
+        let mut strangers =
+            actual.into_iter().filter(|name| !name.starts_with(names::PREFIX) && !self.names.contains(*name));
+        let name = strangers.next()?;
+        Some(format!(
+            "the balancer has service {name}, which the file does not have: applying the file would remove it. \
+             Put it into the file, or apply the file yourself"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_others_have_services_in_the_file_then_their_addresses_and_names_are_known() {
+        let text = "interfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nlisten = [\"198.51.100.1:80\", \"[2001:db8::1]:80\"]\n\
+                    forwarding = \"ipip\"\n";
+        let others = Others::of("x".as_ref(), &File::read(text).unwrap()).unwrap();
+        assert_eq!(others.addresses.len(), 2);
+        assert_eq!(others.missing(["web", "k8s.shop.web"]), None);
+        let missing = others.missing(["web", "api"]).unwrap();
+        assert!(missing.starts_with("the balancer has service api"), "{missing}");
+        let none = Others::of("x".as_ref(), &File::read("interfaces = [\"eth0\"]\n").unwrap()).unwrap();
+        assert!(none.is_none());
+    }
+
+    #[test]
+    fn when_others_have_an_error_in_the_file_then_its_line_is_told() {
+        let file = File::read("interfaces = [\"eth0\"]\n\nmetrix = 1\n").unwrap();
+        let error = Others::of("b.toml".as_ref(), &file).unwrap_err();
+        assert!(error.contains("b.toml:3"), "{error}");
+    }
+}

@@ -1,0 +1,264 @@
+//! One comparison of the cluster with the balancer: what the balancer is to have, and what its Services are to say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use balancer_api::model::ServiceView;
+use k8s_openapi::api::core::v1::{Node, Service};
+
+use crate::{
+    adopted::{Adopted, adopted},
+    args::Target,
+    block::{Block, File, ServiceText},
+    candidates::{Candidates, nodes, pods},
+    changes::{self, full},
+    fit::{self, Refusal},
+    members::{Before, members},
+    others::Others,
+    pools::{self, Family, Grant, Problem},
+    slices::EndpointSlice,
+    wanted::{self, Terms, Wanted, port_keys},
+};
+
+/// Keeps a Service until the balancer has let go of it.
+pub const FINALIZER: &str = "sticky.balancer/cleanup";
+
+/// All that there is to see.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// All Services of the cluster.
+    pub services: &'a [Service],
+    /// All slices of endpoints.
+    pub slices: &'a [EndpointSlice],
+    /// All nodes, where they are backends.
+    pub nodes: &'a [Node],
+    /// Where the file is, for messages.
+    pub path: &'a Path,
+    /// The balancer's configuration file.
+    pub file: &'a File,
+    /// The services of others in it.
+    pub others: &'a Others,
+    /// All that the balancer has; `None`: it does not answer.
+    pub actual: Option<&'a [ServiceView]>,
+    /// Backends that somebody has added at run time, `SERVICE/BACKEND`.
+    pub added: &'a BTreeSet<String>,
+    /// Services that the balancer has refused, by name.
+    pub refused: &'a BTreeMap<String, Refusal>,
+}
+
+/// The result: all that is to be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Round {
+    /// This program's part of the file.
+    pub block: Block,
+    /// Backends that are to take no new clients, `SERVICE/BACKEND`.
+    pub draining: BTreeSet<String>,
+    /// All that Services are to say. Those that are none of this program's are left out.
+    pub outcomes: Vec<Outcome>,
+    /// Addresses that nobody has.
+    pub left: BTreeMap<Family, f64>,
+}
+
+/// The consequences for a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The Service as it was seen.
+    pub object: Object,
+    /// The change of the Service that is due.
+    pub step: Step,
+    /// News that the owner should have.
+    pub notices: Vec<Notice>,
+}
+
+/// A Service as it was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Object {
+    /// The namespace of the Service.
+    pub namespace: String,
+    /// The name of the Service.
+    pub name: String,
+    /// Unique over all Services that have ever been.
+    pub uid: String,
+    /// Which version of it was seen.
+    pub version: String,
+    /// All finalizers that it has.
+    pub finalizers: Vec<String>,
+}
+
+/// A change of a Service that is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// No change is due.
+    Nothing,
+    /// Add the finalizer: before anything is served.
+    Finalize,
+    /// Write these addresses to its status, once they are served.
+    Publish(Vec<IpAddr>),
+    /// Take finalizer and addresses away, once nothing is served any more.
+    Release,
+}
+
+/// An event for the owner of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Notice {
+    /// A word of CamelCase.
+    pub reason: &'static str,
+    /// The mistake, and what would be right.
+    pub message: String,
+}
+
+/// A Service that is to be served, on its way.
+struct Job<'a> {
+    service: &'a Service,
+    wanted: Wanted,
+    grant: Grant,
+    notices: Vec<Notice>,
+    text: Option<ServiceText>,
+}
+
+impl Terms {
+    /// Works out what is to be, in this world.
+    #[must_use]
+    pub fn round(&self, world: World<'_>) -> Round {
+        let mut jobs = self.jobs(world);
+        let mut draining = BTreeSet::new();
+        let adopted = world.actual.map(|actual| adopted(&world.file.block, actual, world.added)).unwrap_or_default();
+        for job in &mut jobs {
+            self.work_out(job, world, &adopted, &mut draining);
+        }
+        let texts = jobs.iter().filter_map(|job| job.text.clone()).collect();
+        let (mut services, wrong) = fit::together(world.path, world.file, world.others.is_none(), texts);
+        services.sort_by(|one, other| one.name.cmp(&other.name));
+        for (name, error) in wrong {
+            for job in jobs.iter_mut().filter(|job| job.wanted.name == name) {
+                job.notices.push(Notice { reason: "Refused", message: error.clone() });
+            }
+        }
+        let mut block = Block { services, drained: BTreeSet::new() };
+        let marks = world.file.block.drained.union(&adopted.drained).cloned().collect();
+        block.drained = changes::drained(&marks, &draining, &block, world.actual);
+        let used = jobs.iter().flat_map(|job| job.grant.addresses.values().copied()).collect();
+        let mut outcomes: Vec<Outcome> = jobs.into_iter().map(|job| outcome(job, &block)).collect();
+        outcomes.extend(world.services.iter().filter_map(|service| self.without(service)));
+        Round { left: pools::left(&self.pools, &used), block, draining, outcomes }
+    }
+
+    /// The Services to be served, the oldest first, with the addresses that they get.
+    fn jobs<'a>(&self, world: World<'a>) -> Vec<Job<'a>> {
+        let mut services: Vec<&Service> =
+            world.services.iter().filter(|service| self.include(service) && is_finalized(service)).collect();
+        services.sort_by_key(|service| {
+            let time = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (time, wanted::key(service))
+        });
+        let mut wants: Vec<Wanted> = services.iter().map(|service| self.wanted(service)).collect();
+        for wanted in wants.iter_mut().filter(|wanted| wanted.claim.held.is_empty()) {
+            // Served, but not yet written to the status.
+            wanted.claim.held = world.file.block.service(&wanted.name).map(addresses).unwrap_or_default();
+        }
+        let claims: Vec<_> = wants.iter().map(|wanted| wanted.claim.clone()).collect();
+        let grants = pools::allocate(&self.pools, &claims, &world.others.addresses);
+        let jobs = services.into_iter().zip(wants).zip(grants);
+        jobs.map(|((service, wanted), grant)| Job {
+            service,
+            notices: notices(&wanted, &grant),
+            wanted,
+            grant,
+            text: None,
+        })
+        .collect()
+    }
+
+    /// Works out what the balancer is to have for a Service.
+    fn work_out(&self, job: &mut Job<'_>, world: World<'_>, adopted: &Adopted, draining: &mut BTreeSet<String>) {
+        let Job { service, wanted, grant, notices, text } = job;
+        if grant.addresses.is_empty() || wanted.ports.is_empty() {
+            return;
+        }
+        let before = world.file.block.service(&wanted.name);
+        let families = grant.addresses.keys().copied().collect();
+        let mut backends = before.map(|before| before.backends.clone()).unwrap_or_default();
+        backends.extend(adopted.backends.get(&wanted.name).into_iter().flatten().cloned());
+        let known = Before {
+            backends: &backends,
+            actual: world.actual.and_then(|actual| actual.iter().find(|there| there.name == wanted.name)),
+            unknown: world.actual.is_none(),
+        };
+        let candidates = self.candidates(service, wanted, world);
+        let members = members(&candidates, &families, self.forwarding(wanted), known);
+        notices.extend(members.wrong.into_iter().map(|message| Notice { reason: "BackendLeftOut", message }));
+        let mut service = self.text(service, wanted, grant);
+        (service.backends, service.ports) = (members.backends, port_keys(&members.ports));
+        let fitted = fit::alone(service, before, world.refused.get(&wanted.name));
+        notices.extend(fitted.wrong.map(|message| Notice { reason: "Refused", message }));
+        draining.extend(members.draining.iter().map(|backend| full(&wanted.name, backend)));
+        *text = fitted.service;
+    }
+
+    fn candidates(&self, service: &Service, wanted: &Wanted, world: World<'_>) -> Candidates {
+        let (namespace, name) = wanted::key(service);
+        match self.target {
+            Target::Pod => pods::candidates((&namespace, &name), &wanted.ports, world.slices),
+            Target::Node => nodes::candidates(&wanted.ports, world.nodes),
+        }
+    }
+
+    /// The consequences for a Service that is not served: it is about to be, no longer, or never was.
+    fn without(&self, service: &Service) -> Option<Outcome> {
+        let step = match (self.include(service), is_finalized(service)) {
+            (true, false) => Step::Finalize,
+            (false, true) => Step::Release,
+            (true, true) | (false, false) => return None,
+        };
+        Some(Outcome { object: object(service), step, notices: Vec::new() })
+    }
+}
+
+fn is_finalized(service: &Service) -> bool {
+    service.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+}
+
+fn addresses(service: &ServiceText) -> Vec<IpAddr> {
+    let address = |listen: &String| {
+        let place = listen.strip_suffix("/udp").unwrap_or(listen);
+        Some(place.parse::<std::net::SocketAddr>().ok()?.ip())
+    };
+    service.listen.iter().filter_map(address).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn notices(wanted: &Wanted, grant: &Grant) -> Vec<Notice> {
+    let problems = grant.problems.iter().map(|problem| {
+        let reason = match problem {
+            Problem::Exhausted(..) => "NoAddressLeft",
+            Problem::OfNoPool(..) | Problem::Taken(..) => "AddressRefused",
+        };
+        Notice { reason, message: problem.to_string() }
+    });
+    let wrong = wanted.wrong.iter().map(|message| Notice { reason: "Ignored", message: message.clone() });
+    problems.chain(wrong).collect()
+}
+
+fn object(service: &Service) -> Object {
+    let (namespace, name) = wanted::key(service);
+    Object {
+        namespace,
+        name,
+        uid: service.metadata.uid.clone().unwrap_or_default(),
+        version: service.metadata.resource_version.clone().unwrap_or_default(),
+        finalizers: service.metadata.finalizers.clone().unwrap_or_default(),
+    }
+}
+
+fn outcome(job: Job<'_>, block: &Block) -> Outcome {
+    let is_served = block.service(&job.wanted.name).is_some();
+    let addresses: Vec<IpAddr> = job.grant.addresses.values().copied().filter(|_| is_served).collect();
+    let step = if wanted::held(job.service) == addresses { Step::Nothing } else { Step::Publish(addresses) };
+    Outcome { object: object(job.service), step, notices: job.notices }
+}
+
+#[cfg(test)]
+#[path = "round_test.rs"]
+mod tests;

@@ -1,0 +1,374 @@
+//! The loop: something changes, or a minute is over, and everything is compared.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    args::{Run, Target},
+    balancer::Balancer,
+    block::{Block, File},
+    changes,
+    cluster::{Answer, Cluster, Failure, mirror::Mirror},
+    fit::Refusal,
+    lease::Candidacy,
+    metrics::Metrics,
+    others::Others,
+    round::{Notice, Outcome, Round, Step, World},
+    slices::EndpointSlice,
+    wanted::Terms,
+};
+
+/// The longest time between two comparisons.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The time to the next one where something failed, or a drain is under way.
+const SOON: Duration = Duration::from_secs(3);
+
+/// For how long changes are collected before they are looked at.
+const COLLECT: Duration = Duration::from_millis(100);
+
+/// Everything that a comparison needs.
+struct Controller {
+    terms: Terms,
+    cluster: Cluster,
+    balancer: Balancer,
+    metrics: Arc<Metrics>,
+    services: Arc<Mirror<Service>>,
+    slices: Arc<Mirror<EndpointSlice>>,
+    nodes: Arc<Mirror<Node>>,
+    /// Until when this controller is the one that acts; `None` in it: it is not.
+    until: watch::Receiver<Option<Instant>>,
+    /// The part of the file that the balancer has last taken over.
+    applied: Option<Block>,
+    /// Services that the balancer has refused, by name.
+    refused: BTreeMap<String, Refusal>,
+    /// Notices that owners of Services have had.
+    told: BTreeSet<(String, Notice)>,
+}
+
+/// Why a comparison did not come to its end.
+#[derive(Debug)]
+struct Stopped {
+    part: &'static str,
+    why: String,
+}
+
+impl Stopped {
+    fn file(why: String) -> Self {
+        Self { part: "file", why }
+    }
+
+    fn balancer(why: impl ToString) -> Self {
+        Self { part: "balancer", why: why.to_string() }
+    }
+
+    fn cluster(failure: &Failure) -> Self {
+        let part = if matches!(failure, Failure::Conflict(_)) { "conflict" } else { "cluster" };
+        Self { part, why: failure.to_string() }
+    }
+}
+
+/// Follows the cluster until a signal says that it is enough.
+///
+/// # Errors
+/// When it cannot begin.
+pub async fn run(args: Run) -> anyhow::Result<()> {
+    let cluster = Cluster::new(args.kubeconfig.as_deref()).await?;
+    let metrics = Arc::new(Metrics::default());
+    Arc::clone(&metrics).serve(args.metrics).await?;
+    let candidacy = candidacy(&args)?;
+    let wake = Arc::new(Notify::new());
+    let mut tasks = JoinSet::new();
+    let (sender, until) = watch::channel(None);
+    match candidacy.clone() {
+        Some(candidacy) => drop(tasks.spawn(candidacy.run(cluster.clone(), sender))),
+        None => drop(sender.send_replace(Some(Instant::now() + Duration::from_secs(365 * 24 * 3600)))),
+    }
+    let mut controller = Controller {
+        terms: Terms {
+            class: args.class,
+            default: args.default,
+            target: args.target,
+            assign_vip: args.assign_vip,
+            pools: args.pools.iter().map(ipnet::IpNet::trunc).collect(),
+        },
+        balancer: Balancer::new(&args.socket, &args.configuration),
+        services: Arc::default(),
+        slices: Arc::default(),
+        nodes: Arc::default(),
+        cluster: cluster.clone(),
+        metrics,
+        until,
+        applied: None,
+        refused: BTreeMap::new(),
+        told: BTreeSet::new(),
+    };
+    controller.follow(&mut tasks, &wake);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!("following Services of class {}", controller.terms.class);
+    tokio::select! {
+        () = controller.act(&wake) => {}
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tasks.shutdown().await;
+    if let Some(Err(failure)) = resign(candidacy, &cluster).await {
+        tracing::warn!("the Lease is not given up: {failure}");
+    }
+    Ok(())
+}
+
+async fn resign(candidacy: Option<Candidacy>, cluster: &Cluster) -> Option<Answer<()>> {
+    Some(candidacy?.resign(cluster).await)
+}
+
+fn candidacy(args: &Run) -> anyhow::Result<Option<Candidacy>> {
+    if args.lease == "none" {
+        return Ok(None);
+    }
+    let Some((namespace, name)) = args.lease.split_once('/') else {
+        anyhow::bail!("--lease {}: give NAMESPACE/NAME, or none", args.lease);
+    };
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let own = || format!("{}-{}", host.trim(), std::process::id());
+    let identity = args.identity.clone().unwrap_or_else(own);
+    Ok(Some(Candidacy { namespace: namespace.to_owned(), name: name.to_owned(), identity }))
+}
+
+impl Controller {
+    fn follow(&self, tasks: &mut JoinSet<()>, wake: &Arc<Notify>) {
+        let (cluster, metrics) = (|| self.cluster.clone(), || Arc::clone(&self.metrics));
+        tasks.spawn(Arc::clone(&self.services).follow(cluster(), Arc::clone(wake), metrics()));
+        match self.terms.target {
+            Target::Pod => tasks.spawn(Arc::clone(&self.slices).follow(cluster(), Arc::clone(wake), metrics())),
+            Target::Node => tasks.spawn(Arc::clone(&self.nodes).follow(cluster(), Arc::clone(wake), metrics())),
+        };
+    }
+
+    /// Compares again and again.
+    async fn act(&mut self, wake: &Notify) {
+        let mut next = Instant::now();
+        let mut until = self.until.clone();
+        let mut trouble = String::new();
+        loop {
+            tokio::select! {
+                () = wake.notified() => sleep(COLLECT).await,
+                _ = until.changed() => {}
+                () = sleep_until(next) => {}
+            }
+            let leads = self.leads();
+            self.metrics.leads(leads);
+            if !leads {
+                // Another one acts meanwhile, and nothing is known of what it does.
+                self.applied = None;
+                next = Instant::now() + SOON;
+                continue;
+            }
+            let pause = match self.compare().await {
+                Ok(settled) => {
+                    trouble.clear();
+                    if settled { MINUTE } else { SOON }
+                }
+                Err(Stopped { part, why }) => {
+                    self.metrics.failed(part);
+                    // Once is enough, however often it is tried again.
+                    if why != trouble {
+                        tracing::warn!("{why}");
+                    }
+                    trouble = why;
+                    SOON
+                }
+            };
+            next = Instant::now() + pause;
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.until.borrow().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn still_leads(&self) -> Result<(), Stopped> {
+        let gone =
+            || Stopped { part: "cluster", why: "the Lease may be another's: nothing more is changed".to_owned() };
+        if self.leads() { Ok(()) } else { Err(gone()) }
+    }
+
+    /// Compares once, and brings about what is to be. Gives whether there is nothing left to wait for.
+    async fn compare(&mut self) -> Result<bool, Stopped> {
+        let Some(services) = self.services.objects() else { return Ok(false) };
+        let (slices, nodes) = (self.slices.objects(), self.nodes.objects());
+        let (slices, nodes) = match self.terms.target {
+            Target::Pod => (slices, Some(Vec::new())),
+            Target::Node => (Some(Vec::new()), nodes),
+        };
+        let (Some(slices), Some(nodes)) = (slices, nodes) else { return Ok(false) };
+        let text = self.balancer.read().map_err(Stopped::file)?;
+        let path = self.balancer.path().to_owned();
+        let file = File::read(&text).map_err(|error| Stopped::file(format!("{}: {error}", path.display())))?;
+        let others = Others::of(&path, &file).map_err(Stopped::file)?;
+        let actual = self.balancer.status().await;
+        let nobody = BTreeSet::new();
+        let world = World {
+            services: &services,
+            slices: &slices,
+            nodes: &nodes,
+            path: &path,
+            file: &file,
+            others: &others,
+            actual: actual.as_ref().ok().map(|(services, _)| services.as_slice()),
+            added: actual.as_ref().map_or(&nobody, |(_, added)| added),
+            refused: &self.refused,
+        };
+        let round = self.terms.round(world);
+        self.count(&round);
+        let troubles = self.finalize(&round.outcomes).await;
+        self.still_leads()?;
+        let written = file.with(&round.block, others.is_none());
+        let actual = match actual {
+            Ok((actual, _)) => actual,
+            Err(error) => {
+                // It finds the file when it starts, and may take then what it has refused before.
+                self.refused.clear();
+                self.write(&text, &written)?;
+                return Err(Stopped::balancer(error));
+            }
+        };
+        if let Some(why) = others.missing(actual.iter().map(|service| service.name.as_str())) {
+            self.write(&text, &written)?;
+            return Err(Stopped::balancer(why));
+        }
+        let there: BTreeSet<String> = actual.into_iter().map(|service| service.name).collect();
+        self.apply(&round.block, &file, others.is_none(), &there).await?;
+        // Drains are marked in the file before they begin.
+        self.write(&text, &written)?;
+        let there = self.change(&round).await?;
+        self.still_leads()?;
+        let late = self.publish(&round.outcomes, &there).await;
+        if let Some(failure) = troubles.or(late) {
+            return Err(Stopped::cluster(&failure));
+        }
+        self.metrics.compared();
+        Ok(round.block.drained.is_empty())
+    }
+
+    fn count(&self, round: &Round) {
+        let backends = round.block.services.iter().map(|service| service.backends.len()).sum();
+        self.metrics.counted(round.block.services.len(), backends, round.draining.len(), &round.left);
+    }
+
+    /// Adds finalizers, and tells owners what is wrong. Gives the last failure.
+    async fn finalize(&mut self, outcomes: &[Outcome]) -> Option<Failure> {
+        let mut failure = None;
+        for outcome in outcomes {
+            if outcome.step == Step::Finalize {
+                failure = self.cluster.finalize(&outcome.object).await.err().or(failure);
+            }
+            for notice in &outcome.notices {
+                let key = (outcome.object.uid.clone(), notice.clone());
+                if self.told.contains(&key) {
+                    continue;
+                }
+                let Outcome { object, .. } = outcome;
+                tracing::warn!("Service {}/{}: {}", object.namespace, object.name, notice.message);
+                match self.cluster.tell(object, notice).await {
+                    Ok(()) => drop(self.told.insert(key)),
+                    Err(error) => failure = Some(error),
+                }
+            }
+        }
+        let current: BTreeSet<_> = outcomes
+            .iter()
+            .flat_map(|outcome| outcome.notices.iter().map(|notice| (outcome.object.uid.clone(), notice.clone())))
+            .collect();
+        self.told.retain(|told| current.contains(told));
+        failure
+    }
+
+    fn write(&self, text: &str, written: &str) -> Result<(), Stopped> {
+        if text == written { Ok(()) } else { self.balancer.write(text, written).map_err(Stopped::file) }
+    }
+
+    /// Has the balancer take over the services, if it has not; `there` are those that it has.
+    async fn apply(
+        &mut self,
+        block: &Block,
+        file: &File,
+        alone: bool,
+        there: &BTreeSet<String>,
+    ) -> Result<(), Stopped> {
+        let wanted: BTreeSet<&String> = block.services.iter().map(|service| &service.name).collect();
+        let ours: BTreeSet<&String> = there.iter().filter(|name| changes::is_ours(name)).collect();
+        let is_applied = self.applied.as_ref().is_some_and(|applied| applied.services == block.services);
+        if is_applied && ours == wanted {
+            return Ok(());
+        }
+        self.applied = None;
+        let said = match self.balancer.apply(file.with(block, alone), false).await {
+            Ok(said) => said,
+            Err(error) => {
+                if !error.is_absence() {
+                    self.find_refused(block, file, alone).await;
+                }
+                return Err(Stopped::balancer(error));
+            }
+        };
+        self.metrics.changed();
+        tracing::info!("{said}");
+        self.applied = Some(block.clone());
+        Ok(())
+    }
+
+    /// Finds the services for which the balancer has refused the file, so that all others can be served.
+    async fn find_refused(&mut self, block: &Block, file: &File, alone: bool) {
+        for service in block.services.iter().filter(|service| file.block.service(&service.name) != Some(service)) {
+            let mut only = file.block.clone();
+            only.services.retain(|other| other.name != service.name);
+            only.services.push(service.clone());
+            let answer = self.balancer.apply(file.with(&only, alone), true).await;
+            if let Err(error) = answer.map(drop).or_else(|error| if error.is_absence() { Ok(()) } else { Err(error) }) {
+                let refusal = Refusal { service: service.clone(), why: error.to_string() };
+                self.refused.insert(service.name.clone(), refusal);
+            }
+        }
+    }
+
+    /// Has backends drained and made ready; gives the names of the services that the balancer has.
+    async fn change(&self, round: &Round) -> Result<BTreeSet<String>, Stopped> {
+        let actual = self.balancer.services().await.map_err(Stopped::balancer)?;
+        for change in changes::changes(&round.block, &round.draining, &actual) {
+            self.still_leads()?;
+            let said = self.balancer.change(&change).await.map_err(Stopped::balancer)?;
+            self.metrics.changed();
+            tracing::info!("{said}");
+        }
+        Ok(actual.into_iter().map(|service| service.name).collect())
+    }
+
+    /// Writes addresses that are served, and lets Services go that are not. Gives the last failure.
+    async fn publish(&self, outcomes: &[Outcome], there: &BTreeSet<String>) -> Option<Failure> {
+        let mut failure = None;
+        for Outcome { object, step, .. } in outcomes {
+            let is_served = there.contains(&crate::names::service(&object.namespace, &object.name));
+            let answer = match step {
+                Step::Publish(addresses) if is_served || addresses.is_empty() => {
+                    self.cluster.publish(object, addresses).await
+                }
+                Step::Release if !is_served => self.cluster.release(object).await,
+                Step::Publish(_) | Step::Release | Step::Finalize | Step::Nothing => continue,
+            };
+            failure = answer.err().or(failure);
+        }
+        failure
+    }
+}

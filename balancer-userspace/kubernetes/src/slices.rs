@@ -1,0 +1,150 @@
+//! `EndpointSlice` as both `discovery.k8s.io/v1` and `v1beta1` write it.
+
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+
+/// Names the Service that a slice belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// A part of the endpoints of a Service: those of one address family that have one set of ports.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointSlice {
+    /// Name, namespace and labels.
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    /// `IPv4`, `IPv6` or `FQDN`.
+    #[serde(default)]
+    pub address_type: String,
+    /// The endpoints of this part.
+    #[serde(default, deserialize_with = "nothing_for_null")]
+    pub endpoints: Vec<Endpoint>,
+    /// The ports that all of them have.
+    #[serde(default, deserialize_with = "nothing_for_null")]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// A pod, or something else that serves.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// All of these are one endpoint; the first one counts.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Whether it can be used.
+    #[serde(default)]
+    pub conditions: Conditions,
+    /// The pod, if it is one.
+    #[serde(default)]
+    pub target_ref: Option<TargetRef>,
+}
+
+/// Whether an endpoint can be used. An absent condition is unknown, and counts as its usual value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Conditions {
+    /// It takes clients; false for one that terminates.
+    #[serde(default)]
+    pub ready: Option<bool>,
+    /// It answers, whether it terminates or not.
+    #[serde(default)]
+    pub serving: Option<bool>,
+    /// It is about to end.
+    #[serde(default)]
+    pub terminating: Option<bool>,
+}
+
+impl Conditions {
+    /// Whether it is to take new clients.
+    #[must_use]
+    pub fn is_eligible(self) -> bool {
+        self.ready.unwrap_or(true) && self.serving.unwrap_or(true) && !self.terminating.unwrap_or(false)
+    }
+}
+
+/// The object that an endpoint is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct TargetRef {
+    /// Unique over all objects that have ever been.
+    #[serde(default)]
+    pub uid: Option<String>,
+}
+
+/// A port of endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct EndpointPort {
+    /// As of the Service's port.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The number; absent: every port.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// `TCP`, `UDP` or `SCTP`.
+    #[serde(default)]
+    pub protocol: Option<String>,
+}
+
+impl EndpointSlice {
+    /// The name of the Service that it belongs to.
+    #[must_use]
+    pub fn service(&self) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(SERVICE_NAME).map(String::as_str)
+    }
+}
+
+impl Endpoint {
+    /// The address that counts, if it is one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addresses.first()?.parse().ok()
+    }
+
+    /// The name that tells it from all others: the pod's UID, or its address where nothing names a pod.
+    #[must_use]
+    pub fn identity(&self) -> Option<String> {
+        let uid = self.target_ref.as_ref().and_then(|target| target.uid.clone());
+        uid.or_else(|| Some(self.address()?.to_string().replace(':', "-")))
+    }
+}
+
+/// The API server writes `null` for empty lists.
+fn nothing_for_null<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_slice_is_of_either_version_then_it_says_the_same() {
+        let v1 = r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "web-abc", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "endpoints": [{"addresses": ["10.0.0.11"], "nodeName": "node1", "targetRef": {"kind": "Pod", "uid": "u1"},
+                "conditions": {"ready": false, "serving": true, "terminating": true}}],
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}"#;
+        let beta = v1.replace("/v1\"", "/v1beta1\"").replace("\"nodeName\": \"node1\"", "\"topology\": {\"x\": \"y\"}");
+        let v1: EndpointSlice = serde_json::from_str(v1).unwrap();
+        let beta: EndpointSlice = serde_json::from_str(&beta).unwrap();
+        assert_eq!(v1, beta);
+        assert_eq!(v1.service(), Some("web"));
+        assert_eq!(v1.endpoints[0].identity().as_deref(), Some("u1"));
+        assert!(!v1.endpoints[0].conditions.is_eligible());
+    }
+
+    #[test]
+    fn when_lists_are_null_and_conditions_are_missing_then_there_are_no_endpoints_and_they_are_ready() {
+        let slice: EndpointSlice =
+            serde_json::from_str(r#"{"addressType": "IPv6", "metadata": {}, "endpoints": null, "ports": null}"#)
+                .unwrap();
+        assert_eq!((slice.endpoints.len(), slice.ports.len(), slice.service()), (0, 0, None));
+        let endpoint: Endpoint = serde_json::from_str(r#"{"addresses": ["fd00::1"]}"#).unwrap();
+        assert!(endpoint.conditions.is_eligible());
+        assert_eq!(endpoint.identity().as_deref(), Some("fd00--1"));
+    }
+}

@@ -1,0 +1,146 @@
+//! A cluster, a balancer without a data path, and controllers between them.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+pub(crate) mod fake;
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use balancer_testkit::kubernetes::Kubernetes;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use fake::Balancer;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The part of the file that others have written.
+pub(crate) const OTHERS: &str = "interfaces = [\"eth0\"]\n\n[[service]] # by hand\nname = \"web\"\n\
+                                 address = \"198.51.100.0:80\"\nforwarding = \"ipip\"\n";
+
+pub(crate) const FINALIZER: &str = "sticky.balancer/cleanup";
+
+pub(crate) struct World {
+    pub(crate) cluster: Kubernetes,
+    pub(crate) balancer: Balancer,
+    pub(crate) controllers: Vec<Controller>,
+    files: TempDir,
+}
+
+/// A program that is killed at its end.
+pub(crate) struct Controller(Child);
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl World {
+    /// A cluster and a balancer; no controller yet.
+    pub(crate) fn new() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let balancer = Balancer::start(files.path(), OTHERS);
+        let cluster = Kubernetes::start().unwrap();
+        fs::write(files.path().join("kubeconfig"), cluster.kubeconfig()).unwrap();
+        Self { cluster, balancer, controllers: Vec::new(), files }
+    }
+
+    /// The same, with a controller.
+    pub(crate) fn with_controller() -> Self {
+        let mut world = Self::new();
+        world.start(&[]);
+        world
+    }
+
+    /// Starts a controller; without a Lease, unless `more` names one.
+    pub(crate) fn start(&mut self, more: &[&str]) {
+        let path = |name: &str| self.files.path().join(name).into_os_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_balancer-kubernetes"));
+        command.args(["run", "--pool", "198.51.100.0/30", "--pool", "2001:db8:1::/126", "--metrics", "127.0.0.1:0"]);
+        command.arg("--kubeconfig").arg(path("kubeconfig")).arg("--socket").arg(path("balancer.sock"));
+        command.arg("--configuration").arg(path("balancer.toml"));
+        if !more.contains(&"--lease") {
+            command.args(["--lease", "none"]);
+        }
+        let log = fs::OpenOptions::new().create(true).append(true).open(path("log")).unwrap();
+        let child = command.args(more).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.controllers.push(Controller(child));
+    }
+
+    /// Kills all controllers at once.
+    pub(crate) fn kill(&mut self) {
+        self.controllers.clear();
+    }
+
+    /// Waits until it is so.
+    #[track_caller]
+    pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !is_so(self) {
+            if start.elapsed() > PATIENCE {
+                let log = fs::read_to_string(self.files.path().join("log")).unwrap_or_default();
+                panic!("{what}: not within {PATIENCE:?}\n{}\n{}\n{log}", self.balancer.told(), self.balancer.file());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The addresses in the status of a Service.
+    pub(crate) fn addresses(&self, name: &str) -> Vec<String> {
+        let service = self.cluster.get("services", "shop", name).unwrap_or_default();
+        let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+        ingress.iter().filter_map(|entry| Some(entry["ip"].as_str()?.to_owned())).collect()
+    }
+
+    /// The answer of a controller to `GET PATH`.
+    pub(crate) fn http(&self, path: &str) -> String {
+        let log = fs::read_to_string(self.files.path().join("log")).unwrap();
+        let address = log.rsplit("metrics at http://").next().unwrap().split('/').next().unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    /// All that owners of Services were told.
+    pub(crate) fn events(&self) -> Vec<String> {
+        let events = self.cluster.all("events");
+        events.iter().map(|event| format!("{}: {}", event["reason"], event["message"])).collect()
+    }
+
+    /// Says which pods a Service has: `ready`, `unready` or `terminating`.
+    pub(crate) fn pods(&self, service: &str, pods: &[(u8, &str)]) {
+        self.cluster.put("endpointslices", slice(service, pods));
+    }
+}
+
+pub(crate) fn slice(service: &str, pods: &[(u8, &str)]) -> Value {
+    let endpoints: Vec<Value> = pods
+        .iter()
+        .map(|(number, state)| {
+            json!({"addresses": [format!("10.0.0.{number}")], "targetRef": {"kind": "Pod", "uid": format!("u{number}")},
+                "conditions": {"ready": *state == "ready", "serving": *state != "unready",
+                    "terminating": *state == "terminating"}})
+        })
+        .collect();
+    json!({"metadata": {"namespace": "shop", "name": format!("{service}-1"),
+            "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]})
+}
+
+pub(crate) fn service(name: &str) -> Value {
+    json!({"metadata": {"namespace": "shop", "name": name, "annotations": {}},
+        "spec": {"type": "LoadBalancer", "loadBalancerClass": "sticky.balancer/xdp", "ipFamilies": ["IPv4"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}})
+}
