@@ -147,6 +147,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::FlowsCounted(_)
             | Call::DenyFileRead { .. }
             | Call::AgentAnswered { .. }
+            | Call::LoadSaid { .. }
             | Call::ListRead { .. }
             | Call::Discovered { .. } => {}
             Call::NearBackends { reply } => {

@@ -513,7 +513,7 @@ impl World {
                 let Some((name, ..)) = self.backend(index) else { return };
                 let said = Said { percent, admin: Admin::Ready, down: down.then(String::new) };
                 let done = self.change(Change::Agent { name: name.clone(), said: said.clone() });
-                let asks = self.controller.legs(&name.service).any(|service| service.agents().is_some());
+                let asks = self.controller.words_of(&name).is_some();
                 assert_eq!(done.is_ok(), asks, "{done:?}");
                 let heard = if done.is_ok() { said } else { Said::default() };
                 assert!(self.controller.parts(&name).all(|of| of.agent().cloned().unwrap_or_default() == heard));

@@ -47,6 +47,7 @@ use crate::{
     rules::Rules,
     table::{Builder, Footing, Shares},
 };
+pub use agent::WordsOf;
 pub use backend::Backend;
 pub(crate) use backend::ToldCheck;
 pub(crate) use refresh::Look;
@@ -471,8 +472,10 @@ impl Service {
             self.client_key = keys::client_key(self.fleet, settings.identity());
             self.table_key = keys::table_key(self.fleet, settings.identity());
         }
+        if self.settings.agent.is_some() != settings.agent.is_some() {
+            self.forget_words();
+        }
         self.settings = settings;
-        self.drop_agents();
         self.drop_bounds();
     }
 
@@ -541,7 +544,12 @@ impl Service {
     #[must_use]
     pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
-        let wanted = backend.effective_admin() != Admin::Maint && check.kind != CheckKind::None;
+        // One whose answers say `maint` goes on being asked, or it could not take that back.
+        let admin = match self.words_of(backend) {
+            Some(WordsOf::Checks) => backend.admin(),
+            Some(WordsOf::Agents) | None => backend.effective_admin(),
+        };
+        let wanted = admin != Admin::Maint && check.kind != CheckKind::None;
         self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
     }
 

@@ -109,6 +109,13 @@ pub(super) fn answer(
                 lower(change, owner, fleet, keeper);
             }
         }
+        Call::LoadSaid { name, words } => {
+            // In a fleet each member checks, and the leader alone decides.
+            let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+            if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
+                lower(change, owner, fleet, keeper);
+            }
+        }
         Call::ListRead { source, read } => owner.list_was_read(source, read),
         Call::Discovered { service, source, refused } => owner.discovery_done(&service, &source, refused.as_ref()),
         Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),

@@ -178,6 +178,7 @@ impl Startup {
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
         let history = Events::beside(&config.state_file, member, &supervisor);
         let patience = beginning.at() + FIRST_NEXT_HOPS;
+        prober.tell_words(calls_in.clone());
         let mut owner = Owner::new(beginning, dataplane, neighbours, prober, history.clone());
         owner.take_over_counters(departed, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
