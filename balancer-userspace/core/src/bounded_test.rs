@@ -165,7 +165,15 @@ fn when_weights_or_agents_or_a_new_backend_change_the_table_then_a_bound_takes_i
     let slots = f64::from(bench.slots_of(WEB1)) / 65_537.0;
     assert!((slots - 0.125).abs() < 0.001, "{slots}");
     let address = "10.0.0.9".parse().unwrap();
-    let add = Change::Add { name: name("web/web9"), address, address6: None, port: None, weight: None, backup: false };
+    let add = Change::Add {
+        name: name("web/web9"),
+        address,
+        address6: None,
+        port: None,
+        weight: None,
+        backup: false,
+        limits: Default::default(),
+    };
     bench.controller.change(add, bench.now).unwrap();
     assert_eq!((bench.bound_of(WEB1).map(|bound| bound.keeps), bench.bound_of("web/web9")), (Some(50), None));
 }

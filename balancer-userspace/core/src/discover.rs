@@ -224,6 +224,7 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
         weight,
         backup,
         check: None,
+        limits: Default::default(),
         discovered: Some(Box::new(Discovered { source: list.source.clone(), weight, gone: None })),
     }
 }

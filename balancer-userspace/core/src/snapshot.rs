@@ -22,6 +22,7 @@ use balancer_model::{
     bounded::Bound,
     config::ClientPrefix,
     discover::Source,
+    limits::{Full, Limits},
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
     words::counted,
@@ -488,6 +489,10 @@ pub struct BackendSnapshot {
     pub agent: Option<AgentSnapshot>,
     /// The part of its slots that its load leaves it; `None`: its service bounds no loads. Of one that gives nothing away, 100%.
     pub bound: Option<Bound>,
+    /// How much it takes at most.
+    pub limits: Limits,
+    /// What it has too much of to take new clients; `None`: nothing.
+    pub full: Option<Full>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.

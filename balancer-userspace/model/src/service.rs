@@ -11,6 +11,7 @@ use crate::{
     check::CheckConfig,
     deny::DenyConfig,
     discover::{DiscoverConfig, Discovered},
+    limits::{Limits, WhenFull},
     listeners::Listener,
     rule::RuleConfig,
     snat::{DrainUntil, SnatConfig},
@@ -44,6 +45,9 @@ pub struct ServiceConfig {
     pub failback: Failback,
     /// What happens when no backend is eligible.
     pub when_all_down: WhenAllDown,
+    /// What happens when all backends are at their limits.
+    #[serde(default)]
+    pub when_full: WhenFull,
     /// How long a returning backend takes to reach its full share of new clients.
     #[serde(with = "humantime_serde")]
     pub slow_start: Duration,
@@ -142,6 +146,7 @@ impl ServiceConfig {
             remember,
             failback,
             when_all_down,
+            when_full,
             slow_start,
             drain_timeout,
             drain_until,
@@ -171,6 +176,7 @@ impl ServiceConfig {
             && *remember == other.remember
             && *failback == other.failback
             && *when_all_down == other.when_all_down
+            && *when_full == other.when_full
             && *slow_start == other.slow_start
             && *drain_timeout == other.drain_timeout
             && *drain_until == other.drain_until
@@ -207,6 +213,9 @@ pub struct BackendConfig {
     pub weight: u16,
     /// Used only when no primary backend is eligible.
     pub backup: bool,
+    /// How much it takes at most.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// Overrides the service's check.
     pub check: Option<Box<CheckConfig>>,
     /// The list of targets that names it; `None`: it is from the configuration file, or was added at run time.

@@ -310,6 +310,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::SetWeight { .. }
                     | Change::Agent { .. }
                     | Change::Bound { .. }
+                    | Change::Full { .. }
+                    | Change::SetLimits { .. }
                     | Change::ForceHealth { .. }
                     | Change::SetSteer { .. }
                     | Change::AddListener { .. }
@@ -334,6 +336,8 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
         agent: None,
         bound: None,
+        limits: Default::default(),
+        full: None,
         ids: vec![BackendId(1)],
         families: Vec::new(),
         name: name.to_owned(),

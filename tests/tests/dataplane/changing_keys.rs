@@ -134,6 +134,7 @@ fn cases() -> Vec<Case> {
 outage = { share = 1 }"#,
             ..case("when_all_down", (r#"when_all_down = "open""#, r#"when_all_down = "drop""#), TurnedAway)
         },
+        case("when_full", ("", r#"when_full = "drop""#), Stay),
         case("slow_start", ("", r#"slow_start = "30s""#), Stay),
         case("drain", ("", r#"drain = { timeout = "1m" }"#), Stay),
         Case {
@@ -165,6 +166,7 @@ outage = { share = 1 }"#,
         case("backend.weight", ("", "backend.weight = 10"), Stay),
         case("backend.weight", ("", "backend.weight = 0"), Stay),
         case("backend.backup", ("", "backend.backup = true"), Stay),
+        case("backend.max_clients", ("", "backend.max_clients = 1"), Stay),
         case("backend.check", ("", r#"backend.check = { type = "tcp" }"#), Stay),
     ]
 }
@@ -226,6 +228,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         remember: _,
         failback: _,
         when_all_down: _,
+        when_full: _,
         slow_start: _,
         drain_timeout: _,
         drain_until: _,
@@ -252,6 +255,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         address6: _,
         weight: _,
         backup: _,
+        limits: _,
         check: _,
         discovered: _,
     } = backend;
@@ -268,6 +272,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "remember",
         "failback",
         "when_all_down",
+        "when_full",
         "slow_start",
         "drain",
         "on_failure",
@@ -288,6 +293,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "backend.address6",
         "backend.weight",
         "backend.backup",
+        "backend.max_clients",
         "backend.check",
     ]
 }

@@ -5,6 +5,7 @@ mod assess;
 mod backend;
 mod bounded;
 mod follow;
+mod full;
 mod outage;
 mod refresh;
 mod restore;
@@ -93,6 +94,8 @@ pub struct Service {
     /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
     tick_seconds: u32,
     share: SharedClients,
+    /// Whether all backends that could take new clients are full.
+    all_full: bool,
 }
 
 impl Service {
@@ -123,6 +126,7 @@ impl Service {
             generation: 0,
             required: 0,
             needless: 0,
+            all_full: false,
         }
     }
 
@@ -425,7 +429,7 @@ impl Service {
             tick_seconds: self.tick_seconds,
             failback: self.settings.failback,
             rules: !self.told_rules.is_empty() || self.settings.deny.is_some(),
-            reject: self.settings.reject,
+            reject: self.rejects(),
             flows: self.settings.snat.clone(),
             share: self.share.share(),
             local: self.backends.iter().filter(|backend| backend.is_local()).map(|backend| backend.id).collect(),
@@ -477,6 +481,7 @@ impl Service {
         }
         self.settings = settings;
         self.drop_bounds();
+        self.drop_full();
     }
 
     /// The row that backend should have, after a [`refresh`](Self::refresh).

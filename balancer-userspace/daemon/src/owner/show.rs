@@ -113,6 +113,8 @@ fn show_backend(
         discovered: backend.config().discovered.is_some(),
         agent: None,
         bound: service.bounded_load().map(|_| backend.bound().unwrap_or(Bound::NONE)),
+        limits: backend.config().limits,
+        full: backend.full(),
         admin: backend.admin(),
         health: backend.health_word(),
         state: backend.state(),

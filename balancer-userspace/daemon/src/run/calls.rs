@@ -181,7 +181,12 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
 
 /// Asks for the changes that the loads of backends ask for. One that is refused is asked for again by the next look.
 pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
-    for change in owner.look_at_loads(fleet.as_ref().is_none_or(|fleet| fleet.leads())) {
+    let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+    let mut changes = owner.look_at_loads(decides);
+    if decides {
+        changes.extend(owner.look_at_limits());
+    }
+    for change in changes {
         lower(change, owner, fleet.as_deref_mut(), keeper);
     }
 }

@@ -21,8 +21,8 @@ use super::{
 use crate::{
     addresses::{implied_check_port, port_zero},
     config::{
-        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Outage,
-        Protocol, ServiceConfig, Via, WhenAllDown, forwarding_word,
+        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, Limits, OnFailure,
+        Outage, Protocol, ServiceConfig, Via, WhenAllDown, WhenFull, forwarding_word,
     },
     deny::DenyConfig,
     discover::{DiscoverConfig, Floor, Own, Source},
@@ -107,6 +107,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let when_all_down = section.text("when_all_down", findings, |text| {
         value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)])
     });
+    let when_full = section.text("when_full", findings, |text| value::word("when_full", text, &WhenFull::WORDS));
     let slow_start = section.text("slow_start", findings, slow_start);
     let drain_timeout = section
         .table("drain", "drain", "{ timeout = \"5m\" }", findings)
@@ -226,6 +227,12 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     uneven_shares(table_size, backend_count, findings);
 
     let (name, forwarding) = (name?, forwarding.filter(|_| known)?);
+    let remember = remember.map_or(DEFAULT_REMEMBER, |remember| remember.value);
+    for PlacedBackend { config, limits_at, .. } in &backends {
+        if let Some((text, at)) = config.limits.fault(remember, forwarding.value).zip(*limits_at) {
+            findings.error(at, text);
+        }
+    }
     let (backends, backends_at) =
         backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
     let mut service = ServiceConfig {
@@ -236,9 +243,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         forwarding: forwarding.value,
         table_size: table_size.value,
         client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
-        remember: remember.map_or(DEFAULT_REMEMBER, |remember| remember.value),
+        remember,
         failback: failback.map_or(Failback::Stay, |failback| failback.value),
         when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
+        when_full: when_full.map_or(WhenFull::Open, |when| when.value),
         slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
         drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
         drain_until: drain_until.map(|until| until.value),
@@ -469,6 +477,7 @@ struct PlacedBackend {
     config: BackendConfig,
     name_at: usize,
     address_at: usize,
+    limits_at: Option<usize>,
 }
 
 fn backend(
@@ -492,6 +501,7 @@ fn backend(
     let address6 = section.text("address6", findings, value::address);
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
+    let (limits, limits_at) = limits(&mut section, findings);
     let check = section
         .table("check", "check", "{ type = \"tcp\" }", findings)
         .and_then(|section| check(section, Some(service_check), findings))
@@ -517,6 +527,7 @@ fn backend(
     Some(Read::Backend(PlacedBackend {
         name_at: name.at,
         address_at,
+        limits_at,
         config: BackendConfig {
             name: name.value,
             renamed_from,
@@ -524,10 +535,19 @@ fn backend(
             address6,
             weight,
             backup,
+            limits,
             check: check.map(|check| Box::new(check.value)),
             discovered: None,
         },
     }))
+}
+
+/// With the line of one of them.
+fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Option<usize>) {
+    let mut limit = |key| section.integer(key, findings, (1, u32::MAX.into()));
+    let (clients, connections) = (limit("max_clients"), limit("max_connections"));
+    let at = connections.as_ref().or(clients.as_ref()).map(|limit| limit.at);
+    (Limits { clients: clients.map(|of| of.value), connections: connections.map(|of| of.value) }, at)
 }
 
 /// Reads the rest of a backend whose address is a name.
@@ -541,6 +561,8 @@ fn named(
         ("address6", "is for a numeric address: a name has the addresses of both families; remove it"),
         ("check", "is not for a backend whose address is a name; give the service that check"),
         ("renamed_from", "is not for a backend whose address is a name; keep the name"),
+        ("max_clients", "is not for a backend whose address is a name; set it at run time"),
+        ("max_connections", "is not for a backend whose address is a name; set it at run time"),
     ] {
         section.refuse(key, why, findings);
     }
