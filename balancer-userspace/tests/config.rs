@@ -89,6 +89,7 @@ fn defaults() {
             discover: vec![],
             agent: None,
             bounded_load: None,
+            spread_heavy: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -241,6 +242,7 @@ fn every_key() {
     assert_eq!(dns.agent, None);
     assert_eq!(dns.bounded_load, Some(BoundedLoad { factor: 1.5, by: Load::Connections }));
     assert_eq!(web.bounded_load, None);
+    assert_eq!((web.spread_heavy, dns.spread_heavy), (Some(0.2), Some(0.25)));
     assert_eq!((dns.when_full, web.when_full), (WhenFull::Reject, WhenFull::Open));
     assert_eq!(dns.backends[0].limits, Limits { clients: Some(1000), connections: None });
     assert_eq!(web.drain_timeout, Duration::from_secs(600));

@@ -28,6 +28,8 @@ use balancer_model::{
     words::counted,
 };
 
+use ipnet::IpNet;
+
 use crate::{
     fleet::FleetSnapshot,
     health::Health,
@@ -272,6 +274,15 @@ pub struct DeniedSnapshot {
     pub error: Option<String>,
 }
 
+/// From when on a rule `spread` is proposed for a client of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpreadHeavy {
+    /// The part of the service's bytes.
+    pub share: f64,
+    /// Prefixes that have a rule.
+    pub ruled: Vec<IpNet>,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
@@ -312,6 +323,8 @@ pub struct ServiceSnapshot {
     pub passed: ShareStats,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
+    /// From when on a rule is proposed for a heavy client; `None`: none is.
+    pub spread_heavy: Option<SpreadHeavy>,
     /// The list of prefixes whose clients are denied.
     pub denied: Option<DeniedSnapshot>,
     /// The lists of targets that are backends of it.

@@ -108,6 +108,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         discover: Vec::new(),
         agent: None,
         bounded_load: None,
+        spread_heavy: None,
         check: check(),
         backends: backends
             .iter()

@@ -92,6 +92,9 @@ pub struct ServiceConfig {
     /// When a backend has too much and takes fewer new clients; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded_load: Option<BoundedLoad>,
+    /// The part of its bytes, above 0, from which on a rule `spread` is proposed for a client; `None`: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_heavy: Option<f64>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
@@ -162,6 +165,7 @@ impl ServiceConfig {
             discover,
             agent,
             bounded_load,
+            spread_heavy,
             check,
             backends: _,
             rules: _,
@@ -192,6 +196,7 @@ impl ServiceConfig {
             && *discover == other.discover
             && *agent == other.agent
             && *bounded_load == other.bounded_load
+            && *spread_heavy == other.spread_heavy
             && *check == other.check
     }
 }

@@ -393,6 +393,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         remembers: false,
         rule_fallbacks: 0,
         discover: Vec::new(),
+        spread_heavy: None,
         denied: Some(DeniedSnapshot {
             file: "/etc/balancer/deny.txt".into(),
             prefixes: 100_000,

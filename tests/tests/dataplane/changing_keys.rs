@@ -135,6 +135,7 @@ outage = { share = 1 }"#,
             ..case("when_all_down", (r#"when_all_down = "open""#, r#"when_all_down = "drop""#), TurnedAway)
         },
         case("when_full", ("", r#"when_full = "drop""#), Stay),
+        case("spread_heavy", ("", "spread_heavy = 0.2"), Stay),
         case("slow_start", ("", r#"slow_start = "30s""#), Stay),
         case("drain", ("", r#"drain = { timeout = "1m" }"#), Stay),
         Case {
@@ -244,6 +245,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         discover: _,
         agent: _,
         bounded_load: _,
+        spread_heavy: _,
         check: _,
         backends: _,
         rules: _,
@@ -284,6 +286,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "assign_vip",
         "deny",
         "discover",
+        "spread_heavy",
         "rule",
         "check",
         "backend",

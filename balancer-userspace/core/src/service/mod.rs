@@ -348,6 +348,12 @@ impl Service {
         self.settings.deny.as_ref()
     }
 
+    /// The part of its bytes from which on a rule is proposed for a client.
+    #[must_use]
+    pub const fn spread_heavy(&self) -> Option<f64> {
+        self.settings.spread_heavy
+    }
+
     /// Whether clients are remembered.
     #[must_use]
     pub const fn remembers(&self) -> bool {

@@ -604,6 +604,7 @@ pub(super) mod tests {
             remembers: false,
             rule_fallbacks: 0,
             discover: Vec::new(),
+            spread_heavy: None,
             denied: Some(DeniedSnapshot {
                 file: "/etc/balancer/deny.txt".into(),
                 prefixes: 100_000,

@@ -15,7 +15,7 @@ use balancer_core::{
     service::{Backend, Service},
     snapshot::{
         AgentSnapshot, BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
-        ListenerSnapshot, OutageSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
+        ListenerSnapshot, OutageSnapshot, ServiceSnapshot, ServiceStatistics, SpreadHeavy, TableSnapshot, Unanswered,
     },
 };
 use balancer_model::bounded::Bound;
@@ -78,6 +78,9 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         share: service.share(),
         passed: aside.passed,
         rule_fallbacks: aside.rule_fallbacks,
+        spread_heavy: service
+            .spread_heavy()
+            .map(|share| SpreadHeavy { share, ruled: service.rules().iter().map(|rule| rule.prefix).collect() }),
         denied: aside.denied,
         discover: aside.discover,
         departed: aside.departed,

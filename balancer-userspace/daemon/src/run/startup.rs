@@ -223,6 +223,7 @@ impl Startup {
         } else {
             Statistics::new(config.statistics)
         });
+        statistics.tell(history.clone());
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
         let near =

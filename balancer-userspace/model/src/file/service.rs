@@ -14,7 +14,7 @@ use super::{
     check::{Keys, check},
     discover::discover,
     findings::Findings,
-    rule,
+    heavy, rule,
     section::{Either, Located, Section},
     snat,
 };
@@ -146,6 +146,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let bounded_load = section
         .table("bounded_load", "bounded_load", "{ factor = 1.25, by = \"clients\" }", findings)
         .and_then(|section| bounded::section(section, findings));
+    let spread_heavy = heavy::share(&mut section, findings);
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -262,6 +263,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         discover,
         agent,
         bounded_load: bounded_load.map(|bounded_load| bounded_load.value),
+        spread_heavy,
         check: service_check,
         backends,
         rules: Vec::new(),
