@@ -7,7 +7,7 @@ use std::{
 
 use balancer_api::{
     client::Client,
-    model::{AddBackend, Changed, PlanRequest, ServiceView, SetAdmin},
+    model::{AddBackend, Changed, PlanRequest, ServiceView, SetAdmin, SetLimits},
 };
 use balancer_model::{names::BackendName, states::Admin, value};
 use clap::Subcommand;
@@ -32,6 +32,13 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Set how many clients or connections a backend takes at most, or without an option, that it takes any number
+    Limit {
+        #[command(flatten)]
+        backend: Subject,
+        #[command(flatten)]
+        most: Most,
+    },
     #[command(flatten)]
     Change(BackendChange),
 }
@@ -55,6 +62,8 @@ pub(super) enum BackendChange {
         /// Use it only when no other backend is eligible
         #[arg(long)]
         backup: bool,
+        #[command(flatten)]
+        most: Most,
     },
     /// Remove a backend, draining it first
     Remove {
@@ -93,6 +102,16 @@ pub(super) enum BackendChange {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct Most {
+    /// Known clients with which it takes no new ones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_clients: Option<u32>,
+    /// Connections with which it takes no new ones, with forwarding = "snat"
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct Subject {
     /// Service and backend, such as web/web1
     #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
@@ -110,15 +129,22 @@ fn address(text: &str) -> Result<String, String> {
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { service, json } => list(client, service.as_deref(), json).await,
+        Verb::Limit { backend, most: Most { max_clients, max_connections } } => {
+            let limits = SetLimits { max_clients, max_connections };
+            done(client.set_limits(&backend.name, &limits).await?)
+        }
         Verb::Change(change) => make(client, change).await,
     }
 }
 
 async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
     match change {
-        BackendChange::Add { backend: Subject { name }, address, address6, weight, backup } => {
+        BackendChange::Add { backend: Subject { name }, address, address6, weight, backup, most } => {
             let address6 = address6.map(|address| address.to_string());
-            let backend = AddBackend { name: name.backend, address, address6, weight, backup };
+            let Most { max_clients, max_connections } = most;
+            let name_there = name.backend;
+            let backend =
+                AddBackend { name: name_there, address, address6, weight, backup, max_clients, max_connections };
             done(client.add_backend(&name.service, &backend).await?)
         }
         BackendChange::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
@@ -141,7 +167,7 @@ impl BackendChange {
             admin,
         };
         match self {
-            Self::Add { backend: Subject { name }, address, address6, weight, backup } => PlanRequest::Add {
+            Self::Add { backend: Subject { name }, address, address6, weight, backup, most } => PlanRequest::Add {
                 service: name.service,
                 backend: AddBackend {
                     name: name.backend,
@@ -149,6 +175,8 @@ impl BackendChange {
                     address6: address6.map(|address| address.to_string()),
                     weight,
                     backup,
+                    max_clients: most.max_clients,
+                    max_connections: most.max_connections,
                 },
             },
             Self::Remove { backend: Subject { name }, force } => {

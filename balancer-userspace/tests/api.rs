@@ -22,6 +22,7 @@ use balancer_daemon::{
     configuration::Configurations,
 };
 use balancer_model::{
+    limits::Limits,
     names::BackendName,
     states::{Admin, BackendState, Forced},
 };
@@ -103,6 +104,8 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
         address6: None,
         weight: Some(7),
         backup: true,
+        max_clients: Some(1000),
+        max_connections: None,
     };
     client.add_backend("web", &add).await.unwrap();
     client.remove_backend(&name("web2"), true).await.unwrap();
@@ -122,7 +125,8 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
                 address6: None,
                 port: Some(8080),
                 weight: Some(7),
-                backup: true
+                backup: true,
+                limits: Limits { clients: Some(1000), connections: None },
             },
             Change::Remove { name: name("web2"), force: true },
             Change::Remove { name: name("web2"), force: false },
@@ -146,6 +150,8 @@ async fn refusals_keep_their_kind_and_words() {
         address6: None,
         weight: None,
         backup: false,
+        max_clients: None,
+        max_connections: None,
     };
     for (answer, expected, words) in [
         (client.add_backend("web", &add).await, StatusCode::CONFLICT, "exists already"),

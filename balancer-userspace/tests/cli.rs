@@ -330,7 +330,8 @@ async fn changes_are_sent_and_their_answer_is_printed() {
                 address6: None,
                 port: Some(8080),
                 weight: Some(50),
-                backup: true
+                backup: true,
+                limits: Default::default(),
             },
             Change::Remove { name: name("web2"), force: false },
             set(Admin::Drain, Some(Duration::from_secs(90))),

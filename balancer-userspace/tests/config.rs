@@ -8,9 +8,9 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
         AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientPrefix, Config,
-        DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Load, OnExit,
-        OnFailure, Outage, Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig, StatusRanges,
-        Tls, UdpCheck, Via, WhenAllDown, WhenAlone, XdpMode,
+        DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Limits, Load,
+        OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig,
+        StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -73,6 +73,7 @@ fn defaults() {
             remember: Duration::from_secs(3 * 3600),
             failback: Failback::Stay,
             when_all_down: WhenAllDown::Open,
+            when_full: WhenFull::Open,
             slow_start: Duration::ZERO,
             drain_timeout: Duration::from_secs(300),
             drain_until: None,
@@ -89,6 +90,7 @@ fn defaults() {
             agent: None,
             bounded_load: None,
             quic: None,
+            spread_heavy: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -97,6 +99,7 @@ fn defaults() {
                 address6: None,
                 weight: 100,
                 backup: false,
+                limits: Limits::default(),
                 check: None,
                 quic_server_id: None,
                 discovered: None,
@@ -241,6 +244,9 @@ fn every_key() {
     assert_eq!(dns.agent, None);
     assert_eq!(dns.bounded_load, Some(BoundedLoad { factor: 1.5, by: Load::Connections }));
     assert_eq!(web.bounded_load, None);
+    assert_eq!((web.spread_heavy, dns.spread_heavy), (Some(0.2), Some(0.25)));
+    assert_eq!((dns.when_full, web.when_full), (WhenFull::Reject, WhenFull::Open));
+    assert_eq!(dns.backends[0].limits, Limits { clients: Some(1000), connections: None });
     assert_eq!(web.drain_timeout, Duration::from_secs(600));
     assert_eq!(web.on_failure, OnFailure { hard: FailureAction::Drain, soft: FailureAction::Move });
     let http = HttpCheck {

@@ -23,8 +23,8 @@ use super::{
     model::{
         AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView,
         FleetSnapshot, FlowView, Force, ForceHealth, ForgottenView, HealthView, ImportClient, ImportClients,
-        ImportedView, KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetRule, SetSteer,
-        SetWeight, StatusView,
+        ImportedView, KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetLimits, SetRule,
+        SetSteer, SetWeight, StatusView,
     },
     quic::QuicServerConfig,
     statistics::{StatsView, TopClient, TopQuery},
@@ -286,6 +286,14 @@ impl Client {
     /// As [`Client::status`].
     pub async fn set_admin(&self, name: &BackendName, admin: &SetAdmin) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/admin", backend_path(name)), Some(admin)).await
+    }
+
+    /// Sets how much a backend takes at most.
+    ///
+    /// # Errors
+    /// When the controller refuses, or cannot be asked.
+    pub async fn set_limits(&self, name: &BackendName, limits: &SetLimits) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("{}/limits", backend_path(name)), Some(limits)).await
     }
 
     /// Sets the weight.

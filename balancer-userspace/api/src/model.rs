@@ -274,6 +274,15 @@ pub struct BackendView {
     /// `bounded_load`: the slots that it gives away; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<BoundView>,
+    /// Known clients with which it takes no new ones; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_clients: Option<u32>,
+    /// `snat`: connections with which it takes no new ones; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Whether it is at a limit, and takes no new clients.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
     /// Whether it is used only when no primary backend is eligible.
     pub backup: bool,
     /// `discover`: it is a target of a list; absent: it is from the configuration file, or was added at run time.
@@ -507,6 +516,12 @@ pub struct AddBackend {
     /// Whether it is a backup.
     #[serde(default)]
     pub backup: bool,
+    /// Known clients with which it takes no new ones; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_clients: Option<u32>,
+    /// `snat`: connections with which it takes no new ones; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 /// `PUT /v1/services/{service}/backends/{backend}/admin`.
@@ -583,6 +598,18 @@ pub enum Force {
 pub struct SetWeight {
     /// 0–65535.
     pub weight: u16,
+}
+
+/// `PUT /v1/services/{service}/backends/{backend}/limits`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetLimits {
+    /// Known clients with which it takes no new ones; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_clients: Option<u32>,
+    /// `snat`: connections with which it takes no new ones; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 /// `POST /v1/configuration`.

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use balancer_model::{
     agent::{Answer, Said},
-    config::{AgentConfig, ServiceConfig},
-    fixture::{name, web},
+    config::{AgentConfig, CheckConfig, CheckKind, HttpCheck, ServiceConfig, StatusRanges},
+    fixture::{self, name, web},
     states::{Admin, BackendState, Forced},
 };
 
 use crate::{
     controller_test::Bench,
     io::{Change, Refused},
+    service::WordsOf,
 };
 
 const WEB1: &str = "web/web1";
@@ -131,9 +132,56 @@ fn when_a_service_asks_no_agents_then_what_they_said_is_forgotten_and_no_more_is
     bench.reload(vec![ServiceConfig { agent: None, ..with_agents() }]).unwrap();
     assert_eq!(bench.controller.agent_said(&name(WEB1)), None);
     assert_ne!(bench.shown(WEB1).0, BackendState::Maint);
-    assert_eq!(bench.hears(Said::default()), Err(Refused::Conflict("service web asks no agents".to_owned())));
+    assert_eq!(
+        bench.hears(Said::default()),
+        Err(Refused::Conflict("service web asks no agents and has no HTTP check".to_owned()))
+    );
     bench.reload(vec![with_agents()]).unwrap();
     assert_eq!(bench.controller.agent_said(&name(WEB1)), Some(Said::default()));
+}
+
+#[test]
+fn when_a_service_has_http_checks_then_their_answers_may_speak_until_agents_do() {
+    let http = HttpCheck {
+        port: None,
+        tls: None,
+        method: "GET".to_owned(),
+        path: "/".to_owned(),
+        host: None,
+        headers: Vec::new(),
+        expect_status: StatusRanges(vec![(200, 399)]),
+        expect_body: None,
+    };
+    let checked = ServiceConfig {
+        agent: None,
+        check: CheckConfig { kind: CheckKind::Http(http), ..fixture::check() },
+        ..with_agents()
+    };
+    let (mut bench, _) = Bench::new(vec![checked.clone()]);
+    bench.pass(WEB1);
+    assert_eq!(bench.controller.words_of(&name(WEB1)), Some(WordsOf::Checks));
+    bench.says("50% maint");
+    assert_eq!(bench.shown(WEB1), (BackendState::Maint, "its agent says maint".to_owned()));
+    let service = bench.controller.services().iter().next().unwrap();
+    assert!(service.checked_at(&service.backends()[0]).is_some(), "it could not take that back");
+
+    // The weight is the file's, and the words stay.
+    let mut file = checked.clone();
+    file.backends[0].weight = 300;
+    bench.reload(vec![file.clone()]).unwrap();
+    assert_eq!(bench.shown(WEB1).0, BackendState::Maint);
+    // An agent has not said so.
+    file.agent = with_agents().agent;
+    bench.reload(vec![file.clone()]).unwrap();
+    assert_eq!(bench.controller.words_of(&name(WEB1)), Some(WordsOf::Agents));
+    assert_eq!(bench.controller.agent_said(&name(WEB1)), Some(Said::default()));
+    // Nor does anybody where this backend alone is checked otherwise.
+    bench.reload(vec![checked.clone()]).unwrap();
+    bench.says("50%");
+    let mut file = checked;
+    file.backends[0].check = Some(Box::new(fixture::check()));
+    bench.reload(vec![file]).unwrap();
+    assert_eq!((bench.controller.words_of(&name(WEB1)), bench.shown(WEB1).1), (None, String::new()));
 }
 
 #[test]

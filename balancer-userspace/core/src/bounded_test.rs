@@ -6,7 +6,7 @@ use balancer_model::{
     agent::Said,
     bounded::{Bound, BoundedLoad, Load},
     config::{AgentConfig, ServiceConfig},
-    fixture::{name, web},
+    fixture::{self, name, web},
     states::{Admin, BackendState},
 };
 
@@ -165,7 +165,15 @@ fn when_weights_or_agents_or_a_new_backend_change_the_table_then_a_bound_takes_i
     let slots = f64::from(bench.slots_of(WEB1)) / 65_537.0;
     assert!((slots - 0.125).abs() < 0.001, "{slots}");
     let address = "10.0.0.9".parse().unwrap();
-    let add = Change::Add { name: name("web/web9"), address, address6: None, port: None, weight: None, backup: false };
+    let add = Change::Add {
+        name: name("web/web9"),
+        address,
+        address6: None,
+        port: None,
+        weight: None,
+        backup: false,
+        limits: Default::default(),
+    };
     bench.controller.change(add, bench.now).unwrap();
     assert_eq!((bench.bound_of(WEB1).map(|bound| bound.keeps), bench.bound_of("web/web9")), (Some(50), None));
 }
@@ -275,4 +283,29 @@ fn when_others_are_down_then_the_shares_are_of_those_that_take_clients() {
     }
     assert_eq!(bench.look(&mut watch, RULE, [1100.0, 900.0, 9000.0, 9000.0]), None);
     assert_eq!(bench.look(&mut watch, RULE, [1600.0, 400.0, 9000.0, 9000.0]), one(70));
+}
+
+#[test]
+fn when_a_file_is_applied_with_reset_then_bounds_stay_because_nobody_has_set_them_by_hand() {
+    let mut bench = Bench::bounded(bounded());
+    bench.bound(&[("web1", 70)]).unwrap();
+    bench.controller.change(Change::SetWeight { name: name(WEB1), weight: 200 }, bench.now).unwrap();
+    let reset = Change::Reset(Box::new(fixture::config(vec![bounded()])));
+    let message = bench.controller.change(reset, bench.now).unwrap().0;
+    assert!(message.contains("reset: 1 backend"), "{message}");
+    assert_eq!(bench.controller.backend(&name(WEB1)).unwrap().weight(), 100);
+    assert_eq!(bench.bound_of(WEB1), Some(Bound { keeps: 70, load: 150 }));
+}
+
+#[test]
+fn when_a_change_is_planned_then_it_moves_only_slots_that_a_bounded_backend_has_left() {
+    let mut bench = Bench::bounded(bounded());
+    let whole = bench.slots_of(WEB1);
+    bench.bound(&[("web1", 50)]).unwrap();
+    let left = bench.slots_of(WEB1);
+    let drain = Change::SetAdmin { name: name(WEB1), admin: Admin::Drain, timeout: None };
+    let after = bench.controller.plan_and_make(drain, bench.now).unwrap().1;
+    let moved = after.services()[0].moves_since(bench.service()).total();
+    assert_eq!(moved, left);
+    assert!(left.abs_diff(whole / 2) < 10, "{left} of {whole}");
 }

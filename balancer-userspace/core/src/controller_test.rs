@@ -95,6 +95,7 @@ impl Bench {
             port: Some(8080),
             weight: None,
             backup: false,
+            limits: Default::default(),
         })
     }
 
@@ -309,6 +310,7 @@ fn a_change_undone_gives_no_number_back() {
         port: None,
         weight: None,
         backup: false,
+        limits: Default::default(),
     };
     let (_, commands) = bench.controller.change(add.clone(), bench.now).unwrap();
     let undone = started(&commands)[0].number;
@@ -568,6 +570,7 @@ fn a_table_goes_by_the_number_of_backends() {
             port: Some(8080),
             weight: None,
             backup: false,
+            limits: Default::default(),
         };
         bench.controller.plan(add, bench.now).unwrap()
     };

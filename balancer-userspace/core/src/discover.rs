@@ -225,6 +225,7 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
         backup,
         check: None,
         quic_server_id: None,
+        limits: Default::default(),
         discovered: Some(Box::new(Discovered { source: list.source.clone(), weight, gone: None })),
     }
 }

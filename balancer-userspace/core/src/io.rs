@@ -18,6 +18,7 @@ use balancer_model::{
     bounded::Bound,
     config::{CheckConfig, Config, Failback},
     discover::{Source, Target},
+    limits::{Full, Limits},
     listeners::{Family, Listener},
     names::BackendName,
     quic::{QuicConfig, QuicKey, ServerId},
@@ -120,6 +121,9 @@ pub enum Change {
         weight: Option<u16>,
         /// Whether it is a backup.
         backup: bool,
+        /// How much it takes at most.
+        #[serde(default)]
+        limits: Limits,
     },
     /// Remove a backend.
     Remove {
@@ -143,6 +147,13 @@ pub enum Change {
         name: BackendName,
         /// To what.
         weight: u16,
+    },
+    /// Set how much a backend takes at most.
+    SetLimits {
+        /// Which.
+        name: BackendName,
+        /// To what.
+        limits: Limits,
     },
     /// Set the share of a service's clients that are steered.
     SetSteer {
@@ -192,6 +203,13 @@ pub enum Change {
         service: String,
         /// By the names of backends. All others give nothing away.
         bounds: BTreeMap<String, Bound>,
+    },
+    /// Have these backends of a service take no new clients, because they are at their limits.
+    Full {
+        /// The service's name.
+        service: String,
+        /// By the names of backends. All others have room.
+        full: BTreeMap<String, Full>,
     },
     /// Add a rule for a client prefix; it replaces one for the same prefix.
     AddRule {

@@ -12,6 +12,9 @@ pub mod discover;
 pub mod fingerprint;
 pub mod fleet;
 pub mod forgets;
+pub mod full;
+#[cfg(test)]
+mod full_test;
 pub mod health;
 pub mod held;
 pub mod history;

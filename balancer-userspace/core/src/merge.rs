@@ -11,6 +11,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 use balancer_model::{
     config::{BackendConfig, ServiceConfig},
     discover::{DiscoverConfig, Discovered},
+    limits::Limits,
     listeners::Listener,
     names::BackendName,
     renames::Named as _,
@@ -178,11 +179,12 @@ pub fn merge(
 
 /// Whether a backend is elsewhere than the file says, which says what it said before: removed and added again at run time.
 fn moved_at_run_time(before: &BackendConfig, here: &BackendConfig, file: &BackendConfig) -> bool {
-    same_but_for_weight(before, file) && !same_but_for_weight(before, here)
+    same_but_for_numbers(before, file) && !same_but_for_numbers(before, here)
 }
 
-fn same_but_for_weight(one: &BackendConfig, other: &BackendConfig) -> bool {
-    BackendConfig { weight: 0, ..one.clone() } == BackendConfig { weight: 0, ..other.clone() }
+fn same_but_for_numbers(one: &BackendConfig, other: &BackendConfig) -> bool {
+    let rest = |of: &BackendConfig| BackendConfig { weight: 0, limits: Limits::default(), ..of.clone() };
+    rest(one) == rest(other)
 }
 
 /// Puts the backends that were moved at run time to where they are, but for those that cannot live there with what the
@@ -194,7 +196,7 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged:
     let Merged { services, differences, .. } = merged;
     let exchange = |services: &mut [Arc<ServiceConfig>], (service, index): (usize, usize), other: BackendConfig| {
         let backend = Arc::make_mut(services.get_mut(service)?).backends.get_mut(index)?;
-        let other = BackendConfig { weight: backend.weight, ..other };
+        let other = BackendConfig { weight: backend.weight, limits: backend.limits, ..other };
         Some(std::mem::replace(backend, other))
     };
     let mut together = services.clone();
@@ -354,15 +356,23 @@ fn one(
             format!("weight of {name}: {} set at run time, the file now says {}: {weight}", here.weight, file.weight)
         });
     }
-    let known = [before, &file].iter().any(|other| same_but_for_weight(&here, other));
-    if !known && !same_but_for_weight(before, &file) {
+    let limits = if file.limits != before.limits { file.limits } else { here.limits };
+    if here.limits != before.limits && here.limits != file.limits {
+        differences.push(if limits == here.limits {
+            format!("limits of {name}: {} set at run time kept, the file says {} as before", here.limits, file.limits)
+        } else {
+            format!("limits of {name}: {} set at run time, the file now says {}", here.limits, file.limits)
+        });
+    }
+    let known = [before, &file].iter().any(|other| same_but_for_numbers(&here, other));
+    if !known && !same_but_for_numbers(before, &file) {
         differences.push(format!(
             "backend {name} {} was set at run time, the file now says otherwise: {}",
             service.shown_address(&here),
             service.shown_address(&file)
         ));
     }
-    BackendConfig { weight, ..file }
+    BackendConfig { weight, limits, ..file }
 }
 
 #[cfg(test)]

@@ -459,6 +459,7 @@ mod tests {
             port: Some(8080),
             weight: None,
             backup: false,
+            limits: Default::default(),
         };
         for change in [
             Change::SetWeight { name: name("web/web1"), weight: 300 },

@@ -118,6 +118,9 @@ pub(crate) fn of_backends(
                 if backend.weight != of_file.weight {
                     texts.push(format!("weight {} (file: {})", backend.weight, of_file.weight));
                 }
+                if backend.limits != of_file.limits {
+                    texts.push(format!("{} (file: {})", backend.limits, of_file.limits));
+                }
             }
         }
         texts.extend(states.remove(&backend.name));

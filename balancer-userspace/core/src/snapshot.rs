@@ -23,11 +23,14 @@ use balancer_model::{
     bounded::Bound,
     config::ClientPrefix,
     discover::Source,
+    limits::{Full, Limits},
     listeners::{Family, Listener},
     quic::{QuicConfig, ServerId},
     states::{Admin, BackendState, Forced},
     words::counted,
 };
+
+use ipnet::IpNet;
 
 use crate::{
     fleet::FleetSnapshot,
@@ -273,6 +276,15 @@ pub struct DeniedSnapshot {
     pub error: Option<String>,
 }
 
+/// From when on a rule `spread` is proposed for a client of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpreadHeavy {
+    /// The part of the service's bytes.
+    pub share: f64,
+    /// Prefixes that have a rule.
+    pub ruled: Vec<IpNet>,
+}
+
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
@@ -315,6 +327,8 @@ pub struct ServiceSnapshot {
     pub quic: Option<QuicSnapshot>,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
+    /// From when on a rule is proposed for a heavy client; `None`: none is.
+    pub spread_heavy: Option<SpreadHeavy>,
     /// The list of prefixes whose clients are denied.
     pub denied: Option<DeniedSnapshot>,
     /// The lists of targets that are backends of it.
@@ -504,6 +518,10 @@ pub struct BackendSnapshot {
     pub agent: Option<AgentSnapshot>,
     /// The part of its slots that its load leaves it; `None`: its service bounds no loads. Of one that gives nothing away, 100%.
     pub bound: Option<Bound>,
+    /// How much it takes at most.
+    pub limits: Limits,
+    /// What it has too much of to take new clients; `None`: nothing.
+    pub full: Option<Full>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.

@@ -18,6 +18,7 @@ use balancer_model::{
     agent::Said,
     bounded::Bound,
     config::{BackendConfig, CheckConfig, ServiceConfig},
+    limits::Full,
     listeners::{Family, Listener},
     states::{Admin, BackendState, Forced},
 };
@@ -311,6 +312,9 @@ pub struct SavedBackend {
     /// The part of its slots that its load leaves it; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
+    /// What it has too much of to take new clients; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Full>,
     /// How far its slow start has come.
     #[serde(default)]
     pub slow_start: Option<SavedSlowStart>,

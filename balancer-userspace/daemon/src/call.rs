@@ -196,6 +196,13 @@ pub enum Call {
         /// The answer, or why there is none.
         answer: Result<Answer, String>,
     },
+    /// The answer to an HTTP check of a backend was looked at for `X-Load`.
+    LoadSaid {
+        /// The backend.
+        name: BackendName,
+        /// The words in the header; `None`: an answer that passed has none.
+        words: Option<Vec<u8>>,
+    },
     /// A list of targets was read, because it is new or has changed, or was asked for.
     ListRead {
         /// Which.

@@ -235,6 +235,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::Remove { name, .. }
         | Change::SetAdmin { name, .. }
         | Change::SetWeight { name, .. }
+        | Change::SetLimits { name, .. }
         | Change::Agent { name, .. }
         | Change::ForceHealth { name, .. } => Some(name.clone()),
         Change::AddRule { service, .. }
@@ -242,6 +243,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::SetSteer { service, .. }
         | Change::RotateQuicKey { service, .. }
         | Change::Bound { service, .. }
+        | Change::Full { service, .. }
         | Change::AddListener { service, .. }
         | Change::RemoveListener { service, .. }
         | Change::Discover { service, .. } => Some(BackendName { service: service.clone(), backend: String::new() }),

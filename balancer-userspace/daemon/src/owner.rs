@@ -45,7 +45,7 @@ use tracing::{error, info, warn};
 
 use self::{
     agents::Heard,
-    bounded::Watches,
+    bounded::{Fullness, Watches},
     denied::Denied,
     discovered::Discovery,
     member::Member,
@@ -108,6 +108,7 @@ pub struct Owner<D> {
     discovery: Discovery,
     heard: Heard,
     watches: Watches,
+    fullness: Fullness,
     suspects: Suspects,
     flow_counts: FlowCounts,
     /// How often connections were counted.
@@ -149,6 +150,7 @@ impl<D: Dataplane> Owner<D> {
             discovery: Discovery::default(),
             heard: Heard::default(),
             watches: Watches::default(),
+            fullness: Fullness::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
             flows_counted: 0,

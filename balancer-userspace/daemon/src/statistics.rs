@@ -17,14 +17,17 @@ use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
 use balancer_core::{
     history::{History, STEP},
-    io::{BackendId, ServiceId},
+    io::{BackendId, Report, ReportLevel, ServiceId},
     rates::TrafficHistory,
     shares::ShareHistory,
     silence::{Around, first_look},
-    snapshot::{Coming, ServiceSnapshot, ServiceStatistics, Snapshot},
+    snapshot::{Coming, ServiceSnapshot, ServiceStatistics, Snapshot, SpreadHeavy},
     top::{By, Top, client_of},
 };
-use balancer_model::config::{ClientPrefix, StatisticsConfig};
+use balancer_model::{
+    config::{ClientPrefix, StatisticsConfig},
+    names::BackendName,
+};
 use tokio::{
     sync::oneshot,
     task::spawn_blocking,
@@ -36,6 +39,7 @@ use self::file::{HistoryFile, Moment};
 use crate::{
     call::{Call, Calls},
     clocks::uptime,
+    events::Events,
     supervisor::Supervisor,
 };
 
@@ -89,6 +93,8 @@ struct Seen {
     warnings: HashMap<ServiceId, Vec<String>>,
     /// Clients that their backends answer past the balancer.
     near: HashMap<ServiceId, Vec<String>>,
+    /// Where proposals are told.
+    events: Option<Events>,
     /// When the log last named a client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
 }
@@ -113,6 +119,11 @@ impl Statistics {
         }
         this.seen().file = Some(HistoryFile::open(state_file, supervisor));
         this
+    }
+
+    /// Tells proposals to `events` from now on.
+    pub fn tell(&self, events: Events) {
+        self.seen().events = Some(events);
     }
 
     /// From now on these settings hold.
@@ -302,9 +313,29 @@ impl Seen {
             (*prefix, *top) = (service.client_prefix, Arc::default());
         }
         let top = Arc::clone(top);
-        let heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
+        let rule = service.spread_heavy.as_ref();
+        let proposed =
+            rule.map(|rule| proposals((&service.name, service.client_prefix), rule, &top)).unwrap_or_default();
+        self.propose(id, &service.name, &proposed, now);
+        let is_proposed = |client: &IpAddr| proposed.iter().any(|(other, _)| other == client);
+        let mut heavy = heavy_clients(service, &top, self.settings.heavy_client_share);
+        heavy.retain(|(client, _)| !is_proposed(client));
         self.name(id, &heavy, now);
-        self.warnings.insert(id, heavy.into_iter().map(|(_, text)| text).collect());
+        self.warnings.insert(id, proposed.into_iter().chain(heavy).map(|(_, text)| text).collect());
+    }
+
+    /// Tells of clients of a service for which a rule is proposed, once in a while each.
+    fn propose(&mut self, id: ServiceId, service: &str, clients: &[Named], now: Instant) {
+        for (client, text) in clients {
+            let Entry::Vacant(unnamed) = self.named.entry((id, *client)) else { continue };
+            unnamed.insert(now);
+            let about = BackendName { service: service.to_owned(), backend: String::new() };
+            let report = Report { level: ReportLevel::Warn, about: Some(about), message: text.clone(), moves: None };
+            match &self.events {
+                Some(events) => events.report(&report),
+                None => warn!("{text}"),
+            }
+        }
     }
 
     /// Has the log name clients of a service that it has not named of late.
@@ -371,4 +402,60 @@ fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named>
         Some((heavy.client, text))
     });
     named.collect()
+}
+
+/// Clients without a rule that send more than `spread_heavy` of a service's bytes, each with a line that says so and
+/// the rule that would help.
+fn proposals((name, prefixes): (&str, ClientPrefix), rule: &SpreadHeavy, top: &Top) -> Vec<Named> {
+    if top.total().packets < ENOUGH_SAMPLES {
+        return Vec::new();
+    }
+    let heavy = top.heaviest(By::Bytes).into_iter();
+    let heavy = heavy.map(|heavy| (heavy.client, top.share(&heavy.seen, By::Bytes)));
+    let heavy =
+        heavy.filter(|(client, share)| *share >= rule.share && !rule.ruled.iter().any(|of| of.contains(client)));
+    let proposal = |(client, share): (IpAddr, f64)| {
+        let prefix = if client.is_ipv4() { prefixes.v4 } else { prefixes.v6 };
+        let text = format!(
+            "client {client}/{prefix} sends {:.0}% of the bytes of service {name}, spread_heavy is {:.0}%; a rule spreads its \
+             connections over all backends, and ends the open ones and its known sessions: balancer rule add {name} \
+             {client}/{prefix} spread",
+            share * 100.0,
+            rule.share * 100.0,
+        );
+        (client, text)
+    };
+    heavy.map(proposal).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampled(host: u8, backend: u16, bytes: u32) -> (IpAddr, BackendId, u32) {
+        (IpAddr::from([192, 0, 2, host]), BackendId(backend), bytes)
+    }
+
+    #[test]
+    fn when_a_client_sends_more_than_its_part_then_a_rule_is_proposed_unless_it_has_one() {
+        let mut top = Top::default();
+        for round in 0..100u16 {
+            for (client, backend, bytes) in [sampled(1, 1, 900), sampled(2, 1 + round % 2, 300), sampled(3, 2, 100)] {
+                top.count(client, backend, bytes);
+            }
+        }
+        let of = |share, ruled: &[&str], top: &Top| {
+            let ruled = ruled.iter().map(|prefix| prefix.parse().unwrap()).collect();
+            proposals(("web", ClientPrefix { v4: 32, v6: 64 }), &SpreadHeavy { share, ruled }, top)
+        };
+        let proposed = of(0.2, &[], &top);
+        let text = "client 192.0.2.1/32 sends 69% of the bytes of service web, spread_heavy is 20%; a rule spreads its \
+                    connections over all backends, and ends the open ones and its known sessions: balancer rule add web \
+                    192.0.2.1/32 spread";
+        assert_eq!(proposed[0].1, text);
+        assert_eq!(proposed.len(), 2, "{proposed:?}");
+        assert_eq!(of(0.2, &["192.0.2.0/31"], &top).len(), 1, "the second one is left");
+        assert_eq!(of(0.7, &[], &top), Vec::new());
+        assert_eq!(of(0.2, &[], &Top::default()), Vec::new(), "nothing is known");
+    }
 }

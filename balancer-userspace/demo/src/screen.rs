@@ -138,6 +138,9 @@ mod tests {
         let backend = |name: &str, state: &str| BackendView {
             agent: None,
             bound: None,
+            max_clients: None,
+            max_connections: None,
+            full: false,
             families: Vec::new(),
             name: name.to_owned(),
             address: "10.0.0.11:8080".to_owned(),

@@ -35,6 +35,8 @@ pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView
                     name: backend.name.clone(),
                     address: backend.address.clone(),
                     address6: backend.address6.clone(),
+                    max_clients: None,
+                    max_connections: None,
                     weight: None,
                     backup: false,
                 };

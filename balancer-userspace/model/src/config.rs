@@ -12,6 +12,7 @@ pub use crate::{
     check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
     fleet::{Fleet, LINGER, WhenAlone},
     header::{Header, HeaderText, Secret},
+    limits::{Limits, WhenFull},
     protocol::Protocol,
     question::{DnsCheck, DnsName, Payload, Rcode, Record, UdpCheck},
     service::{

@@ -15,6 +15,7 @@ use crate::{
         AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit,
         OnFailure, Outage, Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
     },
+    limits::{Limits, WhenFull},
     listeners::Listener,
     names::BackendName,
     shared::shared,
@@ -71,6 +72,7 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
         address6: None,
         weight: 100,
         backup: false,
+        limits: Limits::default(),
         check: None,
         quic_server_id: None,
         discovered: None,
@@ -91,6 +93,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         remember: Duration::ZERO,
         failback: Failback::Stay,
         when_all_down: WhenAllDown::Open,
+        when_full: WhenFull::Open,
         slow_start: Duration::ZERO,
         drain_timeout: Duration::from_secs(300),
         drain_until: None,
@@ -107,6 +110,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         agent: None,
         bounded_load: None,
         quic: None,
+        spread_heavy: None,
         check: check(),
         backends: backends
             .iter()

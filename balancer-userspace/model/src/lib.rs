@@ -14,6 +14,7 @@ pub mod file;
 pub mod fixture;
 mod fleet;
 pub mod header;
+pub mod limits;
 pub mod listeners;
 pub mod names;
 mod primes;

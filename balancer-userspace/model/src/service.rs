@@ -11,6 +11,7 @@ use crate::{
     check::CheckConfig,
     deny::DenyConfig,
     discover::{DiscoverConfig, Discovered},
+    limits::{Limits, WhenFull},
     listeners::Listener,
     quic::{QuicConfig, ServerId},
     rule::RuleConfig,
@@ -45,6 +46,9 @@ pub struct ServiceConfig {
     pub failback: Failback,
     /// What happens when no backend is eligible.
     pub when_all_down: WhenAllDown,
+    /// What happens when all backends are at their limits.
+    #[serde(default)]
+    pub when_full: WhenFull,
     /// How long a returning backend takes to reach its full share of new clients.
     #[serde(with = "humantime_serde")]
     pub slow_start: Duration,
@@ -92,6 +96,9 @@ pub struct ServiceConfig {
     /// How connection IDs of QUIC name backends; `None`: there is no listener of QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicConfig>,
+    /// The part of its bytes, above 0, from which on a rule `spread` is proposed for a client; `None`: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_heavy: Option<f64>,
     /// The health check of backends without one of their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
@@ -146,6 +153,7 @@ impl ServiceConfig {
             remember,
             failback,
             when_all_down,
+            when_full,
             slow_start,
             drain_timeout,
             drain_until,
@@ -162,6 +170,7 @@ impl ServiceConfig {
             agent,
             bounded_load,
             quic,
+            spread_heavy,
             check,
             backends: _,
             rules: _,
@@ -176,6 +185,7 @@ impl ServiceConfig {
             && *remember == other.remember
             && *failback == other.failback
             && *when_all_down == other.when_all_down
+            && *when_full == other.when_full
             && *slow_start == other.slow_start
             && *drain_timeout == other.drain_timeout
             && *drain_until == other.drain_until
@@ -192,6 +202,7 @@ impl ServiceConfig {
             && *agent == other.agent
             && *bounded_load == other.bounded_load
             && *quic == other.quic
+            && *spread_heavy == other.spread_heavy
             && *check == other.check
     }
 }
@@ -213,6 +224,9 @@ pub struct BackendConfig {
     pub weight: u16,
     /// Used only when no primary backend is eligible.
     pub backup: bool,
+    /// How much it takes at most.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
     /// Overrides the service's check.
     pub check: Option<Box<CheckConfig>>,
     /// Its name in connection IDs of QUIC; `None`: derived from its name.

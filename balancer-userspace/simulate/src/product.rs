@@ -188,6 +188,7 @@ impl Product {
                 port: None,
                 weight: *weight,
                 backup: *backup,
+                limits: Default::default(),
             },
             Change::Remove { name: backend, force } => CoreChange::Remove { name: name(backend), force: *force },
             Change::Admin { name: backend, admin, timeout } => {

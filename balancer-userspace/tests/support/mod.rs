@@ -149,6 +149,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::FlowsCounted(_)
             | Call::DenyFileRead { .. }
             | Call::AgentAnswered { .. }
+            | Call::LoadSaid { .. }
             | Call::ListRead { .. }
             | Call::Discovered { .. } => {}
             Call::NearBackends { reply } => {
@@ -311,6 +312,8 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::SetWeight { .. }
                     | Change::Agent { .. }
                     | Change::Bound { .. }
+                    | Change::Full { .. }
+                    | Change::SetLimits { .. }
                     | Change::ForceHealth { .. }
                     | Change::SetSteer { .. }
                     | Change::RotateQuicKey { .. }
@@ -336,6 +339,8 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let backend = |name: &str, admin, state, slots| BackendSnapshot {
         agent: None,
         bound: None,
+        limits: Default::default(),
+        full: None,
         ids: vec![BackendId(1)],
         families: Vec::new(),
         name: name.to_owned(),
@@ -391,6 +396,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         remembers: false,
         rule_fallbacks: 0,
         discover: Vec::new(),
+        spread_heavy: None,
         denied: Some(DeniedSnapshot {
             file: "/etc/balancer/deny.txt".into(),
             prefixes: 100_000,

@@ -276,7 +276,15 @@ impl World {
     /// When it is refused.
     pub fn add(&mut self, name: &str, host: u8) -> anyhow::Result<String> {
         let address = Ipv4Addr::new(10, 0, 1, host).into();
-        self.change(Change::Add { name: named(name), address, address6: None, port: None, weight: None, backup: false })
+        self.change(Change::Add {
+            name: named(name),
+            address,
+            address6: None,
+            port: None,
+            weight: None,
+            backup: false,
+            limits: Default::default(),
+        })
     }
 
     /// Sets a backend's administrative state.

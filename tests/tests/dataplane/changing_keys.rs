@@ -134,6 +134,8 @@ fn cases() -> Vec<Case> {
 outage = { share = 1 }"#,
             ..case("when_all_down", (r#"when_all_down = "open""#, r#"when_all_down = "drop""#), TurnedAway)
         },
+        case("when_full", ("", r#"when_full = "drop""#), Stay),
+        case("spread_heavy", ("", "spread_heavy = 0.2"), Stay),
         case("slow_start", ("", r#"slow_start = "30s""#), Stay),
         case("drain", ("", r#"drain = { timeout = "1m" }"#), Stay),
         Case {
@@ -165,6 +167,7 @@ outage = { share = 1 }"#,
         case("backend.weight", ("", "backend.weight = 10"), Stay),
         case("backend.weight", ("", "backend.weight = 0"), Stay),
         case("backend.backup", ("", "backend.backup = true"), Stay),
+        case("backend.max_clients", ("", "backend.max_clients = 1"), Stay),
         case("backend.check", ("", r#"backend.check = { type = "tcp" }"#), Stay),
     ]
 }
@@ -226,6 +229,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         remember: _,
         failback: _,
         when_all_down: _,
+        when_full: _,
         slow_start: _,
         drain_timeout: _,
         drain_until: _,
@@ -242,6 +246,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         agent: _,
         bounded_load: _,
         quic: _,
+        spread_heavy: _,
         check: _,
         backends: _,
         rules: _,
@@ -253,6 +258,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         address6: _,
         weight: _,
         backup: _,
+        limits: _,
         check: _,
         quic_server_id: _,
         discovered: _,
@@ -270,6 +276,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "remember",
         "failback",
         "when_all_down",
+        "when_full",
         "slow_start",
         "drain",
         "on_failure",
@@ -281,6 +288,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "assign_vip",
         "deny",
         "discover",
+        "spread_heavy",
         "rule",
         "check",
         "backend",
@@ -290,6 +298,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         "backend.address6",
         "backend.weight",
         "backend.backup",
+        "backend.max_clients",
         "backend.check",
     ]
 }

@@ -83,7 +83,15 @@ fn sequence(settings: &str) -> Result<()> {
     let address = "10.0.0.15".parse()?;
     let added = holds(
         &mut world,
-        Change::Add { name: named("web5"), address, address6: None, port: None, weight: None, backup: false },
+        Change::Add {
+            name: named("web5"),
+            address,
+            address6: None,
+            port: None,
+            weight: None,
+            backup: false,
+            limits: Default::default(),
+        },
     )?;
     assert!(added.slots_moved > 12_000, "{added:?}");
     assert_eq!(added.known_clients_moved, 0);

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{Ipv6Addr, TcpListener},
     sync::{Arc, Mutex},
     thread,
@@ -22,22 +22,39 @@ use crate::support::wait;
 pub(crate) const AGENTS: &str = "agent = { port = 9777, interval = \"1s\" }";
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
 
+/// The port of answers to HTTP checks.
+const HTTP: u16 = 9778;
+
 /// An agent in the namespace of a backend. It ends with the test.
 #[derive(Clone)]
 pub(crate) struct Agent(Arc<Mutex<Option<&'static str>>>);
 
 impl Agent {
     pub(crate) fn start(namespace: &Namespace, words: &'static str) -> Self {
-        let (entrance, this) = (namespace.entrance(), Self(Arc::new(Mutex::new(Some(words)))));
+        Self::listen(namespace, 9777, Some(words))
+    }
+
+    /// A server of health checks, whose answers have these words in their header, or none.
+    fn serve_checks(namespace: &Namespace) -> Self {
+        Self::listen(namespace, HTTP, None)
+    }
+
+    fn listen(namespace: &Namespace, port: u16, words: Option<&'static str>) -> Self {
+        let (entrance, this) = (namespace.entrance(), Self(Arc::new(Mutex::new(words))));
         let (says, (ready, is_ready)) = (this.clone(), std::sync::mpsc::channel());
         thread::spawn(move || {
             entrance.enter().unwrap();
-            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 9777)).unwrap();
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
             ready.send(()).unwrap();
             let mut hanging = Vec::new();
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 match *says.0.lock().unwrap() {
+                    words if port == HTTP => {
+                        let _ = stream.read(&mut [0; 1024]);
+                        let header = words.map(|words| format!("X-Load: {words}\r\n")).unwrap_or_default();
+                        let _ = write!(stream, "HTTP/1.1 200 OK\r\n{header}Content-Length: 0\r\n\r\n");
+                    }
                     Some(words) => drop(writeln!(stream, "{words}")),
                     None => hanging.push(stream),
                 }
@@ -142,4 +159,52 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     wait_until(&site, "maint", |backend| backend.state == "maint");
     site.apply(|settings| settings.service_lines.clear()).unwrap();
     wait_until(&site, "no agent", |backend| backend.agent.is_none() && backend.state != "maint");
+}
+
+#[test]
+fn when_answers_to_http_checks_have_words_of_agents_then_these_count_for_as_long_as_they_come() {
+    let mut agents = Vec::new();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
+        let quick = r#"interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5"#;
+        settings.remember = "10m";
+        settings.check = format!(r#"{{ type = "http", port = {HTTP}, {quick} }}"#);
+        agents.extend(topology.backends().iter().map(Agent::serve_checks));
+        Ok(())
+    })
+    .unwrap();
+    let backend = wait_until(&site, "up", |backend| backend.state == "up");
+    assert!(backend.agent.is_none(), "nobody has said a word: {backend:?}");
+    let homes = site.homes(Family::V4, CLIENTS).unwrap();
+    let all_stay = |site: &Site| assert_eq!(site.homes(Family::V4, CLIENTS).unwrap(), homes);
+    let whole = backend.slots;
+    let agent = &agents[0];
+
+    // Another program's header of that name is no agent.
+    agent.says("0.53");
+    thread::sleep(Duration::from_secs(1));
+    assert!(web1(&site).agent.is_none());
+    agent.says("75%");
+    let backend = wait_until(&site, "75%", |backend| says(backend) == "75%");
+    assert!(backend.slots < whole && backend.slots > 0, "{backend:?}");
+    let shown = site.cli(&["status"]).unwrap();
+    assert!(shown.contains("100 × 75%") && shown.contains("its agent says 75%"), "{shown}");
+    all_stay(&site);
+    agent.says("0.53");
+    wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: its X-Load says \"0.53\""));
+    assert_eq!(says(&web1(&site)), "75%");
+
+    // What it said outlives a restart.
+    agent.says("drain");
+    wait_until(&site, "drained", |backend| backend.state == "draining");
+    all_stay(&site);
+    site.restart(|_| {}).unwrap();
+    assert_eq!(says(&web1(&site)), "75%, drain");
+
+    // A backend in maint is asked on, and a server without the header has taken everything back.
+    agent.says("maint");
+    wait_until(&site, "maint", |backend| backend.state == "maint");
+    agent.hangs();
+    let backend = wait_until(&site, "it is back", |backend| backend.state == "up" && backend.slots == whole);
+    assert!(backend.agent.is_none(), "{backend:?}");
+    assert_eq!(site.metrics().unwrap().sum("agent_weight_ratio", &[]).unwrap_or_default(), 0.0);
 }

@@ -60,7 +60,15 @@ fn changes(fifth: SocketAddr) -> Vec<(&'static str, Change)> {
     vec![
         (
             "add web5",
-            Change::Add { name: name("web5"), address, address6: None, port, weight: Some(100), backup: false },
+            Change::Add {
+                name: name("web5"),
+                address,
+                address6: None,
+                port,
+                weight: Some(100),
+                backup: false,
+                limits: Default::default(),
+            },
         ),
         ("drain web1", admin("web1", Admin::Drain)),
         ("weight web5 50", weight("web5", 50)),
@@ -79,9 +87,17 @@ fn apply(site: &Site, change: &Change) {
     let change = change.clone();
     let changed = site.api(|api| async move {
         match change {
-            Change::Add { name, address, address6: _, port, weight, backup } => {
+            Change::Add { name, address, address6: _, port, weight, backup, limits: _ } => {
                 let address = SocketAddr::new(address, port.unwrap()).to_string();
-                let backend = AddBackend { name: name.backend, address, address6: None, weight, backup };
+                let backend = AddBackend {
+                    name: name.backend,
+                    address,
+                    address6: None,
+                    weight,
+                    backup,
+                    max_clients: None,
+                    max_connections: None,
+                };
                 api.add_backend(&name.service, &backend).await
             }
             Change::Remove { name, force } => api.remove_backend(&name, force).await,
@@ -89,6 +105,8 @@ fn apply(site: &Site, change: &Change) {
             Change::SetWeight { name, weight } => api.set_weight(&name, weight).await,
             Change::Agent { .. }
             | Change::Bound { .. }
+            | Change::Full { .. }
+            | Change::SetLimits { .. }
             | Change::SetSteer { .. }
             | Change::RotateQuicKey { .. }
             | Change::AddListener { .. }

@@ -105,6 +105,7 @@ fn a_fifth_backend_takes_its_fifth() {
         port: Some(address.port()),
         weight: None,
         backup: false,
+        limits: Default::default(),
     };
     balancer_testkit::site::change(&mut core, change).unwrap();
     let newcomer = core.backend(&name).unwrap().id().0;

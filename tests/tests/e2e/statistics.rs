@@ -75,7 +75,7 @@ fn every_number_equals_the_truth() {
         let vip = SocketAddr::new(topology.vip(FAMILY), BULK_PORT);
         settings.lines = format!(
             "[statistics]\nsample_interval = 1\nheavy_client_share = 0.5\n\
-             [[service]]\nname = \"bulk\"\naddress = \"{vip}\"\nprotocol = \"udp\"\nforwarding = \"nat\"\n\
+             [[service]]\nname = \"bulk\"\naddress = \"{vip}\"\nprotocol = \"udp\"\nforwarding = \"nat\"\nspread_heavy = 0.2\n\
              remember = \"60s\"\ncheck = {{ type = \"none\" }}\n"
         );
         for number in 1..=4 {
@@ -212,12 +212,15 @@ fn heavy_clients_are_named(site: &mut Site) {
     let share = site.metrics().unwrap().sum("top_client_share_ratio", &["service=\"bulk\"", "rank=\"1\""]).unwrap();
     assert!((share - 0.6).abs() < 0.06, "{share}");
 
-    // It is most of its backend's load: said in the status and in the log, with the cure.
+    // It is most of its backend's load: said in the status and in the log, with the cure, and as the service asks for
+    // proposals, in the events.
     let warned = |status: &balancer_api::model::StatusView| {
         let bulk = status.services.iter().find(|service| service.name == "bulk").unwrap();
         bulk.warnings.iter().any(|warning| warning.contains(&format!("balancer rule add bulk {heavy} spread")))
     };
     site.controller().wait_for(PATIENCE, "a warning of the heavy client", warned).unwrap();
+    let events = site.cli(&["events"]).unwrap();
+    assert!(events.contains(&format!("client {heavy} sends 6")) && events.contains("spread_heavy is 20%"), "{events}");
     let log = std::fs::read_to_string(site.files().join("balancer.log")).unwrap();
     assert_eq!(log.matches(&format!("client {heavy} sends")).count(), 1, "{log}");
 }

@@ -5,13 +5,23 @@ use std::time::Instant;
 use balancer_model::{agent::Said, names::BackendName};
 
 use super::Controller;
-use crate::io::{Command, Refused};
+use crate::{
+    io::{Command, Refused},
+    service::WordsOf,
+};
 
 impl Controller {
+    /// Returns who says how much work a backend takes. `None`: nobody does, or it is not there.
+    #[must_use]
+    pub fn words_of(&self, name: &BackendName) -> Option<WordsOf> {
+        let service = self.legs(&name.service).next()?;
+        service.words_of(service.backends().iter().find(|backend| backend.name() == name.backend)?)
+    }
+
     /// Returns what the agent of a backend has said so far. `None`: it has no agent, or is not there.
     #[must_use]
     pub fn agent_said(&self, name: &BackendName) -> Option<Said> {
-        self.legs(&name.service).find(|service| service.agents().is_some())?;
+        self.words_of(name)?;
         Some(self.backend(name).ok()?.agent().cloned().unwrap_or_default())
     }
 
@@ -24,7 +34,7 @@ impl Controller {
     ) -> Result<(String, Vec<Command>), Refused> {
         self.backend(name)?;
         let Some(before) = self.agent_said(name) else {
-            return Err(Refused::Conflict(format!("service {} asks no agents", name.service)));
+            return Err(Refused::Conflict(format!("service {} asks no agents and has no HTTP check", name.service)));
         };
         if before == said {
             return Ok((format!("the agent of backend {name} says {said} as before: nothing changed"), Vec::new()));

@@ -48,7 +48,7 @@ impl Controller {
 
     fn make(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         match change {
-            Change::Add { name, address, address6, port, weight, backup } => {
+            Change::Add { name, address, address6, port, weight, backup, limits } => {
                 let (mut services, index) = self.edit(&name.service)?;
                 let Some(service) = services.get_mut(index).map(Arc::make_mut) else {
                     return Err(self.no_service(&name.service));
@@ -61,6 +61,9 @@ impl Controller {
                 let port = service.port_of(&name.backend, port).map_err(Refused::Invalid)?;
                 let address = service.without_implied_port((address, port).into());
                 let address6 = address6.map(|address| service.without_implied_port((address, port).into()));
+                if let Some(fault) = limits.fault(service.remember, service.forwarding) {
+                    return Err(Refused::Invalid(fault));
+                }
                 let weight = weight.unwrap_or(DEFAULT_WEIGHT);
                 service.backends.push(BackendConfig {
                     name: name.backend.clone(),
@@ -69,6 +72,7 @@ impl Controller {
                     address6,
                     weight,
                     backup,
+                    limits,
                     check: None,
                     quic_server_id: None,
                     discovered: None,
@@ -102,10 +106,12 @@ impl Controller {
             Change::AddListener { service, listener } => self.add_listener(&service, listener, now),
             Change::RemoveListener { service, listener } => self.remove_listener(&service, listener, now),
             Change::SetWeight { name, weight } => self.set_weight(&name, weight, now),
+            Change::SetLimits { name, limits } => self.set_limits(&name, limits, now),
             Change::SetAdmin { name, admin, timeout } => self.set_admin(&name, admin, timeout, now),
             Change::ForceHealth { name, forced } => self.force(&name, forced, now),
             Change::Agent { name, said } => self.hear(&name, said, now),
             Change::Bound { service, bounds } => self.bound(&service, &bounds, now),
+            Change::Full { service, full } => self.fill(&service, &full, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
             Change::Reload(config) => self.take_over_file(*config, false, now),

@@ -267,6 +267,7 @@ impl Controller {
                 service.backends_mut().push(backend);
             }
             removed.extend(old.into_values());
+            service.drop_words();
             service.note_configured(config);
             concerned.insert(service.id());
             self.services.push(Arc::new(service));

@@ -11,6 +11,7 @@ mod configure;
 mod discover;
 mod follow;
 mod foresight;
+mod full;
 mod listeners;
 mod near;
 mod quic;

@@ -10,7 +10,7 @@ use balancer_common::{
     verdict::MoveCause,
 };
 use balancer_model::{
-    config::{CheckKind, FailureAction, ServiceConfig, WhenAllDown},
+    config::{CheckKind, FailureAction, ServiceConfig, WhenAllDown, WhenFull},
     fixture::KEY,
     listeners::Family,
     renames::Named as _,
@@ -268,12 +268,19 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         let of = backends.iter().filter(|backend| backend.is_backup() == backup && backend.effective_weight() > 0);
         of.filter(|backend| (all_wait || !waits(backend)) && usable(backend)).map(|backend| backend.id().0).collect()
     };
-    let takes_new = |backend: &Backend| standing(backend).takes_new;
+    let all_full = {
+        let counts = |of: &Backend| (all_wait || !waits(of)) && standing(of).takes_new && of.effective_weight() > 0;
+        let mut takers = backends.iter().filter(|backend| counts(backend)).peekable();
+        takers.peek().is_some() && takers.all(|backend| backend.full().is_some())
+    };
+    let turned_away = all_full && config.when_full != WhenFull::Open;
+    let has_room = |backend: &Backend| backend.full().is_none() || all_full && !turned_away;
+    let takes_new = |backend: &Backend| standing(backend).takes_new && has_room(backend);
     let mut grounds = vec![
         (usable(false, &takes_new), Footing::Primaries, false),
         (usable(true, &takes_new), Footing::Backups, true),
     ];
-    if config.when_all_down == WhenAllDown::Open {
+    if config.when_all_down == WhenAllDown::Open && !turned_away {
         for backup in [false, true] {
             let as_if_up = |backend: &Backend| backend.admin() != Admin::Maint;
             grounds.push((usable(backup, &as_if_up), Footing::AsIfUp, backup));

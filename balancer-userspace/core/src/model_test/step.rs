@@ -27,6 +27,10 @@ pub(super) enum Step {
     Agent(Index, u8, bool),
     /// A backend gives slots away, if so, and its service's others do not.
     Bound(Index, Option<u8>),
+    /// A backend is full, or has room, and its service's others have.
+    Full(Index, bool),
+    /// It takes so many clients at most.
+    Limit(Index, Option<u32>),
     Rule(Index, u8, u8),
     /// The list of a service names some of a few targets, from this one on, with this weight.
     Discover(u8, u8, u16),
@@ -102,6 +106,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (index(), weight()).prop_map(|(index, weight)| Step::Weight(index, weight)),
         2 => (index(), 0..3u8, prop::bool::weighted(0.3)).prop_map(|(index, half, down)| Step::Agent(index, 50 * half, down)),
         2 => (index(), prop::option::of(1..10u8)).prop_map(|(index, tenths)| Step::Bound(index, tenths)),
+        2 => (index(), any::<bool>()).prop_map(|(index, full)| Step::Full(index, full)),
+        2 => (index(), prop::option::of(1..9u32)).prop_map(|(index, most)| Step::Limit(index, most)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
         4 => (0..16u8, 0..4u8, weight()).prop_map(|(targets, first, weight)| Step::Discover(targets, first, weight)),

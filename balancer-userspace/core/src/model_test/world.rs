@@ -11,10 +11,11 @@ use balancer_common::map_types::{ALL_DOWN, Forwarding, NO_BACKEND};
 use balancer_model::{
     agent::Said,
     bounded::{Bound, BoundedLoad, Load},
-    config::{AgentConfig, CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown},
+    config::{AgentConfig, CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown, WhenFull},
     discover::{DiscoverConfig, Floor, Source, Target},
     dns::{DnsSource, Records},
     fixture::{KEY, backend, check, config, now, service},
+    limits::{Full, Limits},
     listeners::{Family, Listener},
     names::BackendName,
     renames::{Named as _, under_new_names},
@@ -80,6 +81,7 @@ fn services() -> Vec<ServiceConfig> {
     web.agent = Some(AgentConfig { port: 9777, interval: Duration::from_secs(5) });
     web.bounded_load = Some(BoundedLoad { factor: 1.25, by: Load::Clients });
     web.backends[3].backup = true;
+    web.backends[0].limits.clients = Some(8);
     web.discover = vec![DiscoverConfig { source: source(), min: Floor::default(), own: None }];
     for (backend, host) in web.backends.iter_mut().zip(1..) {
         backend.address6 = Some(format!("[fd00::{host}]:0").parse().unwrap());
@@ -474,7 +476,9 @@ impl World {
                 let both = name.service == "web" || host % 2 == 0;
                 let address6 = both.then(|| format!("fd00::{host}").parse().unwrap());
                 let taken = self.controller.backend(&name).is_ok();
-                let done = self.change(Change::Add { name: name.clone(), address, address6, port, weight, backup });
+                let limits = Default::default();
+                let done =
+                    self.change(Change::Add { name: name.clone(), address, address6, port, weight, backup, limits });
                 assert!(!taken || matches!(done, Err(Refused::Conflict(_))));
                 assert!(self.controller.backend(&name).is_ok() == (taken || done.is_ok()));
             }
@@ -513,7 +517,7 @@ impl World {
                 let Some((name, ..)) = self.backend(index) else { return };
                 let said = Said { percent, admin: Admin::Ready, down: down.then(String::new) };
                 let done = self.change(Change::Agent { name: name.clone(), said: said.clone() });
-                let asks = self.controller.legs(&name.service).any(|service| service.agents().is_some());
+                let asks = self.controller.words_of(&name).is_some();
                 assert_eq!(done.is_ok(), asks, "{done:?}");
                 let heard = if done.is_ok() { said } else { Said::default() };
                 assert!(self.controller.parts(&name).all(|of| of.agent().cloned().unwrap_or_default() == heard));
@@ -533,6 +537,30 @@ impl World {
                     let needless = after.slots_moved().1 - before.slots_moved().1;
                     assert!(needless == 0 || !all_there(before) && !all_there(after), "a bound moved slots needlessly");
                 }
+            }
+            Step::Full(index, is_full) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                let full = Full { connections: false, had: 9, most: 8 };
+                let names = is_full.then(|| (name.backend.clone(), full)).into_iter().collect();
+                let done = self.change(Change::Full { service: name.service.clone(), full: names });
+                let limited = self.controller.service(&name.service).unwrap().bounds_clients();
+                assert_eq!(done.is_ok(), limited, "{done:?}");
+                let has_limit = |of: &Backend| !of.config().limits.is_none();
+                let right = |of: &Backend| match of.full() {
+                    Some(_) => is_full && has_limit(of),
+                    None => !is_full || !has_limit(of) || !of.may_keep_known() && !of.may_take_new(),
+                };
+                assert!(self.controller.parts(&name).all(right));
+            }
+            Step::Limit(index, clients) => {
+                let Some((name, ..)) = self.backend(index) else { return };
+                let limits = Limits { clients, connections: None };
+                let before = self.controller.backend(&name).unwrap().config().limits;
+                let remembers = self.controller.service(&name.service).unwrap().remembers();
+                let done = self.change(Change::SetLimits { name: name.clone(), limits });
+                assert_eq!(done.is_ok(), remembers || clients.is_none() || before == limits, "{done:?}");
+                let all = |of: &Backend| of.config().limits == limits && (before == limits || of.full().is_none());
+                assert!(done.is_err() || self.controller.parts(&name).all(all));
             }
             Step::Force(index, forced) => {
                 let Some((name, ..)) = self.backend(index) else { return };
@@ -754,6 +782,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
             service.when_all_down = if bit(0) { WhenAllDown::Open } else { WhenAllDown::Drop };
             service.start_down = bit(1);
             service.reject = bit(11);
+            service.when_full = [WhenFull::Open, WhenFull::Drop, WhenFull::Reject][usize::from(bits % 3)];
             service.steer = [100, 100, 40, 0][usize::from(bits >> 12 & 3)];
             (service.on_failure.hard, service.on_failure.soft) = (word(2), word(3));
             service.failback = if bit(4) { Failback::Return } else { Failback::Stay };

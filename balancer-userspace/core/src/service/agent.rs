@@ -2,10 +2,20 @@
 
 use balancer_model::{
     agent::Said,
+    config::CheckKind,
     states::{Admin, Forced},
 };
 
 use super::{Backend, Service};
+
+/// Who says how much work a backend takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WordsOf {
+    /// An agent, which is asked.
+    Agents,
+    /// The answers to its HTTP checks, if they have the header.
+    Checks,
+}
 
 impl Backend {
     /// Returns what its agent has said and is in force; `None`: nothing that takes anything away.
@@ -60,10 +70,26 @@ impl Backend {
 }
 
 impl Service {
-    /// Forgets what agents have said where none are asked any more.
-    pub(super) fn drop_agents(&mut self) {
-        if self.settings.agent.is_none() {
-            self.backends.iter_mut().for_each(|backend| backend.agent = None);
+    /// Returns who says how much work a backend takes; `None`: nobody. Where agents are asked, nobody else is heard.
+    #[must_use]
+    pub fn words_of(&self, backend: &Backend) -> Option<WordsOf> {
+        let has_answers = || matches!(self.check_config(backend).kind, CheckKind::Http(_));
+        match &self.settings.agent {
+            Some(_) => Some(WordsOf::Agents),
+            None => has_answers().then_some(WordsOf::Checks),
+        }
+    }
+
+    /// Forgets all words: from now on somebody else says them.
+    pub(super) fn forget_words(&mut self) {
+        self.backends.iter_mut().for_each(|backend| backend.agent = None);
+    }
+
+    /// Forgets the words about backends of which nobody says any more.
+    pub(crate) fn drop_words(&mut self) {
+        let silent: Vec<bool> = self.backends.iter().map(|backend| self.words_of(backend).is_none()).collect();
+        for (backend, _) in self.backends.iter_mut().zip(silent).filter(|(_, is_silent)| *is_silent) {
+            backend.agent = None;
         }
     }
 }

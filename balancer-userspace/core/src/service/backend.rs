@@ -11,6 +11,7 @@ use balancer_model::{
     agent::Said,
     bounded::Bound,
     config::{BackendConfig, CheckConfig},
+    limits::Full,
     names::BackendName,
     states::{Admin, BackendState, Forced},
 };
@@ -61,6 +62,8 @@ pub struct Backend {
     pub(super) agent: Option<Box<Said>>,
     /// The part of its slots that its load leaves it; `None`: all.
     pub(super) bound: Option<Bound>,
+    /// What it has too much of to take new clients; `None`: nothing.
+    pub(super) full: Option<Full>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
     /// Whether whoever checks it must forget what has been counted.
@@ -192,6 +195,7 @@ impl Backend {
             forced: None,
             agent: None,
             bound: None,
+            full: None,
             transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
@@ -278,7 +282,7 @@ impl Backend {
     }
 
     /// Whether its standing lets it take new clients.
-    pub(super) fn may_take_new(&self) -> bool {
+    pub(crate) fn may_take_new(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
     }
 
@@ -386,7 +390,10 @@ impl Backend {
                 *way = Way::Unknown;
             }
             self.late = true;
-            self.bound = None;
+            (self.bound, self.full) = (None, None);
+        }
+        if self.config.limits != config.limits {
+            self.full = None;
         }
         self.reached = reached;
         if self.config.name != config.name {
@@ -401,6 +408,7 @@ impl Backend {
         self.forced = twin.forced;
         self.agent.clone_from(&twin.agent);
         self.bound = twin.bound;
+        self.full = twin.full;
         self.leaving = twin.leaving;
         if twin.admin == Admin::Drain {
             self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, empty_sweeps: 0 };
@@ -542,8 +550,11 @@ impl Backend {
         assessment.standing.takes_new && absent
     }
 
-    /// Where nothing else explains its state, and it starts slowly or has too much load: `slow start, step 3 of 10`.
+    /// Where nothing else explains its state, and it is full, starts slowly or has too much load: `slow start, step 3 of 10`.
     pub(super) fn explain(&self, assessment: &mut Assessment) {
+        if let Some(full) = self.full.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
+            assessment.reason = format!("full: {full}");
+        }
         let step = self.slow_start.as_ref().map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
         if let Some(step) = step.filter(|_| assessment.reason.is_empty()) {
             assessment.reason = format!("slow start, step {step} of {STEPS}");

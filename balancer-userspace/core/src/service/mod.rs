@@ -5,6 +5,7 @@ mod assess;
 mod backend;
 mod bounded;
 mod follow;
+mod full;
 mod outage;
 mod refresh;
 mod restore;
@@ -47,6 +48,7 @@ use crate::{
     rules::Rules,
     table::{Builder, Footing, Shares},
 };
+pub use agent::WordsOf;
 pub use backend::Backend;
 pub(crate) use backend::ToldCheck;
 pub(crate) use refresh::Look;
@@ -92,6 +94,8 @@ pub struct Service {
     /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
     tick_seconds: u32,
     share: SharedClients,
+    /// Whether all backends that could take new clients are full.
+    all_full: bool,
 }
 
 impl Service {
@@ -122,6 +126,7 @@ impl Service {
             generation: 0,
             required: 0,
             needless: 0,
+            all_full: false,
         }
     }
 
@@ -343,6 +348,12 @@ impl Service {
         self.settings.deny.as_ref()
     }
 
+    /// The part of its bytes from which on a rule is proposed for a client.
+    #[must_use]
+    pub const fn spread_heavy(&self) -> Option<f64> {
+        self.settings.spread_heavy
+    }
+
     /// Whether clients are remembered.
     #[must_use]
     pub const fn remembers(&self) -> bool {
@@ -424,7 +435,7 @@ impl Service {
             tick_seconds: self.tick_seconds,
             failback: self.settings.failback,
             rules: !self.told_rules.is_empty() || self.settings.deny.is_some(),
-            reject: self.settings.reject,
+            reject: self.rejects(),
             flows: self.settings.snat.clone(),
             quic: self.quic_spec(),
             share: self.share.share(),
@@ -480,9 +491,12 @@ impl Service {
             self.client_key = keys::client_key(self.fleet, settings.identity());
             self.table_key = keys::table_key(self.fleet, settings.identity());
         }
+        if self.settings.agent.is_some() != settings.agent.is_some() {
+            self.forget_words();
+        }
         self.settings = settings;
-        self.drop_agents();
         self.drop_bounds();
+        self.drop_full();
     }
 
     /// The row that backend should have, after a [`refresh`](Self::refresh).
@@ -550,7 +564,12 @@ impl Service {
     #[must_use]
     pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
-        let wanted = backend.effective_admin() != Admin::Maint && check.kind != CheckKind::None;
+        // One whose answers say `maint` goes on being asked, or it could not take that back.
+        let admin = match self.words_of(backend) {
+            Some(WordsOf::Checks) => backend.admin(),
+            Some(WordsOf::Agents) | None => backend.effective_admin(),
+        };
+        let wanted = admin != Admin::Maint && check.kind != CheckKind::None;
         self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
     }
 

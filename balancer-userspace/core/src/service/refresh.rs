@@ -61,6 +61,7 @@ impl Service {
                 // Without its clients it has no load.
                 let stays = assessment.standing.takes_new || assessment.standing.keeps_known;
                 backend.bound = backend.bound.filter(|_| stays);
+                backend.full = backend.full.filter(|_| stays);
                 backend.explain(assessment);
             }
         }
@@ -71,6 +72,7 @@ impl Service {
             }
         }
         let takes_new = self.counted(takes_new.into_iter(), hops);
+        self.all_full = self.are_all_full(&takes_new);
         let mut builder = mem::take(&mut self.builder);
         let live = self.build(&mut builder, &takes_new, made);
         self.builder = builder;

@@ -124,6 +124,7 @@ impl Backend {
             && self.forced == before.forced
             && self.agent == before.agent
             && self.bound == before.bound
+            && self.full == before.full
             && self.slow_start == before.slow_start
             && self.late == before.late
             && self.transitions == before.transitions
@@ -144,6 +145,7 @@ impl Backend {
             forced: self.forced,
             agent: self.agent.clone(),
             bound: self.bound,
+            full: self.full,
             slow_start: self.slow_start.as_ref().map(|slow_start| SavedSlowStart {
                 since: clocks.moment(slow_start.since),
                 lasts: slow_start.lasts,
@@ -181,6 +183,7 @@ impl Backend {
         this.forced = state.forced;
         this.agent = state.agent;
         this.bound = state.bound;
+        this.full = state.full;
         this.slow_start = state.slow_start.map(|SavedSlowStart { since, lasts, step }| {
             Box::new(SlowStart { since: clocks.instant(since), lasts, step })
         });

@@ -2,7 +2,11 @@
 
 use std::mem;
 
-use balancer_model::{renames::Named as _, states::Admin};
+use balancer_model::{
+    config::{WhenAllDown, WhenFull},
+    renames::Named as _,
+    states::Admin,
+};
 
 use super::{Backend, Service, bounded::PERCENT_IN_A_STEP};
 use crate::{
@@ -25,6 +29,9 @@ impl Service {
 
     /// The live table, where `takes_new` says of every backend whether it takes new clients; `None`: it does not count yet.
     pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
+        let all_full = self.are_all_full(takes_new);
+        let is_open = self.settings.when_full == WhenFull::Open;
+        let has_room = |backend: &Backend| backend.full.is_none() || all_full && is_open;
         let candidates = self.backends.iter().zip(takes_new).filter_map(|(backend, takes_new)| {
             Some(Candidate {
                 member: Member {
@@ -34,14 +41,15 @@ impl Service {
                 },
                 backup: backend.config.backup,
                 maint: backend.effective_admin() == Admin::Maint,
-                takes_new: (*takes_new)?,
+                takes_new: (*takes_new)? && has_room(backend),
                 step: backend.slow_start_step(),
                 bound: backend.bound.map(|bound| bound.keeps / PERCENT_IN_A_STEP),
             })
         });
         let candidates: Vec<Candidate<'_>> = candidates.collect();
         let slots = self.settings.table_size.slots(candidates.len());
-        builder.live(&candidates, self.settings.when_all_down, (slots, self.table_key), made)
+        let when_nobody = if all_full && !is_open { WhenAllDown::Drop } else { self.settings.when_all_down };
+        builder.live(&candidates, when_nobody, (slots, self.table_key), made)
     }
 
     /// The tables that it has made.

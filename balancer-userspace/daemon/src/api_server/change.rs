@@ -2,7 +2,7 @@
 
 use balancer_api::model::{AddBackend, PlanRequest, SetAdmin};
 use balancer_core::io::Change;
-use balancer_model::{names::BackendName, states::Admin, value};
+use balancer_model::{limits::Limits, names::BackendName, states::Admin, value};
 
 use super::failure::Failure;
 
@@ -13,12 +13,13 @@ pub(super) const ADMIN_SHAPE: &str = r#"{"admin": "ready"}, {"admin": "drain", "
 
 pub(super) fn add(
     service: String,
-    AddBackend { name, address, address6, weight, backup }: AddBackend,
+    AddBackend { name, address, address6, weight, backup, max_clients, max_connections }: AddBackend,
 ) -> Result<Change, Failure> {
     let name = BackendName { service, backend: value::name(&name).map_err(Failure::bad_request)? };
     let (address, port) = value::address(&address).map_err(Failure::bad_request)?;
     let address6 = address6.as_deref().map(value::ipv6).transpose().map_err(Failure::bad_request)?;
-    Ok(Change::Add { name, address, address6, port, weight, backup })
+    let limits = Limits { clients: max_clients, connections: max_connections };
+    Ok(Change::Add { name, address, address6, port, weight, backup, limits })
 }
 
 pub(super) fn set_admin(name: BackendName, SetAdmin { admin, timeout }: SetAdmin) -> Result<Change, Failure> {

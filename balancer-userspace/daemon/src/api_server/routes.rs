@@ -15,7 +15,7 @@ use balancer_api::{
     model::{
         Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, FlowView, Force, ForceHealth,
         ForgottenView, HealthView, ImportClients, ImportedView, KnownClientsView, MAX_IMPORTED, PlanView, RuleView,
-        RuleWord, ServiceView, SetRule, SetSteer, SetWeight, StatusView,
+        RuleWord, ServiceView, SetLimits, SetRule, SetSteer, SetWeight, StatusView,
     },
 };
 use balancer_core::{
@@ -27,7 +27,7 @@ use balancer_core::{
     rules::Action,
     snapshot::{Coming, Snapshot},
 };
-use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value, words::counted};
+use balancer_model::{limits::Limits, listeners::Listener, names::BackendName, states::Forced, value, words::counted};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
@@ -66,6 +66,7 @@ fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
         ("DELETE", "/v1/services/{service}/backends/{backend}", delete(remove_backend)),
         ("PUT", "/v1/services/{service}/backends/{backend}/admin", put(set_admin)),
         ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/limits", put(set_limits)),
         ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
         ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
         ("PUT", "/v1/services/{service}/steer", put(set_steer)),
@@ -435,6 +436,18 @@ async fn set_weight(
 ) -> Outcome<Changed> {
     let SetWeight { weight } = read(&headers, body, r#"{"weight": 100}, 0 to 65535"#).await?;
     change(&calls, asker, Change::SetWeight { name: BackendName { service, backend }, weight }).await
+}
+
+async fn set_limits(
+    State(calls): State<Calls>,
+    asker: Asker,
+    Names((service, backend)): Names<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Outcome<Changed> {
+    let SetLimits { max_clients, max_connections } = read(&headers, body, r#"{"max_clients": 1000}"#).await?;
+    let limits = Limits { clients: max_clients, connections: max_connections };
+    change(&calls, asker, Change::SetLimits { name: BackendName { service, backend }, limits }).await
 }
 
 async fn apply(

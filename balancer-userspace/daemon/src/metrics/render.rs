@@ -488,6 +488,15 @@ fn health(encoder: &mut Text<'_>, backends: &[Labelled<'_>]) {
     );
     gauges(
         encoder,
+        "backend_full",
+        "Whether a backend with a limit takes no new clients, because it is at it.",
+        backends
+            .iter()
+            .filter(|(_, backend)| !backend.limits.is_none())
+            .map(|(labels, backend)| (labels, u64::from(backend.full.is_some()))),
+    );
+    gauges(
+        encoder,
         "bounded_slots",
         "Slots that the backend gives away because of its load.",
         backends.iter().filter_map(|(labels, backend)| Some((labels, backend.bound?.given(backend.slots)))),
@@ -528,7 +537,9 @@ pub(super) mod tests {
             ServiceStatistics, TableSnapshot,
         },
     };
-    use balancer_model::{agent::Said, bounded::Bound, config::ClientPrefix, listeners::Family, states::Admin};
+    use balancer_model::{
+        agent::Said, bounded::Bound, config::ClientPrefix, limits::Limits, listeners::Family, states::Admin,
+    };
 
     use super::*;
     use balancer_core::run_time::RunTimeChange;
@@ -545,6 +556,8 @@ pub(super) mod tests {
             backup: false,
             discovered: false,
             bound: Some(Bound { keeps: 50, load: 150 }),
+            limits: Limits { clients: Some(1000), connections: None },
+            full: None,
             agent: Some(AgentSnapshot { said: Said::default(), heard: Some(Duration::from_secs(1)), silent: None }),
             admin: Admin::Ready,
             health: "up",
@@ -622,6 +635,7 @@ pub(super) mod tests {
             remembers: false,
             rule_fallbacks: 0,
             discover: Vec::new(),
+            spread_heavy: None,
             denied: Some(DeniedSnapshot {
                 file: "/etc/balancer/deny.txt".into(),
                 prefixes: 100_000,
@@ -723,6 +737,7 @@ pub(super) mod tests {
             "balancer_checks_hindered{service=\"web\",backend=\"web1\"} 0",
             "balancer_agent_weight_ratio{service=\"web\",backend=\"web1\"} 1",
             "balancer_agent_silent{service=\"web\",backend=\"web1\"} 0",
+            "balancer_backend_full{service=\"web\",backend=\"web1\"} 0",
             "balancer_drops_total{reason=\"malformed\"} 3",
             "balancer_drops_total{reason=\"no_backend\"} 0",
             "balancer_replies_total{kind=\"echo\"} 5",

@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use balancer_core::{
     io::Change,
-    service::{Backend, Service},
+    service::{Backend, Service, WordsOf},
     snapshot::AgentSnapshot,
 };
 use balancer_dataplane::Dataplane;
-use balancer_model::{agent::Answer, names::BackendName};
+use balancer_model::{
+    agent::{Answer, Said},
+    names::BackendName,
+};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -42,6 +45,25 @@ impl<D: Dataplane> Owner<D> {
         agents
     }
 
+    /// Takes note of what a check's answer says in `X-Load`, or that it lacks the header. Gives the change that it asks for.
+    /// Where agents are asked, their words alone count.
+    pub fn load_said(&mut self, name: BackendName, words: Option<&[u8]>) -> Option<Change> {
+        if self.controller.words_of(&name) != Some(WordsOf::Checks) {
+            return None;
+        }
+        match words.map(Answer::parse) {
+            Some(Ok(answer)) => self.agent_answered(name, Ok(answer)),
+            // Another header of that name, perhaps.
+            Some(Err(_)) if !self.heard.0.contains_key(&name) => None,
+            Some(Err(why)) => self.agent_answered(name, Err(format!("its X-Load {why}"))),
+            None => {
+                self.heard.0.remove(&name);
+                let before = self.controller.agent_said(&name)?;
+                (!before.is_nothing()).then(|| Change::Agent { name, said: Said::default() })
+            }
+        }
+    }
+
     /// Takes note of an answer, or of why there is none. Gives the change that it asks for.
     pub fn agent_answered(&mut self, name: BackendName, answer: Result<Answer, String>) -> Option<Change> {
         let Some(before) = self.controller.agent_said(&name) else {
@@ -71,14 +93,21 @@ impl<D: Dataplane> Owner<D> {
 
     /// Forgets agents that are not asked any more.
     pub fn forget_agents(&mut self, wanted: &Agents) {
-        self.heard.0.retain(|name, _| wanted.contains_key(name));
+        let Self { heard, controller, .. } = self;
+        let is_heard = |name: &BackendName| controller.words_of(name) == Some(WordsOf::Checks);
+        heard.0.retain(|name, _| wanted.contains_key(name) || is_heard(name));
     }
 
     /// The states of the agents of a service, by backend.
     pub(super) fn agent_snapshots(&self, service: &Service) -> Vec<Option<AgentSnapshot>> {
         let snapshot = |name: BackendName, backend: &Backend| {
-            service.agents()?;
             let last = self.heard.0.get(&name);
+            match service.words_of(backend)? {
+                WordsOf::Agents => {}
+                WordsOf::Checks => {
+                    last.map(|_| ()).or_else(|| backend.agent().map(|_| ()))?;
+                }
+            }
             let silent = last.and_then(|last| last.silent.clone());
             let heard = last.map(|last| last.at.elapsed()).filter(|_| silent.is_none());
             Some(AgentSnapshot { said: backend.agent().cloned().unwrap_or_default(), heard, silent })

@@ -1,9 +1,10 @@
-//! The loads of backends, and which of them are to give slots away.
+//! The loads of backends: which of them are to give slots away, and which are full.
 
 use std::collections::BTreeMap;
 
 use balancer_core::{
     bounded::{Watch, members},
+    full,
     io::{Change, CheckOutcome},
     service::{Backend, Service},
 };
@@ -16,6 +17,10 @@ use super::Owner;
 /// What was seen of each service that bounds loads.
 #[derive(Debug, Default)]
 pub(super) struct Watches(BTreeMap<String, Watch>);
+
+/// When backends of each service with limits were found to be full.
+#[derive(Debug, Default)]
+pub(super) struct Fullness(BTreeMap<String, full::Watch>);
 
 impl<D: Dataplane> Owner<D> {
     /// Takes note of the loads. Gives the changes that they ask for, where this balancer `decides`, which in a fleet the
@@ -46,6 +51,28 @@ impl<D: Dataplane> Owner<D> {
             }
             if is_due && let Some(bounds) = watch.look(rule, &members(legs()), now).filter(|_| decides) {
                 changes.push(Change::Bound { service: name.to_owned(), bounds });
+            }
+        }
+        changes
+    }
+
+    /// Looks at the backends with limits. Gives the changes that they ask for.
+    pub fn look_at_limits(&mut self) -> Vec<Change> {
+        let now = Instant::now().into_std();
+        let Self { controller, fullness, .. } = self;
+        let services = controller.services();
+        let bounds = |name: &str| services.iter().any(|of| of.name() == name && of.bounds_clients());
+        fullness.0.retain(|name, _| bounds(name));
+        let mut changes = Vec::new();
+        for service in services.iter().filter(|service| service.bounds_clients()) {
+            let name = service.name();
+            let legs = || services.iter().filter(|of| of.name() == name);
+            if legs().next().is_some_and(|first| first.id() != service.id()) {
+                continue;
+            }
+            let watch = fullness.0.entry(name.to_owned()).or_default();
+            if let Some(full) = watch.look(&full::members(legs()), now) {
+                changes.push(Change::Full { service: name.to_owned(), full });
             }
         }
         changes

@@ -25,6 +25,9 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     first.slots_moved_needless += other.slots_moved_needless;
     first.table_build = first.table_build.max(other.table_build);
     first.rule_fallbacks += other.rule_fallbacks;
+    if let (Some(first), Some(other)) = (&mut first.spread_heavy, other.spread_heavy) {
+        first.ruled.extend(other.ruled);
+    }
     if let (Some(first), Some(other)) = (&mut first.denied, other.denied) {
         first.prefixes += other.prefixes;
         first.packets += other.packets;

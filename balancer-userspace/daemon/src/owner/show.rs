@@ -15,7 +15,8 @@ use balancer_core::{
     service::{Backend, Service},
     snapshot::{
         AgentSnapshot, BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
-        ListenerSnapshot, OutageSnapshot, QuicSnapshot, ServiceSnapshot, ServiceStatistics, TableSnapshot, Unanswered,
+        ListenerSnapshot, OutageSnapshot, QuicSnapshot, ServiceSnapshot, ServiceStatistics, SpreadHeavy, TableSnapshot,
+        Unanswered,
     },
 };
 use balancer_model::bounded::Bound;
@@ -80,6 +81,9 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         passed: aside.passed,
         quic: aside.quic,
         rule_fallbacks: aside.rule_fallbacks,
+        spread_heavy: service
+            .spread_heavy()
+            .map(|share| SpreadHeavy { share, ruled: service.rules().iter().map(|rule| rule.prefix).collect() }),
         denied: aside.denied,
         discover: aside.discover,
         departed: aside.departed,
@@ -115,6 +119,8 @@ fn show_backend(
         discovered: backend.config().discovered.is_some(),
         agent: None,
         bound: service.bounded_load().map(|_| backend.bound().unwrap_or(Bound::NONE)),
+        limits: backend.config().limits,
+        full: backend.full(),
         admin: backend.admin(),
         health: backend.health_word(),
         state: backend.state(),

@@ -18,6 +18,7 @@ use super::{
     datagram::Datagram,
     exec::Program,
     http::{Means, Question},
+    load::{Hearer, Words},
     service_path::Ways,
 };
 
@@ -31,6 +32,7 @@ pub(super) struct Whom {
     pub(super) name: BackendName,
     pub(super) target: SocketAddr,
     pub(super) ways: Ways,
+    pub(super) hearer: Hearer,
 }
 
 /// A check with everything made ready that is the same each time.
@@ -55,10 +57,11 @@ impl Check {
     /// # Errors
     /// When this machine lacks the means for it.
     pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
-        let Whom { backend, name, target, ways } = whom;
+        let Whom { backend, name, target, ways, hearer } = whom;
+        let words = || Words::new(name.clone(), hearer.clone());
         let what = match &config.kind {
             CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
-            CheckKind::Http(http) => What::Answer(Box::new(Question::new(*target, http)?)),
+            CheckKind::Http(http) => What::Answer(Box::new(Question::new(*target, http)?.telling(words()))),
             CheckKind::Udp(udp) => What::Datagram(Box::new(Datagram::Text(udp.clone()))),
             CheckKind::Dns(dns) => What::Datagram(Box::new(Datagram::Dns(dns.clone()))),
             CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, *target, exec).await?)),
@@ -192,7 +195,7 @@ pub(super) fn reason(error: &io::Error) -> String {
 impl Whom {
     pub(super) fn at(target: SocketAddr) -> Self {
         let (backend, name) = (BackendId(1), balancer_model::fixture::name("web/web1"));
-        Self { backend, name, target, ways: Ways::default() }
+        Self { backend, name, target, ways: Ways::default(), hearer: Hearer::default() }
     }
 }
 

@@ -24,6 +24,7 @@ use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use super::{
     check::reason,
     files::{Shelf, Watched},
+    load::Words,
     tls::{self, Trust},
 };
 
@@ -40,6 +41,8 @@ pub(super) struct Question {
     tls: Option<(Trust, ServerName<'static>)>,
     expect_status: StatusRanges,
     expect_body: Option<BodyTest>,
+    /// Told of `X-Load`.
+    words: Option<Words>,
 }
 
 /// What a question needs of this machine, as it is now.
@@ -86,7 +89,12 @@ impl Question {
             }
         };
         let (expect_status, expect_body) = (check.expect_status.clone(), check.expect_body.clone());
-        Ok(Self { request, headers, tls, expect_status, expect_body })
+        Ok(Self { request, headers, tls, expect_status, expect_body, words: None })
+    }
+
+    /// Tells what answers say in `X-Load`.
+    pub(super) fn telling(self, words: Words) -> Self {
+        Self { words: Some(words), ..self }
     }
 
     /// The files that are needed, as they are now.
@@ -137,28 +145,35 @@ impl Question {
             http1::Builder::new().max_buf_size(HEADERS).handshake(TokioIo::new(stream)).await?;
         let judged = pin!(async {
             let answer = sender.send_request(request).await?;
-            let status = answer.status().as_u16();
-            if !self.expect_status.contains(status) {
-                return Ok(CheckOutcome::Soft(format!("status {status}")));
+            let (head, body) = answer.into_parts();
+            let outcome = self.judge(head.status.as_u16(), body).await?;
+            if let Some(words) = &self.words {
+                words.note(&head.headers, outcome == CheckOutcome::Passed);
             }
-            let body = answer.into_body();
-            Ok(match &self.expect_body {
-                None => CheckOutcome::Passed,
-                Some(BodyTest::Contains(text)) => match contains(body, text.as_bytes()).await? {
-                    true => CheckOutcome::Passed,
-                    false => CheckOutcome::Soft(format!("body without {text:?}")),
-                },
-                Some(BodyTest::Matches(pattern)) => match pattern.is_match(&beginning(body).await?) {
-                    true => CheckOutcome::Passed,
-                    false => CheckOutcome::Soft(format!("body does not match {:?}", pattern.as_str())),
-                },
-            })
+            Ok(outcome)
         });
         // The connection moves the bytes; how it ends is seen in the answer too.
         match future::select(judged, pin!(connection)).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right((_, judged)) => judged.await,
         }
+    }
+
+    async fn judge(&self, status: u16, body: Incoming) -> Result<CheckOutcome, hyper::Error> {
+        if !self.expect_status.contains(status) {
+            return Ok(CheckOutcome::Soft(format!("status {status}")));
+        }
+        Ok(match &self.expect_body {
+            None => CheckOutcome::Passed,
+            Some(BodyTest::Contains(text)) => match contains(body, text.as_bytes()).await? {
+                true => CheckOutcome::Passed,
+                false => CheckOutcome::Soft(format!("body without {text:?}")),
+            },
+            Some(BodyTest::Matches(pattern)) => match pattern.is_match(&beginning(body).await?) {
+                true => CheckOutcome::Passed,
+                false => CheckOutcome::Soft(format!("body does not match {:?}", pattern.as_str())),
+            },
+        })
     }
 }
 

@@ -12,6 +12,7 @@ mod exec;
 mod exec_test;
 mod files;
 mod http;
+mod load;
 mod pace;
 mod rounds;
 mod series;
@@ -37,10 +38,12 @@ use tokio::{
 pub(crate) use self::check::socket;
 use self::{
     http::Question,
+    load::Hearer,
     rounds::{Order, Rounds},
     service_path::Ways,
 };
 use crate::{
+    call::Calls,
     precedence,
     supervisor::{Supervisor, Thread},
 };
@@ -74,6 +77,7 @@ pub struct Prober {
     orders: Option<mpsc::UnboundedSender<Order>>,
     thread: Option<Thread>,
     ways: Ways,
+    hearer: Hearer,
 }
 
 impl Drop for Prober {
@@ -97,13 +101,14 @@ impl Prober {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
         let ways = Ways::default();
-        let rounds = Rounds::new(events, ways.clone(), at_once()?);
+        let hearer = Hearer::default();
+        let rounds = Rounds::new(events, (ways.clone(), hearer.clone()), at_once()?);
         let thread = supervisor.thread("the health checks", move || {
             // Whoever serves tells where there is none.
             let _ = precedence::take();
             runtime.block_on(rounds.follow(given));
         })?;
-        Ok(Self { orders: Some(orders), thread: Some(thread), ways })
+        Ok(Self { orders: Some(orders), thread: Some(thread), ways, hearer })
     }
 
     /// Checks a backend from now on instead of an earlier check of it, and counts on where that has come to. The first
@@ -127,6 +132,11 @@ impl Prober {
     /// The data path no longer reaches it.
     pub fn forget_way(&self, backend: BackendId) {
         self.ways.remove(backend);
+    }
+
+    /// Tells `calls` from now on what answers to HTTP checks say in `X-Load`.
+    pub fn tell_words(&self, calls: Calls) {
+        self.hearer.set(calls);
     }
 
     /// All VIPs: addresses that no check comes from, since backends hold them as well.

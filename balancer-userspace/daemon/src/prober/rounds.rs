@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     check::{Check, Whom},
+    load::Hearer,
     pace::Pace,
     series::{self, Series},
     service_path::Ways,
@@ -67,6 +68,7 @@ pub(super) struct Found {
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     ways: Ways,
+    hearer: Hearer,
     permits: Arc<Semaphore>,
     tasks: HashMap<BackendId, Checks>,
     /// By service.
@@ -80,10 +82,11 @@ pub(super) struct Rounds {
 
 impl Rounds {
     /// None yet. No more than `at_once` are under way; others wait until one of them has ended.
-    pub(super) fn new(events: mpsc::Sender<Event>, ways: Ways, at_once: usize) -> Self {
+    pub(super) fn new(events: mpsc::Sender<Event>, (ways, hearer): (Ways, Hearer), at_once: usize) -> Self {
         let (tasks, alarms, held) = (HashMap::new(), HashMap::new(), VecDeque::new());
         let permits = Arc::new(Semaphore::new(at_once));
-        Self { events, ways, permits, tasks, alarms, running: JoinSet::new(), origin: Instant::now(), held, due: None }
+        let origin = Instant::now();
+        Self { events, ways, hearer, permits, tasks, alarms, running: JoinSet::new(), origin, held, due: None }
     }
 
     /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
@@ -149,7 +152,8 @@ impl Rounds {
             let alarm = self.alarm(&spec.name.service);
             let suspected = Arc::new(Notify::new());
             let news = News { alarm, suspected: Arc::clone(&suspected) };
-            let task = self.running.spawn(run(*spec, self.ways.clone(), (pace, news), permits, found.clone()));
+            let means = (self.ways.clone(), self.hearer.clone());
+            let task = self.running.spawn(run(*spec, means, (pace, news), permits, found.clone()));
             self.tasks.insert(backend, Checks { number, task, suspected });
         }
     }
@@ -185,7 +189,7 @@ struct News {
 /// The checks of one backend.
 async fn run(
     spec: CheckSpec,
-    ways: Ways,
+    (ways, hearer): (Ways, Hearer),
     (mut pace, News { alarm, suspected }): (Pace, News),
     permits: Arc<Semaphore>,
     found: mpsc::Sender<Found>,
@@ -193,7 +197,7 @@ async fn run(
     let CheckSpec { backend, number, name, target, check: config, health } = spec;
     let first = if health.is_pending() { config.fast_interval } else { config.interval };
     let due = pace.first(Instant::now(), first);
-    let whom = Whom { backend, name, target, ways };
+    let whom = Whom { backend, name, target, ways, hearer };
     let mut alarms = alarm.subscribe();
     let mut check = None;
     let mut count = Count { backend, number, name: whom.name.clone(), config, health, hindered: false, found, alarm };
@@ -343,7 +347,7 @@ pub(super) mod tests {
         let target = listener.local_addr().unwrap();
         let (events, mut told) = mpsc::channel(16);
         let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Ways::default(), AT_ONCE).follow(given));
+        tokio::spawn(Rounds::new(events, Default::default(), AT_ONCE).follow(given));
         let interval = Duration::from_millis(100);
         let http = HttpCheck {
             port: None,
@@ -393,7 +397,7 @@ pub(super) mod tests {
         let (works, fails) = (listener.local_addr().unwrap(), "127.0.0.1:1".parse().unwrap());
         let (events, mut told) = mpsc::channel(64);
         let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Ways::default(), 8).follow(given));
+        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let hour = Duration::from_secs(3600);
         let check =
             CheckConfig { interval: hour, fast_interval: Duration::from_millis(100), fall: 1, ..fixture::check() };
@@ -420,7 +424,7 @@ pub(super) mod tests {
         let target = listener.local_addr().unwrap();
         let (events, mut told) = mpsc::channel(64);
         let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Ways::default(), 8).follow(given));
+        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let hour = Duration::from_secs(3600);
         let check = CheckConfig { interval: hour, fast_interval: hour, fall: 3, ..fixture::check() };
         orders.send(Order::Start(Box::new(spec(1, target, check)))).unwrap();
@@ -450,7 +454,7 @@ pub(super) mod tests {
         let target = listener.local_addr().unwrap();
         let (events, mut told) = mpsc::channel(64);
         let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Ways::default(), 8).follow(given));
+        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let (interval, timeout) = (Duration::from_millis(100), Duration::from_secs(3600));
         let http = HttpCheck {
             port: None,
@@ -483,7 +487,7 @@ pub(super) mod tests {
         let (found, _told) = mpsc::channel(1);
         let pace = Pace::new(fastrand::Rng::new(), Instant::now());
         let news = News { alarm: Arc::new(watch::Sender::new(None)), suspected: Arc::new(Notify::new()) };
-        let size = size_of_val(&run(spec, Ways::default(), (pace, news), Arc::new(Semaphore::new(1)), found));
+        let size = size_of_val(&run(spec, Default::default(), (pace, news), Arc::new(Semaphore::new(1)), found));
         assert!(size < 2048, "{size} bytes");
     }
 
@@ -491,7 +495,7 @@ pub(super) mod tests {
     async fn a_check_that_panics_ends_them_all() {
         let (events, _told) = mpsc::channel(1);
         let (_orders, given) = mpsc::unbounded_channel();
-        let mut rounds = Rounds::new(events, Ways::default(), 1);
+        let mut rounds = Rounds::new(events, Default::default(), 1);
         rounds.running.spawn(async { panic!("no such number") });
         let ended = tokio::spawn(rounds.follow(given)).await;
         assert!(ended.is_err_and(|error| error.to_string().contains("no such number")));

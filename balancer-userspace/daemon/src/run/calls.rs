@@ -109,6 +109,13 @@ pub(super) fn answer(
                 lower(change, owner, fleet, keeper);
             }
         }
+        Call::LoadSaid { name, words } => {
+            // In a fleet each member checks, and the leader alone decides.
+            let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+            if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
+                lower(change, owner, fleet, keeper);
+            }
+        }
         Call::ListRead { source, read } => owner.list_was_read(source, read),
         Call::Discovered { service, source, refused } => owner.discovery_done(&service, &source, refused.as_ref()),
         Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
@@ -174,7 +181,12 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
 
 /// Asks for the changes that the loads of backends ask for. One that is refused is asked for again by the next look.
 pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
-    for change in owner.look_at_loads(fleet.as_ref().is_none_or(|fleet| fleet.leads())) {
+    let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+    let mut changes = owner.look_at_loads(decides);
+    if decides {
+        changes.extend(owner.look_at_limits());
+    }
+    for change in changes {
         lower(change, owner, fleet.as_deref_mut(), keeper);
     }
 }

@@ -178,6 +178,7 @@ impl Startup {
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
         let history = Events::beside(&config.state_file, member, &supervisor);
         let patience = beginning.at() + FIRST_NEXT_HOPS;
+        prober.tell_words(calls_in.clone());
         let mut owner = Owner::new(beginning, dataplane, neighbours, prober, history.clone());
         owner.take_over_counters(departed, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
@@ -222,6 +223,7 @@ impl Startup {
         } else {
             Statistics::new(config.statistics)
         });
+        statistics.tell(history.clone());
         let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
         let near =

@@ -24,6 +24,9 @@ fn backend_view(name: &str) -> BackendView {
     BackendView {
         agent: None,
         bound: None,
+        max_clients: None,
+        max_connections: None,
+        full: false,
         name: name.to_owned(),
         address: "10.0.0.11:80".to_owned(),
         families: Vec::new(),

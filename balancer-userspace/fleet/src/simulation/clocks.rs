@@ -72,7 +72,15 @@ fn when_the_leader_dies_then_a_slow_start_goes_on_whatever_the_clocks_say() {
         let (mut world, first) = fleet(leader, others, Duration::from_secs(60));
         let name = BackendName { service: "web".to_owned(), backend: "b5".to_owned() };
         let address = Ipv4Addr::new(10, 0, 0, 5).into();
-        let add = Change::Add { name, address, address6: None, port: Some(80), weight: None, backup: false };
+        let add = Change::Add {
+            name,
+            address,
+            address6: None,
+            port: Some(80),
+            weight: None,
+            backup: false,
+            limits: Default::default(),
+        };
         world.ask(first, add);
         world.pass(10_000);
         let starts = |backend: &Backend| backend.name() == "b5" && backend.slots() < 40;

@@ -29,7 +29,15 @@ const CLIENTS: u32 = 300;
 
 fn add() -> Change {
     let name = BackendName { service: "web".to_owned(), backend: "b5".to_owned() };
-    Change::Add { name, address: ADDED.into(), address6: None, port: Some(80), weight: None, backup: false }
+    Change::Add {
+        name,
+        address: ADDED.into(),
+        address6: None,
+        port: Some(80),
+        weight: None,
+        backup: false,
+        limits: Default::default(),
+    }
 }
 
 /// Everybody's table of the first service.

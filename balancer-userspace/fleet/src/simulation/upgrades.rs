@@ -52,6 +52,7 @@ fn known_clients_stay_while_members_are_upgraded_and_users_change_the_fleet() {
             port: Some(80),
             weight: None,
             backup: false,
+            limits: Default::default(),
         },
         Change::SetWeight { name: name("b2"), weight: 300 },
         Change::SetAdmin { name: name("b3"), admin: Admin::Drain, timeout: Some(std::time::Duration::from_secs(3600)) },

@@ -419,7 +419,15 @@ impl World {
         let name = BackendName { service: service.to_owned(), backend: format!("b{number}") };
         let address = IpAddr::V4(Ipv4Addr::new(10, 0, u8::from(service == "api"), number));
         let change = match rng.u8(..8) {
-            0..=2 => Change::Add { name, address, address6: None, port: Some(80), weight: None, backup: false },
+            0..=2 => Change::Add {
+                name,
+                address,
+                address6: None,
+                port: Some(80),
+                weight: None,
+                backup: false,
+                limits: Default::default(),
+            },
             3 => Change::Remove { name, force: rng.bool() },
             4 => Change::SetAdmin { name, admin: Admin::Drain, timeout: None },
             5 => Change::SetAdmin { name, admin: Admin::Maint, timeout: None },

@@ -12,6 +12,7 @@ pub mod discover;
 mod document;
 mod findings;
 mod fleet;
+mod heavy;
 mod pieces;
 mod quic;
 mod rule;

@@ -145,6 +145,11 @@ impl<'i> Section<'i> {
         })
     }
 
+    /// Whether a table is under `key`, which has not been read.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|value| matches!(value.get_ref(), DeValue::Table(_)))
+    }
+
     /// A number from 0 to 1.
     pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
         self.number(key, findings, (0.0, 1.0), "0.5")

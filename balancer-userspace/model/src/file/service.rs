@@ -14,15 +14,15 @@ use super::{
     check::{Keys, check},
     discover::discover,
     findings::Findings,
-    quic, rule,
+    heavy, quic, rule,
     section::{Either, Located, Section},
     snat,
 };
 use crate::{
     addresses::{implied_check_port, port_zero},
     config::{
-        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, OnFailure, Outage,
-        Protocol, ServiceConfig, Via, WhenAllDown, forwarding_word,
+        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, FailureAction, Limits, OnFailure,
+        Outage, Protocol, ServiceConfig, Via, WhenAllDown, WhenFull, forwarding_word,
     },
     deny::DenyConfig,
     discover::{DiscoverConfig, Floor, Own, Source},
@@ -108,6 +108,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let when_all_down = section.text("when_all_down", findings, |text| {
         value::word("when_all_down", text, &[("open", WhenAllDown::Open), ("drop", WhenAllDown::Drop)])
     });
+    let when_full = section.text("when_full", findings, |text| value::word("when_full", text, &WhenFull::WORDS));
     let slow_start = section.text("slow_start", findings, slow_start);
     let drain_timeout = section
         .table("drain", "drain", "{ timeout = \"5m\" }", findings)
@@ -148,6 +149,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .and_then(|section| bounded::section(section, findings));
     let quic =
         section.table("quic", "quic", "{ format = \"nlb\" }", findings).map(|section| quic::section(section, findings));
+    let spread_heavy = heavy::share(&mut section, findings);
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -229,6 +231,12 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     uneven_shares(table_size, backend_count, findings);
 
     let (name, forwarding) = (name?, forwarding.filter(|_| known)?);
+    let remember = remember.map_or(DEFAULT_REMEMBER, |remember| remember.value);
+    for PlacedBackend { config, limits_at, .. } in &backends {
+        if let Some((text, at)) = config.limits.fault(remember, forwarding.value).zip(*limits_at) {
+            findings.error(at, text);
+        }
+    }
     let (backends, backends_at) =
         backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
     let mut service = ServiceConfig {
@@ -239,9 +247,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         forwarding: forwarding.value,
         table_size: table_size.value,
         client_prefix: client_prefix.unwrap_or(ClientPrefix { v4: 32, v6: 64 }),
-        remember: remember.map_or(DEFAULT_REMEMBER, |remember| remember.value),
+        remember,
         failback: failback.map_or(Failback::Stay, |failback| failback.value),
         when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
+        when_full: when_full.map_or(WhenFull::Open, |when| when.value),
         slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
         drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
         drain_until: drain_until.map(|until| until.value),
@@ -258,6 +267,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         agent,
         bounded_load: bounded_load.map(|bounded_load| bounded_load.value),
         quic,
+        spread_heavy,
         check: service_check,
         backends,
         rules: Vec::new(),
@@ -473,6 +483,7 @@ struct PlacedBackend {
     config: BackendConfig,
     name_at: usize,
     address_at: usize,
+    limits_at: Option<usize>,
 }
 
 fn backend(
@@ -497,6 +508,7 @@ fn backend(
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
     let quic_server_id = section.text("quic_server_id", findings, str::parse::<ServerId>);
+    let (limits, limits_at) = limits(&mut section, findings);
     let check = section
         .table("check", "check", "{ type = \"tcp\" }", findings)
         .and_then(|section| check(section, Some(service_check), findings))
@@ -522,6 +534,7 @@ fn backend(
     Some(Read::Backend(PlacedBackend {
         name_at: name.at,
         address_at,
+        limits_at,
         config: BackendConfig {
             name: name.value,
             renamed_from,
@@ -529,11 +542,20 @@ fn backend(
             address6,
             weight,
             backup,
+            limits,
             check: check.map(|check| Box::new(check.value)),
             quic_server_id: quic_server_id.map(|id| id.value),
             discovered: None,
         },
     }))
+}
+
+/// With the line of one of them.
+fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Option<usize>) {
+    let mut limit = |key| section.integer(key, findings, (1, u32::MAX.into()));
+    let (clients, connections) = (limit("max_clients"), limit("max_connections"));
+    let at = connections.as_ref().or(clients.as_ref()).map(|limit| limit.at);
+    (Limits { clients: clients.map(|of| of.value), connections: connections.map(|of| of.value) }, at)
 }
 
 /// Reads the rest of a backend whose address is a name.
@@ -548,6 +570,8 @@ fn named(
         ("check", "is not for a backend whose address is a name; give the service that check"),
         ("renamed_from", "is not for a backend whose address is a name; keep the name"),
         ("quic_server_id", "is not for a backend whose address is a name; its name gives it one"),
+        ("max_clients", "is not for a backend whose address is a name; set it at run time"),
+        ("max_connections", "is not for a backend whose address is a name; set it at run time"),
     ] {
         section.refuse(key, why, findings);
     }

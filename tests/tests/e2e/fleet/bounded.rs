@@ -48,3 +48,20 @@ fn when_a_backend_of_a_fleet_has_too_many_clients_then_all_members_give_the_same
     assert!(fleet.bounds().iter().all(|bound| *bound == bounds[0]));
     assert_eq!(fleet.one_answer(), homes);
 }
+
+#[test]
+fn when_a_backend_of_a_fleet_is_full_then_all_members_send_new_clients_elsewhere() {
+    let fleet = Fleet::planned(Plan::default());
+    let homes = fleet.one_answer();
+    fleet.cli(0, &["backend", "limit", "web/web1", "--max-clients", "1"]);
+    let full = |number| {
+        let status: serde_json::Value = serde_json::from_str(&fleet.cli(number, &["status", "--json"])).unwrap();
+        let backend = &status["services"][0]["backends"][0];
+        (backend["full"].as_bool().unwrap_or_default(), backend["slots"].as_u64().unwrap())
+    };
+    wait("web1 is full everywhere", || fleet.members().all(|number| full(number) == (true, 0)));
+    assert_eq!(fleet.one_answer(), homes, "somebody was moved");
+    fleet.cli(1, &["backend", "limit", "web/web1"]);
+    wait("web1 has room everywhere", || fleet.members().all(|number| !full(number).0 && full(number).1 > 0));
+    assert_eq!(fleet.one_answer(), homes);
+}

@@ -205,8 +205,15 @@ impl<'a> Operator<'a> {
         let at = self.site.backend_address(FAMILY, number);
         // Only `nat` changes ports.
         let address = if at.port() == PORT { at.ip().to_string() } else { at.to_string() };
-        let backend =
-            AddBackend { name: format!("web{number}"), address, address6: None, weight: Some(100), backup: false };
+        let backend = AddBackend {
+            name: format!("web{number}"),
+            address,
+            address6: None,
+            weight: Some(100),
+            backup: false,
+            max_clients: None,
+            max_connections: None,
+        };
         let gone = Instant::now() + PATIENCE;
         loop {
             let there = self

@@ -3,6 +3,7 @@
 
 mod clients;
 mod ours;
+mod real;
 mod theirs;
 
 use std::process::ExitCode;
@@ -30,6 +31,9 @@ struct Options {
     /// More than so many times its share is too much for a server.
     #[arg(long, default_value_t = 1.25)]
     factor: f64,
+    /// Instead, open connections through an installed haproxy on loopback, and compare its decisions with the model's.
+    #[arg(long)]
+    haproxy: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -63,6 +67,9 @@ fn main() -> ExitCode {
 }
 
 fn simulate(options: &Options) -> Result<()> {
+    if options.haproxy {
+        return compare(options.seed);
+    }
     let rules: [(&str, bool, Box<dyn Rule>); 4] = [
         ("HAProxy, hash-type consistent", false, Box::new(Haproxy::new(None))),
         ("HAProxy, hash-balance-factor 125", false, Box::new(Haproxy::new(Some(125)))),
@@ -74,6 +81,16 @@ fn simulate(options: &Options) -> Result<()> {
         document(&days).print()?
     } else {
         print!("{}", table(&days))
+    }
+    Ok(())
+}
+
+fn compare(seed: u64) -> Result<()> {
+    for (name, factor) in [("hash-type consistent", None), ("hash-balance-factor 125", Some(125))] {
+        let real::Agreement { connections, agreed, elsewhere } = real::compare(factor, seed)?;
+        println!(
+            "HAProxy, {name}: {agreed} of {connections} connections as the model says, {elsewhere} of them elsewhere"
+        );
     }
     Ok(())
 }

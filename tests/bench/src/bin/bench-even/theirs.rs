@@ -1,5 +1,6 @@
-//! `HAProxy` as `src/lb_chash.c` of 2.6 describes it: a ring with 16 nodes for each unit of weight, and with
-//! `hash-balance-factor` the next server on the ring that has room.
+//! `HAProxy` as `src/lb_chash.c` of 2.6 has it: a ring with 16 nodes for each unit of weight, on which an address belongs to
+//! the nearest node, and with `hash-balance-factor` to the first one from there whose server has room. `--haproxy` compares
+//! this with the program.
 //!
 //! Every user has one connection at a time, which is opened again every five minutes; a connection counts until then.
 
@@ -8,7 +9,11 @@ use super::{
     clients::{ADDRESSES, Population},
 };
 
-const NODES: u64 = 16 * 100;
+/// Of a server of weight 100.
+const NODES: u32 = 16 * WEIGHT;
+/// Numbers that nodes of one server may have: `SRV_EWGHT_RANGE`.
+const IDS: u32 = 16 * 256;
+pub(crate) const WEIGHT: u32 = 100;
 const LASTS: usize = 5;
 
 pub(crate) struct Haproxy {
@@ -22,17 +27,28 @@ pub(crate) struct Haproxy {
     moved: Vec<bool>,
 }
 
-/// Spreads a number evenly over the ring.
-const fn mixed(number: u64) -> u32 {
-    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (number >> 32) as u32
+/// Returns the address of IPv4 of this number, each another one: `full_hash` is uneven for neighbours, which gateways are not.
+const fn scattered(number: u32) -> u32 {
+    let mut address = number.wrapping_add(1).wrapping_mul(0x85eb_ca6b);
+    address = (address ^ (address >> 13)).wrapping_mul(0xc2b2_ae35);
+    address ^ (address >> 16)
+}
+
+/// `full_hash` of `include/haproxy/tools.h`.
+const fn full_hash(number: u32) -> u32 {
+    let mut hash = number.wrapping_add(0x7ed5_5d16).wrapping_add(number << 12);
+    hash = (hash ^ 0xc761_c23c) ^ (hash >> 19);
+    hash = hash.wrapping_add(0x1656_67b1).wrapping_add(hash << 5);
+    hash = hash.wrapping_add(0xd3a2_646c) ^ (hash << 9);
+    hash = hash.wrapping_add(0xfd70_46c5).wrapping_add(hash << 3);
+    hash = (hash ^ 0xb55a_4f09) ^ (hash >> 16);
+    hash.wrapping_mul(3_221_225_473)
 }
 
 impl Haproxy {
     pub(crate) fn new(factor: Option<usize>) -> Self {
-        let node = |server: usize| move |node: u64| (mixed((server as u64 + 1) << 32 | node), server);
-        let mut ring: Vec<(u32, usize)> = (0..SERVERS).flat_map(|server| (0..NODES).map(node(server))).collect();
+        let node = |server: u32| move |node: u32| (full_hash((server + 1) * IDS + node), server as usize);
+        let mut ring: Vec<(u32, usize)> = (0..SERVERS as u32).flat_map(|server| (0..NODES).map(node(server))).collect();
         ring.sort_unstable();
         Self { factor, ring, open: vec![Vec::new(); ADDRESSES], served: [0; SERVERS], moved: vec![false; ADDRESSES] }
     }
@@ -41,15 +57,31 @@ impl Haproxy {
     fn has_room(&self, server: usize) -> bool {
         let Some(factor) = self.factor else { return true };
         let all = ((self.served.iter().sum::<usize>() + 1) * factor).div_ceil(100);
-        let slots = all / SERVERS + usize::from(server < all % SERVERS);
+        let (weight, weights) = (NODES as usize, NODES as usize * SERVERS);
+        let (before, rest) = (server * weight, all % weights);
+        let slots = weight * (all / weights) + (before + weight) * rest / weights - before * rest / weights;
         self.served[server] < slots.max(1)
     }
 
-    fn server(&self, address: usize) -> usize {
-        let hash = mixed(0xffff_0000_0000_0000 | address as u64);
-        let from = self.ring.partition_point(|&(place, _)| place < hash);
+    /// The server of a new connection from an address of IPv4: `chash_get_server_hash`.
+    pub(crate) fn server(&self, address: u32) -> usize {
+        let hash = full_hash(address);
+        let next = self.ring.partition_point(|&(place, _)| place < hash) % self.ring.len();
+        let before = (next + self.ring.len() - 1) % self.ring.len();
+        let is_nearer = hash.wrapping_sub(self.ring[before].0) <= self.ring[next].0.wrapping_sub(hash);
+        let from = if is_nearer { before } else { next };
         let mut servers = self.ring[from..].iter().chain(&self.ring[..from]).map(|&(_, server)| server);
         servers.find(|&server| self.has_room(server)).unwrap_or(0)
+    }
+
+    /// One connection more at a server.
+    pub(crate) fn opened(&mut self, server: usize) {
+        self.served[server] += 1;
+    }
+
+    /// One less.
+    pub(crate) fn closed(&mut self, server: usize) {
+        self.served[server] -= 1;
     }
 }
 
@@ -63,7 +95,7 @@ impl Rule for Haproxy {
             let before = std::mem::take(&mut self.open[address]);
             before.iter().for_each(|&server| self.served[server] -= 1);
             for user in 0..users {
-                let server = self.server(address);
+                let server = self.server(scattered(address as u32));
                 self.served[server] += 1;
                 self.moved[address] |= before.get(user).is_some_and(|&before| before != server);
                 self.open[address].push(server);

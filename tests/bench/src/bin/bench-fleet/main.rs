@@ -291,6 +291,7 @@ impl<'a> Bench<'a> {
             port: Some(hosts::backend(number).port()),
             weight: None,
             backup: false,
+            limits: Default::default(),
         };
         let (applied, answered) = self.change(1, change).await?;
         let after = self.bytes(real)?;

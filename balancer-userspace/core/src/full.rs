@@ -1,0 +1,85 @@
+//! Limits of backends: which of them are full.
+//!
+//! A backend with as many clients or connections as it may have takes no new ones: its slots go to the next backends of the
+//! table's order. It takes some again once it has 5% fewer, and no earlier than [`DWELL`] after it was full, because each
+//! time the table changes.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use balancer_model::limits::{Full, Limits};
+
+use crate::service::Service;
+
+/// How long a backend is full, at least.
+pub const DWELL: Duration = Duration::from_secs(10);
+/// One in so many of the clients it may have must go before it takes new ones.
+const MARGIN: u32 = 20;
+
+/// A backend that has limits, as far as they depend on it, of all address families together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    /// How much it takes at most.
+    pub limits: Limits,
+    /// Known clients.
+    pub clients: u64,
+    /// Connections, where they are counted.
+    pub connections: u64,
+    /// Whether it takes or keeps clients at all.
+    pub serves: bool,
+    /// What is in force.
+    pub full: Option<Full>,
+}
+
+/// Returns the backends with limits of a service, given its part of each address family.
+pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, Member> {
+    let mut members = BTreeMap::<String, Member>::new();
+    for backend in legs.flat_map(Service::backends).filter(|backend| !backend.config().limits.is_none()) {
+        let member = members.entry(backend.name().to_owned()).or_default();
+        member.limits = backend.config().limits;
+        member.clients += backend.known_clients();
+        member.connections += backend.connections().unwrap_or(0);
+        member.serves |= backend.may_take_new() || backend.may_keep_known();
+        member.full = member.full.or_else(|| backend.full());
+    }
+    members
+}
+
+/// When the backends of a service were found to be full.
+#[derive(Clone, Debug, Default)]
+pub struct Watch(BTreeMap<String, Instant>);
+
+impl Watch {
+    /// Looks at all `members`. Returns those that are to be full, if they are others than those that are.
+    pub fn look(&mut self, members: &BTreeMap<String, Member>, now: Instant) -> Option<BTreeMap<String, Full>> {
+        self.0.retain(|name, _| members.get(name).is_some_and(|member| member.full.is_some()));
+        let mut full = BTreeMap::new();
+        for (name, member) in members {
+            let since = member.full.map(|_| *self.0.entry(name.clone()).or_insert(now));
+            let stays = since.is_some_and(|since| now.saturating_duration_since(since) < DWELL);
+            if let Some(next) = member.next(stays) {
+                full.insert(name.clone(), next);
+            }
+        }
+        let differs = members.iter().any(|(name, member)| member.full.is_some() != full.contains_key(name));
+        differs.then_some(full)
+    }
+}
+
+impl Member {
+    fn next(&self, stays: bool) -> Option<Full> {
+        if !self.serves {
+            return None;
+        }
+        let counts = [(false, self.clients, self.limits.clients), (true, self.connections, self.limits.connections)];
+        let limits = || counts.iter().filter_map(|&(of, had, most)| Some((of, had, most?)));
+        let Some(full) = self.full else {
+            let mut reached = limits().filter(|&(_, had, most)| had >= u64::from(most));
+            return reached.next().map(|(connections, had, most)| Full { connections, had, most });
+        };
+        let has_room = |(_, had, most): (bool, u64, u32)| had <= u64::from(most - (most / MARGIN).max(1).min(most));
+        (stays || !limits().all(has_room)).then_some(full)
+    }
+}

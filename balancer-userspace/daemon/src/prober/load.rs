@@ -1,0 +1,105 @@
+//! `X-Load`: the words of agents in the answers to HTTP checks.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU32, Ordering},
+};
+
+use balancer_model::{agent::MAX_ANSWER, names::BackendName};
+use hyper::{HeaderMap, header::HeaderName};
+
+use crate::call::{Call, Calls};
+
+const X_LOAD: HeaderName = HeaderName::from_static("x-load");
+/// So often a backend without the header is told of as such: another balancer may have begun to decide meanwhile.
+const REMIND: u32 = 30;
+
+/// Whoever wants the words, once there is somebody.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hearer(Arc<OnceLock<Calls>>);
+
+impl Hearer {
+    /// Tells `calls` from now on.
+    pub(super) fn set(&self, calls: Calls) {
+        // The first one stays for as long as there are checks.
+        let _ = self.0.set(calls);
+    }
+}
+
+/// The words of one backend.
+#[derive(Debug)]
+pub(super) struct Words {
+    name: BackendName,
+    hearer: Hearer,
+    /// Answers without the header that were not told of, since one was.
+    untold: AtomicU32,
+}
+
+impl Words {
+    pub(super) const fn new(name: BackendName, hearer: Hearer) -> Self {
+        Self { name, hearer, untold: AtomicU32::new(REMIND) }
+    }
+
+    /// Tells of the header of an answer; of one that lacks it, if the check `passed`. Where nobody can be told at once, the
+    /// next answer is told of.
+    pub(super) fn note(&self, headers: &HeaderMap, passed: bool) {
+        let words = headers.get(X_LOAD).map(|words| {
+            let words = words.as_bytes();
+            words.get(..MAX_ANSWER).unwrap_or(words).to_vec()
+        });
+        match words {
+            Some(words) => {
+                self.untold.store(REMIND, Ordering::Relaxed);
+                self.tell(Some(words));
+            }
+            None if passed => {
+                let untold = self.untold.load(Ordering::Relaxed);
+                let told = untold >= REMIND && self.tell(None);
+                self.untold.store(if told { 0 } else { untold.saturating_add(1) }, Ordering::Relaxed);
+            }
+            None => {}
+        }
+    }
+
+    fn tell(&self, words: Option<Vec<u8>>) -> bool {
+        let call = Call::LoadSaid { name: self.name.clone(), words };
+        self.hearer.0.get().is_some_and(|calls| calls.try_send(call).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_model::fixture::name;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn when_answers_have_the_header_then_each_is_told_and_of_those_without_it_the_first_and_a_few() {
+        let (calls_in, mut calls) = mpsc::channel(8);
+        let hearer = Hearer::default();
+        let words = Words::new(name("web/web1"), hearer.clone());
+        let with = HeaderMap::from_iter([(X_LOAD, "50%".parse().unwrap())]);
+        words.note(&with, true);
+        hearer.set(calls_in);
+        let mut told = || match calls.try_recv() {
+            Ok(Call::LoadSaid { name, words }) => {
+                assert_eq!(name.to_string(), "web/web1");
+                Some(words.map(|words| String::from_utf8(words).unwrap()))
+            }
+            _ => None,
+        };
+        assert_eq!(told(), None, "nobody wanted it");
+        words.note(&with, true);
+        words.note(&with, false);
+        assert_eq!([told(), told(), told()], [Some(Some("50%".to_owned())), Some(Some("50%".to_owned())), None]);
+        words.note(&HeaderMap::new(), false);
+        assert_eq!(told(), None, "an answer that fails takes nothing back");
+        for _ in 0..=REMIND {
+            words.note(&HeaderMap::new(), true);
+        }
+        assert_eq!([told(), told()], [Some(None), None]);
+        words.note(&HeaderMap::new(), true);
+        assert_eq!(told(), Some(None), "now and then");
+    }
+}

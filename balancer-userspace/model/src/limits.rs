@@ -1,0 +1,121 @@
+//! Limits of backends: with so many clients or connections they take no new ones, and nobody known is moved.
+
+use std::{fmt, time::Duration};
+
+use balancer_common::map_types::Forwarding;
+use serde::{Deserialize, Serialize};
+
+use crate::words::grouped;
+
+/// How much a backend takes at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Known clients; `None`: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u32>,
+    /// `snat`: connections; `None`: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+}
+
+impl Limits {
+    /// Whether there is no limit.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.clients.is_none() && self.connections.is_none()
+    }
+
+    /// Why a backend of a service with this memory and mode cannot have these limits.
+    #[must_use]
+    pub fn fault(&self, remember: Duration, forwarding: Forwarding) -> Option<String> {
+        if [self.clients, self.connections].contains(&Some(0)) {
+            return Some("a limit is 1 at least; weight = 0 takes no new clients".to_owned());
+        }
+        if self.clients.is_some() && remember.is_zero() {
+            let text =
+                "max_clients needs memory: with remember = \"0s\" no client is known; set remember, or remove it";
+            return Some(text.to_owned());
+        }
+        (self.connections.is_some() && forwarding != Forwarding::Snat).then(|| {
+            "max_connections needs forwarding = \"snat\", which alone knows connections; use max_clients".to_owned()
+        })
+    }
+}
+
+/// `max_clients 1,000, max_connections 5,000`; `no limit`.
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |word: &str, limit: Option<u32>| limit.map(|most| format!("{word} {}", grouped(most)));
+        let limits = [of("max_clients", self.clients), of("max_connections", self.connections)];
+        let limits: Vec<String> = limits.into_iter().flatten().collect();
+        f.write_str(&if limits.is_empty() { "no limit".to_owned() } else { limits.join(", ") })
+    }
+}
+
+/// What a backend has that is at its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Full {
+    /// Whether connections are meant; clients otherwise.
+    pub connections: bool,
+    /// How many it had when it was found to be full.
+    pub had: u64,
+    /// How many it takes at most.
+    pub most: u32,
+}
+
+/// `had 1,003 of at most 1,000 clients`.
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.connections { "connections" } else { "clients" };
+        write!(f, "had {} of at most {} {what}", grouped(self.had), grouped(self.most))
+    }
+}
+
+/// What happens to new clients when all backends that could take them are at their limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// They are steered as if no backend had a limit.
+    #[default]
+    Open,
+    /// They are dropped, counted.
+    Drop,
+    /// They are dropped, and told so by a reset or an ICMP error.
+    Reject,
+}
+
+impl WhenFull {
+    /// The configuration's words.
+    pub const WORDS: [(&'static str, Self); 3] = [("open", Self::Open), ("drop", Self::Drop), ("reject", Self::Reject)];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_nothing_is_counted_then_there_is_no_limit_of_it() {
+        let (hour, none) = (Duration::from_secs(3600), Duration::ZERO);
+        let clients = Limits { clients: Some(1000), connections: None };
+        let connections = Limits { clients: None, connections: Some(5000) };
+        assert_eq!(clients.fault(hour, Forwarding::Nat), None);
+        assert_eq!(connections.fault(none, Forwarding::Snat), None);
+        assert!(clients.fault(none, Forwarding::Snat).unwrap().starts_with("max_clients needs memory"));
+        assert!(connections.fault(hour, Forwarding::Nat).unwrap().contains("needs forwarding = \"snat\""));
+        assert!(
+            Limits { clients: Some(0), ..connections }.fault(hour, Forwarding::Snat).unwrap().contains("1 at least")
+        );
+        assert_eq!(Limits::default().fault(none, Forwarding::Dsr), None);
+    }
+
+    #[test]
+    fn when_limits_are_told_then_in_the_words_of_the_configuration() {
+        let both = Limits { clients: Some(1000), connections: Some(5000) };
+        assert_eq!(
+            [both, Limits::default()].map(|of| of.to_string()),
+            ["max_clients 1,000, max_connections 5,000", "no limit"]
+        );
+        let full = Full { connections: true, had: 5003, most: 5000 };
+        assert_eq!(full.to_string(), "had 5,003 of at most 5,000 connections");
+    }
+}
