@@ -17,8 +17,6 @@ pub const LIVE_FORMATS: usize = 2;
 pub const QUIC_ROWS: u32 = 256;
 /// Services with QUIC listeners, at most: each has a second row while its formats change.
 pub const MAX_QUIC_SERVICES: usize = QUIC_ROWS as usize / 2 - 1;
-/// Servers that connection IDs can name, at most, of all services and formats.
-pub const MAX_QUIC_SERVERS: u32 = 131_072;
 
 /// The connection IDs of a service.
 #[repr(C, align(64))]

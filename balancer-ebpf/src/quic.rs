@@ -9,8 +9,8 @@ use balancer_common::{
     map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, SlotPlace},
     query::Query,
     quic::{
-        CIPHER_NONE, IdWords, LONG_ID_AT, MAX_ID, MAX_QUIC_SERVERS, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow,
-        QuicServer, QuicStats, place,
+        CIPHER_NONE, IdWords, LONG_ID_AT, MAX_ID, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow, QuicServer,
+        QuicStats, place,
     },
     verdict::{Decision, DecisionIndex},
 };
@@ -35,9 +35,9 @@ use crate::{
 #[map]
 static QUIC: Array<QuicRow> = Array::with_max_entries(QUIC_ROWS, BPF_F_MMAPABLE);
 
-/// Backends by the names that connection IDs have for them.
+/// Backends by the names that connection IDs have for them. The controller sets the real number when it loads the program.
 #[map]
-static QUIC_SERVERS: HashMap<QuicServer, u32> = HashMap::with_max_entries(MAX_QUIC_SERVERS, BPF_F_NO_PREALLOC);
+static QUIC_SERVERS: HashMap<QuicServer, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 #[map]
 static QUIC_STATS: PerCpuArray<QuicStats> = PerCpuArray::with_max_entries(MAX_QUIC_SERVICES as u32 + 1, 0);

@@ -110,7 +110,11 @@ impl<'a> Memories<'a> {
         let view = now.or(before.as_ref().map(|(view, _)| view));
         of.slot = view.map(|view| view.slot);
         of.rule = view.and_then(|view| view.rule.clone());
-        of.memory = before.map(|(view, asked)| memory(&view, asked)).or_else(|| decided(of));
+        // Another packet may have come between the question and this one: then the decision knows better.
+        of.memory = match (decided(of), before.map(|(view, asked)| memory(&view, asked))) {
+            (Some(decided), Some(seen)) if decided.known == seen.known => Some(seen),
+            (decided, seen) => decided.or(seen),
+        };
     }
 }
 

@@ -9,9 +9,7 @@ use aya::{
     maps::{HashMap as HashTable, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use balancer_common::quic::{
-    LIVE_FORMATS, MAX_QUIC_SERVERS, QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer, QuicStats,
-};
+use balancer_common::quic::{LIVE_FORMATS, QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer, QuicStats};
 use balancer_core::io::{BackendId, QuicSpec, ServiceId, ServiceSpec};
 use balancer_model::quic::{Format, Keyed, QuicConfig, ServerId};
 use bytemuck::Zeroable as _;
@@ -80,7 +78,6 @@ impl QuicTable {
             let key = |server: &ServerId| key(id, server);
             servers.extend(spec.servers.iter().map(|(backend, server)| (key(server), *backend)));
         }
-        anyhow::ensure!(servers.len() <= MAX_QUIC_SERVERS as usize, "more than {MAX_QUIC_SERVERS} server IDs of quic");
         for (server, backend) in &servers {
             if self.written.get(server) != Some(backend) {
                 self.servers.insert(server, u32::from(backend.0), 0).context("writing a server ID of quic")?;

@@ -350,8 +350,11 @@ impl Problems<'_> {
             let id = backend.server_id(quic);
             if id.bytes().len() != usize::from(quic.server_id_length) {
                 let length = quic.server_id_length;
-                let text =
-                    format!("quic_server_id = \"{id}\" is not of {length} bytes, the service's server_id_length");
+                let text = format!(
+                    "quic_server_id = \"{id}\" is not of {length} bytes, the service's server_id_length; write \"0x\" and {} \
+                     hexadecimal digits",
+                    2 * length
+                );
                 self.add(at, Fault::Invalid(text));
             }
             if let Some(first) = ids.insert(id, backend.name.as_str()) {

@@ -120,7 +120,9 @@ impl Scene {
         let (front, behind) = PORTS[1];
         let at: SocketAddr = match forwarding {
             Forwarding::Nat => (topology.backend_address(FAMILY, number - 1), behind).into(),
-            _ => (topology.vip(FAMILY), front).into(),
+            Forwarding::Dsr | Forwarding::Snat | Forwarding::Ipip | Forwarding::Gue => {
+                (topology.vip(FAMILY), front).into()
+            }
         };
         let name = format!("web{number}");
         let sockets = topology.backends()[usize::from(number) - 1].run_in_thread(|| {

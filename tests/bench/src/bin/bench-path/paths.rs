@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use balancer_bench::asm::Size;
-use balancer_common::verdict::Verdict;
+use balancer_common::{quic::QuicFormat, verdict::Verdict};
 use balancer_model::config::Protocol;
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
@@ -13,7 +13,7 @@ use crate::{
     scene::Place,
     services::{
         DATAGRAMS, ELSEWHERE, FLOWING, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN,
-        PLAIN_V6, REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
+        PLAIN_V6, QUIC, REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
     },
 };
 
@@ -309,6 +309,7 @@ pub(crate) fn all() -> Vec<Path> {
         remembering_nobody(),
         remembering(),
         datagrams(),
+        connections(),
         ruled(),
         translated(),
         flowing(),
@@ -359,6 +360,30 @@ fn datagrams() -> Vec<Path> {
         to("IPv4 UDP dsr, memory, 1 client", REMEMBERED_DATAGRAMS).wanted("30"),
         many.at(Place::Datagrams).wanted("60"),
     ]
+}
+
+/// Packets of a connection to the first backend of a service, and packets whose connection ID names nobody.
+fn connections() -> Vec<Path> {
+    let ids = ["readable", "encrypted, one block", "encrypted, three passes"];
+    let named =
+        QUIC.into_iter().zip(ids).map(|(service, ids)| quic(&format!("QUIC dsr, memory, IDs {ids}"), service, true));
+    let flood = quic("QUIC dsr, memory, an ID of nobody, one block", QUIC[1], false);
+    named.chain([flood]).collect()
+}
+
+fn quic(name: &str, service: usize, named: bool) -> Path {
+    let mut path = to(name, service);
+    if let (Some(config), Some(backend)) = (SERVICES[service].quic_config(), backends(service).next()) {
+        let format = QuicFormat::new(8, config.nonce_length, config.current.key.map(|key| key.0));
+        let server = config.derived_id(&backend.0.to_string());
+        let first = config.current.config << 5;
+        let mut id = format.id(first, server.bytes(), &[9; 10][..config.nonce_length.into()]);
+        if !named {
+            id[3] ^= 1;
+        }
+        path.packet.payload = [&[0x41], &id[..config.id_length().into()], &[0; 24]].concat();
+    }
+    path
 }
 
 fn ruled() -> Vec<Path> {

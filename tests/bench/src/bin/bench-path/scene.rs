@@ -15,7 +15,7 @@ use balancer_common::{
     verdict::MoveCause,
 };
 use balancer_core::{
-    io::{BackendSpec, FlowSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
+    io::{BackendSpec, FlowSpec, ListenerId, ListenerSpec, NextHop, QuicSpec, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
@@ -317,7 +317,10 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         rules: service.rule.is_some(),
         reject: false,
         flows: FlowSpec { addresses: pool(), idle: IDLE, ..FlowSpec::default() },
-        quic: None,
+        quic: service.quic_config().map(|config| {
+            let servers = backends(index).map(|id| (id, config.derived_id(&id.0.to_string()))).collect();
+            QuicSpec { config, servers }
+        }),
         share: Share::ALL,
         backends: addresses.into(),
     })

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::Result;
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_core::io::{BackendId, RuleAction, RuleSpec};
-use balancer_model::config::Protocol;
+use balancer_model::{
+    config::Protocol,
+    quic::{Format, Keyed, QuicConfig, QuicKey},
+};
 
 /// A service that a path goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,9 @@ pub(crate) struct Service {
     pub(crate) key: HashKey,
     /// Slots of its table.
     pub(crate) slots: u32,
+    /// Bytes of a nonce, beside a server ID of eight, in the connection IDs that name its backends; and whether they are
+    /// encrypted.
+    pub(crate) quic: Option<(u8, bool)>,
 }
 
 impl Service {
@@ -43,6 +49,7 @@ impl Service {
             pins: false,
             key,
             slots: 65_537,
+            quic: None,
         }
     }
 
@@ -53,6 +60,24 @@ impl Service {
 
     const fn udp(vip: IpAddr) -> Self {
         Self::new(SocketAddr::new(vip, 53), Protocol::Udp, Forwarding::Dsr)
+    }
+
+    const fn quic(vip: IpAddr, nonce: u8, encrypted: bool) -> Self {
+        let quic = Some((nonce, encrypted));
+        Self { quic, ..Self::new(SocketAddr::new(vip, 443), Protocol::Quic, Forwarding::Dsr).remembering() }
+    }
+
+    /// How connection IDs name the backends of this service.
+    pub(crate) fn quic_config(&self) -> Option<QuicConfig> {
+        let (nonce_length, encrypted) = self.quic?;
+        Some(QuicConfig {
+            format: Format::Draft,
+            server_id_length: 8,
+            nonce_length,
+            current: Keyed { config: 1, key: encrypted.then_some(QuicKey([7; 16])) },
+            before: None,
+            learn: true,
+        })
     }
 
     /// With memory.
@@ -114,10 +139,12 @@ pub(crate) const RULED_NEARBY: usize = 14;
 pub(crate) const PINNED: usize = 15;
 /// With memory, and a rule that pins others, whose addresses are nowhere near.
 pub(crate) const RULED_MEMORY: usize = 16;
+/// With connection IDs that name backends: readable, encrypted in one block, and in four passes of which three are undone.
+pub(crate) const QUIC: [usize; 3] = [17, 18, 19];
 
 /// Every service; their index is their id. No VIP has the bit of a path's first client, whose SYN would have to ask whether the
 /// client is a VIP ([`balancer_common::service_table::vip_bit`]).
-pub(crate) const SERVICES: [Service; 17] = [
+pub(crate) const SERVICES: [Service; 20] = [
     Service::tcp(v4(1), Forwarding::Dsr),
     Service::tcp(v6(1), Forwarding::Dsr),
     Service::tcp(v4(2), Forwarding::Dsr).remembering(),
@@ -135,6 +162,9 @@ pub(crate) const SERVICES: [Service; 17] = [
     Service::tcp(v4(8), Forwarding::Dsr).denying("172.16.255.0/24"),
     Service::tcp(v4(10), Forwarding::Dsr).remembering().pinning("172.16.0.0/24"),
     Service::tcp(v4(11), Forwarding::Dsr).remembering().pinning("192.0.2.0/24"),
+    Service::quic(v4(12), 8, false),
+    Service::quic(v4(13), 8, true),
+    Service::quic(v4(14), 10, true),
 ];
 
 /// Those whose connections are flows: in a scene of their own.
