@@ -72,7 +72,7 @@ pub const CIPHER_THREE: u8 = 2;
 /// `QuicFormat::cipher`: four passes, all of which are undone.
 pub const CIPHER_FOUR: u8 = 3;
 
-/// What a server is found by. It is a key of a map.
+/// The key by which a server is found.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct QuicServer {
@@ -217,13 +217,13 @@ impl QuicFormat {
     }
 }
 
-/// What comes in from the right where a word is shifted to the left.
+/// The bits that come in from the right where a word is shifted to the left.
 #[inline(always)]
 const fn carried(word: u64, shift: u32) -> u64 {
     word >> 1 >> (63 - (shift & 63))
 }
 
-/// What comes in from the left where a word is shifted to the right.
+/// The bits that come in from the left where a word is shifted to the right.
 #[inline(always)]
 const fn uncarried(word: u64, shift: u32) -> u64 {
     word << 1 << (63 - (shift & 63))

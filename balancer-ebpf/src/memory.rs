@@ -123,7 +123,7 @@ struct Pending {
     query: PackedQuery,
     step: Unchosen,
     nobody: Step,
-    /// Of [`remember_later`]; 0: of [`consult_later`].
+    /// The one given to [`remember_later`]; 0: the query is one of [`consult_later`].
     note: u64,
 }
 

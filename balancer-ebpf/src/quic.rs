@@ -151,7 +151,7 @@ pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
 
 const EXCEPTION: u64 = 1 << 62;
 
-/// What is to be [noted](note) when a client has come to be known where its connection is: in this row of formats, and with
+/// The word that is [noted](note) when a client has come to be known where its connection is: in this row of formats, and with
 /// `exception` at its slot. Not 0.
 #[inline(always)]
 fn migration(row: u8, place: SlotPlace, exception: bool) -> u64 {

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 
-/// Whose room it is.
+/// The module that a row belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Row {

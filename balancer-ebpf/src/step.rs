@@ -244,7 +244,7 @@ pub(crate) enum IcmpError {
 pub(crate) struct Quic {
     /// Index of the service.
     pub(crate) service: u16,
-    /// Its row of formats.
+    /// The service's row of formats.
     pub(crate) row: u8,
 }
 

@@ -373,7 +373,7 @@ impl Client {
         self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
     }
 
-    /// What the server of a backend needs to make its connection IDs of QUIC.
+    /// Asks for what the server of a backend needs to make its connection IDs of QUIC.
     ///
     /// # Errors
     /// As [`Client::status`].

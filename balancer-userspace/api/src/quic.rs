@@ -89,7 +89,7 @@ impl From<QuicSnapshot> for QuicView {
 }
 
 impl QuicServerConfig {
-    /// What the server of a backend needs; `None`: there is no such backend.
+    /// Picks what the server of a backend needs; `None`: there is no such backend.
     #[must_use]
     pub fn of(service: &str, snapshot: &QuicSnapshot, backend: &str) -> Option<Self> {
         let (_, id, _) = snapshot.servers.iter().find(|(name, ..)| name == backend)?;

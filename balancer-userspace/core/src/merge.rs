@@ -251,7 +251,7 @@ fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differ
         }
         *file = here;
     } else if file.current == here.current {
-        file.before = here.before.filter(|_| file.goes_beside_all(&here));
+        file.before = here.before.filter(|_| file.has_parts_of(&here));
     } else if file.goes_beside(&here) {
         file.before = Some(here.current);
     }

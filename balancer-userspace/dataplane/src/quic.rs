@@ -9,7 +9,7 @@ use aya::{
     maps::{HashMap as HashTable, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use balancer_common::quic::{LIVE_FORMATS, QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer, QuicStats};
+use balancer_common::quic::{QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer, QuicStats};
 use balancer_core::io::{BackendId, QuicSpec, ServiceId, ServiceSpec};
 use balancer_model::quic::{Format, Keyed, QuicConfig, ServerId};
 use bytemuck::Zeroable as _;
@@ -21,7 +21,7 @@ pub(super) struct QuicTable {
     rows: MappedArray<QuicRow>,
     servers: HashTable<MapData, QuicServer, u32>,
     stats: PerCpuArray<MapData, QuicStats>,
-    /// Of each service of the directory: its row, and what is in it.
+    /// The row of each service of the directory, and its contents.
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     written: HashMap<QuicServer, BackendId>,
     /// Known clients that have migrated, by backend.
@@ -87,7 +87,7 @@ impl QuicTable {
         Ok(Prepared { of, servers })
     }
 
-    /// What was prepared is published.
+    /// Takes note that what was prepared is published.
     ///
     /// # Errors
     /// When the kernel refuses to remove a server ID.
@@ -132,7 +132,7 @@ impl QuicTable {
     }
 }
 
-/// What packets find once it is published.
+/// Rows and server IDs for packets, once they are published.
 pub(super) struct Prepared {
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     servers: HashMap<QuicServer, BackendId>,
@@ -169,5 +169,3 @@ fn row(config: &QuicConfig) -> QuicRow {
     }
     row
 }
-
-const _: () = assert!(LIVE_FORMATS == 2);

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::value::quoted;
+use crate::value::{hex_bytes, quoted};
 
 /// A health check that sends a datagram and waits for one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ impl FromStr for Payload {
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = match text.strip_prefix(Self::HEX) {
             None => text.as_bytes().to_vec(),
-            Some(digits) => from_hex(digits).ok_or_else(|| {
+            Some(digits) => hex_bytes(&digits.replace(' ', "")).ok_or_else(|| {
                 format!(
                     "{} is not \"hex:\" and pairs of hexadecimal digits; write bytes such as \"hex:00 ff 1b\"",
                     quoted(text)
@@ -59,14 +59,6 @@ impl FromStr for Payload {
         }
         Ok(Self(bytes))
     }
-}
-
-fn from_hex(digits: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = digits.bytes().filter(|byte| *byte != b' ').collect();
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, rest) = digits.as_chunks::<2>();
-    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
-    if rest.is_empty() { bytes } else { None }
 }
 
 impl fmt::Display for Payload {

@@ -6,7 +6,7 @@ use balancer_common::quic::MAX_SERVER;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 
-use crate::value::quoted;
+use crate::value::{hex_bytes, quoted};
 
 /// The connection IDs of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,20 +84,17 @@ impl QuicConfig {
         self.learn && self.current.key.is_some() && self.server_id_length >= LEARNS_FROM
     }
 
+    /// Whether connection IDs of both have the same parts, so that all but their numbers and keys are alike.
+    #[must_use]
+    pub fn has_parts_of(&self, other: &Self) -> bool {
+        let parts = |of: &Self| (of.format, of.server_id_length, of.nonce_length);
+        parts(self) == parts(other)
+    }
+
     /// Whether connection IDs of `other` are told apart from those of this by their number alone.
     #[must_use]
     pub fn goes_beside(&self, other: &Self) -> bool {
-        (self.format, self.server_id_length, self.nonce_length)
-            == (other.format, other.server_id_length, other.nonce_length)
-            && self.format == Format::Draft
-            && self.current.config != other.current.config
-    }
-
-    /// The same where the present number may be one.
-    #[must_use]
-    pub fn goes_beside_all(&self, other: &Self) -> bool {
-        let lengths = |of: &Self| (of.format, of.server_id_length, of.nonce_length);
-        lengths(self) == lengths(other)
+        self.has_parts_of(other) && self.format == Format::Draft && self.current.config != other.current.config
     }
 
     /// The same with another key under the next number, and the present one beside it.
@@ -143,7 +140,7 @@ impl FromStr for QuicKey {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = text.strip_prefix("hex:").and_then(bytes).and_then(|bytes| bytes.try_into().ok());
+        let bytes = text.strip_prefix("hex:").and_then(hex_bytes).and_then(|bytes| bytes.try_into().ok());
         // A secret is not repeated.
         let wrong =
             "the key is not \"hex:\" and 32 hexadecimal digits; make one with: echo hex:$(openssl rand -hex 16)";
@@ -186,16 +183,10 @@ impl FromStr for ServerId {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("hex:"));
-        let bytes = digits.and_then(bytes).filter(|bytes| (1..=MAX_SERVER).contains(&bytes.len()));
+        let bytes = digits.and_then(hex_bytes).filter(|bytes| (1..=MAX_SERVER).contains(&bytes.len()));
         let wrong = || format!("{} is no server ID; write \"0x\" and 2 to 30 hexadecimal digits", quoted(text));
         bytes.map(|bytes| Self::of(&bytes)).ok_or_else(wrong)
     }
-}
-
-fn bytes(digits: &str) -> Option<Vec<u8>> {
-    let even = digits.len().is_multiple_of(2) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let pairs = even.then(|| digits.as_bytes().chunks_exact(2))?;
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 macro_rules! as_text {

@@ -231,6 +231,14 @@ pub fn hash_key(text: &str) -> Result<HashKey, String> {
     })
 }
 
+/// Bytes of pairs of hexadecimal digits.
+pub fn hex_bytes(digits: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
+    if rest.is_empty() { bytes } else { None }
+}
+
 /// An absolute path.
 pub fn absolute_path(text: &str) -> Result<PathBuf, String> {
     if text.contains('\0') {

@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
@@ -132,21 +131,23 @@ pub(crate) fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(
 pub(crate) fn shop(topology: &Topology, forwarding: Forwarding) -> String {
     let [v4, v6] = Family::BOTH.map(|family| topology.vip(family));
     let ports = if forwarding == Forwarding::Nat { "ports = { 7080 = 9080, 7443 = 9443 }\n" } else { "" };
-    let mut text = format!(
+    let text = format!(
         "[[service]]\nname = \"shop\"\nforwarding = \"{}\"\nremember = \"1h\"\n\
          client_prefix = {{ v4 = 32, v6 = 128 }}\ncheck = {{ type = \"none\" }}\n{ports}\
          listen = [\"{v4}:7080\", \"{v4}:7443\", \"{v4}:7080/udp\", \"{v4}:7443/udp\", \"{v4}:7100-7110/udp\",\n\
          \"[{v6}]:7080\", \"[{v6}]:7443\", \"[{v6}]:7080/udp\", \"[{v6}]:7443/udp\", \"[{v6}]:7100-7110/udp\"]\n",
         forwarding_word(forwarding)
     );
-    for number in 1..=BACKENDS {
+    text + &backends(topology)
+}
+
+/// The backends of a service of both families.
+pub(crate) fn backends(topology: &Topology) -> String {
+    let backend = |number: u16| {
         let [address, address6] = Family::BOTH.map(|family| topology.backend_address(family, number - 1));
-        let _ = write!(
-            text,
-            "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\naddress6 = \"{address6}\"\n"
-        );
-    }
-    text
+        format!("[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\naddress6 = \"{address6}\"\n")
+    };
+    (1..=BACKENDS).map(backend).collect()
 }
 
 /// A client of each family is forgotten by its address, all others by their backends.

@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    fmt::Write as _,
     net::{SocketAddr, UdpSocket},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use balancer_testkit::{
     topology::{Family, Shape, Topology},
 };
 
-use crate::listeners::{BACKENDS, PORTS, ask, serve};
+use crate::listeners::{BACKENDS, PORTS, ask, backends, serve};
 
 /// The port of the listeners, of TCP and of QUIC.
 const PORT: u16 = PORTS[1].0;
@@ -24,20 +23,13 @@ const DRAFT: &str = "{ format = \"draft\", key = \"hex:8f95f09245765f80256934e50
 pub(crate) fn shop(topology: &Topology, forwarding: Forwarding, quic: &str) -> String {
     let [v4, v6] = Family::BOTH.map(|family| topology.vip(family));
     let ports = if matches!(forwarding, Forwarding::Nat | Forwarding::Snat) { "ports = { 7443 = 9443 }\n" } else { "" };
-    let mut text = format!(
+    let text = format!(
         "[[service]]\nname = \"shop\"\nforwarding = \"{}\"\nremember = \"1h\"\nquic = {quic}\n\
          client_prefix = {{ v4 = 32, v6 = 128 }}\ncheck = {{ type = \"none\" }}\n{ports}\
          listen = [\"{v4}:7443\", \"{v4}:7443/quic\", \"[{v6}]:7443\", \"[{v6}]:7443/quic\"]\n",
         forwarding_word(forwarding)
     );
-    for number in 1..=BACKENDS {
-        let [address, address6] = Family::BOTH.map(|family| topology.backend_address(family, number - 1));
-        let _ = write!(
-            text,
-            "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\naddress6 = \"{address6}\"\n"
-        );
-    }
-    text
+    text + &backends(topology)
 }
 
 struct Scene {
@@ -64,9 +56,7 @@ impl Scene {
     fn id(&self, number: u16) -> Vec<u8> {
         let text = self.site.cli(&["quic", "server-config", &format!("shop/web{number}"), "--json"]).unwrap();
         let config: QuicServerConfig = serde_json::from_str(&text).unwrap();
-        let server = hex(&config.server_id[2..]);
-        let key = config.key.map(|key| hex(&key[4..]).try_into().unwrap());
-        let format = QuicFormat::new(server.len() as u8, config.nonce_length, key);
+        let (format, server) = maker(&config);
         let nonce: Vec<u8> = (0..config.nonce_length).collect();
         let first = (config.config << 5) | (config.id_length - 1);
         format.id(first, &server, &nonce)[..usize::from(config.id_length)].to_vec()
@@ -109,7 +99,14 @@ impl Scene {
     }
 }
 
-pub(crate) fn hex(digits: &str) -> Vec<u8> {
+/// The format of connection IDs of a server, and its server ID.
+pub(crate) fn maker(config: &QuicServerConfig) -> (QuicFormat, Vec<u8>) {
+    let server = hex(&config.server_id[2..]);
+    let key = config.key.as_ref().map(|key| hex(&key[4..]).try_into().unwrap());
+    (QuicFormat::new(server.len() as u8, config.nonce_length, key), server)
+}
+
+fn hex(digits: &str) -> Vec<u8> {
     (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect()
 }
 

@@ -27,7 +27,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     listeners::{BACKENDS, PORTS, ask},
-    quic::{hex, shop},
+    quic::{maker, shop},
 };
 
 const FAMILY: Family = Family::V4;
@@ -42,6 +42,7 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Connection IDs as the server of a backend makes them.
 struct Ids {
     format: QuicFormat,
+    server: Vec<u8>,
     config: QuicServerConfig,
     next: u64,
 }
@@ -53,9 +54,8 @@ impl Ids {
     }
 
     fn new(config: QuicServerConfig) -> Self {
-        let server = config.server_id.len() / 2 - 1;
-        let key = config.key.as_ref().map(|key| hex(&key[4..]).try_into().unwrap());
-        Self { format: QuicFormat::new(server as u8, config.nonce_length, key), config, next: fastrand::u64(..) }
+        let (format, server) = maker(&config);
+        Self { format, server, config, next: fastrand::u64(..) }
     }
 }
 
@@ -64,7 +64,7 @@ impl ConnectionIdGenerator for Ids {
         self.next += 1;
         let nonce: Vec<u8> = self.next.to_be_bytes().into_iter().rev().take(self.config.nonce_length.into()).collect();
         let first = (self.config.config << 5) | fastrand::u8(..32);
-        let id = self.format.id(first, &hex(&self.config.server_id[2..]), &nonce);
+        let id = self.format.id(first, &self.server, &nonce);
         ConnectionId::new(&id[..self.cid_len()])
     }
 
