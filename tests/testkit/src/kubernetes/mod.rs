@@ -196,6 +196,10 @@ fn watch(shared: &Shared, request: &Request, stream: &mut TcpStream) -> Result<(
     store.watched.push(request.path.clone());
     http::begin_chunks(stream)?;
     loop {
+        let is_over = store.faults.away || store.faults.cuts != cuts || Instant::now() >= end;
+        if is_over {
+            break;
+        }
         let events = match store.since(&place.kind, version) {
             Ok(events) => events,
             Err(gone) => {
@@ -206,10 +210,6 @@ fn watch(shared: &Shared, request: &Request, stream: &mut TcpStream) -> Result<(
         for (at, event) in events {
             version = at;
             http::chunk(stream, &format!("{event}\n"))?;
-        }
-        let is_over = store.faults.away || store.faults.cuts != cuts || Instant::now() >= end;
-        if is_over {
-            break;
         }
         store = shared.news.wait_timeout(store, LOOK).unwrap_or_else(PoisonError::into_inner).0;
     }
