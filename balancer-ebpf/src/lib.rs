@@ -8,6 +8,7 @@
 mod answer;
 mod backends;
 mod budget;
+pub mod connection_id;
 mod control;
 mod cpu_rows;
 pub mod decap;

@@ -16,7 +16,7 @@ use crate::{
     packet::Packet,
     parse::{self, Ip, Ports},
     returns, rules, service, signs, station, steer,
-    step::{Carries, Step, ToClient},
+    step::{Carries, Quic, Step, ToClient},
     steps,
 };
 
@@ -61,11 +61,12 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         if service.flags & SERVICE_FLOWS != 0 {
             return Step::FLOW;
         }
-        if listener.listening.flags & LISTENER_QUIC != 0 {
-            return Step::RARE;
-        }
         if rules::may_concern(service, ip.family, &ip.source) {
             return Step::RARE;
+        }
+        if listener.listening.flags & LISTENER_QUIC != 0 {
+            listener.count(ports);
+            return Step::to(Quic::of(listener));
         }
     }
     listener.count(ports);

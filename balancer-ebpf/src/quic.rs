@@ -8,21 +8,15 @@ use aya_ebpf::{
 use balancer_common::{
     map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, SlotPlace},
     query::Query,
-    quic::{
-        CIPHER_NONE, IdWords, LONG_ID_AT, MAX_ID, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow, QuicServer,
-        QuicStats, place,
-    },
-    verdict::{Decision, DecisionIndex},
+    quic::{CIPHER_NONE, IdWords, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow, QuicServer, QuicStats},
+    verdict::{Decision, DecisionIndex, DropReason},
 };
-use network_types::udp::UdpHdr;
 
 use crate::{
-    backends, control,
+    backends, connection_id, control,
     found::Found,
     ingress::Ingress,
-    memory,
-    packet::Packet,
-    parse::{self, Ip},
+    martian, memory, parse,
     rules::{self, Ruled},
     scratch::{self, Row},
     service,
@@ -47,10 +41,17 @@ static QUIC_STATS: PerCpuArray<QuicStats> = PerCpuArray::with_max_entries(MAX_QU
 #[derive(Clone, Copy)]
 struct Asked {
     id: IdWords,
+    /// Bytes of it that are there; 0: the server has given none.
     length: u32,
-    service: u16,
+    /// As [`Quic::service`].
+    service: u32,
+    /// As [`Quic::port`].
+    port: u16,
+    /// [`ServiceRow::id`](balancer_common::map_types::ServiceRow::id).
+    service_id: u16,
+    /// [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
     row: u8,
-    reserved: u8,
+    reserved: [u8; 3],
 }
 
 const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
@@ -58,12 +59,17 @@ const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
 /// Keeps the connection ID of a datagram for the next step, if its server has given it.
 #[inline(always)]
 pub(crate) fn read(found: &Found, told: Told<Quic>) -> Step {
-    let Quic { service, row } = told.get();
-    let Some((id, length)) = connection_id(&found.ip) else { return Step::to(NONE) };
-    let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::to(NONE) };
+    let Quic { service, port } = told.get();
+    let (Some(control), Some(row)) = (control::words(), service::at(service)) else { return Step::PASS };
+    if martian::is_source(&found.ip) || martian::is_vip(control, &found.ip) {
+        return Step::drop(DropReason::Martian);
+    }
+    let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
+    let (id, length) = connection_id::read(&found.ip).unwrap_or(([0; 3], 0));
+    let (length, service_id, row) = (length as u32, row.id, row.quic);
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
-    unsafe { asked.write(Asked { id, length: length as u32, service, row, reserved: 0 }) };
-    Step::QUIC_SERVER
+    unsafe { asked.write(Asked { id, length, service, port, service_id, row, reserved: [0; 3] }) };
+    if length == 0 { Step::to(NONE) } else { Step::QUIC_SERVER }
 }
 
 /// Finds the backend that the connection ID names which was kept. It counts what names none.
@@ -82,7 +88,8 @@ pub(crate) fn find(ingress: Ingress) -> Step {
         return Step::to(NONE);
     };
     // One that is down, or has drained, keeps nobody.
-    let keeps = backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service);
+    let keeps =
+        backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service_id);
     Step::to(if keeps && backends::reachable(named.backend).is_some() { named } else { NONE })
 }
 
@@ -94,7 +101,7 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
         return None;
     }
     let id = format.server_of(asked.id);
-    let key = QuicServer { id, service: asked.service, length: u16::from(format.server), reserved: 0 };
+    let key = QuicServer { id, service: asked.service_id, length: u16::from(format.server), reserved: 0 };
     // SAFETY: the value is copied at once.
     let backend = *unsafe { QUIC_SERVERS.get(key) }? as u16;
     Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
@@ -104,11 +111,12 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
 #[inline(always)]
 pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
     let ip = &found.ip;
+    let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
+    // SAFETY: as in `read`.
+    let (service, port) = unsafe { ((*asked).service, (*asked).port) };
+    let Some(service) = service::at(service) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
     let Some(ports) = parse::ports(ip) else { return Step::PASS };
-    let listeners = control::listeners(control);
-    let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
-    let (service, port) = (listener.service, listener.listening.port);
     let flows = service.flags & SERVICE_FLOWS != 0;
     let treated = if flows { Treated::STEERED } else { Treated::of(service, ip.family, &ip.source) };
     let step = if flows { OpenFlow::unchosen(port) } else { ToBackend::unchosen(Carries::Header, port) };
@@ -126,10 +134,13 @@ pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
         return step;
     }
     let hash = steer::client_hash(service, ip.family, &ip.source);
-    if !proven && memory::seen(control, hash) {
+    let Some((place, slot)) = steer::placed_slot(service, hash) else { return step };
+    let unlike = slot.backend != backend;
+    // A known client that can only be where the ID says has nothing to teach.
+    let is_settled = !proven || !unlike && !steer::has_exceptions(service, slot);
+    if is_settled && memory::seen(control, hash) {
         return step;
     }
-    let Some((place, unlike)) = steer::slot_unlike(service, hash, backend) else { return step };
     let query = Query {
         hash,
         service: service.id,
@@ -185,44 +196,4 @@ fn count(row: u8, change: impl FnOnce(&mut QuicStats)) {
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         change(unsafe { &mut *stats });
     }
-}
-
-/// The connection ID that a server has given, with its length as far as that is known.
-#[inline(always)]
-fn connection_id(ip: &Ip<'_>) -> Option<(IdWords, usize)> {
-    let payload = ip.l4.skip(UdpHdr::LEN);
-    let first: u8 = payload.load(0)?;
-    let (version, said) = if first & 0x80 == 0 {
-        (0, 0)
-    } else {
-        let version: [u8; 4] = payload.load(1)?;
-        let said: u8 = payload.load(LONG_ID_AT - 1)?;
-        (u32::from_be_bytes(version), said)
-    };
-    let place = place(first, version, said)?;
-    let id = if place.at == 1 { payload.skip(1) } else { payload.skip(LONG_ID_AT) };
-    let length = place.length.map_or(MAX_ID, usize::from);
-    first_bytes(id, length)
-}
-
-/// The first bytes of a connection ID, and how many there are.
-#[inline(always)]
-fn first_bytes(id: Packet<'_>, length: usize) -> Option<(IdWords, usize)> {
-    let length = if length > MAX_ID { MAX_ID } else { length };
-    if let Some(words) = id.load::<[u8; MAX_ID]>(0) {
-        let word = |at: usize| {
-            let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| words[at + index]);
-            u64::from_be_bytes([a, b, c, d, e, f, g, h])
-        };
-        let [.., e, f, g, h] = words;
-        return Some(([word(0), word(8), u64::from(u32::from_be_bytes([e, f, g, h])) << 32], length));
-    }
-    // A datagram that ends before the longest ID would.
-    let (mut words, mut there) = ([0; 3], 0);
-    for at in 0..MAX_ID {
-        let Some(byte) = id.load::<u8>(at) else { break };
-        words[at / 8] |= u64::from(byte) << (56 - 8 * (at % 8));
-        there += 1;
-    }
-    Some((words, if length < there { length } else { there }))
 }

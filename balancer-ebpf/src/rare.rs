@@ -91,7 +91,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
         return if treated.is_steered() { Step::drop(DropReason::Martian) } else { Step::PASS };
     }
     if listener.listening.flags & LISTENER_QUIC != 0 {
-        return Step::to(Quic::of(listener.service));
+        return Step::to(Quic::of(listener));
     }
     steer::choose_later(
         tables.control,

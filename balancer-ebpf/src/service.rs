@@ -30,6 +30,8 @@ static SERVICES: Array<ServiceRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[derive(Clone, Copy)]
 pub(crate) struct Listener {
     pub(crate) service: &'static ServiceRow,
+    /// The index of `service` in its map, for [`at`].
+    pub(crate) row: u32,
     pub(crate) listening: Listening,
 }
 
@@ -72,7 +74,13 @@ pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: Se
 
 #[inline(always)]
 fn listener(service: u32, listening: Listening) -> Option<Listener> {
-    Some(Listener { service: SERVICES.get(service)?, listening })
+    Some(Listener { service: at(service)?, row: service, listening })
+}
+
+/// The service of a row that was found for this packet.
+#[inline(always)]
+pub(crate) fn at(row: u32) -> Option<&'static ServiceRow> {
+    SERVICES.get(row)
 }
 
 /// The row of the range that has `port` (host order), of `count` from row `first` on; beyond 32 bits: there is none. A

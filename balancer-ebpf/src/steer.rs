@@ -216,10 +216,7 @@ fn steer<Answer>(
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return Ok(chosen(Choice { backend, decision }));
     }
-    let always = pin.is_some()
-        || ruled.falls()
-        || packet.peeks
-        || (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0;
+    let always = pin.is_some() || ruled.falls() || packet.peeks || has_exceptions(service, slot);
     if !always && !packet.opens && memory::seen(control, hash) {
         return Ok(chosen(Choice { backend, decision: DecisionIndex::NONE }));
     }
@@ -282,13 +279,19 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     Some(TableSlot { backend, flags: flags >> index })
 }
 
-/// Where the slot of a client's hash lies, and whether it is another backend's.
+/// The slot of a client's hash, and its place.
 #[inline(always)]
-pub(crate) fn slot_unlike(service: &'static ServiceRow, hash: u64, backend: u16) -> Option<(SlotPlace, bool)> {
+pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(SlotPlace, TableSlot)> {
     // SAFETY: a reference is valid for reads.
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
     let slot = live_slot(service, hash)?;
-    Some((table.place(client::slot(hash, table.size)), slot.backend != backend))
+    Some((table.place(client::slot(hash, table.size)), slot))
+}
+
+/// Whether known clients of a slot may be elsewhere than the table says.
+#[inline(always)]
+pub(crate) const fn has_exceptions(service: &ServiceRow, slot: TableSlot) -> bool {
+    (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0
 }
 
 /// Has the entries of the clients of a slot be read from now on.

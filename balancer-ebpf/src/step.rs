@@ -2,10 +2,9 @@
 
 use core::marker::PhantomData;
 
-use balancer_common::{
-    map_types::ServiceRow,
-    verdict::{DecisionIndex, DropIndex, DropReason},
-};
+use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
+
+use crate::service::Listener;
 
 /// The decision about one packet; `main.rs` turns it into an XDP action and its counters. What it needs besides is in the
 /// [`Step`], so that the branches here and there become one.
@@ -242,10 +241,10 @@ pub(crate) enum IcmpError {
 /// A datagram of a listener of QUIC, whose connection ID may name a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quic {
-    /// Index of the service.
-    pub(crate) service: u16,
-    /// The service's row of formats.
-    pub(crate) row: u8,
+    /// The row of the service, see [`crate::service::at`].
+    pub(crate) service: u32,
+    /// As [`ToBackend::port`].
+    pub(crate) port: u16,
 }
 
 /// The backend that its connection ID names; 0: none.
@@ -376,10 +375,10 @@ impl Unchosen {
 }
 
 impl Quic {
-    /// The datagrams of a service.
+    /// The datagrams of a listener.
     #[inline(always)]
-    pub(crate) const fn of(service: &ServiceRow) -> Self {
-        Self { service: service.id, row: service.quic }
+    pub(crate) const fn of(listener: Listener) -> Self {
+        Self { service: listener.row, port: listener.listening.port }
     }
 }
 
@@ -388,12 +387,12 @@ impl Payload for Quic {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        u64::from(self.service) << 32 | u64::from(self.row) << 48
+        u64::from(self.service) << 16 | u64::from(self.port) << 48
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { service: (word >> 32) as u16, row: (word >> 48) as u8 }
+        Self { service: (word >> 16) as u32, port: (word >> 48) as u16 }
     }
 }
 
@@ -810,7 +809,7 @@ mod tests {
             survives(FlowError { row: u32::MAX, toward });
         }
         survives(ErrorToClient { port: u16::MAX });
-        survives(Quic { service: u16::MAX, row: u8::MAX });
+        survives(Quic { service: u32::MAX, port: u16::MAX });
         for proven in [true, false] {
             survives(QuicNamed { backend: LAST_BACKEND, proven });
         }

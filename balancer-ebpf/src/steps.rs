@@ -53,9 +53,9 @@ macro_rules! steps {
             None => Step::PASS,
         }
     };
-    (@run $ingress:ident, Plain, $run:path) => {
+    (@run $ingress:ident, Plain, $run:path $(, $told:expr)?) => {
         match Found::plain($ingress) {
-            Some(found) => $run(&found),
+            Some(found) => $run(&found $(, $told)?),
             None => Step::PASS,
         }
     };
@@ -79,7 +79,7 @@ steps! {
     Icmp => balancer_icmp(Found) icmp::decide;
     Flow => balancer_flow(Plain) flows::find::decide;
     FlowNew => balancer_flow_new(Again) flows::open::choose;
-    Quic => balancer_quic(Again, told) quic::read;
+    Quic => balancer_quic(Plain, told) quic::read;
     QuicServer => balancer_quic_server(Ingress) quic::find;
     QuicNamed => balancer_quic_named(Again, told) quic::choose;
 }
@@ -93,7 +93,7 @@ steps! {
     FlowReturn => balancer_flow_return(Again, told) flows::back::to_client;
     FlowPart => balancer_flow_part(Again, told) flows::parts::send;
     FlowError => balancer_flow_error(Again, told) flows::errors::send;
-    ToBackend => balancer_to_backend(Found, told) forward::any_to_backend;
+    ToBackend => balancer_to_backend(Again, told) forward::any_to_backend;
     ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
     ToClient => balancer_to_client(Found, told) nat::to_client;
     ErrorToClient => balancer_error_to_client(Found, told) nat::error_to_client;

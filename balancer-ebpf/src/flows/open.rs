@@ -23,7 +23,7 @@ pub(crate) fn choose(found: &Found) -> Step {
     let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
     let step = OpenFlow::unchosen(listener.listening.port);
     if listener.listening.flags & LISTENER_QUIC != 0 {
-        return Step::to(Quic::of(listener.service));
+        return Step::to(Quic::of(listener));
     }
     steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }

@@ -21,7 +21,7 @@ use balancer_common::{
 use crate::{
     backends::{Reachable, reachable},
     devices,
-    found::Found,
+    found::{self, Found},
     fragments::{self, Way},
     ingress::Ingress,
     packet::Packet,
@@ -67,6 +67,7 @@ fn rewritten(
     let carries = Carries::Header;
     let added = if !is_tunnel(row) {
         if row.forwarding > Forwarding::Nat as u8 && devices::must_be_asked(ingress, ip, row) {
+            found::keep(ip);
             return Ok(Step::to(ToBackend { choice, carries, port }));
         }
         write(ingress, frame, ip, carries, backend, port)?;

@@ -3,6 +3,8 @@
 
 // The kernel program's parsing, compiled here: its crate brings functions such as `memcpy` for BPF, which return nothing and
 // would take the place of the host's.
+#[path = "../../../balancer-ebpf/src/connection_id.rs"]
+pub mod connection_id;
 #[path = "../../../balancer-ebpf/src/order.rs"]
 mod order;
 #[path = "../../../balancer-ebpf/src/packet.rs"]

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use balancer_common::map_types::FAMILY_V4;
 
 use crate::{
-    model::parse as model,
+    connection_id,
+    model::{parse as model, quic},
     packet::Packet,
     parse::{self, Ip, Ports, Stopped, TCP, UDP},
 };
@@ -33,6 +34,8 @@ struct Headers {
     may_be_fragmented: bool,
     /// Source, destination, whether it opens a connection; of TCP and UDP that is no later fragment.
     ports: Option<Option<(u16, u16, bool)>>,
+    /// Of a datagram with ports, were it QUIC.
+    connection_id: Option<Vec<u8>>,
 }
 
 /// Compares what both make of the frame `bytes`.
@@ -98,6 +101,7 @@ fn program(bytes: &mut [u8]) -> Seen {
         fragment: (ip.fragment.offset(), ip.fragment.more(), id),
         may_be_fragmented: ip.may_be_fragmented(),
         ports: ports(&ip),
+        connection_id: connection_id(&ip),
     })
 }
 
@@ -105,6 +109,12 @@ fn ports(ip: &Ip<'_>) -> Option<Option<(u16, u16, bool)>> {
     let found = |ports: Ports| (u16::from_be(ports.source()), u16::from_be(ports.destination()), ports.opens());
     let has_ports = [TCP, UDP].contains(&ip.protocol) && !ip.fragment.is_later();
     has_ports.then(|| parse::ports(ip).map(found))
+}
+
+fn connection_id(ip: &Ip<'_>) -> Option<Vec<u8>> {
+    ports(ip).flatten().filter(|_| ip.protocol == UDP)?;
+    let (words, length) = connection_id::read(ip).filter(|(_, length)| *length > 0)?;
+    Some(words.iter().flat_map(|word| word.to_be_bytes()).take(length).collect())
 }
 
 fn plainly(frame: &[u8]) -> Seen {
@@ -116,6 +126,9 @@ fn plainly(frame: &[u8]) -> Seen {
     };
     let has_ports = [model::TCP, model::UDP].contains(&packet.protocol) && !packet.is_later_fragment();
     let ports = || model::ports(frame, &packet).map(|ports| (ports.source, ports.destination, ports.opens));
+    let ports = has_ports.then(ports);
+    let is_datagram = ports.flatten().is_some() && packet.protocol == model::UDP;
+    let connection_id = is_datagram.then(|| quic::connection_id(quic::payload(frame, &packet))).flatten();
     Seen::Packet(Headers {
         start: packet.start,
         l4: packet.l4(),
@@ -127,6 +140,7 @@ fn plainly(frame: &[u8]) -> Seen {
         destination: packet.destination,
         fragment: (packet.fragment_offset, packet.more_fragments, packet.id),
         may_be_fragmented: !packet.dont_fragment,
-        ports: has_ports.then(ports),
+        ports,
+        connection_id: connection_id.map(<[u8]>::to_vec),
     })
 }

@@ -33,7 +33,7 @@ pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Res
     Ok(())
 }
 
-/// A datagram from each client, from a port of its own; who answered.
+/// This datagram from each client, from a port of its own; who answered.
 ///
 /// # Errors
 /// When no answer comes, or from elsewhere than `vip`.
@@ -42,11 +42,12 @@ pub fn ask(
     family: Family,
     clients: RangeInclusive<u16>,
     vip: SocketAddr,
+    datagram: &[u8],
 ) -> Result<BTreeMap<u16, String>> {
     let one = |client| {
         let socket = UdpSocket::bind((topology.client_address(family, client), 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send_to(b"?", vip)?;
+        socket.send_to(datagram, vip)?;
         let mut buffer = [0; 64];
         let (length, from) = socket.recv_from(&mut buffer)?;
         ensure!(from == vip, "{from} answers for {vip}");

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, time::Instant};
 
 use balancer_common::{
     map_types::Forwarding,
+    quic::QuicStats,
     verdict::{Decision, DropReason, MoveCause, Verdict},
 };
 use balancer_model::listeners::Family;
@@ -169,7 +170,12 @@ impl Total {
             }
         }
         let memory = counters.memory;
+        let quic = |of: fn(&QuicStats) -> u64| counters.quic.values().map(of).sum();
         for (what, times) in [
+            ("steered by connection IDs", quic(|stats| stats.steered)),
+            ("connection IDs of nobody", quic(|stats| stats.unknown)),
+            ("known by their connections", quic(|stats| stats.migrated)),
+            ("moved by their connections", counters.migrated.values().sum()),
             ("inserted", memory.inserted),
             ("evicted", memory.evicted),
             ("full", memory.full),

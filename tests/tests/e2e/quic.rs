@@ -111,7 +111,7 @@ fn hex(digits: &str) -> Vec<u8> {
 }
 
 /// A packet of an established connection.
-fn short(id: &[u8]) -> Vec<u8> {
+pub(crate) fn short(id: &[u8]) -> Vec<u8> {
     [&[0x41], id, &[7; 24]].concat()
 }
 

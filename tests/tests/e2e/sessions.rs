@@ -268,7 +268,7 @@ fn datagrams_stick(forwarding: Forwarding) {
             scope.spawn(move || datagrams::answer_with(&socket, &format!("web{number}"), stop).unwrap());
         }
         let _stop = StopOnDrop(&stop);
-        let ask = |clients| datagrams::ask(site.topology(), FAMILY, clients, vip).unwrap();
+        let ask = |clients| datagrams::ask(site.topology(), FAMILY, clients, vip, b"?").unwrap();
         let homes = ask(CLIENTS);
         assert_eq!(counts(homes.values()).len(), 3);
         let address = SocketAddr::new(

@@ -4,6 +4,7 @@ mod bpf;
 mod install;
 mod node;
 mod packages;
+mod python;
 
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     arch::Arch,
-    command::{built, installed, output, program},
+    command::{installed, output, program},
 };
 use install::Installer;
 
@@ -116,26 +117,10 @@ pub(crate) fn cargo_fuzz() -> Result<()> {
     soon(&mut Installer::new(), "cargo-fuzz", "0.13.1", &[])
 }
 
-/// Installs what looks for misspelt words, already built from Python's package index, and says where it is.
+/// Installs what looks for misspelt words, and says where it is.
 pub(crate) fn typos() -> Result<PathBuf> {
     const NAME: &str = "typos";
-    if installed(NAME) {
-        return Ok(NAME.into());
-    }
-    let place = built("tools")?;
-    let own = place.join("bin").join(NAME);
-    if !own.exists() {
-        let mut installer = Installer::new();
-        installer.tools(&packages::PYTHON)?;
-        installer.step("a place for Python's packages", None, program("python3").args(["-m", "venv"]).arg(&place))?;
-        let mut command = program(place.join("bin/pip"));
-        installer.step(
-            NAME,
-            None,
-            command.args(["install", "--quiet", "--disable-pip-version-check", "typos==1.52.0"]),
-        )?;
-    }
-    Ok(own)
+    if installed(NAME) { Ok(NAME.into()) } else { python::package(&mut Installer::new(), NAME, "1.52.0") }
 }
 
 const MDBOOK: &str = "0.5.4";
@@ -173,6 +158,8 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.servers(&packages::SESSIONS)?;
         installer.tools(&packages::SIGNING)?;
         node::modules(&mut installer)?;
+        // A client of HTTP/3.
+        python::package(&mut installer, "aioquic", "1.7.2")?;
         if !installed("cargo-nextest") {
             installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;
         }

@@ -14,6 +14,7 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     handover,
     map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, TableSlot},
+    quic::QuicStats,
     service_table::PublishedView,
     verdict::{DROP_COUNTERS, DropReason, Verdict},
 };
@@ -65,7 +66,7 @@ struct Placed {
     id: ServiceId,
     row: u32,
     table: LiveTable,
-    slots: Vec<TableSlot>,
+    slots: u32,
     rules: Vec<IpNet>,
 }
 
@@ -117,7 +118,7 @@ impl Kernel {
         for row in first..first + scene.services.len() as u32 {
             let service = self.maps.services.get(&row, 0)?;
             let (id, table) = (ServiceId(service.id), LiveTable::from_word(service.table));
-            placed.insert(service.id, Placed { id, row, table, slots: Vec::new(), rules: Vec::new() });
+            placed.insert(service.id, Placed { id, row, table, slots: 0, rules: Vec::new() });
         }
         let mut of = |id: u16| placed.remove(&id).with_context(|| format!("service {id} has no row"));
         scene.services.iter().map(|service| of(service.spec.id.0)).collect()
@@ -133,16 +134,24 @@ impl Kernel {
                 self.maps.slots.set(place.line, line, 0)?;
             }
         }
-        self.scene[service].slots = slots.to_vec();
         Ok(())
     }
 
+    fn read_slots(&self, service: usize) -> anyhow::Result<Vec<TableSlot>> {
+        let Placed { table, slots, .. } = &self.scene[service];
+        let slot = |number| {
+            let place = table.place(number);
+            Ok(self.maps.slots.get(&place.line, 0)?.slot(place.index))
+        };
+        (0..*slots).map(slot).collect()
+    }
+
     fn set_rules(&mut self, service: usize, rules: &[RuleSpec]) -> anyhow::Result<()> {
+        // The data path flags slots itself; here the scene and packets say which are.
+        let slots = self.read_slots(service)?;
         let placed = &mut self.scene[service];
         placed.rules = rules.iter().map(|rule| rule.prefix).collect();
         self.dataplane.set_rules(placed.id, rules)?;
-        // The data path flags slots itself; here the scene says which are.
-        let slots = std::mem::take(&mut placed.slots);
         self.write_slots(service, &slots)
     }
 
@@ -189,6 +198,12 @@ impl Kernel {
             anyhow::ensure!(passed.host_connections == 0, "the host has connections");
             counters.unsteered.insert(id.0, passed.unsteered);
         }
+        for Placed { id, .. } in &self.scene {
+            counters.quic.insert(id.0, self.dataplane.quic_stats(*id)?);
+        }
+        for &id in &self.backends {
+            counters.migrated.insert(id.0, self.dataplane.migrated(id));
+        }
         let memory = self.dataplane.memory()?.stats;
         counters.memory.inserted = memory.inserted;
         counters.memory.evicted = memory.evicted;
@@ -234,7 +249,8 @@ impl Player for Kernel {
         self.listeners = counted.map(|of| of.id).collect();
         self.scene = self.place(scene)?;
         for (index, service) in scene.services.iter().enumerate() {
-            self.scene[index].slots.clone_from(&service.slots);
+            self.scene[index].slots = service.slots.len() as u32;
+            self.write_slots(index, &service.slots)?;
             self.set_rules(index, &service.rules)?;
             self.write_tick(index, service.tick)?;
         }
@@ -325,6 +341,14 @@ impl Player for Kernel {
             *packets -= self.before.unsteered.get(id).copied().unwrap_or_default();
             *packets > 0
         });
+        counters.quic.retain(|id, stats| {
+            let before = self.before.quic.get(id).copied().unwrap_or_default();
+            stats.steered -= before.steered;
+            stats.unknown -= before.unknown;
+            stats.migrated -= before.migrated;
+            *stats != QuicStats::default()
+        });
+        counters.migrated.retain(|_, clients| *clients > 0);
         counters.echo -= self.before.echo;
         counters.too_big -= self.before.too_big;
         counters.rejected -= self.before.rejected;

@@ -93,7 +93,8 @@ pub fn play(
             }
             let clients = player.clients();
             if clients != model.clients {
-                return disagreement(table_difference(&model.clients, &clients));
+                let counted = model.counters.differences(&player.counters()?).join("\n");
+                return disagreement(table_difference(&model.clients, &clients) + "\n" + &counted);
             }
             let seen = player.seen();
             if seen != model.seen.words {

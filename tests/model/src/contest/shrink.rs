@@ -189,6 +189,9 @@ mod tests {
     #[test]
     fn a_fault_of_clocks_is_shown_by_one_tick_and_one_packet() {
         let small = small(true);
-        assert!(matches!(small.as_slice(), [Step::Tick { .. }, Step::Packet { .. }]), "{small:?}");
+        // The clients that must be known for it may be a step as well.
+        let is_other = |step: &&Step| !matches!(step, Step::Clients(_));
+        let steps: Vec<&Step> = small.iter().filter(is_other).collect();
+        assert!(matches!(steps.as_slice(), [Step::Tick { .. }, Step::Packet { .. }]), "{small:?}");
     }
 }

@@ -12,7 +12,7 @@ use balancer_model::{
 };
 use fastrand::Rng;
 
-use super::{Scene, clients, icmp, once_in, one_of};
+use super::{Scene, clients, icmp, once_in, one_of, quic};
 use crate::model::Service;
 use balancer_testkit::frame::{self, ACK, DESTINATION_OPTIONS, Extension, FRAGMENT, Frame, HOP_BY_HOP, SYN, Transport};
 
@@ -67,14 +67,18 @@ impl<'a> Source<'a> {
 
     /// A packet of a client to a service.
     pub(super) fn to_service(&self, rng: &mut Rng) -> Frame {
-        let (_, listener) = self.listener(rng);
+        let (service, listener) = self.listener(rng);
         let mut client = client(rng, listener.address.is_ipv4());
         let vip = at_port_of(rng, listener);
         if once_in(rng, 60) {
             let other = self.listener(rng).1.address;
             client.set_ip(if other.is_ipv4() == vip.is_ipv4() { other } else { vip.ip() });
         }
-        between(rng, client, vip, listener.protocol)
+        let mut frame = between(rng, client, vip, listener.protocol);
+        if listener.protocol == Protocol::Quic && !once_in(rng, 8) {
+            frame.payload = quic::datagram(rng, self.scene, service);
+        }
+        frame
     }
 
     /// A reply of a `nat` backend, or what looks like one.
@@ -122,7 +126,9 @@ impl<'a> Source<'a> {
         let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         frame.extensions.retain(|(kind, _)| *kind != FRAGMENT);
         let length = one_of(rng, &[16, 60, 200, 1000, 2900]);
-        frame.payload = bytes(rng, length);
+        let mut payload = bytes(rng, length);
+        payload.iter_mut().zip(&frame.payload).for_each(|(byte, of)| *byte = *of);
+        frame.payload = payload;
         let size = one_of(rng, &[8, 24, 64, 512, 1400]).max(frame.payload.len() / 40 * 8 + 8);
         // Few identifications, so that datagrams are mistaken for each other.
         let mut parts = frame.fragments(size, rng.u32(..500));

@@ -5,6 +5,7 @@ mod clients;
 mod frames;
 mod icmp;
 mod mutate;
+mod quic;
 mod rules;
 mod scene;
 

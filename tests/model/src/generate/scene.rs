@@ -20,7 +20,7 @@ use balancer_model::{
 };
 use fastrand::Rng;
 
-use super::{clients, once_in, one_of, rules};
+use super::{clients, once_in, one_of, quic, rules};
 use crate::model::{BUCKETS, Newcomers, Routes, SEEN_WORDS, Seen, Service, State, client_hash};
 use balancer_testkit::rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6};
 
@@ -126,6 +126,8 @@ impl Scene {
         }
         let v4_prefixes = [32, 32, 32, 24, 30, 8, 0];
         let v6_prefixes = [64, 64, 64, 128, 48, 127, 0];
+        let is_quic = listeners.iter().any(|of| of.listener.protocol == Protocol::Quic);
+        let quic = is_quic.then(|| quic::random(rng, &backends));
         let spec = ServiceSpec {
             tick_seconds: 0,
             id,
@@ -140,7 +142,7 @@ impl Scene {
             rules: rng.bool(),
             reject: rng.bool(),
             flows: balancer_core::io::FlowSpec::default(),
-            quic: None,
+            quic,
             share: random_share(rng),
             local: Vec::new(),
         };
@@ -236,9 +238,9 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
         let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
         let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
         let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
-        let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Udp]);
+        let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Quic]);
         let listener = Listener { address: vip(rng, v4), ports, protocol };
-        if taken.insert(listener) {
+        if taken.insert(listener.taken()) {
             let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };
             // Of those of every second service CPUs share the counters.
             let id = ListenerId(service * 10 + number + service % 2 * LISTENER_COUNTERS as u16);

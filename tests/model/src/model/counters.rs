@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use balancer_common::{
     map_types::{BackendStats, RuleStats},
+    quic::QuicStats,
     verdict::{DROP_COUNTERS, Verdict},
 };
 use ipnet::IpNet;
@@ -35,6 +36,10 @@ pub struct Counters {
     pub rules: BTreeMap<(u16, IpNet), RuleStats>,
     /// By service: packets steered as without the rule, those of rules that are gone included.
     pub fallbacks: BTreeMap<u16, u64>,
+    /// By service: what connection IDs said; one that is not listed has counted nothing.
+    pub quic: BTreeMap<u16, QuicStats>,
+    /// By backend: clients that went to another because their connections did.
+    pub migrated: BTreeMap<u16, u64>,
     /// Decisions of rules, of packets and of packets about others. Only the model knows.
     pub ruled: [Ruled; 2],
 }
@@ -102,6 +107,12 @@ impl Counters {
         for (&id, &packets) in &other.unsteered {
             *self.unsteered.entry(id).or_default() += packets;
         }
+        for (&id, stats) in &other.quic {
+            *self.quic.entry(id).or_default() += stats;
+        }
+        for (&id, &clients) in &other.migrated {
+            *self.migrated.entry(id).or_default() += clients;
+        }
         self.watched += other.watched;
         self.memory.inserted += other.memory.inserted;
         self.memory.evicted += other.memory.evicted;
@@ -133,6 +144,8 @@ impl Counters {
             let of = |counters: &Self| format!("{:?}", counters.listeners.get(id).copied().unwrap_or_default());
             line(&format!("listener {id}"), of(self), of(other));
         }
+        line("quic", format!("{:?}", self.quic), format!("{:?}", other.quic));
+        line("migrated", format!("{:?}", self.migrated), format!("{:?}", other.migrated));
         line("unsteered", format!("{:?}", self.unsteered), format!("{:?}", other.unsteered));
         line("newcomers", format!("{:?}", self.memory), format!("{:?}", other.memory));
         let replies = |counters: &Self| format!("{:?}", (counters.echo, counters.too_big, counters.rejected));

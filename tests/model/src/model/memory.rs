@@ -62,6 +62,8 @@ pub(super) struct Asked {
     pub(super) live: Option<u16>,
     /// A rule names it.
     pub(super) pinned: bool,
+    /// With `pinned`: not a rule, but a connection that the client has brought from another address.
+    pub(super) migrates: bool,
     /// The table would name it if nothing had failed.
     pub(super) is_home: bool,
     /// A SYN.
@@ -164,6 +166,10 @@ pub(super) fn ask<'a>(
     };
     let (to, moved) = match goes {
         Goes::Nowhere => (None, None),
+        // Too many at once: it goes there all the same.
+        Goes::Moves { to, .. } if asked.migrates && !may_record() => {
+            return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, known: false };
+        }
         Goes::Stays => {
             bucket[place] = known.seen(asked.now).write();
             (Some(known.backend), None)

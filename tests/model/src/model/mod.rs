@@ -13,6 +13,7 @@ mod fragments;
 mod icmp;
 mod memory;
 pub(crate) mod parse;
+pub(crate) mod quic;
 mod reject;
 mod routes;
 mod rules;
@@ -33,7 +34,7 @@ use balancer_common::{
 };
 
 use share::Treated;
-use steer::Nowhere;
+use steer::{Choice, Nowhere};
 
 use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
 
@@ -156,12 +157,25 @@ impl State {
             self.rule(service, packet.source, false);
             return Ok(self.left(service));
         }
+        if let Some(choice) = self.by_connection_id(arrival, packet, service, &listener) {
+            return self.on_its_way(arrival, packet, choice, treated);
+        }
         let choice = match self.steer(service, packet.source, opening) {
             Ok(choice) => choice,
             Err(Nowhere::Host) => return Ok(Fate::Pass),
             Err(Nowhere::Dropped(_)) if treated == Treated::Watched => return Ok(Fate::Pass),
             Err(Nowhere::Dropped(reason)) => return self.nobody(service, arrival, packet, reason),
         };
+        self.on_its_way(arrival, packet, choice, treated)
+    }
+
+    fn on_its_way(
+        &mut self,
+        arrival: Arrival<'_>,
+        packet: &Packet,
+        choice: Choice,
+        treated: Treated,
+    ) -> Result<Fate, DropReason> {
         if treated == Treated::Watched {
             return Ok(self.watched(arrival, packet, choice));
         }

@@ -89,7 +89,7 @@ fn hash(service: &Service, bytes: &[u8]) -> u64 {
 }
 
 /// The slot of a hash: its upper half as a part of 2^32, of so many slots.
-fn slot_of(hash: u64, slots: usize) -> usize {
+pub(super) fn slot_of(hash: u64, slots: usize) -> usize {
     (u128::from(hash >> 32) * slots as u128 / (1 << 32)) as usize
 }
 
@@ -159,6 +159,7 @@ impl State {
             service: service.spec.id,
             live: live.filter(|_| !known_alone),
             pinned: pin.is_some() && !known_alone,
+            migrates: false,
             is_home: slot.flags & SLOT_REFILLED == 0,
             opens,
             datagram,
@@ -172,6 +173,17 @@ impl State {
 
     /// `marks`: the client's next packets need not ask.
     fn ask(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> Option<Choice> {
+        let answer = self.answer(hash, asked, peeks, marks);
+        if !peeks {
+            self.count_newcomer(&answer);
+            if let Some((from, cause)) = answer.moved {
+                self.counters.backend(from).moves[CauseIndex::from(cause).counter()] += 1;
+            }
+        }
+        answer.backend.map(|backend| Choice { backend, decision: answer.decision })
+    }
+
+    pub(super) fn answer(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> memory::Answer {
         let place = hash as usize % BUCKETS;
         let mut bucket = self.clients[place];
         let newcomers = &mut self.newcomers;
@@ -182,12 +194,11 @@ impl State {
         }
         if !peeks {
             self.clients[place] = bucket;
-            self.count(&answer);
         }
-        answer.backend.map(|backend| Choice { backend, decision: answer.decision })
+        answer
     }
 
-    fn count(&mut self, answer: &memory::Answer) {
+    pub(super) fn count_newcomer(&mut self, answer: &memory::Answer) {
         let memory = &mut self.counters.memory;
         match answer.newcomer {
             None => {}
@@ -197,9 +208,6 @@ impl State {
             }
             Some(Newcomer::Full) => memory.full += 1,
             Some(Newcomer::Limited) => memory.limited += 1,
-        }
-        if let Some((from, cause)) = answer.moved {
-            self.counters.backend(from).moves[CauseIndex::from(cause).counter()] += 1;
         }
     }
 }

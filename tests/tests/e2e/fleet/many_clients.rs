@@ -1,12 +1,8 @@
 //! Tens of thousands of clients, by datagrams and by connections.
 
-use std::{
-    collections::BTreeSet,
-    net::{SocketAddr, UdpSocket},
-    sync::atomic::AtomicBool,
-    thread,
-};
+use std::{collections::BTreeSet, net::SocketAddr, sync::atomic::AtomicBool, thread};
 
+use balancer_model::config::Protocol;
 use balancer_testkit::{datagrams, stop::StopOnDrop, topology::Family};
 
 use super::{Fleet, PORT, Plan};
@@ -21,7 +17,7 @@ impl Fleet {
     #[track_caller]
     fn homes_by_datagrams(&self, family: Family) -> Vec<String> {
         let vip = SocketAddr::new(self.topology.vip(family), PORT);
-        datagrams::ask(&self.topology, family, 1..=CLIENTS, vip).unwrap().into_values().collect()
+        datagrams::ask(&self.topology, family, 1..=CLIENTS, vip, b"?").unwrap().into_values().collect()
     }
 
     /// The backend that answers a connection of each of the first clients.
@@ -45,15 +41,10 @@ impl Fleet {
 #[test]
 fn twenty_thousand_clients_have_one_answer() {
     let family = Family::V4;
-    let mut fleet = Fleet::planned(Plan { datagrams: true, ..Plan::default() });
+    let mut fleet = Fleet::planned(Plan { datagrams: Some(Protocol::Udp), ..Plan::default() });
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        for (number, host) in (1..).zip(fleet.topology.backends()) {
-            let vip = SocketAddr::new(fleet.topology.vip(family), PORT);
-            let socket = host.run_in_thread(|| UdpSocket::bind(vip)).unwrap().unwrap();
-            let stop = &stop;
-            scope.spawn(move || datagrams::answer_with(&socket, &format!("web{number}"), stop).unwrap());
-        }
+        fleet.answer_datagrams(scope, family, &stop);
         let _stop = StopOnDrop(&stop);
         fleet.route(&[0]);
         let homes = fleet.homes_by_datagrams(family);

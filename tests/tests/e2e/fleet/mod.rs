@@ -12,20 +12,25 @@ mod kubernetes;
 mod many_clients;
 mod members;
 mod modes;
+mod quic;
 mod verdicts;
 
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::AtomicBool,
+    thread::Scope,
 };
 
 use balancer_api::model::FleetSnapshot;
 use balancer_common::map_types::Forwarding;
+use balancer_model::config::Protocol;
 use balancer_testkit::{
     backend::Backend,
     binaries,
     controller::Controller,
+    datagrams,
     etcd::{EtcdCluster, Options},
     http_client::Request,
     namespace::Namespace,
@@ -52,8 +57,8 @@ struct Plan {
     lease: &'static str,
     /// How backends are checked.
     check: &'static str,
-    /// Whether `web` takes datagrams as well.
-    datagrams: bool,
+    /// The protocol of datagrams that `web` takes as well.
+    datagrams: Option<Protocol>,
     /// More arguments of etcd.
     etcd: Vec<String>,
     /// Further keys of the service.
@@ -67,7 +72,7 @@ impl Default for Plan {
             members: 3,
             lease: "2s",
             check: QUICK_CHECK,
-            datagrams: false,
+            datagrams: None,
             etcd: Vec::new(),
             service_lines: "",
         }
@@ -158,6 +163,15 @@ impl Fleet {
         self.backends[usize::from(number) - 1] = Some(backend);
     }
 
+    /// Has each backend answer datagrams with its name until `stop`.
+    fn answer_datagrams<'a>(&self, scope: &'a Scope<'a, '_>, family: Family, stop: &'a AtomicBool) {
+        for (number, host) in (1..).zip(self.topology.backends()) {
+            let vip = SocketAddr::new(self.topology.vip(family), PORT);
+            let socket = host.run_in_thread(|| UdpSocket::bind(vip)).unwrap().unwrap();
+            scope.spawn(move || datagrams::answer_with(&socket, &format!("web{number}"), stop).unwrap());
+        }
+    }
+
     /// The address of a backend as the command line takes it.
     fn backend_address(&self, family: Family, number: u16) -> String {
         let port = if self.plan.forwarding == Forwarding::Nat { 8080 } else { PORT };
@@ -189,9 +203,11 @@ impl Fleet {
         );
         let settings = Settings { lines: fleet, ..self.settings.clone() };
         let config = write_config(&self.topology, &settings, &files).unwrap();
-        if self.plan.datagrams {
+        if let Some(protocol) = self.plan.datagrams {
             let vip = SocketAddr::new(self.topology.vip(Family::V4), PORT);
-            let (one, both) = (format!("address = \"{vip}\""), format!("listen = [\"{vip}\", \"{vip}/udp\"]"));
+            let quic = if protocol == Protocol::Quic { quic::LINE } else { "" };
+            let both = format!("listen = [\"{vip}\", \"{vip}/{protocol}\"]{quic}");
+            let one = format!("address = \"{vip}\"");
             let text = fs::read_to_string(&config).unwrap();
             assert!(text.contains(&one), "{text}");
             let mut text = text.replace(&one, &both);

@@ -1,0 +1,112 @@
+//! Connection IDs of QUIC in a fleet: members share no connection, and agree all the same.
+
+use std::{net::SocketAddr, sync::atomic::AtomicBool, thread};
+
+use balancer_api::{model::ClientView, quic::QuicServerConfig};
+use balancer_model::config::Protocol;
+use balancer_testkit::{datagrams, stop::StopOnDrop, topology::Family};
+
+use super::{Fleet, PORT, Plan};
+use crate::{
+    quic::{maker, short},
+    support::{homes, requests, wait},
+};
+
+/// What the file says of connection IDs, behind the listeners.
+pub(super) const LINE: &str = "\nquic = { format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
+const FAMILY: Family = Family::V4;
+
+impl Fleet {
+    /// What the server of a backend is told, by a member.
+    fn server_config(&self, member: usize, backend: &str) -> QuicServerConfig {
+        let said = self.cli(member, &["quic", "server-config", &format!("web/{backend}"), "--json"]);
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// A packet of a connection to a backend, whose server knows the present key.
+    fn packet_to(&self, backend: &str) -> Vec<u8> {
+        let configs: Vec<QuicServerConfig> = self.members().map(|member| self.server_config(member, backend)).collect();
+        assert!(configs.iter().all(|config| *config == configs[0]), "members tell {backend} differently");
+        let (format, server) = maker(&configs[0]);
+        let first = configs[0].config << 5 | (configs[0].id_length - 1);
+        let nonce: Vec<u8> = (0..configs[0].nonce_length).collect();
+        short(&format.id(first, &server, &nonce)[..configs[0].id_length.into()])
+    }
+
+    /// The backend that answers the packet of a client through one member.
+    fn through(&self, member: usize, client: u16, packet: &[u8]) -> String {
+        let vip = SocketAddr::new(self.topology.vip(FAMILY), PORT);
+        self.route(&[member]);
+        let answers = datagrams::ask(&self.topology, FAMILY, client..=client, vip, packet).unwrap();
+        answers.into_values().next().unwrap()
+    }
+
+    /// Packets of a connection reach its backend from any address and through any member. A client that has sent one through
+    /// one member goes there with its TCP connections through all of them, once they know of it.
+    fn is_kept(&self, backend: &str, packet: &[u8], client: u16) {
+        let members: Vec<usize> = self.members().collect();
+        for &member in &members {
+            assert_eq!(self.through(member, client, packet), backend, "through lb{}", member + 1);
+        }
+        let (member, client) = (members[usize::from(client) % members.len()], client + 50);
+        assert_eq!(self.through(member, client, packet), backend, "through lb{}", member + 1);
+        wait("all know the client", || members.iter().all(|&member| self.knows_at(member, client, backend)));
+        let homes = self.homes_of(client);
+        assert!(homes.iter().all(|name| name == backend), "client {client} of {backend}: {homes:?}");
+    }
+
+    /// Whether a member knows a client to be at a backend.
+    fn knows_at(&self, member: usize, client: u16, backend: &str) -> bool {
+        let address = self.topology.client_address(FAMILY, client).to_string();
+        let said = self.cli(member, &["client", "where", &address, "--service", "web", "--json"]);
+        let located: ClientView = serde_json::from_str(&said).unwrap();
+        located.known && located.backend.as_deref() == Some(backend)
+    }
+
+    /// The backend of a client's TCP connections through each member.
+    fn homes_of(&self, client: u16) -> Vec<String> {
+        let members: Vec<usize> = self.members().collect();
+        let through = |&member: &usize| {
+            self.route(&[member]);
+            homes(&self.topology, &requests(&self.topology, FAMILY, PORT, client..=client)).remove(0)
+        };
+        let homes = members.iter().map(through).collect();
+        self.route(&members);
+        homes
+    }
+}
+
+#[test]
+fn when_clients_of_a_fleet_change_their_address_then_each_member_sends_them_where_their_connection_is() {
+    let mut fleet = Fleet::planned(Plan { datagrams: Some(Protocol::Quic), ..Plan::default() });
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        fleet.answer_datagrams(scope, FAMILY, &stop);
+        let _stop = StopOnDrop(&stop);
+        let packets = ["web1", "web2", "web3"].map(|backend| (backend, fleet.packet_to(backend)));
+        for (client, (backend, packet)) in (1..).zip(&packets) {
+            fleet.is_kept(backend, packet, client);
+        }
+        // Servers are told of another key by any member; the packets of before are understood by all.
+        fleet.cli(1, &["quic", "key", "rotate", "web"]);
+        fleet.wait_in_step();
+        let rotated = fleet.server_config(1, "web1");
+        wait("all have the next key", || fleet.members().all(|member| fleet.server_config(member, "web1") == rotated));
+        let again = ["web1", "web2", "web3"].map(|backend| (backend, fleet.packet_to(backend)));
+        assert!(packets.iter().zip(&again).all(|(before, now)| before.1 != now.1), "the key has not changed");
+        for (client, (backend, packet)) in (11..).zip(packets.iter().chain(&again)) {
+            fleet.is_kept(backend, packet, client);
+        }
+        // A drained backend keeps its connections, and a member that dies takes none along.
+        fleet.cli(2, &["backend", "drain", "web/web2"]);
+        fleet.wait_in_step();
+        fleet.kill(0);
+        for (client, (backend, packet)) in (21..).zip(packets.iter().chain(&again)) {
+            fleet.is_kept(backend, packet, client);
+        }
+        fleet.start_again(0);
+        for (client, (backend, packet)) in (31..).zip(packets.iter().chain(&again)) {
+            fleet.is_kept(backend, packet, client);
+        }
+    });
+}
