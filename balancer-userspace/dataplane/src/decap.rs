@@ -28,7 +28,7 @@ use super::{
     rows::{address_words, family},
 };
 
-/// The loaded program and its maps. It goes off its interfaces when this is dropped.
+/// The loaded program and its maps. Dropping it detaches the program from its interfaces.
 pub struct Decap {
     map: HashMap<MapData, DecapKey, u32>,
     addresses: BTreeMap<IpAddr, u32>,
@@ -38,8 +38,8 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// Loads the program. It is attached nowhere yet, and has no addresses. Tunnels may come from `from`; with none
-    /// given, from everywhere.
+    /// Loads the program, without attaching it or giving it addresses. Tunnels are accepted from `from`, or from
+    /// everywhere if it is empty.
     ///
     /// # Errors
     /// When there are too many prefixes, or the kernel refuses the program or a map.
@@ -82,11 +82,11 @@ impl Decap {
         vips.map(|(&address, _)| address).collect()
     }
 
-    /// Strips packets for exactly `vips` from tunnels that end at `own` from now on. Packets for addresses that stay are
-    /// not disturbed.
+    /// Accepts packets for exactly `vips` in tunnels that end at `own` from now on. Packets for addresses that remain
+    /// are not disturbed.
     ///
     /// # Errors
-    /// When there are too many, and nothing has changed then; or when the kernel refuses a write.
+    /// When there are too many addresses, and nothing has changed then; or when the kernel refuses a write.
     pub fn set_addresses(&mut self, vips: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
         let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (addresses, kind) in [(vips, DECAP_VIP), (own, DECAP_OWN)] {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use aya::{Ebpf, maps::MapData, programs::Xdp};
 
-/// An array, which is the caller's from then on.
+/// Takes an array out of the object.
 ///
 /// # Errors
 /// When there is none of this name, which would be a broken build, or it was taken before.
@@ -14,7 +14,7 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-/// The program that steers.
+/// The steering program.
 ///
 /// # Errors
 /// When there is none, which would be a broken build.

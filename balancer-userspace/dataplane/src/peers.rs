@@ -1,4 +1,5 @@
-//! The MACs of other backends of services of which this machine is a `dsr` backend: what they send is not steered again.
+//! The MACs of other backends of services of which this machine is a `dsr` backend; packets from these MACs are not
+//! steered again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,15 +14,15 @@ use balancer_core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 /// See the [module](self).
 pub(super) struct Peers {
     map: HashTable<MapData, u64, u32>,
-    /// Where frames to `dsr` backends go.
+    /// The MACs of `dsr` backends.
     macs: HashMap<BackendId, (ServiceId, Mac)>,
-    /// Which backend of a service this machine is.
+    /// This machine's backend id in each service.
     local: HashMap<ServiceId, BackendId>,
     written: HashMap<u64, u32>,
 }
 
 impl Peers {
-    /// None.
+    /// Starts without backends.
     ///
     /// # Errors
     /// When the object holds no such map, which would be a broken build.
@@ -35,7 +36,7 @@ impl Peers {
         !self.local.is_empty()
     }
 
-    /// A backend has this row from now on.
+    /// Records a backend's new row.
     ///
     /// # Errors
     /// When the kernel refuses a write.
@@ -49,7 +50,7 @@ impl Peers {
         if before == place { Ok(()) } else { self.write() }
     }
 
-    /// A backend is no more.
+    /// Forgets a removed backend.
     ///
     /// # Errors
     /// When the kernel refuses a write.
@@ -57,7 +58,7 @@ impl Peers {
         if self.macs.remove(&id).is_some() { self.write() } else { Ok(()) }
     }
 
-    /// These are all services from now on.
+    /// Records the services, which are all that exist now.
     ///
     /// # Errors
     /// When the kernel refuses a write.
