@@ -1,5 +1,7 @@
 //! The JSON that the control socket speaks, for both ends: made of the core's facts, and asked for by the client.
 
+#![warn(missing_docs)]
+
 pub mod client;
 pub mod events;
 pub mod model;

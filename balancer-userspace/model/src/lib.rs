@@ -1,6 +1,8 @@
 //! What the balancer is configured to be: types that are valid once they exist, the words that users write and see, and
 //! the one validation of them.
 
+#![warn(missing_docs)]
+
 mod addresses;
 pub mod agent;
 pub mod bounded;
