@@ -49,8 +49,8 @@ impl Sanitizer {
             // They play hundreds of fleets until a deliberate mistake shows, by code that other tests run as well. A scheduler
             // that plays races has stacks of its own, which neither sanitizer knows.
             Self::Address => &[
-                "simulation::deliberate_mistakes_are_found",
-                "simulation::the_story_of_a_mistake_is_made_short",
+                "simulation::when_a_mistake_is_made_on_purpose_then_the_simulation_finds_it",
+                "simulation::when_a_story_goes_wrong_then_it_is_made_short",
                 "races::",
                 "grace::",
             ],
@@ -60,7 +60,7 @@ impl Sanitizer {
                 "simulation::",
                 "races::",
                 "grace::",
-                "metrics::tests::answers_that_nobody_takes_are_few_and_bounded_in_time",
+                "metrics::tests::when_answers_are_not_read_then_their_number_and_time_are_bounded",
             ],
         }
     }

@@ -389,7 +389,7 @@ fn when_backends_share_an_address_then_they_share_a_watch() {
 }
 
 #[test]
-fn when_the_last_backend_is_removed_then_the_service_forwards_nothing() {
+fn when_the_last_backend_is_removed_then_the_service_drops() {
     let mut bench = Bench::new(vec![service("web", "198.51.100.10:80", Forwarding::Nat, &["web1 10.0.0.11:80"])]).0;
     let (message, commands) = bench.remove("web/web1");
     assert_eq!(entries(bench.service()), [NO_BACKEND].into());
