@@ -100,7 +100,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     .map_err(shown)
 }
 
-/// Also where a log is quoted.
+/// Puts an error into one line, because a log may quote it.
 fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     if error.downcast_ref::<io::Error>().is_some() {
         return error;

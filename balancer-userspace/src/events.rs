@@ -13,7 +13,7 @@ use balancer_model::value;
 
 use super::{Failure, absence, fleet, output};
 
-/// How many earlier events `--follow` begins with.
+/// The number of earlier events that `--follow` shows first.
 const TAIL: usize = 10;
 
 #[derive(Debug, clap::Args)]
@@ -51,7 +51,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Everything up to now.
+/// Shows all events up to now.
 async fn all(client: &Client, mut found: EventsView, json: bool) -> Result<(), Failure> {
     let mut events = Vec::new();
     loop {

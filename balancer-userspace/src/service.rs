@@ -30,7 +30,7 @@ pub(super) enum Verb {
     },
 }
 
-/// What can be done to a service, or only planned.
+/// Changes to a service that the command can make or only plan.
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceChange {
     /// Add or remove a listener
