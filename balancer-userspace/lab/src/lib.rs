@@ -1,5 +1,5 @@
-//! The session lab: real servers with sessions behind the balancer, clients that count theirs up, and everything that can
-//! happen to them. Needs root, and the servers and stores of what is to be shown.
+//! The session lab: real servers with sessions behind the balancer, clients that count in their sessions, and all
+//! events that can affect them. It needs root, and the servers and stores of the requested rows.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a strategy, a front or an event does not need is not listed")]
 
 pub mod cell;
@@ -91,10 +91,10 @@ impl Options {
     }
 }
 
-/// Plays what is asked for with the program `balancer`, and prints what came of it.
+/// Plays the requested events with the program `balancer`, and prints the results.
 ///
 /// # Errors
-/// Without root; when a part is missing or does not run, and how to mend that; when a signal asks for an end.
+/// If the process is not root, if a part is missing or does not run (with instructions), or if a signal ends the lab.
 pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
     let rows = options.rows();
     let events: Vec<(Row, Event)> = rows
@@ -108,7 +108,7 @@ pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
         return Ok(());
     }
     ensure!(nix::unistd::geteuid().is_root(), "the lab needs root, for network namespaces and XDP: run it with sudo");
-    // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
+    // // Before threads or children exist, so that the signals end none of them.
     interrupt::take_over()?;
     let results = Results::open(&options.output, options.fresh)?;
     let open: Vec<(Row, Event)> =
