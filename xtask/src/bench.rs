@@ -54,7 +54,7 @@ pub(crate) enum Benchmark {
 /// The program that measures the kernel program.
 pub(crate) const PATH: &str = "bench-path";
 
-/// Benchmarks that are programs of their own, and need root; with what makes a program do this one.
+/// Benchmarks that are separate programs and need root, with the arguments that select them.
 const BINARIES: [(Benchmark, &str, &[&str]); 9] = [
     (Benchmark::Path, PATH, &[]),
     (Benchmark::Live, PATH, &["--live"]),
@@ -74,21 +74,21 @@ const BENCHES: [(Benchmark, [&str; 2]); 3] = [
     (Benchmark::Checks, ["balancer-daemon", "checks"]),
 ];
 
-/// `cargo bench` of one of them.
+/// Returns `cargo bench` for one of them.
 fn cargo_bench([package, name]: [&str; 2]) -> Command {
     let mut command = cargo();
     command.args(["bench", "--locked", "--package", package, "--bench", name]);
     command
 }
 
-/// Installs the balancers that are compared, if that can be: a comparison leaves out what is not there, and says so.
+/// Installs the balancers for comparisons, if possible. A comparison reports and skips missing ones.
 fn install_classics() {
     if let Err(error) = classics() {
         eprintln!("{error:#}; what is missing is left out");
     }
 }
 
-/// Sets up and runs one benchmark, or all that make a page.
+/// Sets up and runs one benchmark, or all benchmarks of the page.
 pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page, options: &[String]) -> Result<()> {
     let Some(only) = only else { return page.make() };
     if let Some(revision) = against {
@@ -109,12 +109,12 @@ pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page,
     if matches!(only, Benchmark::Proxy | Benchmark::Sticky) {
         install_classics();
     }
-    // With the balancer that it may run.
+    // // Include the balancer, which the benchmark may run.
     programs(&["balancer", binary], Aim::Release)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))
 }
 
-/// Measures the kernel program beside another commit's.
+/// Measures the kernel program and another commit's in turns.
 fn beside(other: &Against, options: &[String]) -> Result<()> {
     ensure_root("a benchmark of the kernel program", "bench path --against REV")?;
     setup(Purpose::Run)?;

@@ -1,4 +1,4 @@
-//! Ratchets: what the text of this tree must not have more of than it has.
+//! Ratchets: limits on bad patterns in the text of this tree, which may only become lower.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -7,13 +7,14 @@ use std::{
     process::Command,
 };
 
-/// Doc comments of a thousand that may begin with a word that stands for a noun, rounded up. Lower it when there are fewer.
+/// The limit on doc comments of a thousand that begin with a word that stands for a noun, rounded up. Lower it when
+/// there are fewer.
 const PRONOUNS: usize = 40;
-/// Doc comments of a thousand that may have fewer than four words. Lower it when there are fewer.
+/// The limit on doc comments of a thousand with fewer than four words. Lower it when there are fewer.
 const SHORT: usize = 101;
-/// Words of the longest page of the book.
+/// The largest number of words on a page of the book.
 const PAGE: usize = 4000;
-/// Characters of a commit's title.
+/// The largest number of characters in a commit's title.
 const TITLE: usize = 72;
 
 fn root() -> PathBuf {
@@ -88,7 +89,7 @@ fn when_a_change_is_committed_then_its_title_fits_in_a_line() {
 }
 
 #[test]
-fn comments_are_read_as_they_are_meant() {
+fn when_doc_comments_are_read_then_each_is_one_line() {
     let text =
         "//! A file.\n//! Goes on.\n\n/// What it is.\nfn a() {}\n//// no\n    /// Its name\n    b: u8,\n// no\n";
     let comments = doc_comments(text);

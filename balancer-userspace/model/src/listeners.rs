@@ -104,6 +104,7 @@ impl fmt::Display for PortRange {
 pub struct Listener {
     /// The virtual IP.
     pub address: IpAddr,
+    /// The ports.
     pub ports: PortRange,
     /// TCP, UDP or QUIC.
     pub protocol: Protocol,

@@ -11,6 +11,7 @@ use crate::{
 
 /// An object with a name, and possibly an earlier name under which it is hashed.
 pub trait Named {
+    /// Its current name.
     fn name(&self) -> &str;
 
     /// The earlier name under which it is hashed, if there is one.

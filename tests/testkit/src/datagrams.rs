@@ -1,4 +1,4 @@
-//! Clients and servers that speak by datagrams.
+//! Clients and servers that use datagrams.
 
 use std::{
     collections::BTreeMap,
@@ -33,10 +33,10 @@ pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Res
     Ok(())
 }
 
-/// A datagram from each client, from a port of its own; who answered.
+/// Sends a datagram from each client, each from its own port. Returns the names in the answers.
 ///
 /// # Errors
-/// When no answer comes, or from elsewhere than `vip`.
+/// If no answer comes, or from elsewhere than `vip`.
 pub fn ask(
     topology: &Topology,
     family: Family,

@@ -1,4 +1,4 @@
-//! Many requests at once.
+//! Sends many requests at once.
 
 use std::{
     io,
