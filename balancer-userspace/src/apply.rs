@@ -48,11 +48,11 @@ pub(super) async fn run(
         .with_context(|| format!("{} cannot be read", file.display()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) if text.len() as u64 <= file::MAX_FILE_SIZE => text,
-        // // If the file cannot be sent, this process can say what is wrong with it.
+        // If the file cannot be sent, this process can say what is wrong with it.
         Ok(text) => return Err(refuse(&file, text.as_bytes())),
         Err(error) => return Err(refuse(&file, error.as_bytes())),
     };
-    // // A pipe or another special file counts as new.
+    // A pipe or another special file counts as new.
     let age =
         fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
     let age_seconds = age.map(|age| age.as_secs_f64());

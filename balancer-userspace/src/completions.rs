@@ -33,7 +33,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 /// The command line, with the topics as arguments of `help`.
 fn with_topics(mut command: Command) -> Command {
-    // // Only `build` adds the `help` command.
+    // Only `build` adds the `help` command.
     command.build();
     let topics = CHAPTERS.iter().map(|chapter| {
         let name = format!("balancer help {}", chapter.name);

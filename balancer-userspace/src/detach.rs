@@ -18,11 +18,11 @@ pub(super) fn run(all: bool) -> Result<(), Failure> {
     let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {
         match pins.notes() {
-            // // This process cannot reach the settings and addresses of another network namespace, or they are gone
+            // This process cannot reach the settings and addresses of another network namespace, or they are gone
             // with it.
             Ok(notes) if pins.here() => host::put_back(notes.unwrap_or_default().host),
             Ok(_) => {}
-            // // Another version pinned these maps, and only it knows what to restore.
+            // Another version pinned these maps, and only it knows what to restore.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,
         }
         interfaces += pins.detach()?;

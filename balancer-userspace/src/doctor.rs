@@ -41,7 +41,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         output::print(&render(&report))?;
     }
     if !report.controller {
-        // // Fails with the reason why the controller is not reachable.
+        // Fails with the reason why the controller is not reachable.
         client.status().await?;
     }
     if report.findings.is_empty() { Ok(()) } else { Err(Failure::Told) }

@@ -269,10 +269,10 @@ pub fn command() -> clap::Command {
 
 fn report(failure: &Failure) -> ExitCode {
     let (code, text) = match failure {
-        // // The reader of the pipe has closed it.
+        // The reader of the pipe has closed it.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Told => return ExitCode::from(FAILED),
-        // // The text already has the form FILE:LINE: what, as editors expect it.
+        // The text already has the form FILE:LINE: what, as editors expect it.
         Failure::Config(errors) => (FAILED, errors.to_string()),
         Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {
             (FAILED, message.clone())
@@ -286,7 +286,7 @@ fn report(failure: &Failure) -> ExitCode {
         | Failure::Other(_) => (FAILED, format!("balancer: {failure}")),
     };
     let text = if journal::is_standard_error() { journal::error(&text) } else { text };
-    // // If standard error is closed, only the exit code can report the failure.
+    // If standard error is closed, only the exit code can report the failure.
     let _ = writeln!(io::stderr(), "{text}");
     ExitCode::from(code)
 }

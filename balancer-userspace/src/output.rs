@@ -81,7 +81,7 @@ pub(super) fn service(service: &ServiceView) -> String {
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
-    // // A name that resolves to the address of one backend needs a line only in case of an error.
+    // A name that resolves to the address of one backend needs a line only in case of an error.
     let lists = service.discover.iter().filter(|list| list.address.is_none() || list.error.is_some());
     for DiscoverView { file, dns, dns_a, address, targets, error, .. } in lists {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));

@@ -58,7 +58,7 @@ pub(super) fn text(plan: &PlanView) -> String {
         )
     };
     let before = plan.table_size_before;
-    // // Earlier versions of the balancer do not report the size.
+    // Earlier versions of the balancer do not report the size.
     if before > 0 && before != plan.table_size && !plan.removed {
         let how = if before < plan.table_size { "grow" } else { "shrink" };
         text += &format!("the table would {how} from {} to {} slots\n", grouped(before), grouped(plan.table_size));

@@ -108,7 +108,7 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         configurations: Configurations::new(parser),
     };
     let ended = runtime.block_on(balancer_daemon::run::run(launch));
-    // // A pending read of a file may never finish.
+    // A pending read of a file may never finish.
     runtime.shutdown_timeout(FAREWELL);
     Ok(ended?)
 }
@@ -127,7 +127,7 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
     }
     match (format, journal::is_standard_error()) {
         (LogFormat::Text, false) => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
-        // // The journal adds the time.
+        // The journal adds the time.
         (LogFormat::Text, true) => log
             .fmt_fields(debug_fn(text_field))
             .with_target(false)
@@ -157,7 +157,7 @@ fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) ->
     match field.name() {
         "message" => write!(writer, "{value:?}"),
         "service" | "backend" => Ok(()),
-        // // The origin of another crate's log line.
+        // The origin of another crate's log line.
         name if name.starts_with("log.") => Ok(()),
         name => write!(writer, " {name}={value:?}"),
     }

@@ -73,7 +73,7 @@ async fn watch(client: &Client) -> Result<(), Failure> {
 /// Returns the part of `text` that fits a terminal of this size, to be drawn over the old contents. `trouble` comes
 /// last and is always visible.
 fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> String {
-    // // The cursor stays on the last line.
+    // The cursor stays on the last line.
     let rows = rows.saturating_sub(1);
     let lines: Vec<&str> = text.lines().collect();
     let fits = lines.len() + usize::from(trouble.is_some()) <= rows;
@@ -86,7 +86,7 @@ fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> Str
 
 fn render(status: &StatusView) -> String {
     let counts = [">TX", ">REDIRECT", ">HANDED", ">PASS", ">DROP", ">ABORTED"];
-    // // Few machines are their own backends.
+    // Few machines are their own backends.
     let local: &[&str] = if status.interfaces.iter().any(|one| one.packets_seen.local > 0) { &[">LOCAL"] } else { &[] };
     let mut table = Table::new(&[["INTERFACE", ">INDEX", "XDP MODE"].as_slice(), &counts, local].concat());
     for interface in &status.interfaces {

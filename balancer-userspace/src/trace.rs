@@ -88,7 +88,7 @@ impl<'a> Memories<'a> {
     async fn remember(&mut self, address: IpAddr, service: Option<&str>) {
         let query = ClientQuery { address, service: service.map(str::to_owned) };
         let asked = Instant::now();
-        // // If the address is no client of a service, the trace continues.
+        // If the address is no client of a service, the trace continues.
         for view in self.api.client(&query).await.unwrap_or_default() {
             self.last.insert((view.service.clone(), address), (view, asked));
         }
@@ -110,7 +110,7 @@ impl<'a> Memories<'a> {
         let view = now.or(before.as_ref().map(|(view, _)| view));
         of.slot = view.map(|view| view.slot);
         of.rule = view.and_then(|view| view.rule.clone());
-        // // If another packet came between the answer and this packet, the decision is more reliable.
+        // If another packet came between the answer and this packet, the decision is more reliable.
         of.memory = match (decided(of), before.map(|(view, asked)| memory(&view, asked))) {
             (Some(decided), Some(seen)) if decided.known == seen.known => Some(seen),
             (decided, seen) => decided.or(seen),
@@ -121,7 +121,7 @@ impl<'a> Memories<'a> {
 fn memory(view: &ClientView, asked: Instant) -> Memory {
     Memory {
         known: view.known,
-        // // A known client's backend is the one it is steered to, unless a rule decides.
+        // A known client's backend is the one it is steered to, unless a rule decides.
         backend: view.backend.clone().filter(|_| view.known && view.why == "known"),
         last_seen_seconds_ago: view.last_seen_seconds_ago.map(|ago| ago + asked.elapsed().as_secs()),
     }

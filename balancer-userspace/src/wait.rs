@@ -62,10 +62,10 @@ impl Goal {
 
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Args { name, state, timeout } = args;
-    // // A missing backend is a mistake. One that disappears later has been removed.
+    // A missing backend is a mistake. One that disappears later has been removed.
     find(client, name).await?;
     let deadline = timeout.map(|limit| Instant::now() + limit);
-    // // With a limit, an operator may still begin the drain. Without a limit, the wait might never end.
+    // With a limit, an operator may still begin the drain. Without a limit, the wait might never end.
     let unasked = if timeout.is_some() { Undrained::Wait } else { Undrained::Refuse };
     match reach(client, name, *state, deadline, unasked).await? {
         Reached::Yes => Ok(output::print(&format!("backend {name} {}\n", state.word()))?),

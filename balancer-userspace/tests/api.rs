@@ -245,7 +245,7 @@ async fn when_a_body_is_over_64_kib_then_it_is_refused_and_discarded() {
     chunked.extend_from_slice(b"0\r\n\r\n");
     assert_eq!(raw(&fake.socket(), chunked).await.0, 413);
 
-    // // A client that sends `Expect` need not send the body.
+    // A client that sends `Expect` need not send the body.
     let head = format!(
         "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 10485760\r\n\r\n"
     );
@@ -291,7 +291,7 @@ async fn when_no_process_serves_the_socket_then_the_error_differs_from_a_refusal
     let missing = Client::new(&path).status().await.unwrap_err();
     assert!(matches!(missing, ClientError::Unreachable { .. }), "{missing:?}");
 
-    // // A socket file whose process has ended.
+    // A socket file whose process has ended.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let stale = Client::new(&path).status().await.unwrap_err();
     assert!(matches!(stale, ClientError::Unreachable { .. }), "{stale:?}");
@@ -331,7 +331,7 @@ async fn when_a_client_asks_for_later_events_then_it_gets_them_or_waits() {
         ("configuration applied", Some(1000), 2)
     );
 
-    // // The number of waiting requests is limited.
+    // The number of waiting requests is limited.
     let client = Client::new(&fake.socket());
     let mut waiting = JoinSet::new();
     for _ in 0..30 {
@@ -351,7 +351,7 @@ async fn when_a_group_is_configured_then_the_socket_belongs_to_it() {
     assert!(refused.starts_with("there is no group \"no-such-group\" for the control socket; make it ("), "{refused}");
     assert!(!exists(&path));
 
-    // // The process's own group, by its number, needs no privilege.
+    // The process's own group, by its number, needs no privilege.
     let own = fs::metadata(directory.path()).unwrap().gid();
     let socket = ControlSocket::bind(&path, Some(&own.to_string())).await.unwrap();
     let metadata = fs::metadata(&path).unwrap();

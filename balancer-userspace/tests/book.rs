@@ -210,7 +210,7 @@ fn when_a_command_exists_then_the_chapter_on_the_command_line_has_it() {
         for command in &commands {
             look(chapter, command, &format!("{path} {}", command.get_name()));
         }
-        // // `plan backend` accepts the same as `backend`, and a rule's action follows its prefix.
+        // `plan backend` accepts the same as `backend`, and a rule's action follows its prefix.
         let is_short = path.starts_with("balancer plan") || path.starts_with("balancer rule add ");
         if commands.is_empty() && !is_short {
             let is_there = chapter.lines().any(|line| line == path || line.starts_with(&format!("{path} ")));

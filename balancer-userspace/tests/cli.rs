@@ -379,7 +379,7 @@ async fn when_a_user_waits_for_a_drain_then_the_wait_ends_drained_or_at_its_limi
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "1h"]).await;
     assert_eq!(stdout(&output), "done\nbackend web/web1 drained\n");
 
-    // // Too short for a single poll.
+    // Too short for a single poll.
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "0s"]).await;
     assert_eq!(output.status.code(), Some(4));
     let words = stderr(&output);

@@ -272,7 +272,7 @@ fn when_every_key_is_set_then_all_are_read() {
     assert_eq!(web.check, check);
     let [web1, web2] = web.backends.as_slice() else { panic!("{:?}", web.backends) };
     assert_eq!((web1.weight, web1.backup, &web1.check), (0, false, &None));
-    // // Without a port, the listener's port applies.
+    // Without a port, the listener's port applies.
     assert_eq!(web.backend_address(web2, Family::V4), Some(address("10.0.0.12:80")));
     assert_eq!((web2.address, web2.weight, web2.backup), (address("10.0.0.12:0"), 65_535, true));
     assert_eq!(web2.check.as_ref().map(|check| &check.kind), Some(&CheckKind::None));
@@ -342,7 +342,7 @@ fn when_a_service_has_several_listeners_then_all_are_read() {
     let at = |family| shop.backend_address(web1, family).unwrap();
     assert_eq!([at(Family::V4), at(Family::V6)], [address("10.0.0.11:0"), address("[fd00::11]:0")]);
     assert_eq!(shop.shown_address(web1), "10.0.0.11");
-    // // One check, for the first listener that accepts connections.
+    // One check, for the first listener that accepts connections.
     let target = |family| shop.check_target(web1, &shop.check, family).unwrap();
     assert_eq!([target(Family::V4), target(Family::V6)], [address("10.0.0.11:8080"), address("[fd00::11]:8443")]);
 

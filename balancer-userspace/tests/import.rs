@@ -123,7 +123,7 @@ fn when_a_file_includes_others_then_they_are_found_beside_it_and_named() {
     ] {
         assert!(result.contains(line), "no {line} in {result}");
     }
-    // // The output of `nginx -T` contains all files.
+    // The output of `nginx -T` contains all files.
     let dump = format!(
         "# configuration file /etc/nginx/nginx.conf:\nhttp {{\ninclude conf.d/*.conf;\n}}\n\n\
          # configuration file /etc/nginx/conf.d/web.conf:\n{server}\n"
@@ -159,7 +159,7 @@ fn when_the_books_examples_are_converted_then_the_results_are_the_books() {
     let mut typed = 0;
     for command in chapter.lines().filter_map(|line| line.strip_prefix("$ balancer ")) {
         let args: Vec<&str> = command.split_whitespace().collect();
-        // // Other tests check the output of `simulate`.
+        // Other tests check the output of `simulate`.
         if args.first() == Some(&"simulate") {
             continue;
         }

@@ -46,7 +46,7 @@ async fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (String, Va
 
 /// Asserts that `value` matches `schema` of the description.
 fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
-    // // References are relative to the whole document.
+    // References are relative to the whole document.
     let mut document = schema.clone();
     document["components"] = description["components"].clone();
     let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
@@ -77,7 +77,7 @@ async fn when_a_described_route_is_called_then_it_answers_as_described() {
     let description = description();
     for (method, path, operation) in operations(&description) {
         let fake = Fake::start().await;
-        // // An event with all possible fields.
+        // An event with all possible fields.
         let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
         let moves = Moved { slots: 1, needless: 0, known_clients: Some(1) };
         fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
@@ -97,13 +97,13 @@ async fn when_a_described_route_is_called_then_it_answers_as_described() {
         let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
         assert_valid(&description, schema, &answer, &format!("the answer to {method} {path}"));
 
-        // // Plans change nothing, and known clients are not part of the configuration.
+        // Plans change nothing, and known clients are not part of the configuration.
         let harmless =
             method == "GET" || path.ends_with("/plan") || path.contains("/clients") || path.contains("/trace");
         let harmless = harmless || content["example"]["dry_run"] == true;
         assert_eq!(fake.wishes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
 
-        // // The server refuses undescribed fields, as described.
+        // The server refuses undescribed fields, as described.
         let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };
         let (wrong_path, wrong_body) = match wrong {
             Some(body) => (path.clone(), body),

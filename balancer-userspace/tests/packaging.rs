@@ -108,7 +108,7 @@ fn when_systemd_verifies_the_unit_then_it_accepts_it() {
         "User=balancer",
         "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
         "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
-        // // The last one is for announcing VIPs.
+        // The last one is for announcing VIPs.
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET",
     ] {
         assert!(unit.lines().any(|other| other == line), "{line}");

@@ -255,10 +255,10 @@ fn when_a_configuration_has_several_services_then_a_name_or_a_change_chooses_one
     assert_eq!(shares.len(), 6, "nginx, HAProxy, /16, /32, /24, and /16 with spread");
     for shares in shares {
         let part = |place: usize| shares["servers"][place]["client_share"].as_f64().unwrap();
-        // // A log has few /16 networks, so their shares are uneven.
+        // A log has few /16 networks, so their shares are uneven.
         assert!((0.6..0.95).contains(&part(0)) && part(2) == 0.0, "{shares}");
     }
-    // // The service remembers no clients, so only the table moves them.
+    // The service remembers no clients, so only the table moves them.
     let moves = report["changes"][0]["rules"].as_array().unwrap();
     assert!(moves.iter().all(|moves| moves["moved"] == moves["by_table"] && moves["draining"] == 0), "{moves:?}");
     let report = json(directory.path(), &[&args[..], &["--service", "web"]].concat());

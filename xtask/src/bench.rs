@@ -109,7 +109,7 @@ pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page,
     if matches!(only, Benchmark::Proxy | Benchmark::Sticky) {
         install_classics();
     }
-    // // Include the balancer, which the benchmark may run.
+    // Include the balancer, which the benchmark may run.
     programs(&["balancer", binary], Aim::Release)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))
 }

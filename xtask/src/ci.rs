@@ -62,7 +62,7 @@ pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     let tested = tests.run();
     let (checked, packed, built) = (checks.end(), package.end(), baseline.end());
     tested.and(checked).and(packed).and(built)?;
-    // // Nothing else runs at this time.
+    // Nothing else runs at this time.
     check_paths()
 }
 
@@ -116,7 +116,7 @@ impl Beside {
         let name = part.to_possible_value().context("every part has a name")?;
         let path = built(&format!("ci-{}.log", name.get_name()))?;
         let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        // // Building the tests may have replaced this program, so that the running one has no path any more.
+        // Building the tests may have replaced this program, so that the running one has no path any more.
         let own = format!("/proc/{}/exe", process::id());
         let mut command = program("nice");
         command.args(["-n", "19"]).arg(own).args(["ci", "--only", name.get_name()]);

@@ -37,7 +37,7 @@ impl Apt {
              Acquire::Retries \"3\"; APT::Sandbox::User \"root\";\n"
         );
         if let Some(architecture) = architecture {
-            // // The installed packages are of another architecture and do not matter for the downloads.
+            // The installed packages are of another architecture and do not matter for the downloads.
             fs::write(directory.join("status"), "")?;
             settings += &format!(
                 "APT::Architecture \"{architecture}\"; APT::Architectures {{ \"{architecture}\"; }};\n\
@@ -66,7 +66,7 @@ impl Apt {
             output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
         let mirrors = mirrors.context("`apt-get indextargets` failed")?;
         fs::write(self.directory.join("sources.list"), sources(&mirrors, suites)?)?;
-        // // A mirror without a suite is no failure: the search reports missing packages.
+        // A mirror without a suite is no failure: the search reports missing packages.
         run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
             println!("Some of Debian's suites are not on this machine's mirrors.");
             Ok::<(), anyhow::Error>(())

@@ -28,7 +28,7 @@ pub(crate) fn fuzz(only: Option<&str>, minutes: u64, keep: bool) -> Result<()> {
     let all = targets()?;
     let targets: Vec<&String> = all.iter().filter(|name| only.is_none_or(|only| only == *name)).collect();
     ensure!(!targets.is_empty(), "there is no target {:?}; there are {}", only.unwrap_or_default(), all.join(", "));
-    // // Use the same versions as the other builds; cargo adds missing ones.
+    // Use the same versions as the other builds; cargo adds missing ones.
     fs::copy(root().join("Cargo.lock"), root().join("fuzz/Cargo.lock")).context("cannot copy Cargo.lock")?;
     let work = built("fuzz")?;
     for name in targets {
@@ -85,7 +85,7 @@ fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> R
     fs::create_dir_all(corpus)?;
     let total = files.len();
     if total > FILES {
-        // // Choose files of all lengths.
+        // Choose files of all lengths.
         files = (0..FILES).map(|index| files[index * total / FILES].clone()).collect();
     }
     for (_, file) in &files {

@@ -55,7 +55,7 @@ fn sessions(options: &[String]) -> Result<()> {
     programs(&["balancer"], Aim::Release)?;
     let mut command = program(built("release")?.join("balancer"));
     command.args(["demo", "sessions"]);
-    // // Set the output only if the user has not.
+    // Set the output only if the user has not.
     if !options.iter().any(|option| option.starts_with("--output")) {
         command.arg("--output").arg(root().join("target/lab/sessions"));
     }

@@ -26,7 +26,7 @@ impl Miri {
     pub(crate) fn run(&self) -> Result<()> {
         let mut command = cargo_of(&self.nightly);
         command.args(["miri", "test", "--locked", "--lib", "-p", "balancer-common", "-p", "balancer-ebpf"]);
-        // // Frames are at integer addresses, like those of the kernel. Random cases are few, because each takes a
+        // Frames are at integer addresses, like those of the kernel. Random cases are few, because each takes a
         // hundred times as long.
         command.env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-permissive-provenance").env("PROPTEST_CASES", "4");
         run(command.env("PROPTEST_FAILURE_PERSISTENCE", "off"))

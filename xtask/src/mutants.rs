@@ -167,7 +167,7 @@ impl Copy {
             let (path, copy) = (root().join(file), tree.join(file));
             let Ok(bytes) = fs::read(&path) else { continue };
             store(&copy, &bytes)?;
-            // // The build runs scripts.
+            // The build runs scripts.
             fs::set_permissions(&copy, fs::metadata(&path)?.permissions())?;
             copies.insert(copy);
         }
@@ -182,7 +182,7 @@ impl Copy {
         command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target).env("BALANCER_MODEL_PACKETS", "200000");
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let output = command.output().context("cannot start `cargo nextest`")?;
-        // // A mutation that does not compile was not found by a test.
+        // A mutation that does not compile was not found by a test.
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(text.contains("Summary ["), "no test ran: {text}");
         Ok((output.status.success(), text))

@@ -31,7 +31,7 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
     if aim == Aim::Test {
-        // // The tests' programs exist already, and their dependencies have features that would otherwise need a
+        // The tests' programs exist already, and their dependencies have features that would otherwise need a
         // rebuild.
         command.arg("--tests");
     }
@@ -40,7 +40,7 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
 
     let directory = root().join("target/package");
     let man = directory.join("man");
-    // // The package would also contain pages of removed commands.
+    // The package would also contain pages of removed commands.
     if man.exists() {
         fs::remove_dir_all(&man).with_context(|| man.display().to_string())?;
     }
@@ -62,7 +62,7 @@ pub(crate) fn stripped(aim: Aim) -> Command {
     let mut command = deb();
     command.args(["--strip", "--profile", aim.profile()]);
     if aim == Aim::Test {
-        // // This package is not for download, and good compression of two packages took a minute.
+        // This package is not for download, and good compression of two packages took a minute.
         command.arg("--fast");
     }
     command

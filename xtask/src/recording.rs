@@ -31,14 +31,14 @@ pub(crate) fn recording() -> Result<()> {
     programs(PRODUCT, Aim::Demo)?;
     let balancer = built("debug")?.join("balancer");
     println!("Running the demo for a minute");
-    // // Use a terminal, because only there the demo draws every second. Without keys, which would end the tour.
+    // Use a terminal, because only there the demo draws every second. Without keys, which would end the tour.
     let command = format!("exec {} demo --seconds 54 < /dev/null", balancer.display());
     let text = output(program("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]));
     let frames = frames(&text.context("the demo failed, or there is no `script`")?);
     let found = SHOWN.map(|line| frames.iter().position(|frame| frame.contains(line)));
     let [Some(begin), Some(end)] = found else { anyhow::bail!("the demo did not show the step") };
     ensure!(begin >= BEFORE, "the demo showed nothing before the step");
-    // // Leave out the first frame of the next step, which shows no effect yet.
+    // Leave out the first frame of the next step, which shows no effect yet.
     fs::write(root().join(FILE), svg(&frames[begin - BEFORE..end])).context(FILE)?;
     println!("{FILE}: {} pictures", end - begin + BEFORE);
     Ok(())
@@ -47,7 +47,7 @@ pub(crate) fn recording() -> Result<()> {
 /// Returns the frames that the screen showed, one for each redraw.
 fn frames(text: &str) -> Vec<String> {
     let text = text.replace('\r', "");
-    // // The demo disables line wrapping while it draws.
+    // The demo disables line wrapping while it draws.
     let drawn = text.split("\x1b[?7l").skip(1);
     drawn.filter_map(|frame| Some(frame.split_once("\x1b[?7h")?.0.trim_end().to_owned())).collect()
 }
@@ -74,7 +74,7 @@ fn svg(frames: &[String]) -> String {
          <rect width=\"{width}\" height=\"{height}\" rx=\"8\" fill=\"#0d1117\"/>\n"
     );
     for (second, frame) in frames.iter().enumerate() {
-        // // Writing to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(svg, "<g style=\"animation-delay: {second}s\">");
         for (number, line) in frame.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let y = MARGIN + (number + 1) * LINE - 4;

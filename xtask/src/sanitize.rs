@@ -46,7 +46,7 @@ impl Sanitizer {
     /// Parts of the names of tests to skip.
     const fn skipped(self) -> &'static [&'static str] {
         match self {
-            // // These tests run hundreds of fleets until a deliberate mistake shows; other tests run the same code.
+            // These tests run hundreds of fleets until a deliberate mistake shows; other tests run the same code.
             // The scheduler of race tests has its own stacks, which neither sanitizer knows.
             Self::Address => &[
                 "simulation::when_a_mistake_is_made_on_purpose_then_the_simulation_finds_it",
@@ -54,7 +54,7 @@ impl Sanitizer {
                 "races::",
                 "grace::",
             ],
-            // // A simulation has one thread, also one of races. Snapshots of 20,000 backends take so long on a busy
+            // A simulation has one thread, also one of races. Snapshots of 20,000 backends take so long on a busy
             // machine that the server's limits of 5 s for a request and 20 s for its answer expire.
             Self::Thread => &[
                 "simulation::",
@@ -81,12 +81,12 @@ pub(crate) fn sanitize(only: Option<Sanitizer>) -> Result<()> {
 fn tests(nightly: &str, sanitizer: Sanitizer) -> Result<Command> {
     let mut command = cargo_of(nightly);
     command.args(["test", "--locked", "--lib", "--no-fail-fast"]).args(CRATES.map(|name| format!("--package={name}")));
-    // // ThreadSanitizer must also see the synchronization in the standard library. With an explicit target, build
+    // ThreadSanitizer must also see the synchronization in the standard library. With an explicit target, build
     // scripts and macros are not instrumented.
     command.args(["-Z", "build-std", "--target", &format!("{ARCH}-unknown-linux-gnu")]);
     command.arg("--").args(sanitizer.skipped().iter().map(|name| format!("--skip={name}")));
     command.env("CARGO_TARGET_DIR", built("sanitize")?).env("RUSTFLAGS", format!("-Zsanitizer={}", sanitizer.name()));
-    // // Few random cases: memory errors depend on the code rather than on rare inputs, and instrumented code is slow.
+    // Few random cases: memory errors depend on the code rather than on rare inputs, and instrumented code is slow.
     command.env("PROPTEST_CASES", "32").env("FLEET_SEEDS", "20").env("PROPTEST_FAILURE_PERSISTENCE", "off");
     Ok(command)
 }

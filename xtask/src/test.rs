@@ -52,7 +52,7 @@ impl Tests {
         let mut command = cargo();
         command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
         if env::var_os(AT_ONCE).is_none() {
-            // // The tests mostly wait.
+            // The tests mostly wait.
             let processors = thread::available_parallelism().map_or(1, NonZero::get);
             command.env(AT_ONCE, (processors + processors.div_ceil(2)).to_string());
         }
@@ -73,14 +73,14 @@ const FLEETS_AT_ONCE: u64 = 2_000;
 pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     ensure_root("the kernel program under packets", "soak")?;
     setup(Purpose::Test)?;
-    // // Run the test program itself, because nextest would end such a long test.
+    // Run the test program itself, because nextest would end such a long test.
     let contention = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "dataplane", "contention::"];
     run(cargo().args(contention).args(["--", "--nocapture"]).env("CONTENTION_SECONDS", "600"))?;
     let seconds = (60 * minutes.unwrap_or(WHOLE_SYSTEM)).to_string();
     run(cargo().args(["build", "--locked", "--quiet", "-p", "balancer-userspace"]))?;
     let wear = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "e2e", "wear::"];
     run(cargo().args(wear).args(["--", "--nocapture", "--include-ignored"]).env("SOAK_SECONDS", seconds))?;
-    // // Four tests with this number of cases each.
+    // Four tests with this number of cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
     let (begin, mut lived) = (Instant::now(), 0);

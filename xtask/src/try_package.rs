@@ -25,7 +25,7 @@ pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let upgrade = directory.join("upgrade.deb");
     run(stripped(aim).args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
-    // // Last, because each step replaces the previous package.
+    // Last, because each step replaces the previous package.
     run(&mut stripped(aim))?;
     let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
     let package = made.find(|path| path.extension().is_some_and(|extension| extension == "deb"));

@@ -30,7 +30,7 @@ impl Controller {
     /// When the program cannot be started.
     pub fn start(namespace: &Namespace, binary: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let mut command = namespace.command(binary);
-        // // The variable would override the configuration's socket.
+        // The variable would override the configuration's socket.
         command.env_remove(SOCKET_VARIABLE);
         command.arg("run").arg("--config").arg(config);
         let process = Process::spawn("balancer", &mut command, log)?;

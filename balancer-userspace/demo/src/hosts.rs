@@ -82,7 +82,7 @@ impl Running {
         }
         let status = self.controller.status();
         if status.is_err() {
-            // // The balancer may be about to end; then its log has the reason.
+            // The balancer may be about to end; then its log has the reason.
             for _ in 0..10 {
                 self.controller.ensure_running()?;
                 thread::sleep(Duration::from_millis(50));

@@ -137,7 +137,7 @@ fn joined(mut rest: &[u8]) -> Option<Vec<u8>> {
     loop {
         let httparse::Status::Complete((begin, length)) = httparse::parse_chunk_size(rest).ok()? else { return None };
         if length == 0 {
-            // // Only the empty line follows, because the client asks for no trailer.
+            // Only the empty line follows, because the client asks for no trailer.
             return (rest.get(begin..)? == b"\r\n").then_some(whole);
         }
         let end = begin.checked_add(usize::try_from(length).ok()?)?;

@@ -26,7 +26,7 @@ impl Keys {
         }
         let before = tcgetattr(&input).context("tcgetattr")?;
         let mut single = before.clone();
-        // // Keep signals: Ctrl-C ends the demo.
+        // Keep signals: Ctrl-C ends the demo.
         single.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
         tcsetattr(&input, SetArg::TCSANOW, &single).context("tcsetattr")?;
         Ok(Some(Self { input, before }))
@@ -41,7 +41,7 @@ impl Keys {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        // // If the terminal is gone, there is no mode to restore.
+        // If the terminal is gone, there is no mode to restore.
         let _ = tcflush(&self.input, FlushArg::TCIFLUSH);
         let _ = tcsetattr(&self.input, SetArg::TCSANOW, &self.before);
     }

@@ -130,7 +130,7 @@ impl Load {
         let chunks = self.sources.chunks(share(self.sources.len()));
         let period = Duration::from_secs(1).mul_f64(chunks.len() as f64 / RATE);
         thread::scope(|scope| {
-            // // Stop also if `meanwhile` panics, because the scope waits for its threads.
+            // Stop also if `meanwhile` panics, because the scope waits for its threads.
             let _stop = StopOnDrop(&stop);
             let stop = &stop;
             for (sources, rounds) in chunks.zip(&self.rounds) {
@@ -176,7 +176,7 @@ impl Load {
         let mut next = Instant::now();
         loop {
             for (index, (&source, client)) in sources.iter().zip(&mut clients).enumerate() {
-                // // After a slow answer, continue at the normal pace without making up for missed requests.
+                // After a slow answer, continue at the normal pace without making up for missed requests.
                 next = (next + period).max(Instant::now());
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 if stop.load(Ordering::Relaxed) {

@@ -127,7 +127,7 @@ impl Namespace {
         let mut command = Command::new(program);
         let file = Arc::clone(&self.file);
         command.process_group(0);
-        // // SAFETY: between fork and exec the code makes only system calls; it does not allocate or lock.
+        // SAFETY: between fork and exec the code makes only system calls; it does not allocate or lock.
         unsafe {
             command.pre_exec(move || {
                 set_pdeathsig(Signal::SIGKILL)?;
@@ -197,7 +197,7 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     for (namespace, interface) in [a, b] {
         namespace.ip(&format!("link set {interface} up"))?;
     }
-    // // Only now: the driver allows redirects to an interface when its peer starts to poll, and that needs the peer to
+    // Only now: the driver allows redirects to an interface when its peer starts to poll, and that needs the peer to
     // be up.
     for (namespace, interface) in [a, b] {
         namespace
@@ -269,7 +269,7 @@ fn kill_inside(namespace: &File) {
         let inside = fs::metadata(PathBuf::from(format!("/proc/{pid}/ns/net")))
             .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
         if inside && pid.cast_unsigned() != process::id() {
-            // // A process that has already ended needs no signal.
+            // A process that has already ended needs no signal.
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -35,7 +35,7 @@ pub(crate) fn switch(interface: &str, offload: Offload, on: bool) -> io::Result<
     }
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
     let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
-    // // SAFETY: the request names an interface and points to a value of the command's size; both outlive the call.
+    // SAFETY: the request names an interface and points to a value of the command's size; both outlive the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -105,7 +105,7 @@ pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String
         KEEPALIVED,
         &[
             ("router_id lb1", if index == 0 { "router_id lb1" } else { "router_id lb2" }),
-            // // The program may be in a directory in which any user can write.
+            // The program may be in a directory in which any user can write.
             ("enable_script_security", ""),
             ("/usr/sbin/balancer ready --announced", ready),
             ("priority 150", if index == 0 { "priority 150" } else { "priority 100" }),
@@ -138,7 +138,7 @@ pub fn start_frr(namespace: &Namespace, config: &Path) -> Result<Vec<Process>> {
     let programs = programs.context("FRR is not installed")?;
     let place = config.with_extension("frr");
     fs::create_dir_all(&place)?;
-    // // The daemons run as their own user.
+    // The daemons run as their own user.
     fs::set_permissions(&place, Permissions::from_mode(0o777))?;
     let within = config.parent().context("a file lies in a directory")?;
     fs::set_permissions(within, Permissions::from_mode(0o711))?;

@@ -33,10 +33,10 @@ impl Screen {
         let mut out = io::stdout().lock();
         if self.terminal {
             if self.drawn > 0 {
-                // // Go to the first line of the old table, then clear the rest of the screen.
+                // Go to the first line of the old table, then clear the rest of the screen.
                 write!(out, "\x1b[{}F\x1b[J", self.drawn)?;
             }
-            // // Cut long lines, so that the number of lines is known.
+            // Cut long lines, so that the number of lines is known.
             write!(out, "\x1b[?7l{text}\x1b[?7h")?;
         } else {
             out.write_all(text.as_bytes())?;

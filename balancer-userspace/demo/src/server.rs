@@ -166,7 +166,7 @@ async fn health(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInf
         }
         Mode::Reset => {
             let _ = peer.socket.map(|socket| socket.set_linger(Some(Duration::ZERO)));
-            // // Ends the connection's task without an answer, which also closes the socket.
+            // Ends the connection's task without an answer, which also closes the socket.
             std::panic::resume_unwind(Box::new(()))
         }
     }
@@ -200,7 +200,7 @@ async fn answer(
 }
 
 fn page(answer: &Answer) -> String {
-    // // The name is the only text from outside.
+    // The name is the only text from outside.
     let name = answer.backend.replace('&', "&amp;").replace('<', "&lt;");
     format!(
         "<!doctype html><title>{name}</title><h1>{name}</h1><p>Request {} of session {}, from {}.</p>\n",

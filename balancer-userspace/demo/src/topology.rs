@@ -209,7 +209,7 @@ impl Topology {
         self.switch.ip(&format!("link set web{number} master br0"))?;
         let translated = matches!(self.forwarding, Forwarding::Nat | Forwarding::Snat);
         if !translated {
-            // // Only the balancer answers ARP for the address.
+            // Only the balancer answers ARP for the address.
             backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
             backend.sysctl("net/ipv4/conf/all/arp_announce", "2")?;
         }
@@ -218,7 +218,7 @@ impl Topology {
             let gateway = match self.forwarding {
                 Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => Some(CLIENT),
                 Forwarding::Nat => Some(BALANCER),
-                // // The backend needs no route to its clients.
+                // The backend needs no route to its clients.
                 Forwarding::Snat => None,
             };
             if let Some(gateway) = gateway {
@@ -267,10 +267,10 @@ impl Topology {
             }
         };
         join((&self.balancer, segment_interface), (&self.switch, "balancer"))?;
-        // // Like after a reload of the driver, the hardware address stays the same.
+        // Like after a reload of the driver, the hardware address stays the same.
         self.balancer.ip(&format!("link set {segment_interface} address {BALANCER_MAC}"))?;
         self.switch.ip("link set balancer master br0")?;
-        // // The controller switches it on.
+        // The controller switches it on.
         self.forward(false)?;
         for interface in self.interfaces() {
             self.balancer.offload(interface, &[(Offload::Merging, false)])?;
@@ -289,7 +289,7 @@ impl Topology {
     }
 
     fn make_clients_addresses(&self) -> Result<()> {
-        // // One route gives the host thousands of addresses.
+        // One route gives the host thousands of addresses.
         self.client.ip(&format!("route add local {} dev lo", CLIENTS.prefix(Family::V4)))?;
         self.client.ip(&format!("-6 route add local {} dev lo", CLIENTS.prefix(Family::V6)))?;
         self.client.sysctl("net/ipv6/ip_nonlocal_bind", "1")

@@ -107,7 +107,7 @@ pub fn load(instructions: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
         expected_attach_type: BPF_XDP,
         ..Load::default()
     };
-    // // SAFETY: the attributes point to the instructions and a string, which outlive the call.
+    // SAFETY: the attributes point to the instructions and a string, which outlive the call.
     descriptor(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attributes, size_of::<Load>() as libc::c_uint)
     })
@@ -122,6 +122,6 @@ pub fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // // SAFETY: the kernel has just created it for this process, and no other code has it.
+    // SAFETY: the kernel has just created it for this process, and no other code has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -132,7 +132,7 @@ impl<'a> Changes<'a> {
                     self.sizes.delete(&key);
                     deleted.push(key);
                 }
-                // // Treat the key as absent, like in a copy.
+                // Treat the key as absent, like in a copy.
                 (Event::PUT, Verdict::TooLong(key)) => {
                     skipped += 1;
                     self.sizes.delete(&key);

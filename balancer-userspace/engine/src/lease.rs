@@ -54,7 +54,7 @@ impl Lease {
     pub(crate) async fn keep(mut self, links: &Links) -> String {
         loop {
             let end = self.asked + self.ttl;
-            // // A process that the system stopped for long notices here that its lease has expired, before it asks.
+            // A process that the system stopped for long notices here that its lease has expired, before it asks.
             let renewing = async {
                 sleep_until(self.asked + self.ttl / 3).await;
                 self.renew(links).await

@@ -121,7 +121,7 @@ impl Engine {
     /// Ends the session, revokes the lease, and waits until that is done.
     pub async fn stop(self) {
         drop(self.news);
-        // // An error means that the other end is gone: the driver has stopped.
+        // An error means that the other end is gone: the driver has stopped.
         let _ = self.ended.await;
     }
 }

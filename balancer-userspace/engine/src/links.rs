@@ -155,7 +155,7 @@ impl Links {
     /// Connects whenever no link exists. Never returns.
     pub(crate) async fn keep(&self) {
         let endpoints = &self.settings.endpoints;
-        // // Members that start together should not all begin at the same server.
+        // Members that start together should not all begin at the same server.
         let turns = (fastrand::usize(..endpoints.len().max(1))..).zip(1..);
         let mut current = self.current.subscribe();
         for (turn, number) in turns {

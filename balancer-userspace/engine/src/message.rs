@@ -254,7 +254,7 @@ mod tests {
                 op: Some(Op::Put(PutRequest { key: b"c".to_vec(), value: b"d".to_vec(), lease: 9 })),
             }],
         };
-        // // The output of `protoc --encode=etcdserverpb.TxnRequest`.
+        // The output of `protoc --encode=etcdserverpb.TxnRequest`.
         let bytes = b"\x0a\x07\x10\x01\x1a\x01a\x28\x00\x0a\x07\x10\x02\x1a\x01b\x30\x07\x12\x0a\x12\x08\x0a\x01c\x12\x01d\x18\x09";
         assert_eq!(txn.encode_to_vec(), bytes);
     }

@@ -85,7 +85,7 @@ impl Sessions<'_> {
             self.links.broken(&link, &reason);
         }
         self.links.trouble(reason.clone());
-        // // If the receiver is gone, the driver is about to stop.
+        // If the receiver is gone, the driver is about to stop.
         let _ = self.news.send(News::Lost { reason }).await;
     }
 
@@ -109,7 +109,7 @@ impl Sessions<'_> {
                 links.broken(&link, &why);
                 Over::Lost(why)
             }
-            // // Another server would refuse as well.
+            // Another server would refuse as well.
             Err(NotGranted::Denied(why)) => {
                 links.proved();
                 Over::Denied(why)
@@ -192,7 +192,7 @@ async fn look_at_history(links: &Links, keys: &Keys, link: &Link, revision: i64)
     match links.attempt(link, links.settings().limit(), link.working.range(request)).await {
         Ok(_) => links.keeps_history(true),
         Err(Failure::Refused(status)) if status.code() == Code::OutOfRange => links.keeps_history(false),
-        // // The driver does not know whether etcd keeps them.
+        // The driver does not know whether etcd keeps them.
         Err(Failure::Refused(_) | Failure::Broken(_)) => {}
     }
 }

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let errors = iter::successors(Some(error), |&error| error.source());
     let mut words: Vec<String> = Vec::new();
-    // // These say only that something failed.
+    // These say only that something failed.
     let empty = ["transport error", "connection error"];
     for error in errors.map(ToString::to_string).filter(|error| !empty.contains(&error.as_str())) {
         if words.iter().all(|earlier| !earlier.contains(&error)) {

@@ -38,7 +38,7 @@ fn verb(directory: &Path, command: &Command, name: &str) -> Result<()> {
     let man = Man::new(command.clone()).title(name.to_owned()).section("8");
     man.render(&mut page)?;
     if name == "balancer" {
-        // // The tables need a preprocessor, and only the first line can request it.
+        // The tables need a preprocessor, and only the first line can request it.
         page = [roff::TABLES.as_bytes(), &page, main_page()?.as_bytes()].concat();
     }
     write(directory, &format!("{name}.8"), &page)?;

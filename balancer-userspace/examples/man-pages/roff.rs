@@ -15,7 +15,7 @@ const NARROW: usize = 24;
 pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
     let name = escaped(name);
     let about = escaped(about);
-    // // Disable hyphenation and justification, because titles and code must stay as they are.
+    // Disable hyphenation and justification, because titles and code must stay as they are.
     format!("{TABLES}.TH \"{name}\" {section}\n.nh\n.ad l\n.SH NAME\n{name} \\- {about}\n.SH DESCRIPTION\n")
 }
 
@@ -62,7 +62,7 @@ fn table(head: &[Line], rows: &[Vec<Line>]) -> String {
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let all_fit = widths.iter().sum::<usize>() + 3 * widths.len() <= COLUMNS;
     let columns: Vec<_> = widths.iter().map(|&width| if all_fit || width <= NARROW { "l" } else { "lx" }).collect();
-    // // A row of cells. Each cell is a block of text, possibly with several lines.
+    // A row of cells. Each cell is a block of text, possibly with several lines.
     let row =
         |cells: &[Line]| cells.iter().map(|cell| format!("T{{\n{}\nT}}", text(cell))).collect::<Vec<_>>().join("\t");
     let body = rows.iter().map(|cells| format!("{}\n", row(cells))).collect::<Vec<_>>().join("_\n");

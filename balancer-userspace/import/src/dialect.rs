@@ -82,7 +82,7 @@ fn opens_block_of_nginx(line: &str) -> bool {
     let (head, rest) = line.split_once('{').map_or((line, None), |(head, rest)| (head, Some(rest)));
     let words: Vec<&str> = head.split_whitespace().collect();
     match (words.as_slice(), rest) {
-        // // The next line may have the brace.
+        // The next line may have the brace.
         (["http" | "stream" | "server" | "events"], _) => true,
         (["upstream", _], rest) => rest.is_some(),
         _ => false,

@@ -91,13 +91,13 @@ impl Conversion {
 
     /// Keeps a service that lacks its address, if its other parts are valid.
     fn keep_waiting(&mut self, mut service: Service, lacking: &[Listener], taken: &mut Taken) {
-        // // A backend's address of the other family belongs to the listener of that family.
+        // A backend's address of the other family belongs to the listener of that family.
         let family = service.backends.first().is_none_or(|backend| backend.address.is_ipv4());
         let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.tunnels();
         let Some(first) = lacking.iter().find(fits).or(lacking.first()) else { return };
         let [v4, v6] = STAND_IN;
         let stand_in = if first.address.is_ipv4() { v4 } else { v6 };
-        // // If a mark selects the service, its port is unknown as well.
+        // If a mark selects the service, its port is unknown as well.
         let (start, end) = if first.first == 0 { (80, 80) } else { (first.first, first.last) };
         service.listeners = vec![Listener { address: stand_in, first: start, last: end, udp: first.udp }];
         service.name = taken.names.unique(&service.name);
@@ -195,7 +195,7 @@ impl Conversion {
         let mut names = Names::default();
         let mut ports = service.listeners.iter().map(|one| (one.first == one.last).then_some(one.first));
         let first = ports.next().flatten();
-        // // All listeners have one port, or the backends have their own ports.
+        // All listeners have one port, or the backends have their own ports.
         let port = first.filter(|_| ports.all(|port| port == first));
         let several = service.listeners.len() > 1;
         for mut backend in std::mem::take(&mut service.backends) {

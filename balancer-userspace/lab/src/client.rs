@@ -135,7 +135,7 @@ impl Client {
         let Some(said) = Said::parse(&answer.body).filter(|said| answer.status == 200 && said.bytes == self.body)
         else {
             let mut words = answer.body.split_whitespace();
-            // // A failing server names itself.
+            // A failing server names itself.
             let server = words.next().filter(|_| words.next() == Some("failed:"));
             return (self.failed(), server.map(str::to_owned));
         };

@@ -234,7 +234,7 @@ async fn live(shared: Arc<Shared>, plan: Rc<Plan>, number: u16, address: u16, so
     let mut client = Client::new(number, plan.refuses_cookies);
     let mut first = true;
     while !shared.is_over() {
-        // // Spread the clients from the first request on.
+        // Spread the clients from the first request on.
         let share = if first { fastrand::f64() } else { 0.5 + fastrand::f64() };
         first = false;
         tokio::time::sleep(plan.pause.mul_f64(share)).await;

@@ -113,7 +113,7 @@ impl Scene {
         let concerned = concerned(event).map(|number| format!("web{number}"));
         let tally = tally(&seen, before, concerned.as_deref(), unit);
         let now = self.hosts.octets()?;
-        // // With a rule, the balancer remembers no clients, so none of them counts as moved.
+        // With a rule, the balancer remembers no clients, so none of them counts as moved.
         let counted = match (self.row.front.remembers(), moves, self.moves()) {
             (true, Some(before), Some(after)) => Some(after.saturating_sub(before)),
             _ => None,
@@ -180,7 +180,7 @@ impl Scene {
 
     /// The first address whose clients are at the backend that will fail, so that the event affects all of them.
     fn shared_address(&self) -> Result<u16> {
-        // // Without memory or a hash of addresses, no such address exists.
+        // Without memory or a hash of addresses, no such address exists.
         let (true, Some(Front::Balancers(balancers))) = (self.row.front.remembers(), &self.front) else {
             return Ok(NAT);
         };
@@ -232,7 +232,7 @@ impl Scene {
             },
             Event::Standby | Event::Member => {
                 self.balancers()?.lose_first(&self.hosts)?;
-                // // Wait until keepalived or BGP have noticed.
+                // Wait until keepalived or BGP have noticed.
                 thread::sleep(NOTICE);
                 Ok(())
             }
@@ -245,7 +245,7 @@ impl Scene {
             Event::StoreFull => self.stores.fill(&self.hosts, true),
             Event::StoreFailover => {
                 self.stores.kill()?;
-                // // Wait until the failure is noticed and another store has taken over.
+                // Wait until the failure is noticed and another store has taken over.
                 thread::sleep(2 * NOTICE);
                 Ok(())
             }
@@ -260,7 +260,7 @@ impl Scene {
                     let name = format!("web/web{}", self.row.strategy.servers() + 1);
                     balancers.cli(&["backend", "remove", &name, "--force"]).map(drop)
                 }
-                // // The next event gets a new proxy.
+                // The next event gets a new proxy.
                 Some(Front::Proxy(_)) | None => Ok(()),
             },
             Event::Weight => self.weigh(false),

@@ -36,7 +36,7 @@ impl Results {
     #[must_use]
     pub(crate) fn find(&self, row: Row, event: Event) -> Option<Cell> {
         let text = fs::read(self.path(row, event)).ok()?;
-        // // The lab plays an event again if its result cannot be read.
+        // The lab plays an event again if its result cannot be read.
         serde_json::from_slice(&text).ok()
     }
 
@@ -112,7 +112,7 @@ mod tests {
         results.keep(&cell(Event::Kill)).unwrap();
         results.keep(&cell(Event::Add)).unwrap();
         let row = cell(Event::Add).row;
-        // // A file that is incomplete.
+        // A file that is incomplete.
         fs::write(directory.path().join("cells/node-memory.weight.json"), "{\"row\":").unwrap();
 
         let again = Results::open(directory.path(), false).unwrap();

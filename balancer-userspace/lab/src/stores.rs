@@ -119,7 +119,7 @@ impl Stores {
         let slot = self.stores.first_mut().context("there is no store")?;
         if let Some(part) = slot {
             if kinds(self.strategy).first() == Some(&Kind::Postgres) {
-                // // "Fast" shutdown: PostgreSQL does not wait for its clients.
+                // "Fast" shutdown: PostgreSQL does not wait for its clients.
                 part.signal_alone(nix::sys::signal::Signal::SIGINT)?;
             }
             part.stop()?;
@@ -235,7 +235,7 @@ impl Stores {
             part.wait("answering", || ask(store, SENTINEL, &["PING"]).is_ok_and(|said| said == "+PONG"))?;
             self.helpers.push(part);
         }
-        // // For a failover, the sentinels must know each other and the replica.
+        // For a failover, the sentinels must know each other and the replica.
         for store in &hosts.stores {
             let last = self.helpers.last_mut().context("no sentinel")?;
             let known = |line: &str| line.contains("slaves=1,sentinels=3");
@@ -272,7 +272,7 @@ impl Stores {
         for (index, store) in hosts.stores.iter().enumerate() {
             let config = hosts.files().join(format!("redis-keepalived{}.conf", index + 1));
             let (own, other) = (store.address, hosts.stores[1 - index].address);
-            // // The promoted store stays primary, because the old primary has missed changes.
+            // The promoted store stays primary, because the old primary has missed changes.
             let text = format!(
                 "global_defs {{\n script_user root\n}}\nvrrp_script redis {{\n script \"{}\"\n interval 1\n timeout 3\n fall 2\n \
                  rise 1\n}}\nvrrp_instance redis {{\n state BACKUP\n nopreempt\n interface eth0\n virtual_router_id 52\n \

@@ -142,7 +142,7 @@ fn latency(seen: &[Seen]) -> Latency {
     let mut took: Vec<f64> = seen.iter().filter(|seen| seen.verdict != Verdict::Failed).map(|seen| seen.took).collect();
     took.sort_by(f64::total_cmp);
     let at = |share: f64| {
-        // // The smallest value that at least this share does not exceed.
+        // The smallest value that at least this share does not exceed.
         let rank = (share * took.len() as f64).ceil() as usize;
         took.get(rank.saturating_sub(1)).copied().unwrap_or(0.0) * 1e3
     };
@@ -191,7 +191,7 @@ mod tests {
     fn when_answers_of_one_address_cross_then_it_still_moves_once() {
         let before = before(&[(1, 9, "web1"), (2, 9, "web1")]);
         let all = [
-            // // Answered last, but steered first.
+            // Answered last, but steered first.
             seen(2, 9, 1.0, Verdict::Lost, "web2"),
             seen(1, 9, 0.9, Verdict::Continued, "web1"),
             seen(1, 9, 1.9, Verdict::Lost, "web2"),

@@ -108,14 +108,14 @@ impl Census {
         self.requests += u64::from(hit.requests);
         if let Some(agent) = hit.agent {
             self.has_agents = true;
-            // // A fixed seed, so that each run gives the same result.
+            // A fixed seed, so that each run gives the same result.
             client.agents |= 1 << (FixedState::default().hash_one(agent) % 32);
         }
         let Some(at) = hit.at.and_then(|at| u32::try_from(at).ok()).filter(|&at| at > 0) else {
             self.timeless += u64::from(hit.requests);
             return;
         };
-        // // Servers write lines when requests end, so times sometimes go back.
+        // Servers write lines when requests end, so times sometimes go back.
         if client.last != 0 && at > client.last {
             self.gaps.count(at - client.last);
         }

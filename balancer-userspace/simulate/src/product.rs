@@ -100,7 +100,7 @@ impl Product {
         };
         let service = plain(service);
         let services = Valid::new(shared(vec![service])).map_err(|problem| Impossible(problem.text(|_| None)))?;
-        // // The command line of `run` may name the interfaces, but a reload needs some.
+        // The command line of `run` may name the interfaces, but a reload needs some.
         let interfaces = vec!["simulated".to_owned()];
         let config = Config { services, interfaces, fleet: None, ..config };
         let key = config.hash_key.unwrap_or(EXAMPLE_KEY);

@@ -124,7 +124,7 @@ impl Servers {
     /// weights.
     #[must_use]
     pub fn classics(&self) -> Classics<'_> {
-        // // nginx accepts no server of weight 0, and HAProxy sends it no clients.
+        // nginx accepts no server of weight 0, and HAProxy sends it no clients.
         let servers: Vec<&Server> = self.in_use().filter(|server| server.weight > 0).collect();
         let weights: Vec<u32> = reduced(servers.iter().map(|server| u32::from(server.weight))).collect();
         let largest = weights.iter().copied().max().unwrap_or(1);

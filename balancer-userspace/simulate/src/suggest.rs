@@ -30,7 +30,7 @@ const LONGEST: u64 = 365 * 86_400;
 /// The clients whose connections the balancer should spread.
 pub(crate) fn to_spread(census: &Census, prefix: ClientPrefix, servers: &Servers) -> Vec<Heavy> {
     let used: Vec<f64> = servers.expected().into_iter().filter(|&part| part > 0.0).collect();
-    // // With one server, spreading makes no difference.
+    // With one server, spreading makes no difference.
     if used.len() < 2 {
         return Vec::new();
     }

@@ -22,7 +22,7 @@ impl Clock {
         }
         let [b':', m1, m2, b':', s1, s2] = text.get(14..20)? else { return None };
         let (minute, second) = (two(*m1, *m2)?, two(*s1, *s2)?);
-        // // A leap second has the number 60.
+        // A leap second has the number 60.
         (minute < 60 && second <= 60).then_some(self.begins + minute * 60 + second)
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         ));
     }
     let asked = Asked { service: args.service.clone(), client: args.client, snaplen: args.snaplen, count: args.count };
-    // // Do not overwrite the file if the capture cannot start.
+    // Do not overwrite the file if the capture cannot start.
     let mut session = Session::open(client, &asked).await?;
     let to: Box<dyn Write> = if is_pipe { Box::new(io::stdout()) } else { Box::new(create(&args.file)?) };
     let mut writer = Writer::new(BufWriter::new(to), args.snaplen)?;
@@ -89,7 +89,7 @@ async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Resul
         packets += 1;
         let times = [observation.head.came, observation.head.left].map(|moment| nanoseconds(session.time(moment)));
         pair(writer, &observation, &explanation, packets, times)?;
-        // // The reader of a pipe waits for the packet.
+        // The reader of a pipe waits for the packet.
         writer.flush()?;
         if writer.written() >= MOST_BYTES {
             return Ok((packets, true));

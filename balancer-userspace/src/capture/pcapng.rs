@@ -68,7 +68,7 @@ impl<W: Write> Writer<W> {
         let mut body = Vec::new();
         body.extend(BYTE_ORDER.to_ne_bytes());
         body.extend([1u16, 0].map(u16::to_ne_bytes).as_flattened());
-        // // The length of the section is unknown.
+        // The length of the section is unknown.
         body.extend(u64::MAX.to_ne_bytes());
         option(&mut body, OPERATING_SYSTEM, b"Linux");
         option(&mut body, APPLICATION, concat!("balancer ", env!("CARGO_PKG_VERSION")).as_bytes());

@@ -23,7 +23,7 @@ pub(super) fn here() -> BTreeSet<Subnet> {
     let Ok(all) = getifaddrs() else { return BTreeSet::new() };
     let subnets = all.filter_map(|of| {
         let prefix = IpNet::with_netmask(ip(of.address?)?, ip(of.netmask?)?).ok()?;
-        // // A subnet of a single host, such as a VIP, has no neighbours.
+        // A subnet of a single host, such as a VIP, has no neighbours.
         (prefix.prefix_len() < prefix.max_prefix_len())
             .then(|| Subnet { interface: of.interface_name, prefix: prefix.trunc() })
     });

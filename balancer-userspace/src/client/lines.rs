@@ -23,7 +23,7 @@ pub(super) fn read(file: &str, text: &str, backends: &[String]) -> Result<Vec<Im
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
-    // // A line of an export may have a prefix, written as its first address.
+    // A line of an export may have a prefix, written as its first address.
     let address = text.parse::<IpAddr>().map_err(|_| format!("{} is not an IP address", value::quoted(text)))?;
     Ok(address.to_canonical())
 }
@@ -70,7 +70,7 @@ fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, S
     };
     let id = number("server_id")?.filter(|&id| id > 0);
     let backend = match (field("server_key"), id) {
-        // // In other stick tables, the value is not a server's name.
+        // In other stick tables, the value is not a server's name.
         (Some(name), _) if backends.iter().any(|backend| backend == name) => name.to_owned(),
         (name, Some(id)) => {
             let place = usize::try_from(id).unwrap_or(usize::MAX).wrapping_sub(1);

@@ -98,7 +98,7 @@ fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, S
 
 /// All addresses that a client may have. IPv6 has too many to search.
 fn everywhere() -> Vec<IpNet> {
-    // // Clients have no addresses in 0.0.0.0/8, 127.0.0.0/8 and 224.0.0.0/3.
+    // Clients have no addresses in 0.0.0.0/8, 127.0.0.0/8 and 224.0.0.0/3.
     let nets = (1..=223u8).filter(|&first| first != 127);
     let nets: Vec<Ipv4Net> = nets.filter_map(|first| Ipv4Net::new(Ipv4Addr::new(first, 0, 0, 0), 8).ok()).collect();
     Ipv4Net::aggregate(&nets).into_iter().map(IpNet::V4).collect()

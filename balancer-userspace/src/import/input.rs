@@ -28,7 +28,7 @@ fn text(name: &str, from: impl Read) -> Result<(String, String), String> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(format!("{name}: it has more than {} MiB; give a part", MOST_BYTES >> 20));
     }
-    // // Old files have comments in other encodings.
+    // Old files have comments in other encodings.
     let text = String::from_utf8_lossy(&bytes);
     Ok((name.to_owned(), text.trim_start_matches('\u{feff}').to_owned()))
 }

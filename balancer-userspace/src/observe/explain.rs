@@ -105,7 +105,7 @@ pub(crate) struct NextHop {
 /// The verdict, in the categories of the program's counters.
 fn verdict(observation: &Observation, known: &Known) -> Verdict {
     let head = &observation.head;
-    // // The row of a local backend has no interface.
+    // The row of a local backend has no interface.
     let is_local = |id| known.hops.iter().any(|hop| hop.id == id && hop.ifindex.is_none());
     match head.action {
         XDP_PASS if head.backend.is_some_and(is_local) => Verdict::Local,
@@ -207,7 +207,7 @@ fn direction(
             } else if is_vip(left.and_then(|frame| frame.source)) {
                 Direction::ToClient
             } else {
-                // // ICMP errors about packets of connections have a router's address.
+                // ICMP errors about packets of connections have a router's address.
                 let quoted = left.and_then(|frame| frame.about.as_ref());
                 if quoted.is_some_and(|frame| is_vip(frame.destination)) {
                     Direction::ToClient
@@ -230,7 +230,7 @@ fn place<'a>(
 ) -> (Place<'a>, Option<IpAddr>) {
     if direction == Direction::ToClient {
         let Some(left) = left else { return (None, None) };
-        // // An ICMP error to a client is about a packet from the client.
+        // An ICMP error to a client is about a packet from the client.
         return match &left.about {
             Some(about) => (known.at(about, End::Destination), left.destination),
             None => (known.at(left, End::Source), left.destination),
@@ -238,7 +238,7 @@ fn place<'a>(
     }
     let Some(came) = came else { return (None, None) };
     match &came.about {
-        // // An ICMP error about a reply: the reply's source is the VIP, its destination the client.
+        // An ICMP error about a reply: the reply's source is the VIP, its destination the client.
         Some(about) => (known.at(about, End::Source), about.destination),
         None => {
             let place = known.at(came, End::Destination);
@@ -337,7 +337,7 @@ fn text(mac: Mac) -> String {
 fn next_hop(observation: &Observation, verdict: Verdict, hop: Option<&HopView>, known: &Known) -> Option<NextHop> {
     let mac = match verdict {
         Verdict::Tx | Verdict::Redirect => text(mac(&observation.left)?),
-        // // The packet has a mark instead of an address.
+        // The packet has a mark instead of an address.
         Verdict::Handed => hop?.mac.clone()?,
         Verdict::Pass | Verdict::Local | Verdict::Drop | Verdict::Aborted => return None,
     };
@@ -584,10 +584,10 @@ mod tests {
         let of = explained(head.clone(), request(), forwarded());
         assert_eq!((of.backend.as_deref(), of.decision), (Some("web2"), None));
         assert_eq!(of.why, "of a connection that goes on");
-        // // Like with `dsr`, the hardware address identifies the backend.
+        // Like with `dsr`, the hardware address identifies the backend.
         let of = explained(head, request(), tcp([2, 0, 0, 0, 0, 11], (CLIENT, 40_000), (VIP, 80)));
         assert_eq!(of.backend.as_deref(), Some("web1"));
-        // // The mark identifies the backend of a packet passed to the kernel.
+        // The mark identifies the backend of a packet passed to the kernel.
         let head = TracedPacket { action: XDP_PASS, ..TracedPacket::default() };
         let marked = tcp(Handed::Backend(1).destination(), (CLIENT, 40_000), ([10, 0, 0, 11], 8080));
         let of = explained(head, request(), marked);

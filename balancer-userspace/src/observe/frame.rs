@@ -122,7 +122,7 @@ impl Frame {
                     this.about = inner(icmp.payload());
                 }
             }
-            // // A shortened packet still has its ports.
+            // A shortened packet still has its ports.
             Some(TransportSlice::Igmp(_)) | None => this.ports(number, payload),
         }
         Some(this)

@@ -89,7 +89,7 @@ impl Session {
     /// If there is no controller or no such service, if another trace runs, or if the kernel refuses.
     pub(crate) async fn open(api: &Client, asked: &Asked) -> Result<Self, Failure> {
         let services = services(api, asked.service.as_deref()).await?;
-        // // Install the handlers first. Otherwise a signal during the start would kill the process.
+        // Install the handlers first. Otherwise a signal during the start would kill the process.
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let wanted = BeginTrace {
             service: asked.service.clone(),
@@ -147,7 +147,7 @@ impl Session {
     pub(crate) async fn known(&mut self) -> &Known {
         if self.refreshed.elapsed() >= REFRESH {
             self.refreshed = Instant::now();
-            // // A controller that restarts is back soon; use its last answer until then.
+            // A controller that restarts is back soon; use its last answer until then.
             if let Ok(services) = services(&self.api, self.service.as_deref()).await {
                 self.known.services = services;
             }
@@ -162,7 +162,7 @@ impl Session {
 
     /// Ends the trace, and returns how many frames came too fast to be reported.
     pub(crate) async fn end(self) -> u64 {
-        // // If the controller has ended the trace itself, this call fails.
+        // If the controller has ended the trace itself, this call fails.
         self.api.end_trace(self.trace).await.map_or(self.lost, |ended| ended.lost)
     }
 }

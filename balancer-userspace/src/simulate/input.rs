@@ -49,7 +49,7 @@ pub(super) fn read(path: &Path, format: Option<&Format>, census: &mut Census) ->
         if tally.unreadable == tally.lines {
             return Err(anyhow!("{what}\nis it of another format? --format says which").into());
         }
-        // // If standard error is closed, the report still has the number.
+        // If standard error is closed, the report still has the number.
         let _ = writeln!(io::stderr(), "balancer: warning: {what}");
     }
     Ok(tally)
@@ -137,7 +137,7 @@ mod tests {
             shown("a.log", 50 << 20, Some(200 << 20)),
             format!("[{}{}] 25% of 200 MiB, a.log", "#".repeat(10), ".".repeat(30))
         );
-        // // The log grows meanwhile.
+        // The log grows meanwhile.
         assert_eq!(shown("a.log", 3 << 20, Some(2 << 20)), format!("[{}] 100% of 2 MiB, a.log", "#".repeat(40)));
         assert_eq!(shown("standard input", 50 << 20, None), "50 MiB, standard input");
     }

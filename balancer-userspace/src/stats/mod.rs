@@ -142,7 +142,7 @@ fn name(period: &PeriodView) -> String {
     let whole = if period.period == "hour" { 3600 } else { 60 };
     match period.seconds {
         None => "since start".to_owned(),
-        // // A period counts as covered if samples cover 80% of it.
+        // A period counts as covered if samples cover 80% of it.
         Some(seconds) if seconds * 10 >= whole * 8 => format!("last {}", period.period),
         Some(seconds) => {
             format!("last {} ({})", period.period, humantime::format_duration(Duration::from_secs(seconds)))

@@ -259,7 +259,7 @@ mod tests {
         assert!(text.contains("no controller reachable") && text.contains("web3"), "{text}");
         let none = Screen { stats: None, place: (0, 0), rates: Vec::new(), trouble: None };
         assert!(drawn(&none).starts_with("no services"));
-        // // On a terminal that is too small, drawing must not panic.
+        // On a terminal that is too small, drawing must not panic.
         let mut terminal = Terminal::new(TestBackend::new(20, 5)).unwrap();
         terminal
             .draw(|frame| draw(frame, &Screen { stats: Some(&stats), place: (0, 1), rates: vec![1], trouble: None }))

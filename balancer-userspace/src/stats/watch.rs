@@ -23,9 +23,9 @@ const LATE: Duration = Duration::from_secs(3);
 
 /// Shows the view until q, Ctrl-C or SIGTERM. It always restores the terminal.
 pub(super) async fn run(client: &Client, service: Option<&str>) -> Result<(), Failure> {
-    // // Errors in the request appear on the normal terminal.
+    // Errors in the request appear on the normal terminal.
     let first = client.stats(service).await?;
-    // // Also restores the terminal on a panic.
+    // Also restores the terminal on a panic.
     let mut terminal = ratatui::try_init()?;
     let shown = show(&mut terminal, client, service, first).await;
     ratatui::try_restore()?;
@@ -47,7 +47,7 @@ async fn show(
         rates.keep(&services);
         selected = selected.min(services.len().saturating_sub(1));
         let asked = Instant::now() + REDRAW;
-        // // Handle keys while the controller does not answer.
+        // Handle keys while the controller does not answer.
         let answer = async {
             sleep_until(asked).await;
             client.stats(service).await

@@ -1,7 +1,7 @@
 //! A second, independent description of packet handling, and random packets and scenes, for comparisons with the kernel
 //! program.
 
-// // The kernel program's parser, compiled here. Its crate has functions such as `memcpy` for BPF, which return nothing
+// The kernel program's parser, compiled here. Its crate has functions such as `memcpy` for BPF, which return nothing
 // and would replace the host's.
 #[path = "../../../balancer-ebpf/src/order.rs"]
 mod order;

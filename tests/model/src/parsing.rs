@@ -41,7 +41,7 @@ struct Headers {
 /// # Panics
 /// If they differ.
 pub fn compare(bytes: &[u8]) {
-    // // The kernel never delivers shorter frames.
+    // The kernel never delivers shorter frames.
     if bytes.len() >= 14 {
         assert_eq!(program(&mut bytes.to_vec()), plainly(bytes));
         assert_short_way(&mut bytes.to_vec());
@@ -85,7 +85,7 @@ fn program(bytes: &mut [u8]) -> Seen {
         Err(Stopped::Malformed) => return Seen::Broken { destination },
         Err(Stopped::Waypoint) => return Seen::Waypoint,
     }
-    // // The program keeps the identification in the packet's byte order.
+    // The program keeps the identification in the packet's byte order.
     let id = if v4 { u16::from_be(ip.fragment.id as u16).into() } else { u32::from_be(ip.fragment.id) };
     Seen::Packet(Headers {
         start: ip.l3_offset,

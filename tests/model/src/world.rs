@@ -138,7 +138,7 @@ impl World {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        // // The loopback's index, on which packets of test runs arrive.
+        // The loopback's index, on which packets of test runs arrive.
         let mut dataplane = KernelDataplane::load(capacity, &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         let start = Instant::now();
@@ -178,7 +178,7 @@ impl World {
             self.dataplane.complete();
             while !self.leaves_rereading && !self.reread() {}
         }
-        // // The results of a command are handled after all commands.
+        // The results of a command are handled after all commands.
         watched.into_iter().try_for_each(|address| self.resolve(address))
     }
 
@@ -446,7 +446,7 @@ impl World {
                 if let Some(known) = sweep(&mut self.dataplane, self.elapsed) {
                     break known;
                 }
-                // // Between passes, the core waits for packets to leave.
+                // Between passes, the core waits for packets to leave.
                 std::thread::sleep(Duration::from_micros(50));
             };
             let commands = self.controller.handle(Event::Swept { known }, self.now());
@@ -624,7 +624,7 @@ fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u3
 
 fn parse(text: &str) -> anyhow::Result<Config> {
     let (mut config, _) = file::parse(Path::new("world.toml"), text.as_bytes())?;
-    // // A running balancer has interfaces; a world uses none.
+    // A running balancer has interfaces; a world uses none.
     config.interfaces = vec!["in0".to_owned()];
     Ok(config)
 }

@@ -33,7 +33,7 @@ async fn ask(bytes: &[u8]) -> Vec<u8> {
     let client = async {
         let mut answer = Vec::new();
         if far.write_all(bytes).await.is_ok() {
-            // // The server closes idle connections.
+            // The server closes idle connections.
             let ended = timeout(Duration::from_secs(120), far.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "a silent client is kept");
         }

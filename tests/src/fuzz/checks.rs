@@ -48,7 +48,7 @@ async fn converse(check: &HttpCheck, answer: &[u8], silent: bool) -> Option<Chec
     let (near, far) = tokio::io::duplex(1 << 16);
     let (mut asked, mut answers) = tokio::io::split(far);
     let backend = async {
-        // // A check closes the connection when it has heard enough.
+        // A check closes the connection when it has heard enough.
         let _ = answers.write_all(answer).await;
         if !silent {
             let _ = answers.shutdown().await;

@@ -58,7 +58,7 @@ fn begin(config: Config) {
     let clocks = Clocks { now, wall: UNIX_EPOCH + Duration::from_secs(1 << 30) };
     let mut controller = Controller::new(config.clone(), KEY);
     let _ = controller.start(now);
-    // // Applying the same file again changes nothing.
+    // Applying the same file again changes nothing.
     let services = controller.export(clocks).services;
     assert!(controller.change(Change::Reload(Box::new(config.clone())), now).is_ok(), "its own file is refused");
     assert_eq!(controller.export(clocks).services, services);

@@ -17,7 +17,7 @@ const STEPS: usize = 256;
 const LONGEST: usize = 24;
 
 thread_local! {
-    // // Loading the program takes longer than a thousand packets.
+    // Loading the program takes longer than a thousand packets.
     static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
 }
 
@@ -35,7 +35,7 @@ pub fn contest(bytes: &[u8]) {
             let kernel = kernel.unwrap_or_else(|error| unreachable!("the kernel program cannot be loaded: {error:#}"));
             Stage { kernel, scenes: [const { None }; SCENES] }
         });
-        // // The end of the input ends the scene.
+        // The end of the input ends the scene.
         let Some((&seed, bytes)) = bytes.split_first() else { return };
         let seed = usize::from(seed) % SCENES;
         let (scene, all) = scenes[seed].get_or_insert_with(|| scene(seed, kernel.interfaces));
@@ -73,7 +73,7 @@ fn change(bytes: &mut Unstructured<'_>, frame: &mut Vec<u8>) -> Result<()> {
         }
     }
     if how & 0x80 != 0 {
-        // // The kernel accepts no frame shorter than a link-layer header.
+        // The kernel accepts no frame shorter than a link-layer header.
         frame.truncate(bytes.int_in_range(14..=frame.len().max(14))?);
     }
     Ok(())

@@ -39,7 +39,7 @@ pub fn fleet(bytes: &[u8]) {
     let _ = records::read(bytes);
     let mut world = World::new();
     world.join();
-    // // The end of the input ends the story.
+    // The end of the input ends the story.
     let _ = story(&mut Unstructured::new(bytes), &mut world);
     world.pass(Duration::from_secs(10));
 }
@@ -208,7 +208,7 @@ impl World {
                 let found = Answer::Read(found.map(|(key, stored)| entry(key, stored)).collect());
                 self.inputs.push_back(Input::News(News::Answered(ticket, found)));
             }
-            // // The store denies nothing here.
+            // The store denies nothing here.
             Output::Ask(Request::End { reason }) => unreachable!("{reason}"),
             Output::Follow { epoch, state, .. } => {
                 let result = self.follow(*state);

@@ -85,7 +85,7 @@ fn changed(bytes: &[u8]) -> String {
     let begin = Instant::now();
     let controller = served(begin).1;
     let mut json = serde_json::to_value(controller.export(clocks(begin))).unwrap_or_default();
-    // // The end of the input leaves the rest unchanged.
+    // The end of the input leaves the rest unchanged.
     let _ = mutation::vandalize(&mut Unstructured::new(bytes), &mut json);
     untrusted::sealed(VERSION, &json.to_string())
 }

@@ -27,7 +27,7 @@ pub fn words(bytes: &[u8]) {
     let _ = text.parse::<StatusRanges>().map_err(whole);
     let _ = value::absolute_path(text).map_err(whole);
     let _ = value::socket_path(text).map_err(whole);
-    // // A key is secret, so the error must be the same for all invalid keys.
+    // A key is secret, so the error must be the same for all invalid keys.
     let _ = value::hash_key(text).map_err(|error| assert_eq!(Err(error), value::hash_key("")));
     if let Ok(rule) = serde_json::from_str::<SetRule>(text) {
         let again = serde_json::to_string(&rule).map(|text| serde_json::from_str::<SetRule>(&text).ok());

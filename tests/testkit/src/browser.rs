@@ -205,7 +205,7 @@ fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> R
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(request.as_bytes())?;
             let mut answer = BufReader::new(stream);
-            // // The driver keeps the connection open despite `Connection: close`.
+            // The driver keeps the connection open despite `Connection: close`.
             let (mut length, mut line) = (0, String::new());
             while line != "\r\n" {
                 line.clear();

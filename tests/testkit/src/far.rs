@@ -65,7 +65,7 @@ impl Far {
             let back = if forwarding == Forwarding::Nat { balancer } else { segment };
             for backend in topology.backends() {
                 backend.ip(&format!("{flag} route add {far} via {back}"))?;
-                // // The inner router uses its own address for errors about the far host.
+                // The inner router uses its own address for errors about the far host.
                 backend.ip(&format!("{flag} route add {} via {segment}", host_of(family, 9, 2)))?;
             }
         }

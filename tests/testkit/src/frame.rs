@@ -85,7 +85,7 @@ pub type Extension = (u8, Vec<u8>);
 pub fn options(kind: u8, units: usize) -> Extension {
     let mut bytes = vec![0; units * 8];
     bytes[1] = (units - 1) as u8;
-    // // One or several PadN options, because the length of each is one byte.
+    // One or several PadN options, because the length of each is one byte.
     let mut at = 2;
     while at < bytes.len() {
         let length = (bytes.len() - at - 2).min(255);

@@ -103,7 +103,7 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, 
         ctx_in: (&raw const context) as u64,
         ..TestRun::default()
     };
-    // // SAFETY: the attributes describe buffers that outlive the call, with their sizes.
+    // SAFETY: the attributes describe buffers that outlive the call, with their sizes.
     unsafe { call(&mut attributes) }?;
     out.truncate(attributes.data_size_out as usize);
     Ok(Ran { action: attributes.retval, frame: out, duration: Duration::from_nanos(u64::from(attributes.duration)) })
@@ -123,14 +123,14 @@ pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result
         flags: LIVE_FRAMES,
         ..TestRun::default()
     };
-    // // SAFETY: the attributes describe the frame, which outlives the call, with its size.
+    // SAFETY: the attributes describe the frame, which outlives the call, with its size.
     unsafe { call(&mut attributes) }
 }
 
 /// # Safety
 /// The memory that the attributes point to must be as large as they say.
 unsafe fn call(attributes: &mut TestRun) -> io::Result<()> {
-    // // SAFETY: the caller guarantees it.
+    // SAFETY: the caller guarantees it.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

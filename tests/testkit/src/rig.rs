@@ -338,7 +338,7 @@ impl Rig {
     pub fn suspect(&mut self, address: &str, at: &str, passive: Option<Passive>) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.in_ifindex))?;
         self.dataplane.write_backend(&BackendSpec { passive, ..row })?;
-        // // The second call knows that there are few packets.
+        // The second call knows that there are few packets.
         self.dataplane.watch_handshakes(Duration::ZERO);
         self.dataplane.watch_handshakes(Duration::from_secs(1));
         Ok(())
@@ -523,7 +523,7 @@ pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
         anyhow::ensure!(status.success(), "{line}: {status}");
     }
     for family in ["ipv4", "ipv6"] {
-        // // In this path, a thread sees its own namespace.
+        // In this path, a thread sees its own namespace.
         let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
         std::fs::write(&path, "1").with_context(|| path.clone())?;
     }

@@ -210,7 +210,7 @@ pub fn socket(bind: SocketAddr, kind: Type) -> io::Result<Socket> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     if kind == Type::DGRAM {
-        // // The system's limit applies.
+        // The system's limit applies.
         socket.set_recv_buffer_size(8 << 20)?;
     }
     socket.bind(&bind.into())?;

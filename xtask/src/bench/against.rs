@@ -94,7 +94,7 @@ impl Against {
         gone(fs::remove_dir_all(place.tree())).context("cannot remove the tree of before")?;
         fs::create_dir_all(place.tree()).with_context(|| format!("cannot make {}", place.tree().display()))?;
         run(git().args(["archive", "--format", "tar", "--output"]).arg(place.archive()).arg(&self.commit))?;
-        // // Give the files the current time. With the commit's times, existing build outputs would seem newer.
+        // Give the files the current time. With the commit's times, existing build outputs would seem newer.
         run(program("tar")
             .arg("--extract")
             .arg("--touch")
@@ -145,7 +145,7 @@ impl Place {
     fn build(&self) -> Result<()> {
         let mut command = cargo();
         command.args(["build", "--package", "balancer-bench", "--bin", PATH]).current_dir(self.tree());
-        // // It is built only once; debug information for the project's crates is enough.
+        // It is built only once; debug information for the project's crates is enough.
         command.args(["--config", "profile.dev.debug=false"]).env("CARGO_INCREMENTAL", "0");
         run(command.env("CARGO_TARGET_DIR", self.target()))
     }
@@ -159,7 +159,7 @@ impl Place {
         let own = own.parent().context("a profile lies in a target directory")?;
         for profile in ["debug", "bpf/release", "bpf/bpfel-unknown-none/release"] {
             let (from, to) = (own.join(profile), self.target().join(profile));
-            // // Compilers replace these files, so hard links can share them.
+            // Compilers replace these files, so hard links can share them.
             share(&from.join("deps"), &to.join("deps"), &["--link"], |path| {
                 path.extension().and_then(OsStr::to_str).is_some_and(|end| ["rlib", "rmeta", "so", "d"].contains(&end))
             })?;

@@ -143,7 +143,7 @@ fn measure(benchmark: Benchmark, options: &[&str], file: &Path) -> Result<()> {
         command.args(*what);
         command
     };
-    // // Criterion stores its samples elsewhere.
+    // Criterion stores its samples elsewhere.
     let file = if benchmark == Benchmark::Table {
         file.with_extension("txt")
     } else {

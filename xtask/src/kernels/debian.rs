@@ -234,7 +234,7 @@ fn modules(kernel: &Kernel, tree: &Path, full: &str) -> Result<()> {
         let mut command = program("modprobe");
         command.arg("--dirname").arg(tree).args(["--set-version", full, "--show-depends", module]);
         let lines = output(&mut command).with_context(|| format!("there is no module {module}"))?;
-        // // The module's parameters may follow the path.
+        // The module's parameters may follow the path.
         let paths = lines.lines().filter_map(|line| line.strip_prefix("insmod ")?.split_whitespace().next());
         for path in paths.map(PathBuf::from) {
             if !ordered.contains(&path) {

@@ -37,7 +37,7 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         writeln!(log, "{line}")?;
-        // // The firmware writes to the same line earlier.
+        // The firmware writes to the same line earlier.
         if let Some((_, said)) = line.split_once("@@ ") {
             outcome.hear(said);
             if said != "end" {
@@ -61,13 +61,13 @@ fn emulator(arch: Arch) -> Command {
     qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
     let (cpu, line) = match arch {
         Arch::X86_64 => ("max", "ttyS0"),
-        // // The architected algorithm for pointer signatures would take most of the emulator's time.
+        // The architected algorithm for pointer signatures would take most of the emulator's time.
         Arch::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
     };
     for (cable, ends) in CABLES.iter().enumerate() {
         for (end, card) in ends.iter().enumerate() {
             qemu.args(["-netdev", &format!("hubport,id={card},hubid={cable}")]);
-            // // Cards of unknown speed cannot join an 802.3ad bond.
+            // Cards of unknown speed cannot join an 802.3ad bond.
             let device = format!("mac=52:54:00:00:{cable:02x}:{end:02x},speed=10000,duplex=full");
             qemu.args(["-device", &format!("virtio-net-pci,netdev={card},{device}")]);
         }

@@ -104,7 +104,7 @@ const SUITES: [Suite; 14] = [
         only: "stickiness::clients_stay_with_nat_on_two_legs",
         environment: &[],
     },
-    // // The time at which a program leaves its interface differs between kernels.
+    // The time at which a program leaves its interface differs between kernels.
     Suite { name: "restart", program: "e2e", only: "restart::a", environment: &[] },
     Suite { name: "passive", program: "e2e", only: "passive::", environment: &[] },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },

@@ -46,7 +46,7 @@ pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, tim
         }
     }
     let archive = format!("{name}.tar");
-    // // Reproducible: the same bytes for every user and at every time.
+    // Reproducible: the same bytes for every user and at every time.
     let mut tar = within(directory, "tar");
     tar.args(["--create", "--format=gnu", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
     run(tar.args(["--mode=go=rX,u+rw,a-s", &format!("--mtime=@{time}"), "--file", &archive, name]))?;

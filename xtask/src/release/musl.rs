@@ -44,7 +44,7 @@ impl Toolchain {
         if !this.compiler().exists() {
             println!("Downloading {} for {}", PACKAGES.join(", "), arch.name());
             this.download().with_context(|| format!("{} for {}", PACKAGES.join(", "), arch.debian()))?;
-            // // Written last, as a sign that the toolchain is complete.
+            // Written last, as a sign that the toolchain is complete.
             this.write_compiler()?;
         }
         Ok(this)
@@ -71,7 +71,7 @@ impl Toolchain {
             fs::read_dir(&self.directory).ok()?.flatten().filter_map(|file| file.file_name().into_string().ok());
         names.into_iter().find_map(|name| {
             let rest = name.strip_prefix(package)?.strip_prefix('_')?.strip_suffix(".deb")?;
-            // // apt escapes colons in file names.
+            // apt escapes colons in file names.
             Some(rest.rsplit_once('_')?.0.replace("%3a", ":"))
         })
     }

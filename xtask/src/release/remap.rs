@@ -14,7 +14,7 @@ pub(super) fn wrapper(compiler: &str) -> Result<PathBuf> {
         (root().to_owned(), "/balancer".to_owned()),
         (sysroot.context("no answer from rustc")?.into(), "/rust".to_owned()),
     ];
-    // // The directory's name depends on the download server.
+    // The directory's name depends on the download server.
     let crates = cargo_home()?.join("registry/src");
     for registry in fs::read_dir(&crates).with_context(|| crates.display().to_string())? {
         names.push((registry?.path(), "/crates".to_owned()));

@@ -97,7 +97,7 @@ fn component(reference: &str, package: &Value, checksums: &BTreeMap<(&str, &str)
         component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
     }
     if let Some(licence) = package["license"].as_str() {
-        // // An older notation for "or".
+        // An older notation for "or".
         component["licenses"] = json!([{ "expression": licence.replace('/', " OR ") }]);
     }
     component

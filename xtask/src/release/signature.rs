@@ -23,7 +23,7 @@ pub(super) fn key(path: &Path) -> Result<PathBuf> {
 
 /// Writes the signature of `file` next to it, as `FILE.sig`.
 pub(super) fn sign(file: &Path, key: &Path) -> Result<()> {
-    // // ssh-keygen would ask before it replaces a signature.
+    // ssh-keygen would ask before it replaces a signature.
     let signature = PathBuf::from(format!("{}.sig", file.display()));
     if signature.exists() {
         fs::remove_file(&signature).with_context(|| signature.display().to_string())?;

@@ -116,7 +116,7 @@ pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
     println!("No compiler for BPF by way of rustup: {no_nightly:#}");
     let Err(no_debian) = install_debian(installer) else { return Ok(Compiler::Linked) };
     println!("No compiler for BPF by way of Debian's packages: {no_debian:#}");
-    // // Compiling takes minutes, and is useful only if prebuilt programs can be downloaded.
+    // Compiling takes minutes, and is useful only if prebuilt programs can be downloaded.
     if preferred.has_core() && !installed(BINSTALL) && install_binstall(installer).is_ok() && installed(LINKER) {
         return Ok(preferred);
     }
@@ -166,7 +166,7 @@ fn install_debian(installer: &mut Installer) -> Result<()> {
     }
     let version = output(program("/usr/bin/rustc").arg("--version").arg("--verbose")).context("no /usr/bin/rustc")?;
     install_linker(installer, llvm_major(&version).context("/usr/bin/rustc names no LLVM version")?)?;
-    // // Last, because the linked toolchain hides nightly from the build.
+    // Last, because the linked toolchain hides nightly from the build.
     if !Compiler::Linked.exists() {
         let mut command = program("rustup");
         command.args(["toolchain", "link", Compiler::Linked.name(), DEBIAN_SYSROOT]);

@@ -59,7 +59,7 @@ impl Installer {
             return Ok(());
         }
         for unit in packages.iter().flat_map(|package| units(package)) {
-            // // Many packages have no unit.
+            // Many packages have no unit.
             if output(program("systemctl").args(["cat", "--quiet", &unit])).is_some() {
                 run(program("systemctl").args(["disable", "--now", "--quiet", &unit]))?;
             }
@@ -127,7 +127,7 @@ impl Installer {
     /// Runs a command that installs `what`.
     pub(super) fn step(&mut self, what: &str, limit: Option<Duration>, command: &mut Command) -> Result<()> {
         announce(what, command);
-        // // It would only clutter these programs' error messages.
+        // It would only clutter these programs' error messages.
         command.env_remove("RUST_BACKTRACE");
         match limit {
             Some(limit) => run_within(limit, command),
@@ -173,7 +173,7 @@ impl Drop for Policy {
 
 /// Returns the possible names of a package's service: the package's name, or its first word.
 fn units(package: &str) -> Vec<String> {
-    // // systemd does not disable a unit by an alias.
+    // systemd does not disable a unit by an alias.
     if package == "bind9" {
         return vec!["named".to_owned()];
     }

@@ -79,7 +79,7 @@ pub(super) fn json(lab: &Lab) -> Result<String> {
 fn commands(lab: &Lab) -> Vec<Command> {
     let (balancer, files) = (lab.program.display(), lab.files.path().display());
     let cable = |state: &str| {
-        // // The switch's port towards the first balancer.
+        // The switch's port towards the first balancer.
         format!("ip -n {} link set balancer {state}", lab.topology.switch().name())
     };
     let kill = |name: &str| format!("kill -9 $(cat {files}/{name}.pid)");

@@ -119,7 +119,7 @@ impl Lab {
         let members = self.members.iter_mut().map(|member| member.controller.process());
         let backends = self.backends.iter_mut().map(Backend::process);
         for process in engines.chain(members).chain(backends).chain(&mut self.routing) {
-            // // The view finds out by a request whether the process runs.
+            // The view finds out by a request whether the process runs.
             let _ended = process.exited();
         }
     }
@@ -157,7 +157,7 @@ impl Lab {
                 self.start_birds(balancers)?;
                 patience.until(|| self.what_routing_lacks())
             }
-            // // One after the other, so that the first balancer gets the VIP.
+            // One after the other, so that the first balancer gets the VIP.
             Kind::Standby => (0..self.kind.balancers()).try_for_each(|index| {
                 self.start_keepalived(index)?;
                 patience.until(|| self.what_routing_lacks())
@@ -168,7 +168,7 @@ impl Lab {
     fn start_birds(&mut self, balancers: u16) -> Result<()> {
         let router = self.topology.router();
         for family in ["ipv4", "ipv6"] {
-            // // Hash ports as well, so that each client reaches all balancers.
+            // Hash ports as well, so that each client reaches all balancers.
             router.sysctl(&format!("net/{family}/fib_multipath_hash_policy"), "1")?;
         }
         let config = self.write("router.conf", &routing::router(balancers)?)?;
@@ -182,7 +182,7 @@ impl Lab {
 
     fn start_keepalived(&mut self, index: u16) -> Result<()> {
         if index == 0 {
-            // // The VIP is always on the segment.
+            // The VIP is always on the segment.
             let vip = self.topology.vip(Family::V4);
             self.topology.router().ip(&format!("-4 route add {vip} dev eth0"))?;
         }
@@ -264,10 +264,10 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // // End all balancers at the same time.
+        // End all balancers at the same time.
         for again in [false, true] {
             for member in &mut self.members {
-                // // A process that has already ended needs no signal.
+                // A process that has already ended needs no signal.
                 let _gone = member.controller.process().signal(Signal::SIGTERM);
             }
             if !again {

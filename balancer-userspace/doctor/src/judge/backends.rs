@@ -99,7 +99,7 @@ fn no_route(facts: &Facts, backend: &Backend, why: &str) -> Finding {
         }
         None => Cure::here(&[format!("ip route add {address} via GATEWAY")]),
     };
-    // // All backends behind a missing route have the same finding.
+    // All backends behind a missing route have the same finding.
     let what = match near {
         Some((prefix, interface)) => format!("there is no route to {prefix}, the prefix of {interface}"),
         None => format!("there is no route to backend {} ({address})", name(backend)),
@@ -305,7 +305,7 @@ fn service(backend: &Backend) -> Option<Finding> {
             );
             Some(about(backend, Kind::VipMissing, what, seen, Cure::elsewhere(&machine(backend), &commands)))
         }
-        // // For a service without TCP, a ping alone shows nothing.
+        // For a service without TCP, a ping alone shows nothing.
         None => None,
     }
 }
@@ -374,7 +374,7 @@ fn lost_reply(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let service = controller.after.services.iter().find(|service| service.name == backend.service)?;
     let view: &BackendView = service.backends.iter().find(|view| view.name == backend.name)?;
     let UnansweredView { begun, seconds } = view.unanswered?;
-    // // Handshakes from before a backend came up are no sign of a current problem.
+    // Handshakes from before a backend came up are no sign of a current problem.
     let checked = controller.health.iter().filter(|view| is_of(view, backend));
     let was_up = checked.map(|view| view.verdict_seconds).fold(f64::INFINITY, f64::min) >= seconds;
     if begun < UNANSWERED || !WAITED.contains(&seconds) || !was_up {

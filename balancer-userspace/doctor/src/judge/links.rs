@@ -133,7 +133,7 @@ fn forwarding(facts: &Facts, link: &Link) -> Vec<Finding> {
     let families = [("ipv4", uses(true), link.forwards.v4), ("ipv6", uses(false), link.forwards.v6)];
     let off = families.into_iter().filter(|(_, used, forwards)| *used && *forwards == Some(false));
     off.map(|(family, _, _)| {
-        // // sysctl(8) writes dots of a name as slashes.
+        // sysctl(8) writes dots of a name as slashes.
         let key = format!("net.{family}.conf.{}.forwarding", link.name.replace('.', "/"));
         general(
             Kind::Forwarding,

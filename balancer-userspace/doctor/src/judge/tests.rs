@@ -198,7 +198,7 @@ fn after(facts: &mut Facts) -> &mut StatusView {
 
 fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_wrong: bool) {
     facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong });
-    // // The probe takes the way of clients' packets and fails as well.
+    // The probe takes the way of clients' packets and fails as well.
     if let Some(probe) = &mut facts.backends[0].service_probe {
         *probe = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false };
     }
@@ -213,12 +213,12 @@ fn when_nothing_is_wrong_then_nothing_is_found() {
     for mode in MODES {
         assert_eq!(kinds(&healthy(mode)), [], "{mode}");
     }
-    // // A host that answers no pings, and a gateway that answers no ARP for another network, are no faults.
+    // A host that answers no pings, and a gateway that answers no ARP for another network, are no faults.
     let mut quiet = healthy("ipip");
     (probe(&mut quiet).echo, probe(&mut quiet).bare_echo) = (false, Some(false));
     (quiet.backends[0].path, quiet.backends[0].neighbour.as_mut().unwrap().answered) = (None, Vec::new());
     assert_eq!(kinds(&quiet), []);
-    // // Without a probe (no CAP_NET_RAW), there are no findings from it.
+    // Without a probe (no CAP_NET_RAW), there are no findings from it.
     let mut blind = healthy("gue");
     let backend = &mut blind.backends[0];
     (backend.neighbour, backend.direct, backend.service_probe, backend.path) = (None, None, None, None);
@@ -249,7 +249,7 @@ fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named
     ] {
         expect(&MODES, kind, |facts| direct(facts, outcome.clone(), left, came, wrong));
     }
-    // // If a connection succeeds, the checksum does not matter, unless such packets pass the program.
+    // If a connection succeeds, the checksum does not matter, unless such packets pass the program.
     let unfinished = |facts: &mut Facts| facts.backends[0].direct.as_mut().unwrap().checksum_wrong = true;
     expect(&["nat"], Kind::Checksum, unfinished);
     let mut offloaded = healthy("dsr");
@@ -288,7 +288,7 @@ fn when_the_vip_does_not_serve_on_a_backend_then_the_reason_is_told_from_what_an
         let silent = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: true };
         *probe(facts) = silent;
     });
-    // // Unanswered pings show nothing about a UDP service.
+    // Unanswered pings show nothing about a UDP service.
     let mut udp = healthy("dsr");
     *probe(&mut udp) = ServiceProbe { echo: false, bare_echo: None, tcp: None, refused_outer: false };
     assert_eq!(kinds(&udp), []);
@@ -340,12 +340,12 @@ fn when_another_machine_has_the_vip_then_it_is_told_who() {
     expect(&MODES, Kind::VipDuplicate, answer([9; 6]));
     expect(&["dsr", "ipip", "gue"], Kind::VipAnswered, answer(WEB1));
     expect(&["nat"], Kind::VipDuplicate, answer(WEB1));
-    // // With VRRP, the other member of a pair may have the address.
+    // With VRRP, the other member of a pair may have the address.
     let mut standby = healthy("nat");
     standby.addresses.retain(|own| own.length == 16);
     standby.vips[0].answered = vec![(2, [0, 0, 0x5e, 0, 1, 51])];
     assert_eq!(kinds(&standby), []);
-    // // A bridge answers with an address of this machine.
+    // A bridge answers with an address of this machine.
     let mut own = healthy("nat");
     own.vips[0].answered = vec![(2, OWN)];
     assert_eq!(kinds(&own), []);
@@ -372,7 +372,7 @@ fn when_clients_packets_are_not_taken_then_it_is_said_where_they_come_in() {
     };
     expect(&MODES, Kind::NotAttached, seen(3, false));
     expect(&MODES, Kind::WrongMac, seen(2, true));
-    // // A switch floods frames for others, and interfaces on top of an attached one receive the packets that it has
+    // A switch floods frames for others, and interfaces on top of an attached one receive the packets that it has
     // passed.
     let mut others = healthy("nat");
     seen(3, true)(&mut others);
@@ -435,7 +435,7 @@ fn when_an_interface_spoils_frames_then_the_switch_is_named() {
     expect(&MODES, Kind::Redirect, |facts| {
         after(facts).redirect_errors.insert("eth1".to_owned(), 3);
     });
-    // // Handshakes from before the examination may be old.
+    // Handshakes from before the examination may be old.
     let mut old = healthy("nat");
     let controller = old.controller.as_mut().unwrap();
     for status in [&mut controller.before, &mut controller.after] {
@@ -452,7 +452,7 @@ fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_l
         }
     };
     expect(&MODES, Kind::Replies, wait(3, 4.0));
-    // // Too few, too recent, too old, or from before the backend came up.
+    // Too few, too recent, too old, or from before the backend came up.
     for (begun, seconds) in [(2, 4.0), (3, 0.5), (100, 4000.0), (9, 9.5)] {
         let mut facts = healthy("nat");
         wait(begun, seconds)(&mut facts);

@@ -22,7 +22,7 @@ pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
 /// Packets that clients sent to the VIP during the examination and that the program did not take.
 fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let attached = |ifindex: u32| controller.after.interfaces.iter().any(|view| view.ifindex == ifindex);
-    // // Packets that an attached interface passes also appear on the interfaces on top of it.
+    // Packets that an attached interface passes also appear on the interfaces on top of it.
     let passed = vip.unsteered.iter().any(|of| attached(of.ifindex));
     let mut findings = Vec::new();
     for Unsteered { ifindex, for_another, packets } in &vip.unsteered {

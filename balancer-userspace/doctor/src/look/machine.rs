@@ -66,7 +66,7 @@ pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
         None => None,
     };
     let path = path.ok_or_else(|| io::Error::other("its command line names no file"))?;
-    // // Relative to the working directory of the process.
+    // Relative to the working directory of the process.
     let path = PathBuf::from(format!("/proc/{pid}/cwd")).join(path);
     let (config, _) = file::load(&path).map_err(|errors| io::Error::other(errors.to_string()))?;
     Ok(config.xdp_mode == XdpMode::Generic)
@@ -145,7 +145,7 @@ fn ethtool(socket: RawFd, interface: &str, cmd: u32) -> io::Result<u32> {
     }
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
     let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
-    // // SAFETY: the request names an interface and points to a value of the command's size; both outlive the call.
+    // SAFETY: the request names an interface and points to a value of the command's size; both outlive the call.
     let result = unsafe { libc::ioctl(socket, libc::SIOCETHTOOL as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }

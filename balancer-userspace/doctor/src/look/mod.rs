@@ -59,7 +59,7 @@ pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Resu
     if facts.controller.is_some() {
         find_clients(client, &mut facts).await;
         look_at_services(&mut facts, &services).await;
-        // // Problems that occurred during the examination still show here.
+        // Problems that occurred during the examination still show here.
         let (after, health) = (client.status().await?, client.health(None).await?);
         if let Some(controller) = &mut facts.controller {
             (controller.after, controller.health) = (after, health);
@@ -177,7 +177,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
             let checked = target.clone().find(|target| target.ip() == own);
             let vip = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
             let families = target.count();
-            // // A tunnel may carry packets of the other address family.
+            // A tunnel may carry packets of the other address family.
             let vip = vip
                 .clone()
                 .find(|vip| vip.address.is_ipv4() == own.is_ipv4())

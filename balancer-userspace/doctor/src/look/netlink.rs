@@ -209,7 +209,7 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
         }
     }
     if found.is_empty() {
-        // // An older kernel reports only one program, and its hook separately.
+        // An older kernel reports only one program, and its hook separately.
         let native = !parts
             .iter()
             .any(|part| matches!(part, LinkXdp::Attached(netlink_packet_route::link::XdpAttached::SocketBuffer)));
@@ -227,7 +227,7 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
 fn address(message: &AddressMessage) -> Option<Address> {
     let mut found = None;
     for attribute in &message.attributes {
-        // // For a point-to-point link, the other attribute has the peer's address.
+        // For a point-to-point link, the other attribute has the peer's address.
         if let AddressAttribute::Local(address) = attribute {
             found = Some(*address);
         } else if let AddressAttribute::Address(address) = attribute {

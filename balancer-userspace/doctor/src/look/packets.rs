@@ -90,7 +90,7 @@ impl Outer {
             Self::Ipip => ip(source, backend, inner, packet),
             Self::Gue => {
                 let length = (UDP + packet.len()) as u16;
-                // // No checksum, because the inner packet has its own.
+                // No checksum, because the inner packet has its own.
                 let header = [port, GUE_PORT, length, 0].map(u16::to_be_bytes);
                 ip(source, backend, PROTO_UDP, &[header.as_flattened(), packet].concat())
             }

@@ -343,7 +343,7 @@ impl Probe<'_> {
             if size <= passed {
                 break;
             }
-            // // Numbers above those of all targets.
+            // Numbers above those of all targets.
             let number = (u16::MAX - try_number as u16).wrapping_sub(number as u16 * HALVINGS as u16);
             if self.passes(target, backend, number, size).await { passed = size } else { lost = size }
         }

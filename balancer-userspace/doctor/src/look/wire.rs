@@ -55,9 +55,9 @@ impl Wire {
         let all = Protocol::from(i32::from(ETH_P_ALL.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
         socket.set_nonblocking(true)?;
-        // // A packet that does not fit is lost, but the doctor repeats probes.
+        // A packet that does not fit is lost, but the doctor repeats probes.
         socket.set_recv_buffer_size(4 << 20)?;
-        // // SAFETY: the registered value owns the descriptor, which stays open and unchanged for the value's lifetime.
+        // SAFETY: the registered value owns the descriptor, which stays open and unchanged for the value's lifetime.
         let socket = unsafe { AsyncFd::register(OwnedFd::from(socket)) }?;
         Ok(Self { socket, out, buffer: vec![0; PACKET] })
     }
@@ -91,7 +91,7 @@ impl Wire {
             match read {
                 Ok(Ok(_)) if notes.len() >= MOST => {}
                 Ok(Ok((length, from))) => notes.extend(note(buffer.get(..length).unwrap_or_default(), from.as_ref())),
-                // // An error about a removed interface; the next packets are not affected.
+                // An error about a removed interface; the next packets are not affected.
                 Ok(Err(_)) => {}
                 Err(_would_block) => return,
             }
@@ -118,13 +118,13 @@ fn note(packet: &[u8], from: Option<&LinkAddr>) -> Option<Note> {
 /// The socket address of a neighbour on an interface.
 fn link_address(protocol: u16, ifindex: u32, to: Mac) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
-    // // SAFETY: this is one of the platform's address types, for which all bytes are valid.
+    // SAFETY: this is one of the platform's address types, for which all bytes are valid.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol.to_be();
     address.sll_ifindex = ifindex as i32;
     address.sll_halen = 6;
     address.sll_addr[..6].copy_from_slice(&to);
-    // // SAFETY: the code above wrote an address of this length.
+    // SAFETY: the code above wrote an address of this length.
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }

@@ -37,7 +37,7 @@ fn listener(text: &str) -> Result<Listener, &'static str> {
         (_, Some(bare)) => (false, bare),
         _ => (true, text),
     };
-    // // The port follows the last colon, also without brackets: `:::80`.
+    // The port follows the last colon, also without brackets: `:::80`.
     let (host, ports) = bare.rsplit_once(':').unwrap_or((bare, ""));
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let address = match host {

@@ -81,7 +81,7 @@ fn header(conversion: &mut Conversion, http: &mut Http, line: &Line, (word, valu
     if word.eq_ignore_ascii_case("connection") {
         return conversion.not_needed(&line.place, directive, "each check is a connection of its own; nothing to do");
     }
-    // // Two percent signs mean one; a single one begins an expression. In quotes, `$` begins the name of a variable.
+    // Two percent signs mean one; a single one begins an expression. In quotes, `$` begins the name of a variable.
     let literal = value.replace("%%", "");
     let headers = http.headers.get_or_insert_default();
     let why = if literal.contains(['%', '$']) {

@@ -69,7 +69,7 @@ pub(super) fn parse(files: &[(String, String)]) -> Result<Vec<Section>, NotUnder
             match sections.last_mut() {
                 _ if is_head => sections.push(Section { head: line, lines: Vec::new() }),
                 Some(section) => section.lines.push(line),
-                // // `.if` and similar lines may stand before the first section.
+                // `.if` and similar lines may stand before the first section.
                 None if line.word(0).starts_with('.') => {}
                 None => {
                     let what =

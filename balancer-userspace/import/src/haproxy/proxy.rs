@@ -90,7 +90,7 @@ pub(super) fn fill<'a>(
 
 fn balance(conversion: &mut Conversion, service: &mut Service, line: &Line) {
     match line.word(1) {
-        // // HAProxy hashes the whole address.
+        // HAProxy hashes the whole address.
         "source" => service.prefix = service.prefix.or(Some((32, 128))),
         "roundrobin" | "static-rr" => conversion.not_needed(
             &line.place,

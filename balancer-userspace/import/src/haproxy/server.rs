@@ -114,7 +114,7 @@ impl Options {
                     return Err("write the whole path of one file as `ca_file` of the check");
                 }
                 self.ca_file = path.starts_with('/').then(|| path.to_owned());
-                // // HAProxy verifies certificates unless the configuration disables that.
+                // HAProxy verifies certificates unless the configuration disables that.
                 self.verify.get_or_insert(true);
             }
             ("check-sni", name) => self.check_sni = Some(name.to_owned()),
@@ -162,7 +162,7 @@ impl Options {
         }
         let text = line.word(if template { 3 } else { 2 });
         let bare = text.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
-        // // `:+1000` is relative to the client's port.
+        // `:+1000` is relative to the client's port.
         let Some((address, port)) = numeric(bare) else {
             let names = if template { format!(" for each of {}{}", line.word(1), line.word(2)) } else { String::new() };
             let why = if split(bare).1.is_some_and(|port| port.starts_with(['+', '-'])) {

@@ -89,7 +89,7 @@ impl Reader<'_> {
             self.parameters.insert(parameter.to_owned(), value.trim().to_owned());
             return Ok(());
         }
-        // // A parameter with several lines, which may define other parameters.
+        // A parameter with several lines, which may define other parameters.
         if text.contains('\n') {
             if depth >= DEEPEST {
                 return Err(NotUnderstood::at(place, "parameters stand for each other too deeply"));
@@ -106,7 +106,7 @@ impl Reader<'_> {
     /// Inserts the values of parameters into the line. An undefined parameter stays as it is.
     fn put_in(&self, place: &Place, line: &str) -> Result<String, NotUnderstood> {
         let mut text = line.to_owned();
-        // // A value with several lines is inserted alone, because its lines may change parameters.
+        // A value with several lines is inserted alone, because its lines may change parameters.
         for _ in 0..DEEPEST {
             let Some((from, to, value)) = self.parameter(&text) else { break };
             let value = value.to_owned();

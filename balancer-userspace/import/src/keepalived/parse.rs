@@ -75,7 +75,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, &'static str> {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            // // An undefined parameter stays as it is.
+            // An undefined parameter stays as it is.
             (None, '$') if characters.peek() == Some(&'{') => {
                 let word = word.get_or_insert_default();
                 word.push(c);

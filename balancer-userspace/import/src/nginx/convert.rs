@@ -43,7 +43,7 @@ pub(crate) fn convert(
     for directive in &top {
         match directive.name() {
             "http" | "stream" => context(conversion, directive.children(), directive.name() == "stream"),
-            // // A single file of conf.d.
+            // A single file of conf.d.
             "upstream" | "server" => {}
             "events" => directive.children().iter().for_each(|each| other(conversion, each)),
             _ => other(conversion, directive),
@@ -53,7 +53,7 @@ pub(crate) fn convert(
         let bare: Vec<_> = top.into_iter().filter(|one| ["upstream", "server"].contains(&one.name())).collect();
         let passes =
             |one: &Directive| one.name() == "server" && one.children().iter().any(|each| each.name() == "proxy_pass");
-        // // In `http`, `proxy_pass` stands in a location and has a scheme.
+        // In `http`, `proxy_pass` stands in a location and has a scheme.
         context(conversion, &bare, bare.iter().any(passes));
     }
     Ok(())

@@ -13,7 +13,7 @@ pub(super) fn files(text: &str) -> Vec<(String, String)> {
         match (name, files.last_mut()) {
             (Some(name), _) => files.push((name.to_owned(), String::new())),
             (None, Some((_, text))) => text.push_str(line),
-            // // Before the first file, nginx prints that the syntax is ok.
+            // Before the first file, nginx prints that the syntax is ok.
             (None, None) => {}
         }
     }

@@ -16,7 +16,7 @@ pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream:
         let mut tell = |why: &str| conversion.needs_you(&each.place, each.text(), why);
         match each.name() {
             "server" => service.backends.extend(server(conversion, each, stream, udp)),
-            // // nginx hashes three octets of an IPv4 address, and the whole IPv6 address.
+            // nginx hashes three octets of an IPv4 address, and the whole IPv6 address.
             "ip_hash" => service.prefix = Some((24, 128)),
             "hash" if ["$remote_addr", "$binary_remote_addr"].contains(&each.argument()) => {
                 service.prefix = Some((32, 128));

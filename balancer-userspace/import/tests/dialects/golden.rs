@@ -24,7 +24,7 @@ fn when_a_service_lacks_an_address_then_it_is_valid_once_one_is_put_in() {
     for (dialect, sample, _) in SAMPLES {
         let text = try_convert(dialect, sample, &text_of(sample), &[]).unwrap().toml();
         let whole = completed(&text, "203.0.113.10").replace(":PORT", ":443");
-        // // Servers with host names are left out.
+        // Servers with host names are left out.
         for service in whole.split("[[service]]").skip(1).filter(|service| service.contains("[[service.backend]]")) {
             let text = format!("[[service]]{service}");
             let parsed = balancer_model::file::parse("balancer.toml".as_ref(), text.as_bytes());

@@ -96,7 +96,7 @@ impl Balancers {
         for index in 0..kind.balancers() {
             let namespace = balancers_host(hosts, index)?;
             let files = hosts.directory(&format!("lb{}", index + 1))?;
-            // // The balancer would restore the state of an earlier one.
+            // The balancer would restore the state of an earlier one.
             drop(fs::remove_file(files.join("state.json")));
             let text = config(&hosts.topology, row, (kind, index), &endpoints, &files);
             fs::write(files.join("balancer.toml"), text)?;
@@ -150,7 +150,7 @@ impl Balancers {
 
     fn start_birds(&mut self, hosts: &Hosts) -> Result<()> {
         let router = hosts.topology.router();
-        // // Hash ports as well, so that each client reaches all balancers.
+        // Hash ports as well, so that each client reaches all balancers.
         router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
         let config = hosts.files().join("router.conf");
         fs::write(&config, routing::router(BALANCERS)?)?;
@@ -231,7 +231,7 @@ impl Balancers {
         let gone = usize::from(self.kind.balancers()) - self.balancers.borrow().len();
         let of = |host| {
             let metrics = Metrics::scrape(host, SCRAPE).ok()?;
-            // // The sample exists only after the first move.
+            // The sample exists only after the first move.
             Some(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0) as u64)
         };
         hosts.topology.balancers().take(usize::from(self.kind.balancers())).skip(gone).map(of).sum()
@@ -241,7 +241,7 @@ impl Balancers {
     pub(crate) fn end(mut self, hosts: &Hosts) -> Result<()> {
         self.routing.clear();
         for balancer in self.balancers.get_mut() {
-            // // The second signal ends it without waiting for clients.
+            // The second signal ends it without waiting for clients.
             balancer.controller.process().signal(nix::sys::signal::Signal::SIGTERM)?;
         }
         let balancers = std::mem::take(self.balancers.get_mut());
@@ -255,7 +255,7 @@ impl Balancers {
         });
         let detached: Vec<Result<()>> = detached.collect();
         hosts.plug(CABLE, true)?;
-        // // The route is missing if the router learnt it by BGP.
+        // The route is missing if the router learnt it by BGP.
         drop(hosts.topology.router().ip(&format!("-4 route flush {}", hosts.topology.vip(VIP))));
         detached.into_iter().collect()
     }
@@ -273,7 +273,7 @@ fn balancers_host(hosts: &Hosts, index: u16) -> Result<&Namespace> {
 /// Starts three etcd servers, and waits until each is healthy.
 fn start_engines(hosts: &Hosts) -> Result<Vec<Server>> {
     let addresses = Hosts::engine_addresses();
-    // // Data of an earlier front.
+    // Data of an earlier front.
     drop(fs::remove_dir_all(hosts.files().join("etcd")));
     let directory = hosts.directory("etcd")?;
     let mut engines = servers(&addresses, None, &directory, &["--unsafe-no-fsync".to_owned()]);

@@ -100,7 +100,7 @@ impl Proxy {
     /// If the proxy refuses.
     pub fn add(&mut self, server: Server) -> Result<()> {
         let Server { name, address, weight, .. } = &server;
-        // // In tests, a reload lost the table in spite of `peers`.
+        // In tests, a reload lost the table in spite of `peers`.
         let commands = [
             format!("add server web/{name} {address} weight {weight} check"),
             format!("enable health web/{name}"),
@@ -182,7 +182,7 @@ impl Proxy {
     fn run(&mut self, host: &Namespace) -> Result<()> {
         let Setup { rule, target, ref config, .. } = self.setup;
         let listens = || host.run_in_thread(|| TcpStream::connect(target)).is_ok_and(|connected| connected.is_ok());
-        // // The children of a killed process end a little later.
+        // The children of a killed process end a little later.
         wait_until_free(target, listens)?;
         self.setup.write()?;
         let mut command = host.command(rule.program().0);

@@ -75,7 +75,7 @@ fn cookies(setup: &Setup) -> String {
         let name = &server.name;
         let others = setup.servers.iter().filter(|other| other.name != *name && !other.drained);
         let backups: String = others.map(|other| line(other, " backup")).collect();
-        // // A drained server keeps the clients whose cookie names it.
+        // A drained server keeps the clients whose cookie names it.
         let own = line(&Server { drained: false, ..server.clone() }, "");
         // Writing to a string cannot fail.
         let _ = write!(text, "upstream {name} {{\n{own}{backups}}}\n");

@@ -70,7 +70,7 @@ fn settings(setting: &Setting<'_>, files: &str) -> Vec<(&'static str, String)> {
     settings.extend([("session.save_handler", handler.to_owned()), ("session.save_path", format!("\"{path}\""))]);
     match setting.strategy {
         Strategy::PhpMemcachedReplicas => settings.extend([
-            // // Replication needs the binary protocol.
+            // Replication needs the binary protocol.
             ("memcached.sess_binary_protocol", "1".to_owned()),
             ("memcached.sess_number_of_replicas", "1".to_owned()),
             ("memcached.sess_randomize_replica_read", "0".to_owned()),

@@ -79,7 +79,7 @@ fn cluster(setting: &Setting<'_>, number: u16) -> Result<String> {
         Strategy::TomcatBackup => "org.apache.catalina.ha.session.BackupManager",
         _ => return Ok(String::new()),
     };
-    // // Only DeltaManager fetches all sessions when it starts.
+    // Only DeltaManager fetches all sessions when it starts.
     let transfer = if setting.strategy == Strategy::TomcatBackup { "" } else { " stateTransferTimeout=\"10\"" };
     let own = u8::try_from(number)?;
     let member = |element: &str, number: u8| {

@@ -9,13 +9,13 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     let (first, rest) = split(line, b' ')?;
     let (address, rest) = match address::parse(first) {
         Some(address) => (address, rest),
-        // // The line begins with the virtual host.
+        // The line begins with the virtual host.
         None => {
             let (second, rest) = split(rest, b' ')?;
             (address::parse(second)?, rest)
         }
     };
-    // // A user's name may have any characters, also brackets.
+    // A user's name may have any characters, also brackets.
     let (at, rest) = memchr_iter(b'[', rest).find_map(|open| {
         let (time, rest) = rest.get(open + 1..)?.split_at_checked(26)?;
         let at = clock.read(time, time.get(21..))?;
@@ -62,7 +62,7 @@ mod tests {
             971_211_336,
             "Mozilla/4.08 [en] (Win98; I ;Nav)",
         );
-        // // The common format: without referer and user agent.
+        // The common format: without referer and user agent.
         is(
             r#"127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326"#,
             "127.0.0.1",
@@ -83,7 +83,7 @@ mod tests {
             971_211_336,
             "-",
         );
-        // // A malformed request; quotes in the user agent; a user name with blanks and brackets.
+        // A malformed request; quotes in the user agent; a user name with blanks and brackets.
         is(
             r#"203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] "\x16\x03\x01" 400 0 "-" "-""#,
             "203.0.113.7",

@@ -11,7 +11,7 @@ const CONNECT: &[u8] = b"Connect from ";
 
 pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     let accepted = memchr_iter(b'[', line).find_map(|open| {
-        // // A time with milliseconds and without a zone: the machine's zone.
+        // A time with milliseconds and without a zone: the machine's zone.
         let [time @ .., b']'] = line.get(open + 1..open + 26)? else { return None };
         let at = (time.get(20) == Some(&b'.')).then(|| clock.read(time, None)).flatten()?;
         let before = line.get(..open)?.strip_suffix(b" ")?;

@@ -79,7 +79,7 @@ enum Meaning<'p> {
 
 impl<'p> Key<'p> {
     fn meaning(&self, key: &str) -> Meaning<'p> {
-        // // A key may contain dots.
+        // A key may contain dots.
         if key == self.path {
             return Meaning::Path("");
         }
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for Inside<'_, '_, '_> {
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
         match self.path {
-            // // The first address of a list, such as that of X-Forwarded-For.
+            // The first address of a list, such as that of X-Forwarded-For.
             Some("") => {
                 let first = text.split(',').next().unwrap_or_default().trim();
                 self.found.address = address::with_port(first.as_bytes());

@@ -70,7 +70,7 @@ pub fn guess<L: AsRef<[u8]>>(lines: &[L]) -> Option<Format> {
         let mut reader = Reader::new(format.clone());
         (lines.iter().filter(|line| reader.read(line.as_ref()).is_some()).count(), format)
     });
-    // // The first format among those that fit most lines.
+    // The first format among those that fit most lines.
     let best = read.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.filter(|&(count, _)| count > 0).map(|(_, format)| format)
 }

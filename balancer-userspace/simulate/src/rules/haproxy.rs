@@ -26,7 +26,7 @@ impl Map {
                 scores.iter_mut().zip(&weights).enumerate().filter(|(_, (_, weight))| **weight > 0)
             {
                 *score += weight;
-                // // Like HAProxy, compare how often each score contains the total.
+                // Like HAProxy, compare how often each score contains the total.
                 let rank = (*score + total) / total;
                 if best.is_none_or(|(_, best)| rank > best) {
                     best = Some((peer, rank));

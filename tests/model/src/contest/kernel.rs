@@ -87,7 +87,7 @@ impl Kernel {
             ranges: 128,
             returns: 512,
             backends: BACKEND_ROWS,
-            // // For half of the rows, CPUs share the counters.
+            // For half of the rows, CPUs share the counters.
             counted: BACKEND_ROWS / 2,
             clients,
             flows: 0,
@@ -141,7 +141,7 @@ impl Kernel {
         let placed = &mut self.scene[service];
         placed.rules = rules.iter().map(|rule| rule.prefix).collect();
         self.dataplane.set_rules(placed.id, rules)?;
-        // // The data path sets the slots' flags itself, but here the scene decides.
+        // The data path sets the slots' flags itself, but here the scene decides.
         let slots = std::mem::take(&mut placed.slots);
         self.write_slots(service, &slots)
     }
@@ -213,7 +213,7 @@ impl Player for Kernel {
             self.dataplane.retire_backend(id)?;
         }
         for Placed { id, .. } in std::mem::take(&mut self.scene) {
-            // // Their counters start again with their next rules.
+            // Their counters start again with their next rules.
             self.dataplane.set_rules(id, &[])?;
         }
         for backend in &scene.backends {
@@ -307,7 +307,7 @@ impl Player for Kernel {
     }
 
     fn counters(&mut self) -> anyhow::Result<Counters> {
-        // // The clock limits how long a neighbour counts as asked. Tests do not use the clock.
+        // The clock limits how long a neighbour counts as asked. Tests do not use the clock.
         self.grant_budgets()?;
         self.maps.forget_asked()?;
         let mut counters = self.read()?;
@@ -365,7 +365,7 @@ impl Player for Kernel {
             ("fd01::/64", Route::NoNeighbour),
             known("fd01::fe/128", other),
         ];
-        // // Addresses of this machine, and broadcast addresses.
+        // Addresses of this machine, and broadcast addresses.
         let own = ["10.0.0.1", "10.0.0.255", "10.0.1.1", "10.0.1.255", "203.0.113.1", "203.0.113.255"];
         let own6 = ["fd00::1", "fd00::", "fd01::1", "fd01::"];
         let own = own.into_iter().chain(own6).filter_map(|address| address.parse::<IpAddr>().ok());

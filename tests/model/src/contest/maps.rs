@@ -94,7 +94,7 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
     fn new(map: MapData) -> anyhow::Result<Self> {
         let entries = map.info()?.max_entries() as usize;
         anyhow::ensure!(entries == N, "{entries} entries instead of {N}");
-        // // SAFETY: a new mapping at an address that the kernel chooses.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let memory = unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             libc::mmap(std::ptr::null_mut(), Self::BYTES, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
@@ -104,13 +104,13 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
     }
 
     pub(super) fn load(&self) -> [T; N] {
-        // // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
+        // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
         std::array::from_fn(|index| unsafe { self.memory.add(index).read_volatile() })
     }
 
     pub(super) fn store(&mut self, values: &[T]) {
         for (index, &value) in values.iter().take(N).enumerate() {
-            // // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
+            // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
             unsafe { self.memory.add(index).write_volatile(value) };
         }
     }
@@ -118,7 +118,7 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
 
 impl<T, const N: usize> Drop for Mapped<T, N> {
     fn drop(&mut self) {
-        // // SAFETY: `new` mapped it with this size, and nothing borrows from it.
+        // SAFETY: `new` mapped it with this size, and nothing borrows from it.
         let _unmapped = unsafe { libc::munmap(self.memory.as_ptr().cast(), N * size_of::<T>()) };
     }
 }

@@ -182,7 +182,7 @@ mod tests {
     fn when_single_packets_are_wrong_then_the_case_is_one_short_packet() {
         let small = small(false);
         let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
-        // // The remaining bytes: types, lengths, an address and a port, and perhaps those of a quoted packet.
+        // The remaining bytes: types, lengths, an address and a port, and perhaps those of a quoted packet.
         assert!(frame.iter().filter(|&&byte| byte != 0).count() <= 40, "{frame:x?}");
     }
 

@@ -31,7 +31,7 @@ impl<'a> Source<'a> {
     /// Returns the next frame.
     pub(super) fn frame(&mut self, rng: &mut Rng) -> Vec<u8> {
         if !self.pending.is_empty() && rng.bool() {
-            // // Mostly in order.
+            // Mostly in order.
             let at = if once_in(rng, 4) { rng.usize(..self.pending.len()) } else { 0 };
             if let Some(frame) = self.pending.remove(at) {
                 return padded(rng, frame.bytes());
@@ -124,7 +124,7 @@ impl<'a> Source<'a> {
         let length = one_of(rng, &[16, 60, 200, 1000, 2900]);
         frame.payload = bytes(rng, length);
         let size = one_of(rng, &[8, 24, 64, 512, 1400]).max(frame.payload.len() / 40 * 8 + 8);
-        // // Few identifications, so that datagrams can be confused.
+        // Few identifications, so that datagrams can be confused.
         let mut parts = frame.fragments(size, rng.u32(..500));
         if once_in(rng, 6) {
             parts.remove(0);
@@ -206,7 +206,7 @@ pub(super) fn dressed(rng: &mut Rng, source: IpAddr, transport: Transport) -> Fr
     let payload = match rng.u32(..20) {
         0..14 => rng.usize(..40),
         14..16 => rng.usize(..600),
-        // // A length near the limit.
+        // A length near the limit.
         16 => one_of(rng, &[1300, 1280, 1500, 576]) - rng.usize(20..100),
         17 => rng.usize(..1460),
         _ => 0,
@@ -233,7 +233,7 @@ fn extensions(rng: &mut Rng) -> Vec<Extension> {
             0..3 if index == 0 => frame::options(HOP_BY_HOP, rng.usize(1..4)),
             0..3 => frame::routing(0),
             3 => frame::routing(rng.u8(..2)),
-            // // A datagram in a single fragment, sometimes in a real one.
+            // A datagram in a single fragment, sometimes in a real one.
             4 => frame::fragment(0, once_in(rng, 3), rng.u32(..500)),
             5 if once_in(rng, 4) => long_options(rng.u8(100..170)),
             6 if once_in(rng, 4) => frame::options(HOP_BY_HOP, 1),
@@ -252,7 +252,7 @@ fn long_options(units: u8) -> Extension {
 
 pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    // // All zeros and all ones are special cases of checksums.
+    // All zeros and all ones are special cases of checksums.
     match rng.u32(..16) {
         0 => {}
         1 => bytes.fill(0xff),

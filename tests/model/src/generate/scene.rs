@@ -233,7 +233,7 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
     let mut listeners = Vec::new();
     for number in 0..one_of(rng, &[1, 1, 1, 2, 2, 3, 5]) {
         let range = |first, last| PortRange { first, last };
-        // // Separate ranges, or one within the other.
+        // Separate ranges, or one within the other.
         let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
         let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
         let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
@@ -241,7 +241,7 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
         let listener = Listener { address: vip(rng, v4), ports, protocol };
         if taken.insert(listener) {
             let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };
-            // // For the listeners of every second service, CPUs share the counters.
+            // For the listeners of every second service, CPUs share the counters.
             let id = ListenerId(service * 10 + number + service % 2 * LISTENER_COUNTERS as u16);
             listeners.push(ListenerSpec { id, listener, backend_port, counted: false });
         }

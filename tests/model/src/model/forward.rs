@@ -81,7 +81,7 @@ impl State {
                 Ok(frame) => frame,
                 Err(fits) => return self.tell_too_big(arrival, packet, fits),
             },
-            // // If the packet goes back to its ingress interface, it fits, because it arrived there.
+            // If the packet goes back to its ingress interface, it fits, because it arrived there.
             _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => {
                 return self.tell_too_big(arrival, packet, hop.mtu as usize);
             }
@@ -89,7 +89,7 @@ impl State {
                 one_hop_is_left(packet)?;
                 with_a_hop_less(arrival.frame, packet)
             }
-            // // The port would be random, so no scene has it; the packet tests of flows cover it.
+            // The port would be random, so no scene has it; the packet tests of flows cover it.
             Forwarding::Snat => return Err(DropReason::NoNextHop),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
@@ -134,10 +134,10 @@ impl State {
             Route::Kernel => Ok(Way::Kernel),
             _ if !self.came_by(way, arrival.ingress) => Err(DropReason::WrongInterface),
             Route::Forbidden => Err(DropReason::NoRoute),
-            // // A choice: the neighbour counts as possibly about to answer. The program limits this time by the clock;
+            // A choice: the neighbour counts as possibly about to answer. The program limits this time by the clock;
             // tests do not.
             Route::NoNeighbour => one_hop_is_left(packet).map(|()| Way::Handed),
-            // // A choice: the check of the size comes before the one of the last hop.
+            // A choice: the check of the size comes before the one of the last hop.
             Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => Ok(Way::Narrow(hop.mtu)),
             Route::Hop(hop) => {
                 one_hop_is_left(packet)?;

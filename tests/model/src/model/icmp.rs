@@ -49,7 +49,7 @@ impl State {
         out[packet.l4()] = if packet.v6 { 129 } else { 0 };
         let pseudo = pseudo_header(packet.source, packet.destination, packet.protocol, packet.l4_length());
         let check = renew_message(frame, &mut out, packet, &pseudo, &pseudo);
-        // // A choice between the two representations of zero: the one that is also correct for a reply of only zeros.
+        // A choice between the two representations of zero: the one that is also correct for a reply of only zeros.
         if !packet.v6 && check == 0 {
             out[packet.l4() + 2..][..2].fill(0xff);
         }
@@ -77,13 +77,13 @@ impl State {
             self.service(inner.source, port, inner.protocol)
         };
         let Some(service) = service else { return Ok(Fate::Pass) };
-        // // The client's end, if it is quoted.
+        // The client's end, if it is quoted.
         let port = if inner.is_later_fragment() { None } else { parse::word(arrival.frame, inner.l4() + 2) };
         let segment = inner.protocol == TCP && port.is_some();
         let came = match self.treated(service, inner.destination) {
             Treated::Steered { came } => came,
             Treated::Left if segment => {
-                // // A choice, like for packets.
+                // A choice, like for packets.
                 self.rule(service, inner.destination, true);
                 return Ok(self.left(service));
             }
@@ -107,7 +107,7 @@ impl State {
         let backend = self.reachable(choice.backend).ok_or(DropReason::NoNextHop)?.clone();
         let hop = backend.next_hop.ok_or(DropReason::NoNextHop)?;
         let mut frame = match backend.forwarding {
-            // // An error causes no further error.
+            // An error causes no further error.
             Forwarding::Ipip | Forwarding::Gue => {
                 self.wrap(arrival, packet, &backend)?.map_err(|_fits| DropReason::TooBig)?
             }
@@ -155,7 +155,7 @@ impl State {
         };
         match to_client {
             Way::Kernel => Ok(Fate::Pass),
-            // // An error causes no further error.
+            // An error causes no further error.
             Way::Narrow(_) => Err(DropReason::TooBig),
             Way::Hop(hop) => Ok(hop.leave(frame(), arrival.ingress)),
             Way::Handed => Ok(Fate::handed(frame(), Handed::Client)),

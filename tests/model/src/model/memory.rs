@@ -137,13 +137,13 @@ pub(super) fn ask<'a>(
                     bucket[place] = new.write();
                     Newcomer::Recorded { forgets_another: false }
                 }
-                // // A client of another service has the same tag in this bucket: it stays.
+                // A client of another service has the same tag in this bucket: it stays.
                 (Some(_), None) => Newcomer::Full,
                 (None, None) if !may_record() => Newcomer::Limited,
                 (None, None) => record(bucket, new, asked, is_ours),
             }
         });
-        // // Otherwise, every datagram of an unrecorded client would open a connection.
+        // Otherwise, every datagram of an unrecorded client would open a connection.
         let opens = asked.opens || asked.datagram && matches!(newcomer, Some(Newcomer::Recorded { .. }));
         return Answer {
             backend: asked.live,
@@ -179,16 +179,16 @@ pub(super) fn ask<'a>(
 
 fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) -> Goes {
     match asked.live {
-        // // Rules have the highest priority.
+        // Rules have the highest priority.
         Some(to) if asked.pinned && to != known.backend => Goes::Moves { to, cause: MoveCause::Rule, away: false },
         Some(_) if asked.pinned => Goes::Stays,
-        // // With a new connection, the client returns home, once its home takes clients again.
+        // With a new connection, the client returns home, once its home takes clients again.
         Some(to) if keeps && asked.failback && opens && known.away && asked.is_home && to != known.backend => {
             Goes::Moves { to, cause: MoveCause::Failback, away: false }
         }
         Some(_) | None if keeps => Goes::Stays,
         None => Goes::Nowhere,
-        // // No other backend takes clients: the table is open.
+        // No other backend takes clients: the table is open.
         Some(to) if to == known.backend => Goes::Stays,
         Some(to) => Goes::Moves { to, cause: lost, away: !asked.is_home },
     }

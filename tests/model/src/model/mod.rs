@@ -106,12 +106,12 @@ impl State {
         let packet = match parse::frame(arrival.frame) {
             Parsed::Packet(packet) => packet,
             Parsed::NotIp | Parsed::Waypoint => return Ok(Fate::Pass),
-            // // A malformed packet is dropped only if it is for a VIP. Otherwise, the kernel decides.
+            // A malformed packet is dropped only if it is for a VIP. Otherwise, the kernel decides.
             Parsed::Broken { destination } => return self.broken(destination),
         };
         match packet.protocol {
             TCP | UDP if packet.is_later_fragment() => self.later_fragment(arrival, &packet),
-            // // In a later fragment, this is the first header inside: TCP or UDP may follow.
+            // In a later fragment, this is the first header inside: TCP or UDP may follow.
             DESTINATION_OPTIONS if packet.v6 && packet.is_later_fragment() => self.later_fragment(arrival, &packet),
             TCP | UDP => self.with_ports(arrival, &packet),
             // A choice: fragments of ICMP messages pass.
@@ -152,7 +152,7 @@ impl State {
         let opening =
             steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP, known_alone };
         if treated == Treated::Left {
-            // // A choice: the packet's rule is counted before the packet passes.
+            // A choice: the packet's rule is counted before the packet passes.
             self.rule(service, packet.source, false);
             return Ok(self.left(service));
         }

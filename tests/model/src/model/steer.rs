@@ -143,7 +143,7 @@ impl State {
             let decision = opens.then_some(decision);
             return live.map(|backend| Choice { backend, decision }).ok_or(nobody.into());
         };
-        // // The gate: in a slot without exceptions, only these packets need the client's entry.
+        // The gate: in a slot without exceptions, only these packets need the client's entry.
         let datagram = opening.is_some_and(|opening| opening.datagram);
         let always = pin.is_some()
             || rule == Some(Rule::Fallen)

@@ -59,7 +59,7 @@ pub(super) fn error(frame: &[u8], packet: &Packet, mut message: Vec<u8>) -> Vec<
     message.extend(&frame[packet.start..packet.start + quote]);
 
     let mut out = [&frame[6..12], &frame[..6], &frame[12..packet.start]].concat();
-    // // The error goes from the VIP to the packet's sender.
+    // The error goes from the VIP to the packet's sender.
     match (packet.destination, packet.source) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let check = checksum::fresh(&[], &message);

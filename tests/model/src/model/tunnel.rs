@@ -30,7 +30,7 @@ impl State {
         };
         let gue = backend.forwarding == Forwarding::Gue;
         let overhead = if backend.address.is_ipv6() { 40 } else { 20 } + if gue { 8 } else { 0 };
-        // // The maximal length of an IP packet, on every interface.
+        // The maximal length of an IP packet, on every interface.
         let mtu = (hop.mtu as usize).min(65_535);
         if packet.length + overhead > mtu {
             return Ok(Err(mtu.saturating_sub(overhead)));
@@ -91,7 +91,7 @@ impl State {
         if gue {
             out.extend(udp.to_bytes());
         }
-        // // A choice: bytes that the link has added after the packet stay.
+        // A choice: bytes that the link has added after the packet stay.
         out.extend(&inner[packet.start..]);
         Ok(Ok(out))
     }

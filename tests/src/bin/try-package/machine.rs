@@ -50,11 +50,11 @@ impl Machine {
         let mut debootstrap = Command::new("debootstrap");
         debootstrap.args(["--variant=minbase", "--include", PACKAGES, suite]).arg(machine.root()).arg(mirror);
         let Output { status, stdout, .. } = debootstrap.output().context("cannot start debootstrap")?;
-        // // The standard output has the error.
+        // The standard output has the error.
         let words = String::from_utf8_lossy(&stdout);
         let last = words.lines().rev().take(3).collect::<Vec<_>>().join("; ");
         ensure!(status.success(), "debootstrap failed ({status}), last line first: {last}");
-        // // Mount it like systemd does outside of a container.
+        // Mount it like systemd does outside of a container.
         machine.write(
             "etc/systemd/system/bpffs.service",
             "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
@@ -99,15 +99,15 @@ impl Machine {
         nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
         nspawn.process_group(0);
         if !Path::new("/run/systemd/system").exists() {
-            // // No other program gives it a control group.
+            // No other program gives it a control group.
             let cgroup = Cgroup::new(&self.name)?;
             let procs = cgroup.0.join("cgroup.procs");
             self.cgroup = Some(cgroup);
             nspawn.arg("--keep-unit");
-            // // SAFETY: the closure opens and writes one file; its path was allocated before.
+            // SAFETY: the closure opens and writes one file; its path was allocated before.
             unsafe { nspawn.pre_exec(move || fs::write(&procs, "0")) };
         }
-        // // SAFETY: the closure makes one system call between fork and exec.
+        // SAFETY: the closure makes one system call between fork and exec.
         unsafe { nspawn.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         let mut manager = Process::spawn("the machine", &mut nspawn, &self.directory.join("console.log"))?;
         let deadline = Instant::now() + LIMIT;
@@ -135,7 +135,7 @@ impl Machine {
     /// Shuts the machine down like its power button, if it is up.
     pub(crate) fn halt(&mut self) -> Result<()> {
         let Some((mut manager, _)) = self.up.take() else { return Ok(()) };
-        // // Asks systemd-nspawn for a shutdown. If that fails, dropping the process kills it.
+        // Asks systemd-nspawn for a shutdown. If that fails, dropping the process kills it.
         manager.signal(Signal::SIGTERM)?;
         let deadline = Instant::now() + LIMIT;
         while manager.exited()?.is_none() {

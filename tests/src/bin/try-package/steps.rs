@@ -57,7 +57,7 @@ fn start_in_vain(operator: &mut Operator) -> Result<String> {
     // systemd itself would give up after five starts in ten seconds.
     operator.wait("test $(systemctl show --property=NRestarts --value balancer) -gt 6 && echo on", "on")?;
     operator.wait("systemctl is-active balancer", "activating")?;
-    // // The status is empty at the beginning of each start.
+    // The status is empty at the beginning of each start.
     operator.wait("systemctl status --no-pager balancer | grep -c 'Status: \"/etc/balancer/balancer.toml'", "1")?;
     operator.configures(100, "")?;
     operator.wait("systemctl is-active balancer", "active")?;
@@ -142,7 +142,7 @@ fn reload_in_vain(operator: &mut Operator) -> Result<String> {
         operator.configures(50, "interface = [\"eth1\"]")?;
         operator.types_in_vain("systemctl reload balancer")?;
         operator.reads("journalctl --no-pager --unit=balancer --priority=err --lines=3", &["balancer.toml:3: "])?;
-        // // A reload cannot change this setting.
+        // A reload cannot change this setting.
         operator.configures(50, "state_file = \"/var/lib/balancer/other.json\"")?;
         operator.types_in_vain("systemctl reload balancer")?;
         operator.wait(
@@ -185,7 +185,7 @@ fn watchdog(operator: &mut Operator) -> Result<String> {
     operator.machine.write("etc/systemd/system/balancer.service.d/try.conf", WATCHDOG)?;
     operator.types("systemctl daemon-reload && systemctl restart balancer")?;
     let ((), traffic) = operator.under_traffic(|operator| {
-        // // The watchdog is notified in time.
+        // The watchdog is notified in time.
         let (main, restarts) = (operator.property("MainPID")?, operator.property("NRestarts")?);
         thread::sleep(Duration::from_secs(7));
         ensure!(operator.property("MainPID")? == main, "killed though it was alive");
@@ -321,7 +321,7 @@ fn programs_of_checks(operator: &mut Operator) -> Result<String> {
         .types(&format!("install -D -m 0644 -t {place} /usr/share/doc/balancer/contrib/systemd/exec-checks.conf"))?;
     operator.types("systemctl daemon-reload && systemctl restart balancer")?;
     for service in ["web", "web6"] {
-        // // Its known clients may prevent the state `down`.
+        // Its known clients may prevent the state `down`.
         operator.wait(&format!("balancer backend list {service} | grep -c 'web2 .*exit code 1$'"), "1")?;
         operator.types(&format!("balancer wait {service}/web1 up --timeout 30s"))?;
     }
@@ -352,7 +352,7 @@ fn boot(operator: &mut Operator) -> Result<String> {
     )?;
     operator.types("chmod 755 /usr/local/sbin/late-network && systemctl --quiet enable late-network")?;
     operator.machine.halt()?;
-    // // Unlike a machine's own network, this one survives the machine.
+    // Unlike a machine's own network, this one survives the machine.
     for family in ["ipv4", "ipv6"] {
         operator.topology.balancer().sysctl(&format!("net/{family}/conf/eth0/forwarding"), "0")?;
     }
@@ -397,7 +397,7 @@ fn purge(operator: &mut Operator) -> Result<String> {
 }
 
 fn nothing_runs(operator: &Operator) -> Result<()> {
-    // // In addition to the kernel's own entries.
+    // In addition to the kernel's own entries.
     let pins = operator.types("ls -A /sys/fs/bpf")?;
     ensure!(!pins.contains("balancer"), "pinned: {pins}");
     ensure!(!operator.machine.shell("ls /run/balancer")?.1, "/run/balancer is there");

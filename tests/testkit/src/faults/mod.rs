@@ -127,7 +127,7 @@ impl Faults {
 
 impl Drop for Faults {
     fn drop(&mut self) {
-        // // Open files stay usable until their processes close them.
+        // Open files stay usable until their processes close them.
         if let Err(error) = umount2(&self.disk(), MntFlags::MNT_DETACH) {
             eprintln!("a small disk stays mounted at {}: {error}", self.disk().display());
         }

@@ -34,7 +34,7 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
                 source_mac: [2; 6],
                 destination_mac: [4; 6],
                 mtu: 1500,
-                // // Any address of the family.
+                // Any address of the family.
                 source: Some(address),
                 gateway: None,
                 local: false,
