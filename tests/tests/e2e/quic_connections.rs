@@ -1,4 +1,4 @@
-//! QUIC connections of quinn, whose clients change their addresses in the middle of a download.
+//! Tests of QUIC connections of quinn, whose clients change their addresses during a download.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -33,13 +33,13 @@ use crate::{
 const FAMILY: Family = Family::V4;
 const NAME: &str = "shop.example";
 const REBINDS: u16 = 20;
-/// Bytes of a download between two changes of address.
+/// The number of bytes between two changes of address.
 const PART: usize = 256 << 10;
 const DOWNLOAD: usize = (REBINDS as usize + 2) * PART;
-/// A connection without an answer is over after this.
+/// A connection without an answer ends after this time.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// Connection IDs as the server of a backend makes them.
+/// Makes connection IDs like the server of a backend.
 struct Ids {
     format: QuicFormat,
     server: Vec<u8>,
@@ -79,10 +79,10 @@ impl ConnectionIdGenerator for Ids {
 
 fn transport() -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    // Veth pairs with XDP take no frames that are to be cut up later.
+    // Veth pairs with XDP accept no frames that need segmentation later.
     transport.enable_segmentation_offload(false);
     transport.max_idle_timeout(Some(IdleTimeout::try_from(IDLE).unwrap()));
-    // So that the server is still sending when the address changes.
+    // The server should still be sending when the address changes.
     transport.stream_receive_window(VarInt::from_u32(PART as u32 / 2));
     Arc::new(transport)
 }
@@ -94,7 +94,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A shop whose servers speak QUIC and TCP, each by its own name.
+    /// A shop whose servers use QUIC and TCP, each with its own name.
     fn start(forwarding: Forwarding, quic: Option<&str>) -> Self {
         let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
         let site = Site::start(shape, forwarding, BACKENDS, |settings, topology| {
@@ -158,7 +158,7 @@ impl Scene {
         self.site.topology().client().run_in_thread(|| UdpSocket::bind(from).unwrap()).unwrap()
     }
 
-    /// Downloads from one server, with an address after the other from `first` on; that server, or what went wrong.
+    /// Downloads from one server, with consecutive addresses from `first` on. Returns the server, or the error.
     fn download(&self, first: u16) -> Result<String> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.der().clone())?;
@@ -203,7 +203,7 @@ async fn send(incoming: quinn::Incoming, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Three downloads, each through twenty changes of address, and the TCP connection from the last address of each.
+/// Three downloads, each with twenty changes of address, and a TCP connection from each last address.
 fn downloads_survive(forwarding: Forwarding, quic: &str) {
     let scene = Scene::start(forwarding, Some(quic));
     for first in [1, 31, 61] {
