@@ -52,7 +52,7 @@ mod tests {
     use super::{Spread, percentile};
 
     #[test]
-    fn ranks_are_the_nearest() {
+    fn when_a_percentile_is_computed_then_the_nearest_rank_is_used() {
         let spread = Spread::of([5.0, 1.0, 4.0, 2.0, 3.0]);
         assert_eq!(spread, Spread { least: 1.0, median: 3.0, p95: 5.0, most: 5.0 });
         let spread = Spread::of((1..=40).map(f64::from));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn without_figures_there_is_no_number() {
+    fn when_there_are_no_figures_then_there_is_no_number() {
         assert!(Spread::of([]).median.is_nan());
         assert!(percentile(&[], 0.5).is_nan());
     }

@@ -73,7 +73,7 @@ mod tests {
     use super::{is_virtual, processor_in};
 
     #[test]
-    fn a_hypervisor_is_a_flag() {
+    fn when_a_machine_has_the_flag_then_it_has_a_hypervisor() {
         let info = "processor\t: 0\nmodel name\t: A: B\nflags\t\t: fpu hypervisor lahf_lm\n";
         assert!(is_virtual(info) && !is_virtual("flags\t\t: fpu\n") && !is_virtual(""));
         assert_eq!(processor_in(info), "A: B");

@@ -101,18 +101,28 @@ const SUITES: [Suite; 14] = [
     Suite {
         name: "stickiness",
         program: "e2e",
-        only: "stickiness::clients_stay_with_nat_on_two_legs",
+        only: "stickiness::when_clients_connect_with_nat_on_two_legs",
         environment: &[],
     },
     // The time at which a program leaves its interface differs between kernels.
-    Suite { name: "restart", program: "e2e", only: "restart::a", environment: &[] },
+    Suite { name: "restart", program: "e2e", only: "restart::when_a_", environment: &[] },
     Suite { name: "passive", program: "e2e", only: "passive::", environment: &[] },
-    Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
+    Suite { name: "tunnels", program: "e2e", only: "tunnels::when_gue_runs_on_one_leg", environment: &[] },
     Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
-    Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
-    Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },
+    Suite { name: "bridge", program: "e2e", only: "devices::when_the_backends_are_behind_a_bridge", environment: &[] },
+    Suite {
+        name: "cards",
+        program: "e2e",
+        only: "devices::when_the_backends_are_behind_network_cards --include-ignored",
+        environment: &[],
+    },
     Suite { name: "bond", program: "e2e", only: "bonds:: --include-ignored", environment: &[] },
-    Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
+    Suite {
+        name: "vlan",
+        program: "e2e",
+        only: "devices::when_the_backends_are_behind_a_vlan --include-ignored",
+        environment: &[],
+    },
 ];
 
 /// Runs suites on kernels and prints a table.

@@ -109,7 +109,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn groups_of_one_unit_have_one_scale() {
+    fn when_groups_have_one_unit_then_they_have_one_scale() {
         let chart = Chart::of(&document()).unwrap();
         let groups: Vec<_> = chart.groups.iter().map(|group| (&*group.heading, &*group.unit, group.full)).collect();
         assert_eq!(groups, [("fast", "1/s", 60.0), ("slow", "1/s", 60.0), ("moved", "% of clients", 75.0)]);
@@ -120,7 +120,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_headings_there_is_no_picture() {
+    fn when_there_are_no_headings_then_there_is_no_picture() {
         let mut document = document();
         document.series.retain(|series| series.heading.is_none());
         assert_eq!(Chart::of(&document), None);

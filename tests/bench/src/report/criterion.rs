@@ -70,7 +70,7 @@ mod tests {
     use super::read;
 
     #[test]
-    fn samples_are_times_of_one_iteration() {
+    fn when_samples_are_read_then_they_are_times_of_one_iteration() {
         let directory = tempfile::tempdir().unwrap();
         for (path, function) in
             [("build/equal/100", "\"equal\""), ("build/equal/3", "\"equal\""), ("failure/3", "null")]

@@ -88,7 +88,7 @@ mod tests {
     use super::{Document, Series};
 
     #[test]
-    fn what_is_printed_can_be_read() {
+    fn when_a_document_is_printed_then_it_can_be_parsed() {
         let series = vec![
             Series::ours("balancer", "connections", "1/s", vec![1.5, 2.0]).under("connections"),
             Series { total: Some(9), ..Series::others("nginx", "moved", "clients", vec![7.0]) },

@@ -117,7 +117,7 @@ mod tests {
     };
 
     #[test]
-    fn bars_have_labels_and_numbers() {
+    fn when_bars_are_drawn_then_they_have_labels_and_numbers() {
         let picture = svg(&Chart::of(&document()).unwrap(), "here");
         for part in ["How &amp; why", ">balancer dsr</text>", ">20</text>", ">nginx &lt;1&gt;</text>", ">75</text>"] {
             assert!(picture.contains(part), "{part} in {picture}");
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bar_is_within_the_picture() {
+    fn when_bars_are_drawn_then_each_is_within_the_picture() {
         let picture = svg(&Chart::of(&document()).unwrap(), "here");
         for part in picture.split("x2=\"").skip(1) {
             let end: f64 = part.split('"').next().unwrap().parse().unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn long_labels_are_cut() {
+    fn when_a_label_is_long_then_it_is_cut() {
         assert_eq!(cut("short"), "short");
         let cut = cut(&"x".repeat(99));
         assert!(cut.chars().count() == 47 && cut.ends_with('…'), "{cut}");

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn no_first_client_looks_like_a_vip() {
+    fn when_clients_are_chosen_then_the_first_does_not_look_like_a_vip() {
         let vips = SERVICES.iter().fold(0, |bits, service| bits | bit(service.address.ip()));
         for client in crate::paths::first_clients() {
             assert_eq!(vips & bit(client), 0, "{client}");

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_counted_where_they_were_at_the_start() {
+    fn when_clients_move_then_they_are_counted_at_their_first_backend() {
         let (start, drained, back) = (homes(&[1, 2, 2, 3]), homes(&[1, 3, 4, 1]), homes(&[1, 2, 4, 1]));
         let drain = Step::Drain.moved(&start, &start, &drained).unwrap();
         assert_eq!((drain.own, drain.others), (Share { moved: 2, of: 2 }, Share { moved: 1, of: 2 }));

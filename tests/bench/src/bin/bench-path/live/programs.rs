@@ -90,7 +90,7 @@ mod tests {
     const LOOPBACK: u32 = 1;
 
     #[test]
-    fn addresses_are_swapped() {
+    fn when_a_frame_is_sent_back_then_its_addresses_are_swapped() {
         let frame = paths::known().frame();
         let ran = prog_run::run(bare().load_frags().unwrap().as_fd(), &frame, LOOPBACK, 1).unwrap();
         assert_eq!((ran.action, &ran.frame[..6], &ran.frame[6..12]), (XDP_TX as u32, &frame[6..12], &frame[..6]));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_is_whole_and_the_next_clients() {
+    fn when_frames_are_made_then_each_is_whole_and_of_the_next_client() {
         let path = paths::known();
         let frame = path.frame();
         let turn = Map::array(4, 1).unwrap();

@@ -89,7 +89,7 @@ mod tests {
     use super::received_in;
 
     #[test]
-    fn frames_are_counted_by_interface() {
+    fn when_frames_pass_then_they_are_counted_by_interface() {
         let table = "Inter-|   Receive                                                |  Transmit\n \
                      face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n    \
                      lo:     336       4    0    0    0     0          0         0      336       4\n \
