@@ -1,6 +1,6 @@
 //! Numbers for people.
 
-/// With as many digits as say something, thousands apart.
+/// Formats with a meaningful number of digits and separated thousands.
 #[must_use]
 pub fn shown(value: f64) -> String {
     let digits = match value.abs() {

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 
 fn perform(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
-    // The program's counters and its limits are each CPU's own.
+    // Each CPU has its own counters and limits.
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu()?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
@@ -96,7 +96,7 @@ fn perform(options: &Options) -> Result<()> {
 /// everything is there: while interfaces are made, the kernel has threads spin for a lock whose holder would never run.
 pub(crate) fn go_first() {
     let priority = libc::sched_param { sched_priority: 10 };
-    // SAFETY: the structure lives through the call.
+    // SAFETY: the structure outlives the call.
     if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) } < 0 {
         eprintln!("other work on this CPU will be felt: {}", io::Error::last_os_error());
     }

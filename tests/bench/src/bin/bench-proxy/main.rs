@@ -22,7 +22,7 @@ use self::{
     report::{Figures, Measured},
 };
 
-/// No load goes on for longer.
+/// The largest duration of a load.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long the steady load takes, in seconds.
 const PACED: u32 = 2;
@@ -67,7 +67,7 @@ fn compare(options: &Options) -> Result<()> {
     }
     let mut all: Vec<Measured> =
         contenders.iter().map(|contender| Measured { kind: contender.kind, rounds: Vec::new() }).collect();
-    // The first round finds neighbours and fills caches.
+    // The first round resolves neighbours and fills caches.
     for round in 0..=options.rounds {
         for (contender, measured) in contenders.iter_mut().zip(&mut all) {
             let figures = measure(contender, options).with_context(|| measured.kind.title())?;

@@ -12,9 +12,9 @@ use crate::{contender::Kind, load::WORKERS, processor::COUNTED};
 /// The figures of a contender in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// Connections per second, as many as it takes.
+    /// Connections per second at full speed.
     pub(crate) rate: f64,
-    /// Processor time of a connection, in µs.
+    /// The processor time of a connection, in µs.
     pub(crate) processor: f64,
     /// The median latency of connections at a steady pace, in µs.
     pub(crate) p50: f64,

@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 
-/// Equal servers at first.
+/// The number of equal servers at the start.
 pub(crate) const SERVERS: u16 = 4;
-/// One that is there, but in no list yet.
+/// The number of a server that is not yet in any list.
 pub(crate) const SPARE: u16 = SERVERS + 1;
-/// The one that something is done to.
+/// The number of the server that is changed.
 pub(crate) const TARGET: u16 = 2;
 
 /// A change of the servers.
