@@ -92,7 +92,7 @@ fn when_a_reply_cannot_be_sent_then_it_is_passed_or_counted() {
 
 /// The kernel sends the reply after resolving the neighbour.
 #[test]
-fn when_a_replys_neighbour_is_unknown_then_it_is_handed_over() {
+fn when_the_neighbour_of_a_reply_is_unknown_then_it_is_handed_over() {
     run(|rig: &Rig| {
         let mut cases = Vec::new();
         for (backend, vip, client) in [
