@@ -1,5 +1,5 @@
-//! AES-128 (FIPS 197) by tables, for single blocks: the kernel program has no other cipher. The tables are looked up by
-//! secret bytes, so what runs beside it on the same CPU may learn about the key from the cache.
+//! AES-128 (FIPS 197) with tables, for single blocks: the kernel program has no other cipher. Secret bytes select table
+//! entries, so another process on the same CPU may learn about the key from the cache.
 
 const ROUNDS: usize = 10;
 

@@ -28,7 +28,7 @@ use crate::{
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// Sends a frame if it is marked; otherwise the kernel goes on with it. The result is a `TC_ACT_*`.
+/// Sends a marked frame; otherwise the kernel handles it. The result is a `TC_ACT_*`.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let mut word = marked(frame(skb)).unwrap_or(0);

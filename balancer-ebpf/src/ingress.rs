@@ -19,7 +19,7 @@ pub struct Ingress {
 
 impl Ingress {
     /// # Safety
-    /// The context must be the one that the kernel called the program with.
+    /// The context must be the kernel's argument to the program.
     #[inline(always)]
     #[must_use]
     pub unsafe fn new(context: *mut xdp_md) -> Self {

@@ -132,7 +132,7 @@ struct Pending {
 /// A flag in the answer to a query: the client's entry is new, or names another backend now.
 const CHANGED: u64 = 1 << 32;
 
-/// Postpones a query. `step` is taken with the answer, or `nobody` if no backend takes the client.
+/// Postpones a query. The packet continues at `step` with the answer, or at `nobody` if no backend takes the client.
 #[inline(always)]
 pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;

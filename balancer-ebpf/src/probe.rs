@@ -78,7 +78,7 @@ fn both_pairs<Row: Keyed>(
     find_whole(rows, view, KeyWords { low, high, rest })
 }
 
-/// This is a separate function, because its variables do not fit on the stack beside its callers'.
+/// This is a separate function, because its variables and its callers' do not fit on the stack together.
 #[inline(never)]
 fn second_pair<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -115,7 +115,7 @@ fn pair<Row: Keyed>(
     ControlFlow::Continue(())
 }
 
-/// Whether a row's key is the one looked for.
+/// Whether a row has the wanted key.
 #[inline(always)]
 fn is_same(row: &ServiceKey, key: &ServiceKey) -> bool {
     row.rest() == key.rest() && row.address == key.address

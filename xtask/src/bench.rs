@@ -20,7 +20,7 @@ pub(crate) use self::{
     page::Page,
 };
 
-/// What is measured.
+/// The subject of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Benchmark {
     /// Building a lookup table, and a failure.
@@ -31,7 +31,7 @@ pub(crate) enum Benchmark {
     Checks,
     /// The kernel program, path by path; needs root.
     Path,
-    /// Real frames over veth pairs, beside a program that only sends them back; needs root.
+    /// Real frames over veth pairs, compared with a program that only sends them back; needs root.
     Live,
     /// Starts, changes and memory with 1,000 services of 16 backends each; needs root.
     Scale,
@@ -41,13 +41,13 @@ pub(crate) enum Benchmark {
     Failover,
     /// 32 members of a fleet that know a million clients, on a real etcd; needs root and etcd-server.
     Fleet,
-    /// Whom a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs the two;
-    /// needs root.
+    /// The clients that a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs
+    /// the two; needs root.
     Sticky,
     /// A simulated day of uneven clients, with and without `bounded_load`, and by HAProxy's rules.
     Even,
-    /// What a connection costs through the balancer, HAProxy, nginx, nftables and nobody; installs the three; needs
-    /// root.
+    /// The cost of a connection through the balancer, HAProxy, nginx and nftables, and without any of them; installs
+    /// the three; needs root.
     Proxy,
 }
 

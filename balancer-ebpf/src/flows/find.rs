@@ -71,7 +71,7 @@ pub(crate) fn decide(found: &Found) -> Step {
             Stands::GoesOn => goes_on(control, service, ip, ports, &flow, false),
             Stands::SeenAgain => goes_on(control, service, ip, ports, &flow, true),
             Stands::Ended => begins(service, ports),
-            // The client waits in vain, so it is told.
+            // The client would wait without an answer, so the program informs it.
             Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
         };
     }

@@ -194,7 +194,7 @@ pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> S
     hand_flow(found, backend, choice, step)
 }
 
-/// Passes a packet that is only watched, and counts it as if it had been forwarded to its backend.
+/// Passes a packet that is only watched, and counts it as if the program had forwarded it to its backend.
 #[inline(always)]
 pub(crate) fn watch(found: &Found, told: Told<Watch>) -> Step {
     let Found { ingress, ip, .. } = found;

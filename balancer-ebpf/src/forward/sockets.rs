@@ -114,7 +114,7 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
     // The verifier distinguishes sockets of the two protocols, so each is examined where it is found.
     let (socket, found): (*mut bpf_sock, _) = match ip.protocol {
         TCP => {
-            // SAFETY: the context is the kernel's, and the ends as long as is said.
+            // SAFETY: the context is the kernel's, and the ends have the given length.
             let socket = unsafe { bpf_skc_lookup_tcp(context, place, length, THIS_NAMESPACE, 0) };
             if socket.is_null() {
                 return NONE;

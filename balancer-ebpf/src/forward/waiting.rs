@@ -45,7 +45,7 @@ pub(crate) fn may_wait(neighbour: &NeighbourWanted) -> bool {
 #[inline(always)]
 fn is_answering(neighbour: &NeighbourWanted, now: u64) -> bool {
     if let Some(asked) = ASKED.get_ptr_mut(neighbour) {
-        // SAFETY: a map value; what another CPU writes at the same time is a similar time.
+        // SAFETY: this is a map value, and another CPU could only write a similar time at the same moment.
         let asked = unsafe { &mut *asked };
         let last = asked.last;
         asked.last = now;

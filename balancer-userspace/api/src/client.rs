@@ -304,7 +304,7 @@ impl Client {
         self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
     }
 
-    /// Returns what a change would move. Nothing is changed.
+    /// Returns the effects of a change without making it.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -373,7 +373,7 @@ impl Client {
         self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
     }
 
-    /// Returns what the server of a backend needs to make its QUIC connection IDs.
+    /// Returns the settings that a backend's server needs for its QUIC connection IDs.
     ///
     /// # Errors
     /// As [`Client::status`].

@@ -274,10 +274,10 @@ pub struct BackendView {
     /// `bounded_load`: the slots that it gives away; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<BoundView>,
-    /// The number of known clients from which on it takes no new ones; absent: no limit.
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: the number of connections from which on it takes no new ones; absent: no limit.
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
     /// Whether it is at a limit and takes no new clients.
@@ -517,10 +517,10 @@ pub struct AddBackend {
     /// Whether it is a backup.
     #[serde(default)]
     pub backup: bool,
-    /// The number of known clients from which on it takes no new ones; absent: no limit.
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: the number of connections from which on it takes no new ones; absent: no limit.
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
 }
@@ -606,10 +606,10 @@ pub struct SetWeight {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimits {
-    /// The number of known clients from which on it takes no new ones; absent: no limit.
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: the number of connections from which on it takes no new ones; absent: no limit.
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
 }
@@ -757,7 +757,7 @@ pub struct PlanView {
     pub table_size: u32,
     /// Slots of the live table, or of both, that would get another backend.
     pub slots_moved: u32,
-    /// The number of those that move between backends with unchanged shares.
+    /// The number of slots that move between backends with unchanged shares.
     pub needless_slots_moved: u32,
     /// Known clients that would move at once. Each counts as moved when it comes back.
     pub known_clients_moved: u64,
@@ -926,7 +926,7 @@ pub struct KnownClientView {
 /// The answer to a request that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiError {
-    /// The mistake, and what would be right, in one line.
+    /// The mistake and its correction, in one line.
     pub error: String,
 }
 

@@ -41,7 +41,7 @@ pub struct ServerView {
     pub server_id: String,
 }
 
-/// The answer to `GET /v1/services/{service}/quic/{backend}`: what a server needs to make its connection IDs.
+/// The answer to `GET /v1/services/{service}/quic/{backend}`: the settings that a server needs for its connection IDs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicServerConfig {
     /// The name of the service.

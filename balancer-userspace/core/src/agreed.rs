@@ -1,4 +1,4 @@
-//! Backends as several balancers see them: what each has found out, and what all have agreed on.
+//! Tests of backends as several balancers see them: each balancer's observations, and the agreed result.
 
 use std::time::Instant;
 

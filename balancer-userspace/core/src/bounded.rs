@@ -22,7 +22,8 @@ pub const LOOK: Duration = Duration::from_secs(10);
 const WINDOW: Duration = Duration::from_secs(60);
 /// The minimum time for a rate; a shorter one says little right after the start.
 const LEAST_WINDOW: Duration = Duration::from_secs(45);
-/// The minimum number of checks for a median. If checks are slow, older ones count, so that there are as many.
+/// The minimum number of checks for a median. If checks are slow, earlier checks count as well, so that there are
+/// enough.
 const LEAST_CHECKS: usize = 5;
 /// Durations that differ by less count as equal, in seconds.
 const LEAST_DELAY: f64 = 0.001;
@@ -38,7 +39,7 @@ const DEVIATIONS: f64 = 3.0;
 pub struct Member {
     /// Whether new clients are steered to it.
     pub steered: bool,
-    /// The effective weight, as far as a slow start allows it.
+    /// The effective weight, reduced during a slow start.
     pub weight: f64,
     /// Whether it is in a slow start, so that it takes no slots of others.
     pub starts: bool,

@@ -1,4 +1,4 @@
-//! Bounded load: which backends give slots away, which slots that moves, and what ends it.
+//! Tests of bounded load: which backends give slots away, which slots move, and which events end that.
 
 use std::time::Duration;
 

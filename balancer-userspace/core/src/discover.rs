@@ -175,8 +175,8 @@ impl<'a> Present<'a> {
         }
     }
 
-    /// The addresses of a target: the current ones while the target has them or nothing is known about others,
-    /// otherwise the lowest. `None`: it has none yet, or none of a wanted family.
+    /// The addresses of a target: the current addresses while the target has them or no others are known, otherwise the
+    /// lowest. `None`: it has none yet, or none of a wanted family.
     fn place(&self, target: &Target) -> Result<Option<Place>, String> {
         let port = self.service.port_of(&target.name, target.port)?;
         let socket = |ip| self.service.without_implied_port(SocketAddr::new(ip, port));

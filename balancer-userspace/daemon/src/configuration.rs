@@ -37,7 +37,7 @@ impl Configurations {
     /// Reads and parses a file. A slow file delays no other task.
     ///
     /// # Errors
-    /// When the runtime ends meanwhile.
+    /// If the runtime ends meanwhile.
     pub(crate) async fn load(&self, path: PathBuf) -> Result<Parsed, JoinError> {
         let this = self.clone();
         spawn_blocking(move || file::read(&path).and_then(|bytes| this.parse_now(path, &bytes))).await
@@ -46,7 +46,7 @@ impl Configurations {
     /// Parses the contents of a file.
     ///
     /// # Errors
-    /// When the runtime ends meanwhile.
+    /// If the runtime ends meanwhile.
     pub(crate) async fn parse(&self, path: PathBuf, text: String) -> Result<Parsed, JoinError> {
         let this = self.clone();
         // Parsing a large file takes a while.

@@ -42,7 +42,7 @@ pub(crate) trait Followed: Sized + Send + Sync + 'static {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be read, or is not valid.
+    /// If it cannot be read, or is not valid.
     fn load(file: &Path) -> Result<Self, Finding>;
 
     /// Makes the message that a file was read.

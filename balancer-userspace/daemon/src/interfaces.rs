@@ -110,7 +110,7 @@ pub(super) async fn links(handle: &Handle) -> anyhow::Result<Vec<Link>> {
 /// Finds the interfaces called `names`, in that order.
 ///
 /// # Errors
-/// When a name does not exist (the error names the most similar one and all that exist), occurs twice, or belongs to
+/// If a name does not exist (the error names the most similar one and all that exist), occurs twice, or belongs to
 /// the loopback or another interface without Ethernet frames; when the kernel does not answer.
 pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
@@ -123,7 +123,7 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
 /// The indices of the existing interfaces among `names`, and of their members.
 ///
 /// # Errors
-/// When none exists, and otherwise as [`resolve`].
+/// If none exists, and otherwise as [`resolve`].
 pub(super) async fn resolve_present(names: &[String]) -> anyhow::Result<Vec<u32>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);

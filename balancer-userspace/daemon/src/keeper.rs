@@ -40,7 +40,7 @@ pub trait Save: Send + 'static {
     /// Stores the state durably before it returns.
     ///
     /// # Errors
-    /// When it cannot be stored; the earlier state is intact then.
+    /// If it cannot be stored; the earlier state is intact then.
     fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()>;
 }
 

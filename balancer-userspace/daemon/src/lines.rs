@@ -145,7 +145,7 @@ pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
 /// Removes both files.
 ///
 /// # Errors
-/// When an existing file cannot be removed.
+/// If an existing file cannot be removed.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     for path in [previous(path), path.to_owned()] {
         match fs::remove_file(path) {

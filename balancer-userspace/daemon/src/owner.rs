@@ -204,7 +204,7 @@ impl<D: Dataplane> Owner<D> {
     /// Brings the data path to the configured state.
     ///
     /// # Errors
-    /// When the data path refuses.
+    /// If the data path refuses.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let commands = std::mem::take(&mut self.first);
@@ -337,7 +337,7 @@ impl<D: Dataplane> Owner<D> {
     /// Carries out the consequences of the fleet's state, which the fleet reports.
     ///
     /// # Errors
-    /// When the data path refuses; the controller is restored to `before` then.
+    /// If the data path refuses; the controller is restored to `before` then.
     pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
         let now = Instant::now();
         self.changed = true;
@@ -359,7 +359,7 @@ impl<D: Dataplane> Owner<D> {
     /// [`take_told`](Self::take_told) once clients are forgotten.
     ///
     /// # Errors
-    /// When the controller or the data path refuses; nothing has changed then.
+    /// If the controller or the data path refuses; nothing has changed then.
     pub fn change(
         &mut self,
         change: Change,
@@ -438,7 +438,7 @@ impl<D: Dataplane> Owner<D> {
     /// Finds the backend that a client is steered to.
     ///
     /// # Errors
-    /// When the requested service does not exist.
+    /// If the requested service does not exist.
     pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
         let mut located = self.controller.locate(query.address, query.service.as_deref())?;
         let address = query.address.to_canonical();
@@ -463,7 +463,7 @@ impl<D: Dataplane> Owner<D> {
     /// The rules for client prefixes, of one service or of all.
     ///
     /// # Errors
-    /// When the requested service does not exist, or a counter cannot be read.
+    /// If the requested service does not exist, or a counter cannot be read.
     pub fn rules(&self, service: Option<&str>) -> Result<Vec<RuleView>, Refused> {
         let now = Instant::now().into_std();
         if let Some(name) = service {

@@ -8,7 +8,7 @@ use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 /// Opens a non-blocking socket that receives nothing until it is bound: `RAW` for frames, `DGRAM` for their payload.
 ///
 /// # Errors
-/// When this process lacks the permission.
+/// If this process lacks the permission.
 pub(crate) fn open(kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, kind, None)?;
     socket.set_nonblocking(true)?;

@@ -12,7 +12,7 @@ const LOWEST: i32 = -20;
 /// scheduling policy stays, and a nice value is taken into account.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(crate) fn take() -> io::Result<()> {
     let Some(wanted) = lowered(attributes()?) else { return Ok(()) };
     // SAFETY: the kernel reads as much of the attributes as they say they have, which is all of them.

@@ -33,7 +33,7 @@ impl Signals {
     /// Installs the handlers. It must be called on a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel refuses to install a handler.
+    /// If the kernel refuses to install a handler.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }

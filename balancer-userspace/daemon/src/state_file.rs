@@ -97,7 +97,7 @@ impl StateFile {
     /// Locks the file at `path` for this process, and makes its directory if necessary.
     ///
     /// # Errors
-    /// When another controller has it, and when the kernel refuses; the error names the path.
+    /// If another controller has it, and when the kernel refuses; the error names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot keep the state in {}", path.display());
         if let Some(directory) = path.parent() {
@@ -148,7 +148,7 @@ impl StateFile {
     /// Reads the state.
     ///
     /// # Errors
-    /// When neither the current state nor the previous one is usable: what is wrong with them, and what to do.
+    /// If neither the current state nor the previous one is usable: what is wrong with them, and what to do.
     pub fn load(&mut self) -> anyhow::Result<Loaded> {
         let previous = with_suffix(&self.path, "previous");
         let (path, before) = (self.path.display(), previous.display());
@@ -192,7 +192,7 @@ impl StateFile {
     /// Writes `state` durably before it returns.
     ///
     /// # Errors
-    /// When the kernel refuses; the files then are as before.
+    /// If the kernel refuses; the files then are as before.
     pub fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()> {
         let before = self.written.take().filter(|_| occasion != Occasion::Whole);
         let Some(mut written) = before else { return self.keep_whole(state) };

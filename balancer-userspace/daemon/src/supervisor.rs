@@ -99,7 +99,7 @@ impl Supervisor {
     /// Starts a thread named `what`.
     ///
     /// # Errors
-    /// When the system allows no more threads.
+    /// If the system allows no more threads.
     pub fn thread(&self, what: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
         let (told, wanted) = (self.0.clone(), Expected::default());
         let theirs = wanted.clone();

@@ -34,7 +34,7 @@ pub fn sealed(version: u32, body: &str) -> String {
 /// Returns a check's verdict on data from `stream`, a connection to `target`.
 ///
 /// # Errors
-/// When this machine lacks the means.
+/// If this machine lacks the means.
 pub async fn answer(
     target: SocketAddr,
     check: &HttpCheck,

@@ -187,7 +187,7 @@ impl Attached {
     /// Takes the program off.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn detach(self) -> anyhow::Result<()> {
         let off =
             self.pin.as_deref().map_or(Ok(()), take_off).with_context(|| format!("detaching from {}", self.at.name));
@@ -242,7 +242,7 @@ impl Attacher {
     /// Pins the maps, the links in `attached` and all later links in a new directory of pins.
     ///
     /// # Errors
-    /// When the kernel refuses; call [`unpin`](Self::unpin) then.
+    /// If the kernel refuses; call [`unpin`](Self::unpin) then.
     pub fn pin(&mut self, pins: &Pins, attached: &mut [Attached]) -> anyhow::Result<()> {
         for (name, map) in &self.maps {
             map.pin(pins.map(name)).with_context(|| format!("pinning the map {name}"))?;
@@ -263,7 +263,7 @@ impl Attacher {
     /// Attaches the program to an interface; it is already attached to the interfaces with the indices `others`.
     ///
     /// # Errors
-    /// When another program is attached, or no allowed mode works: one line that says what to do.
+    /// If another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
         self.tell_apart(name, ifindex, others)?;
         let links = self.links.as_ref();
@@ -281,7 +281,7 @@ impl Attacher {
     /// tracing settings.
     ///
     /// # Errors
-    /// When the kernel refuses the program or offers no rings. Packets are then steered as before.
+    /// If the kernel refuses the program or offers no rings. Packets are then steered as before.
     pub fn tell(&mut self, attached: &mut [Attached], filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
         let prepared = telling::prepare(&self.ebpf, filter)?;
         let program = telling::program(&mut self.ebpf)?;
@@ -311,7 +311,7 @@ impl Attacher {
     /// Checks whether an interface can have counters separate from those of the interfaces `others`.
     ///
     /// # Errors
-    /// When it cannot.
+    /// If it cannot.
     pub fn tell_apart(&self, name: &str, ifindex: u32, others: &[u32]) -> anyhow::Result<()> {
         let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
         if others.iter().any(|&other| row(other) == row(ifindex)) {
@@ -325,7 +325,7 @@ impl Attacher {
 /// replaces the running program in one step, or pins the new link.
 ///
 /// # Errors
-/// When another program is attached, or no allowed mode works: one line that says what to do.
+/// If another program is attached, or no allowed mode works: one line that says what to do.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &str,

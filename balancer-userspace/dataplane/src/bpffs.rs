@@ -45,7 +45,7 @@ impl Bpffs {
     /// Finds the file system, or mounts it.
     ///
     /// # Errors
-    /// When it is mounted nowhere and cannot be mounted; the error gives the command.
+    /// If it is mounted nowhere and cannot be mounted; the error gives the command.
     pub(crate) fn find_or_mount() -> anyhow::Result<Self> {
         look(true)?.context("no BPF file system")
     }

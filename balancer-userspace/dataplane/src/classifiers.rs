@@ -49,7 +49,7 @@ pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];
 /// attached while one replaces the other.
 ///
 /// # Errors
-/// When the kernel has no random numbers.
+/// If the kernel has no random numbers.
 pub(super) fn draw_key() -> anyhow::Result<u64> {
     Ok(getrandom::u64().context("drawing the key of handed-over frames")? >> 16)
 }
@@ -105,7 +105,7 @@ impl OnInterface {
     /// [`OnInterface::alone`].
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub(super) fn attach(
         ebpf: &mut Ebpf,
         classifier: &'static Classifier,
@@ -132,7 +132,7 @@ impl OnInterface {
     /// Pins the link, so that it outlives this process.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub(super) fn pin(&mut self, ifindex: u32, pins: &LinkPins) -> anyhow::Result<()> {
         let Kept::Link(pin) = &mut self.kept else { return Ok(()) };
         let path = pins.classifier(self.classifier.pins, ifindex, self.key);

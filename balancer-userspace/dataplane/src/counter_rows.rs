@@ -83,7 +83,7 @@ impl Cpus {
     /// Reads the numbers from the kernel.
     ///
     /// # Errors
-    /// When the kernel does not tell, or in an unexpected form.
+    /// If the kernel does not tell, or in an unexpected form.
     pub(super) fn here() -> anyhow::Result<Self> {
         let possible = read(POSSIBLE)?;
         Ok(Self { possible, online: read(ONLINE)?.min(possible) })

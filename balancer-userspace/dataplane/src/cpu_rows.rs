@@ -27,7 +27,7 @@ impl<T: Pod> CpuRows<T> {
     /// Opens the map `name` with `rows` for each CPU, and the map `shared`.
     ///
     /// # Errors
-    /// When a map does not exist or cannot be mapped.
+    /// If a map does not exist or cannot be mapped.
     pub(super) fn take(ebpf: &mut Ebpf, name: &str, rows: u32, shared: &str) -> anyhow::Result<Self> {
         let blocks = Blocks::of(take(ebpf, name)?, rows).with_context(|| format!("the map {name}"))?;
         let shared = MappedArray::new(take(ebpf, shared)?).with_context(|| format!("the map {shared}"))?;
@@ -58,7 +58,7 @@ impl<T: Pod> CpuRows<T> {
 
 impl<T: Pod> Blocks<T> {
     /// # Errors
-    /// When it cannot be mapped.
+    /// If it cannot be mapped.
     pub(super) fn of(map: MapData, rows: u32) -> anyhow::Result<Self> {
         const { assert!(align_of::<T>() == align_of::<u64>()) };
         Ok(Self { array: MappedArray::new(map)?, rows: rows as usize })

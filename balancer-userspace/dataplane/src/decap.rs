@@ -42,7 +42,7 @@ impl Decap {
     /// everywhere if it is empty.
     ///
     /// # Errors
-    /// When there are too many prefixes, or the kernel refuses the program or a map.
+    /// If there are too many prefixes, or the kernel refuses the program or a map.
     pub fn load(from: &[IpNet]) -> anyhow::Result<Self> {
         if from.len() > MAX_DECAP_PREFIXES as usize {
             bail!("{} prefixes: tunnels may come from at most {MAX_DECAP_PREFIXES}", from.len());
@@ -70,7 +70,7 @@ impl Decap {
     /// The loaded program.
     ///
     /// # Errors
-    /// When the object holds none, which would be a broken build.
+    /// If the object holds none, which would be a broken build.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         Ok(self.ebpf.program_mut("decap").context("the kernel object holds no program decap")?.try_into()?)
     }
@@ -86,7 +86,7 @@ impl Decap {
     /// are not disturbed.
     ///
     /// # Errors
-    /// When there are too many addresses, and nothing has changed then; or when the kernel refuses a write.
+    /// If there are too many addresses, and nothing has changed then; or when the kernel refuses a write.
     pub fn set_addresses(&mut self, vips: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
         let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (addresses, kind) in [(vips, DECAP_VIP), (own, DECAP_OWN)] {
@@ -117,7 +117,7 @@ impl Decap {
     /// Attaches the program to an interface.
     ///
     /// # Errors
-    /// When another program is attached, or no allowed mode works: one line that says what to do.
+    /// If another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let attached = attach::attach(self.program()?, name, ifindex, mode, None)?;
         self.attached.push(attached);
@@ -135,7 +135,7 @@ impl Decap {
     /// The counters, summed over the CPUs.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn stats(&self) -> anyhow::Result<DecapStats> {
         let cpus = self.stats.get(&0, 0).context("reading the counters of tunnel packets")?;
         Ok(cpus.iter().fold(DecapStats::default(), |sum, cpu| DecapStats {

@@ -26,7 +26,7 @@ impl DeviceTable {
     /// Starts without facts about any interface.
     ///
     /// # Errors
-    /// When the object holds no such map, which would be a broken build.
+    /// If the object holds no such map, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map("DEVICES").context("the kernel object holds no map DEVICES")?.try_into()?;
         Ok(Self { map, known: Devices::new() })
@@ -52,7 +52,7 @@ impl DeviceTable {
     /// Replaces the facts, in the map and in the rows of `backends`.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn set(
         &mut self,
         known: &Devices,

@@ -70,7 +70,7 @@ impl FlowMaps {
     /// Writes the pools of these services for the program. Returns whether there are any `snat` services.
     ///
     /// # Errors
-    /// When there is no table for flows, or no range of ports.
+    /// If there is no table for flows, or no range of ports.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<bool> {
         let snat: Vec<_> = services.iter().filter(|spec| spec.forwarding == Forwarding::Snat).collect();
         anyhow::ensure!(

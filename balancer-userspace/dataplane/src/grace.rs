@@ -60,7 +60,7 @@ impl GracePeriods {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the system allows no more threads.
+    /// If the system allows no more threads.
     pub(super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         Self::waiting_by(threads, Box::new(wait_for_packets))
     }

@@ -33,7 +33,7 @@ impl Handshakes {
     /// which takes about 0.1 ms for a client.
     ///
     /// # Errors
-    /// When the kernel does not let them be read.
+    /// If the kernel does not let them be read.
     pub fn begun(&self, clients: &[IpAddr]) -> anyhow::Result<Vec<Begun>> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from)?;
         let notes: Result<Vec<u64>, _> = (0..HANDSHAKES).map(|place| self.0.get(&place, 0)).collect();

@@ -140,7 +140,7 @@ impl NotesWriter {
     /// Writes the notes; `host` is the list of all changes to this machine.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     pub fn write(&mut self, host: HostChanges) -> anyhow::Result<()> {
         if self.written && self.notes.host == host {
             return Ok(());
@@ -181,7 +181,7 @@ impl Histories {
     /// Opens them.
     ///
     /// # Errors
-    /// When they are not there.
+    /// If they are not there.
     pub fn open(pins: &Pins) -> anyhow::Result<Self> {
         let map =
             |name: &str| MapData::from_pin(pins.map(name)).with_context(|| format!("opening the pinned map {name}"));

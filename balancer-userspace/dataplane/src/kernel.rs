@@ -179,7 +179,7 @@ impl KernelDataplane {
     /// be taken once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// If they were taken before.
     pub fn take_host_ends(&mut self, instance: u64, state_file: &Path) -> anyhow::Result<HostEnds> {
         let notes = Notes {
             layout_version: LAYOUT_VERSION,
@@ -203,7 +203,7 @@ impl KernelDataplane {
     /// Records the interfaces to which XDP cannot simply send frames.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub fn set_devices(&mut self, known: &Devices) -> anyhow::Result<()> {
         self.devices.set(known, &self.control, &mut self.backends)
     }
@@ -217,7 +217,7 @@ impl KernelDataplane {
     /// The loaded program.
     ///
     /// # Errors
-    /// When the object holds none, which would be a broken build, or when it was taken.
+    /// If the object holds none, which would be a broken build, or when it was taken.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         object::program(self.ebpf.as_mut().context(TAKEN)?)
     }
@@ -225,7 +225,7 @@ impl KernelDataplane {
     /// Loads the tracing program into the kernel.
     ///
     /// # Errors
-    /// When the object holds none or was taken, or the kernel refuses the program.
+    /// If the object holds none or was taken, or the kernel refuses the program.
     pub fn load_telling(&mut self) -> anyhow::Result<&mut Xdp> {
         let program = telling::program(self.ebpf.as_mut().context(TAKEN)?)?;
         load_program(telling::PROGRAM, program)?;
@@ -256,7 +256,7 @@ impl KernelDataplane {
     /// Takes the buffer of neighbours for which `nat` replies were dropped. It can be taken once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -269,7 +269,7 @@ impl KernelDataplane {
     /// Takes the buffer of signs of failing backends. It can be taken once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn take_suspects(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -282,7 +282,7 @@ impl KernelDataplane {
     /// Takes the record of unfinished handshakes. It can be taken once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// If they were taken before.
     pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
         let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map("HANDSHAKES"));
         Handshakes::new(map.context("the handshakes were taken before")?)
@@ -291,7 +291,7 @@ impl KernelDataplane {
     /// Takes the buffer of sampled packets. It can be taken once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// If they were taken before.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -305,7 +305,7 @@ impl KernelDataplane {
     /// taken once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
         EbpfLogger::init_with_logger(self.ebpf.as_mut().context(TAKEN)?, logger)
             .context("the log of the kernel program")

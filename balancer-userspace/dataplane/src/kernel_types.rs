@@ -13,7 +13,7 @@ const MEMBER: usize = 12;
 /// The offset in bytes of each `(structure, member)` in `btf`. Members of unnamed inner structures are not found.
 ///
 /// # Errors
-/// When the data is invalid, or a member does not exist or does not begin at a byte.
+/// If the data is invalid, or a member does not exist or does not begin at a byte.
 pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> anyhow::Result<[u32; N]> {
     let [magic, header, types, types_length, strings, strings_length] =
         [0, 4, 8, 12, 16, 20].map(|offset| word(btf, offset));

@@ -141,25 +141,25 @@ pub trait Dataplane {
     /// Writes a backend's row.
     ///
     /// # Errors
-    /// When the kernel refuses the write; the row is then unchanged.
+    /// If the kernel refuses the write; the row is then unchanged.
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()>;
 
     /// Clears a backend's row, which no table names any more.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()>;
 
     /// Replaces a service's whole live table: each packet sees the old table or the new one.
     ///
     /// # Errors
-    /// When there is no room for the table; the old one then stays.
+    /// If there is no room for the table; the old one then stays.
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()>;
 
     /// Replaces the whole directory of services. Tables of services not listed are discarded.
     ///
     /// # Errors
-    /// When a service has no table, or there is no room; the old directory then stays.
+    /// If a service has no table, or there is no room; the old directory then stays.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
     /// Declares everything written so far complete and permanent. Since the last such call, a service may have been
@@ -175,7 +175,7 @@ pub trait Dataplane {
     /// with its rules for services that are `ruled`. Everything else that it left is forgotten.
     ///
     /// # Errors
-    /// When the kernel refuses to remove a rule.
+    /// If the kernel refuses to remove a rule.
     fn adopt(
         &mut self,
         backends: &[(BackendId, ServiceId)],
@@ -192,7 +192,7 @@ pub trait Dataplane {
     /// Replaces the rules of a service by `rules`, each rule in one step.
     ///
     /// # Errors
-    /// When the kernel refuses a write; some of the rules may then be as they were.
+    /// If the kernel refuses a write; some of the rules may then be as they were.
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()>;
 
     /// Sets a deny list beside the service's rules: a rule for the same prefix takes precedence, otherwise the longest
@@ -200,25 +200,25 @@ pub trait Dataplane {
     /// the service is updated.
     ///
     /// # Errors
-    /// When there is no room.
+    /// If there is no room.
     fn set_list(&mut self, denied: &DeniedBy) -> anyhow::Result<()>;
 
     /// Continues writing lists, for about a millisecond. Returns whether all are done.
     ///
     /// # Errors
-    /// When the kernel refuses a write; the rest is still to be done.
+    /// If the kernel refuses a write; the rest is still to be done.
     fn step_lists(&mut self) -> anyhow::Result<bool>;
 
     /// Removes a service's list at once, including one that an earlier controller left.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     fn drop_list(&mut self, service: ServiceId) -> anyhow::Result<()>;
 
     /// Removes the lists that an earlier controller left, except those of services that are `spared`.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     fn forget_left_lists(&mut self, spared: &HashSet<ServiceId>) -> anyhow::Result<()>;
 
     /// The number of denied prefixes in the service's list, and the number of packets that they denied.
@@ -227,25 +227,25 @@ pub trait Dataplane {
     /// The counters of the rule for a prefix, summed over the CPUs; zero if there is no such rule.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn rule_stats(&self, service: ServiceId, prefix: IpNet) -> anyhow::Result<RuleStats>;
 
     /// Packets of a service that a rule pinned to a backend that took no clients, including those of removed rules.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn rule_fallbacks(&self, service: ServiceId) -> anyhow::Result<u64>;
 
     /// A backend's counters, summed over the CPUs. They start at zero with each use of an id.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
 
     /// A listener's counters, summed over the CPUs. They start at zero when it becomes one of several in its service.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats>;
 
     /// The interfaces the program is attached to.
@@ -254,7 +254,7 @@ pub trait Dataplane {
     /// An interface's counters, summed over the CPUs.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
 
     /// Sets the clocks of client memory to `elapsed` since the data path was made, and continues the sweep of the
@@ -271,7 +271,7 @@ pub trait Dataplane {
     /// The state of the client table.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn memory(&self) -> anyhow::Result<MemorySnapshot>;
 
     /// Forgets a client of a service if it is known.
@@ -285,13 +285,13 @@ pub trait Dataplane {
     /// CPUs.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn reply_stats(&self) -> anyhow::Result<ReplyStats>;
 
     /// Frames that were redirected but not sent, by the index of the target interface.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<u32, u64>>;
 
     /// Packets of a service that passed to the host, which serves some of its clients.
@@ -301,7 +301,7 @@ pub trait Dataplane {
     /// CPUs.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn quic_stats(&self, id: ServiceId) -> anyhow::Result<QuicStats>;
 
     /// Known clients that left a backend because a connection that they moved to a new address names another backend.
@@ -329,6 +329,6 @@ pub trait Dataplane {
     /// Counters of dropped packets, summed over the CPUs.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn drop_stats(&self) -> anyhow::Result<DropStats>;
 }

@@ -45,7 +45,7 @@ pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
 /// Loads the program into the kernel, which verifies it.
 ///
 /// # Errors
-/// When the kernel refuses: one line, which names the file with the verifier's log.
+/// If the kernel refuses: one line, which names the file with the verifier's log.
 pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> {
     load_with(name, || program.load())
 }

@@ -35,7 +35,7 @@ impl<T: Pod> MappedArray<T> {
     /// Maps the whole array.
     ///
     /// # Errors
-    /// When the map's value size differs, or the kernel refuses to map it.
+    /// If the map's value size differs, or the kernel refuses to map it.
     pub(super) fn new(map: MapData) -> anyhow::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 4096) };
         let info = map.info().context("reading the map's description")?;

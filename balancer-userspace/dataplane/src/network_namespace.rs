@@ -20,7 +20,7 @@ impl NetworkNamespace {
     /// The namespace of this thread.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// If the kernel does not tell.
     pub(super) fn here() -> anyhow::Result<Self> {
         let inode = fs::metadata("/proc/thread-self/ns/net").context("looking at the network namespace")?.ino();
         let cookie = cookie().context("asking for the cookie of the network namespace")?;

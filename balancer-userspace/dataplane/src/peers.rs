@@ -25,7 +25,7 @@ impl Peers {
     /// Starts without backends.
     ///
     /// # Errors
-    /// When the object holds no such map, which would be a broken build.
+    /// If the object holds no such map, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map("PEERS").context("the kernel object holds no map PEERS")?.try_into()?;
         Ok(Self { map, macs: HashMap::new(), local: HashMap::new(), written: HashMap::new() })
@@ -39,7 +39,7 @@ impl Peers {
     /// Records a backend's new row.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn set(&mut self, row: &BackendSpec) -> anyhow::Result<()> {
         let mac = row.next_hop.filter(|hop| row.forwarding == Forwarding::Dsr && !hop.local);
         let place = mac.map(|hop| (row.service, hop.destination_mac));
@@ -53,7 +53,7 @@ impl Peers {
     /// Forgets a removed backend.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn forget(&mut self, id: BackendId) -> anyhow::Result<()> {
         if self.macs.remove(&id).is_some() { self.write() } else { Ok(()) }
     }
@@ -61,7 +61,7 @@ impl Peers {
     /// Records the services, which are all that exist now.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         let dsr = services.iter().filter(|spec| spec.forwarding == Forwarding::Dsr);
         let local = dsr.filter_map(|spec| Some((spec.id, *spec.local.first()?))).collect();

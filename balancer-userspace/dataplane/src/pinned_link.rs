@@ -23,7 +23,7 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 /// alone would leave the program steering, and block other programs, until the kernel detaches it some time later.
 ///
 /// # Errors
-/// When the pin cannot be removed.
+/// If the pin cannot be removed.
 pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
     if let Err(error) = open(pin).and_then(|link| detach(link.as_fd())) {
         warn!("the program of {} goes off its interface later: {error}", pin.display());
@@ -34,7 +34,7 @@ pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
 /// Whether the interface of a pinned link no longer exists.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// If the kernel does not tell.
 pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
     let link = open(pin)?;
     let mut info = LinkInfo { kind: 0, id: 0, program: 0, padding: 0, ifindex: 0, rest: [0; 11] };

@@ -113,7 +113,7 @@ impl Notes {
     /// Reads the notes from their row, up to its first zero. `None`: the row is empty.
     ///
     /// # Errors
-    /// When the row does not contain notes.
+    /// If the row does not contain notes.
     pub fn read(row: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let text = row.split(|&byte| byte == 0).next().unwrap_or_default();
         if text.is_empty() { Ok(None) } else { serde_json::from_slice(text).map(Some) }
@@ -124,7 +124,7 @@ impl Pins {
     /// The pins left by an earlier controller with this state file in this network namespace. `None`: there are none.
     ///
     /// # Errors
-    /// When a living controller uses them, or when this program cannot continue with their layouts: the error says what
+    /// If a living controller uses them, or when this program cannot continue with their layouts: the error says what
     /// to do.
     pub fn find(state_file: &Path) -> anyhow::Result<Option<Self>> {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
@@ -153,7 +153,7 @@ impl Pins {
     /// Makes a new, empty directory. Dropping it before [`finish`](Self::finish) removes it.
     ///
     /// # Errors
-    /// When there is no BPF file system and none can be mounted, or when a living controller uses the directory.
+    /// If there is no BPF file system and none can be mounted, or when a living controller uses the directory.
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
         let here = NetworkNamespace::here()?;
@@ -169,7 +169,7 @@ impl Pins {
     /// because controllers of other namespaces may be about to start.
     ///
     /// # Errors
-    /// When the file system cannot be read.
+    /// If the file system cannot be read.
     pub fn all(everywhere: bool) -> anyhow::Result<AllPins> {
         let (mut free, mut held) = (Vec::new(), Vec::new());
         let here = NetworkNamespace::here()?;
@@ -268,7 +268,7 @@ impl Pins {
     /// Keeps the pins when this is dropped, from now on. Removes links to interfaces that are not among `ifindexes`.
     ///
     /// # Errors
-    /// When such a link cannot be removed.
+    /// If such a link cannot be removed.
     pub fn finish(&mut self, ifindexes: &[u32]) -> anyhow::Result<()> {
         for link in self.links().into_iter().filter(|link| !ifindexes.contains(&link.ifindex)) {
             take_off(&link.path)?;
@@ -280,7 +280,7 @@ impl Pins {
     /// Reads the pinned notes. `None`: there are none.
     ///
     /// # Errors
-    /// When they cannot be read, or an unknown version wrote them.
+    /// If they cannot be read, or an unknown version wrote them.
     pub fn notes(&self) -> anyhow::Result<Option<Notes>> {
         let path = self.map(NOTES);
         if !path.exists() {
@@ -330,7 +330,7 @@ impl Pins {
     /// Detaches from every interface what an ended controller has left there, and removes everything.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// If a pin cannot be removed.
     pub fn detach(&mut self) -> anyhow::Result<usize> {
         let links = self.links();
         links.iter().try_for_each(|link| take_off(&link.path))?;
@@ -349,7 +349,7 @@ impl Pins {
     /// Removes everything. Programs whose links this process holds open stay attached.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// If a pin cannot be removed.
     pub fn remove(&mut self) -> anyhow::Result<()> {
         let directory = self.directory();
         for entry in fs::read_dir(&directory).context("reading the directory of pins")?.flatten() {

@@ -44,7 +44,7 @@ pub(super) fn rows_for(keys: usize) -> u32 {
 /// two in `room`.
 ///
 /// # Errors
-/// When they do not fit.
+/// If they do not fit.
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
     let Some(most) = room.checked_ilog2().filter(|&most| most > 0) else { bail!(no_room(keys, room)) };
     let most = most.min(MOST_BITS);

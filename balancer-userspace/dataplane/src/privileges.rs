@@ -43,7 +43,7 @@ pub(super) fn in_user_namespace() -> bool {
 /// The running kernel's version, as in `uname -r`.
 ///
 /// # Errors
-/// When `/proc` is missing.
+/// If `/proc` is missing.
 pub fn kernel() -> anyhow::Result<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's version")?;
     Ok(release.trim().to_owned())

@@ -32,7 +32,7 @@ impl QuicTable {
     /// Starts without services.
     ///
     /// # Errors
-    /// When the object does not hold the maps, which would be a broken build.
+    /// If the object does not hold the maps, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let servers = ebpf.take_map("QUIC_SERVERS").context("the kernel object holds no map QUIC_SERVERS")?;
         let stats = ebpf.take_map("QUIC_STATS").context("the kernel object holds no map QUIC_STATS")?;
@@ -50,7 +50,7 @@ impl QuicTable {
     /// before the last time. Returns the rows by service.
     ///
     /// # Errors
-    /// When there is no room, or the kernel refuses a write; what packets use now stays.
+    /// If there is no room, or the kernel refuses a write; what packets use now stays.
     pub(super) fn prepare(&mut self, services: &[ServiceSpec]) -> anyhow::Result<Prepared> {
         let mut taken: HashSet<u8> = self.of.values().map(|(row, _)| *row).collect();
         let listed: HashSet<ServiceId> = quics(services).map(|(id, _)| id).collect();
@@ -90,7 +90,7 @@ impl QuicTable {
     /// Records that the prepared rows are published.
     ///
     /// # Errors
-    /// When the kernel refuses to remove a server ID.
+    /// If the kernel refuses to remove a server ID.
     pub(super) fn published(&mut self, Prepared { of, servers }: Prepared) -> anyhow::Result<()> {
         self.of = of;
         let gone: Vec<QuicServer> =

@@ -70,7 +70,7 @@ fn cookie() -> anyhow::Result<u64> {
 /// Loads the programs and runs them until `ebpf` is dropped. If the kernel refuses, a warning is logged.
 ///
 /// # Errors
-/// When the object holds no such program, which would be a broken build.
+/// If the object holds no such program, which would be a broken build.
 pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     for (name, tracepoint) in PROGRAMS {
         let program: &mut RawTracePoint =
@@ -97,7 +97,7 @@ impl RedirectErrors {
     /// Number of such frames by the index of the target interface.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub(super) fn read(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
         let sums = self.map.iter().map(|row| row.map(|(ifindex, cpus)| (ifindex, cpus.iter().sum())));
         sums.collect::<Result<_, _>>().context("reading the counters of failed redirects")

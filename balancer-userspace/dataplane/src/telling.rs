@@ -111,7 +111,7 @@ impl Knobs {
     /// Extends reporting by some seconds from now.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     pub fn go_on(&mut self) -> anyhow::Result<()> {
         let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
         self.value.until = u64::try_from((now + LEASE).as_nanos())?;
@@ -121,7 +121,7 @@ impl Knobs {
     /// Stops reporting.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         self.value.until = 0;
         Ok(self.settings.set(0, self.value, 0)?)
@@ -130,7 +130,7 @@ impl Knobs {
     /// Adds these backends to those whose counters are compared, as far as there is room.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub fn watch(&mut self, backends: impl IntoIterator<Item = u16>) -> anyhow::Result<()> {
         // Positions do not change, because a packet may be in progress.
         for id in backends {
@@ -167,7 +167,7 @@ pub(super) fn prepare(ebpf: &Ebpf, filter: &Filter) -> anyhow::Result<(Vec<Ring>
 /// The tracing program.
 ///
 /// # Errors
-/// When there is none, which would be a broken build.
+/// If there is none, which would be a broken build.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf
         .program_mut(PROGRAM)

@@ -7,7 +7,7 @@ pub trait Threads {
     /// Starts a thread named `what` that does `work`.
     ///
     /// # Errors
-    /// When the system allows no more threads.
+    /// If the system allows no more threads.
     fn start(&self, what: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 }
 

@@ -27,7 +27,7 @@ impl Controller {
     /// Starts it; `config` must name `socket` as its control socket.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn start(namespace: &Namespace, binary: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let mut command = namespace.command(binary);
         // The variable would override the configuration's socket.

@@ -47,7 +47,7 @@ impl Entrance {
     /// Moves the calling thread into the namespace, as [`Namespace::enter`] does.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn enter(&self) -> Result<()> {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")
     }
@@ -114,7 +114,7 @@ impl Namespace {
     /// Switches offloads of an interface on and off.
     ///
     /// # Errors
-    /// When there is no such interface, or its driver refuses.
+    /// If there is no such interface, or its driver refuses.
     pub fn offload(&self, interface: &str, switches: &[(Offload, bool)]) -> Result<()> {
         let switched = self
             .run_in_thread(|| switches.iter().try_for_each(|&(offload, on)| offload::switch(interface, offload, on)))?;

@@ -30,7 +30,7 @@ const NAMED: u16 = 2;
 /// BIRD's configuration on the router in front of the balancers.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn router(balancers: u16) -> Result<String> {
     let mut text = for_router(ROUTER)?;
     for index in NAMED..balancers {
@@ -44,7 +44,7 @@ pub fn router(balancers: u16) -> Result<String> {
 /// BIRD's configuration on balancer `index`, counted from 0.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn balancer(index: u16) -> Result<String> {
     for_balancer(BALANCER, index)
 }
@@ -52,7 +52,7 @@ pub fn balancer(index: u16) -> Result<String> {
 /// FRR's configuration on the router in front of two balancers.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn frr_router() -> Result<String> {
     for_router(FRR_ROUTER)
 }
@@ -60,7 +60,7 @@ pub fn frr_router() -> Result<String> {
 /// FRR's configuration on balancer `index`, counted from 0.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn frr_balancer(index: u16) -> Result<String> {
     for_balancer(FRR_BALANCER, index)
 }

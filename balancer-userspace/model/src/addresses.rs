@@ -105,7 +105,7 @@ impl ServiceConfig {
     /// Checks a user's port for a backend called `name`.
     ///
     /// # Errors
-    /// When the port is 0 and a listener is not for every port.
+    /// If the port is 0 and a listener is not for every port.
     pub fn port_of(&self, name: &str, port: Option<u16>) -> Result<u16, String> {
         let every = self.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
         match port {

@@ -108,7 +108,7 @@ impl Answer {
     /// More than 100% counts as 100%. `maxconn:N` is accepted and ignored. Of contradictory words, the last one counts.
     ///
     /// # Errors
-    /// When no word belongs to the protocol.
+    /// If no word belongs to the protocol.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let line = String::from_utf8_lossy(line);

@@ -96,7 +96,7 @@ pub fn canonical(name: &str) -> String {
 /// Parses the name in `dns` or `dns_a`.
 ///
 /// # Errors
-/// When it cannot be queried.
+/// If it cannot be queried.
 pub fn host_name(text: &str) -> Result<String, String> {
     let name = canonical(text);
     let right = "write a whole name such as \"web.internal\"; no search domain is added";
@@ -114,7 +114,7 @@ pub fn host_name(text: &str) -> Result<String, String> {
 /// Parses a backend's address that is a name, with or without a port.
 ///
 /// # Errors
-/// When it is no name, such as a mistyped address.
+/// If it is no name, such as a mistyped address.
 pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(String::new)?)),
@@ -128,7 +128,7 @@ pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
 /// Parses an entry of `servers`: an address, with a port if that is not 53.
 ///
 /// # Errors
-/// When it is something else.
+/// If it is something else.
 pub fn server(text: &str) -> Result<SocketAddr, String> {
     const PORT: u16 = 53;
     let server = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, PORT)));
@@ -144,7 +144,7 @@ pub fn server(text: &str) -> Result<SocketAddr, String> {
 /// Records of the best priority become normal backends, others backups.
 ///
 /// # Errors
-/// When there are too many.
+/// If there are too many.
 pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Result<Vec<Target>, String> {
     let mut places: BTreeMap<(&str, u16), (u16, u16)> = BTreeMap::new();
     for record in records.iter().filter(|record| !record.host.is_empty()) {
@@ -167,7 +167,7 @@ pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Resul
 /// The targets from the addresses of a name.
 ///
 /// # Errors
-/// When there are too many, or one is no host address: then the others may be wrong as well.
+/// If there are too many, or one is no host address: then the others may be wrong as well.
 pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Target>, String> {
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
     check_count(addresses.len())?;

@@ -51,7 +51,7 @@ impl fmt::Debug for Secret {
 /// Parses the name of a header that a check may send, to lower case.
 ///
 /// # Errors
-/// When it is no name, or that of a header that the check itself sets; the error is the whole message.
+/// If it is no name, or that of a header that the check itself sets; the error is the whole message.
 pub fn name(text: &str) -> Result<String, String> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return Err(format!("{} is not the name of a header; write one such as \"X-Probe\"", value::quoted(text)));
@@ -67,7 +67,7 @@ pub fn name(text: &str) -> Result<String, String> {
 /// Checks whether `value` can be sent.
 ///
 /// # Errors
-/// When it is too long or has control characters; the text continues after the header's name and does not show the
+/// If it is too long or has control characters; the text continues after the header's name and does not show the
 /// value.
 pub fn sendable(value: &[u8]) -> Result<(), String> {
     if value.len() > MAX_HEADER_VALUE {

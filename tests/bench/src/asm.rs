@@ -297,7 +297,7 @@ impl Map {
     /// An array of `entries` values of `value` bytes each, all 0.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn array(value: u32, entries: u32) -> io::Result<Self> {
         Self::new(BPF_MAP_TYPE_ARRAY, 4, value, entries)
     }
@@ -322,7 +322,7 @@ impl Map {
     /// Sets one value of an array.
     ///
     /// # Errors
-    /// When `value` has not the size of the array's values, or the kernel refuses, as it does beyond the array's end.
+    /// If `value` has not the size of the array's values, or the kernel refuses, as it does beyond the array's end.
     pub fn set<V: Pod>(&self, index: u32, value: &V) -> io::Result<()> {
         if size_of::<V>() as u32 != self.value_size {
             let message = format!("a value of {} bytes, where the array's have {}", size_of::<V>(), self.value_size);

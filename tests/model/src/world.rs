@@ -253,7 +253,7 @@ impl World {
     /// Sets a backend's weight.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn change_weight(&mut self, name: &str, weight: u16) -> anyhow::Result<String> {
         self.change(Change::SetWeight { name: named(name), weight })
     }
@@ -274,7 +274,7 @@ impl World {
     /// Adds backend `name` at `10.0.1.HOST`.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn add(&mut self, name: &str, host: u8) -> anyhow::Result<String> {
         let address = Ipv4Addr::new(10, 0, 1, host).into();
         self.change(Change::Add {
@@ -291,7 +291,7 @@ impl World {
     /// Sets a backend's administrative state.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn admin(&mut self, name: &str, admin: Admin, timeout: Option<Duration>) -> anyhow::Result<String> {
         self.change(Change::SetAdmin { name: named(name), admin, timeout })
     }
@@ -474,7 +474,7 @@ impl World {
     /// The live table's backend for a client, as the last bytes of its MAC address, which are those of its IP address.
     ///
     /// # Errors
-    /// If nobody takes it.
+    /// If no backend takes it.
     pub fn home(&self, client: impl Into<IpAddr>) -> anyhow::Result<[u8; 2]> {
         let located = self.controller.locate(client.into(), Some("web"))?;
         let name = located.first().and_then(|client| client.backend.as_deref()).context("nobody takes it")?;
@@ -484,7 +484,7 @@ impl World {
     /// Opens a connection and returns its backend.
     ///
     /// # Errors
-    /// As [`World::send`]; when nobody takes it.
+    /// As [`World::send`]; if no backend takes it.
     pub fn connect(&mut self, client: Ipv4Addr) -> anyhow::Result<String> {
         self.send(client, SYN)?.with_context(|| format!("nobody takes {client}"))
     }

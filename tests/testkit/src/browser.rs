@@ -103,7 +103,7 @@ impl Browser {
     /// Sets the value of `prefers-color-scheme`: `light` or `dark`.
     ///
     /// # Errors
-    /// When the browser refuses.
+    /// If the browser refuses.
     pub fn prefer(&self, scheme: &str) -> Result<()> {
         let parameters = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.devtools("Emulation.setEmulatedMedia", &parameters).map(drop)
@@ -112,7 +112,7 @@ impl Browser {
     /// Loads a page.
     ///
     /// # Errors
-    /// When nothing answers.
+    /// If nothing answers.
     pub fn open(&self, url: &str) -> Result<()> {
         self.post("url", &json!({"url": url})).map(drop)
     }
@@ -147,7 +147,7 @@ impl Browser {
     /// Runs `script`, the body of a function, in the page, and returns its result.
     ///
     /// # Errors
-    /// When it throws.
+    /// If it throws.
     pub fn run(&self, script: &str) -> Result<Value> {
         self.post("execute/sync", &json!({"script": script, "args": []}))
     }
@@ -165,7 +165,7 @@ impl Browser {
     /// Returns the messages on the console since the last call, and the browser's complaints.
     ///
     /// # Errors
-    /// When the browser refuses.
+    /// If the browser refuses.
     pub fn console(&self) -> Result<Vec<String>> {
         let entries = self.post("se/log", &json!({"type": "browser"}))?;
         Ok(entries.as_array().into_iter().flatten().map(|entry| entry["message"].to_string()).collect())

@@ -19,7 +19,7 @@ use crate::{
 /// Answers every datagram with `name` until `stop`.
 ///
 /// # Errors
-/// When the socket fails.
+/// If the socket fails.
 pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];

@@ -44,7 +44,7 @@ impl EtcdCluster {
     /// the calling thread at the latest.
     ///
     /// # Errors
-    /// When a program cannot be started, or they do not agree within 30 s.
+    /// If a program cannot be started, or they do not agree within 30 s.
     pub fn start(places: &[(&Namespace, IpAddr)], options: &Options) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let addresses: Vec<IpAddr> = places.iter().map(|&(_, address)| address).collect();
@@ -105,7 +105,7 @@ impl EtcdCluster {
     /// Stops a member without closing its connections.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn freeze(&mut self, index: usize) -> Result<()> {
         self.members[index].signal(Signal::SIGSTOP)
     }

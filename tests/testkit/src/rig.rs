@@ -42,7 +42,7 @@ use crate::{
     sweep::sweep,
 };
 
-/// Slots of every table: small, and prime like real ones.
+/// The number of slots of every table: small, and a prime number as in real tables.
 pub const TABLE_SIZE: usize = 251;
 /// The balancer's MAC address on the ingress interface.
 pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -121,7 +121,7 @@ impl Rig {
     /// are beyond the other interface.
     ///
     /// # Errors
-    /// Without root, and where the kernel refuses.
+    /// If the process is not root, or if the kernel refuses.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
         Self::load(services, false, Budgets::here(), &small_pool(), 1 << 10)
     }
@@ -197,7 +197,7 @@ impl Rig {
     /// Returns the kernel's information about the loaded program.
     ///
     /// # Errors
-    /// When it says nothing.
+    /// If it says nothing.
     pub fn info(&mut self) -> anyhow::Result<ProgramInfo> {
         Ok(self.dataplane.program()?.info()?)
     }
@@ -474,7 +474,7 @@ impl Rig {
     /// Counters of the backend of the service at `index`.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn backend_stats(&self, index: usize) -> anyhow::Result<balancer_common::map_types::BackendStats> {
         self.dataplane.backend_stats(backend_id(index))
     }
@@ -511,7 +511,7 @@ ip -6 route add 2001:db8:d::/48 via fd01::fe
 /// indexes of the two interfaces.
 ///
 /// # Errors
-/// Without root, and where the kernel refuses.
+/// If the process is not root, or if the kernel refuses.
 pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this test needs root: it loads the program into the kernel");
@@ -657,7 +657,7 @@ impl Decap {
     /// Loads the program for the local VIPs `vips`, and for tunnels that end at `own` and come from `from`.
     ///
     /// # Errors
-    /// Without root, and where the kernel refuses.
+    /// If the process is not root, or if the kernel refuses.
     pub fn new(vips: &[IpAddr], own: &[IpAddr], from: &[IpNet]) -> anyhow::Result<Self> {
         let mut dataplane = balancer_dataplane::Decap::load(from)?;
         dataplane.set_addresses(&vips.iter().copied().collect(), &own.iter().copied().collect())?;
@@ -676,7 +676,7 @@ impl Decap {
     /// The counters: stripped, refused, malformed, passed.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn counters(&self) -> anyhow::Result<[u64; 4]> {
         let stats = self.dataplane.stats()?;
         Ok([stats.stripped, stats.refused, stats.malformed, stats.passed])

@@ -218,7 +218,7 @@ impl Site {
     /// The running web server `web{number}`.
     ///
     /// # Errors
-    /// When it is not running.
+    /// If it is not running.
     pub fn backend(&mut self, number: u16) -> Result<&mut Backend> {
         let slot = self.backends.get_mut(usize::from(number) - 1).and_then(Option::as_mut);
         slot.with_context(|| format!("web{number} is not running"))
@@ -245,7 +245,7 @@ impl Site {
     /// Starts `web{number}` again.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// If it does not come up.
     pub fn start_backend(&mut self, number: u16) -> Result<()> {
         let backend = start_backend(&self.topology, self.settings.forwarding, number, self.files.path())?;
         self.backends[usize::from(number) - 1] = Some(backend);
@@ -350,7 +350,7 @@ impl Site {
     /// Runs a command line such as `["backend", "drain", "web/web2"]`, and returns its standard output.
     ///
     /// # Errors
-    /// When it fails; the error has its words.
+    /// If it fails; the error has its words.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let output = self.controller.cli(arguments)?;
         if !output.status.success() {
@@ -378,7 +378,7 @@ impl Site {
     /// Waits until `web{number}` of every service is shown as one of `states`.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// If it takes too long.
     pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
         let name = format!("web{number}");
         self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
@@ -393,7 +393,7 @@ impl Site {
     /// Returns the metrics of `/metrics`.
     ///
     /// # Errors
-    /// When it does not answer, or not in numbers.
+    /// If it does not answer, or not in numbers.
     pub fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.metrics_text()?)
     }
@@ -461,10 +461,9 @@ pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, l
 }
 
 /// Starts `balancer decap` on the host of `web{number}` and waits until it serves.
-/// Starts `balancer decap` beside `web{number}`.
 ///
 /// # Errors
-/// When it does not come up.
+/// If it does not come up.
 pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
     let name = format!("decap{number}");
     let mut command = topology.backends()[usize::from(number) - 1].command(binaries::balancer()?);
@@ -477,7 +476,7 @@ pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path
 /// Waits until the last line of a process's log is as `expected`.
 ///
 /// # Errors
-/// When the process has ended, or it takes too long.
+/// If the process has ended, or it takes too long.
 pub fn wait_log(process: &mut Process, what: &str, expected: impl Fn(&str) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -51,7 +51,7 @@ const ROUND: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 const XDP_TX: u32 = 3;
 
-/// The last bytes of a backend's MAC, which are those of its address.
+/// The last bytes of a backend's MAC address, which are also those of its IP address.
 type Mac = [u8; 2];
 
 fn settings(remember: &str) -> String {

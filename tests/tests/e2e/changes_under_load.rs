@@ -201,8 +201,8 @@ fn nobody_else_notices(forwarding: Forwarding) {
                     possible.len() > 1,
                     "client of {possible:?} lost its connection ({error}, {took:?}) at {changes:?}"
                 );
-                // The new backend does not know the connection. A removed backend that has the whole request answers in
-                // vain: with nat its packets no longer come from the VIP.
+                // The new backend does not know the connection. If a removed backend already has the whole request, its
+                // answer is lost: with nat its packets no longer come from the VIP.
                 let removed = forwarding == Forwarding::Nat && changes.iter().any(|what| what.starts_with("remove"));
                 let in_vain = removed && error == "no whole answer in time";
                 let as_expected = error.contains("reset by peer") || in_vain;

@@ -1,7 +1,7 @@
 //! Tests of a balancer among several: readiness, `withdraw` and `announce`, VIPs for routing daemons, and an end that
 //! clients do not notice.
 //!
-//! | what it meets | restart | SIGKILL, keep | reload | apply of `assign_vip` | nobody up |
+//! | event | restart | SIGKILL, keep | reload | apply of `assign_vip` | no backend up |
 //! | --- | --- | --- | --- | --- | --- |
 //! | VIP on an interface | goes and comes (`detach`) | stays; with `detach` goes, comes | stays | moves, goes, comes |
 //! goes (`drop`), stays (`open`) |

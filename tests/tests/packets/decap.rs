@@ -185,7 +185,7 @@ fn when_a_tunnel_comes_from_an_allowed_prefix_then_its_header_is_stripped() {
     run_from(&["10.0.0.0/29", "192.0.2.1/32", "fd00::/124", "2001:db8:9::1/128"], &cases);
 }
 
-/// A family of which no prefix is given: nobody's.
+/// A family without any allowed prefix: its tunnels are refused.
 #[test]
 fn when_only_one_family_has_prefixes_then_the_other_is_unaffected() {
     let mut cases = Vec::new();

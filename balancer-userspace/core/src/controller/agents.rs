@@ -1,4 +1,4 @@
-//! Handling what backends' agents report.
+//! Handles the reports of backends' agents.
 
 use std::time::Instant;
 
@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl Controller {
-    /// Returns who reports the capacity of a backend. `None`: no source does, or the backend does not exist.
+    /// Returns the source that reports the capacity of a backend. `None`: no source reports it, or the backend does not
+    /// exist.
     #[must_use]
     pub fn words_of(&self, name: &BackendName) -> Option<WordsOf> {
         let service = self.legs(&name.service).next()?;

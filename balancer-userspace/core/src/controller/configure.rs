@@ -415,7 +415,7 @@ fn parts(config: &Arc<ServiceConfig>) -> impl Iterator<Item = (&Arc<ServiceConfi
     config.families().into_iter().map(move |family| (config, family))
 }
 
-/// Reports what is undone in place of its consequences.
+/// Reports the undone changes instead of their consequences.
 fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
     let follows = |line: &String| {
         changes.iter().any(|change| {

@@ -73,7 +73,7 @@ impl Controller {
         Ok(this)
     }
 
-    /// Makes new backends be judged by what is agreed on.
+    /// Marks new backends so that the fleet's agreed results decide about them.
     fn decide(&mut self, now: Instant) {
         self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(false));
         let _ = self.settle(|_| true, Vec::new(), None, now);
@@ -357,7 +357,7 @@ impl Controller {
     }
 }
 
-/// Commands for what no longer exists after a new state.
+/// Commands that remove backends and services missing from a new state.
 #[derive(Default)]
 struct Dropped {
     /// Commands before all others.

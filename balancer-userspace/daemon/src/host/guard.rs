@@ -32,7 +32,7 @@ impl Guard {
     /// Makes the helper remove VIPs that a balancer has added from the interfaces `on` if this process ends.
     ///
     /// # Errors
-    /// When the helper cannot be started or informed.
+    /// If the helper cannot be started or informed.
     pub(super) fn watch(&mut self, on: &BTreeSet<u32>) -> anyhow::Result<()> {
         if on.is_empty() {
             *self = Self::default();

@@ -205,7 +205,7 @@ impl Machine {
     /// Completes the first round: this process takes over an earlier one's changes, and pins stay however it ends.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// If a pin cannot be removed.
     pub(super) fn take_over(&mut self) -> anyhow::Result<()> {
         self.finish_pins()?;
         self.fresh.clear();
@@ -222,7 +222,7 @@ impl Machine {
     /// Pins the data path so that it can outlive this process, which [`keep`](Self::keep) makes final.
     ///
     /// # Errors
-    /// When it cannot be pinned; nothing is pinned then.
+    /// If it cannot be pinned; nothing is pinned then.
     pub(super) fn pin(&mut self) -> anyhow::Result<()> {
         if self.pins.is_some() {
             return Ok(());

@@ -102,7 +102,7 @@ impl Scrapes {
     /// Binds the listener for `wanted`, beside the current one if possible.
     ///
     /// # Errors
-    /// When the address cannot be used. The current listener goes on.
+    /// If the address cannot be used. The current listener goes on.
     pub(super) async fn prepare(&mut self, wanted: Listen) -> anyhow::Result<()> {
         if wanted == self.listen {
             return Ok(());

@@ -41,7 +41,7 @@ impl Switches {
     /// empty set releases all.
     ///
     /// # Errors
-    /// When the switch cannot be read or written; the error gives the command to run by hand.
+    /// If the switch cannot be read or written; the error gives the command to run by hand.
     pub(super) fn reserve(&mut self, ports: &BTreeSet<(u16, u16)>) -> anyhow::Result<()> {
         let made = self.changes.iter().position(|change| change.key == RESERVED);
         if made.is_none() && ports.is_empty() {
@@ -84,7 +84,7 @@ impl Switches {
     /// its routers.
     ///
     /// # Errors
-    /// When a switch cannot be read or written; the error gives the command to run by hand. Switches changed by this
+    /// If a switch cannot be read or written; the error gives the command to run by hand. Switches changed by this
     /// call are reset.
     pub(super) fn set(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
         let wanted = interfaces.iter().flat_map(|name| keys(name, v4, v6)).chain([RESERVED.to_owned()]);
@@ -184,7 +184,7 @@ impl Switches {
     /// Makes all these changes.
     ///
     /// # Errors
-    /// When some cannot be made; the error gives the command for all of them.
+    /// If some cannot be made; the error gives the command for all of them.
     fn write_all(&mut self, changes: Vec<SwitchChange>) -> anyhow::Result<()> {
         let mut first = None;
         let mut by_hand = String::new();

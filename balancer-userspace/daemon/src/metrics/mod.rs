@@ -51,7 +51,7 @@ const ANSWERS: usize = 4;
 /// Listens on `listen`.
 ///
 /// # Errors
-/// When the address is not this machine's, is taken, or needs privileges.
+/// If the address is not this machine's, is taken, or needs privileges.
 pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = match error.raw_os_error() {
@@ -73,7 +73,7 @@ struct Pages {
 /// Answers scrapes, and with `page` also browsers, until `shutdown` completes.
 ///
 /// # Errors
-/// When the listener is broken.
+/// If the listener is broken.
 pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: impl Future) -> anyhow::Result<()> {
     let routes = Router::new().route("/metrics", get(metrics)).route("/ready", get(ready));
     let routes = if page {

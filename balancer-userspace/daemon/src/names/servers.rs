@@ -45,7 +45,7 @@ impl Servers {
     /// Returns the resolver. It follows changes of the system's file.
     ///
     /// # Errors
-    /// When the file names no server.
+    /// If the file names no server.
     pub(super) fn resolver(&mut self) -> Result<Resolver, String> {
         let version = if self.named.is_empty() { version(Path::new(RESOLV_CONF)) } else { None };
         if let Some((at, resolver)) = &self.present

@@ -113,7 +113,7 @@ impl Neighbours {
     /// sent.
     ///
     /// # Errors
-    /// When a netlink socket cannot be opened.
+    /// If a netlink socket cannot be opened.
     pub fn spawn(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> anyhow::Result<Self> {
         let wishes = Arc::new(Wishes::default());
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);

@@ -69,7 +69,7 @@ impl PathErrors {
     /// Listens for errors about exactly these tunnels.
     ///
     /// # Errors
-    /// When this process lacks the permission.
+    /// If this process lacks the permission.
     pub(super) fn listen(&mut self, tunnels: Tunnels) -> io::Result<()> {
         let both = |protocol| [(libc::AF_INET, protocol), (libc::AF_INET6, protocol)];
         let wanted: Vec<(i32, i32)> = tunnels.protocols().flat_map(both).collect();

@@ -17,7 +17,7 @@ impl<D: Dataplane> Owner<D> {
     /// Access to the connections of a `snat` service, or of all.
     ///
     /// # Errors
-    /// When the requested service does not exist or has no flows.
+    /// If the requested service does not exist or has no flows.
     pub fn flows(&self, service: Option<&str>) -> Result<FlowLook, Refused> {
         let is_snat = |service: &Service| service.forwarding() == Forwarding::Snat;
         if let Some(name) = service

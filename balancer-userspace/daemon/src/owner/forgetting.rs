@@ -32,7 +32,7 @@ impl<D: Dataplane> Owner<D> {
     /// Forgets a client in every service with memory, or in the requested one.
     ///
     /// # Errors
-    /// When there is no such service, or none with memory.
+    /// If there is no such service, or none with memory.
     pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
         let located = self.controller.locate(query.address, query.service.as_deref())?;
         let address = query.address.to_canonical();
@@ -58,7 +58,7 @@ impl<D: Dataplane> Owner<D> {
     /// Starts to forget the clients of a backend; [`Owner::forget_more`] continues.
     ///
     /// # Errors
-    /// When there is no such backend, or its service has no memory.
+    /// If there is no such backend, or its service has no memory.
     pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
         self.controller.backend(&name)?;
         if !self.controller.service(&name.service)?.remembers() {

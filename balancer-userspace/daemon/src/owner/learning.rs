@@ -33,7 +33,7 @@ impl Owner<KernelDataplane> {
     /// Records clients of a service at the named backends.
     ///
     /// # Errors
-    /// When there is no such service or backend, or the service has no memory. Nothing is changed then.
+    /// If there is no such service or backend, or the service has no memory. Nothing is changed then.
     pub fn import_clients(
         &mut self,
         service: &str,
@@ -98,7 +98,7 @@ impl Owner<KernelDataplane> {
     /// Returns the known clients of a service for [`Searching::search`].
     ///
     /// # Errors
-    /// When there is no such service, or it has no memory.
+    /// If there is no such service, or it has no memory.
     pub fn export_clients(&mut self, service: &str) -> Result<Searching, Refused> {
         if !self.controller.service(service)?.remembers() {
             let text = format!("service {service} has no memory of clients (remember = \"0s\"): nobody is known");
@@ -124,7 +124,7 @@ impl Searching {
     /// Searches for clients with addresses `within` these prefixes. It takes up to a second.
     ///
     /// # Errors
-    /// When the prefixes contain more clients than can be examined.
+    /// If the prefixes contain more clients than can be examined.
     pub fn search(self, within: &[IpNet]) -> Result<KnownClientsView, Refused> {
         let Self { service, prefixes, legs, names, known } = self;
         let mut clients: Vec<KnownClientView> = Vec::new();

@@ -77,7 +77,7 @@ impl<D: Dataplane> Owner<D> {
     /// Returns the parts of a snapshot of this moment.
     ///
     /// # Errors
-    /// When a counter cannot be read.
+    /// If a counter cannot be read.
     pub fn snapshot(&self) -> anyhow::Result<Counting> {
         let now = Instant::now().into_std();
         self.keep_histories();

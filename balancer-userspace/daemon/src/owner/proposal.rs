@@ -38,7 +38,7 @@ impl Proposing {
     /// Computes the consequences, which takes as long as building the tables and scanning the client table.
     ///
     /// # Errors
-    /// When the change is refused.
+    /// If the change is refused.
     pub fn finish(self) -> Result<Proposal, Refused> {
         let Self { wish, mut state, place, clients } = self;
         let known_clients = clients.map(|(name, clients)| known_at(&state.controller, &name, &clients));
@@ -86,7 +86,7 @@ impl Planning {
     /// Computes the plan, and the required state of this machine if this balancer decides.
     ///
     /// # Errors
-    /// When the change would be refused.
+    /// If the change would be refused.
     pub fn draft(self) -> Result<(Draft, Option<Wanted>), Refused> {
         let Self { controller, change, now, place, withdrawn, clients } = self;
         let (plan, after) = controller.plan_and_make(change, now)?;
@@ -117,7 +117,7 @@ impl<D: Dataplane> Owner<D> {
     /// Starts computing what a restart would have to preserve after a change, and the required state of this machine.
     ///
     /// # Errors
-    /// When the configuration has another generation.
+    /// If the configuration has another generation.
     pub fn propose(&mut self, wish: Wish, if_generation: Option<u64>) -> Result<Proposing, Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {

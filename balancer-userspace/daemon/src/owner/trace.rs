@@ -16,7 +16,7 @@ impl<D: Dataplane> Owner<D> {
     /// The filter for the wanted packets.
     ///
     /// # Errors
-    /// When there is no such service, or the client or the length is invalid.
+    /// If there is no such service, or the client or the length is invalid.
     pub fn trace_filter(&self, wanted: &BeginTrace) -> Result<Filter, Refused> {
         let BeginTrace { service, client, snaplen } = wanted;
         if let Some(name) = service {

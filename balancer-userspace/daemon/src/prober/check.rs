@@ -55,7 +55,7 @@ impl Check {
     /// Makes the check of a backend.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
         let Whom { backend, name, target, ways, hearer } = whom;
         let words = || Words::new(name.clone(), hearer.clone());
@@ -73,7 +73,7 @@ impl Check {
     /// Checks once. It takes at most the check's timeout, plus at most the same time to read the needed files.
     ///
     /// # Errors
-    /// When this machine lacks the means (file descriptors, memory, ports, the program, a file), which says nothing
+    /// If this machine lacks the means (file descriptors, memory, ports, the program, a file), which says nothing
     /// about the backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
         // Tens of thousands of these may exist and mostly wait, so data that only some need is not part of all.

@@ -36,7 +36,7 @@ impl Datagram {
     /// Queries `target` once.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) async fn ask(
         &self,
         target: SocketAddr,

@@ -45,7 +45,7 @@ impl Program {
     /// Makes the program that checks backend `name` at `target`.
     ///
     /// # Errors
-    /// When it cannot run as its configured user.
+    /// If it cannot run as its configured user.
     pub(super) async fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> io::Result<Self> {
         let user = exec.user.clone();
         // User data may come from another machine, so the lookup may block.
@@ -67,7 +67,7 @@ impl Program {
     /// Runs the program until it ends, or until `deadline`. Its descendants are killed with it.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub(super) async fn run(&self, deadline: Instant, timeout: Duration) -> io::Result<CheckOutcome> {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(io::Error::other("no program"));
@@ -124,7 +124,7 @@ impl Account {
     /// The account of `user`.
     ///
     /// # Errors
-    /// When there is no such user, when it is root or the balancer's own user, which could change the balancer, and
+    /// If there is no such user, when it is root or the balancer's own user, which could change the balancer, and
     /// when this process cannot run a program as another user and end it.
     fn of(user: &str) -> io::Result<Self> {
         let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;

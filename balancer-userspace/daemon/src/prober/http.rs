@@ -56,7 +56,7 @@ impl Question {
     /// Makes the request of `check` to `target`.
     ///
     /// # Errors
-    /// When the request is invalid, which validation of the configuration prevents.
+    /// If the request is invalid, which validation of the configuration prevents.
     pub(super) fn new(target: SocketAddr, check: &HttpCheck) -> io::Result<Self> {
         let default_port = if check.tls.is_some() { 443 } else { 80 };
         let mut request = Request::builder()

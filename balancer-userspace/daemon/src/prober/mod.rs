@@ -51,7 +51,7 @@ use crate::{
 /// Runs `check` over `stream`, a connection to `target`, and judges the answer.
 ///
 /// # Errors
-/// When this machine lacks the means.
+/// If this machine lacks the means.
 pub(crate) async fn ask_over(
     target: SocketAddr,
     check: &HttpCheck,
@@ -95,7 +95,7 @@ impl Prober {
     /// within 100 ms if it only counts. When the channel is full, checks wait.
     ///
     /// # Errors
-    /// When the thread cannot be started, or the kernel does not tell the limit of open files.
+    /// If the thread cannot be started, or the kernel does not tell the limit of open files.
     pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
         // All sockets and timers are on one thread: a check wakes only itself, and a slow handshake delays no change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;

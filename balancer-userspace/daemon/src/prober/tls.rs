@@ -51,7 +51,7 @@ impl Trust {
     /// The TLS settings, made once for all checks with the same roots, which are up to date.
     ///
     /// # Errors
-    /// When certificates must be verified but there are no roots.
+    /// If certificates must be verified but there are no roots.
     pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
         static CAREFUL: Roots = Roots::new(careful);
         static CURIOUS: OnceLock<Result<TlsConnector, String>> = OnceLock::new();

@@ -59,7 +59,7 @@ impl Journal {
     /// Appends a line durably before it returns.
     ///
     /// # Errors
-    /// When the kernel refuses. The journal may be torn then, so a whole state must be written next.
+    /// If the kernel refuses. The journal may be torn then, so a whole state must be written next.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
         match &mut self.file {
             Some(file) => {

@@ -13,7 +13,7 @@ const FEWEST: u16 = 1024;
 /// The longer of the two port ranges that the kernel does not assign to its own sockets.
 ///
 /// # Errors
-/// When the kernel assigns nearly all ports.
+/// If the kernel assigns nearly all ports.
 pub(super) fn not_given_by_the_kernel() -> anyhow::Result<(u16, u16)> {
     let text = fs::read_to_string(LOCAL).with_context(|| format!("reading {LOCAL}"))?;
     let (first, last) = local(&text).with_context(|| format!("{LOCAL} says {text:?}"))?;

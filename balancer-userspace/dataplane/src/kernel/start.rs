@@ -64,7 +64,7 @@ impl KernelDataplane {
     /// Loads the program and makes maps that end with this process. Nothing is attached yet, and no packet is touched.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
+    /// If the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
         Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
     }
@@ -73,7 +73,7 @@ impl KernelDataplane {
     /// program `tells` of puzzling events cannot be changed later.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
+    /// If the kernel refuses the program or a map.
     pub fn load_kept(
         capacity: Capacity,
         ifindexes: &[u32],
@@ -87,7 +87,7 @@ impl KernelDataplane {
     /// Loads the program with other budgets for each CPU.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
+    /// If the kernel refuses the program or a map.
     pub fn load_limited(
         mut capacity: Capacity,
         ifindexes: &[u32],

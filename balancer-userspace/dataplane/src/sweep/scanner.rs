@@ -21,7 +21,7 @@ impl Scanner {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the system allows no more threads.
+    /// If the system allows no more threads.
     pub(in super::super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         let ((wanted, scans), (finds, found)) = (channel(), channel());
         let work = move || while scans.recv().is_ok_and(|scan: Scan| finds.send(scan.run()).is_ok()) {};

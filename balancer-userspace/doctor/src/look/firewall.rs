@@ -28,7 +28,7 @@ struct Listed {
 /// The chains with a hook.
 ///
 /// # Errors
-/// When there is no `nft`, or it fails.
+/// If there is no `nft`, or it fails.
 pub(super) fn chains() -> io::Result<Vec<Chain>> {
     let output = Command::new("nft").args(["-j", "list", "chains"]).output();
     let output = output.map_err(|error| {

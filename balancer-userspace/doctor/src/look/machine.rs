@@ -123,7 +123,7 @@ struct EthtoolValue {
 /// Returns the offloads of an interface, which change frames before a program sees them.
 ///
 /// # Errors
-/// When its driver cannot be asked.
+/// If its driver cannot be asked.
 pub(super) fn offloads(interface: &str) -> io::Result<Offloads> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let flags = ethtool(socket.as_raw_fd(), interface, ETHTOOL_GFLAGS)?;

@@ -41,14 +41,14 @@ pub(super) struct Entry {
 
 impl Netlink {
     /// # Errors
-    /// When there is no socket.
+    /// If there is no socket.
     pub(super) fn connect() -> anyhow::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
         Ok(Self { handle, connection: tokio::spawn(connection).abort_handle() })
     }
 
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn links(&self) -> anyhow::Result<Vec<Link>> {
         let dump = self.handle.link().get().execute().try_collect::<Vec<LinkMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the interfaces: no answer")??;
@@ -63,7 +63,7 @@ impl Netlink {
     }
 
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn addresses(&self) -> anyhow::Result<Vec<Address>> {
         let dump = self.handle.address().get().execute().try_collect::<Vec<AddressMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the addresses: no answer")??;
@@ -71,7 +71,7 @@ impl Netlink {
     }
 
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Entry>> {
         let dump = self.handle.neighbours().get().execute().try_collect::<Vec<NeighbourMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the neighbours: no answer")??;

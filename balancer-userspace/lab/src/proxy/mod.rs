@@ -156,7 +156,7 @@ impl Proxy {
     /// Kills it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn kill(&mut self) -> Result<()> {
         self.part.take().map_or(Ok(()), |mut part| part.kill())
     }

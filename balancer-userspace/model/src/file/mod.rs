@@ -44,7 +44,7 @@ pub fn load(path: &Path) -> Parsed {
 /// Reads a configuration file; if it is too large, the result is longer than allowed.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     let mut bytes = Vec::new();
     File::open(path)

@@ -1,4 +1,5 @@
-//! Puts together what benchmarks have printed with `--json`: `cargo xtask bench --all` runs them, and then this.
+//! Combines the results that benchmarks have printed with `--json`: `cargo xtask bench --all` runs the benchmarks, and
+//! then this program.
 
 use std::{
     fs,

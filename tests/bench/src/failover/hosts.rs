@@ -111,7 +111,7 @@ impl Hosts {
     /// Makes servers listen at backends.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
         self.backends.run_in_thread(|| {
             for &number in numbers {
@@ -134,7 +134,7 @@ impl Hosts {
     /// Makes one server listen at all backends, of which so many are connected to at once.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn listen_everywhere(&self, at_once: u16) -> Result<TcpListener> {
         self.backends.sysctl("net/core/somaxconn", &at_once.to_string())?;
         let server = || listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), at_once.into());

@@ -43,7 +43,7 @@ fn vip() -> SockAddr {
 /// Sends one packet of each client.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, flags: u8) -> Result<()> {
     namespace.run_in_thread(|| {
         let socket = raw()?;

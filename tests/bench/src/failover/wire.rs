@@ -92,7 +92,7 @@ impl Wire {
     /// Returns the observations so far.
     ///
     /// # Errors
-    /// When it has missed packets, or the kernel refused.
+    /// If it has missed packets, or the kernel refused.
     pub fn seen(&mut self) -> Result<MutexGuard<'_, Seen>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
             thread.join().map_err(|_| anyhow!("the thread that sees packets has panicked"))??;

@@ -24,7 +24,7 @@ struct Sample {
 /// The series of groups of benchmarks in Criterion's directory; samples are in µs.
 ///
 /// # Errors
-/// When a group is not there, or is not what Criterion writes.
+/// If a group is not there, or is not what Criterion writes.
 pub fn read(directory: &Path, groups: &[&str]) -> Result<Vec<Series>> {
     let mut series = Vec::new();
     for group in groups {

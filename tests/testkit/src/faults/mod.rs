@@ -73,7 +73,7 @@ impl Faults {
     /// Makes the disk full.
     ///
     /// # Errors
-    /// When it cannot be written for another reason.
+    /// If it cannot be written for another reason.
     pub fn fill(&self) -> Result<()> {
         let mut file = File::create(self.disk().join("full"))?;
         let piece = vec![0; 1 << 20];
@@ -89,7 +89,7 @@ impl Faults {
     /// Makes the disk read-only for the program, or writable.
     ///
     /// # Errors
-    /// When the file of faults cannot be written.
+    /// If the file of faults cannot be written.
     pub fn read_only(&self, read_only: bool) -> Result<()> {
         Ok(self.words.write_all_at(&i64::from(read_only).to_ne_bytes(), 24)?)
     }

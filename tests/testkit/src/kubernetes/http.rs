@@ -61,7 +61,7 @@ pub fn read(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
 /// Answers with JSON.
 ///
 /// # Errors
-/// When nobody reads it.
+/// If the client does not read it.
 pub fn answer(stream: &mut impl Write, status: u16, body: &Value) -> io::Result<()> {
     let body = body.to_string();
     let length = body.len();

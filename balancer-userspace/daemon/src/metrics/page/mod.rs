@@ -36,7 +36,7 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
 /// The page with `snapshot`; only with the `selected` service if there is one.
 ///
 /// # Errors
-/// When the system has no random numbers.
+/// If the system has no random numbers.
 pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;

@@ -46,7 +46,7 @@ impl Conversation {
     /// Makes a connection from `own` to `vip` on the backend of `row`, without sending anything yet.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) fn new(wire: &Arc<Wire>, row: Arc<BackendSpec>, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
         let next_hop = row.next_hop.ok_or_else(|| io::Error::other("the way to the backend is not known"))?;
         let port = wire.port(own, vip)?;
@@ -73,7 +73,7 @@ impl Conversation {
     /// Connects.
     ///
     /// # Errors
-    /// When the connection is refused, or nothing can be sent.
+    /// If the connection is refused, or nothing can be sent.
     pub(in super::super) async fn connect(&mut self) -> io::Result<()> {
         loop {
             let wake = self.turn()?;
@@ -94,7 +94,7 @@ impl Conversation {
     /// Relays data between `stream` and the connection until one end has closed it.
     ///
     /// # Errors
-    /// When the other end resets the connection, or nothing can be sent.
+    /// If the other end resets the connection, or nothing can be sent.
     pub(in super::super) async fn carry(&mut self, mut stream: DuplexStream) -> io::Result<()> {
         let (mut open, mut told) = (true, false);
         let mut buffer = vec![0; WINDOW];

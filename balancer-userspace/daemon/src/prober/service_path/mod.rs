@@ -63,7 +63,7 @@ impl Ways {
     /// Prepares a connection to `vip` on the backend. Waits until `deadline` for a path.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) async fn connect(
         &self,
         backend: BackendId,

@@ -46,7 +46,7 @@ impl Wire {
     /// Opens the sockets, and starts to listen.
     ///
     /// # Errors
-    /// When this process lacks the permission.
+    /// If this process lacks the permission.
     pub(super) fn open() -> io::Result<Arc<Self>> {
         let explain = |error: io::Error| {
             let hint = match error.raw_os_error() {
@@ -83,7 +83,7 @@ impl Wire {
     /// Sends a packet by an interface.
     ///
     /// # Errors
-    /// When the interface refuses the packet. A lost packet is no error.
+    /// If the interface refuses the packet. A lost packet is no error.
     pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
         let v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
         let protocol = if v4 { ETH_P_IP } else { ETH_P_IPV6 };
@@ -97,7 +97,7 @@ impl Wire {
     /// Reserves a port of `own` for a connection to `peer`, and starts receiving its answers.
     ///
     /// # Errors
-    /// When there is none left.
+    /// If there is none left.
     pub(super) fn port(self: &Arc<Self>, own: IpAddr, peer: SocketAddr) -> io::Result<Port> {
         let begin = fastrand::u16(..PORTS);
         let mut waiting = self.waiting();

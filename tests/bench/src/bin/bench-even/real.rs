@@ -46,7 +46,7 @@ impl Drop for Program {
 /// Opens and closes connections through the program, on loopback, as gateways and single clients do.
 ///
 /// # Errors
-/// When it is not installed, or does not work.
+/// If it is not installed, or does not work.
 pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
     let mut rng = Rng::with_seed(seed);
     let servers = (0..SERVERS).map(|number| serve(number as u8)).collect::<Result<Vec<_>>>()?;

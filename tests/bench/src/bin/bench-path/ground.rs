@@ -42,7 +42,7 @@ pub(crate) fn enter() -> Result<()> {
 /// Runs the program on `frame`, which comes in by the interface, `repeat` times, each time on what the run before left.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<prog_run::Ran> {
     prog_run::run(program, frame, INTERFACE, repeat).context("running a program on packets in memory")
 }

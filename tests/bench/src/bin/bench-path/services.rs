@@ -101,7 +101,7 @@ impl Service {
     /// Returns the rules of this service when it is service `index`.
     ///
     /// # Errors
-    /// When a prefix does not parse.
+    /// If a prefix does not parse.
     pub(crate) fn rules(&self, index: usize) -> Result<Vec<RuleSpec>> {
         let Some(prefix) = self.rule else { return Ok(Vec::new()) };
         let action = if self.pins { RuleAction::Pin(backends(index).next()) } else { RuleAction::Deny };

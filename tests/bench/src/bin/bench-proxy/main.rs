@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long the steady load takes, in seconds.
 const PACED: u32 = 2;
 
-/// Measures what a connection costs through the balancer, through proxies and through nobody; needs root.
+/// Measures the cost of a connection through the balancer, through proxies, and without any; needs root.
 #[derive(Parser)]
 struct Options {
     /// How often each is measured, in turns.

@@ -37,7 +37,7 @@ struct Column {
     name: &'static str,
     unit: &'static str,
     drawn: bool,
-    /// Computes the figure from those of a round; the second contender is the one without anybody in the middle.
+    /// Computes the figure from those of a round. The second contender is the direct connection.
     of: fn(&Figures, &Figures) -> f64,
 }
 

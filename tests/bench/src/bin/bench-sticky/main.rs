@@ -1,6 +1,6 @@
-//! Whom a change of the servers moves: the same thousands of clients connect through nginx, HAProxy and the balancer, before
-//! a server is deleted, drained and so on, and after it. Real programs, real connections, and answers that say who gave
-//! them.
+//! Counts the clients that a change of the servers moves: the same thousands of clients connect through nginx, HAProxy
+//! and the balancer, before a server is deleted, drained and so on, and after it. Real programs, real connections, and
+//! answers that say who gave them.
 
 mod balanced;
 mod classic;
