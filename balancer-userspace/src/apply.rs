@@ -20,8 +20,8 @@ use super::{Failure, output, plan};
 pub(super) struct Args {
     /// Configuration file
     file: PathBuf,
-    /// Have the balancer read its own file again, as SIGHUP does, and say what came of it; FILE is checked first, and says
-    /// where the control socket is
+    /// Have the balancer read its own file again, as SIGHUP does, and print the result; FILE is checked first, and
+    /// names the control socket
     #[arg(long, conflicts_with_all = ["dry_run", "reset", "force"])]
     reread: bool,
     /// Change nothing; show what would change and which slots would move

@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// Only the table: nothing happens by itself
     #[arg(long)]
     no_tour: bool,
-    /// End by itself after so many seconds
+    /// End after this number of seconds
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
     /// Several balancers that are one fleet, behind a router with BIRD, on three etcds; commands to break it are printed

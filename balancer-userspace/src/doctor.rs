@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Only this service [default: all]
     #[arg(value_name = "SVC")]
     service: Option<String>,
-    /// Print JSON, with all that was looked at and all that could not be
+    /// Print JSON, with everything that was examined and everything that could not be
     #[arg(long)]
     json: bool,
     /// Mend what can be mended on this machine and be taken back; says first what that is

@@ -40,7 +40,7 @@ pub(super) enum Verb {
 pub(super) enum Said {
     /// Keep it up
     Up,
-    /// As if nobody answered
+    /// Treat the backend as if it did not answer
     Down,
     /// What its checks find
     Auto,

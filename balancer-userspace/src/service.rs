@@ -49,9 +49,9 @@ pub(super) enum ServiceChange {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Listen {
-    /// Listen on one more address, port or range of ports; nobody moves
+    /// Listen on one more address, port or range of ports; no client moves
     Add(Which),
-    /// Listen on it no longer; nobody moves
+    /// Stop listening on it; no client moves
     Remove(Which),
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Packets of this service, of every client or of CLIENT
     #[arg(long, value_name = "SVC")]
     service: Option<String>,
-    /// End after so many packets [default: until Ctrl-C]
+    /// End after this number of packets [default: until Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Print JSON, one object a line

@@ -25,7 +25,7 @@ impl Arch {
         Self::of_this_machine() == Some(self)
     }
 
-    /// The name in file names.
+    /// The name of the architecture in file names.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86-64",
@@ -33,7 +33,7 @@ impl Arch {
         }
     }
 
-    /// Debian's name.
+    /// The name of the architecture in Debian.
     pub(crate) const fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
@@ -41,7 +41,7 @@ impl Arch {
         }
     }
 
-    /// The compilers' name.
+    /// The name of the architecture for compilers.
     pub(crate) const fn processor(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",

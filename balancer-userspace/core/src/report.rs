@@ -1,4 +1,4 @@
-//! Lines for operators.
+//! Builds log lines for operators.
 
 use std::{cmp::Ordering, time::Duration};
 

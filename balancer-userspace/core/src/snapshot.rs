@@ -252,7 +252,7 @@ pub struct TableSnapshot {
     pub base: Option<Arc<[u16]>>,
 }
 
-/// An outage of a service: so many of its backends fail that known clients stay where they are.
+/// An outage of a service: a large part of its backends fails, so that known clients stay where they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutageSnapshot {
     /// The duration so far.

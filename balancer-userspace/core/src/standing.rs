@@ -78,7 +78,7 @@ pub struct Situation {
 /// Why a backend that has failed keeps its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Held {
-    /// So many backends fail that it may be an outage of all.
+    /// Whether enough backends fail that it may be an outage of all.
     Suspect,
     /// It is an outage.
     Outage,

@@ -221,7 +221,7 @@ pub struct SavedShare {
     pub least: u8,
     /// The largest share.
     pub most: u8,
-    /// When the earlier shares stop to matter.
+    /// The time from which on the earlier shares no longer matter.
     pub settles: Moment,
 }
 

@@ -1,4 +1,4 @@
-//! The succession: which backends take over the slots of backends that are not steered to.
+//! The succession: which backends get the slots of backends that currently take no clients.
 //!
 //! Each slot has a sequence of backends: its runner-up ([`crate::maglev`]), then the owners of slots drawn from the
 //! base table pseudo-randomly, as DxHash draws nodes from an array (Dong, Wang and Feng, "DxHash: A Scalable Consistent

@@ -20,7 +20,8 @@ use balancer_model::config::ClientPrefix;
 
 use crate::io::BackendId;
 
-/// Number of counters in a summary: each client with more than this fraction (1 in so many) of the traffic has one.
+/// The number of counters in a summary: every client with more than this fraction (1 in the number) of the traffic has
+/// a counter.
 pub const COUNTERS: usize = 256;
 /// The time after which counted traffic has faded to 1/e.
 pub const MEMORY: Duration = Duration::from_secs(60);

@@ -92,7 +92,7 @@ pub struct Notes {
     pub version: String,
     /// A number that the state file must also have, because names and ids in it refer to the maps.
     pub instance: u64,
-    /// The multiplier by which interfaces are told apart in the map of their counters.
+    /// The multiplier by which the map of interface counters distinguishes interfaces.
     pub interface_multiplier: u32,
     /// Buckets of the client table.
     pub buckets: u32,
@@ -143,7 +143,7 @@ impl Pins {
                 Ok(Some(pins))
             }
             None => {
-                // The process that made it did not get as far as attaching anything.
+                // The process that made it ended before it attached a program.
                 pins.remove()?;
                 Ok(None)
             }

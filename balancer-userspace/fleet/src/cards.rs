@@ -58,7 +58,8 @@ pub struct Leader {
     pub instance: u64,
 }
 
-/// The identity of an epoch. Numbers rise by one within a lineage; a new lineage begins when a fleet's store was lost.
+/// The identity of an epoch. Numbers rise by one within a lineage. If the fleet's store
+/// is lost, a new lineage begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch {
     /// A number derived from one that the member which wrote the first epoch drew; it is unique.
@@ -123,7 +124,7 @@ impl StateCard {
 pub struct Line {
     /// Whether the line is a warning.
     pub warning: bool,
-    /// The service and the backend that it is about, if any.
+    /// The affected service and backend, if any.
     pub about: Option<(String, String)>,
     /// The text.
     pub message: String,

@@ -320,7 +320,7 @@ impl Sharing {
         let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
         let ours = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
         if is_known && !theirs.holds_against(&ours, emptied) {
-            // The reporting member does not know better, so it is told once more.
+            // The reporting member has an older state, so it gets the record once more.
             self.shadows.mark_unheard(at);
             return Imported::Stale;
         }

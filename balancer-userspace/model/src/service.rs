@@ -216,9 +216,9 @@ pub struct BackendConfig {
     /// The earlier name under which it is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// Its address. Port 0: the listener's.
+    /// The backend's address. Port 0: the listener's.
     pub address: SocketAddr,
-    /// Its IPv6 address, for listeners of that family; the same port as above.
+    /// The backend's IPv6 address, for IPv6 listeners, with the same port as `address`.
     #[serde(default)]
     pub address6: Option<SocketAddr>,
     /// Share of new clients; 0 takes none.

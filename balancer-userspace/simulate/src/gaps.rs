@@ -19,7 +19,7 @@ impl Default for Gaps {
 }
 
 impl Gaps {
-    /// Counts a pause of so many seconds.
+    /// Counts a pause of `seconds`.
     pub fn count(&mut self, seconds: u32) {
         if let Some(count) = self.counts.get_mut(bucket(seconds)) {
             *count += 1;

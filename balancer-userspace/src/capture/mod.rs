@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Only packets of this service [default: all]
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// End after so many packets, each written as it came and as it left
+    /// End after this number of packets, each written as it came and as it left
     #[arg(long, value_name = "N", default_value_t = COUNT, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Bytes of each frame to keep

@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// Simulate a service of this configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Simulate a service web with so many equal backends, web1, web2, …
+    /// Simulate a service web with this number of equal backends, web1, web2, …
     #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "config", value_parser = clap::value_parser!(u16).range(1..=1000))]
     backends: u16,
     /// Which service of the configuration, where it has several

@@ -275,8 +275,8 @@ impl World {
         (!places.is_empty()).then(|| *place.get(&places))
     }
 
-    /// Lets the command at `place` fail: everything is told again, and the result must be the same as without a
-    /// failure.
+    /// Makes the command at `place` fail. The controller then sends everything again, and the result must be the same
+    /// as without a failure.
     fn fails(&mut self, mut commands: Vec<Command>, place: usize) {
         let mut expected = self.plane.clone();
         commands.iter().cloned().for_each(|command| expected.apply(command));

@@ -105,7 +105,7 @@ impl Service {
         }
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
-            // A following controller is told about slow starts.
+            // A following controller receives slow starts from others.
             let begins = backend.witness().is_none() && backend.begins(assessment);
             // After an outage, all backends return equally new, so none starts slowly.
             let begins = begins && !self.outage.has_returned(backend.id);

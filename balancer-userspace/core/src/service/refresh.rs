@@ -86,7 +86,7 @@ impl Service {
         self.needless += u64::from(moves.needless());
         let swap = changed || self.remembers() && self.home != live.home;
         if swap {
-            // Without memory the home table is not needed; it is told once it is.
+            // Without memory the home table is not needed; the data path receives it when it is.
             self.home = live.home;
         }
         if changed {

@@ -11,7 +11,7 @@ use crate::state::{Clocks, SavedShare};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedClients {
     share: Share,
-    /// When the earlier shares stop to matter.
+    /// The time from which on the earlier shares no longer matter.
     settles: Option<Instant>,
 }
 

@@ -50,8 +50,8 @@ impl Member {
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), delete)));
             return;
         }
-        // The dumping member may have joined after earlier records were sent, so only what is in the dump is known to
-        // others.
+        // The dumping member may have joined after earlier records were sent, so other members know only the records in
+        // the dump.
         outputs.push(Output::Doubt);
         for entry in entries {
             self.take_over(entry, outputs);

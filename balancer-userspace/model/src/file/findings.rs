@@ -17,7 +17,7 @@ const MAX_ERRORS: usize = 100;
 pub struct Finding {
     /// The file, as named by the user.
     pub file: PathBuf,
-    /// The line, counted from 1; `None` if it is about the file as a whole.
+    /// The line, counted from 1; `None` if the error concerns the whole file.
     pub line: Option<usize>,
     /// The error, and what would be right.
     pub text: String,

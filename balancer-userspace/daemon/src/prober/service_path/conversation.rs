@@ -30,7 +30,7 @@ const WINDOW: usize = 16 * 1024;
 /// The smallest MTU that IPv6 allows.
 const SMALLEST_MTU: usize = 1280;
 
-/// A connection. Dropping it resets it.
+/// A connection. Dropping the value resets the connection.
 pub(in super::super) struct Conversation {
     interface: Interface,
     sockets: SocketSet<'static>,

@@ -28,7 +28,7 @@ struct Options {
     /// The seed of everything that is drawn.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// More than so many times its share is too much for a server.
+    /// The load at which a server has too much, as a multiple of its share.
     #[arg(long, default_value_t = 1.25)]
     factor: f64,
     /// The number of servers that share the clients evenly.

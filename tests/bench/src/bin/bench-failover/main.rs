@@ -59,7 +59,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Measures how long failures take from detection to effect; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Only with so many backends.
+    /// Only with this number of backends.
     #[arg(long)]
     backends: Option<u16>,
     /// Only with such a memory: 3h or 0s.

@@ -29,8 +29,8 @@ impl Looked {
 /// because the order of loading matters as well.
 const LOADS: u32 = 4;
 
-/// Measures this program's paths and those of the program `before` in turns. What is slower is measured again; fails if it is
-/// slower then as well.
+/// Measures this program's paths and those of the program `before` in turns. It measures slower paths again, and fails
+/// if they are still slower.
 pub(crate) fn perform(before: &Path, rounds: u32, only: &str) -> Result<()> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     println!("{}", machine::describe());

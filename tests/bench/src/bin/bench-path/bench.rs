@@ -233,7 +233,7 @@ impl Bench {
         Ok(Took { full: last(&measured.full)?, empty: last(&measured.empty)? - head })
     }
 
-    /// Runs all yardsticks and the paths that are `wanted` by name in turns, so many times; their fastest runs count.
+    /// Runs all yardsticks and the `wanted` paths in turns, `rounds` times; their fastest runs count.
     pub(crate) fn series(&mut self, rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Series> {
         let Self { scenes, yardsticks, paths, moves } = self;
         let mut paths: Vec<_> = paths.iter_mut().filter(|measured| wanted(&measured.path.name)).collect();

@@ -62,9 +62,9 @@ impl Compared {
         self.after / self.before
     }
 
-    /// Whether it has become slower by more than is tolerated: the fastest runs are, which other work on the machine delays
-    /// least, and most turns are, which one lucky run does not change. On a busy machine turns differ so much that they say
-    /// nothing: three in four must be slower by half of what is tolerated.
+    /// Whether the path has become slower by more than [`TOLERANCE`]. Both the fastest runs (which other work on the machine
+    /// delays least) and the median of the turns (which one lucky run does not change) must be slower. On a busy machine
+    /// turns differ very much, so three in four must also be slower by half of the tolerance.
     pub(crate) fn is_slower(&self) -> bool {
         let (low, _) = self.spread;
         self.ratio().min(self.middle) > 1.0 + TOLERANCE

@@ -83,7 +83,7 @@ fn yardstick(path: Path, program: io::Result<OwnedFd>, writes: bool) -> Result<Y
     Ok(Yardstick { path, program, writes })
 }
 
-/// Parses, and sends what is a whole TCP segment over IPv4 back as it is: what no program that looks at TCP can be below.
+/// Parses, and sends a complete TCP segment over IPv4 back unchanged: the lower limit for programs that read TCP.
 fn parse_only() -> io::Result<OwnedFd> {
     parsed().set(Register::R0, XDP_TX).exit().load_frags()
 }

@@ -20,8 +20,8 @@ const WRITTEN: i16 = 56;
 /// The position of the map's key on the stack.
 const KEY: i16 = -4;
 
-/// Makes a frame what `frame` was, from the next client, and sends it to an interface. Whose turn it is stands in a map, as
-/// the kernel uses many copies of a frame in no order.
+/// Makes a frame what `frame` was, from the next client, and sends it to an interface. A map has the number of the next
+/// client, because the kernel uses many copies of a frame in no fixed order.
 pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32) -> Program {
     let Clients { at, first, count, .. } = clients;
     let mut program = whole(WRITTEN.into())
