@@ -50,7 +50,7 @@ pub const FLOW_ESTABLISHED: u8 = 4;
 pub const FLOW_CLIENT_ENDS: u8 = 8;
 /// The backend has sent FIN.
 pub const FLOW_BACKEND_ENDS: u8 = 16;
-/// One of them has sent RST, and nothing came after it.
+/// One end has sent RST, and no segment followed it.
 pub const FLOW_RESET: u8 = 32;
 /// The flow carries datagrams.
 pub const FLOW_DATAGRAMS: u8 = 64;

@@ -135,7 +135,7 @@ pub(crate) struct ToBackend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenFlow {
     pub(crate) choice: Choice,
-    /// As [`ToBackend::port`].
+    /// The port, as in [`ToBackend::port`].
     pub(crate) port: u16,
 }
 
@@ -190,7 +190,7 @@ pub(crate) struct FlowError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToBackend {
     pub(crate) choice: Choice,
-    /// As [`ToBackend::port`], for the packet that the error is about.
+    /// The port, as in [`ToBackend::port`], for the packet that the error is about.
     pub(crate) port: u16,
 }
 

@@ -105,7 +105,7 @@ steps! {
     IcmpError => balancer_icmp_error(Found, told) too_big::answer;
 }
 
-/// Takes `next`, unless the host has the connection.
+/// Continues with `next`, unless the host has the connection.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_unless_hosts(context: *mut xdp_md, next: u64) -> u64 {
@@ -113,7 +113,7 @@ extern "C" fn balancer_unless_hosts(context: *mut xdp_md, next: u64) -> u64 {
     share::decide(unsafe { Ingress::new(context) }, Step::of_word(next)).word()
 }
 
-/// Takes all steps that follow from `first`.
+/// Runs all steps that follow from `first`.
 #[inline(always)]
 pub(crate) fn take(ingress: Ingress, first: Step) -> Step {
     let mut step = look(ingress, first);

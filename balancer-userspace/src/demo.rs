@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// terminal, unless --no-tour or --seconds says otherwise
     #[arg(long, conflicts_with_all = ["no_tour", "seconds"])]
     once: bool,
-    /// Only the table: nothing happens by itself
+    /// Show only the table, without the tour
     #[arg(long)]
     no_tour: bool,
     /// End after this number of seconds
@@ -66,10 +66,10 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct ServerArgs {
-    /// What it calls itself
+    /// Name of the server
     #[arg(long)]
     name: String,
-    /// Where it listens; may be repeated
+    /// Address to listen on; may be repeated
     #[arg(long, required = true, value_name = "ADDR:PORT")]
     listen: Vec<SocketAddr>,
 }

@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Go on with new events until interrupted, also over restarts of the controller
     #[arg(long, short)]
     follow: bool,
-    /// Only events not older than this, such as 10m [default: all that are kept; with --follow, the last 10]
+    /// Only events not older than this, such as 10m [default: all stored events; with --follow, the last 10]
     #[arg(long, value_name = "D", value_parser = value::duration)]
     since: Option<Duration>,
     /// Print JSON: a list; with --follow, one object a line

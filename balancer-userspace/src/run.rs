@@ -47,9 +47,9 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {
-    /// One line an event
+    /// One line per event
     Text,
-    /// One JSON object an event
+    /// One JSON object per event
     Json,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Args {
 /// A state that can be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Goal {
-    /// Takes clients; one without checks as well
+    /// Takes clients; also a backend without checks
     Up,
     /// Has no clients left, as the operator wants; removed after that as well
     Drained,

@@ -37,7 +37,7 @@ pub(crate) enum Benchmark {
     Scale,
     /// A scrape of 100 services with 100 backends each; needs root.
     Metrics,
-    /// From the detection of a failure to its effect, on the wire; needs root.
+    /// The time from the detection of a failure to its effect, on the wire; needs root.
     Failover,
     /// 32 members of a fleet that know a million clients, on a real etcd; needs root and etcd-server.
     Fleet,

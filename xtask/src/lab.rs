@@ -14,8 +14,8 @@ use crate::{
 pub(crate) enum Lab {
     /// The session lab: which ways of keeping sessions survive which events, with real servers and stores.
     Sessions {
-        /// Of the lab: `--strategy`, `--front`, `--event`, `--output DIRECTORY`, `--fresh`, `--json`, `--list`; `--help` says
-        /// more.
+        /// Options of the lab: `--strategy`, `--front`, `--event`, `--output DIRECTORY`, `--fresh`, `--json`, `--list`;
+        /// `--help` says more.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },

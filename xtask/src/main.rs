@@ -72,7 +72,7 @@ enum Chore {
     /// Run the unit tests that load no BPF program under AddressSanitizer, then under ThreadSanitizer, with a nightly
     /// compiler, which it installs.
     Sanitize {
-        /// Only under this one.
+        /// Run only this sanitizer.
         #[arg(long, value_name = "SANITIZER")]
         only: Option<sanitize::Sanitizer>,
     },
@@ -90,14 +90,14 @@ enum Chore {
     },
     /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
     Mutants {
-        /// Only those with this in their name.
+        /// Only mutations with this in their names.
         #[arg(default_value = "")]
         only: String,
     },
     /// Set up, then run one benchmark; or, with --all or without a name, all but memory and fleet, and put figures and
     /// pictures in target/bench; needs root.
     Bench {
-        /// Only this one, and print its figures.
+        /// Run only this benchmark, and print its figures.
         only: Option<bench::Benchmark>,
         #[command(flatten)]
         page: bench::Page,
@@ -105,7 +105,7 @@ enum Chore {
         /// slower, twice.
         #[arg(long, value_name = "REV", requires = "only")]
         against: Option<String>,
-        /// Of its program, such as --json; --help says which there are.
+        /// Options of the benchmark's program, such as --json; --help lists them.
         #[arg(last = true, requires = "only")]
         options: Vec<String>,
     },

@@ -1,4 +1,4 @@
-//! Where services are reached: addresses, ports and ranges of ports.
+//! The addresses of services: IP addresses, ports and ranges of ports.
 
 use bytemuck::{Pod, Zeroable};
 

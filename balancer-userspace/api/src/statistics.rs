@@ -47,7 +47,7 @@ pub struct PeriodView {
     pub period: String,
     /// Its exact length; `None` with `start`.
     pub seconds: Option<u64>,
-    /// As in [`StatsView`], within the period.
+    /// The ratio as in [`StatsView`], but for this period.
     pub stickiness_ratio: Option<f64>,
     /// New connections.
     pub connections: u64,

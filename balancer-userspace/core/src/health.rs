@@ -1,4 +1,4 @@
-//! From single health checks to a verdict: `rise` and `fall`.
+//! Derives a verdict from single health checks: `rise` and `fall`.
 
 use balancer_model::config::CheckConfig;
 use serde::{Deserialize, Serialize};

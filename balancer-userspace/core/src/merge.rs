@@ -29,7 +29,7 @@ pub struct Merged {
     pub services: Vec<Arc<ServiceConfig>>,
     /// Backends that were about to be removed and are in the file again.
     pub called_back: Vec<BackendName>,
-    /// Where file and run time differ, one line each.
+    /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
 }
 

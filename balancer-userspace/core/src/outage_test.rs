@@ -125,7 +125,7 @@ fn when_the_ways_to_all_backends_are_gone_at_once_then_known_clients_stay() {
     let addresses: Vec<_> = bench.service().backends().iter().map(|backend| backend.address().ip()).collect();
     let mut commands = Vec::new();
     for &address in &addresses {
-        // They fail one by one within a moment.
+        // The backends fail one by one within a moment.
         bench.now += Duration::from_millis(1);
         let event = Event::NextHop { address, next_hop: Err("eth1 is down".to_owned()) };
         commands.extend(bench.controller.handle(event, bench.now));

@@ -45,13 +45,13 @@ pub struct Plan {
 /// A plan with its known clients counted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// As in [`Plan`].
+    /// The message, as in [`Plan`].
     pub message: String,
-    /// As in [`Plan`].
+    /// The reports, as in [`Plan`].
     pub reports: Vec<String>,
-    /// As in [`Plan`].
+    /// The run-time changes, as in [`Plan`].
     pub changed: Vec<RunTimeChange>,
-    /// As in [`Plan`].
+    /// The services, as in [`Plan`].
     pub services: Vec<PlannedService>,
 }
 

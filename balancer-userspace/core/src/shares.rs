@@ -29,7 +29,7 @@ pub struct Minute {
     /// End of the minute, on the history's clock.
     pub at: Duration,
     names: Arc<[String]>,
-    /// One value for each name, in parts of 65,535. Empty: there was no load.
+    /// A value for each name, in parts of 65,535. It is empty if there was no load.
     parts: Box<[u16]>,
 }
 

@@ -520,7 +520,7 @@ pub struct BackendSnapshot {
     pub bound: Option<Bound>,
     /// The backend's limits.
     pub limits: Limits,
-    /// What it has too much of to take new clients; `None`: nothing.
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
     pub full: Option<Full>,
     /// The administrative state that the operator wants.
     pub admin: Admin,

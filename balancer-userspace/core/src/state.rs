@@ -313,7 +313,7 @@ pub struct SavedBackend {
     /// The part of its slots that its load allows; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
-    /// What it has too much of to take new clients; `None`: nothing.
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
     /// The progress of its slow start.

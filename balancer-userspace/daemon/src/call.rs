@@ -72,7 +72,7 @@ pub enum Call {
     Clients {
         /// The client and the service.
         query: ClientQuery,
-        /// One view for each service of the address's family, or why there is none.
+        /// Sends a view for each service of the address's family, or the reason why there is none.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
     },
     /// Return the history for reading.

@@ -71,7 +71,7 @@ mod tests {
     fn when_devices_are_stacked_then_an_interface_accepts_their_frames() {
         let links = [
             device(2),
-            // There are VRRP's virtual MAC, and a VLAN on the bond of which the interface is a member.
+            // The interface has VRRP's virtual MAC address, and is a member of a bond that has a VLAN.
             upon(3, InfoKind::MacVlan, 2),
             Link { master: Some(5), ..device(4) },
             Link { kind: Some(InfoKind::Bond), ..device(5) },

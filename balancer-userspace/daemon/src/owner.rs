@@ -561,7 +561,7 @@ impl<D: Dataplane> Owner<D> {
         if published {
             self.reread_all();
         }
-        // These were not to be reported.
+        // These counts must not be reported.
         self.forgotten = 0;
         for command in commands {
             self.carry_out(&command, since)?;
@@ -573,7 +573,7 @@ impl<D: Dataplane> Owner<D> {
         if !published {
             return Ok(());
         }
-        // Not earlier, because failed changes are undone.
+        // This must not happen earlier, because failed changes are undone.
         self.dataplane.complete();
         self.rereading = Some(Rereading { before, report: None, at: Instant::now() });
         self.reread();

@@ -184,7 +184,7 @@ impl Attached {
         self.offload.into_iter().chain(self.tags.into_values().flatten()).for_each(SwitchedOff::leave_off);
     }
 
-    /// Takes the program off.
+    /// Detaches the program.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -407,7 +407,7 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
     Ok(XdpLink::try_from(FdLink::from(link.pin(path)?))?)
 }
 
-/// Takes the program off all these interfaces.
+/// Detaches the program from all these interfaces.
 ///
 /// # Errors
 /// The first failure, after all were tried.

@@ -21,7 +21,7 @@ const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// therefore tells both numbers, even after a controller was killed while it replaced maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterRows {
-    /// One more than the highest number of a CPU with a block.
+    /// The highest number of a CPU with a block, plus one.
     pub(super) blocks: u32,
     /// Rows of each block, a power of two.
     pub(super) rows: u32,

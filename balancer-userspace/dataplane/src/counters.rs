@@ -260,7 +260,7 @@ mod tests {
         let rows: HashSet<u32> =
             others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
         assert_eq!(rows.len(), 22);
-        // There are more interfaces than rows, so only the required ones are separated.
+        // There are more interfaces than rows, so only the required interfaces get their own rows.
         let many: Vec<u32> = (1..=1000).collect();
         let multiplier = interface_multiplier(&[7, 700], &many, None).unwrap();
         assert_ne!(interface_row(7, multiplier), interface_row(700, multiplier));

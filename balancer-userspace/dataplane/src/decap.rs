@@ -124,7 +124,7 @@ impl Decap {
         self.attached.last().context("just attached")
     }
 
-    /// Takes the program off every interface.
+    /// Detaches the program from every interface.
     ///
     /// # Errors
     /// The first failure, after all were tried.

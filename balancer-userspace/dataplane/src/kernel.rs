@@ -121,7 +121,7 @@ pub struct KernelDataplane {
     signs: SignTable,
     quic: QuicTable,
     kept: Kept,
-    /// What the other members of a fleet know about clients; `None` without a fleet.
+    /// Records of what the other members of a fleet know about clients; `None` without a fleet.
     pub(super) sharing: Option<Sharing>,
     /// The loaded object, until it is handed on.
     ebpf: Option<Ebpf>,

@@ -103,7 +103,7 @@ pub struct Notes {
     pub flows: u32,
     /// The process that holds the lock, while it lives.
     pub process: u32,
-    /// Where the state is saved.
+    /// The path of the saved state.
     pub state_file: PathBuf,
     /// Changes to this machine that must be undone.
     pub host: HostChanges,
@@ -461,7 +461,7 @@ mod tests {
     fn when_a_directory_has_a_name_then_it_tells_the_namespace() {
         let here = NetworkNamespace { inode: 4_026_531_840, cookie: 7 };
         let other = NetworkNamespace { cookie: 8, ..here };
-        // One state file's hash begins with the letter of a cookie.
+        // For one of these state files, the hash begins with the letter of a cookie.
         for number in 0..64 {
             let (name, former) = names(here, Path::new(&format!("/var/lib/balancer/{number}")));
             assert_eq!(Named::read(&name), Some(Named { inode: here.inode, cookie: Some(7) }), "{name}");

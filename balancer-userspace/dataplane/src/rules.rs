@@ -67,11 +67,11 @@ impl RuleTable {
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
             let (bits, key) = parts(key);
-            // Only their services tell the family of these rules.
+            // The family of these rules is known only from their services.
             let service = ServiceId(key.service);
             if denied::is_of_a_list(&row) {
                 let (_, keys) = left_lists.entry(service).or_insert_with(|| {
-                    // One entry stands for all of them.
+                    // One entry is enough for all of these rules.
                     filter.add(service, None);
                     (row.counters, Vec::new())
                 });

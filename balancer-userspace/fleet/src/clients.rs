@@ -79,7 +79,7 @@ pub enum Imported {
     Outside,
 }
 
-/// What the other members know about a client table. See the [module](self).
+/// Records of what the other members know about a client table. See the [module](self).
 #[derive(Debug)]
 pub struct Sharing {
     shadows: Shadows,

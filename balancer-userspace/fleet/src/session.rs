@@ -104,7 +104,7 @@ impl Session {
         }
     }
 
-    /// Takes records, which are used once, when they arrive.
+    /// Removes and returns records that arrive and are needed only once.
     pub(crate) fn take_below(&mut self, prefix: &str) -> Vec<Entry> {
         let keys: Vec<String> = self.below(prefix).map(|(_, entry)| entry.key.clone()).collect();
         keys.into_iter().filter_map(|key| self.entries.remove(&key)).collect()

@@ -1,4 +1,4 @@
-//! From the members' opinions of a backend to the fleet's decision.
+//! Derives the fleet's decision from the members' opinions of a backend.
 
 use balancer_core::{
     agreed::{Opinion, Way},

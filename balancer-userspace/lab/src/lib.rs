@@ -39,7 +39,7 @@ use crate::{
     strategy::Strategy,
 };
 
-/// What to play.
+/// The options of a run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Only these strategies
@@ -51,7 +51,7 @@ pub struct Options {
     /// Only these events
     #[arg(long, value_delimiter = ',')]
     event: Vec<Event>,
-    /// Where results are kept; what is there is not played again
+    /// Directory of the results; existing results are not played again
     #[arg(long, value_name = "DIRECTORY", default_value = "balancer-sessions")]
     output: PathBuf,
     /// Play everything again
@@ -72,7 +72,7 @@ pub struct Options {
     /// Milliseconds between two requests of a client
     #[arg(long, value_name = "N", default_value_t = 900, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pause: u64,
-    /// Where npm has installed what the Node servers are made of
+    /// Directory in which npm has installed the packages of the Node servers
     #[arg(long, value_name = "DIRECTORY")]
     node_modules: Option<PathBuf>,
 }

@@ -43,7 +43,7 @@ pub(crate) struct Tally {
     pub(crate) moved: u64,
 }
 
-/// What moves as a unit.
+/// The unit of clients that move together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// All clients of an address together.

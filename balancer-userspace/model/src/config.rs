@@ -29,7 +29,7 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// The mode of attachment.
     pub xdp_mode: XdpMode,
-    /// What a clean exit leaves in place.
+    /// The parts that a clean exit leaves in place.
     pub on_exit: OnExit,
     /// The file that stores runtime changes.
     pub state_file: PathBuf,
@@ -82,11 +82,11 @@ pub enum XdpMode {
     Generic,
 }
 
-/// What a clean exit leaves in place.
+/// The parts that a clean exit leaves in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExit {
-    /// Nothing.
+    /// A clean exit leaves nothing in place.
     Detach,
     /// The pinned data path, which continues to forward.
     Keep,

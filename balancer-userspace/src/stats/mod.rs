@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Show a live view in the terminal; q or Ctrl-C ends it
     #[arg(long, conflicts_with = "json")]
     watch: bool,
-    /// Of all members of the fleet together, as they told within the last ten seconds
+    /// Show all members of the fleet together, with their counts of the last ten seconds
     #[arg(long, conflicts_with = "watch")]
     fleet: bool,
     /// Print JSON

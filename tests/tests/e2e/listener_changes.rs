@@ -42,7 +42,7 @@ fn when_a_client_connects_through_another_listener_then_it_is_kept() {
     assert_eq!(decisions(&site), [all, 0.0, 0.0]);
     assert_eq!(where_all_are(&site, &[HTTPS], &[]), homes);
     assert_eq!(decisions(&site), [all, all, 0.0]);
-    // Also if the table now says otherwise.
+    // This holds also if the table now says otherwise.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &[HTTPS, HTTP], &[]), homes);
     assert_eq!(decisions(&site), [all, 3.0 * all, 0.0]);

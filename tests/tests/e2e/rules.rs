@@ -201,7 +201,7 @@ fn when_a_rule_ends_by_itself_then_clients_pinned_meanwhile_stay() -> Result<()>
     assert_eq!(world.controller().services()[0].rules().len(), 0, "it has ended");
     world.pass(3)?;
     assert_eq!(connect_all(&mut world)?, homes);
-    // Also a packet of an open connection.
+    // This applies also to a packet of an open connection.
     for number in (0..CLIENTS).filter(|&number| within(number)) {
         assert_eq!(world.send(client(number), ACK)?.as_deref(), Some("web2"));
     }

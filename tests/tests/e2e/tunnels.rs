@@ -318,7 +318,7 @@ fn when_decap_cannot_start_then_it_says_why_in_one_line() {
     refused(&site, &["--interface", "eth0", "--vip", "0.0.0.0"], 2, "the address of one host");
     refused(&site, &["--interface", "eth0", "--from", "10.0.0.1/24"], 2, "did you mean 10.0.0.0/24?");
     refused(&site, &["--interface", "eth0", "--from", "everybody"], 2, "give a prefix or an address");
-    // None of them has disturbed the running one.
+    // None of these failed starts has disturbed the running program.
     site.homes(Family::V4, [1]).unwrap();
     end(&mut site, 1);
 }

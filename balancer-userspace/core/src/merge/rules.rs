@@ -14,7 +14,7 @@ pub struct MergedRules {
     pub rules: Rules,
     /// The numbers of rules added, removed and changed.
     pub counts: [usize; 3],
-    /// Where file and run time differ, one line each.
+    /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
 }
 

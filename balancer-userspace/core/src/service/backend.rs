@@ -62,7 +62,7 @@ pub struct Backend {
     pub(super) agent: Option<Box<Said>>,
     /// The part of its slots that its load allows; `None`: all.
     pub(super) bound: Option<Bound>,
-    /// What it has too much of to take new clients; `None`: nothing.
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
     pub(super) full: Option<Full>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
@@ -148,7 +148,7 @@ impl SlowStart {
         self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
     }
 
-    /// Takes the steps that are due.
+    /// Performs the steps that are due.
     pub(super) fn advance(self, now: Instant) -> Self {
         let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
         Self { step, ..self }

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) enum Look<'a> {
     /// Anything may have changed.
     Whole,
-    /// Only check results of the backends at these places.
+    /// Checks only the results of the backends at these places.
     Checked(&'a [usize]),
 }
 

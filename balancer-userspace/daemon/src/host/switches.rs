@@ -338,7 +338,7 @@ mod tests {
         assert_eq!((tree.get(RESERVED), switches.changes().len()), ("8080".to_owned(), 0));
         switches.reserve(&ports(&[(20_000, 20_999)])).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
-        // As every few seconds: unwanted switches are reset, wanted ones are set.
+        // The task does this every few seconds: it resets unwanted switches and sets wanted ones.
         switches.set(&["eth0"], true, false).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
         switches.reserve(&ports(&[(30_000, 30_999)])).unwrap();

@@ -38,7 +38,7 @@ const NEAR: usize = 1000;
 /// The delay after a failure before everything is read again.
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// Where findings about this machine's devices are published.
+/// The channel on which findings about this machine's devices are published.
 pub(super) struct Told {
     pub(super) layers: watch::Sender<Layers>,
     pub(super) devices: watch::Sender<Devices>,

@@ -1,4 +1,4 @@
-//! One health check: connect, ask, and judge the answer.
+//! A health check: it connects, asks, and judges the answer.
 
 use std::{io, net::SocketAddr, time::Duration};
 

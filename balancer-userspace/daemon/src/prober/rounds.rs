@@ -393,7 +393,7 @@ pub(super) mod tests {
         }
     }
 
-    /// One of three backends begins to fail; the others are checked long before their next regular check.
+    /// A backend of three begins to fail; the others are checked long before their next regular check.
     #[tokio::test]
     async fn when_one_of_a_service_begins_to_fail_then_the_others_are_checked_soon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -166,7 +166,7 @@ fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| {
         let mut provider = ring::default_provider();
-        // Nothing secret is sent, so the cheapest cipher comes first.
+        // The checks send nothing secret, so the cheapest cipher comes first.
         provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         Arc::new(provider)
     }))

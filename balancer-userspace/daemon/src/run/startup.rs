@@ -93,7 +93,7 @@ impl Startup {
             None => None,
         };
         let metrics = match config.metrics_listen {
-            // As in a running balancer: it works, is degraded, and retries.
+            // Behave like a running balancer: it works, is degraded, and retries.
             Some(listen) => {
                 metrics::bind(listen).await.inspect_err(|error| warn!("{error:#}; this is tried again")).ok()
             }

@@ -133,7 +133,7 @@ fn when_a_swap_follows_a_scan_then_the_count_of_passes_begins_anew() {
     let mut bench = Bench::new(&[(1, 0, 1), (1, 0, 2)]);
     assert_eq!(bench.pass(|_| ()).1.len(), 2);
     let settled = |pass: Pass| BTreeMap::from_iter(pass.settled).remove(&SERVICE);
-    // That pass and the next did not begin after the swap.
+    // Neither that pass nor the next one began after the swap.
     let (pass, _) = bench.pass(|bench| bench.memory().swapped([1, 2, 1, 1].into()));
     assert_eq!(settled(pass), None);
     let (pass, flagged) = bench.pass(|_| ());

@@ -140,7 +140,7 @@ fn when_others_do_not_know_an_entry_then_it_is_told_even_if_they_tell_the_same_p
     // The others know it now, however late the report.
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), []);
-    // They may have forgotten it.
+    // The other members may have forgotten it.
     sharing.doubt();
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);

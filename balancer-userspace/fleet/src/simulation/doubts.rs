@@ -1,4 +1,4 @@
-//! One member suspects a backend, and all check it.
+//! Tests that all members check a backend if one suspects it.
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// Debian's release to try it on.
     #[arg(long, default_value = "bookworm")]
     suite: String,
-    /// Where the machine is made; whatever is there goes.
+    /// Directory for the machine; its contents are deleted.
     #[arg(long)]
     directory: PathBuf,
 }

@@ -179,7 +179,7 @@ fn when_a_backend_flaps_then_no_client_loses_its_session_twice() {
         let (one, other, third) = (round % 3, (round + 1) % 3, (round + 2) % 3);
         let recent = known.saturating_sub(*CLIENTS.end() - 1)..=known;
         connect(&fleet, recent.clone(), one, false);
-        // One member cannot reach it.
+        // A single member cannot reach the backend.
         fleet.cut("add", one, 2);
         wait("the others do not see what one says", || fleet.differs(one, &["web/web2", "web6/web2"]));
         connect(&fleet, recent.clone(), other, false);

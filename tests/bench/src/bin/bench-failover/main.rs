@@ -62,7 +62,7 @@ struct Options {
     /// Only with this number of backends.
     #[arg(long)]
     backends: Option<u16>,
-    /// Only with such a memory: 3h or 0s.
+    /// Only with this memory: 3h or 0s.
     #[arg(long)]
     remember: Option<String>,
     /// Failures of one backend at a time in each scenario; a quarter as many of several at once.

@@ -42,7 +42,7 @@ const REFRESHED: usize = 2_700;
 /// The time limit of every step.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a fleet costs, and how long it takes.
+/// Measures the costs and delays of a fleet.
 #[derive(Parser)]
 struct Args {
     /// Members, one of which is the real balancer

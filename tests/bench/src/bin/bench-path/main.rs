@@ -60,7 +60,7 @@ struct Options {
     /// Runs of each path, interleaved, of which the fastest counts (with --live and --against, the median).
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
-    /// Only paths whose names have this in them, and the one that the others are compared with.
+    /// Only paths with this in their names, and the reference path.
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with_all = ["serve", "live"])]
     only: String,
 }

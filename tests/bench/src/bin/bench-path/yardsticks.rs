@@ -152,7 +152,7 @@ fn slot(program: Program, count: u32) -> Program {
         .load(Size::Word, Register::R1, FRAME, SOURCE)
         // 2^32 less 2^32 divided by the golden ratio, in 31 bits.
         .multiply(Register::R1, 0x61c8_8647)
-        // What the lowest byte in network order has changed, the highest one here, is among these bits.
+        // These bits depend on the lowest byte in network order, which is the highest byte here.
         .shift_right(Register::R1, 24)
         .and(Register::R1, (count - 1).cast_signed())
 }

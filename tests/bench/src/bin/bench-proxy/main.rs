@@ -39,7 +39,7 @@ struct Options {
     /// Connections a second for p50 and p99, for 2 s in each round.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// Beside nobody, only those with this in their names, such as balancer.
+    /// In addition to the direct connection, only contenders with this in their names, such as balancer.
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table.

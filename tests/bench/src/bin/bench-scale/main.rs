@@ -223,7 +223,7 @@ fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
              table_size = {table_size}\n{remember}check = {{ {check} }}\n"
         )?;
         for number in 0..*backends {
-            // As many as there are addresses; beyond that, with other ports.
+            // As many addresses as there are; further backends use other ports.
             let all = u32::from(service) * u32::from(*backends) + u32::from(number);
             let address = backend(u16::try_from(all % 65_000 + 256)?);
             writeln!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = 100")?;

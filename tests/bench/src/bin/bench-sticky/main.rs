@@ -26,7 +26,7 @@ use self::{
 /// Counts whom a change of the servers moves, by proxies and by the balancer; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Only those with this in their names, such as HAProxy.
+    /// Only contenders with this in their names, such as HAProxy.
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table.
