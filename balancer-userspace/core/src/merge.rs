@@ -34,7 +34,8 @@ pub struct Merged {
 }
 
 /// Merges `file` into `now`, where `base` is the previous file. `leaves` tells which backends of `now` are being
-/// removed. A service that is equal in all three is shared with `file`, not copied.
+/// removed. If a service is equal in the old file, in `file` and at run time, the result shares it with `file` without a
+/// copy.
 #[must_use]
 pub fn merge(
     base: &[Arc<ServiceConfig>],

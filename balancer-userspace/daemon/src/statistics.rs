@@ -84,7 +84,7 @@ struct Seen {
     settings: StatisticsConfig,
     /// The client prefix and the heavy clients of each service.
     services: HashMap<ServiceId, (ClientPrefix, Arc<Top>)>,
-    /// The other parts of services with both families, by their first part.
+    /// For each service with both address families, maps its first part to the other part.
     parts: HashMap<ServiceId, ServiceId>,
     /// Histories by name, because ids may change with a restart.
     histories: HashMap<String, Past>,

@@ -52,7 +52,7 @@ impl Memory {
         let tick_seconds = |clock: Option<Clock>| clock.map(|clock| clock.tick_seconds);
         if tick_seconds(before) != tick_seconds(self.clock) {
             self.since = (self.tick, elapsed);
-            // The clock returns to the earlier ticks: no age was written in others.
+            // If the clock returns to the earlier tick length, no entry has an age in another one.
             let written = self.written.take().or(before);
             self.written = written.filter(|&written| tick_seconds(Some(written)) != tick_seconds(self.clock));
         }

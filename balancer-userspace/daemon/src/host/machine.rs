@@ -193,7 +193,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Removes the addresses that were added when the first round fails.
+    /// Removes added addresses if the first round fails.
     pub(super) async fn undo_first(&mut self) {
         for place in mem::take(&mut self.fresh) {
             if let Err(error) = vips::remove(&self.handle, place).await {

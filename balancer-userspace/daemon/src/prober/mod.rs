@@ -157,7 +157,7 @@ impl Prober {
 
     fn order(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            // Without the thread there are no checks, which ends the process.
+            // Without the thread there are no checks, so the process ends.
             let _ = orders.send(order);
         }
     }

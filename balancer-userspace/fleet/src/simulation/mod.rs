@@ -101,7 +101,8 @@ fn when_a_fleet_went_wrong_once_then_it_agrees_now() {
     }
 }
 
-/// The member that began a lineage begins another if the store has lost everything that others wrote meanwhile.
+/// The member that began a lineage begins another one if the store has lost everything that other members wrote
+/// meanwhile.
 #[test]
 fn when_a_fleets_store_is_lost_then_it_goes_on_under_another_name() {
     for seed in 0..8 {

@@ -100,7 +100,7 @@ fn when_most_members_see_a_backend_down_then_it_is_down() {
     // The backend dies: its clients move once, to the same backends at all members.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
-    // Before members have told each other: some clients move at several.
+    // Some clients move at several members, before members have exchanged the moves.
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
     assert!(after.iter().flatten().all(|home| home != "web2"));
