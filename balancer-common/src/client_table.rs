@@ -171,8 +171,9 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
     None
 }
 
-/// The age in ticks from which an established entry may be replaced. If a client
-/// sends a packet in each eighth of `remember`, its entry never reaches this age, although a period (after which the entry is refreshed) takes up to a 32nd.
+/// The age in ticks from which an established entry may be replaced. If a client sends a packet in each eighth
+/// of `remember`, its entry never reaches this age, although a period (after which the entry is refreshed) takes up to a
+/// 32nd.
 #[inline(always)]
 #[must_use]
 pub const fn stale_after(remember: u16) -> u16 {

@@ -35,7 +35,8 @@ impl ServiceKey {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ListenerRow {
     pub key: ServiceKey,
-    /// The row of its service. With [`LISTENER_RANGES`]: the first of its [`RangeRow`]s. In a VIP marker: [`VIP_SHARED`], or 0.
+    /// The row of the listener's service. With [`LISTENER_RANGES`], the index of the listener's first [`RangeRow`]. In a VIP
+    /// marker, [`VIP_SHARED`] or 0.
     pub service: u32,
     /// A [`Listening`], or in a VIP marker a [`Portless`].
     pub details: u64,

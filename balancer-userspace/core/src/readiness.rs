@@ -191,7 +191,7 @@ impl Facts {
         reasons
     }
 
-    /// Returns the reasons that do not keep clients away.
+    /// Returns the reasons for the state `degraded`, in which clients still come.
     fn doubts(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.missing.is_empty() {

@@ -87,7 +87,7 @@ impl Services {
         self.0.len() == before.0.len() && self.0.iter().zip(&before.0).all(|(now, before)| Arc::ptr_eq(now, before))
     }
 
-    /// The services for which a later start would find something else than `before`.
+    /// The services whose saved state differs from that in `before`.
     pub(super) fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Service> {
         let before: HashMap<ServiceId, &Arc<Service>> =
             before.0.iter().map(|service| (service.id(), service)).collect();

@@ -32,7 +32,7 @@ pub(super) enum Step {
     /// A backend gets a limit of clients, or loses it.
     Limit(Index, Option<u32>),
     Rule(Index, u8, u8),
-    /// The list of a service names some of a few targets, from this one on, with this weight.
+    /// A service's list gets other targets: a part of the possible ones, beginning with this index, with this weight.
     Discover(u8, u8, u16),
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index, bool),

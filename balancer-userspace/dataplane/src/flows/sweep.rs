@@ -26,7 +26,7 @@ use super::{FlowTable, address, idle_ticks};
 pub struct FlowCounts {
     /// Number of connections of each backend that has any, without closed ones that are still in the table.
     pub of_backends: BTreeMap<BackendId, u64>,
-    /// Rows in use, by connections or by their resting ports.
+    /// The number of rows in use, for connections or for ports that are not free yet.
     pub entries: u64,
     /// For each backend, the fraction of ports in use (by connections and by resting ports) at the pool address where
     /// it is highest.

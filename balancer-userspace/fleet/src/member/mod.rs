@@ -93,9 +93,9 @@ pub enum Input {
     },
     /// The answer to [`Output::Dump`]: records of all known clients, in batches.
     Dumped {
-        /// The member, as requested.
+        /// The name of the member that requested the dump.
         to: String,
-        /// The process, as requested.
+        /// The process number of that member.
         instance: u64,
         /// The batches in order.
         batches: Vec<Vec<u8>>,

@@ -1,9 +1,9 @@
 //! Parsing a file in pieces, so that only changed pieces are parsed.
 //!
-//! Each line that begins with `[[service]]` starts a piece. If the text before the first one and every piece are valid
-//! TOML by themselves, each string that starts in a piece also ends in it, so the file means the same as its pieces one
-//! after the other; the header of an array of tables means the same at any position. A file without this property, or
-//! with an error, is parsed as a whole.
+//! Each line that begins with `[[service]]` starts a piece. The parser first checks that the text before the first
+//! piece and every piece are valid TOML by themselves. Then no string goes on from one piece to the next, and the header of
+//! an array of tables means the same at any position. Therefore, the file means the same as its pieces one after the other.
+//! A file without this property, or with an error, is parsed as a whole.
 
 use std::sync::Arc;
 
