@@ -1,14 +1,15 @@
-//! How probably a known client that sends sparse packets is forgotten, by the filter of clients that have been seen.
+//! How likely the filter of recently seen clients makes the balancer forget a known client that sends few packets.
 //!
-//! The worst phase: whoever is looked at sends last, when all other clients have sent a packet in the same period. It loses
-//! that period if others have its bits, and is forgotten after as many lost in a row as it sends packets in `remember`:
-//! eight, if that is one in each eighth. Everybody is looked at.
+//! The benchmark measures the worst phase: the client under test sends last in each period, after every other client
+//! has sent a packet. A period is lost for the client if other clients have set its bits. It is forgotten after losing
+//! as many periods in a row as it sends packets in `remember`: eight, if it sends one in each eighth. Every client is
+//! tested.
 
 use balancer_common::seen;
 
-/// Packets in `remember`, a period each.
+/// Packets that a client sends within `remember`, each in its own period.
 const PACKETS: [u64; 4] = [2, 4, 8, 16];
-/// Clients looked at for a line, at least.
+/// The minimum number of clients tested for a line of output.
 const TRIED: u64 = 1 << 24;
 
 fn main() {
@@ -31,7 +32,7 @@ fn main() {
 }
 
 fn line(clients: u64, made_for: u64) {
-    // Four entries for each client, eight of a bucket.
+    // The table has four entries for each client, and eight entries make a bucket.
     let buckets = (made_for * 4).div_ceil(8).next_power_of_two() as u32;
     let mut owners = vec![0u8; seen::words(buckets) as usize * 64];
     let mut lost_in_a_row = vec![0u8; clients as usize];
@@ -45,7 +46,7 @@ fn line(clients: u64, made_for: u64) {
             let salt = seen::salt(round * longest + packet);
             owners.fill(0);
             let bits = |client: u64| {
-                // Looks as random as a hash, which it is the finish of.
+                // The salt function ends like a hash, so its result looks random.
                 let (word, bits) = seen::place(seen::salt(client) ^ client & 1, salt, buckets - 1);
                 let [first, second] = [bits.trailing_zeros(), 63 - bits.leading_zeros()];
                 let second = (second != first).then_some(second);

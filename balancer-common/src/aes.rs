@@ -1,27 +1,27 @@
-//! AES-128 (FIPS 197) by tables, for single blocks: the kernel program has no other cipher. The tables are looked up by
-//! secret bytes, so what runs beside it on the same CPU may learn about the key from the cache.
+//! AES-128 (FIPS 197) with tables, for single blocks: the kernel program has no other cipher. Secret bytes select table
+//! entries, so another process on the same CPU may learn about the key from the cache.
 
 const ROUNDS: usize = 10;
 
 /// The round keys of one direction: four words before the ten rounds, and four for each.
 pub type RoundKeys = [[u32; 4]; ROUNDS + 1];
 
-/// Round keys of no key.
+/// Round keys of a format without a key.
 pub const NO_KEYS: RoundKeys = [[0; 4]; ROUNDS + 1];
 
-/// A block or a column of it is big endian, as the standard writes it.
+/// A block; its columns are big-endian, as in the standard.
 pub type Block = [u64; 2];
 
 const SBOX: [u8; 256] = sbox();
 const INVERSE_SBOX: [u8; 256] = inverse(&SBOX);
 /// SubBytes and MixColumns of a byte, for each row of a column.
 static ENCRYPT: [[u32; 256]; 4] = tables(&SBOX, [2, 1, 1, 3]);
-/// The same of decryption.
+/// InvSubBytes and InvMixColumns of a byte, for each row of a column.
 static DECRYPT: [[u32; 256]; 4] = tables(&INVERSE_SBOX, [14, 9, 13, 11]);
 static LAST_ENCRYPT: [u8; 256] = SBOX;
 static LAST_DECRYPT: [u8; 256] = INVERSE_SBOX;
 
-/// The product of two elements of the field.
+/// Multiplies two elements of the field.
 const fn product(a: u8, b: u8) -> u8 {
     let (mut a, mut b, mut sum) = (a, b, 0);
     while b != 0 {
@@ -37,7 +37,7 @@ const fn product(a: u8, b: u8) -> u8 {
 
 const fn sbox() -> [u8; 256] {
     let mut sbox = [0; 256];
-    // The powers of a generator and of its inverse go through all elements, each beside its inverse.
+    // Powers of a generator and of its inverse visit all elements, so each element is met together with its inverse.
     let (mut p, mut q) = (1u8, 1u8);
     loop {
         p = product(p, 3);
@@ -79,7 +79,7 @@ const fn tables(sbox: &[u8; 256], factors: [u8; 4]) -> [[u32; 256]; 4] {
     tables
 }
 
-/// The byte of a column in its row.
+/// The byte of `column` in `row`.
 #[inline(always)]
 const fn byte(column: u32, row: u32) -> usize {
     (column >> (24 - 8 * row) & 0xff) as usize
@@ -97,7 +97,7 @@ fn substituted(sbox: &[u8; 256], columns: [u32; 4]) -> u32 {
     u32::from_be_bytes([sbox[byte(a, 0)], sbox[byte(b, 1)], sbox[byte(c, 2)], sbox[byte(d, 3)]])
 }
 
-/// Runs the rounds; a column takes its rows from the columns that are so many further.
+/// Runs the rounds. Each column takes its rows from the columns that follow at the given distances.
 #[inline(always)]
 fn rounds(
     (tables, sbox): (&[[u32; 256]; 4], &[u8; 256]),
@@ -167,7 +167,7 @@ pub fn decryption_keys(key: [u8; 16]) -> RoundKeys {
             return keys;
         }
         keys.map(|word| {
-            // The tables undo SubBytes as well, which this goes through once more.
+            // The decryption tables include InvSubBytes; applying SubBytes first cancels it.
             let through = |row| u32::from(SBOX[byte(word, row)]) << (24 - 8 * row);
             mixed(&DECRYPT, [through(0) | through(1) | through(2) | through(3); 4])
         })

@@ -10,22 +10,22 @@ pub const fn fold(sum: u64) -> u16 {
     fold_short((sum & 0xffff_ffff) + (sum >> 32))
 }
 
-/// The same of a sum below 2^48, in two instructions: the highest of four words of the product is the sum of the three words of
-/// `sum`, with the carry of the word below it, which is what goes around.
+/// Like [`fold`], for a sum below 2^48, in two instructions. The highest of the four words of the product is the sum of
+/// the three words of `sum` plus the carry of the word below, which is the end-around carry.
 #[inline(always)]
 const fn fold_short(sum: u64) -> u16 {
     debug_assert!(sum < 1 << 48);
     (sum.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
 }
 
-/// What replacing the word `old` by `new` adds to the complemented checksum, unfolded.
+/// The amount that replacing the word `old` by `new` adds to the complemented checksum, unfolded.
 #[inline(always)]
 #[must_use]
 pub const fn replace_u16(old: u16, new: u16) -> u64 {
     (!old) as u64 + new as u64
 }
 
-/// What replacing the 32-bit field `old` by `new` adds to the complemented checksum, unfolded.
+/// The amount that replacing the 32-bit field `old` by `new` adds to the complemented checksum, unfolded.
 ///
 /// Both are in memory order; the field must start at an even offset of the checksummed data.
 #[inline(always)]
@@ -34,7 +34,8 @@ pub const fn replace_u32(old: u32, new: u32) -> u64 {
     replace_u16(old as u16, new as u16) + replace_u16((old >> 16) as u16, (new >> 16) as u16)
 }
 
-/// What replacing a 16-byte address (or the four words that hold an IPv4 one) adds to the complemented checksum.
+/// The amount that replacing a 16-byte address (or the four words that hold an IPv4 address) adds to the complemented
+/// checksum.
 #[inline(always)]
 #[must_use]
 pub const fn replace_address(old: &[u32; 4], new: &[u32; 4]) -> u64 {
@@ -64,14 +65,14 @@ pub const fn apply_udp(check: u16, delta: u64) -> u16 {
     }
 }
 
-/// The word of TTL, protocol and checksum of an IPv4 header, in memory order, with one hop less (RFC 1624, equation 3, as
+/// The word of TTL, protocol and checksum of an IPv4 header, in memory order, after one hop (RFC 1624, equation 3, as
 /// RFC 1141 simplifies it for a hop). The TTL must be above 0.
 #[inline(always)]
 #[must_use]
 pub const fn one_hop_less(word: u32) -> u32 {
     let word = u32::from_le(word);
     let check = (word >> 16) + 1;
-    // From 0xffff on the sum goes around: a checksum of ones is never the result.
+    // A sum of 0xffff or more wraps around, so the checksum never becomes all ones.
     let check = check + ((check + 1) >> 16);
     (((word & 0xffff) - 1) | check << 16).to_le()
 }
@@ -113,7 +114,7 @@ mod tests {
         !fold(sum(data))
     }
 
-    /// The same by the definition.
+    /// Folds as the definition says, one carry at a time.
     fn around(mut sum: u64) -> u16 {
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
@@ -121,7 +122,7 @@ mod tests {
         sum as u16
     }
 
-    /// Sums of three words each of which is at one of its ends, or anywhere.
+    /// Sums of three words, each at its minimum, at its maximum or arbitrary.
     fn edges() -> impl Strategy<Value = u64> {
         let word =
             || prop_oneof![Just(0u64), Just(1), Just(0x7fff), Just(0x8000), Just(0xfffe), Just(0xffff), 0u64..0x1_0000];
@@ -129,19 +130,19 @@ mod tests {
     }
 
     #[test]
-    fn rfc_1624_worked_example() {
+    fn when_the_example_of_rfc_1624_is_computed_then_the_result_is_the_one_printed_there() {
         // RFC 1624 section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285 gives 0x0000, where RFC 1141 gave 0xFFFF.
         assert_eq!(apply(0xdd2f, replace_u16(0x5555, 0x3285)), 0x0000);
     }
 
     #[test]
-    fn udp_without_checksum_stays_without() {
+    fn when_a_udp_packet_has_no_checksum_then_it_gets_none() {
         assert_eq!(apply_udp(0, replace_u32(1, 2)), 0);
     }
 
     proptest! {
         #[test]
-        fn update_equals_recomputation(
+        fn when_a_field_changes_then_the_updated_checksum_equals_the_recomputed_one(
             mut data in prop::collection::vec(any::<u8>(), 8..128).prop_map(|mut d| { d.truncate(d.len() & !1); d }),
             at in any::<prop::sample::Index>(),
             new in any::<u32>(),
@@ -156,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn a_hop_less_is_what_replacing_the_ttl_does(ttl in 1u8.., protocol in any::<u8>(), check in any::<[u8; 2]>()) {
+        fn when_a_packet_takes_a_hop_then_its_checksum_changes_as_for_a_replaced_ttl(ttl in 1u8.., protocol in any::<u8>(), check in any::<[u8; 2]>()) {
             let old = u16::from_ne_bytes([ttl, protocol]);
             let new = u16::from_ne_bytes([ttl - 1, protocol]);
             let expected = apply(u16::from_ne_bytes(check), replace_u16(old, new)).to_ne_bytes();
@@ -165,24 +166,24 @@ mod tests {
         }
 
         #[test]
-        fn udp_never_becomes_no_checksum(check in 1u16.., old in any::<u32>(), new in any::<u32>()) {
+        fn when_a_udp_checksum_is_updated_then_it_never_becomes_zero(check in 1u16.., old in any::<u32>(), new in any::<u32>()) {
             prop_assert_ne!(apply_udp(check, replace_u32(old, new)), 0);
         }
 
         #[test]
-        fn an_address_sums_like_its_bytes(address in any::<[u32; 4]>()) {
+        fn when_an_address_is_summed_as_words_then_the_sum_is_that_of_its_bytes(address in any::<[u32; 4]>()) {
             let bytes: [u8; 16] = bytemuck::cast(address);
             prop_assert_eq!(sum_address(&address), sum(&bytes));
         }
 
         #[test]
-        fn fold_goes_around_until_nothing_is_left_over(sum in any::<u64>(), bits in 0u32..64) {
+        fn when_a_sum_is_folded_then_every_carry_is_added(sum in any::<u64>(), bits in 0u32..64) {
             let sum = sum >> bits;
             prop_assert_eq!(fold(sum), around(sum));
         }
 
         #[test]
-        fn a_short_sum_folds_to_the_same(near in edges(), offset in -4i64..=4) {
+        fn when_a_sum_is_below_2_48_then_the_short_fold_gives_the_same_result(near in edges(), offset in -4i64..=4) {
             let sum = near.saturating_add_signed(offset).min((1 << 48) - 1);
             prop_assert_eq!(fold_short(sum), around(sum));
         }

@@ -32,7 +32,7 @@ const C2: u64 = 0x6c79_6765_6e65_7261;
 const C3: u64 = 0x7465_6462_7974_6573;
 
 impl HashKey {
-    /// What hashing under this key begins with.
+    /// The state of a hash under this key before any message.
     #[inline(always)]
     #[must_use]
     pub const fn begun(self) -> BegunHash {
@@ -43,8 +43,8 @@ impl HashKey {
     }
 }
 
-/// The state of SipHash under a key, as far as it does not depend on what is hashed: mixed with the constants, and with the
-/// first addition of the first round, which the message has no part in.
+/// The state of SipHash under a key before any message: the key mixed with the constants, and the first addition of the
+/// first round, which does not involve the message.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BegunHash {
@@ -55,7 +55,7 @@ pub struct BegunHash {
 }
 
 impl BegunHash {
-    /// The key that hashing has begun under.
+    /// The key of this hash.
     #[inline(always)]
     #[must_use]
     pub const fn key(&self) -> HashKey {
@@ -96,7 +96,7 @@ struct SipState {
 }
 
 impl SipState {
-    /// The part of a round in which `v2` and `v3` have none.
+    /// The beginning of a round, which involves only `v0` and `v1`.
     #[inline(always)]
     const fn first_addition(&mut self) {
         self.v0 = self.v0.wrapping_add(self.v1);
@@ -138,22 +138,22 @@ impl SipState {
     }
 }
 
-/// [`BegunHash::v4`] under a key.
+/// Hashes as [`BegunHash::v4`] does, under a key.
 #[inline(always)]
 #[must_use]
 pub const fn hash_v4(key: HashKey, address: u32) -> u64 {
     key.begun().v4(address)
 }
 
-/// [`BegunHash::v6`] under a key.
+/// Hashes as [`BegunHash::v6`] does, under a key.
 #[inline(always)]
 #[must_use]
 pub const fn hash_v6(key: HashKey, address: [u64; 2]) -> u64 {
     key.begun().v6(address)
 }
 
-/// SipHash-1-3 of the sixteen bytes of an address (IPv4 in the first word, then zeros) and the two of a source port, in
-/// memory order: what a connection of a client whose connections are spread is steered by.
+/// SipHash-1-3 of the sixteen bytes of an address (IPv4 in the first word, then zeros) and the two bytes of a source
+/// port, in memory order. It chooses the slot of a connection if a rule spreads the client's connections.
 #[inline(always)]
 #[must_use]
 pub const fn hash_connection(key: HashKey, address: [u64; 2], port: u16) -> u64 {
@@ -164,17 +164,18 @@ pub const fn hash_connection(key: HashKey, address: [u64; 2], port: u16) -> u64 
 }
 
 /// The slot of a client hash in a table of `table_size` slots: the high 32 bits scaled to the size (Lemire's
-/// multiply-shift reduction), so that the tag alone names the slot; the bias is below `table_size` / 2^32.
+/// multiply-shift reduction). The tag alone therefore determines the slot. The bias is below `table_size` / 2^32.
 #[inline(always)]
 #[must_use]
 pub const fn slot(hash: u64, table_size: u32) -> u32 {
     (((hash >> 32) * table_size as u64) >> 32) as u32
 }
 
-/// What tells clients apart on the way to a backend, so that routers and receive queues spread them: 14 bits of a hash of
-/// the source address (network order, IPv4 in the first word), the two highest bits set as in an ephemeral port.
+/// A source port by which routers and receive queues spread clients over paths: 14 bits of a hash of the source address
+/// (network order, IPv4 in the first word), with the two highest bits set as in an ephemeral port.
 ///
-/// The port is left out, so that a datagram's fragments, which have none, take the same way as the rest.
+/// The client's port is left out, so that the fragments of a datagram, which carry no port, take the same path as the
+/// first one.
 #[inline(always)]
 #[must_use]
 pub const fn entropy(source: &[u32; 4]) -> u16 {
@@ -227,36 +228,36 @@ mod tests {
 
     proptest! {
         #[test]
-        fn v4_equals_the_reference(key in any::<[u8; 16]>(), address in any::<[u8; 4]>()) {
+        fn when_an_ipv4_address_is_hashed_then_the_result_is_that_of_the_reference(key in any::<[u8; 16]>(), address in any::<[u8; 4]>()) {
             prop_assert_eq!(hash_v4(HashKey::from_bytes(key), u32::from_ne_bytes(address)), reference(key, &address));
         }
 
         #[test]
-        fn v6_equals_the_reference(key in any::<[u8; 16]>(), address in any::<[u8; 16]>()) {
+        fn when_an_ipv6_address_is_hashed_then_the_result_is_that_of_the_reference(key in any::<[u8; 16]>(), address in any::<[u8; 16]>()) {
             let words: [u64; 2] = bytemuck::cast(address);
             prop_assert_eq!(hash_v6(HashKey::from_bytes(key), words), reference(key, &address));
         }
 
         #[test]
-        fn connection_equals_the_reference(key in any::<[u8; 16]>(), address in any::<[u8; 16]>(), port in any::<[u8; 2]>()) {
+        fn when_a_connection_is_hashed_then_the_result_is_that_of_the_reference(key in any::<[u8; 16]>(), address in any::<[u8; 16]>(), port in any::<[u8; 2]>()) {
             let hash = hash_connection(HashKey::from_bytes(key), bytemuck::cast(address), u16::from_ne_bytes(port));
             let message: Vec<u8> = address.into_iter().chain(port).collect();
             prop_assert_eq!(hash, reference(key, &message));
         }
 
         #[test]
-        fn a_hash_that_has_begun_tells_its_key(k0: u64, k1: u64) {
+        fn when_a_hash_has_begun_then_its_key_can_be_read_back(k0: u64, k1: u64) {
             let key = HashKey { k0, k1 };
             prop_assert_eq!(key.begun().key(), key);
         }
 
         #[test]
-        fn slot_is_below_the_table_size(hash in any::<u64>(), size in 1u32..) {
+        fn when_a_client_is_hashed_then_its_slot_is_in_the_table(hash in any::<u64>(), size in 1u32..) {
             prop_assert!(slot(hash, size) < size);
         }
 
         #[test]
-        fn masks_keep_exactly_the_prefix(prefix4 in 0u8..=32, prefix6 in 0u8..=128) {
+        fn when_a_prefix_has_a_length_then_the_mask_has_that_many_bits(prefix4 in 0u8..=32, prefix6 in 0u8..=128) {
             let v4 = Ipv4Addr::from(mask_v4(prefix4).to_ne_bytes());
             prop_assert_eq!(u32::from(v4), u32::MAX.checked_shl(32 - u32::from(prefix4)).unwrap_or(0));
             let v6 = Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>(mask_v6(prefix6)));
@@ -266,23 +267,23 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
-    fn entropy_spreads_and_is_an_ephemeral_port() {
+    fn when_clients_are_tunnelled_then_their_source_ports_differ_and_are_ephemeral() {
         let v4: HashSet<u16> = (0..4096u32).map(|host| entropy(&[(0xcb00_0000 + host).to_be(), 0, 0, 0])).collect();
         let v6: HashSet<u16> = (0..4096u32).map(|host| entropy(&[0xb80d_0120, host, 0, 0x0100_0000])).collect();
-        // 4096 values in 16384 places: 3624 different ones are expected.
+        // 4,096 values in 16,384 places should give 3,624 different ones.
         assert!(v4.len() > 3500 && v6.len() > 3500, "{} {}", v4.len(), v6.len());
         assert!(v4.iter().chain(&v6).all(|&port| port >= 0xc000));
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
-    fn slots_are_even() {
+    fn when_many_clients_are_hashed_then_slots_get_equal_shares() {
         let key = HashKey { k0: 1, k1: 2 };
         let mut counts = [0u32; 16];
         for address in 0..160_000u32 {
             counts[slot(hash_v4(key, address.to_be()), 16) as usize] += 1;
         }
-        // 10,000 expected in each, standard deviation 97: five of them.
+        // Each slot should get 10,000; the limit is five standard deviations of 97.
         assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 485), "{counts:?}");
     }
 }

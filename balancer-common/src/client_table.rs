@@ -1,6 +1,7 @@
 //! The client table: which backend a client was last steered to.
 //!
-//! One array of 64-byte buckets, eight entries of one 64-bit word each, so that no reader ever sees half an entry:
+//! One array of 64-byte buckets, eight entries of one 64-bit word each, so readers never see half an entry:
+//!
 //!
 //! ```text
 //! bits  63…32 tag | 31…16 backend id | 15 away | 14 established | 13…0 last seen, in ticks        0 = empty
@@ -9,16 +10,22 @@
 //! The tag is the high half of the client's hash. It names the client within its bucket (the low bits of the hash) and,
 //! scaled to the table size, its slot. Backend ids are unique over all services, so an entry names its service as well.
 //!
-//! *Who goes when a bucket is full*: an empty or expired entry (of the newcomer's service: another's clock runs at another
-//! speed), else the oldest that is not yet *established*, which a
-//! client becomes when it is seen again in a later tick, and had some ticks to. Else the oldest established one of the
-//! newcomer's service that is *stale*, which has not been seen for an eighth of the time that clients are remembered for; else
-//! a newcomer that is *young*. So a flood of sources that are each seen once churns among itself (scan resistance, as the A1
-//! queue of 2Q: Johnson, Shasha 1994), and one that makes itself established holds its places for that eighth and no longer.
+//! *Eviction*: if a bucket is full, a newcomer replaces the first of these entries that exists:
+//!
+//!
+//! 1. an empty entry, or an expired one of the newcomer's service (other services have clocks of other speeds);
+//! 2. the oldest entry that is not *established* and not *young*; a client becomes established when it is seen again in
+//!    a later tick;
+//! 3. the oldest established entry of the newcomer's service that is *stale*: not seen for an eighth of the time that
+//!    clients are remembered for;
+//! 4. a *young* entry.
+//!
+//! A flood of sources that are each seen once therefore replaces only its own entries (scan resistance, as the A1 queue
+//! of 2Q: Johnson, Shasha 1994). A flood that becomes established keeps its entries for that eighth at most.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Entries of a bucket.
+/// Number of entries in a bucket.
 pub const BUCKET_ENTRIES: usize = 8;
 
 /// Ticks are counted modulo 2^14.
@@ -27,21 +34,21 @@ pub const TICK_MASK: u16 = 0x3fff;
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
 
-/// A bucket: a cache line.
+/// A bucket, which fills one cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Bucket {
-    /// Entries in no order; 0 is empty.
+    /// Entries in any order; 0 is empty.
     pub entries: [u64; BUCKET_ENTRIES],
 }
 
-/// One client's entry.
+/// The entry of a client.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
 
 impl Entry {
-    /// No client.
+    /// The word of an empty entry.
     pub const EMPTY: Self = Self(0);
 
     /// An entry of a client seen for the first time, at `tick`.
@@ -51,7 +58,7 @@ impl Entry {
         Self((tag as u64) << 32 | (backend as u64) << 16 | (tick & TICK_MASK) as u64)
     }
 
-    /// The entry of an established client that somebody else knows, last seen `age` ticks before `now`.
+    /// The entry of an established client that another balancer reported, last seen `age` ticks before `now`.
     #[inline(always)]
     #[must_use]
     pub const fn heard_of(tag: u32, backend: u16, away: bool, age: u16, now: u16) -> Self {
@@ -59,7 +66,6 @@ impl Entry {
         Self(Self::new(tag, backend, now.wrapping_sub(age)).0 | flags)
     }
 
-    /// Whether there is no client.
     #[inline(always)]
     #[must_use]
     pub const fn is_empty(self) -> bool {
@@ -101,8 +107,8 @@ impl Entry {
         self.0 as u16 & TICK_MASK
     }
 
-    /// Ticks since the last recorded packet. A clock read just before the entry was written by another CPU gives the
-    /// largest ages; they are taken as 0.
+    /// Ticks since the last recorded packet. If another CPU wrote the entry after `now` was read, the difference wraps
+    /// around to a very large age, which counts as 0.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u16) -> u16 {
@@ -136,21 +142,21 @@ impl Entry {
     }
 }
 
-/// A bucket that others may be writing: every access is one whole word.
+/// A bucket that other CPUs may be writing: every access reads or writes one whole word.
 pub trait Entries {
     /// The entry at `index`, below [`BUCKET_ENTRIES`].
     fn load(&self, index: usize) -> Entry;
-    /// Replaces it.
+    /// Replaces the entry at `index`.
     fn store(&self, index: usize, entry: Entry);
-    /// Gives `number` back: in the kernel, as one that the verifier knows nothing of, so that it goes on once for all
-    /// ways that lead to a number, and not once for each.
+    /// Returns `number`. In the kernel it hides the number's origin from the verifier, which then checks the code
+    /// behind this call once and not once for each possible value.
     #[inline(always)]
     fn forget(&self, number: u64) -> u64 {
         number
     }
 }
 
-/// Position of `tag`'s entry, and the entry.
+/// Finds the entry of `tag`, with its position.
 #[inline(always)]
 #[must_use]
 pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
@@ -165,20 +171,21 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
     None
 }
 
-/// Ticks from which on an established entry may be replaced. A client that sends a packet in each eighth of `remember` is
-/// never so old: a period, after which its entry is brought up to date, takes a part in 32.
+/// The age in ticks from which an established entry may be replaced. If a client sends a packet in each eighth
+/// of `remember`, its entry never reaches this age, although a period (after which the entry is refreshed) takes up to a
+/// 32nd.
 #[inline(always)]
 #[must_use]
 pub const fn stale_after(remember: u16) -> u16 {
     remember / 8 + remember / 32 + 1
 }
 
-/// Ticks in which a client that has been seen once may come again before others take its place.
+/// For this many ticks, an entry that was seen once is protected from other newcomers.
 pub const YOUNG: u16 = 4;
 
-/// Position of the entry that a newcomer replaces, and whether that forgets a client: the maximum of one packed score.
-/// `None`: every entry is established and not stale. `now` and `remember` say nothing of entries of backends that are not
-/// `ours`.
+/// The position of the entry that a newcomer replaces, and whether that forgets a client. It is the maximum of one
+/// packed score. `None`: every entry is established and not stale. `now` and `remember` do not apply to entries of
+/// backends that are not `ours`.
 #[inline(always)]
 #[must_use]
 pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16) -> bool) -> Option<(usize, bool)> {
@@ -241,7 +248,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn an_entry_keeps_its_fields(tag: u32, backend in 1u16.., tick in 0..=TICK_MASK, to in 1u16.., away: bool) {
+        fn when_an_entry_is_packed_then_its_fields_can_be_read_back(tag: u32, backend in 1u16.., tick in 0..=TICK_MASK, to in 1u16.., away: bool) {
             let entry = Entry::new(tag, backend, tick);
             prop_assert_eq!((entry.tag(), entry.backend(), entry.last_seen()), (tag, backend, tick));
             prop_assert!(!entry.is_empty() && !entry.established() && !entry.away());
@@ -253,7 +260,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn age_survives_the_wrap_around(tick in 0..=TICK_MASK, age in 0..TICK_MASK - 8) {
+        fn when_the_tick_counter_wraps_around_then_ages_stay_right(tick in 0..=TICK_MASK, age in 0..TICK_MASK - 8) {
             prop_assert_eq!(Entry::new(1, 1, tick).age((tick + age) & TICK_MASK), age);
         }
 
@@ -283,7 +290,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn an_expired_entry_goes_before_a_live_one_and_an_empty_one_first(at in 0usize..8, empty in 0usize..8) {
+        fn when_a_bucket_is_full_then_empty_entries_go_first_and_expired_ones_next(at in 0usize..8, empty in 0usize..8) {
             let mut entries = [Entry::new(7, 1, 1000).0; BUCKET_ENTRIES];
             entries[at] = Entry::new(9, 1, 10).0 | ESTABLISHED;
             prop_assert_eq!(victim(&Cells::of(entries), 1000, 500, |_| true), Some((at, false)));
@@ -292,7 +299,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn no_clock_expires_another_services_entries(
+        fn when_another_services_clock_runs_faster_then_it_expires_no_entry(
             entries in prop::array::uniform8((any::<u32>(), 1u16..4, 0..=TICK_MASK, any::<bool>())),
             now in 0..=TICK_MASK,
             remember in 1u16..=4096,
@@ -316,7 +323,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn tag_zero_is_a_client_like_any_other() {
+    fn when_a_tag_is_zero_then_its_client_is_found_like_any_other() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         assert_eq!(find(&bucket, 0), None);
         bucket.store(3, Entry::new(0, 1, 0));

@@ -1,14 +1,14 @@
 //! The clock of a service's memory: ticks, and how many of them a client is remembered for.
 
-/// Ticks that `remember` is divided into, so that an entry's age stays far below the wrap-around.
+/// Number of ticks in `remember`, so that an entry's age stays far below the wrap-around.
 pub const TICKS_PER_REMEMBER: u32 = 4096;
 
-/// So many ticks at most where `remember` has grown: a sweep must still find an entry before its age wraps around.
+/// The maximum number of ticks if `remember` has grown: a sweep must find an entry before its age wraps around.
 const MOST_TICKS: u32 = 12_000;
-/// So many at least where it has shrunk.
+/// The minimum number of ticks if `remember` has shrunk.
 const FEWEST_TICKS: u32 = 64;
 
-/// Ticks of a service that remembers for `seconds` (at least 1).
+/// The clock of a service that remembers clients for `seconds` (at least 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// Seconds in a tick.
@@ -24,8 +24,8 @@ impl Clock {
         Self::with_ticks(seconds, seconds.div_ceil(TICKS_PER_REMEMBER))
     }
 
-    /// Seconds in a tick where clients are to be remembered for `seconds`, and those known are remembered in ticks of
-    /// `tick_seconds` (0: there are none): the same while that divides the time well.
+    /// The tick length for a service that is to remember clients for `seconds` and has recorded clients in ticks of
+    /// `tick_seconds` (0: no clients yet). The length stays the same while it divides the time well.
     #[must_use]
     pub const fn tick_after(tick_seconds: u32, seconds: u32) -> u32 {
         if tick_seconds > 0 {
@@ -37,7 +37,7 @@ impl Clock {
         seconds.div_ceil(TICKS_PER_REMEMBER)
     }
 
-    /// A clock with ticks of `tick_seconds`, at least 1, of which `seconds` are at most 2^14 − 1.
+    /// A clock with ticks of `tick_seconds`, at least 1; `seconds` may be at most 2^14 − 1 of those ticks.
     #[must_use]
     pub const fn with_ticks(seconds: u32, tick_seconds: u32) -> Self {
         Self { tick_seconds, remember: seconds.div_ceil(tick_seconds) as u16 }
@@ -52,7 +52,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_clock_covers_its_time(seconds in 1u32..=100 * 86_400) {
+        fn when_a_clock_is_made_then_its_ticks_cover_the_time(seconds in 1u32..=100 * 86_400) {
             let clock = Clock::new(seconds);
             let covered = clock.tick_seconds * u32::from(clock.remember);
             prop_assert!(covered >= seconds && covered < seconds + clock.tick_seconds);

@@ -1,44 +1,46 @@
-//! Connections of `snat` services: which there are, how long they live, and under which port the backend sees them.
+//! Connections of `snat` services: how they are stored, how long they live, and which port the backend sees.
 //!
-//! A flow has a row in one of two buckets, which the hash of its ends names, so that a table is nearly full before a flow finds
-//! no place (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). What changes of it while it lives is one word:
+//! A flow has a row in one of two buckets, which the hash of its endpoints names, so that the table is nearly full
+//! before a flow finds no place (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). Everything that changes
+//! while the flow lives is in one word:
+//!
 //!
 //! ```text
 //! bits  63…32 tag | 31…8 last seen, in ticks | 7…0 state        0 = empty
 //! ```
 //!
-//! *Who goes when both buckets are full*: a flow that has ended, else the half-open one that was seen the longest ago. A flow
-//! that was answered is never pushed out.
+//! *Eviction*: if both buckets are full, a new flow replaces a flow that has ended, or else the half-open flow that has
+//! been silent the longest. An answered flow is never evicted.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::client::HashKey;
 
-/// ns in a tick, as a shift: 2^30, 1.07 s.
+/// A tick is 2^30 ns (1.07 s).
 pub const TICK_SHIFT: u32 = 30;
 const TICK_MASK: u32 = 0x00ff_ffff;
 
-/// Ticks of `seconds`, rounded up.
+/// Converts `seconds` to ticks, rounded up.
 #[must_use]
 pub const fn ticks(seconds: u64) -> u32 {
     let ticks = (seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT);
     if ticks > MOST_TICKS as u64 { MOST_TICKS } else { ticks as u32 }
 }
 
-/// Seconds of so many ticks.
+/// Converts ticks to seconds.
 #[must_use]
 pub const fn seconds(ticks: u32) -> u64 {
     ((ticks as u64) << TICK_SHIFT) / 1_000_000_000
 }
 
-/// The longest time that is told apart from a time to come: 99 days.
+/// The longest age that can be told from a time in the future: 99 days.
 const MOST_TICKS: u32 = TICK_MASK / 2;
 
-/// Ticks for which an address and port of the pool are not used again for the same backend, after a connection's end: a server
-/// keeps what it closed for as long (RFC 9293, TIME-WAIT, as Linux has it).
+/// The time for which an address and port of the pool are not used again for the same backend after a connection has
+/// ended. A server keeps connections that it closed for as long (RFC 9293, TIME-WAIT; the length is that of Linux).
 pub const REST_TICKS: u32 = ticks(60);
 
-/// It has a row.
+/// The flow has a row.
 pub const FLOW_TAKEN: u8 = 1;
 /// The backend has answered.
 pub const FLOW_ANSWERED: u8 = 2;
@@ -48,47 +50,47 @@ pub const FLOW_ESTABLISHED: u8 = 4;
 pub const FLOW_CLIENT_ENDS: u8 = 8;
 /// The backend has sent FIN.
 pub const FLOW_BACKEND_ENDS: u8 = 16;
-/// One of them has sent RST, and nothing came after it.
+/// One end has sent RST, and no segment followed it.
 pub const FLOW_RESET: u8 = 32;
-/// It is one of datagrams.
+/// The flow carries datagrams.
 pub const FLOW_DATAGRAMS: u8 = 64;
-/// Only its address and port are still taken; packets no longer find it.
+/// Packets no longer find the flow, but its address and port are still taken.
 pub const FLOW_RESTS: u8 = 128;
 
-/// What changes of a flow while it lives.
+/// The part of a flow that changes while it lives.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowWord(pub u64);
 
-/// Ticks without a packet after which a flow ends.
+/// Ticks without a packet after which a flow ends, by phase.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct IdleTicks {
-    /// An established connection.
+    /// For an established connection.
     pub tcp: u32,
-    /// Datagrams.
+    /// For datagrams.
     pub udp: u32,
-    /// What was not answered, or not gone on with.
+    /// For a flow that the backend has not answered or the client has not continued.
     pub half_open: u32,
-    /// A connection that both ends have closed, or one has reset.
+    /// For a connection that both ends have closed or one has reset.
     pub closing: u32,
 }
 
-/// What a flow is doing.
+/// The phase of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Not answered yet, or not gone on with.
+    /// The backend has not answered, or the client has not continued.
     HalfOpen,
-    /// It carries data.
+    /// The connection carries data.
     Open,
-    /// Both ends have closed it, or one has reset it.
+    /// Both ends have closed the connection, or one has reset it.
     Closing,
-    /// Only its address and port are still taken.
+    /// Packets no longer find the flow, but its address and port are still taken.
     Rests,
 }
 
 impl FlowWord {
-    /// No flow.
+    /// The word of an empty place.
     pub const EMPTY: Self = Self(0);
 
     /// A flow with this tag, last seen at `now`.
@@ -98,7 +100,7 @@ impl FlowWord {
         Self((tag as u64) << 32 | ((now & TICK_MASK) as u64) << 8 | state as u64)
     }
 
-    /// The high half of the hash of its ends.
+    /// The high half of the hash of the endpoints.
     #[inline(always)]
     #[must_use]
     pub const fn tag(self) -> u32 {
@@ -112,14 +114,14 @@ impl FlowWord {
         self.0 as u8
     }
 
-    /// The tick it was last seen in, of which the low bits are kept.
+    /// The tick of the last packet; the word keeps its low bits.
     #[inline(always)]
     #[must_use]
     pub const fn seen(self) -> u32 {
         (self.0 >> 8) as u32 & TICK_MASK
     }
 
-    /// Ticks since it was last seen. What another CPU saw after `now` was read is taken as 0.
+    /// Ticks since the last packet. If another CPU wrote the word after `now` was read, the age counts as 0.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u32) -> u32 {
@@ -127,21 +129,20 @@ impl FlowWord {
         if age > MOST_TICKS { 0 } else { age }
     }
 
-    /// Whether packets with this tag may be its.
+    /// Whether packets with this tag may belong to this flow.
     #[inline(always)]
     #[must_use]
     pub const fn is_found_by(self, tag: u32) -> bool {
         self.tag() == tag && self.state() & (FLOW_TAKEN | FLOW_RESTS) == FLOW_TAKEN
     }
 
-    /// The same at `now`, in `state`.
+    /// The same flow, seen at `now`, in `state`.
     #[inline(always)]
     #[must_use]
     pub const fn with(self, state: u8, now: u32) -> Self {
         Self::new(self.tag(), state, now)
     }
 
-    /// What it is doing.
     #[inline(always)]
     #[must_use]
     pub const fn phase(self) -> Phase {
@@ -158,14 +159,14 @@ impl FlowWord {
         }
     }
 
-    /// Whether it has not carried data.
+    /// Whether the connection has not carried data yet.
     #[inline(always)]
     #[must_use]
     pub const fn is_half_open(self) -> bool {
         matches!(self.phase(), Phase::HalfOpen)
     }
 
-    /// Whether it lives: whether it is a connection to those who count them.
+    /// Whether the flow counts as a live connection.
     #[inline(always)]
     #[must_use]
     pub const fn lives(self, now: u32, idle: &IdleTicks) -> bool {
@@ -180,7 +181,7 @@ impl FlowWord {
         }
     }
 
-    /// Whether its row, address and port may be another's.
+    /// Whether another flow may take the row, the address and the port.
     #[inline(always)]
     #[must_use]
     pub const fn may_go(self, now: u32, idle: &IdleTicks) -> bool {
@@ -190,7 +191,7 @@ impl FlowWord {
         }
     }
 
-    /// Whether its connection has ended, so that a segment that opens one from the same port begins another.
+    /// Whether the connection has ended, so that a SYN from the same port begins a new one.
     #[inline(always)]
     #[must_use]
     pub const fn has_ended(self, now: u32, idle: &IdleTicks) -> bool {
@@ -198,8 +199,8 @@ impl FlowWord {
     }
 }
 
-/// How well the row of a flow does for another: the best has the highest score, which names its place in the low four bits; 0:
-/// it must stay.
+/// Scores how suitable a flow's row is for reuse. The best row has the highest score; the low four bits hold its place.
+/// 0: the flow must stay.
 #[inline(always)]
 #[must_use]
 pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) -> u32 {
@@ -221,12 +222,12 @@ pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) 
     class | word.age(now) << 4 | place & 15
 }
 
-/// What a packet says of its connection.
+/// The properties of a packet that change its flow's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// From the client; else from the backend.
+    /// `true`: sent by the client; `false`: by the backend.
     pub by_client: bool,
-    /// A datagram; the rest is false then.
+    /// The packet is a datagram; the other fields are false then.
     pub datagram: bool,
     /// SYN.
     pub syn: bool,
@@ -240,8 +241,8 @@ pub struct Said {
 
 /// The state after a packet.
 ///
-/// A reset ends nothing by itself: where a segment comes after it, one end has not taken it for its peer's (RFC 5961), and
-/// the connection goes on.
+/// A reset alone ends nothing: if another segment follows it, the peer did not accept the reset (RFC 5961), and the
+/// connection goes on.
 #[inline(always)]
 #[must_use]
 pub const fn next(state: u8, said: Said) -> u8 {
@@ -259,27 +260,27 @@ pub const fn next(state: u8, said: Said) -> u8 {
     }
 }
 
-/// A word of the index by which replies are found.
+/// An entry of the index that finds flows by their replies.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReturnWord(pub u64);
 
 impl ReturnWord {
-    /// The way to `row`, below 2^31, of the flow with this tag.
+    /// The entry that leads to `row` (below 2^31) of the flow with this tag.
     #[inline(always)]
     #[must_use]
     pub const fn new(tag: u32, row: u32) -> Self {
         Self((tag as u64) << 32 | (row as u64 + 1))
     }
 
-    /// The high half of the hash of its ends.
+    /// The high half of the hash of the endpoints.
     #[inline(always)]
     #[must_use]
     pub const fn tag(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// The row; for an empty word a number that is none.
+    /// The row; an empty entry gives a number that is no row.
     #[inline(always)]
     #[must_use]
     pub const fn row(self) -> u32 {
@@ -289,9 +290,10 @@ impl ReturnWord {
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A hash of two words under a key: two rounds of multiplication by odd numbers that the key says, so that a client that does not
-/// know it cannot choose ports that collide (Dietzfelbinger and others: "A Reliable Randomized Algorithm for the Closest-Pair
-/// Problem", 1997, section 2), and one by a constant, for the bits that it leaves alike.
+/// A hash of two words under a key. Two rounds multiply by odd numbers that follow from the key, so that a client
+/// without the key cannot choose ports that collide (Dietzfelbinger and others: "A Reliable Randomized Algorithm for
+/// the Closest-Pair Problem", 1997, section 2). A third round multiplies by a constant to mix bits that the first two
+/// leave equal.
 #[inline(always)]
 #[must_use]
 pub const fn hash(key: HashKey, first: u64, second: u64) -> u64 {
@@ -301,7 +303,7 @@ pub const fn hash(key: HashKey, first: u64, second: u64) -> u64 {
     state ^ state >> 32
 }
 
-/// The hash of both ends of a flow as a backend sees them. Without a key: a client chooses none of them.
+/// The hash of both endpoints as a backend sees them. It needs no key, because clients choose neither of them.
 #[inline(always)]
 #[must_use]
 pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protocol: u8) -> u64 {
@@ -317,28 +319,30 @@ pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protoc
     state ^ state >> 32
 }
 
-/// The bucket of a hash, of `count`: the low half scaled (Lemire's multiply-shift reduction). The tag is the high half.
+/// The first bucket of a hash, out of `count`: the low half scaled (Lemire's multiply-shift reduction). The high half
+/// is the tag.
 #[inline(always)]
 #[must_use]
 pub const fn first_bucket(hash: u64, count: u32) -> u32 {
     (((hash & 0xffff_ffff) * count as u64) >> 32) as u32
 }
 
-/// The other bucket of a hash.
+/// The second bucket of a hash, out of `count`.
 #[inline(always)]
 #[must_use]
 pub const fn second_bucket(hash: u64, count: u32) -> u32 {
     first_bucket((hash ^ hash >> 32).wrapping_mul(MULTIPLIER) >> 32, count)
 }
 
-/// How many addresses and ports are tried for a flow.
+/// Number of addresses and ports tried for a flow.
 pub const PORT_TRIES: u32 = 256;
-/// From this attempt on, what was not answered makes room.
+/// From this attempt on, an unanswered flow may be evicted.
 pub const PATIENT_TRIES: u32 = 32;
 
-/// An address (as its index) and a port (host order), of `addresses` × (`last` − `first` + 1), both at least 1: attempt number so
-/// many of those that begin with a random `start`. A small pool is tried whole. In a large one the distance of attempts is random
-/// as well: with neighbours, what is taken would grow together (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+/// The address (as an index) and port (host order) to try at this attempt, out of `addresses` × (`last` − `first` + 1),
+/// both at least 1. The sequence begins at a random `start`. A small pool is tried completely. In a large pool, the
+/// step between attempts is random as well: with neighbouring ports, taken ports would form growing runs (Knuth, The
+/// Art of Computer Programming, volume 3, section 6.4).
 #[inline(always)]
 #[must_use]
 pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {

@@ -1,27 +1,27 @@
-//! Frames handed over: what the XDP program cannot send itself, the kernel sends for it. The program rewrites the packet
-//! as ever, but instead of link-layer addresses it writes a mark, and passes the frame. A second program, where the kernel
-//! takes frames in, knows the mark and has the kernel send the frame.
+//! Frames handed over: the kernel sends the frames that the XDP program cannot send itself. The XDP program rewrites
+//! the packet as usual, writes a mark in place of the MAC addresses, and passes the frame. A second program, at the
+//! kernel's ingress, recognizes the mark and has the kernel send the frame.
 
 use crate::map_types::Mac;
 
-/// Whom a frame is handed over for.
+/// The recipient of a frame that is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handed {
-    /// The client: its next hop is the kernel's to find, and to ask for.
+    /// The client: the kernel finds and resolves its next hop.
     Client,
-    /// The backend with this id: its row has interface and link-layer addresses.
+    /// The backend with this id; its row holds interface and link-layer addresses.
     Backend(u16),
 }
 
 const CLIENT: u8 = 1;
 const BACKEND: u8 = 2;
-/// The first byte of an address that is nobody's: locally administered.
+/// The first byte of the mark: a locally administered address, which no device has.
 const LOCAL: u8 = 2;
-/// Set in the key: no frame comes from a group address.
+/// A bit that is always set in the key: no frame has a group address as its source.
 const GROUP: u64 = 1 << 40;
 
 impl Handed {
-    /// What stands for it instead of the destination.
+    /// The mark that replaces the destination MAC.
     #[inline(always)]
     #[must_use]
     pub const fn destination(self) -> Mac {
@@ -34,7 +34,7 @@ impl Handed {
         }
     }
 
-    /// What a destination says.
+    /// Reads a mark from a destination MAC.
     #[inline(always)]
     #[must_use]
     pub const fn of(destination: Mac) -> Option<Self> {
@@ -47,8 +47,8 @@ impl Handed {
     }
 }
 
-/// What stands instead of the source: a number that only this pair of programs knows, so that no frame from outside is
-/// taken for one of theirs.
+/// The address that replaces the source MAC. It contains a key that only this pair of programs knows, so no frame from
+/// outside can carry it.
 #[inline(always)]
 #[must_use]
 pub const fn source(key: u64) -> Mac {
@@ -62,7 +62,7 @@ mod tests {
     use crate::map_types::LAST_BACKEND;
 
     #[test]
-    fn marks_survive_their_addresses() {
+    fn when_a_frame_is_marked_then_the_mark_can_be_read_back() {
         for handed in [Handed::Client, Handed::Backend(1), Handed::Backend(0x1234), Handed::Backend(LAST_BACKEND)] {
             assert_eq!(Handed::of(handed.destination()), Some(handed));
             assert_eq!(handed.destination()[0] & 3, 2, "locally administered, of no group");

@@ -1,4 +1,5 @@
-//! The rule of memory: where a packet goes, by what is known of its client, and what is known of it from then on.
+//! The memory rule: where a packet goes given what is known about its client, and what is recorded about the client
+//! afterwards.
 
 use crate::{
     client_table::{Entries, Entry, find, victim},
@@ -10,20 +11,20 @@ use crate::{
 const RULE: CauseIndex = CauseIndex(MoveCause::Rule as u8);
 const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
 
-/// What is known when a packet is steered by memory.
+/// The facts about a packet that is steered by client memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steering {
-    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    /// The live table's backend for the client's slot; `None`: no backend takes new clients.
     pub live: Option<u16>,
-    /// A rule names the backend: `live` is that one, and every client goes there.
+    /// A rule names the backend: `live` is that backend, and every client goes there.
     pub pinned: bool,
-    /// Whether the live table's backend is also the base table's.
+    /// Whether the live table's backend equals the base table's.
     pub live_is_home: bool,
-    /// The client's entry, unless it is expired or names another service's backend.
+    /// The client's entry, unless it has expired or names another service's backend.
     pub entry: Option<Entry>,
     /// Whether the entry's backend still keeps known clients.
     pub keeps_known: bool,
-    /// Why the entry's backend would not.
+    /// Why the entry's backend would give up known clients.
     pub cause: CauseIndex,
     /// Whether the packet opens a connection.
     pub opens: bool,
@@ -33,20 +34,21 @@ pub struct Steering {
     pub now: u16,
 }
 
-/// Where a packet goes and what is remembered of it.
+/// The destination of a packet, and the new state of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steered {
-    /// The backend; `None`: nobody takes the client.
+    /// The backend; `None`: no backend takes the client.
     pub backend: Option<u16>,
-    /// How it was chosen, were this a new connection.
+    /// How the backend was chosen, if the packet opens a connection.
     pub decision: Decision,
-    /// A known client that is moved with this packet, and why.
+    /// Set if the packet moves a known client: the reason.
     pub moved: Option<CauseIndex>,
-    /// What to write to the entry found, if it differs; with no entry, a newcomer is to be recorded.
+    /// The entry to write if it differs from the one found. If none was found, the caller records a newcomer.
     pub entry: Option<Entry>,
 }
 
-/// The rule of memory: a known client whose backend keeps known clients stays; everybody else follows the live table.
+/// The memory rule: a known client stays at its backend while that backend keeps known clients; every other client
+/// follows the live table.
 #[inline(always)]
 #[must_use]
 pub const fn steer(packet: &Steering) -> Steered {
@@ -67,7 +69,7 @@ pub const fn steer(packet: &Steering) -> Steered {
     let cause = if packet.keeps_known { FAILBACK } else { packet.cause };
     match packet.live {
         None => Steered { backend: None, decision: Decision::Kept, moved: None, entry: None },
-        // The table is "open": nobody else takes clients, so nobody is moved.
+        // In this "open" table, no other backend takes clients, so the client stays.
         Some(live) if live == entry.backend() => {
             let kept = Some(entry.touched(packet.now));
             Steered { backend: packet.live, decision: Decision::Kept, moved: None, entry: kept }
@@ -80,7 +82,7 @@ pub const fn steer(packet: &Steering) -> Steered {
     }
 }
 
-/// The same for a client that a rule pins to `packet.live`: it goes there and is known there from then on.
+/// Steers a client that a rule pins to `packet.live`: it goes there, and that becomes its recorded backend.
 #[inline(always)]
 const fn steer_pinned(packet: &Steering) -> Steered {
     let pinned = Steered { backend: packet.live, decision: Decision::Pinned, moved: None, entry: None };
@@ -98,30 +100,30 @@ const fn steer_pinned(packet: &Steering) -> Steered {
     }
 }
 
-/// What the rule of memory needs to know of a backend.
+/// The facts about a backend that the memory rule uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendFacts {
-    /// Its service.
+    /// The backend's service.
     pub service: u16,
-    /// Whether it keeps known clients.
+    /// Whether the backend keeps known clients.
     pub keeps_known: bool,
-    /// Why it would not.
+    /// Why the backend would give them up.
     pub cause: CauseIndex,
 }
 
-/// What became of a newcomer.
+/// The result of recording a newcomer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Recorded {
-    /// It was no newcomer.
+    /// The client was known already.
     Known,
-    /// It has an entry.
+    /// The client got an entry.
     Inserted,
-    /// It has an entry, and another client lost its own.
+    /// The client got an entry, and another client lost its own.
     Evicted,
-    /// It has none: its bucket is full of established clients, or one of another service has its tag.
+    /// The client got no entry: its bucket is full of established clients, or a client of another service has its tag.
     Full,
-    /// It has none: too many newcomers at once.
+    /// The client got no entry: too many newcomers came at once.
     Limited,
 }
 
@@ -143,23 +145,23 @@ impl Recorded {
 /// The answer to a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The backend; `None`: nobody takes the client.
+    /// The backend; `None`: no backend takes the client.
     pub backend: Option<u16>,
-    /// How it was chosen, if the packet opens a connection.
+    /// How the backend was chosen, if the packet opens a connection.
     pub decision: Option<Decision>,
-    /// The backend that a known client is moved from with this packet; [`NO_BACKEND`]: none is moved.
+    /// The backend that a known client leaves with this packet; [`NO_BACKEND`]: no client moves.
     pub moved_from: u16,
-    /// Why it is moved.
+    /// The reason of the move.
     pub cause: CauseIndex,
-    /// What became of a newcomer.
+    /// The result of recording a newcomer.
     pub recorded: Recorded,
-    /// Whether the client had an entry, which is up to date now.
+    /// Whether the client had an entry; it is up to date now.
     pub known: bool,
 }
 
-/// Steers one packet by memory and updates the memory.
+/// Steers one packet by client memory and updates the memory.
 ///
-/// `backend` looks a backend up, `may_record` says whether another newcomer may be recorded now.
+/// `backend` looks up a backend; `may_record` says whether another newcomer may be recorded now.
 #[inline(always)]
 pub fn consult(
     bucket: &impl Entries,
@@ -171,8 +173,8 @@ pub fn consult(
     consult_with(bucket, query, &backend, || true, record)
 }
 
-/// [`consult`] where `newcomer` records a client without an entry at the backend that it is given, and `may_migrate` says
-/// whether a known client may be known elsewhere because of a connection that it has brought along.
+/// Like [`consult`], but `newcomer` records a client without an entry at the given backend, and `may_migrate` says
+/// whether a known client may be recorded elsewhere because it has moved a connection to a new address.
 #[inline(always)]
 pub fn consult_with(
     bucket: &impl Entries,
@@ -181,7 +183,7 @@ pub fn consult_with(
     may_migrate: impl FnOnce() -> bool,
     newcomer: impl FnOnce(u16) -> Recorded,
 ) -> Answer {
-    // Not left in an option, whose content is undefined where there is none: the verifier refuses to see that copied.
+    // An `Option` would be copied with undefined content if it is `None`, which the verifier rejects.
     let (index, old) = match find(bucket, query.tag()) {
         Some(found) => found,
         None => (0, Entry::EMPTY),
@@ -203,7 +205,7 @@ pub fn consult_with(
         || query.datagram
             && match entry {
                 Some(entry) => entry.age(query.now) >= query.idle,
-                // Where it cannot be recorded, its next datagram would be taken for a first one again.
+                // If the client cannot be recorded, its next datagram would count as a first one again.
                 None => false,
             };
     let steered = steer(&Steering {
@@ -238,12 +240,12 @@ pub fn consult_with(
         Recorded::Known
     } else if let (None, Some(live)) = (entry, steered.backend) {
         if own {
-            // Its own entry, expired.
+            // The entry is the client's own, but has expired.
             bucket.store(index, Entry::new(query.tag(), live, query.now));
             Recorded::Inserted
         } else if !old.is_empty() {
-            // Another service's client has the same bucket and tag, as one in 2^32 does. This service's clock does not say
-            // whether it is expired; the sweep does. Until then the newcomer goes by the table.
+            // A client of another service has the same bucket and tag, which happens once in 2^32. This service's clock
+            // cannot tell whether that entry has expired; the sweep can. Until then the newcomer follows the table.
             Recorded::Full
         } else {
             newcomer(live)
@@ -256,7 +258,7 @@ pub fn consult_with(
     Answer { backend: steered.backend, decision, moved_from, cause, recorded, known }
 }
 
-/// Records a client without an entry at its backend, `live`.
+/// Records a client without an entry at the backend `live`.
 #[inline(always)]
 pub fn record(
     bucket: &impl Entries,
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_client_stays_wherever_the_table_points() {
+    fn when_a_client_is_known_then_it_stays_wherever_the_table_points() {
         let entry = Entry::new(1, 9, 90);
         let steered = steer(&steering(Some(entry)));
         assert_eq!((steered.backend, steered.decision, steered.moved), (Some(9), Decision::Kept, None));
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_moves_with_its_cause_when_its_backend_lets_go() {
+    fn when_a_backend_gives_up_its_clients_then_they_move_with_the_cause() {
         for cause in [MoveCause::Down, MoveCause::Drain, MoveCause::Maint, MoveCause::Removed] {
             let packet = Steering {
                 keeps_known: false,
@@ -320,14 +322,14 @@ mod tests {
             );
             let entry = steered.entry.expect("an entry");
             assert_eq!((entry.backend(), entry.away()), (5, true));
-            // Once moved it is known at the new place.
+            // After the move, the client is known at its new backend.
             let again = steer(&Steering { keeps_known: true, entry: Some(entry), ..packet });
             assert_eq!((again.backend, again.decision, again.moved), (Some(5), Decision::Kept, None));
         }
     }
 
     #[test]
-    fn only_a_client_that_is_away_goes_home_and_only_with_a_new_connection() {
+    fn when_a_client_away_from_home_opens_a_connection_then_it_alone_returns() {
         let away = Entry::new(1, 9, 90).moved(9, true, 95);
         let back = Steering { failback: true, ..steering(Some(away)) };
         let steered = steer(&back);
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_moves_a_client_once_and_it_stays_after_the_rules_end() {
+    fn when_a_rule_pins_a_client_then_it_moves_once_and_stays_after_the_rule_ends() {
         let pinned = Steering { pinned: true, failback: true, ..steering(Some(Entry::new(1, 9, 90))) };
         for packet in [pinned, Steering { keeps_known: false, ..pinned }] {
             let first = steer(&packet);
@@ -359,13 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_moved_to_where_they_are() {
+    fn when_a_client_is_already_at_its_destination_then_no_move_is_counted() {
         let packet = Steering { keeps_known: false, live: Some(9), ..steering(Some(Entry::new(1, 9, 90))) };
         assert_eq!((steer(&packet).backend, steer(&packet).moved), (Some(9), None));
     }
 
     #[test]
-    fn a_newcomer_follows_the_table() {
+    fn when_a_client_is_new_then_it_follows_the_table() {
         let steered = steer(&steering(None));
         assert_eq!((steered.backend, steered.decision, steered.entry), (Some(5), Decision::New, None));
     }
@@ -392,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_is_recorded_and_then_kept() {
+    fn when_a_client_is_new_then_it_is_recorded_and_kept() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         let first = consult(&bucket, &QUERY, serving, || true);
         assert_eq!((first.backend, first.decision), (Some(5), Some(Decision::New)));
@@ -410,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_another_service_is_nobody() {
+    fn when_an_entry_names_another_services_backend_then_the_client_is_unknown() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         bucket.store(0, Entry::new(77, 9, 1000));
         let other = |_| Some(BackendFacts { service: 2, keeps_known: true, cause: MoveCause::Down.into() });
@@ -418,9 +420,9 @@ mod tests {
     }
 
     #[test]
-    fn another_services_client_of_the_same_tag_keeps_its_entry() {
+    fn when_another_services_client_has_the_same_tag_then_its_entry_stays() {
         let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
-        // By the clock of the newcomer's service it is remembered still, or is not.
+        // By the clock of the newcomer's service, the first entry is still valid and the second has expired.
         for seen in [990, 10] {
             let bucket = Cells::of([0; BUCKET_ENTRIES]);
             let theirs = Entry::new(77, 2, seen).touched(seen + 5);
@@ -433,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_leaves_established_clients_alone() {
+    fn when_a_flood_fills_a_bucket_then_established_clients_stay() {
         let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(970).0));
         let before: Vec<_> = (0..BUCKET_ENTRIES).map(|i| bucket.load(i)).collect();
         for tag in 1000..2000 {
@@ -457,8 +459,9 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_leaves_established_clients_of_a_slower_clock_alone() {
-        // Known in tick 10 of a service that remembers for days; the newcomer's is at 1000 and forgets after 500.
+    fn when_a_newcomers_clock_is_faster_then_established_clients_of_another_service_stay() {
+        // The established clients were seen in tick 10 of a service that remembers for days; the newcomer's clock is at
+        // 1000, and its service forgets after 500.
         let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
         let query = Query { live: Some(1), ..QUERY };
         let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 2, 5).touched(10).0));
@@ -469,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_decide_once_until_they_pause() {
+    fn when_datagrams_pause_then_the_next_one_decides_again() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         let decisions = [1000, 1001, 1020, 1049, 1079, 1080].map(|now| {
             consult(&bucket, &Query { opens: false, datagram: true, now, ..QUERY }, serving, || true).decision
@@ -488,12 +491,12 @@ mod tests {
         let full = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 3, 900).touched(970).0));
         let answer = consult(&full, &Query { opens: false, datagram: true, ..QUERY }, serving, || true);
         assert_eq!((answer.backend, answer.decision, answer.recorded), (Some(5), None, Recorded::Full));
-        // A segment that opens a connection does so whether or not its client is recorded.
+        // A segment that opens a connection is counted even if its client is not recorded.
         assert_eq!(consult(&full, &QUERY, serving, || true).decision, Some(Decision::New));
     }
 
     #[test]
-    fn a_move_is_counted_once_whatever_packet_brings_it() {
+    fn when_a_client_moves_then_the_move_is_counted_once_whatever_packet_causes_it() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         bucket.store(0, Entry::new(77, 9, 1000));
         let gone = |id| Some(BackendFacts { service: 1, keeps_known: id != 9, cause: MoveCause::Drain.into() });

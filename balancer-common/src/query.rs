@@ -1,4 +1,4 @@
-//! What the client table is asked about a packet.
+//! The question that a packet puts to the client table.
 
 use crate::map_types::ALL_DOWN;
 
@@ -11,20 +11,19 @@ const PINNED: u64 = 1 << 53;
 const MARKS: u64 = 1 << 54;
 const MIGRATES: u64 = 1 << 55;
 
-/// A packet that consults the client table.
+/// A packet's question to the client table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
     /// The client's hash.
     pub hash: u64,
-    /// The service.
     pub service: u16,
-    /// The live table's backend for the client's slot; `None`: nobody takes new clients.
+    /// The live table's backend for the client's slot; `None`: no backend takes new clients.
     pub live: Option<u16>,
-    /// Whether the live table's backend is also the base table's.
+    /// Whether the live table's backend equals the base table's.
     pub live_is_home: bool,
-    /// A rule names the backend: `live` is that one.
+    /// A rule names the backend, which is `live`.
     pub pinned: bool,
-    /// With `pinned`: a connection that the client has brought from another address names it.
+    /// With `pinned`: the backend follows from a connection that the client has moved from another address.
     pub migrates: bool,
     /// A TCP segment that opens a connection.
     pub opens: bool,
@@ -32,9 +31,9 @@ pub struct Query {
     pub datagram: bool,
     /// `failback = "return"`.
     pub failback: bool,
-    /// The packet only quotes one of the client: nothing is recorded or counted.
+    /// The packet only quotes a packet of the client, as an ICMP error does: nothing is recorded or counted.
     pub peeks: bool,
-    /// The client's bit in the filter of [`crate::seen`] is to be set if it is known.
+    /// Set the client's bit in the filter of [`crate::seen`] if the client is known.
     pub marks: bool,
     /// The service's tick.
     pub now: u16,
@@ -45,14 +44,14 @@ pub struct Query {
 }
 
 impl Query {
-    /// What the client's entry has of its hash: the high half.
+    /// The part of the hash that the client's entry stores: the high half.
     #[inline(always)]
     #[must_use]
     pub const fn tag(&self) -> u32 {
         (self.hash >> 32) as u32
     }
 
-    /// As the arguments of a function of the kernel program.
+    /// Packs the query into arguments of a BPF function.
     #[inline(always)]
     #[must_use]
     pub fn packed(&self) -> PackedQuery {
@@ -100,7 +99,7 @@ impl PackedQuery {
         self.0[1] & MIGRATES != 0
     }
 
-    /// The same of a packet that goes to a backend only if its client is known there.
+    /// The same query for a packet that goes to a backend only if that backend knows its client.
     #[inline(always)]
     #[must_use]
     pub const fn of_known_alone(self) -> Self {
@@ -108,7 +107,7 @@ impl PackedQuery {
         Self([hash, first & !(PINNED | MIGRATES) | ALL_DOWN as u64, second])
     }
 
-    /// What it stands for.
+    /// Unpacks the query.
     #[inline(always)]
     #[must_use]
     pub fn unpacked(self) -> Query {
@@ -155,7 +154,7 @@ mod tests {
     };
 
     #[test]
-    fn each_part_survives_its_words_and_touches_no_other() {
+    fn when_a_query_is_packed_then_each_part_can_be_read_back() {
         let each = [
             NONE,
             Query { hash: u64::MAX, ..NONE },
@@ -180,14 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn a_query_of_known_clients_alone_names_no_backend() {
+    fn when_only_known_clients_are_meant_then_the_query_names_no_backend() {
         let query = Query { live: Some(7), pinned: true, opens: true, now: u16::MAX, hash: 9, service: 3, ..NONE };
         let known_alone = query.packed().of_known_alone().unpacked();
         assert_eq!(known_alone, Query { live: None, pinned: false, ..query });
     }
 
     #[test]
-    fn a_tag_is_the_high_half() {
+    fn when_a_hash_is_given_then_its_tag_is_the_high_half() {
         assert_eq!(Query { hash: 0x1234_5678_9abc_def0, ..NONE }.tag(), 0x1234_5678);
     }
 }

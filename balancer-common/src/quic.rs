@@ -11,30 +11,30 @@ mod issue;
 pub const MAX_ID: usize = 20;
 /// The longest server ID, in bytes.
 pub const MAX_SERVER: usize = 15;
-/// Formats whose connection IDs are understood at a time, of one service.
+/// The maximum number of formats of a service whose connection IDs are understood at a time.
 pub const LIVE_FORMATS: usize = 2;
-/// Rows of services with QUIC listeners; the first one is nobody's.
+/// Number of rows for services with QUIC listeners; no service has the first row.
 pub const QUIC_ROWS: u32 = 256;
-/// Services with QUIC listeners, at most: each has a second row while its formats change.
+/// The maximum number of services with QUIC listeners: each needs a second row while its formats change.
 pub const MAX_QUIC_SERVICES: usize = QUIC_ROWS as usize / 2 - 1;
 
-/// The connection IDs of a service.
+/// How to read the connection IDs of a service.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct QuicRow {
-    /// By the first three bits of a connection ID: which of the formats it is of, counted from 1; 0: none.
+    /// The format of a connection ID by its first three bits, counted from 1; 0: none.
     pub format_of: [u8; 8],
-    /// The row of its counters.
+    /// Index of the service's counters.
     pub counters: u32,
     /// `QUIC_*` bits.
     pub flags: u32,
     /// Zero.
     pub reserved: [u64; 6],
-    /// Those that are in use.
+    /// The formats in use.
     pub formats: [QuicFormat; LIVE_FORMATS],
 }
 
-/// `QuicRow::flags`: what an encrypted connection ID says of a client is remembered.
+/// `QuicRow::flags`: if an encrypted connection ID names a client's backend, the client is recorded there.
 pub const QUIC_LEARNS: u32 = 1;
 
 /// How a server ID is read from a connection ID.
@@ -45,38 +45,38 @@ pub struct QuicFormat {
     pub cipher: u8,
     /// Bytes of a server ID.
     pub server: u8,
-    /// Bytes of server ID and nonce.
+    /// Bytes of server ID and nonce together.
     pub length: u8,
     /// Zero.
     pub reserved: [u8; 5],
-    /// The bits of a block that are the server ID's.
+    /// The bits of a block that hold the server ID.
     pub server_mask: [u64; 2],
-    /// The bits of a block that are a half's: of the left one, and of the right one.
+    /// The bits of a block that hold the left half, and the right half.
     pub half_masks: [[u64; 2]; 2],
     /// Zero.
     pub unused: [u64; 1],
-    /// To encrypt with.
+    /// Round keys for encryption.
     pub encrypt: RoundKeys,
-    /// To decrypt with.
+    /// Round keys for decryption.
     pub decrypt: RoundKeys,
     /// Zero.
     pub padding: [u64; 4],
 }
 
-/// `QuicFormat::cipher`: the server ID is readable for everybody.
+/// `QuicFormat::cipher`: the server ID is not encrypted.
 pub const CIPHER_NONE: u8 = 0;
-/// `QuicFormat::cipher`: server ID and nonce are one block.
+/// `QuicFormat::cipher`: server ID and nonce are encrypted as one block.
 pub const CIPHER_BLOCK: u8 = 1;
-/// `QuicFormat::cipher`: four passes, of which three are undone.
+/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes three.
 pub const CIPHER_THREE: u8 = 2;
-/// `QuicFormat::cipher`: four passes, all of which are undone.
+/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes all.
 pub const CIPHER_FOUR: u8 = 3;
 
-/// The key by which a server is found.
+/// The lookup key of a server.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct QuicServer {
-    /// The server ID, then zeros; big endian.
+    /// The server ID, padded with zeros; big-endian.
     pub id: [u64; 2],
     /// Index of the service.
     pub service: u16,
@@ -92,9 +92,9 @@ pub struct QuicServer {
 pub struct QuicStats {
     /// Packets that were steered by their connection ID.
     pub steered: u64,
-    /// Packets whose connection ID was to name a server and named none.
+    /// Packets whose connection ID should name a server but named none.
     pub unknown: u64,
-    /// Addresses that were recorded at a backend because of a connection ID.
+    /// Addresses recorded at a backend because of a connection ID.
     pub migrated: u64,
     /// Zero.
     pub reserved: u64,
@@ -130,8 +130,8 @@ const fn masked([a, b]: [u64; 2], [c, d]: [u64; 2]) -> [u64; 2] {
 }
 
 impl QuicFormat {
-    /// A format with server IDs and nonces of so many bytes; the nonce is of four bytes or more, and both together of 19 at
-    /// most.
+    /// A format with server IDs and nonces of these lengths. The nonce has at least four bytes, and both together have
+    /// at most 19.
     #[must_use]
     pub fn new(server: u8, nonce: u8, key: Option<[u8; 16]>) -> Self {
         let length = server + nonce;
@@ -157,18 +157,18 @@ impl QuicFormat {
         }
     }
 
-    /// Bytes of a connection ID, at least.
+    /// The minimum length of a connection ID, in bytes.
     #[inline(always)]
     #[must_use]
     pub const fn id_length(&self) -> usize {
         self.length as usize + 1
     }
 
-    /// The server ID, of a connection ID that is long enough.
+    /// Reads the server ID of a connection ID that is long enough.
     #[inline(always)]
     #[must_use]
     pub fn server_of(&self, [a, b, c]: IdWords) -> [u64; 2] {
-        // Without the first byte.
+        // The text begins after the first byte.
         let text = [a << 8 | b >> 56, b << 8 | c >> 56, c << 8];
         let [first, second, _] = text;
         let plain = match self.cipher {
@@ -179,11 +179,11 @@ impl QuicFormat {
         masked(plain, self.server_mask)
     }
 
-    /// Undoes the four passes, as far as is needed for the server ID.
+    /// Undoes as many of the four passes as reading the server ID requires.
     #[inline(always)]
     fn unmixed(&self, [a, b, c]: [u64; 3]) -> [u64; 2] {
         let [left_mask, right_mask] = self.half_masks;
-        // The right half begins with this byte, of an odd number with the half of it.
+        // The right half begins with this byte, and shares it if the length is odd.
         let shift = u32::from(self.length / 2) * 8 % 128;
         let right = if shift < 64 {
             [a << (shift & 63) | carried(b, shift), b << (shift & 63) | carried(c, shift)]
@@ -205,7 +205,7 @@ impl QuicFormat {
             masks = (masks.1, masks.0);
             pass -= 1;
         }
-        // The last pass that was undone gives the left half, or with the fourth the right one.
+        // The last pass undone gives the left half; with a fourth pass, the right half.
         let (left, right) = if last == 1 { (onto, from) } else { (from, [0, 0]) };
         let [high, low] = right;
         let shifted = if shift < 64 {
@@ -217,20 +217,20 @@ impl QuicFormat {
     }
 }
 
-/// The bits that come in from the right where a word is shifted to the left.
+/// The bits that enter from the right when a word is shifted left.
 #[inline(always)]
 const fn carried(word: u64, shift: u32) -> u64 {
     word >> 1 >> (63 - (shift & 63))
 }
 
-/// The bits that come in from the left where a word is shifted to the right.
+/// The bits that enter from the left when a word is shifted right.
 #[inline(always)]
 const fn uncarried(word: u64, shift: u32) -> u64 {
     word << 1 << (63 - (shift & 63))
 }
 
 impl QuicRow {
-    /// The format of a connection ID that begins with this byte.
+    /// The format of a connection ID with this first byte.
     #[inline(always)]
     #[must_use]
     pub fn format(&self, first: u8) -> Option<&QuicFormat> {
@@ -242,17 +242,18 @@ impl QuicRow {
     }
 }
 
-/// Where in a datagram the connection ID of its receiver is (RFC 8999).
+/// The position of the receiver's connection ID in a datagram (RFC 8999).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The first byte of the connection ID.
+    /// Offset of the connection ID's first byte.
     pub at: usize,
-    /// Bytes of it; `None`: the packet does not say it.
+    /// Length in bytes; `None`: the packet does not contain it.
     pub length: Option<u8>,
 }
 
-/// Where the connection ID is that a server has given to its client. `None`: there is none, or it may be of the client's own
-/// making, as in Initial and 0-RTT packets of the known versions. `version` and `length` are those of a long header.
+/// The position of the connection ID that a server has issued to its client. `None`: there is none, or the client may
+/// have chosen it, as in Initial and 0-RTT packets of the known versions. `version` and `length` are fields of a long
+/// header.
 #[inline(always)]
 #[must_use]
 pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
@@ -262,7 +263,7 @@ pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
     }
     let kind = first >> 4 & 3;
     let by_client = match version {
-        // Servers alone negotiate versions.
+        // Only servers send version negotiation.
         0 => true,
         VERSION_1 => kind == 0 || kind == 1,
         VERSION_2 => kind == 1 || kind == 2,
@@ -275,7 +276,7 @@ pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
 pub const VERSION_1: u32 = 1;
 /// The number of QUIC version 2 (RFC 9369).
 pub const VERSION_2: u32 = 0x6b33_43cf;
-/// The first byte of the receiver's connection ID in a long header.
+/// Offset of the receiver's connection ID in a long header.
 pub const LONG_ID_AT: usize = 6;
 
 #[cfg(test)]
@@ -308,7 +309,7 @@ mod tests {
         let example = Some(bytes("fdf726a9893ec05c0632d3956680baf0").try_into().unwrap());
         for (key, first, id, nonce, connection) in [
             (None, 0x07, "c4605e", "4504cc4f", "07c4605e4504cc4f"),
-            // Printed there as 350d28b420 and 3487d970b, which is the same bytes shifted by half a byte.
+            // The draft prints 350d28b420 and 3487d970b, the same bytes shifted by half a byte.
             (None, 0x20, "a350d28b42", "03487d970b", "20a350d28b4203487d970b"),
             (key, 0x07, "ed793a", "ee080dbf", "0720b1d07b359d3c"),
             (key, 0x2f, "ed793a51d49b8f5fab65", "ee080dbf48", "2fcc381bc74cb4fbad2823a3d1f8fed2"),
@@ -334,7 +335,7 @@ mod tests {
             let (id, nonce) = (&id[..server_length.into()], &nonce[..nonce_length.into()]);
             let mut connection = format.id(first, id, nonce);
             prop_assert_eq!(server(&format, &connection), id);
-            // What a server appends for its own use changes nothing.
+            // Bytes that a server appends for its own use must not change the result.
             connection[format.id_length()..].fill(0xff);
             prop_assert_eq!(server(&format, &connection), id);
         }

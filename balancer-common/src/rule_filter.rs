@@ -1,12 +1,12 @@
-//! Which clients some rule may concern: a filter that says for most of them that none does, without a look at the rules.
+//! A filter that tells for most clients, without a lookup, that no rule concerns them.
 //!
-//! A bit for each place of a service's clients: the first 16 bits of an IPv4 address, or a hash of the first 48 of an IPv6
-//! one. Services share the bits, each in an order of its own. Rules for larger prefixes than these have a bit in each place
-//! that they hold (IPv4), or one for all clients of the service.
+//! The filter has a bit for each *place* of a service's clients: the first 16 bits of an IPv4 address, or a hash of the
+//! first 48 bits of an IPv6 address. Services share the bits, and each permutes them differently. A rule for a larger
+//! prefix sets the bit of every place inside it (IPv4), or one bit for all clients of the service.
 
 use crate::map_types::FAMILY_V4;
 
-/// Places.
+/// Number of places.
 pub const PLACES: u32 = 1 << 16;
 /// Words of the filter: a bit for each place, then one for each service.
 pub const WORDS: u32 = 2 * PLACES / u64::BITS;
@@ -37,7 +37,7 @@ pub const fn bit(place: u32) -> (u32, u64) {
     (place / u64::BITS, 1 << (place % u64::BITS))
 }
 
-/// The word of all clients of a service, and the bit in it.
+/// The word and the bit for all clients of a service.
 #[inline(always)]
 #[must_use]
 pub const fn every(service: u16) -> (u32, u64) {
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
-    fn a_place_depends_on_the_prefix_alone_and_words_hold_all_bits() {
+    fn when_clients_share_a_prefix_then_they_share_a_place_and_words_have_room_for_all_bits() {
         let v4 = |octets: [u8; 4]| place(7, FAMILY_V4, &[u32::from_ne_bytes(octets), 0, 0, 0]);
         assert_eq!(v4([10, 1, 2, 3]), v4([10, 1, 255, 0]));
         assert_ne!(v4([10, 1, 2, 3]), v4([10, 2, 2, 3]));
@@ -73,7 +73,7 @@ mod tests {
         }
         let v6_places: HashSet<u32> =
             (0..4096u32).map(|site| place(3, FAMILY_V6, &[0xb80d_0120, site, 0, 0])).collect();
-        // 4,096 in 65,536 places: 3,971 different ones are expected.
+        // 4,096 values in 65,536 places should give 3,971 different ones.
         assert!(v6_places.len() > 3800, "{}", v6_places.len());
     }
 }

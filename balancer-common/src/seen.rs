@@ -1,38 +1,39 @@
-//! Which known clients have been seen in this period: a Bloom filter whose blocks are words, with two bits for each client
-//! (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
+//! A filter of the known clients that were seen in this period: a Bloom filter whose blocks are words, with two bits
+//! for each client (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
 //!
-//! A packet of a slot without exceptions needs its client's entry only to refresh it. The first one in a period does, and
-//! sets the client's bits; those after it find them set and read nothing more. With each period, a few seconds long, the
-//! controller clears all bits and draws a new *salt*, so that clients that share bits in one period share none in the
-//! next: a client whose bits are all others' loses that period, and is forgotten only if it loses every one in which it
-//! sends a packet, for as long as it is remembered. Only clients that have an entry set bits, so that strangers cannot fill
-//! the filter.
+//! A packet in a slot without exceptions needs its client's entry only to refresh it. The first packet of a period does
+//! so and sets the client's bits; later packets find them set and read nothing more. At the start of each period, a few
+//! seconds long, the controller clears all bits and draws a new *salt*, so clients that share bits in one period share
+//! none in the next. A client whose bits were all set by others is not refreshed in that period. It is forgotten only
+//! if this happens in every period in which it sends a packet, for as long as it is remembered. Only clients with an
+//! entry set bits, so unknown sources cannot fill the filter.
 
-/// Bits for each bucket of the client table: four for each client that the table is made for.
+/// Bits for each bucket of the client table: four for each client that the table is sized for.
 const BITS_PER_BUCKET: u32 = 8;
 /// Buckets whose share of the bits is one word.
 const BUCKETS_PER_WORD: u32 = u64::BITS / BITS_PER_BUCKET;
 
-/// Below so many seconds of memory a period would not be short enough: every packet reads the entry.
+/// The shortest memory with periods, in seconds. With a shorter one, every packet reads the entry.
 pub const SHORTEST_MEMORY: u32 = 16;
 
-/// Periods that a memory is divided into, at least: four in the time in which a client must send a packet.
+/// The minimum number of periods in `remember`: four within the time in which a client must send a packet.
 const PERIODS_PER_REMEMBER: u32 = 32;
-/// Seconds of a period at most: so long may an entry's age lag behind, and a newcomer wait to be established.
+/// The longest period in seconds. An entry's age may lag by this time, and a newcomer may wait this long to be
+/// established.
 const LONGEST_PERIOD: u32 = 8;
 
-/// Words of 64 bits of the filter for a client table of `buckets`, a power of two.
+/// Number of 64-bit words in the filter for a client table of `buckets`, a power of two.
 #[must_use]
 pub const fn words(buckets: u32) -> u32 {
     buckets.div_ceil(BUCKETS_PER_WORD)
 }
 
-/// A client's bits under `salt`: their word, and the bits in that, two that may be the same. `bucket_mask` is the number of
+/// A client's word under `salt`, and its two bits in that word, which may coincide. `bucket_mask` is the number of
 /// buckets less one.
 #[inline(always)]
 #[must_use]
 pub const fn place(hash: u64, salt: u64, bucket_mask: u32) -> (u32, u64) {
-    // Multiply-shift (Dietzfelbinger et al. 1997): which clients share bits is another matter with every factor.
+    // Multiply-shift (Dietzfelbinger et al. 1997): with each factor, other clients share bits.
     let product = hash.wrapping_mul(salt);
     let word = (product >> 32) as u32 & (bucket_mask / BUCKETS_PER_WORD);
     (word, 1 << (product >> 58) | 1 << (product >> 26 & 63))
@@ -47,7 +48,8 @@ pub const fn salt(period: u64) -> u64 {
     state ^ state >> 31 | 1
 }
 
-/// Seconds of a period where clients are remembered for `remember` seconds. `None`: every packet reads the entry.
+/// Length of a period in seconds if clients are remembered for `remember` seconds. `None`: every packet reads the
+/// entry.
 #[must_use]
 pub const fn period_seconds(remember: u32) -> Option<u32> {
     if remember < SHORTEST_MEMORY {
@@ -68,7 +70,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_place_lies_in_the_filter(hash: u64, period: u64, bits in 0u32..=25) {
+        fn when_a_client_has_a_place_then_it_is_in_the_filter(hash: u64, period: u64, bits in 0u32..=25) {
             let buckets = 1 << bits;
             let (word, bits) = place(hash, salt(period), buckets - 1);
             prop_assert!(word < words(buckets));
@@ -76,7 +78,7 @@ mod tests {
         }
 
         #[test]
-        fn every_gap_that_a_client_may_leave_holds_a_whole_period(remember in SHORTEST_MEMORY..=400 * 86_400) {
+        fn when_a_client_sends_in_each_eighth_then_every_gap_contains_a_whole_period(remember in SHORTEST_MEMORY..=400 * 86_400) {
             let period = period_seconds(remember).unwrap();
             prop_assert!((1..=LONGEST_PERIOD).contains(&period));
             prop_assert!(8 * period <= remember);
@@ -85,8 +87,8 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
-    fn two_clients_share_their_bits_as_rarely_as_by_chance_and_not_in_the_next_period() {
-        // 64 buckets: 8 words.
+    fn when_two_clients_share_bits_then_it_is_by_chance_and_not_in_the_next_period() {
+        // 64 buckets give 8 words.
         let hash = |client: u64| salt(client.wrapping_mul(77));
         let place = |client: u64, period: u64| place(hash(client), salt(period), 63);
         let (mut once, mut twice) = (0u32, 0u32);
@@ -102,14 +104,14 @@ mod tests {
                 }
             }
         }
-        // 398,000 pairs, one in 8 in the same word, and of these both bits are among the other's two in one of 1,024: 48.6
-        // expected, standard deviation 7; both: 0.006.
+        // Of 398,000 pairs, one in 8 shares a word, and in one of 1,024 of these both bits are among the other's two.
+        // Expected: 48.6 with standard deviation 7; twice in a row: 0.006.
         assert!((20..77).contains(&once) && twice == 0, "{once} {twice}");
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
-    fn places_are_spread_evenly_over_words_and_bits() {
+    fn when_many_clients_have_places_then_words_and_bits_are_used_evenly() {
         const CLIENTS: u64 = 1 << 20;
         let buckets = 1u32 << 9;
         for period in 0..4 {
@@ -120,7 +122,7 @@ mod tests {
                     counts[(word * 64 + bit) as usize] += 1;
                 }
             }
-            // 4,096 bits; each client has 2 - 1/64 of them.
+            // The filter has 4,096 bits; each client sets 2 - 1/64 of them.
             let expected = CLIENTS as f64 * (2.0 - 1.0 / 64.0) / f64::from(words(buckets) * 64);
             for count in counts {
                 assert!((f64::from(count) - expected).abs() < 7.0 * expected.sqrt(), "{count}, {expected}");

@@ -1,23 +1,23 @@
-//! The open-addressed arrays that services and `nat` returns are found in: at most [`PROBES`] rows, a pair of neighbouring
-//! ones at each of two places that follow from the key (cuckoo hashing with buckets of two: Pagh and Rodler, 2001; Dietzfelbinger
-//! and Weidling, 2007).
+//! The open-addressed tables of services and `nat` returns. A lookup reads at most [`PROBES`] rows: a pair of
+//! neighbouring rows at each of two places that follow from the key (cuckoo hashing with buckets of two: Pagh and
+//! Rodler, 2001; Dietzfelbinger and Weidling, 2007).
 //!
-//! The controller builds a table whole in the half of the map that is not in use (with another factor until every key has a
-//! row) and then publishes it with one 64-bit store.
+//! The controller builds a whole table in the unused half of the map, tries hash factors until every key has a row, and
+//! then publishes the table with one 64-bit store.
 
 use crate::map_types::ServiceKey;
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const OTHER_MULTIPLIER: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
-/// Rows looked at for one key.
+/// Number of rows read for a key.
 pub const PROBES: usize = 4;
 
-/// Rows are numbered in so many bits.
+/// Number of bits in a row number.
 const ROW_BITS: u32 = 24;
 const ROWS: u32 = (1 << ROW_BITS) - 1;
 
-/// Which part of the map is in use: base row, size and factor in the one word that the controller stores.
+/// The part of the map that is in use: base row, size and hash factor in one word, which the controller stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableView {
     /// First row; a multiple of the number of rows, below 2^24.
@@ -36,7 +36,7 @@ impl TableView {
         (self.factor as u64) << 32 | shift << ROW_BITS | (self.base & ROWS) as u64
     }
 
-    /// The rows of the map that are looked at for `key`, one after the other.
+    /// The rows that may hold `key`, in the order of the lookup.
     #[must_use]
     pub const fn rows(self, key: &ServiceKey) -> [u32; PROBES] {
         let home = PublishedView(self.to_word()).home(key);
@@ -45,7 +45,7 @@ impl TableView {
     }
 }
 
-/// A [`TableView`] in the word that is published.
+/// A published [`TableView`] word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishedView(pub u64);
 
@@ -56,14 +56,14 @@ impl PublishedView {
         self.0 as u32 & ROWS
     }
 
-    /// Where looking for `key` begins.
+    /// The start of the lookup of `key`.
     #[inline(always)]
     #[must_use]
     pub const fn home(self, key: &ServiceKey) -> Home {
         self.home_of(KeyWords::of(key))
     }
 
-    /// The same for a key in words.
+    /// The start of the lookup of a key given as words.
     #[inline(always)]
     #[must_use]
     pub const fn home_of(self, key: KeyWords) -> Home {
@@ -72,14 +72,14 @@ impl PublishedView {
     }
 }
 
-/// A key in few words, as they are passed in registers.
+/// A key in three words, which fit registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyWords {
     /// The first half of the address.
     pub low: u64,
     /// The second half of the address.
     pub high: u64,
-    /// All but the address.
+    /// Everything but the address.
     pub rest: u32,
 }
 
@@ -93,19 +93,20 @@ impl KeyWords {
     }
 }
 
-/// A key's first row, and what else its other rows follow from, in one word: the kernel program has few registers.
+/// A key's first row, and the bits that determine its other rows, in one word because the kernel program has few
+/// registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Home(u32);
 
 impl Home {
-    /// The row of the map that is looked at first; its neighbour is `first() ^ 1`.
+    /// The first row of the lookup; the second is `first() ^ 1`.
     #[inline(always)]
     #[must_use]
     pub const fn first(self) -> u32 {
         self.0 & ROWS
     }
 
-    /// The row that is looked at third for the key whose home this is; its neighbour is the row of this number `^ 1`.
+    /// The third row of the lookup of the key with this home; the fourth is its number `^ 1`.
     #[inline(always)]
     #[must_use]
     pub const fn third(self, key: KeyWords) -> u32 {
@@ -114,24 +115,24 @@ impl Home {
     }
 }
 
-/// The factor of the hash that is tried next after so many others; odd.
+/// The hash factor to try after `tried` others; always odd.
 #[must_use]
 pub const fn factor(tried: u32) -> u32 {
     tried.wrapping_mul(0x2545_f491).wrapping_add(0x85eb_ca6b) | 1
 }
 
-/// A hash of a service key, of which the high bits are to be taken: multiply-shift (Dietzfelbinger et al., 1997) of the
-/// address and of the rest, added up. Keys come from the configuration, not from outsiders.
+/// A hash of a service key; callers use its high bits. It adds multiply-shift hashes (Dietzfelbinger et al., 1997) of
+/// the address and of the rest. Keys come from the configuration, not from outsiders.
 #[inline(always)]
 #[must_use]
 const fn hash(factor: u32, key: KeyWords) -> u32 {
     let KeyWords { low, high, rest } = key;
-    // In host order, as what a factor multiplies only counts from its bits upwards, and hosts in a row differ in their last byte.
+    // Host order: multiplication carries bits only upwards, and consecutive hosts differ in their last byte.
     let address = (u64::from_be(high).wrapping_add(low).wrapping_mul(MULTIPLIER) >> 32) as u32;
     address.wrapping_mul(factor).wrapping_add(rest.wrapping_mul(0x9e37_79b1))
 }
 
-/// Another hash, of no factor.
+/// Another hash, without a factor.
 #[inline(always)]
 #[must_use]
 const fn other_hash(key: KeyWords) -> u32 {
@@ -144,7 +145,7 @@ const fn halves(address: &[u32; 4]) -> (u64, u64) {
     (address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32)
 }
 
-/// The bit of an address in the word that says of most addresses that they are no VIP.
+/// The bit of an address in the word that tells for most addresses that they are no VIP.
 #[inline(always)]
 #[must_use]
 pub const fn vip_bit(address: &[u32; 4]) -> u64 {
@@ -159,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_are_pairs_inside_the_table(
+        fn when_a_key_is_looked_up_then_its_rows_are_pairs_inside_the_table(
             address in any::<[u32; 4]>(), port in any::<u16>(), bits in 1u8..=23, second in any::<bool>(), tried in any::<u32>()
         ) {
             let key = ServiceKey { address, port, protocol: 6, family: 6 };
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_addresses_and_ports_spread() {
+    fn when_addresses_and_ports_are_neighbours_then_they_spread() {
         let view = TableView { base: 0, bits: 10, factor: factor(3) };
         let mut used = [0u8; 1024];
         for host in 0..32u32 {
@@ -186,10 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_addresses_have_bits_of_their_own() {
+    fn when_addresses_are_neighbours_then_their_bits_differ() {
         let v4 = (0..16u32).fold(0, |bits, host| bits | vip_bit(&[(0xc633_6400 + host).to_be(), 0, 0, 0]));
         let v6 = (0..16u32).fold(0, |bits, host| bits | vip_bit(&[0xb80d_0120, 0, 0, host.to_be()]));
-        // 14 of 64 bits are expected of 16 addresses at random.
+        // 16 random addresses should set 14 of 64 bits.
         assert!(v4.count_ones() >= 10 && v6.count_ones() >= 10, "{v4:b} {v6:b}");
     }
 }

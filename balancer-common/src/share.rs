@@ -1,27 +1,28 @@
-//! Which clients of a service are steered, where not all of them are: those whose place in a fixed order is below the share.
+//! Partial steering: which clients of a service are steered if not all are. Each client has a place in a fixed order,
+//! and clients whose place is below the share are steered.
 //!
-//! The place follows from the tag, the high half of a client's hash, so that an entry of the client table tells on which side
-//! its client is. The order never changes: a larger share adds clients and sends none away.
+//! The place follows from the tag, the high half of a client's hash, so an entry of the client table tells its client's
+//! side. The order never changes: a larger share adds clients and removes none.
 
-/// Parts that a share is given in.
+/// The unit of a share: percent.
 pub const WHOLE: u8 = 100;
 
-/// How long after a change connections may still be open on the side where their clients were before: an hour, in seconds.
+/// The time in seconds after a change for which connections may still be open on the clients' earlier side: one hour.
 pub const SETTLES_SECONDS: u64 = 3600;
 
-/// The share of a service's clients that are steered, in percent, now and recently.
+/// The share of a service's steered clients in percent, now and recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Share {
     /// The share now.
     pub now: u8,
-    /// The smallest share for as long as connections are expected to last: at most `now`.
+    /// The smallest share within the time that connections are expected to last; at most `now`.
     pub least: u8,
-    /// The largest share in that time: at least `now`.
+    /// The largest share within that time; at least `now`.
     pub most: u8,
 }
 
-/// On which side a client is.
+/// The side of a client.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -36,10 +37,10 @@ pub enum Side {
 }
 
 impl Share {
-    /// Every client is steered, and was.
+    /// Every client is steered, and has been for long.
     pub const ALL: Self = Self { now: WHOLE, least: WHOLE, most: WHOLE };
 
-    /// A share that has never been another one.
+    /// A share that has never changed.
     #[must_use]
     pub const fn always(percent: u8) -> Self {
         Self { now: percent, least: percent, most: percent }
@@ -51,7 +52,7 @@ impl Share {
         self.least >= WHOLE
     }
 
-    /// The side of a client, by the high half of its hash.
+    /// The side of a client with this tag (the high half of its hash).
     #[inline(always)]
     #[must_use]
     pub const fn side(self, tag: u32) -> Side {
@@ -65,7 +66,7 @@ impl Share {
         }
     }
 
-    /// The share after `percent` takes its place, while connections of the time before may last.
+    /// The share after a change to `percent`, while connections from before may last.
     #[must_use]
     pub const fn changed(self, percent: u8) -> Self {
         let least = if percent < self.least { percent } else { self.least };
@@ -74,8 +75,8 @@ impl Share {
     }
 }
 
-/// The place of a client in the order in which clients come to be steered, below [`WHOLE`]. Clients of neighbouring slots,
-/// which are those of neighbouring tags, are far apart in it.
+/// A client's place in the order of steering, below [`WHOLE`]. Clients of neighbouring slots (those with neighbouring
+/// tags) are far apart in it.
 #[inline(always)]
 #[must_use]
 pub const fn place(tag: u32) -> u8 {
@@ -123,7 +124,7 @@ mod tests {
         }
 
         #[test]
-        fn none_and_all_are_what_they_say(tag: u32) {
+        fn when_a_share_is_none_or_all_then_every_client_is_on_that_side(tag: u32) {
             prop_assert_eq!(Share::ALL.side(tag), Side::Steered);
             prop_assert_eq!(Share::always(0).side(tag), Side::Host);
         }
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
-    fn a_share_takes_its_part_of_the_clients_of_every_slot() {
+    fn when_a_share_is_set_then_every_slot_gives_that_part_of_its_clients() {
         const SLOTS: u32 = 16;
         let mut steered = [0u32; SLOTS as usize];
         let mut state = 1u32;
@@ -141,7 +142,7 @@ mod tests {
             let slot = (u64::from(state) * u64::from(SLOTS)) >> 32;
             steered[slot as usize] += u32::from(is_steered(Share::always(30).side(state)));
         }
-        // 3,000 expected in each, standard deviation 46: five of them.
+        // Each slot should get 3,000; the limit is five standard deviations of 46.
         assert!(steered.iter().all(|&count| count.abs_diff(3000) < 230), "{steered:?}");
     }
 }

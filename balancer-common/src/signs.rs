@@ -1,37 +1,38 @@
-//! What packets say of a backend's health: handshakes that stay unanswered, and connections that it refuses.
+//! Signs of a backend's failure in packets: handshakes that stay unanswered, and connections that the backend refuses.
 //!
-//! A sign makes no verdict. It has the controller check the backend at once, so that anybody may forge one.
+//! A sign is no verdict. It only makes the controller check the backend at once, so a forged sign does no harm.
 
-/// Nanoseconds of the coarse clock for each unit of the time in a [`Handshake`]: 17 ms.
+/// The time unit of a [`Handshake`] as a power of two of coarse-clock nanoseconds: 17 ms.
 pub const HANDSHAKE_UNIT_BITS: u32 = 24;
-/// Handshakes that are watched at once.
+/// The maximum number of handshakes watched at a time.
 pub const HANDSHAKES: u32 = 1 << HANDSHAKE_BITS;
 const HANDSHAKE_BITS: u32 = 12;
-/// A client sends its SYN again after a second, and again after two more; 0.9 s in units.
+/// The time in units after which a SYN counts as repeated: 0.9 s. Clients repeat it after one second, and again after
+/// two more.
 const AGAIN_AFTER: u16 = (900_000_000 >> HANDSHAKE_UNIT_BITS) as u16;
-/// So many handshakes wait for the backend before they are a sign.
+/// The minimum number of waiting handshakes that makes a sign.
 const ENOUGH: u32 = 3;
-/// And so long, if its clients usually answer at once: 0.2 s.
+/// The time for which they must wait, if the backend usually answers at once: 0.2 s.
 const LONG: u64 = 200_000_000;
-/// So many that wait are no coincidence: they need not wait as long.
+/// A number of waiting handshakes that is no coincidence; these need not wait as long.
 const MANY: u32 = 8;
-/// How long these have to wait: 0.05 s.
+/// The time for which these many must wait: 0.05 s.
 const NOT_LONG: u64 = 50_000_000;
-/// How much longer than usual is long.
+/// A handshake is overdue after this multiple of the usual time.
 const LONGER: u64 = 4;
-/// Of the smoothed time that handshakes take: so many parts of a new one are taken over.
+/// Weight of a new handshake in the smoothed time, as a negative power of two.
 const SMOOTHING_BITS: u32 = 3;
-/// Resets that came so long after the last one begin to be withheld again.
+/// After this time without a reset, resets are withheld again.
 pub const QUIET: u64 = 10_000_000_000;
 
-/// Where a client's handshake is noted, and what is noted of it: the client's address and port, mixed. Clients that share a
-/// place take it from each other.
+/// The place of a client's handshake and its tag, both from the mixed address and port. Clients that share a place
+/// overwrite each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshaker(u64);
 
 impl Handshaker {
-    /// Of an address (network order, IPv4 in the first word) and a port. What an outsider could do by choosing them is to
-    /// have a sign missed or to have a backend checked.
+    /// Mixes an address (network order, IPv4 in the first word) and a port. An outsider who chooses them can at worst
+    /// hide a sign or cause a check.
     #[inline(always)]
     #[must_use]
     pub const fn new(address: &[u32; 4], port: u16) -> Self {
@@ -40,21 +41,21 @@ impl Handshaker {
         Self((address ^ (port as u64) << 40 ^ port as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// As the argument of a function of the kernel program.
+    /// The value as an argument of a BPF function.
     #[inline(always)]
     #[must_use]
     pub const fn word(self) -> u64 {
         self.0
     }
 
-    /// The one of [`Self::word`].
+    /// Reads the value that [`Self::word`] gives.
     #[inline(always)]
     #[must_use]
     pub const fn of_word(word: u64) -> Self {
         Self(word)
     }
 
-    /// Below [`HANDSHAKES`].
+    /// The place of the handshake, below [`HANDSHAKES`].
     #[inline(always)]
     #[must_use]
     pub const fn place(self) -> u32 {
@@ -67,15 +68,15 @@ impl Handshaker {
     }
 }
 
-/// A SYN on its way to a backend: the client's tag, the backend and the time, in one word. 0: none.
+/// A SYN on its way to a backend: the client's tag, the backend and the time, in one word. 0: empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake(pub u64);
 
 impl Handshake {
-    /// Nobody's.
+    /// An empty place.
     pub const NONE: Self = Self(0);
 
-    /// One that begins `now` (coarse ns).
+    /// A handshake that begins `now` (coarse ns).
     #[inline(always)]
     #[must_use]
     pub const fn new(client: Handshaker, backend: u16, now: u64) -> Self {
@@ -87,28 +88,27 @@ impl Handshake {
         (now >> HANDSHAKE_UNIT_BITS) as u16
     }
 
-    /// Whether it is this client's.
+    /// Whether the handshake is this client's.
     #[inline(always)]
     #[must_use]
     pub const fn is_of(self, client: Handshaker) -> bool {
         self.0 != 0 && (self.0 >> 32) as u32 == client.tag()
     }
 
-    /// To whom it goes.
     #[inline(always)]
     #[must_use]
     pub const fn backend(self) -> u16 {
         (self.0 >> 16) as u16
     }
 
-    /// Units since it has begun.
+    /// Time units since the handshake began.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u64) -> u16 {
         Self::units(now).wrapping_sub(self.0 as u16)
     }
 
-    /// Whether a SYN that is like it is one that the client sends again because nobody has answered.
+    /// Whether an equal SYN is a repetition, which the client sends because it got no answer.
     #[inline(always)]
     #[must_use]
     pub const fn comes_again(self, now: u64) -> bool {
@@ -116,19 +116,20 @@ impl Handshake {
     }
 }
 
-/// The handshakes with one backend that have begun and not ended.
+/// The unfinished handshakes with one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// When the first of them began, since one last ended; coarse ns, 0: there is none.
+    /// Start of the first one since a handshake last ended, coarse ns; 0: none.
     pub since: u64,
-    /// How many have begun since then.
+    /// Number of handshakes begun since then.
     pub begun: u32,
-    /// Eight times the units that a handshake takes, smoothed.
+    /// Eight times the smoothed duration of a handshake, in units.
     pub usual: u32,
 }
 
 impl Waiting {
-    /// One more begins, or begins `again`; and whether this is a sign that the backend does not answer.
+    /// Counts a handshake that begins, or begins `again`. The second value tells whether this is a sign that the
+    /// backend does not answer.
     #[inline(always)]
     #[must_use]
     pub const fn begin(self, now: u64, again: bool) -> (Self, bool) {
@@ -143,7 +144,7 @@ impl Waiting {
         (Self { begun, ..self }, is_long && (again || begun >= ENOUGH))
     }
 
-    /// One has ended, after so many units: the backend answers.
+    /// Counts a handshake that ended after `took` units: the backend answers.
     #[inline(always)]
     #[must_use]
     pub const fn end(self, took: u16) -> Self {
@@ -152,18 +153,18 @@ impl Waiting {
     }
 }
 
-/// What becomes of the resets with which a backend refuses connections.
+/// The treatment of resets by which a backend refuses connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// Since when they are withheld; coarse ns, 0: they are not.
+    /// Time since which resets are withheld, coarse ns; 0: they pass.
     pub since: u64,
-    /// When the last one was let pass, or the controller found that the backend works; 0: never.
+    /// Time of the last reset that passed, or of the last check that found the backend working; 0: never.
     pub passed: u64,
 }
 
 impl Refusals {
-    /// A backend refuses a connection; and whether its reset is withheld, for at most `withhold` ns. Those that a backend which
-    /// works sends are not, after the first ones: see [`Self::works`].
+    /// Counts a refused connection. The second value tells whether to withhold the reset, for at most `withhold` ns.
+    /// Resets of a working backend pass, except for the first ones: see [`Self::works`].
     #[inline(always)]
     #[must_use]
     pub const fn refuse(self, now: u64, withhold: u64) -> (Self, bool) {
@@ -179,7 +180,7 @@ impl Refusals {
         }
     }
 
-    /// The controller has checked the backend, and it works: what it refuses it refuses by intent.
+    /// A check has found that the backend works, so it refuses connections on purpose.
     #[inline(always)]
     #[must_use]
     pub const fn works(self, now: u64) -> Self {
@@ -203,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_handshake_keeps_its_fields(address: [u32; 4], port: u16, backend in 1u16.., now in 0u64..1 << 50, later in 0u64..60 * SECOND) {
+        fn when_a_handshake_is_packed_then_its_fields_can_be_read_back(address: [u32; 4], port: u16, backend in 1u16.., now in 0u64..1 << 50, later in 0u64..60 * SECOND) {
             let client = Handshaker::new(&address, port);
             prop_assert!(client.place() < HANDSHAKES);
             let handshake = Handshake::new(client, backend, now);
@@ -256,7 +257,7 @@ mod tests {
     fn when_clients_are_far_away_then_it_takes_longer() {
         let mut waiting = Waiting::default();
         for _ in 0..100 {
-            // 300 ms.
+            // The handshake takes 300 ms.
             waiting = waiting.begin(T, false).0.end(18);
         }
         for begun in 0..100 {

@@ -1,36 +1,36 @@
-//! Data that the program that tells of packets shares with the controller. The program is attached only while `balancer trace`
-//! or `balancer capture` runs, and none of this is kept.
+//! Data that the tracing program shares with the controller. The program is attached only while `balancer trace` or
+//! `balancer capture` runs, and none of this data is kept.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::map_types::{BackendStats, DropStats, MemoryStats, ReplyStats};
 
-/// Bytes of one frame that are told, at most: a jumbo frame.
+/// The maximum number of bytes reported of a frame: a jumbo frame.
 pub const MAX_KEPT: u32 = 9216;
-/// Bytes of a frame that the program looks for addresses in.
+/// Number of bytes of a frame in which the program looks for addresses.
 pub const SCANNED: usize = 128;
-/// Backends whose counters are compared before and after a packet, at most.
+/// The maximum number of backends whose counters are compared before and after a packet.
 pub const MAX_WATCHED: u32 = 64;
-/// Virtual addresses that are told apart, at most.
+/// The maximum number of virtual addresses that are told apart.
 pub const MAX_VIPS: u32 = 4096;
 
-/// Which packets are told of.
+/// The packets to report.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
-    /// Nothing is told from this moment of the monotonic clock on, in nanoseconds: the controller puts it off.
+    /// Time on the monotonic clock, in nanoseconds, at which reporting stops; the controller keeps postponing it.
     pub until: u64,
     /// The client's prefix, network order; IPv4 in the first word.
     pub client: [u32; 4],
-    /// The bits of `client` that count.
+    /// The significant bits of `client`.
     pub mask: [u32; 4],
     /// [`FAMILY_V4`](crate::map_types::FAMILY_V4) or [`FAMILY_V6`](crate::map_types::FAMILY_V6); 0: every client.
     pub family: u32,
-    /// 1: only packets from or for an address in the map of VIPs; 0: all packets that the program does something with.
+    /// 1: only packets from or to an address in the map of VIPs; 0: all packets that the program handles.
     pub only_vips: u32,
-    /// Bytes of each frame to tell, up to [`MAX_KEPT`].
+    /// The number of bytes to report of each frame, up to [`MAX_KEPT`].
     pub snaplen: u32,
-    /// Backends in the map of watched ones.
+    /// Number of backends in the map of watched backends.
     pub watched: u32,
 }
 
@@ -46,7 +46,7 @@ pub struct Address {
     pub reserved: u32,
 }
 
-/// The addresses of a frame; of family 0: there is none.
+/// The addresses of a frame; family 0: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Found {
@@ -54,68 +54,68 @@ pub struct Found {
     pub source: Address,
     /// The receiver.
     pub destination: Address,
-    /// The destination of the packet that an ICMP error is about.
+    /// The destination in the packet that an ICMP error quotes.
     pub quoted: Address,
 }
 
-/// A packet that is on its way through the program, and the counters of its CPU before it.
+/// A packet inside the program, and the counters of its CPU before it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Draft {
-    /// The part that is told.
+    /// The part that is reported.
     pub head: Head,
-    /// 1: it came, and what becomes of it is looked at.
+    /// 1: the packet arrived, and its outcome is awaited.
     pub begun: u32,
-    /// Whether the packet concerns the client and, so far, the VIPs; otherwise its end is looked at.
+    /// Whether the packet concerns the client and, so far, the VIPs. If not, the outcome is examined.
     pub matches: u32,
     /// Whether the packet is from or for a VIP.
     pub vip: u32,
-    /// How many of the watched backends are compared.
+    /// Number of watched backends that are compared.
     pub watched: u32,
-    /// As before the packet.
+    /// Drop counters before the packet.
     pub drops: DropStats,
-    /// As before the packet.
+    /// Reply counters before the packet.
     pub replies: ReplyStats,
-    /// As before the packet.
+    /// Memory counters before the packet.
     pub memory: MemoryStats,
-    /// The addresses of the frame that is being looked at: here, because the verifier takes no whole words at odd places of
-    /// the stack.
+    /// The addresses of the current frame. They are here because the verifier does not allow whole words at unaligned
+    /// places of the stack.
     pub found: Found,
-    /// The beginning of that frame.
+    /// The first bytes of the current frame.
     pub scanned: [u64; SCANNED / 8],
 }
 
-/// A packet as it came or as it left; the bytes of the frame follow, padded.
+/// A packet on arrival or departure; the padded bytes of the frame follow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Head {
-    /// When, in nanoseconds of the monotonic clock.
+    /// Time in nanoseconds of the monotonic clock.
     pub time: u64,
-    /// `CAME` or `LEFT`; a packet that came and does not leave next, on the same CPU, is of no concern.
+    /// `CAME` or `LEFT`. An arrival without a departure directly after it on the same CPU is ignored.
     pub stage: u32,
-    /// The interface that it came in by.
+    /// The interface by which the packet arrived.
     pub ifindex: u32,
     /// The receive queue.
     pub queue: u32,
     /// The length of the frame.
     pub length: u32,
-    /// Bytes of it that follow.
+    /// Number of bytes that follow.
     pub kept: u32,
-    /// The XDP action. This and all below: of a packet that leaves.
+    /// The XDP action. This field and those below apply to departures.
     pub action: u32,
-    /// Counted as dropped: the [`DropReason`](crate::verdict::DropReason)'s index, counted from 1; 0: not counted.
+    /// The drop reason: a [`DropReason`](crate::verdict::DropReason) index counted from 1; 0: not dropped.
     pub drop: u8,
     /// `ANSWERED_*`, or 0.
     pub answered: u8,
     /// `MEMORY_*` bits.
     pub memory: u8,
-    /// How the backend was chosen: the [`Decision`](crate::verdict::Decision)'s index, counted from 1; 0: not counted.
+    /// How the backend was chosen: a [`Decision`](crate::verdict::Decision) index counted from 1; 0: not counted.
     pub decision: u8,
-    /// The id of the backend that counted the packet, or the decision; 0: none that is watched.
+    /// Id of the watched backend that counted the packet or the decision; 0: none.
     pub backend: u16,
     /// The id of the backend that the client was moved from; 0: none.
     pub moved_from: u16,
-    /// Why it was moved: the [`MoveCause`](crate::verdict::MoveCause)'s index, counted from 1; 0: it was not.
+    /// The cause of the move: a [`MoveCause`](crate::verdict::MoveCause) index counted from 1; 0: no move.
     pub cause: u8,
     /// 1: the backend counted the packet as forwarded.
     pub forwarded: u8,
@@ -123,9 +123,9 @@ pub struct Head {
     pub reserved: [u8; 6],
 }
 
-/// `Head::stage`: a packet as it came.
+/// `Head::stage`: a packet on arrival.
 pub const CAME: u32 = 1;
-/// `Head::stage`: a packet as it left, with what became of it.
+/// `Head::stage`: a packet on departure, with its outcome.
 pub const LEFT: u32 = 2;
 /// `Head::answered`: an echo request was answered.
 pub const ANSWERED_ECHO: u8 = 1;
@@ -139,7 +139,7 @@ pub const MEMORY_RECORDED: u8 = 1;
 pub const MEMORY_EVICTED: u8 = 2;
 /// `Head::memory`: there was no room to record the client.
 pub const MEMORY_FULL: u8 = 4;
-/// `Head::memory`: too many newcomers at once to record the client.
+/// `Head::memory`: too many newcomers came at once, so the client was not recorded.
 pub const MEMORY_LIMITED: u8 = 8;
 
 const _: () = assert!(size_of::<Head>() == 48 && size_of::<BackendStats>() == 128);

@@ -1,4 +1,4 @@
-//! What can become of a packet, and the counters that say so: index and metric label in one enum each.
+//! The possible outcomes of a packet and their counters: index and metric label in one enum each.
 
 /// Declares a field-less enum with its counter index and its metric label.
 macro_rules! labelled {
@@ -35,7 +35,7 @@ macro_rules! labelled {
 labelled! {
     /// The XDP action taken, as counted in `balancer_packets_seen_total`.
     Verdict {
-        /// Sent back out of the interface it came in by.
+        /// Sent back by the interface on which the packet arrived.
         Tx = "tx",
         /// Sent out of another interface.
         Redirect = "redirect",
@@ -45,7 +45,7 @@ labelled! {
         Drop = "drop",
         /// The program failed. Never counted on purpose.
         Aborted = "aborted",
-        /// Handed to the kernel to be sent: its neighbour is still to be resolved, or its interface takes no frames from
+        /// Handed to the kernel for sending: the neighbour is not resolved yet, or the interface accepts no frames from
         /// XDP.
         Handed = "handed",
         /// Passed to this machine, which is the backend.
@@ -62,50 +62,52 @@ labelled! {
         NoBackend = "no_backend",
         /// Every backend is down and the service says `when_all_down = "drop"`, or every backend is in maintenance.
         AllDown = "all_down",
-        /// A later fragment whose service cannot be told.
+        /// A later fragment that cannot be matched to a service.
         FragmentUnknown = "fragment_unknown",
-        /// TTL or hop limit used up in a routed mode.
+        /// TTL or hop limit exhausted in a routed mode.
         TtlExceeded = "ttl_exceeded",
-        /// The backend's link-layer address or egress interface is not known.
+        /// The backend's link-layer address or egress interface is unknown.
         NoNextHop = "no_next_hop",
-        /// A reply of a `nat` backend whose client's route forbids it, or forwarding is off on the interface.
+        /// A reply of a `nat` backend: the route to its client forbids it, or forwarding is off on the interface.
         NoRoute = "no_route",
-        /// A reply of a `nat` backend whose client's neighbour has not answered for seconds.
+        /// A reply of a `nat` backend: the neighbour towards its client has not answered for seconds.
         NoNeighbour = "no_neighbour",
-        /// Too big for its way, and its sender cannot be told: it allows fragmentation, is an ICMP error itself, has no
-        /// single sender, or too many are told at once.
+        /// Too big for its path, and its sender cannot be informed: it allows fragmentation, is itself an ICMP error,
+        /// has no single sender, or too many senders were informed at once.
         TooBig = "too_big",
         /// The driver leaves no room in front of the frame for an outer header.
         NoHeadroom = "no_headroom",
         /// A rule denies the client.
         Denied = "denied",
-        /// A reply of a `nat` backend that came in by another interface than the one that its next hop is on.
+        /// A reply of a `nat` backend that arrived by another interface than the one towards its next hop.
         WrongInterface = "wrong_interface",
-        /// For a service, from an address that no client can have: loopback, multicast, unspecified, broadcast, a VIP.
+        /// A packet for a service from an address that no client can have: loopback, multicast, unspecified, broadcast,
+        /// a VIP.
         Martian = "martian",
-        /// An echo request to a VIP, of which too many came at once.
+        /// An echo request to a VIP, beyond the limit for such requests.
         EchoLimited = "echo_limited",
-        /// A reset by which a `nat` backend refuses a connection, while that backend is checked.
+        /// A reset by which a `nat` backend refuses a connection while the backend is being checked.
         Withheld = "withheld",
-        /// To a `snat` service, of no connection that is known, and it opens none.
+        /// A packet for a `snat` service that belongs to no known connection and opens none.
         FlowUnknown = "flow_unknown",
-        /// It would open a connection of a `snat` service, and all addresses and ports of its pool are taken for the backend.
+        /// A packet that would open a connection of a `snat` service, but all addresses and ports of the pool are taken
+        /// for the backend.
         NoPort = "no_port",
-        /// It would open a connection of a `snat` service, and the table of connections is full.
+        /// A packet that would open a connection of a `snat` service, but the table of connections is full.
         FlowTableFull = "flow_table_full",
     }
 }
 
 labelled! {
-    /// What says that a backend may have failed, as counted in `balancer_signals_total`.
+    /// A sign that a backend may have failed, as counted in `balancer_signals_total`.
     Signal {
-        /// It refuses a connection with a reset.
+        /// The backend refuses a connection with a reset.
         Refused = "refused",
-        /// It, or a router on the way to it, says that it cannot be reached.
+        /// The backend, or a router on the way, reports that it cannot be reached.
         Unreachable = "unreachable",
-        /// Clients do not go on with connections that they have begun.
+        /// Clients do not continue connections that they have begun.
         Unanswered = "unanswered",
-        /// Another member of the fleet finds that it fails.
+        /// Another member of the fleet finds the backend failed.
         Member = "member",
     }
 }
@@ -117,7 +119,7 @@ labelled! {
         Kept = "kept",
         /// A known client was steered elsewhere.
         Moved = "moved",
-        /// A client not known before.
+        /// A client that was not known before.
         New = "new",
         /// A rule named the backend.
         Pinned = "pinned",
@@ -139,14 +141,14 @@ labelled! {
         Removed = "removed",
         /// Its home backend came back.
         Failback = "failback",
-        /// A rule sends it elsewhere.
+        /// A rule steers the client elsewhere.
         Rule = "rule",
-        /// It was forgotten on request.
+        /// The client was forgotten on request.
         Forgotten = "forgotten",
     }
 }
 
-/// Counters by [`MoveCause`].
+/// Number of counters by [`MoveCause`].
 pub const MOVE_COUNTERS: usize = MoveCause::COUNT;
 
 /// A [`MoveCause`] as the kernel program carries it: the bare index.
@@ -154,7 +156,7 @@ pub const MOVE_COUNTERS: usize = MoveCause::COUNT;
 pub struct CauseIndex(pub u8);
 
 impl CauseIndex {
-    /// The position of its counter.
+    /// Index of the counter.
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> usize {
@@ -168,10 +170,10 @@ impl From<MoveCause> for CauseIndex {
     }
 }
 
-/// Room for counters by [`DropReason`]: a power of two.
+/// Number of counters by [`DropReason`]: a power of two.
 pub const DROP_COUNTERS: usize = 32;
 
-/// A [`DropReason`] as the kernel program carries it: the bare index, which it masks right before it counts.
+/// A [`DropReason`] as the kernel program carries it: the bare index, masked right before counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropIndex(pub u8);
 
@@ -190,7 +192,7 @@ impl From<DropReason> for DropIndex {
     }
 }
 
-/// A [`Decision`] that may not have been made, as the kernel program carries it: the index counted from 1, or 0.
+/// An optional [`Decision`] as the kernel program carries it: the index counted from 1, or 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecisionIndex(pub u8);
 

@@ -1,13 +1,14 @@
-//! What all packets that are answered have in common.
+//! Code that all packets answered by the program share.
 
 use balancer_common::map_types::{FAMILY_V4, Mac};
 
 use crate::{forward::rewrite, packet::Packet};
 
-/// TTL or hop limit of everything the program answers.
+/// TTL or hop limit of every packet that the program sends as an answer.
 pub(crate) const REPLY_TTL: u8 = 64;
 
-/// Whether `address` can be one host's, so that it may be answered (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+/// Whether `address` can belong to a single host, so that it may be answered (RFC 1122 section 3.2.2, RFC 4443 section
+/// 2.4).
 #[inline(always)]
 pub(crate) fn is_one_host(address: &[u32; 4], family: u8) -> bool {
     let [first, ..] = address[0].to_ne_bytes();
@@ -18,13 +19,13 @@ pub(crate) fn is_one_host(address: &[u32; 4], family: u8) -> bool {
     }
 }
 
-/// Whether the frame was sent to more than one station.
+/// Whether the frame was sent to a group of stations.
 #[inline(always)]
 pub(crate) fn is_group(frame: Packet<'_>) -> bool {
     frame.load::<u8>(0).is_none_or(|first| first & 1 != 0)
 }
 
-/// Sends a frame back to where it came from on the link.
+/// Sends a frame back to its sender on the link.
 #[inline(always)]
 pub(crate) fn swap_macs(frame: Packet<'_>) -> Option<()> {
     let [destination, source]: [Mac; 2] = frame.load(0)?;

@@ -16,7 +16,7 @@ use crate::shared::{Shared, word};
 #[map]
 static BACKENDS: Array<BackendRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// What the rule of memory needs to know of a backend.
+/// The facts about a backend that the memory rule uses.
 #[inline(always)]
 pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
     let BackendStanding { service, cause, flags } = standing(rows(backend)?);
@@ -39,7 +39,7 @@ fn standing(rows: Shared<BackendRows>) -> BackendStanding {
     BackendStanding::from_word(word!(rows, rows[0].standing))
 }
 
-/// A backend that packets can be sent to, as it was when it was looked at.
+/// A reachable backend, as its row was when it was read.
 #[derive(Clone, Copy)]
 pub(crate) struct Reachable {
     pub(crate) row: &'static BackendRow,
@@ -54,8 +54,8 @@ pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
     if flags & BACKEND_REACHABLE == 0 {
         return None;
     }
-    // SAFETY: a map value, and the offset is that of one of its rows. The controller writes to a row only after it was out of
-    // use for a grace period, which a packet does not outlast.
+    // SAFETY: a map value, at the offset of one of its rows. The controller writes to a row only after a grace period
+    // in which it was unused, which is longer than any packet takes.
     let row = unsafe { &*rows.pointer().byte_add(usize::from(flags & BACKEND_SECOND)).cast::<BackendRow>() };
     Some(Reachable { row, flags, service })
 }

@@ -1,4 +1,4 @@
-//! How often this CPU does what anybody from outside can have it do: so many times in each period of 2^30 ns.
+//! Budgets of this CPU for work that outsiders can cause: a number of times in each period of 2^30 ns.
 
 use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
 use balancer_common::map_types::{BUDGETS, Budget};
@@ -8,28 +8,28 @@ const PERIOD_BITS: u32 = 30;
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(BUDGETS, 0);
 
-/// "Too big" errors sent in a period. The controller divides what the machine may by its CPUs; so below.
+/// "Too big" errors sent in a period. The controller divides the machine's limit by the number of CPUs, here and below.
 #[unsafe(no_mangle)]
 static ERROR_BUDGET: Global<u32> = Global::new(1000);
 
-/// Echo requests answered.
+/// Echo requests answered in a period.
 #[unsafe(no_mangle)]
 static ECHO_BUDGET: Global<u32> = Global::new(1000);
 
-/// First fragments remembered.
+/// First fragments remembered in a period.
 #[unsafe(no_mangle)]
 static FRAGMENT_BUDGET: Global<u32> = Global::new(1000);
 
-/// Replies that wait for their neighbour.
+/// Replies that wait for their neighbour in a period.
 #[unsafe(no_mangle)]
 static WAITING_BUDGET: Global<u32> = Global::new(1000);
 
-/// Resets and "unreachable" errors sent.
+/// Resets and "unreachable" errors sent in a period.
 #[unsafe(no_mangle)]
 static REJECTION_BUDGET: Global<u32> = Global::new(1000);
 
-/// Whether this CPU may tell another sender what fits. A flood at a service that rejects takes nothing of it: path MTU
-/// discovery of all services depends on it.
+/// Whether this CPU may send another "too big" error. A flood at a service that rejects packets does not use up this
+/// budget, because path MTU discovery of all services depends on it.
 #[inline(always)]
 pub(crate) fn may_send_error() -> bool {
     spend(&BUDGET, 0, ERROR_BUDGET.load())
@@ -53,13 +53,14 @@ pub(crate) fn may_remember_fragment() -> bool {
     spend(&BUDGET, 2, FRAGMENT_BUDGET.load())
 }
 
-/// Whether this CPU may have another reply wait for its neighbour.
+/// Whether this CPU may let another reply wait for its neighbour.
 #[inline(always)]
 pub(crate) fn may_wait() -> bool {
     spend(&BUDGET, 3, WAITING_BUDGET.load())
 }
 
-/// Whether this CPU may do once more what it may do `limit` times in a period, counted in row `kind` of `budgets`.
+/// Uses a budget once: whether this CPU has done the work fewer than `limit` times in this period, counted in row
+/// `kind` of `budgets`.
 #[inline(always)]
 pub(crate) fn spend(budgets: &PerCpuArray<Budget>, kind: u32, limit: u32) -> bool {
     let Some(budget) = budgets.get_ptr_mut(kind) else { return false };

@@ -13,8 +13,8 @@ pub(crate) fn words() -> Option<&'static Control> {
     CONTROL.get(0)
 }
 
-/// The active half of the table of listeners. Read once for a packet: the controller makes the other half active with
-/// one store.
+/// The active half of the table of listeners. Each packet reads the word once, because the controller may activate the
+/// other half at any time with one store.
 #[inline(always)]
 pub(crate) fn listeners(control: &'static Control) -> PublishedView {
     // SAFETY: a reference is valid for reads.

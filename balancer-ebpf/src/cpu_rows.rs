@@ -1,15 +1,16 @@
-//! Many rows of counters for each CPU, in an array that the controller reads without a system call.
+//! Counters with many rows for each CPU, in an array that the controller reads without a system call.
 //!
-//! A per-CPU array of the kernel's allocates each row by itself, which takes longer than all else that a start makes of
-//! maps, and for every CPU that the machine could ever have. Here each CPU that was online at the start has a block of rows:
-//! the first block is CPU 0's. CPUs that came online later, and rows beyond a block's, count in an array that all share.
+//! The kernel's per-CPU arrays allocate each row separately, for every CPU that the machine could ever have, which
+//! takes longer than all other work on maps at a start. Here each CPU that was online at the start has a block of rows,
+//! and the first block is CPU 0's. CPUs that came online later, and rows beyond a block's end, count in an array that
+//! all CPUs share.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, maps::Array};
 
-/// The row of the CPU that asks, of `rows` that each has. `None`: it has none.
+/// This CPU's own row out of `rows` in each block. `None`: it has none.
 #[inline(always)]
 pub(crate) fn own<T>(map: &Array<T>, rows: u32, row: u32) -> Option<*mut T> {
-    // Beyond them is the next CPU's block.
+    // A row beyond the block would be the next CPU's.
     if row >= rows {
         return None;
     }
@@ -18,14 +19,14 @@ pub(crate) fn own<T>(map: &Array<T>, rows: u32, row: u32) -> Option<*mut T> {
     map.get_ptr_mut(cpu.wrapping_mul(rows).wrapping_add(row))
 }
 
-/// Adds to a word that other CPUs add to as well.
+/// Adds to a word that other CPUs also add to.
 ///
 /// # Safety
 /// The pointer is valid for reads and writes, and aligned.
 #[inline(always)]
 pub(crate) unsafe fn add_shared(word: *mut u64, amount: u64) {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: one instruction, which changes that word. The target has no atomic operations but in assembly.
+    // SAFETY: one instruction, which changes only that word. The target offers atomic operations only in assembly.
     unsafe {
         core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) amount, options(nostack, preserves_flags));
     }
@@ -36,7 +37,7 @@ pub(crate) unsafe fn add_shared(word: *mut u64, amount: u64) {
     }
 }
 
-/// Sets bits of a word of which others are changed at the same time.
+/// Sets bits of a word while other CPUs may set others.
 ///
 /// # Safety
 /// The pointer is valid for reads and writes, and aligned.
@@ -54,7 +55,7 @@ pub(crate) unsafe fn set_shared(word: *mut u64, bits: u64) {
     }
 }
 
-/// Replaces a word that other CPUs replace as well, if it is `old`. Returns what it was.
+/// Replaces a word that other CPUs also replace, if it is still `old`. Returns the previous word.
 ///
 /// # Safety
 /// The pointer is valid for reads and writes, and aligned.

@@ -1,6 +1,7 @@
-//! On a backend: takes the outer headers of `ipip` and `gue` packets away and hands the rest to the kernel.
+//! The program of `balancer decap`: on a backend, it removes the outer headers of `ipip` and `gue` packets and hands
+//! the inner packet to the kernel.
 //!
-//! Outer fragments pass to the kernel, which puts them together if it has a tunnel device of its own.
+//! Outer fragments pass to the kernel, which reassembles them if it has a tunnel device of its own.
 
 use core::{mem::offset_of, ptr};
 
@@ -32,15 +33,15 @@ use crate::{
     rules,
 };
 
-/// The local addresses, each with what it is: `DECAP_*`.
+/// The local addresses with their kinds: `DECAP_*`.
 #[map]
 static DECAP_ADDRESSES: HashMap<DecapKey, u32> = HashMap::with_max_entries(MAX_DECAP_ADDRESSES, 0);
 
-/// Where tunnels may come from, if [`DECAP_FROM_SOME`]; the values mean nothing.
+/// The prefixes from which tunnels are accepted, if [`DECAP_FROM_SOME`] is set; the values have no meaning.
 #[map]
 static DECAP_FROM: LpmTrie<DecapPrefix, u32> = LpmTrie::with_max_entries(MAX_DECAP_PREFIXES, 0);
 
-/// Whether tunnels may come from some prefixes alone. The controller sets it when it loads the program.
+/// Whether tunnels are accepted from some prefixes only. The controller sets it when it loads the program.
 #[unsafe(no_mangle)]
 static DECAP_FROM_SOME: Global<u32> = Global::new(0);
 
@@ -50,16 +51,17 @@ static DECAP_STATS: PerCpuArray<DecapStats> = PerCpuArray::with_max_entries(1, 0
 const IP_IN_IP: u8 = IpProto::Ipv4 as u8;
 const IPV6_IN_IP: u8 = IpProto::Ipv6 as u8;
 
-/// What became of a frame.
+/// The outcome of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decapsulated {
-    /// Stripped: to the kernel.
+    /// Stripped and handed to the kernel.
     Stripped,
-    /// No tunnel packet, or one that does not end here: to the kernel, unchanged.
+    /// Handed to the kernel unchanged: no tunnel packet, or a tunnel that does not end here.
     Passed,
-    /// Not for a local VIP, not from where tunnels may come from, or a sign of congestion that the inner sender does not understand: dropped.
+    /// Dropped: the inner destination is no local VIP, the source may not send tunnel packets, or the outer header
+    /// signals congestion that the inner sender does not understand.
     Refused,
-    /// A tunnel packet that contradicts itself: dropped.
+    /// Dropped: a tunnel packet whose headers contradict each other.
     Malformed,
 }
 
@@ -90,7 +92,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
     let is_tunnel = outer.protocol == IP_IN_IP
         || outer.protocol == IPV6_IN_IP
         || outer.protocol == UDP && outer.l4.load(offset_of!(UdpHdr, dst)) == Some(GUE_PORT.to_be());
-    // Not everybody's tunnels are this machine's to judge.
+    // Tunnels that end on other machines pass.
     if !is_tunnel || !is_local(&outer.destination, outer.family, DECAP_OWN) {
         return Decapsulated::Passed;
     }
@@ -134,7 +136,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
     }
 }
 
-/// Whether `address` is one of this machine's of that kind.
+/// Whether `address` is a local address of that kind.
 #[inline(always)]
 fn is_local(address: &[u32; 4], family: u8, kind: u32) -> bool {
     let key = DecapKey { address: *address, family: u32::from(family), reserved: 0 };
@@ -142,7 +144,7 @@ fn is_local(address: &[u32; 4], family: u8, kind: u32) -> bool {
     DECAP_ADDRESSES.get_ptr(key).is_some_and(|kinds| unsafe { kinds.read_volatile() } & kind != 0)
 }
 
-/// Whether tunnels may come from `address`.
+/// Whether tunnels from `address` are accepted.
 #[inline(always)]
 fn may_come_from(address: &[u32; 4], family: u8) -> bool {
     if DECAP_FROM_SOME.load() == 0 {
@@ -152,25 +154,25 @@ fn may_come_from(address: &[u32; 4], family: u8) -> bool {
     balancer_decap_from(low, high, u64::from(family)) != 0
 }
 
-/// The layout of `Key<DecapPrefix>`, at an address that the verifier takes for double words.
+/// The layout of `Key<DecapPrefix>` with the alignment that the verifier requires for double words.
 #[repr(C, align(8))]
 struct Lookup {
     bits: u32,
     prefix: DecapPrefix,
 }
 
-/// A global function: the verifier looks at it once.
+/// This is a global function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_decap_from(low: u64, high: u64, family: u64) -> u64 {
     let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
     let lookup = Lookup { bits: DECAP_PREFIX_BITS, prefix: DecapPrefix { family: family as u32, address } };
-    // SAFETY: the same layout.
+    // SAFETY: both types have the same layout.
     let key = unsafe { &*ptr::from_ref(&lookup).cast::<Key<DecapPrefix>>() };
     u64::from(DECAP_FROM.get(key).is_some())
 }
 
-/// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: another variant, or nothing.
+/// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: another variant, or no packet.
 #[inline(always)]
 fn gue_family(outer: &Ip<'_>) -> Option<u8> {
     let length = order::length(outer.l4.load(offset_of!(UdpHdr, len))?);
@@ -190,7 +192,7 @@ const CAPABLE_1: u8 = 1;
 const CAPABLE_0: u8 = 2;
 const CONGESTED: u8 = 3;
 
-/// The inner traffic class after the outer one is gone (RFC 6040, figure 4). `None`: the packet is to be dropped.
+/// The inner traffic class after decapsulation (RFC 6040, figure 4). `None`: drop the packet.
 #[inline(always)]
 #[must_use]
 pub const fn congestion(outer: u8, inner: u8) -> Option<u8> {
@@ -217,7 +219,7 @@ fn set_traffic_class(ip: &Ip<'_>, class: u8) -> Option<()> {
     }
 }
 
-/// Takes `by` bytes behind the link-layer headers away.
+/// Removes `by` bytes behind the link-layer headers.
 #[inline(always)]
 fn strip(ingress: Ingress, frame: Packet<'_>, l3_offset: usize, by: usize, family: u8) -> Option<()> {
     link::relocate(frame, 0, by, l3_offset, family)?;
@@ -229,9 +231,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn congestion_follows_rfc_6040() {
+    fn when_a_tunnel_ends_then_congestion_is_combined_as_rfc_6040_says() {
         let dscp = 0xb8;
-        // Rows: what arrives inside; columns: what arrives outside (Not-ECT, ECT(0), ECT(1), CE).
+        // Each row is an inner value; its columns are the outer values Not-ECT, ECT(0), ECT(1) and CE.
         for (inner, expected) in [
             (NOT_CAPABLE, [Some(0), Some(0), Some(0), None]),
             (CAPABLE_0, [Some(2), Some(2), Some(1), Some(3)]),

@@ -1,4 +1,4 @@
-//! What is known of interfaces: whether XDP can send a frame from one to another, or the kernel has to.
+//! Device properties: whether XDP can send a frame from one interface to another, or the kernel has to.
 
 use core::ptr;
 
@@ -13,19 +13,19 @@ use crate::{control, ingress::Ingress, parse::Ip};
 #[map]
 static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 
-/// Whether [`kernel_sends`] must be asked about a frame to a backend.
+/// Whether [`kernel_sends`] must be called for a frame to a backend.
 #[inline(always)]
 pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &'static BackendRow) -> bool {
     row.forwarding & FORWARDING_ASKS != 0 && asks(row, ingress.ifindex(), is_tagged(ip)) != 0
 }
 
-/// A function, as the plain path has no room on the stack for what it needs.
+/// This is a separate function because the plain path has too little stack left for its variables.
 #[inline(never)]
 extern "C" fn asks(row: &'static BackendRow, ingress: u32, is_tagged: bool) -> u64 {
     row.asks(ingress, is_tagged).into()
 }
 
-/// Whether the kernel has to send a frame that came in by `ingress` and leaves by `egress`.
+/// Whether the kernel must send a frame that arrived by `ingress` and leaves by `egress`.
 #[inline(always)]
 pub(crate) fn kernel_sends(ip: &Ip<'_>, ingress: u32, egress: u32) -> bool {
     ingress != egress && is(egress, DEVICE_TAKES_NO_FRAMES) || is_tagged(ip) && is(ingress, DEVICE_CARRIES_TAGS)

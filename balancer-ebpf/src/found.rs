@@ -8,26 +8,26 @@ use crate::{
     scratch::{self, Row},
 };
 
-/// Source and destination port.
+/// Length of source and destination port.
 const PORTS_LEN: usize = 4;
 
-/// Where the headers of a packet lie, for the steps after the one that has found them.
+/// The position of a packet's headers, for later steps.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Kept {
     place: u64,
-    /// The identification of its fragment.
+    /// The identification of the packet's fragment.
     fragment: u32,
     reserved: u32,
 }
 
-/// Keeps where the headers of a packet lie, for [`Found::again`].
+/// Stores the position of a packet's headers for [`Found::again`].
 #[inline(always)]
 pub(crate) fn keep(ip: &Ip<'_>) {
     balancer_keep(ip.place(), ip.fragment.id.into());
 }
 
-/// A function, so that what it has on the stack does not add to what its callers have on theirs.
+/// This is a separate function, so that its stack does not add to its callers'.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_keep(place: u64, fragment: u64) -> u64 {
@@ -56,11 +56,11 @@ impl Found {
         Some(Self { ingress, frame, ip })
     }
 
-    /// The same, with a quick look at first: most packets have no options and no extension headers.
+    /// Finds the header quickly if the packet has no options and no extension headers, as most have none.
     #[inline(always)]
     pub(crate) fn plain(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
-        // Behind any other header there may be ports all the same, of an IPv6 fragment.
+        // A header of another kind may still be followed by ports, in an IPv6 fragment.
         let plain = |ip: Ip<'static>| {
             let has_ports = ip.protocol == TCP || ip.protocol == UDP;
             if has_ports {
@@ -75,7 +75,7 @@ impl Found {
         }
     }
 
-    /// The same for a step after one that has [kept](keep) where the headers lie.
+    /// Reads the position that an earlier step has [kept](keep).
     #[inline(always)]
     pub(crate) fn again(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
@@ -85,7 +85,7 @@ impl Found {
         Some(Self { ingress, frame, ip })
     }
 
-    /// The packet that an ICMP error quotes. `None`: too short, or broken.
+    /// The packet that an ICMP error quotes. `None`: the quote is too short or malformed.
     #[inline(always)]
     pub(crate) fn quoted(&self) -> Option<Ip<'static>> {
         let Self { frame, ip, .. } = self;

@@ -1,4 +1,4 @@
-//! Where the first fragment of a datagram went, so that the rest, which has no ports, can follow.
+//! Memory of first fragments: later fragments have no ports and follow the first.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_coarse_ns,
@@ -20,7 +20,7 @@ use crate::{
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 
-/// What is remembered. Not on the stack, of which the steps that lead here leave little.
+/// A key and a row for the map. They are not on the stack, because the callers leave little of it.
 #[repr(C)]
 struct Noted {
     key: FragmentKey,
@@ -30,7 +30,7 @@ struct Noted {
 #[map]
 static NOTED: PerCpuArray<Noted> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where a datagram goes.
+/// The destination of a datagram.
 #[derive(Clone, Copy)]
 pub(crate) enum Way {
     /// To the kernel.
@@ -39,9 +39,9 @@ pub(crate) enum Way {
     Backend(u16),
     /// From a `nat` backend to its client; port and protocol of its row in the return table.
     Client(u16, u8),
-    /// To the backend of the flow of this name.
+    /// To the backend of the flow with this name.
     Flow(u32),
-    /// To the client of the flow of this name.
+    /// To the client of the flow with this name.
     FlowBack(u32),
 }
 
@@ -63,8 +63,8 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Remembers where `ip`, a first fragment, went. Without room, or where there are too many at once (each takes a lock that
-/// all CPUs share), the rest counts as not seen before.
+/// Remembers the destination of `ip`, a first fragment. If there is no room, or if there are too many at once (each
+/// takes a lock that all CPUs share), later fragments count as unknown.
 #[inline(always)]
 pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     if !budget::may_remember_fragment() {
@@ -90,11 +90,11 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     }
 }
 
-/// Where the first fragment of `ip`'s datagram went. `None`: it was not seen.
+/// The destination of the first fragment of `ip`'s datagram. `None`: it was not seen.
 #[inline(always)]
 pub(crate) fn recall(ip: &Ip<'_>) -> Option<Way> {
     let row = FRAGMENTS.get_ptr(key(ip))?;
-    // SAFETY: a map value; a row that another CPU replaces meanwhile is of the same datagram.
+    // SAFETY: a map value; a row that another CPU replaces at the same time belongs to the same datagram.
     let FragmentRow { seen, way, value, protocol, .. } = unsafe { row.read() };
     if now().wrapping_sub(seen) > FRAGMENT_LIFETIME {
         return None;

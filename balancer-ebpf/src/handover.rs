@@ -1,7 +1,7 @@
-//! Frames that XDP cannot send, sent by the kernel: `forward::mark` is what the XDP program does, [`process`] what becomes
-//! of the frame where the kernel takes it in, before its firewall, its routing and its checks of source addresses.
+//! Frames that XDP cannot send and the kernel sends instead. `forward::mark` is the XDP program's part; [`process`]
+//! handles the frame at the kernel's ingress, before firewall, routing and source address checks.
 //!
-//! The kernel's own transmit path resolves neighbours and keeps packets meanwhile, and knows every kind of interface.
+//! The kernel's transmit path resolves neighbours, keeps packets meanwhile, and knows every kind of interface.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
@@ -28,7 +28,7 @@ use crate::{
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// Sends one frame if it is marked; otherwise others decide. The result is a `TC_ACT_*`.
+/// Sends a marked frame; otherwise the kernel handles it. The result is a `TC_ACT_*`.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let mut word = marked(frame(skb)).unwrap_or(0);
@@ -38,20 +38,20 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     if word == 0 { TC_ACT_UNSPEC } else { sent(skb, word).unwrap_or(TC_ACT_SHOT) }
 }
 
-/// Whom the frame is handed over for, as the first four bytes of its destination, which are not 0. `None`: it is no such
-/// frame. A number, as the compiler reads the unset part of an enumeration.
+/// The recipient of a marked frame: the first four bytes of its destination, which are not 0. `None`: the frame is not
+/// marked. The value is a number because the compiler would read the unset part of an enumeration.
 #[inline(always)]
 fn marked(frame: Packet<'_>) -> Option<u32> {
     let source: Mac = frame.load(size_of::<Mac>())?;
     if source == mark::own_source() { frame.load(0) } else { None }
 }
 
-/// A link-layer header. Not on the stack, where words must be aligned.
+/// A link-layer header. It is not on the stack, where words must be aligned.
 #[map]
 static HEADER: PerCpuArray<[u8; EthHdr::LEN]> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where generic XDP has made a copy of the frame, the kernel forgets how long its link-layer header is, and the frame
-/// begins with the IP header (seen in Linux 6.18). A marked one gets its header back.
+/// If generic XDP has copied the frame, the kernel forgets the length of its link-layer header, and the frame begins
+/// with the IP header (seen in Linux 6.18). This restores the header of a marked frame.
 #[inline(always)]
 fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     const MAC_HEADER: u32 = 0;
@@ -80,7 +80,7 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     Some(u32::from_ne_bytes([*a, *b, *c, *d]))
 }
 
-/// The linear part of the frame. Views taken before a helper has changed it are void.
+/// The linear part of the frame. Earlier views become invalid when a helper changes the frame.
 #[inline(always)]
 pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
     // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word is
@@ -94,7 +94,7 @@ pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
 
 #[inline(always)]
 fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
-    // The interface that the frame leaves by writes tags of its own.
+    // The egress interface writes its own tags.
     for _ in 0..MAX_VLAN_TAGS {
         // SAFETY: the context is the kernel's.
         if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
@@ -116,13 +116,13 @@ fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
     Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)
 }
 
-/// The next hop of the frame. Not on the stack, where the verifier wants double words at multiples of eight.
+/// The next hop of the frame. It is not on the stack, where the verifier requires double words at multiples of eight.
 #[map]
 static REDIRECTED: PerCpuArray<bpf_redir_neigh> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn to_client(skb: *mut __sk_buff) -> Option<i32> {
-    // Too short for this it may be all the same, with IPv4. SAFETY: the context is the kernel's.
+    // An IPv4 frame may be shorter than this. SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, (EthHdr::LEN + Ipv6Hdr::LEN) as u32) };
     let ip = parse::ip(frame(skb))?;
     // SAFETY: the context is the kernel's.
@@ -131,7 +131,7 @@ fn to_client(skb: *mut __sk_buff) -> Option<i32> {
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
     let neighbour = unsafe { &mut *REDIRECTED.get_ptr_mut(0)? };
     neighbour.nh_family = if hop.family == u32::from(FAMILY_V4) { AF_INET } else { AF_INET6 };
-    // An IPv4 address is the first word.
+    // An IPv4 address is stored in the first word.
     neighbour.__bindgen_anon_1.ipv6_nh = hop.address;
     let size = size_of::<bpf_redir_neigh>() as i32;
     // SAFETY: the structure lives through the call, and its size is given.

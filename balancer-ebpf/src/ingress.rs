@@ -1,4 +1,4 @@
-//! The driver's side of one frame: where it lies, where it came in, and making it longer or shorter.
+//! The driver's part of a frame: its memory, its ingress interface, and changes of its length.
 
 use core::ffi::c_void;
 
@@ -19,7 +19,7 @@ pub struct Ingress {
 
 impl Ingress {
     /// # Safety
-    /// The context must be the one that the kernel called the program with.
+    /// The context must be the kernel's argument to the program.
     #[inline(always)]
     #[must_use]
     pub unsafe fn new(context: *mut xdp_md) -> Self {
@@ -28,7 +28,7 @@ impl Ingress {
         Self { context, ifindex, row: stats::row(ifindex) }
     }
 
-    /// The interface's row of what there is for each.
+    /// The interface's row in maps with a row for each interface.
     #[inline(always)]
     #[must_use]
     pub const fn row(self) -> u32 {
@@ -42,20 +42,20 @@ impl Ingress {
         self.context
     }
 
-    /// The context for helper functions that take any program's.
+    /// The context for helper functions that accept any program's context.
     #[inline(always)]
     pub(crate) const fn untyped(self) -> *mut c_void {
         self.context.cast()
     }
 
-    /// The interface the frame came in by.
+    /// The interface by which the frame arrived.
     #[inline(always)]
     #[must_use]
     pub const fn ifindex(self) -> u32 {
         self.ifindex
     }
 
-    /// The linear part of the frame. Views taken before `grow_head` or `cut_tail` are void.
+    /// The linear part of the frame. `grow_head` and `cut_tail` invalidate earlier views.
     #[inline(always)]
     #[must_use]
     pub fn frame(self) -> Packet<'static> {
@@ -68,7 +68,7 @@ impl Ingress {
         }
     }
 
-    /// Bytes of the whole frame, beyond the linear part as well.
+    /// Length of the whole frame in bytes, including the part beyond the linear one.
     #[inline(always)]
     #[must_use]
     pub fn frame_length(self) -> usize {
@@ -76,21 +76,21 @@ impl Ingress {
         unsafe { bpf_xdp_get_buff_len(self.context) as usize }
     }
 
-    /// Whether the frame holds what an IP header in it promises: its linear part does, or all of it.
+    /// Whether the frame is as long as an IP header in it says, in the linear part or in total.
     #[inline(always)]
     pub(crate) fn holds_all(self, ip: &Ip<'_>) -> bool {
         ip.header.holds(ip.length) || ip.l3_offset + ip.length <= self.frame_length()
     }
 
-    /// Puts `by` bytes in front of the frame (with a negative number: takes them away). `None`: there is no room, and
-    /// nothing has changed.
+    /// Adds `by` bytes in front of the frame, or removes them if negative. `None`: there is no room, and nothing has
+    /// changed.
     #[inline(always)]
     pub(crate) fn grow_head(self, by: i32) -> Option<()> {
         // SAFETY: the context is the kernel's.
         (unsafe { bpf_xdp_adjust_head(self.context, -by) } == 0).then_some(())
     }
 
-    /// Takes `by` bytes off the end of the frame. `None`: it is not that long.
+    /// Removes `by` bytes from the end of the frame. `None`: the frame is shorter.
     #[inline(always)]
     pub(crate) fn cut_tail(self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.

@@ -1,4 +1,4 @@
-//! Putting an IP header in front of a packet or taking one away: the link-layer headers move, VLAN tags and all.
+//! Adding an IP header in front of a packet, or removing one: the link-layer headers move, including VLAN tags.
 
 use core::mem::offset_of;
 
@@ -21,7 +21,7 @@ pub(crate) fn store_ethernet(frame: Packet<'_>, row: &BackendRow, family: u8) ->
     frame.store(0, Ethernet { macs_start: row.macs_start, macs_end: row.macs_end, ether_type: ether_type(family) })
 }
 
-/// In the widths that it is written in.
+/// The header in the widths in which it is written.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Ethernet {
@@ -38,12 +38,12 @@ const fn ether_type(family: u8) -> u16 {
 const MACS_LEN: usize = offset_of!(EthHdr, ether_type);
 const TAG_LEN: usize = 4;
 
-/// Moves the link-layer headers, of `l3_offset` bytes, from byte `from` to byte `to`, for a packet of `family`.
+/// Moves the link-layer headers (`l3_offset` bytes) from offset `from` to offset `to`, for a packet of `family`.
 #[inline(always)]
 #[must_use]
 pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usize, family: u8) -> Option<()> {
     let ether_type = ether_type(family);
-    // Everything is read before anything is written, as the places may overlap.
+    // Everything is read before anything is written, because the places may overlap.
     let macs: [u32; 3] = frame.load(from)?;
     let first: u32 = frame.load(from + MACS_LEN)?;
     let second: u32 = frame.load(from + MACS_LEN + TAG_LEN)?;
@@ -60,12 +60,12 @@ pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usi
     frame.store(at + 2 * TAG_LEN, ether_type)
 }
 
-/// What decides about an IPv4 header apart from its addresses.
+/// The variable fields of an IPv4 header besides its addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct V4 {
     pub(crate) tos: u8,
     pub(crate) length: usize,
-    /// `None`: not to be fragmented, so that it needs no identification (RFC 6864).
+    /// `None`: the packet must not be fragmented, so it needs no identification (RFC 6864).
     pub(crate) id: Option<u16>,
     pub(crate) ttl: u8,
     pub(crate) protocol: u8,
@@ -82,7 +82,7 @@ pub(crate) fn store_v4(at: Packet<'_>, header: &V4) -> Option<()> {
     store_v4_between(at, header, checksum::sum_u32(header.source) + checksum::sum_u32(header.destination))
 }
 
-/// The same where the sum of both addresses is known.
+/// Writes an IPv4 header without options; the caller knows the sum of both addresses.
 #[inline(always)]
 #[must_use]
 pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> Option<()> {
@@ -97,7 +97,7 @@ pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> O
     at.store(0, WholeV4 { a, b, c, d, e, check, source: header.source, destination: header.destination })
 }
 
-/// In the widths that it is written in.
+/// The header in the widths in which it is written.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct WholeV4 {
@@ -113,7 +113,7 @@ struct WholeV4 {
 
 const _: () = assert!(size_of::<WholeV4>() == Ipv4Hdr::LEN && offset_of!(WholeV4, check) == offset_of!(Ipv4Hdr, check));
 
-/// What decides about an IPv6 header apart from its addresses.
+/// The variable fields of an IPv6 header besides its addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct V6 {
     pub(crate) traffic_class: u8,
@@ -150,7 +150,7 @@ const fn halves(address: &[u32; 4]) -> [u64; 2] {
     [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
 }
 
-/// In the widths that it is written in.
+/// The header in the widths in which it is written.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct WholeV6 {

@@ -1,5 +1,5 @@
-//! Replies of servers on this machine that `nat` packets were passed to: they leave as the VIP's. The classifier looks at
-//! what the host sends out of the attached interfaces, behind its firewall and its routing.
+//! Replies of servers on this machine that received `nat` packets. A classifier gives them the VIP as source. It sees
+//! the packets that the host sends by the attached interfaces, after firewall and routing.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -23,10 +23,10 @@ use crate::{
     returns,
 };
 
-/// As much of a frame as its headers may take, without options.
+/// The maximum length of a frame's headers without options.
 const HEADERS: u32 = 14 + 40 + 20;
 
-/// Translates one frame, if it is such a reply; others decide about it all the same. The result is a `TC_ACT_*`.
+/// Translates a frame if it is such a reply; in any case, later programs still see it. The result is a `TC_ACT_*`.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
@@ -45,15 +45,15 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     if translated(skb, &ip, row, carries_ports).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
 
-/// The linear part of the frame, with all headers of a reply in it.
+/// The linear part of the frame, extended to hold all headers of a reply.
 #[inline(always)]
 fn with_headers(skb: *mut __sk_buff) -> Packet<'static> {
-    // Shorter ones are whole as they are. SAFETY: the context is the kernel's.
+    // Shorter frames are complete already. SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
     frame(skb)
 }
 
-/// The way back of a packet from a backend that is this machine.
+/// The return row of a packet from a backend that is this machine.
 #[inline(always)]
 fn of_local_backend(control: &'static Control, ip: &Ip<'_>) -> Option<&'static ReturnRow> {
     let row = if ip.fragment.is_later() {
@@ -79,7 +79,8 @@ fn translated(skb: *mut __sk_buff, ip: &Ip<'_>, row: &ReturnRow, carries_ports: 
         };
         let old_port: u16 = ip.l4.load(0)?;
         let flags = u64::from(BPF_F_PSEUDO_HDR) | zero_stays;
-        // The sum of what the address changes, as if it were a checksum's difference. SAFETY: the context is the kernel's.
+        // The helper accepts the sum of the address change in place of a checksum difference. SAFETY: the context is
+        // the kernel's.
         ok(unsafe { bpf_l4_csum_replace(skb, check, 0, u64::from(row.address_delta), flags) })?;
         if let Some(port) = row.port() {
             // SAFETY: as above, and the port lives through the call.

@@ -1,4 +1,4 @@
-//! The entry points, and the exhaustive tables that turn an outcome into an XDP action and its counters.
+//! The entry points, and the exhaustive matches that turn an outcome into an XDP action and its counters.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -21,21 +21,21 @@ mod entry {
         tracing,
     };
 
-    /// Steers one frame.
+    /// The XDP program: steers a frame.
     #[xdp(frags)]
     #[inline(always)]
     fn balancer(context: XdpContext) -> u32 {
         steer(&context)
     }
 
-    /// The same, and tells of packets: attached only while somebody traces or captures.
+    /// The XDP program with tracing, attached only while a user traces or captures.
     #[xdp(frags)]
     #[inline(always)]
     fn tell_and_steer(context: XdpContext) -> u32 {
         tracing::around(context.ctx, || steer(&context))
     }
 
-    /// Steers one frame. Within the entry point: as a function of its own it would take a stack of its own.
+    /// Steers a frame. It is inlined into the entry points, because a function would have a stack of its own.
     #[inline(always)]
     fn steer(context: &XdpContext) -> u32 {
         // SAFETY: the kernel's context.
@@ -68,27 +68,27 @@ mod entry {
         action
     }
 
-    /// Counts what was redirected and not sent.
+    /// Counts redirects that the kernel refused.
     #[raw_tracepoint]
     fn redirect_refused(context: RawTracePointContext) -> i32 {
         redirects::refused(&context);
         0
     }
 
-    /// The same, where the driver did not take it.
+    /// Counts redirected frames that the driver did not accept.
     #[raw_tracepoint]
     fn redirect_lost(context: RawTracePointContext) -> i32 {
         redirects::lost(&context);
         0
     }
 
-    /// Sends the frames that the first program has handed over.
+    /// Sends frames that the XDP program has handed over.
     #[classifier]
     fn handover(context: TcContext) -> i32 {
         handover::process(context.skb.skb)
     }
 
-    /// Has replies of servers on this machine leave as the VIP's.
+    /// Gives replies of servers on this machine the VIP as source.
     #[classifier]
     fn local_replies(context: TcContext) -> i32 {
         local_replies::process(context.skb.skb)
@@ -106,7 +106,7 @@ mod entry {
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        // SAFETY: nothing that can panic is left in the program; the verifier would reject an endless loop.
+        // SAFETY: the program contains no code that can panic; the verifier would reject an endless loop.
         unsafe { core::hint::unreachable_unchecked() }
     }
 }

@@ -1,4 +1,4 @@
-//! Sources that no client can have.
+//! Source addresses that no client can have.
 
 use balancer_common::{
     map_types::{Control, FAMILY_V4, ServiceKey},
@@ -7,8 +7,8 @@ use balancer_common::{
 
 use crate::{control, parse::Ip, service};
 
-/// Whether the source of `ip` is the loopback's, a group's, nobody's, everybody's, or the destination. A comparison or
-/// two for each, as every packet for a service is asked.
+/// Whether the source of `ip` is loopback, multicast, unspecified, broadcast or equal to the destination. Each costs a
+/// comparison or two, because every packet for a service is checked.
 #[inline(always)]
 pub(crate) fn is_source(ip: &Ip<'_>) -> bool {
     is_nobodys(&ip.source, ip.family) || is_same(&ip.source, &ip.destination, ip.family)
@@ -19,11 +19,11 @@ const fn is_nobodys(source: &[u32; 4], family: u8) -> bool {
     let [a, b, c, d] = *source;
     if family == FAMILY_V4 {
         let [first, ..] = a.to_ne_bytes();
-        // Of most addresses the first byte tells.
+        // The first byte decides for most addresses.
         if first != 127 && first.wrapping_sub(1) < 223 {
             return false;
         }
-        // 0.0.0.0 and 255.255.255.255 are neighbours.
+        // 0.0.0.0 and 255.255.255.255 are neighbours when wrapping around.
         first == 127 || first & 0xf0 == 224 || a.wrapping_add(1) <= 1
     } else {
         const GROUP: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
@@ -40,8 +40,8 @@ const fn is_same(one: &[u32; 4], other: &[u32; 4], family: u8) -> bool {
     }
 }
 
-/// Whether the source of `ip` is the VIP of any service: asked of what opens a connection, or may. For most addresses a word
-/// says that it is not.
+/// Whether the source of `ip` is the VIP of any service. Packets that open a connection, or may, are checked. For most
+/// addresses one word tells that they are no VIP.
 #[inline(always)]
 pub(crate) fn is_vip(control: &'static Control, ip: &Ip<'_>) -> bool {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
@@ -53,7 +53,7 @@ pub(crate) fn is_vip(control: &'static Control, ip: &Ip<'_>) -> bool {
     balancer_source_is_vip(low, high, u64::from(ip.family)) != 0
 }
 
-/// A global function: the verifier looks at it once.
+/// This is a global function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_source_is_vip(low: u64, high: u64, family: u64) -> u64 {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_nobody() {
+    fn when_no_client_can_have_an_address_then_it_is_a_martian() {
         for (address, expected) in [
             ("0.0.0.0", true),
             ("0.0.0.1", false),

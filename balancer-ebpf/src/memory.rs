@@ -18,7 +18,7 @@ use crate::{
     step::{Choice, Step, Unchosen},
 };
 
-/// Buckets, a power of two; the controller sets the real number when it loads the program.
+/// Number of buckets, a power of two; the controller sets it when it loads the program.
 #[map]
 static CLIENTS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -30,7 +30,7 @@ static CLIENT_BUCKET_MASK: Global<u32> = Global::new(0);
 #[map]
 static SEEN: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The word of the filter that holds a client's bits, and the bits.
+/// The word of the filter that holds a client's bits, and the mask of these bits.
 #[inline(always)]
 fn seen_place(control: &'static Control, hash: u64) -> Option<(*mut u64, u64)> {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
@@ -42,12 +42,13 @@ fn seen_place(control: &'static Control, hash: u64) -> Option<(*mut u64, u64)> {
 /// Whether a known client has been seen in this period.
 #[inline(always)]
 pub(crate) fn seen(control: &'static Control, hash: u64) -> bool {
-    // SAFETY: a map value; other CPUs and the controller replace it in one piece.
+    // SAFETY: a map value; other CPUs and the controller replace it in one store.
     seen_place(control, hash).is_some_and(|(word, bits)| unsafe { word.read_volatile() } & bits == bits)
 }
 
-/// Notes that a known client has been seen. Another CPU that writes the same word meanwhile may undo this, and the controller
-/// that clears it may be undone: an entry that is read once more, and bits that are somebody's under the salt before.
+/// Records that a known client has been seen. A concurrent write by another CPU may undo this, and this may undo the
+/// controller's clearing. The cost is one more read of an entry, or bits that belonged to a client under the earlier
+/// salt.
 #[inline(always)]
 fn mark(control: &'static Control, hash: u64) {
     if let Some((word, bits)) = seen_place(control, hash) {
@@ -56,16 +57,16 @@ fn mark(control: &'static Control, hash: u64) {
     }
 }
 
-/// A bucket that other CPUs and the controller write as well, a word at a time.
+/// A bucket that other CPUs and the controller also write, one word at a time.
 struct Shared {
     entries: *mut [u64; BUCKET_ENTRIES],
     read_only: bool,
-    /// The verifier does not know it.
+    /// A value that is unknown to the verifier.
     hash: u64,
 }
 
 impl Shared {
-    /// The one of a client's hash.
+    /// The bucket of a client's hash.
     #[inline(always)]
     fn of(hash: u64, read_only: bool) -> Option<Self> {
         let index = hash as u32 & CLIENT_BUCKET_MASK.load();
@@ -99,7 +100,7 @@ impl Entries for Shared {
     }
 }
 
-/// Steers by memory. `None`: nobody takes the client.
+/// Steers by client memory. `None`: no backend takes the client.
 #[inline(always)]
 pub(crate) fn consult(query: &Query) -> Option<Choice> {
     answered(query.packed())
@@ -116,21 +117,22 @@ fn choice(answer: u64) -> Option<Choice> {
     (backend != NO_BACKEND).then_some(Choice { backend, decision: DecisionIndex((answer >> 16) as u8) })
 }
 
-/// A query put off until [`resume`], so that the consultation's stack does not come on top of the asking step's.
+/// A query postponed until [`resume`], so that the stack of the consultation does not add to that of the step that
+/// asks.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Pending {
     query: PackedQuery,
     step: Unchosen,
     nobody: Step,
-    /// The one given to [`remember_later`]; 0: the query is one of [`consult_later`].
+    /// The note given to [`remember_later`]; 0: the query came from [`consult_later`].
     note: u64,
 }
 
-/// In the answer to a query: the client's entry has come to be, or to name another backend.
+/// A flag in the answer to a query: the client's entry is new, or names another backend now.
 const CHANGED: u64 = 1 << 32;
 
-/// Puts a query off; `step` is to be taken with the answer, `nobody` if nobody takes the client.
+/// Postpones a query. The packet continues at `step` with the answer, or at `nobody` if no backend takes the client.
 #[inline(always)]
 pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;
@@ -139,7 +141,7 @@ pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Opti
     Some(Step::CONSULT)
 }
 
-/// Has the query that was put off send known clients alone to a backend; others pass.
+/// Restricts the postponed query to known clients: packets of other clients pass.
 #[inline(always)]
 pub(crate) fn ask_for_known() {
     if let Some(pending) = scratch::place::<Pending>(Row::Pending) {
@@ -151,8 +153,8 @@ pub(crate) fn ask_for_known() {
     }
 }
 
-/// Puts off a query about a client whose connection names its backend: `step` leads there, whatever the answer. [`resume`] gives
-/// `note`, which is not 0, to whoever resumes if the client comes to be known there because of it.
+/// Postpones a query about a client whose connection names its backend; `step` leads there whatever the answer is. If
+/// this makes the client known there, [`resume`] returns `note`, which is not 0.
 #[inline(always)]
 pub(crate) fn remember_later(query: &Query, step: Step, note: u64) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;
@@ -162,7 +164,7 @@ pub(crate) fn remember_later(query: &Query, step: Step, note: u64) -> Option<Ste
     Some(Step::CONSULT)
 }
 
-/// The step that was given to [`consult_later`], with the backend, or the end of it; or the one that was given to
+/// The step given to [`consult_later`], completed with the backend, or its end; or the step given to
 /// [`remember_later`], with its note or 0.
 #[inline(always)]
 pub(crate) fn resume() -> (Step, u64) {
@@ -180,8 +182,8 @@ pub(crate) fn resume() -> (Step, u64) {
     }
 }
 
-/// The consultation itself. A global function: the verifier looks at it once, whatever its callers know, and they know
-/// nothing of the answer but that it is a number.
+/// The consultation itself. It is a global function: the verifier checks it once, independently of the callers, which
+/// know about the answer only that it is a number.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
@@ -215,8 +217,8 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
         | if recorded || answer.moved_from != NO_BACKEND { CHANGED } else { 0 }
 }
 
-/// Records a newcomer at `live`. A function of its own: with the search for a place in it, the consultation of a known client
-/// took a tenth longer.
+/// Records a newcomer at `live`. It is a separate function, because with the search for a place included, consultations
+/// of known clients took a tenth longer.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_record(hash: u64, first: u64, second: u64, live: u64) -> u64 {

@@ -1,7 +1,7 @@
-//! Making the verifier forget.
+//! Hiding values from the verifier.
 //!
-//! It follows every path through the headers on its own, with what that says of each offset, and again through all that
-//! comes after. A number that has been through a map is just a number to it, so that it goes on once for all of them.
+//! The verifier follows every path through the headers separately, with its knowledge of each offset, and repeats all
+//! code that follows. A number read back from a map is unknown to it, so the paths join again there.
 
 use crate::{
     packet::Packet,
@@ -9,7 +9,7 @@ use crate::{
     scratch::{self, Row},
 };
 
-/// `number`, of which the verifier knows nothing.
+/// Returns `number` as a value that is unknown to the verifier.
 #[inline(always)]
 pub(crate) fn number(number: u64) -> Option<u64> {
     let place = scratch::place::<u64>(Row::Opaque)?;
@@ -20,13 +20,13 @@ pub(crate) fn number(number: u64) -> Option<u64> {
     }
 }
 
-/// `number`, of which the verifier knows no more than of `unknown`.
+/// Returns `number`; the verifier knows as little about the result as about `unknown`.
 #[inline(always)]
 pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     let number = {
         let mut number = number;
-        // SAFETY: two instructions that change nothing but their operand, and leave it as it was.
+        // SAFETY: two instructions that change only their operand and restore its value.
         unsafe {
             core::arch::asm!(
                 "{0} ^= {1}",
@@ -43,7 +43,7 @@ pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
     number
 }
 
-/// [`parse::follow`], forgetting.
+/// Calls [`parse::follow`], hiding offsets from the verifier.
 #[inline(always)]
 pub(crate) fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>) -> Result<(), Stopped> {
     parse::follow(frame, ip, number)

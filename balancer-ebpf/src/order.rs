@@ -1,16 +1,16 @@
 //! Network byte order.
 
-/// A length in network order, as a number of which the verifier knows that it has 16 bits.
+/// Converts a length from network order to a number that the verifier knows to have 16 bits.
 ///
-/// Verifiers up to that of Linux 6.18.15 know nothing of a number after a byte swap, and the compiler takes a mask away
-/// that changes nothing, unless it does not see it.
+/// Verifiers up to Linux 6.18.15 know nothing about a number after a byte swap, and the compiler removes a mask that
+/// changes nothing unless the mask is hidden from it.
 #[inline(always)]
 pub(crate) fn length(field: u16) -> usize {
     let swapped = u64::from(u16::from_be(field));
     #[cfg(target_arch = "bpf")]
     let swapped = {
         let mut swapped = swapped;
-        // SAFETY: one instruction, which changes nothing but its operand.
+        // SAFETY: one instruction, which changes only its operand.
         unsafe {
             core::arch::asm!("{0} &= 0xffff", inout(reg) swapped, options(pure, nomem, nostack, preserves_flags));
         }
@@ -22,7 +22,7 @@ pub(crate) fn length(field: u16) -> usize {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_length_is_in_network_order() {
+    fn when_a_length_is_in_network_order_then_it_is_converted() {
         for length in [0u16, 1, 0x1234, 0xffff] {
             assert_eq!(super::length(length.to_be()), usize::from(length));
         }

@@ -4,8 +4,8 @@ use core::marker::PhantomData;
 
 use bytemuck::Pod;
 
-/// The bytes from `start` to `end`. Every access is checked against `end` right before it is made, in the form that
-/// the kernel's verifier recognises.
+/// The bytes from `start` to `end`. Each access checks `end` right before it is made, in the form that the kernel's
+/// verifier recognizes.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     start: usize,
@@ -17,7 +17,7 @@ impl<'a> Packet<'a> {
     /// A view of the memory from `start` to `end`.
     ///
     /// # Safety
-    /// The memory must be readable and writable for `'a`, and nothing but views made from this one may touch it.
+    /// The memory must be readable and writable for `'a`, and only views made from this one may access it.
     #[inline(always)]
     #[must_use]
     pub const unsafe fn new(start: usize, end: usize) -> Self {
@@ -38,21 +38,22 @@ impl<'a> Packet<'a> {
         self.end.saturating_sub(self.start)
     }
 
-    /// Whether no byte is left.
+    /// Whether the view has no bytes.
     #[inline(always)]
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// Whether there are this many bytes.
+    /// Whether the view has this many bytes.
     #[inline(always)]
     #[must_use]
     pub fn holds(self, bytes: usize) -> bool {
         beyond(self.start, bytes) <= self.end
     }
 
-    /// The view without its first `by` bytes. Going beyond the end is no error until something is loaded there.
+    /// The view without its first `by` bytes. A position beyond the end is an error only when something is loaded
+    /// there.
     #[inline(always)]
     #[must_use]
     pub fn skip(self, by: usize) -> Self {
@@ -65,7 +66,7 @@ impl<'a> Packet<'a> {
         if beyond(start, size_of::<T>()) > self.end { None } else { Some(start as *mut T) }
     }
 
-    /// The value at byte `at`, in memory order, at any alignment; `None` beyond the end.
+    /// The value at offset `at`, in memory order, at any alignment; `None` beyond the end.
     #[inline(always)]
     #[must_use]
     pub fn load<T: Pod>(self, at: usize) -> Option<T> {
@@ -74,7 +75,7 @@ impl<'a> Packet<'a> {
         Some(unsafe { pointer.read_unaligned() })
     }
 
-    /// Writes `value` at byte `at`, in memory order, at any alignment; `None` beyond the end, nothing written.
+    /// Writes `value` at offset `at`, in memory order, at any alignment. `None`: beyond the end, nothing is written.
     #[inline(always)]
     #[must_use]
     pub fn store<T: Pod>(self, at: usize, value: T) -> Option<()> {
@@ -85,11 +86,11 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The address `by` bytes further on. That it does not wrap around tells the compiler which comparisons with the end say
-/// what one before them has said.
+/// Adds `by` to an address. Because the sum cannot wrap around, the compiler can drop comparisons with the end that an
+/// earlier one implies.
 #[inline(always)]
 fn beyond(address: usize, by: usize) -> usize {
-    // SAFETY: frames lie far from the last addresses, and every length in them is a number of 16 bits or less.
+    // SAFETY: frames lie far below the highest addresses, and every length in them has 16 bits or fewer.
     unsafe { address.unchecked_add(by) }
 }
 
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loads_and_stores_stop_at_the_end() {
+    fn when_an_access_reaches_the_end_then_loads_and_stores_stop() {
         let mut bytes = [1u8, 2, 3, 4, 5];
         let packet = Packet::from_slice(&mut bytes);
         assert_eq!(packet.load::<[u8; 2]>(3), Some([4, 5]));

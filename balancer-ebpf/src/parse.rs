@@ -1,7 +1,7 @@
 //! Frame → headers: Ethernet with up to two VLAN tags, IPv4 with options, IPv6 with extension headers, TCP and UDP.
 //!
-//! Nothing is judged before the destination is known: a frame that is not for a VIP passes, however broken it is.
-//! [`ip`] reads what every packet has; [`follow`] reads the rest, which few packets have.
+//! Errors are reported only after the destination is known, because a frame that is not for a VIP passes however broken
+//! it is. [`ip`] reads the headers that every packet has; [`follow`] reads those that few packets have.
 
 use core::mem::offset_of;
 
@@ -19,7 +19,7 @@ use network_types::{
 use crate::{order, packet::Packet};
 
 const VLAN_TAG_LEN: usize = 4;
-/// Tags that are read.
+/// The maximum number of VLAN tags read.
 pub const MAX_VLAN_TAGS: usize = 2;
 
 /// The IANA number of TCP.
@@ -30,9 +30,9 @@ pub const UDP: u8 = IpProto::Udp as u8;
 pub const ICMP: u8 = IpProto::Icmp as u8;
 /// The IANA number of ICMPv6.
 pub const ICMP_V6: u8 = IpProto::Ipv6Icmp as u8;
-/// Length of the fixed ICMP header, which an error quotes the packet behind.
+/// Length of the fixed ICMP header; in an error the quoted packet follows.
 pub const ICMP_HEADER_LEN: usize = 8;
-/// Offset of the checksum in it.
+/// Offset of the checksum in the ICMP header.
 pub const ICMP_CHECK: usize = 2;
 /// The IANA number of IPv6 destination options.
 pub const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
@@ -40,21 +40,22 @@ const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 const ROUTING: u8 = IpProto::Ipv6Route as u8;
 const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
 
-/// IPv6 extension headers that are followed; a packet with more is malformed.
+/// The maximum number of IPv6 extension headers; a packet with more is malformed.
 const MAX_EXTENSION_HEADERS: usize = 8;
-/// Bytes of the headers before layer 4 are below this; a packet with more is malformed.
+/// The limit for the length of the headers before layer 4; a packet with longer headers is malformed.
 const MAX_HEADERS_LENGTH: usize = 2048;
 
 const HEADERS_LENGTH_MASK: u64 = MAX_HEADERS_LENGTH as u64 - 1;
 /// The packet that an ICMP error quotes begins within the first 4096 bytes of the frame.
 pub(crate) const L3_OFFSET_MASK: u64 = 4095;
 
-/// What the header of a packet says of fragmentation.
+/// The fragmentation fields of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// As in IPv4: the offset in units of eight bytes, and [`Fragment::MORE`]. One number, which is 0 for a whole packet.
+    /// The offset in units of eight bytes and [`Fragment::MORE`], as in IPv4, in one number that is 0 for a whole
+    /// packet.
     field: u16,
-    /// The identification, as it is in the packet. [`ip`] leaves it 0.
+    /// The identification in the byte order of the packet. [`ip`] leaves it 0.
     pub id: u32,
 }
 
@@ -62,7 +63,7 @@ impl Fragment {
     const MORE: u16 = 0x2000;
     const FIELD_MASK: u16 = 0x3fff;
 
-    /// A whole packet.
+    /// The value for a whole packet.
     pub(crate) const NONE: Self = Self { field: 0, id: 0 };
 
     /// Offset in units of eight bytes.
@@ -93,7 +94,7 @@ impl Fragment {
         self.offset() != 0
     }
 
-    /// Whether this is the first of several.
+    /// Whether this is the first of several fragments.
     #[inline(always)]
     #[must_use]
     pub const fn is_first(self) -> bool {
@@ -114,9 +115,9 @@ pub struct Ip<'a> {
     pub family: u8,
     /// The layer-4 protocol.
     pub protocol: u8,
-    /// Whether it is a whole packet.
+    /// The fragmentation fields; 0 in a whole packet.
     pub fragment: Fragment,
-    /// Whether the header agrees with itself and with the bytes that are there.
+    /// Whether the header is consistent with itself and with the length of the frame.
     pub well_formed: bool,
     /// Length of the IP packet in bytes, as the header says.
     pub length: usize,
@@ -138,7 +139,7 @@ impl<'a> Ip<'a> {
         self.family == FAMILY_V4 && u16::from_be(flags) & DONT_FRAGMENT == 0
     }
 
-    /// TTL or hop limit. Read from the packet where it is needed, as most packets are sent without.
+    /// TTL or hop limit. It is read from the packet on demand, because most packets do not need it.
     #[inline(always)]
     #[must_use]
     pub fn ttl(&self) -> u8 {
@@ -159,9 +160,9 @@ impl<'a> Ip<'a> {
         Some(if self.family == FAMILY_V4 { second } else { first << 4 | second >> 4 })
     }
 
-    /// The family again, as the packet itself says it. Where it was a constant of each path that lay on the stack, Linux 6.18.15
-    /// took the branch for IPv4 on all of them; of what a packet says the verifier knows nothing. Two bytes are read, as Linux
-    /// 6.1 does not understand how the end is compared with for one.
+    /// The family as the packet itself says. If the family was a constant of each path on the stack, Linux 6.18.15 took
+    /// the IPv4 branch on all paths; the verifier knows nothing about a value read from the packet. Two bytes are read
+    /// because Linux 6.1 does not understand the check of one byte against the end.
     #[inline(always)]
     #[must_use]
     pub fn version(&self) -> Option<u8> {
@@ -169,7 +170,7 @@ impl<'a> Ip<'a> {
         Some(first >> 4)
     }
 
-    /// Where the headers lie and what [`follow`] found, as a number for [`Ip::put`].
+    /// The positions of the headers and the result of [`follow`], as a number for [`Ip::put`].
     #[inline(always)]
     #[must_use]
     pub const fn place(&self) -> u64 {
@@ -179,8 +180,8 @@ impl<'a> Ip<'a> {
             | (self.fragment.field as u64) << 40
     }
 
-    /// The whole packet in `frame` of which [`Ip::place`] said `place`, as far as headers are rewritten: without addresses and
-    /// length.
+    /// The whole packet in `frame` that [`Ip::place`] described by `place`, with the fields that rewriting needs:
+    /// without addresses and length.
     #[inline(always)]
     #[must_use]
     pub fn placed(frame: Packet<'a>, place: u64) -> Option<Self> {
@@ -202,7 +203,7 @@ impl<'a> Ip<'a> {
         Some(ip)
     }
 
-    /// The same with addresses, length and the identification of its fragment.
+    /// The packet that [`Ip::place`] described, with addresses, length and the identification of its fragment.
     #[inline(always)]
     #[must_use]
     pub fn kept(frame: Packet<'a>, place: u64, fragment: u32) -> Option<Self> {
@@ -220,7 +221,7 @@ impl<'a> Ip<'a> {
         Some(ip)
     }
 
-    /// Takes over what [`Ip::place`] said of this packet, which lies in `frame`.
+    /// Sets the positions that [`Ip::place`] returned for this packet in `frame`.
     #[inline(always)]
     pub fn put(&mut self, frame: Packet<'a>, place: u64) {
         let headers_length = (place >> 16 & HEADERS_LENGTH_MASK) as usize;
@@ -232,7 +233,7 @@ impl<'a> Ip<'a> {
         self.fragment.field = (place >> 40) as u16 & Fragment::FIELD_MASK;
     }
 
-    /// The same in `frame`, another view of the frame that it was read from: with fewer numbers to keep until here.
+    /// The same packet in `frame`, another view of its frame. Fewer values have to be kept until here.
     #[inline(always)]
     #[must_use]
     pub fn again(&self, frame: Packet<'a>) -> Self {
@@ -240,7 +241,7 @@ impl<'a> Ip<'a> {
         Self { header, l4: header.skip(self.headers_length), ..*self }
     }
 
-    /// Where layer 4 begins in the frame.
+    /// Offset of layer 4 in the frame.
     #[inline(always)]
     #[must_use]
     pub const fn l4_offset(&self) -> usize {
@@ -255,12 +256,13 @@ impl<'a> Ip<'a> {
     }
 }
 
-/// The ports of a TCP or UDP header, and what else of it decides.
+/// The ports of a TCP or UDP header, and the flags that matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Both as one word of the packet, which the compiler keeps in one register.
+    /// Both ports as one word of the packet, which the compiler keeps in one register.
     ends: u32,
-    /// SYN, RST and ACK as they are in a TCP header, or [`Ports::DATAGRAM`]. A truth value would be made at once, for all packets.
+    /// SYN, RST and ACK as in a TCP header, or [`Ports::DATAGRAM`]. A boolean would be computed early, for every
+    /// packet.
     opening: u32,
 }
 
@@ -314,7 +316,7 @@ impl Ports {
         self.opening != Self::DATAGRAM
     }
 
-    /// [`Self::opens`], or a datagram, which may open one.
+    /// Whether the packet opens a connection ([`Self::opens`]) or is a datagram, which may.
     #[inline(always)]
     #[must_use]
     pub const fn may_open(&self) -> bool {
@@ -322,7 +324,7 @@ impl Ports {
     }
 }
 
-/// The IP header of a frame. `None`: not IP, or too short to tell where it goes.
+/// The IP header of a frame. `None`: not IP, or too short to contain a destination.
 #[inline(always)]
 #[must_use]
 pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
@@ -337,14 +339,15 @@ pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
     }
 }
 
-/// What `then` makes of the header of a whole, well-formed packet over IPv4 without options or over IPv6; it is compiled once for
-/// each family, so that what is constant for one of them costs nothing. `otherwise`: any other frame of IP. `None`: not IP.
+/// Calls `then` with the header of a whole, well-formed packet over IPv4 without options or over IPv6. `then` is
+/// compiled for each family, so its constants cost nothing. `otherwise` is the result for any other IP frame. `None`:
+/// not IP.
 #[inline(always)]
 #[must_use]
 pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then, otherwise: Then) -> Option<Then> {
     let mut l3_offset = EthHdr::LEN;
     let mut ether_type: u16 = frame.load(offset_of!(EthHdr, ether_type))?;
-    // So that most are compared once.
+    // This way most frames need one comparison.
     if ether_type != EtherType::Ipv4 as u16 && ether_type != EtherType::Ipv6 as u16 {
         (l3_offset, ether_type) = ethernet(frame)?;
     }
@@ -378,10 +381,10 @@ fn ethernet(frame: Packet<'_>) -> Option<(usize, u16)> {
     Some((offset, ether_type))
 }
 
-/// [`ipv4`] of a whole packet without options.
+/// Like [`ipv4`], for a whole packet without options.
 #[inline(always)]
 fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
-    // Version, header length, and what says of fragments.
+    // The mask covers version, header length and fragmentation.
     const LOOKED_AT: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff]);
     const PLAIN: u64 = u64::from_ne_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
     let [source, destination]: [u32; 2] = header.load(offset_of!(Ipv4Hdr, src_addr))?;
@@ -404,7 +407,7 @@ fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     })
 }
 
-/// [`ipv6`] of a packet that is well formed.
+/// Like [`ipv6`], for a well-formed packet.
 #[inline(always)]
 fn plain_ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     let ip = ipv6(header, l3_offset)?;
@@ -455,19 +458,19 @@ fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     })
 }
 
-/// Why [`follow`] came to no layer-4 header.
+/// Why [`follow`] reached no layer-4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The extension headers are longer than the packet, more than eight, or longer than 2047 bytes.
+    /// The extension headers exceed the packet, number more than eight, or exceed 2047 bytes.
     Malformed,
-    /// A routing header has segments left: the destination address is not where the packet ends.
+    /// A routing header has segments left, so the destination address is not the final one.
     Waypoint,
 }
 
 /// Finds the layer-4 header of a packet within `frame`, behind IPv6 extension headers, and the identification of a
-/// fragment. A later fragment's protocol may still be that of an extension header.
+/// fragment. The protocol of a later fragment may still be that of an extension header.
 ///
-/// `forget` gives its argument back: in the kernel, as a number that the verifier knows nothing of.
+/// `forget` returns its argument; in the kernel, as a number that is unknown to the verifier.
 ///
 /// # Errors
 /// See [`Stopped`].
@@ -510,8 +513,8 @@ pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Op
     Err(Stopped::Malformed)
 }
 
-/// The IP header at byte `l3_offset` of `frame`, of a packet within another or quoted in an ICMP error. Its lengths are
-/// what it says, which may be more than is there. `None`: too short, or not of that family.
+/// The IP header at offset `l3_offset` of `frame`, inside another packet or quoted in an ICMP error. Its lengths are
+/// those in the header, which may exceed the frame. `None`: too short, or not of that family.
 #[inline(always)]
 #[must_use]
 pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> {
@@ -520,14 +523,14 @@ pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> 
     ip.well_formed.then_some(ip)
 }
 
-/// The bit of a TCP header.
+/// The FIN bit of a TCP header.
 pub const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
-/// The bit of a TCP header.
+/// The ACK bit of a TCP header.
 pub(crate) const ACK: u8 = 0x10;
 
-/// What a packet whose [`ports`] are known says of its connection.
+/// The properties of a packet with known [`ports`] that change its flow's state.
 #[inline(always)]
 #[must_use]
 pub fn said(ip: &Ip<'_>, by_client: bool) -> Said {
@@ -537,13 +540,13 @@ pub fn said(ip: &Ip<'_>, by_client: bool) -> Said {
     Said { by_client, datagram: ip.protocol == UDP, syn: has(SYN), fin: has(FIN), rst: has(RST), ack: has(ACK) }
 }
 
-/// The ports of a TCP or UDP packet. `None`: it is neither, or the header is not there or contradicts itself.
+/// The ports of a TCP or UDP packet. `None`: another protocol, or a missing or inconsistent header.
 #[inline(always)]
 #[must_use]
 pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
     let first_fragment = ip.fragment.is_first();
     if ip.protocol == TCP {
-        // All of the fixed header must be there: the checksum may have to be rewritten.
+        // The whole fixed header must be present, because the checksum may have to be rewritten.
         let [ends, _, _, control, _]: [[u8; 4]; 5] = ip.l4.load(0)?;
         let [offset, control, ..] = control;
         let header_length = (offset >> 4) as usize * 4;

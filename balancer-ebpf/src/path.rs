@@ -1,4 +1,4 @@
-//! The path of most packets: service → backend → forward. Everything else, rules among it, is behind one branch, in
+//! The path of most packets: service → backend → forward. Everything else, such as rules, is behind one branch, in
 //! [`crate::steps`].
 
 use balancer_common::{
@@ -20,7 +20,7 @@ use crate::{
     steps,
 };
 
-/// Decides about one frame, and rewrites it where it is forwarded.
+/// Decides about a frame, and rewrites it if it is forwarded.
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Step {
     let frame = ingress.frame();
@@ -28,7 +28,7 @@ pub fn process(ingress: Ingress) -> Step {
         return Step::PASS;
     }
     let step = plain(ingress, frame);
-    // Where it goes on from here is known to the compiler.
+    // The branch tells the compiler the result, which is a constant from here on.
     if step == Step::TX {
         return Step::TX;
     }
@@ -94,6 +94,6 @@ fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, p
     }
     let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });
-    // A reset may be withheld.
+    // A reset may have to be withheld, so it takes the longer path.
     if ports.resets() { step } else { forward::nat::to_client_again(ingress, ip, row, step) }
 }

@@ -42,7 +42,7 @@ pub(crate) fn find<Row: Keyed>(
     }
 }
 
-/// [`find`] without a function of its own for the second place: for functions that are called by others with much on the stack.
+/// Like [`find`], but inlines the lookup in the second place, for functions whose callers use much of the stack.
 #[inline(always)]
 pub(crate) fn find_whole<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -56,7 +56,7 @@ pub(crate) fn find_whole<Row: Keyed>(
     }
 }
 
-/// [`find`] as a function of its own, for what is looked up rarely.
+/// Like [`find`], but as a separate function, for rare lookups.
 #[inline(always)]
 pub(crate) fn find_apart<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -78,7 +78,7 @@ fn both_pairs<Row: Keyed>(
     find_whole(rows, view, KeyWords { low, high, rest })
 }
 
-/// A function of its own: what it needs would not fit beside what its callers have on the stack.
+/// This is a separate function, because its variables and its callers' do not fit on the stack together.
 #[inline(never)]
 fn second_pair<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -95,7 +95,7 @@ fn in_second_pair<Row: Keyed>(rows: &'static Array<Row>, home: Home, key: KeyWor
     pair(rows, home.third(key), |row| KeyWords::of(row) == key).break_value().flatten()
 }
 
-/// Looks for a key in a row and in its neighbour. Breaks when it is known whether the table has it.
+/// Looks for a key in a row and its neighbour. Breaks once it is clear whether the table has the key.
 #[inline(always)]
 fn pair<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -107,7 +107,7 @@ fn pair<Row: Keyed>(
         if is_wanted(row.key()) {
             return ControlFlow::Break(Some(row));
         }
-        // The controller puts a key into the first of its rows that no other key has.
+        // The controller puts a key into the first of its rows that is free.
         if row.key().family == 0 {
             return ControlFlow::Break(None);
         }
@@ -115,7 +115,7 @@ fn pair<Row: Keyed>(
     ControlFlow::Continue(())
 }
 
-/// Whether a row's key is the one looked for.
+/// Whether a row has the wanted key.
 #[inline(always)]
 fn is_same(row: &ServiceKey, key: &ServiceKey) -> bool {
     row.rest() == key.rest() && row.address == key.address

@@ -1,8 +1,8 @@
-//! A word to the log, at level debug, about what is rare and puzzling: states that a controller does not bring about, or
-//! only for a moment. All of them are counted elsewhere; this says more.
+//! Rare and puzzling events, logged at level debug: states that a controller does not cause, or only for a moment. All
+//! of them are counted elsewhere; the log adds details.
 //!
-//! Off, unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the answer to
-//! `wanted`, and takes away what comes after it.
+//! Logging is off unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the
+//! result of `wanted` and removes the code behind it.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use aya_log_ebpf::{
@@ -13,37 +13,37 @@ use balancer_common::map_types::Budget;
 
 use crate::budget;
 
-/// What there is to say, with a number.
+/// An event with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Puzzle {
-    /// A packet whose steps came to no end; the last one.
+    /// The steps of a packet led to no outcome; the number is the last step.
     NoOutcome,
-    /// The kernel takes no redirect to an interface; its index.
+    /// The kernel accepts no redirect to an interface; the number is its index.
     Redirect,
-    /// A table, a fragment or a rule names a backend whose next hop is not known; the backend.
+    /// A table, a fragment or a rule names a backend whose next hop is unknown; the number is the backend.
     NoNextHop,
-    /// A service's table lies beyond the map of tables; the slot.
+    /// A service's table exceeds the map of tables; the number is the slot.
     BeyondTables,
-    /// A client's bucket lies beyond the client table; the bucket.
+    /// A client's bucket is beyond the client table; the number is the bucket.
     BeyondClients,
-    /// There is no way to the client of a reply; what the kernel's lookup answers.
+    /// A reply's client has no route; the number is the result of the kernel's lookup.
     NoRoute,
-    /// The way of a first fragment cannot be kept; the error.
+    /// The destination of a first fragment could not be stored; the number is the error.
     Fragment,
-    /// There is no room for an outer header; its length.
+    /// There is no room for an outer header; the number is the header's length.
     NoHeadroom,
 }
 
 const PUZZLES: u32 = 8;
 
-/// Lines about each that a CPU writes in a period of 2^30 ns.
+/// The maximum number of lines about each event that a CPU writes in a period of 2^30 ns.
 const LINES_PER_PERIOD: u32 = 8;
 
 #[map]
 static PUZZLE_BUDGETS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(PUZZLES, 0);
 
-/// Says it, if somebody wants to know.
+/// Logs an event if logging is on.
 #[inline(always)]
 pub fn tell(puzzle: Puzzle, number: u32) {
     if wanted() {
@@ -56,7 +56,7 @@ fn wanted() -> bool {
     level_enabled(Level::Debug)
 }
 
-/// A global function: the verifier looks at it once, and the paths that lead here are as short as they were.
+/// This is a global function: the verifier checks it once, and its callers stay short.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_tell(puzzle: u64, number: u64) -> u64 {

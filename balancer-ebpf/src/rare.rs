@@ -1,5 +1,5 @@
-//! What is not a whole TCP or UDP packet right behind its IP header (broken packets, IPv6 extension headers, fragments,
-//! ICMP), and what is for a service with rules.
+//! Packets that are not plain TCP or UDP (broken packets, IPv6 extension headers, fragments, ICMP), and packets for
+//! services with rules.
 
 use balancer_common::{
     map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, FAMILY_V6, LISTENER_QUIC, PortlessMatch, SERVICE_FLOWS},
@@ -19,21 +19,21 @@ use crate::{
     step::{Carries, Choice, FlowPart, Quic, Step, ToBackend, ToClient, Toward},
 };
 
-/// What every decision about a frame needs.
+/// The data that every decision about a frame needs.
 struct Tables {
     control: &'static Control,
 }
 
 impl Tables {
-    /// The active half. Read again for each look, as the stack is short: a half that packets may have seen is not written
-    /// before they are gone.
+    /// The active half of the table of listeners. It is read again for each lookup because the stack is small; the
+    /// controller does not write to a half that packets may still read.
     #[inline(always)]
     fn listeners(&self) -> PublishedView {
         control::listeners(self.control)
     }
 }
 
-/// Decides about one frame that is not like most.
+/// Decides about a frame that is not plain.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress) -> Step {
     let bytes = ingress.frame();
@@ -59,7 +59,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
     }
 }
 
-/// A broken packet: dropped if it is for a VIP.
+/// Decides about a broken packet: it is dropped if it is for a VIP.
 #[inline(always)]
 pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
     match service::vip(listeners, ip) {
@@ -80,7 +80,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     }
     listener.count(ports);
     let treated = Treated::of(listener.service, ip.family, &ip.source);
-    // A connection that is still open at a backend goes on there.
+    // A connection that is still open at a backend continues there.
     if treated.is_hosts() || treated.has_left() && (ports.opens() || ip.protocol == UDP) {
         if ip.fragment.is_first() {
             fragments::remember(ip, Way::Passed);
@@ -112,7 +112,7 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
         }
         return to_client(row.key.port, ip.protocol, Carries::Header);
     }
-    // Its later fragments must not be taken for those of a service of the same address.
+    // Its later fragments must not be matched to another service of the same address.
     let mistakable = service::vip(tables.listeners(), ip).is_some()
         || replies && returns::portless(tables.control, &ip.source, ip.family, ip.protocol) != PortlessMatch::None;
     if ip.fragment.is_first() && mistakable {
@@ -121,7 +121,8 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
     if tables.control.flags & CONTROL_FLOWS == 0 { Step::PASS } else { Step::FLOW_BACK }
 }
 
-/// A packet without ports: it follows the first fragment, or goes where all of its address and protocol goes.
+/// Decides about a packet without ports. It follows its first fragment, or goes to the only service of its address and
+/// protocol.
 #[inline(always)]
 fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
     match fragments::recall(ip) {
@@ -170,7 +171,7 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
     if tables.control.flags & CONTROL_RETURNS == 0 {
         return Step::PASS;
     }
-    // A backend has packets of its own, so what cannot be told to be a reply is none.
+    // A backend also sends packets of its own, so a packet that is not clearly a reply is not treated as one.
     match returns::portless(tables.control, &ip.source, ip.family, ip.protocol) {
         PortlessMatch::Only(port) => to_client(port, ip.protocol, Carries::Nothing),
         PortlessMatch::None | PortlessMatch::Ambiguous => Step::PASS,

@@ -1,4 +1,4 @@
-//! Frames that the kernel did not send although the program had redirected them, told by the kernel's tracepoints.
+//! Frames that the program redirected but the kernel did not send, reported by the kernel's tracepoints.
 
 use aya_ebpf::{
     Global, bindings::BPF_NOEXIST, helpers::bpf_probe_read_kernel, macros::map, maps::PerCpuHashMap,
@@ -8,12 +8,12 @@ use balancer_common::map_types::MAX_DEVICES;
 
 use crate::station;
 
-/// Frames by the interface that they were redirected to.
+/// Number of such frames by target interface.
 #[map]
 static REDIRECT_ERRORS: PerCpuHashMap<u32, u64> = PerCpuHashMap::with_max_entries(MAX_DEVICES, 0);
 
-/// The network namespace's cookie, and where the kernel's structures hold what tells whose a frame was, in bytes: the
-/// controller reads that from the kernel's type information.
+/// The cookie of the network namespace, and the offsets of the kernel's fields that identify a frame's owner, which the
+/// controller reads from the kernel's type information.
 #[unsafe(no_mangle)]
 static NAMESPACE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -23,7 +23,8 @@ static DEVICE_NAMESPACE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static NAMESPACE_COOKIE: Global<u32> = Global::new(0);
 
-/// The tracepoint `xdp_redirect_err` (device, program, target, error, map type, map id, index): refused at once.
+/// Handles the tracepoint `xdp_redirect_err` (device, program, target, error, map type, map id, index): the kernel
+/// refused at once.
 #[inline(always)]
 pub fn refused(context: &RawTracePointContext) -> Option<()> {
     let device = Device(context.arg(0));
@@ -33,7 +34,7 @@ pub fn refused(context: &RawTracePointContext) -> Option<()> {
     count(context.arg(6), 1)
 }
 
-/// The tracepoint `xdp_devmap_xmit` (ingress device, egress device, sent, dropped, error): refused by the driver.
+/// Handles the tracepoint `xdp_devmap_xmit` (ingress device, egress device, sent, dropped, error): the driver refused.
 #[inline(always)]
 pub fn lost(context: &RawTracePointContext) -> Option<()> {
     let dropped: i32 = context.arg(3);
@@ -48,7 +49,7 @@ pub fn lost(context: &RawTracePointContext) -> Option<()> {
 struct Device(*const u8);
 
 impl Device {
-    /// Whether it is an interface that the program runs on.
+    /// Whether the program runs on this interface.
     #[inline(always)]
     fn is_ours(self) -> Option<bool> {
         // SAFETY: the helper reads any address, or says that it cannot.
@@ -70,11 +71,12 @@ impl Device {
 #[inline(always)]
 fn count(egress: u32, frames: u64) -> Option<()> {
     if REDIRECT_ERRORS.get_ptr(egress).is_none() {
-        // Another CPU may have been first; without room nothing is counted.
+        // Another CPU may have inserted it first; without room nothing is counted.
         let _there = REDIRECT_ERRORS.insert(egress, 0, u64::from(BPF_NOEXIST));
     }
     let count = REDIRECT_ERRORS.get_ptr_mut(egress)?;
-    // SAFETY: a row of this CPU; frames are sent where they are received, and that is not interrupted by itself.
+    // SAFETY: a row of this CPU; a frame is sent on the CPU that received it, and the receive path does not interrupt
+    // itself.
     unsafe { *count += frames };
     Some(())
 }

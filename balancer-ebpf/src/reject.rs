@@ -1,4 +1,4 @@
-//! Telling clients at once that nobody takes them: with a reset, or with an ICMP error.
+//! Telling clients at once that no backend takes their packets, with a reset or an ICMP error.
 
 use balancer_common::{checksum, map_types::FAMILY_V4};
 use network_types::{
@@ -19,10 +19,10 @@ use crate::{
 
 /// The shortest frame on a link, without its check sequence.
 const SHORTEST: usize = 60;
-/// The shortest answer ends as many bytes before that.
+/// The shortest answer ends this many bytes before the end of the shortest frame.
 const PADDING: usize = 6;
 
-/// Answers a packet with a TCP or UDP header that nobody takes.
+/// Answers a packet with a TCP or UDP header that no backend takes.
 #[inline(always)]
 pub(crate) fn answer(found: &Found, told: Told<Reject>) -> Step {
     if found.ip.protocol != TCP {
@@ -37,14 +37,14 @@ pub(crate) fn answer(found: &Found, told: Told<Reject>) -> Step {
     }
 }
 
-/// What the answer needs of the segment; views of the frame are void by then.
+/// The values of the segment that the answer needs; views of the frame are invalid by then.
 struct Segment {
-    /// Source and destination port, as they are in the packet; so below.
+    /// Source and destination port in the byte order of the packet, like the fields below.
     ports: [u16; 2],
     sequence: u32,
     acknowledgement: u32,
     flags: u8,
-    /// Bytes of the sequence that it takes up.
+    /// Number of sequence numbers that the segment uses.
     length: u32,
 }
 
@@ -53,13 +53,13 @@ impl Segment {
     fn of(ip: &Ip<'_>) -> Option<Self> {
         let [ends, sequence, acknowledgement, control, _]: [u32; 5] = ip.l4.load(0)?;
         let [offset, flags, ..]: [u8; 4] = bytemuck::cast(control);
-        // A header that is longer than its segment is nobody's.
+        // A header that is longer than its segment gets no answer.
         let bytes = ip.l4_length().checked_sub(usize::from(offset >> 4) * 4)?;
         let length = bytes as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         Some(Self { ports: bytemuck::cast(ends), sequence, acknowledgement, flags, length })
     }
 
-    /// Sequence, acknowledgement and flags of its reset: those of a connection that does not exist (RFC 9293 section
+    /// Sequence number, acknowledgement and flags of the reset for a connection that does not exist (RFC 9293 section
     /// 3.10.7.1).
     #[inline(always)]
     fn reset(&self) -> (u32, u32, u8) {
@@ -71,12 +71,12 @@ impl Segment {
     }
 }
 
-/// Turns a segment into its reset. `None`: it is not answered. The frame may then be anything.
+/// Turns a segment into its reset. `None`: no answer, and the frame may be half rewritten.
 #[inline(always)]
 fn reset(found: &Found) -> Option<()> {
     let Found { ingress, frame, ip } = found;
     let segment = Segment::of(ip)?;
-    // How long a fragmented segment is its first part does not say.
+    // The first fragment of a segment does not tell the segment's length.
     let known = segment.flags & ACK != 0 || !ip.fragment.is_part();
     let told = segment.flags & RST == 0
         && known
@@ -93,7 +93,7 @@ fn reset(found: &Found) -> Option<()> {
     ingress.cut_tail(there.checked_sub(kept)?)?;
     let frame = ingress.frame();
     if kept == SHORTEST {
-        // What the headers do not overwrite.
+        // The headers do not overwrite these bytes.
         frame.store(SHORTEST - PADDING, [0u8; PADDING])?;
     }
     swap_macs(frame)?;

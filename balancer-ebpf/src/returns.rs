@@ -1,4 +1,4 @@
-//! Which `nat` backend sent a packet.
+//! Finding the `nat` backend that sent a packet.
 
 use core::ptr;
 
@@ -10,17 +10,17 @@ use balancer_common::{
 
 use crate::{control, parse::Ip, probe, service};
 
-/// Two halves, one of them active. The controller sets the real size when it loads the program.
+/// Two halves, one of which is active. The controller sets the real size when it loads the program.
 #[map]
 static RETURNS: Array<ReturnRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The way back of a packet from `ip`'s source and `port`, if that is a `nat` backend.
+/// The return row of a packet from `ip`'s source and `port`, if that is a `nat` backend.
 #[inline(always)]
 pub(crate) fn find(control: &'static Control, ip: &Ip<'_>, port: u16) -> Option<&'static ReturnRow> {
     of_key(control, &ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family })
 }
 
-/// The row of `key`, an exact one before one for every port.
+/// The row of `key`; an exact match takes precedence over a row for every port.
 #[inline(always)]
 pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
     if let Some(row) = exact(control, key) {
@@ -30,7 +30,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
         return None;
     }
     let row = probe::find_apart(&RETURNS, view(control), &ServiceKey { port: 0, ..*key })?;
-    // Other ports are the backend's own.
+    // Other ports belong to the backend itself.
     if row.listeners_only != 0
         && service::of_key(control, control::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
     {
@@ -39,21 +39,21 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     Some(row)
 }
 
-/// The row of `key`, whose port may be 0 for every port.
+/// The row that matches `key` exactly; its port may be 0 for every port.
 #[inline(always)]
 pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
     probe::find(&RETURNS, view(control), key)
 }
 
-/// The active half of the table of ways back. Read once for a look-up: the controller makes the other half active with one
-/// store.
+/// The active half of the return table. Each lookup reads the word once, because the controller may activate the other
+/// half at any time with one store.
 #[inline(always)]
 fn view(control: &'static Control) -> PublishedView {
     // SAFETY: a reference is valid for reads.
     PublishedView(unsafe { ptr::read_volatile(&raw const control.returns) })
 }
 
-/// What a fragment without ports from a backend's `address` may be a reply of.
+/// The possible VIPs of a fragment without ports from a backend's `address`.
 #[inline(always)]
 pub(crate) fn portless(control: &'static Control, address: &[u32; 4], family: u8, protocol: u8) -> PortlessMatch {
     let marker = ServiceKey { address: *address, port: 0, protocol: 0, family };

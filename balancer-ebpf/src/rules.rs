@@ -1,4 +1,4 @@
-//! Rules for client prefixes: the longest prefix of a service that holds a client's address decides.
+//! Rules for client prefixes: the longest prefix of a service that contains a client's address decides.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -22,66 +22,67 @@ use crate::{
     scratch::{self, Row},
 };
 
-/// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
+/// Spare room for replacing a rule's row: older kernels require it even if no row is added.
 const SPARE: u32 = 1;
 
 #[map]
 static RULES: LpmTrie<RuleKey, RuleRow> = LpmTrie::with_max_entries(MAX_RULES + SPARE, 0);
 
-/// [`RULE_COUNTERS`] for each CPU, whose number is chosen at load.
+/// [`RULE_COUNTERS`] rows for each CPU; the controller chooses the number at load.
 #[map]
 static RULE_STATS: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A row for each rule, for what has none of the above.
+/// A row for each rule, for CPUs and rules without a row above.
 #[map]
 static SHARED_RULES: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// What a rule says of a packet: `RULE_*` or 0 in bits 0–15, a backend in bits 16–31.
+/// The result of the rules for a packet: `RULE_*` or 0 in bits 0–15, a backend in bits 16–31.
 #[derive(Clone, Copy)]
 pub(crate) struct Ruled(u64);
 
 impl Ruled {
     pub(crate) const NONE: Self = Self(0);
-    /// It pins to a backend that takes no clients: as if there were none, but that its clients may be anywhere.
+    /// The rule pins to a backend that takes no clients. It has no effect, except that its clients may be known at any
+    /// backend.
     const FALLS: Self = Self(u16::MAX as u64);
 
-    /// The backend that the client is pinned to, which takes clients.
+    /// The backend that the rule pins to, which takes clients.
     #[inline(always)]
     pub(crate) const fn pin(self) -> Option<u16> {
         if self.0 as u16 == RULE_PIN { Some((self.0 >> 16) as u16) } else { None }
     }
 
-    /// The client may have been pinned until now, so that its entry must be read.
+    /// Whether the client may have been pinned until now, so that its entry must be read.
     #[inline(always)]
     pub(crate) const fn falls(self) -> bool {
         self.0 == Self::FALLS.0
     }
 
-    /// Its connections are spread.
+    /// Whether the client's connections are spread.
     #[inline(always)]
     pub(crate) const fn spreads(self) -> bool {
         self.0 as u16 == RULE_SPREAD
     }
 
-    /// No rule is for it.
+    /// Whether no rule matches.
     #[inline(always)]
     pub(crate) const fn is_none(self) -> bool {
         self.0 == Self::NONE.0
     }
 
-    /// It is dropped.
+    /// Whether the packet is dropped.
     #[inline(always)]
     pub(crate) const fn denies(self) -> bool {
         self.0 as u16 == RULE_DENY
     }
 }
 
-/// What most clients of services with rules look at alone, see [`balancer_common::rule_filter`].
+/// The filter that spares most clients of services with rules a lookup, see [`balancer_common::rule_filter`].
 #[map]
 static RULE_FILTER: Array<u64> = Array::with_max_entries(rule_filter::WORDS, BPF_F_MMAPABLE);
 
-/// Whether a rule of `service`, if it has any, may concern `client`. If not, none does. In a service that shares its clients
-/// with the host, or of which this machine is a backend, each is of concern.
+/// Whether a rule of `service` may concern `client`; if not, certainly none does. Always true if the service shares its
+/// clients with the host or this machine is a backend of it.
 #[inline(always)]
 pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -> bool {
     if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_LOCAL) == 0 {
@@ -91,13 +92,13 @@ pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -
         return true;
     }
     let is_set = |(word, bit): (u32, u64)| {
-        // SAFETY: a map value; the controller replaces it in one piece.
+        // SAFETY: a map value; the controller replaces it in one store.
         RULE_FILTER.get_ptr(word).is_none_or(|word| unsafe { word.read_volatile() } & bit != 0)
     };
     is_set(rule_filter::bit(rule_filter::place(service.id, family, client))) || is_set(rule_filter::every(service.id))
 }
 
-/// What the rules of `service` say of `client`. Counts, unless it only peeks.
+/// Looks up the rules of `service` for `client`. Counts the packet, unless it only quotes the client.
 #[inline(always)]
 pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Ruled {
     if service.flags & SERVICE_RULES == 0 {
@@ -107,7 +108,7 @@ pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Rule
     Ruled(balancer_rule(u64::from(service.id) | u64::from(peeks) << 16, low, high))
 }
 
-/// The hash of one connection of a client, `masked` to the service's prefix.
+/// The hash of a connection of a client, which is `masked` to the service's prefix.
 #[inline(always)]
 pub(crate) fn connection_hash(service: &ServiceRow, masked: [u64; 2], port: u16) -> u64 {
     let HashKey { k0, k1 } = service.hash.key();
@@ -120,14 +121,14 @@ pub(crate) const fn words(address: &[u32; 4]) -> [u64; 2] {
     [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
 }
 
-/// The layout of `Key<RuleKey>`, at an address that the verifier takes for double words.
+/// The layout of `Key<RuleKey>` with the alignment that the verifier requires for double words.
 #[repr(C, align(8))]
 struct Lookup {
     bits: u32,
     key: RuleKey,
 }
 
-/// A global function: only services with rules pay for it, in instructions to verify as well.
+/// This is a global function, so that only services with rules pay for it, also in instructions to verify.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
@@ -151,7 +152,7 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     if falls { Ruled::FALLS.0 } else { word(row) }
 }
 
-/// Counts a packet that a rule decides about, or `falls` back from.
+/// Counts a packet that a rule decides about, or that `falls` back from its rule.
 #[inline(always)]
 fn count(row: u32, falls: bool) {
     let counter = |stats: *mut RuleStats| {
@@ -167,8 +168,8 @@ fn count(row: u32, falls: bool) {
     }
 }
 
-/// Action and backend of a rule as in [`Ruled`]. Read from the row each time, whose kind is never changed in place, as
-/// the stack is short.
+/// Action and backend of a rule as in [`Ruled`]. They are read from the row each time because the stack is small; a
+/// row's action never changes in place.
 #[inline(always)]
 fn word(row: &RuleRow) -> u64 {
     // SAFETY: a reference is valid for reads.

@@ -1,7 +1,7 @@
-//! Samples of what is forwarded, for the controller to tell heavy clients by.
+//! Samples of forwarded packets, by which the controller finds heavy clients.
 //!
-//! Each packet costs a comparison with a number in the row that is counted in anyway. The gap to the next sample is drawn
-//! at random when one is taken, so that traffic with a rhythm is seen as it is.
+//! For each packet, the program compares a number in a counter row that it updates anyway. The gap to the next sample
+//! is random, so that periodic traffic is represented fairly.
 
 use core::mem::offset_of;
 
@@ -11,22 +11,23 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{control, ingress::Ingress, packet::Packet, parse, stats};
 
-/// Half a second of samples at 14 million packets a second. Losing some when it is full does no harm but to precision.
+/// The buffer holds half a second of samples at 14 million packets a second. If it is full, lost samples only reduce
+/// precision.
 #[map]
 static SAMPLES: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 
-/// The controller looks by itself, four times a second: waking it for each sample would cost more than the sample.
+/// The controller polls four times a second, because waking it for each sample would cost more than the sample.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
-/// Samples a packet of `bytes` that is on its way to `backend`, and draws which is next. Its IP header, of `family`, is at
-/// byte `at` of the frame.
+/// Samples a packet of `bytes` on its way to `backend`, and chooses the next sample. Its IP header, of `family`, is at
+/// offset `at` of the frame.
 #[inline(always)]
 pub(crate) fn take(ingress: Ingress, at: usize, family: u8, service: u16, backend: u16, bytes: usize) {
     let which = u64::from(service) | u64::from(backend) << 16 | u64::from(family) << 32 | (at as u64) << 48;
     balancer_sample(ingress.context(), which, bytes as u64);
 }
 
-/// The source of a packet, network order, IPv4 in the first word.
+/// The source address of a packet, network order, IPv4 in the first word.
 #[inline(always)]
 fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
     if family == FAMILY_V4 {
@@ -36,22 +37,21 @@ fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
     }
 }
 
-/// A global function: the verifier looks at it once, and the path that leads here is as short as it was. It reads the
-/// source again, which most packets need no more where it is called.
+/// This is a global function: the verifier checks it once, and its caller stays short. It reads the source again, which
+/// most packets no longer need at this point.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u64 {
     let Some(control) = control::words() else { return 0 };
-    // SAFETY: a reference is valid for reads; the controller writes the word in one piece.
+    // SAFETY: a reference is valid for reads; the controller writes the word in one store.
     let interval = unsafe { (&raw const control.sample_interval).read_volatile() };
     let backend = (which >> 16) as u16;
     if interval == 0 {
-        // Look again later, when the controller may have changed its mind.
+        // The interval is checked again later, because the controller may have changed it.
         stats::sample_after(backend, 1 << 16);
         return 0;
     }
-    // From 1 to 2n - 1, each as often: n on average.
-    // SAFETY: a plain helper call.
+    // The gap is uniform from 1 to 2n - 1, with mean n. SAFETY: a plain helper call.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
     let spread = u64::from(interval) * 2 - 1;
     let gap = 1 + ((random * spread) >> 32) as u32;

@@ -1,9 +1,9 @@
-//! Room for what one step of a packet leaves to the next, or what does not fit on the stack: a few words for each CPU, in one
-//! map, because the kernel allows a program 64 of them.
+//! Scratch space: a few words for each CPU that one step of a packet leaves to the next, or that do not fit on the
+//! stack. They share one map because the kernel allows a program only 64 maps.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 
-/// The module that a row belongs to.
+/// The rows, each named after the module that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Row {

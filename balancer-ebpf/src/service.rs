@@ -1,4 +1,4 @@
-//! Which service owns a packet: its listener's.
+//! Finding the service of a packet by its listener.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
@@ -14,19 +14,19 @@ use crate::{
     probe, stats,
 };
 
-/// Two halves, one of them active. The controller sets the real size when it loads the program.
+/// Two halves, one of which is active. The controller sets the real size when it loads the program.
 #[map]
 static LISTENERS: Array<ListenerRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Two halves, the active one named by the listeners'.
+/// Two halves; the same half is active as in the table of listeners.
 #[map]
 static RANGES: Array<RangeRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Two halves, the active one named by the listeners'.
+/// Two halves; the same half is active as in the table of listeners.
 #[map]
 static SERVICES: Array<ServiceRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A service, and by which listener it was found.
+/// A service, and the listener by which it was found.
 #[derive(Clone, Copy)]
 pub(crate) struct Listener {
     pub(crate) service: &'static ServiceRow,
@@ -36,7 +36,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Counts a packet for it, where it is one of several.
+    /// Counts a packet for the listener if its service has several.
     #[inline(always)]
     pub(crate) fn count(self, ports: Ports) {
         if self.listening.flags & LISTENER_COUNTS != 0 {
@@ -45,13 +45,14 @@ impl Listener {
     }
 }
 
-/// The listener at `ip`'s destination and `port`, one for that port before one for every port or a range.
+/// The listener at `ip`'s destination and `port`; an exact match takes precedence over a listener for every port or a
+/// range.
 #[inline(always)]
 pub(crate) fn of_port(control: &'static Control, view: PublishedView, ip: &Ip<'_>, port: u16) -> Option<Listener> {
     of_key(control, view, ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family })
 }
 
-/// The listener of `key`, one for that port before one for every port or a range.
+/// The listener of `key`; an exact match takes precedence over a listener for every port or a range.
 #[inline(always)]
 pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: ServiceKey) -> Option<Listener> {
     let port = u16::from_be(key.port);
@@ -83,8 +84,8 @@ pub(crate) fn at(row: u32) -> Option<&'static ServiceRow> {
     SERVICES.get(row)
 }
 
-/// The row of the range that has `port` (host order), of `count` from row `first` on; beyond 32 bits: there is none. A
-/// global function: the verifier looks at it once.
+/// The row of the range that contains `port` (host order), among `count` rows from `first`; a value beyond 32 bits:
+/// none. This is a global function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
@@ -107,13 +108,13 @@ extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
     }
 }
 
-/// The marker of `ip`'s destination, if that is a VIP.
+/// The VIP marker of `ip`'s destination, if that is a VIP.
 #[inline(always)]
 pub(crate) fn vip(view: PublishedView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
     probe::find(&LISTENERS, view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
 }
 
-/// Whether there is a marker of `key`, which is one's: whether its address is a VIP.
+/// Whether the table has the VIP marker `key`, so that its address is a VIP.
 #[inline(always)]
 pub(crate) fn is_vip(view: PublishedView, key: &ServiceKey) -> bool {
     probe::find_whole(&LISTENERS, view, KeyWords::of(key)).is_some()

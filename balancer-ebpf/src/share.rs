@@ -1,7 +1,7 @@
-//! Services that share their clients with the host: which packets pass to it, and which are steered.
+//! Services that share their clients with the host: some clients' packets pass to the host, others' are steered.
 //!
-//! A client's place in a fixed order says on which side it is ([`balancer_common::share`]). Of clients that have changed
-//! sides, an open TCP connection stays where it is: the host's connections are known by their sockets.
+//! A client's place in a fixed order determines its side ([`balancer_common::share`]). Open TCP connections of clients
+//! that have changed sides stay where they are; the host's connections are found by their sockets.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
@@ -20,21 +20,21 @@ use crate::{
     step::{Kind, Step},
 };
 
-/// By index of the service.
+/// Counters by index of the service.
 #[map]
 static SHARE_STATS: Array<ShareStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// How packets of a client are treated.
+/// The treatment of a client's packets.
 #[derive(Clone, Copy)]
 pub(crate) struct Treated(u64);
 
 const WATCHED: u64 = 1 << 8;
 
 impl Treated {
-    /// As in any service.
+    /// The packets are steered as in any other service.
     pub(crate) const STEERED: Self = Self(Side::Steered as u64);
 
-    /// Those of a client of `service`.
+    /// The treatment of a client of `service`.
     #[inline(always)]
     pub(crate) fn of(service: &ServiceRow, family: u8, client: &[u32; 4]) -> Self {
         if service.flags & SERVICE_SHARED == 0 {
@@ -56,38 +56,39 @@ impl Treated {
         self.0 & 0xff == side as u64
     }
 
-    /// They pass, and what would have become of them is counted.
+    /// The packets pass, and the decision that would have been made is counted.
     #[inline(always)]
     pub(crate) const fn is_watched(self) -> bool {
         self.0 & WATCHED != 0
     }
 
-    /// They pass, whatever they are.
+    /// All packets pass.
     #[inline(always)]
     pub(crate) const fn is_hosts(self) -> bool {
         self.is(Side::Host) && !self.is_watched()
     }
 
-    /// New connections of the client are steered.
+    /// The client's new connections are steered.
     #[inline(always)]
     pub(crate) const fn is_steered(self) -> bool {
         self.0 & 0xff <= Side::Came as u64
     }
 
-    /// New connections of the client pass, but it may have some to a backend.
+    /// The client's new connections pass, but it may have older ones to a backend.
     #[inline(always)]
     pub(crate) const fn has_left(self) -> bool {
         self.is(Side::Left)
     }
 
-    /// The client may have connections on the side where it was before.
+    /// The client may have connections on its earlier side.
     #[inline(always)]
     pub(crate) const fn has_changed(self) -> bool {
         self.is(Side::Came) || self.is(Side::Left)
     }
 }
 
-/// A global function: the verifier looks at it once. `share`: the service's, and above it the family.
+/// The side of a client. `share`: the service's share, and above it the family. This is a global function, so the
+/// verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_side(k0: u64, k1: u64, low: u64, high: u64, share: u64) -> u64 {
@@ -104,7 +105,7 @@ extern "C" fn balancer_side(k0: u64, k1: u64, low: u64, high: u64, share: u64) -
     Side::Host as u64 | if now == 0 { WATCHED } else { 0 }
 }
 
-/// Passes a packet of a client that is the host's.
+/// Passes a packet of a client that the host serves.
 #[inline(always)]
 pub(crate) fn unsteered(service: u16) -> Step {
     count(service, |stats| {
@@ -122,22 +123,23 @@ fn count(service: u16, field: impl Fn(*mut ShareStats) -> *mut u64) {
     }
 }
 
-/// What becomes of a packet to the VIP of `marker` that no service can have: dropped, unless the host serves clients there.
+/// Decides about a packet to the VIP of `marker` that belongs to no service: it is dropped, unless the host serves
+/// clients there.
 #[inline(always)]
 pub(crate) fn refused(marker: &ListenerRow, reason: DropReason) -> Step {
     if marker.is_shared() { Step::PASS } else { Step::drop(reason) }
 }
 
-/// Whose connection the host may have.
+/// The connection to look up among the host's sockets.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Asked {
     service: u16,
-    /// The client is the host's by now, not the service's.
+    /// The client has moved from the service to the host.
     left: bool,
 }
 
-/// Notes whose connection is asked for by the step that is taken [unless the host has it](Step::unless_hosts).
+/// Stores whose connection the step taken [unless the host has it](Step::unless_hosts) must look up.
 #[inline(always)]
 pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
     if let Some(asked) = scratch::place::<Asked>(Row::Shared) {
@@ -146,11 +148,11 @@ pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
     }
 }
 
-/// Decides by the host's sockets about a segment that opens no connection, of a client that has changed sides: it passes, or
-/// `next` is taken.
+/// Decides by the host's sockets about a segment that opens no connection, of a client that has changed sides: it
+/// passes, or `next` is taken.
 ///
-/// A host without a socket for the VIP's port (it forwards, or IPVS does) cannot be asked. Then connections of clients that are
-/// not known are taken for the host's.
+/// If the host has no socket for the VIP's port (because it forwards, or IPVS does), the sockets tell nothing. Then
+/// connections of unknown clients count as the host's.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress, next: Step) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Shared) else { return Step::PASS };

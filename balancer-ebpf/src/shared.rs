@@ -2,9 +2,9 @@
 
 use aya_ebpf::maps::Array;
 
-/// A row of a map. What is replaced in place is a word, stored in one piece; it is read in one piece and once, by [`word`],
-/// so that a decision does not rest on two states of it. The rest of a row is written while nobody can read it: in a half
-/// or a copy that is not in use, after a grace period.
+/// A row of a map. The controller replaces each changing word in one store, and [`word`] reads it once in one load, so
+/// that a decision never mixes two states of it. The other words are written only while no packet can read them: in an
+/// unused half or copy, after a grace period.
 pub(crate) struct Shared<Row: 'static>(*const Row);
 
 impl<Row> Clone for Shared<Row> {
@@ -23,7 +23,7 @@ impl<Row> Shared<Row> {
         rows.get_ptr(index).map(Self)
     }
 
-    /// For [`word`].
+    /// The pointer for [`word`].
     #[inline(always)]
     pub(crate) const fn pointer(self) -> *const Row {
         self.0
@@ -34,8 +34,8 @@ impl<Row> Shared<Row> {
 macro_rules! word {
     ($row:expr, $($field:tt)+) => {{
         let row = $crate::shared::Shared::pointer($row);
-        // SAFETY: a map value, which lives as long as the program, within its bounds and aligned; the controller replaces
-        // the word in one piece.
+        // SAFETY: a map value, which lives as long as the program, within its bounds and aligned; the controller
+        // replaces the word in one store.
         unsafe { (&raw const (*row).$($field)+).read_volatile() }
     }};
 }

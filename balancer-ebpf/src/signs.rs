@@ -1,4 +1,5 @@
-//! Signs that a backend may have failed: see [`balancer_common::signs`]. The controller checks it at once.
+//! Signs that a backend may have failed: see [`balancer_common::signs`]. The controller then checks the backend at
+//! once.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -17,26 +18,26 @@ use crate::{
     parse::{Ip, Ports},
 };
 
-/// By backend. The controller sets the real number of rows when it loads the program.
+/// Signs by backend id. The controller sets the real number of rows when it loads the program.
 #[map]
 static SIGNS: Array<Signs> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static HANDSHAKES: Array<u64> = Array::with_max_entries(PLACES, 0);
 
-/// To the controller. If it is full, the next packet tells again.
+/// Signs sent to the controller. If the buffer is full, the next packet reports again.
 #[map]
 static SUSPECTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// Whether the handshakes of a segment's client are watched. Where packets are many, those of few clients are.
+/// Whether the handshakes of a segment's client are watched. Under heavy traffic only a part of the clients is watched.
 #[inline(always)]
 pub(crate) fn watches(control: &'static Control, ports: Ports) -> bool {
-    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    // SAFETY: a reference is valid for reads; the controller replaces the word in one store.
     let unsampled = unsafe { (&raw const control.unsampled).read_volatile() };
     u32::from(ports.source()) & unsampled == 0
 }
 
-/// Takes note of a packet to `backend` of a client whose handshakes are watched.
+/// Records a packet to `backend` of a client whose handshakes are watched.
 #[inline(always)]
 pub(crate) fn watch(ip: &Ip<'_>, ports: Ports, backend: u16) {
     if !ports.is_segment() {
@@ -46,13 +47,13 @@ pub(crate) fn watch(ip: &Ip<'_>, ports: Ports, backend: u16) {
     balancer_watch(client.word(), u64::from(backend) | u64::from(ports.opens()) << 16);
 }
 
-/// A global function: the verifier looks at it once, and the paths that lead here are as short as they were.
+/// This is a global function: the verifier checks it once, and its callers stay short.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
     let client = Handshaker::of_word(client);
     let Some(place) = HANDSHAKES.get_ptr_mut(client.place()) else { return 0 };
-    // SAFETY: a map value, which other CPUs replace in one piece.
+    // SAFETY: a map value, which other CPUs replace in one store.
     let handshake = Handshake(unsafe { place.read_volatile() });
     let is_there = handshake.is_of(client);
     let opens = what >> 16 != 0;
@@ -80,7 +81,7 @@ extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
 #[inline(always)]
 fn begun(backend: u16, now: u64, again: bool) {
     let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return };
-    // SAFETY: a map value; other CPUs write the same words, and what one overwrites is said again.
+    // SAFETY: a map value; other CPUs write the same words, and the next packet repeats what one of them overwrites.
     let (waiting, is_sign) = unsafe { signs.read_volatile() }.waiting().begin(now, again);
     // SAFETY: as above.
     unsafe {
@@ -105,7 +106,7 @@ fn answered(backend: u16, took: u16) {
     }
 }
 
-/// A `nat` backend refuses a connection with a reset. Whether that is withheld from the client.
+/// A `nat` backend has refused a connection with a reset. Returns whether to withhold it from the client.
 #[inline(always)]
 pub(crate) fn withholds(backend: u16) -> bool {
     balancer_refused(backend.into()) != 0
@@ -120,7 +121,7 @@ extern "C" fn balancer_refused(backend: u64) -> u64 {
     // SAFETY: as in `begun`.
     let row = unsafe { signs.read_volatile() };
     let (refusals, withheld) = row.refusals().refuse(now, row.withhold);
-    // SAFETY: as in `begun`; the counter is added to in one instruction.
+    // SAFETY: as in `begun`; the counter is incremented with one instruction.
     unsafe {
         (&raw mut (*signs).refused_since).write_volatile(refusals.since);
         (&raw mut (*signs).passed).write_volatile(refusals.passed);
@@ -132,7 +133,7 @@ extern "C" fn balancer_refused(backend: u64) -> u64 {
     withheld.into()
 }
 
-/// An ICMP error says that nothing can be delivered to the backend.
+/// An ICMP error has reported that the backend cannot be reached.
 #[inline(always)]
 pub(crate) fn unreachable(backend: u16) {
     balancer_unreachable(backend.into());
@@ -148,7 +149,7 @@ extern "C" fn balancer_unreachable(backend: u64) -> u64 {
     0
 }
 
-/// Tells the controller, once in a period for each backend.
+/// Reports to the controller, at most once in a period for each backend.
 #[inline(always)]
 fn tell(signs: *mut Signs, backend: u16, signal: Signal, now: u64) {
     // SAFETY: as in `begun`.

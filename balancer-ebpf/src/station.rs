@@ -1,5 +1,5 @@
-//! Whether a frame is for this machine: by its destination's MAC. What a switch floods to everybody, or an interface in
-//! promiscuous mode sees, is others'.
+//! Whether a frame is for this machine, judged by its destination MAC. Frames that a switch floods, or that an
+//! interface in promiscuous mode receives, belong to others.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
@@ -15,7 +15,7 @@ use crate::{
     stats,
 };
 
-/// Written by the controller, a word at a time.
+/// The controller writes it one word at a time.
 #[map]
 static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES, BPF_F_MMAPABLE);
 
@@ -32,7 +32,7 @@ fn destination(frame: Packet<'_>) -> Option<u64> {
     Some(frame.load::<u64>(0)? & STATION_MASK)
 }
 
-/// The same for a frame that is not for the interface's own MAC: a global function, as few are.
+/// Checks a frame that is not for the interface's own MAC. It is a global function because such frames are rare.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
@@ -51,20 +51,21 @@ extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
     0
 }
 
-/// Whether the program runs on an interface, as far as the controller has told.
+/// Whether the program runs on an interface, according to the controller.
 #[inline(always)]
 pub(crate) fn is_attached(ifindex: u32) -> bool {
     Shared::at(&INTERFACES, stats::row(ifindex)).is_some_and(|row| word!(row, ifindex) == ifindex)
 }
 
-/// The row of the interface that the frame came in by. `None`: the controller has told nothing of it.
+/// The row of the ingress interface. `None`: the controller has written none.
 #[inline(always)]
 fn known(ingress: Ingress) -> Option<Shared<InterfaceRow>> {
     let row = Shared::at(&INTERFACES, ingress.row())?;
     (word!(row, ifindex) == ingress.ifindex()).then_some(row)
 }
 
-/// Whether the frame came in by one of `interfaces`, a bit for each row; 0, or an interface that is not known: it did.
+/// Whether the frame arrived by one of `interfaces`, which has a bit for each row. True if `interfaces` is 0 or the
+/// ingress interface is unknown.
 #[inline(always)]
 pub(crate) fn came_by(ingress: Ingress, interfaces: u64) -> bool {
     interfaces == 0 || known(ingress).is_none() || interfaces >> (ingress.row() & 63) & 1 != 0

@@ -21,19 +21,19 @@ use crate::cpu_rows;
 #[map]
 static INTERFACE_STATS: PerCpuArray<InterfaceStats> = PerCpuArray::with_max_entries(MAX_INTERFACES, 0);
 
-/// [`BACKEND_COUNTERS`] for each CPU.
+/// [`BACKEND_COUNTERS`] rows for each CPU.
 #[map]
 static BACKEND_STATS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A row for each backend, for what has none of the above.
+/// A row for each backend, for CPUs and backends without a row above.
 #[map]
 static SHARED_BACKENDS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// [`LISTENER_COUNTERS`] for each CPU.
+/// [`LISTENER_COUNTERS`] rows for each CPU.
 #[map]
 static LISTENER_STATS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A row for each listener, for what has none of the above.
+/// A row for each listener, for CPUs and listeners without a row above.
 #[map]
 static SHARED_LISTENERS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -52,15 +52,15 @@ static SAMPLE_STATS: PerCpuArray<SampleStats> = PerCpuArray::with_max_entries(1,
 #[map]
 static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0);
 
-/// Chosen at load so that no two attached interfaces share a row.
+/// The multiplier of the hash, which the controller chooses at load so that no two attached interfaces share a row.
 #[unsafe(no_mangle)]
 static INTERFACE_MULTIPLIER: Global<u32> = Global::new(1 << 26);
 
-/// Backends that each CPU has counters of, chosen at load, as is the number of CPUs' blocks.
+/// Number of backends with counters on each CPU; the controller chooses it, and the number of CPUs' blocks, at load.
 #[unsafe(no_mangle)]
 static BACKEND_COUNTERS: Global<u32> = Global::new(1);
 
-/// The row of a backend.
+/// This CPU's own row of a backend.
 #[inline(always)]
 fn backend_row(backend: u16) -> Option<*mut BackendStats> {
     cpu_rows::own(&BACKEND_STATS, BACKEND_COUNTERS.load(), u32::from(backend))
@@ -72,38 +72,38 @@ fn shared_row(backend: u16) -> Option<*mut BackendStats> {
     SHARED_BACKENDS.get_ptr_mut(u32::from(backend))
 }
 
-/// The counters of a backend as this CPU has them; where CPUs share a row, others change them as well.
+/// The counters of a backend on this CPU. If CPUs share the row, other CPUs change it as well.
 #[inline(always)]
 pub(crate) fn of_backend(backend: u16) -> Option<&'static BackendStats> {
-    // SAFETY: a map value, which is there as long as the program.
+    // SAFETY: a map value, which lives as long as the program.
     unsafe { backend_row(backend).or_else(|| shared_row(backend))?.as_ref() }
 }
 
-/// Drops by reason, of this CPU.
+/// Drops by reason, on this CPU.
 #[inline(always)]
 pub(crate) fn drops() -> Option<&'static DropStats> {
     DROP_STATS.get(0)
 }
 
-/// Answers of the program's own, of this CPU.
+/// Answers that the program sent, on this CPU.
 #[inline(always)]
 pub(crate) fn replies() -> Option<&'static ReplyStats> {
     REPLY_STATS.get(0)
 }
 
-/// Counts of entries of clients that were made, replaced or refused, of this CPU.
+/// Counters of client entries that were made, replaced or refused, on this CPU.
 #[inline(always)]
 pub(crate) fn memory() -> Option<&'static MemoryStats> {
     MEMORY_STATS.get(0)
 }
 
-/// The row of an interface, below [`MAX_INTERFACES`] for those that are attached to.
+/// The row of an interface; it is below [`MAX_INTERFACES`] for attached interfaces.
 #[inline(always)]
 pub(crate) fn row(ifindex: u32) -> u32 {
     interface_row(ifindex, INTERFACE_MULTIPLIER.load())
 }
 
-/// Counts what became of a packet that came in by the interface of `row`.
+/// Counts the verdict about a packet that arrived by the interface of `row`.
 #[inline(always)]
 pub fn count_verdict(row: u32, verdict: Verdict) {
     if let Some(stats) = INTERFACE_STATS.get_ptr_mut(row) {
@@ -112,7 +112,7 @@ pub fn count_verdict(row: u32, verdict: Verdict) {
     }
 }
 
-/// Counts a packet for a listener; whether it opens a TCP connection.
+/// Counts a packet for a listener, and the connection if it `opens` one.
 #[inline(always)]
 pub(crate) fn count_listener(row: u32, opens: bool) {
     if let Some(stats) = cpu_rows::own(&LISTENER_STATS, LISTENER_COUNTERS, row) {
@@ -126,7 +126,7 @@ pub(crate) fn count_listener(row: u32, opens: bool) {
     }
 }
 
-/// [`count_listener`] where CPUs share a row.
+/// Does the work of [`count_listener`] in a row that CPUs share.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_count_shared_listener(row: u64, opens: u64) -> u64 {
@@ -139,7 +139,6 @@ extern "C" fn balancer_count_shared_listener(row: u64, opens: u64) -> u64 {
     0
 }
 
-/// Counts a drop.
 #[inline(always)]
 pub fn count_drop(reason: DropIndex) {
     if let Some(stats) = DROP_STATS.get_ptr_mut(0) {
@@ -157,7 +156,7 @@ pub(crate) fn count_echo() {
     }
 }
 
-/// Counts a packet that was too big and whose sender was told.
+/// Counts a packet that was too big and whose sender was informed.
 #[inline(always)]
 pub(crate) fn count_too_big() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -166,7 +165,7 @@ pub(crate) fn count_too_big() {
     }
 }
 
-/// Counts a packet that nobody takes and whose sender was told.
+/// Counts a packet that no backend takes and whose sender was informed.
 #[inline(always)]
 pub(crate) fn count_rejected() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -175,7 +174,7 @@ pub(crate) fn count_rejected() {
     }
 }
 
-/// Counts a first fragment whose way is not remembered.
+/// Counts a first fragment that is not remembered.
 #[inline(always)]
 pub(crate) fn count_not_remembered() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -184,8 +183,8 @@ pub(crate) fn count_not_remembered() {
     }
 }
 
-/// Counts a packet of `bytes` forwarded to a backend; `decision`: how, if it opens a connection. Whether it is to be
-/// [sampled](crate::samples).
+/// Counts a packet of `bytes` forwarded to a backend, with the `decision` if it opens a connection. Returns whether to
+/// [sample](crate::samples) it.
 #[inline(always)]
 pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) -> bool {
     let Some(stats) = backend_row(backend) else {
@@ -202,13 +201,13 @@ pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionInde
     stats.packets >= stats.next_sample
 }
 
-/// [`count_forwarded`] where CPUs share a row. A global function, so that the path of the others is as short as it was, and
-/// needs no more of the stack.
+/// Does the work of [`count_forwarded`] in a row that CPUs share. It is a global function, so that the path of other
+/// packets stays short and needs no more stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_count_shared(backend: u64, bytes: u64, decision: u64) -> u64 {
     let Some(stats) = shared_row(backend as u16) else { return 0 };
-    // SAFETY: a map value; the place of a decision is within its row.
+    // SAFETY: a map value; the position of a decision is within its row.
     unsafe {
         cpu_rows::add_shared(&raw mut (*stats).packets, 1);
         cpu_rows::add_shared(&raw mut (*stats).bytes, bytes);
@@ -220,12 +219,12 @@ extern "C" fn balancer_count_shared(backend: u64, bytes: u64, decision: u64) -> 
     }
 }
 
-/// Has the packet `gap` after this one be sampled next. Whether this one is: the first of all is not, as it came by no
-/// draw.
+/// Schedules the next sample `gap` packets after this one. Returns whether to sample this packet: not if it is the very
+/// first, which no random draw chose.
 #[inline(always)]
 pub(crate) fn sample_after(backend: u16, gap: u32) -> bool {
     let Some(stats) = backend_row(backend).or_else(|| shared_row(backend)) else { return false };
-    // SAFETY: as in `count_verdict`; where CPUs share the row, the worst that comes of it is one sample more or less.
+    // SAFETY: as in `count_verdict`; if CPUs share the row, the worst result is one sample more or less.
     let stats = unsafe { &mut *stats };
     let drawn = stats.next_sample != 0;
     stats.next_sample = stats.packets + u64::from(gap);
@@ -246,7 +245,7 @@ pub(crate) fn count_sample(sent: bool) {
     }
 }
 
-/// Counts how a backend was chosen for a connection that it does not get: its packet goes no further.
+/// Counts a decision for a connection that does not reach its backend because the packet goes no further.
 #[inline(always)]
 pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
     let Some(counter) = decision.counter() else { return };
@@ -262,7 +261,7 @@ pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
 /// Counts a known client moved from a backend.
 #[inline(always)]
 pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
-    // Masked, as the verifier wants a bound of the very register. The counters of moves are the first words of the row.
+    // The mask gives the verifier a bound of that register. The counters of moves are the first words of the row.
     if let Some(stats) = backend_row(from) {
         // SAFETY: within the row; as in `count_verdict`.
         unsafe { *stats.cast::<u64>().add(cause.counter() & 7) += 1 };
@@ -272,8 +271,8 @@ pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
     }
 }
 
-/// Known clients that were moved from a backend because a connection that they have brought from another address names another
-/// one, by backend id. All CPUs share a row.
+/// Known clients that left a backend because a connection that they have moved to a new address names another one, by
+/// backend id. All CPUs share a row.
 #[map]
 static MIGRATED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -286,7 +285,8 @@ pub(crate) fn count_migrated(from: u16) {
     }
 }
 
-/// Whether another newcomer of a service may be recorded in this period: of its own share, or beyond.
+/// Whether another newcomer of a service may be recorded in this period, out of the service's own share or the common
+/// one.
 #[inline(always)]
 pub(crate) fn may_record(control: &'static Control, service: u16) -> bool {
     // SAFETY: a plain helper call; the words of `control` are read whole.
@@ -298,15 +298,15 @@ pub(crate) fn may_record(control: &'static Control, service: u16) -> bool {
     take(u32::from(service) % NEWCOMER_ROWS, period, own) || take(NEWCOMER_ROWS, period, common)
 }
 
-/// Takes one of the `limit` newcomers of `period` from a row that all CPUs share. Those that take at the same moment may
-/// exceed it by one each.
+/// Takes one of the `limit` newcomers of `period` from a row that all CPUs share. CPUs that take at the same moment may
+/// exceed the limit by one each.
 #[inline(always)]
 fn take(row: u32, period: u64, limit: u32) -> bool {
     let Some(budget) = NEWCOMERS.get_ptr_mut(row) else { return false };
-    // SAFETY: a map value, of which every word is read and written whole.
+    // SAFETY: a map value; every word of it is read and written whole.
     unsafe {
         let (began, used) = (&raw mut (*budget).period, &raw mut (*budget).used);
-        // Not by a CPU that has read the clock before.
+        // A CPU that has read the clock earlier must not restart the period.
         if period > began.read_volatile() {
             began.write_volatile(period);
             used.write_volatile(0);
@@ -319,7 +319,7 @@ fn take(row: u32, period: u64, limit: u32) -> bool {
     true
 }
 
-/// Counts what became of a newcomer.
+/// Counts the result of recording a newcomer.
 #[inline(always)]
 pub(crate) fn count_recorded(recorded: Recorded) {
     if recorded == Recorded::Known {

@@ -1,4 +1,4 @@
-//! What becomes of a packet, and what is to be done next with it.
+//! Steps: the outcome of a packet, or the next function for it.
 
 use core::marker::PhantomData;
 
@@ -6,17 +6,17 @@ use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
 
 use crate::service::Listener;
 
-/// The decision about one packet; `main.rs` turns it into an XDP action and its counters. What it needs besides is in the
-/// [`Step`], so that the branches here and there become one.
+/// The decision about a packet; `main.rs` turns it into an XDP action and a counter. Further data is in the [`Step`],
+/// so that the branches here and there become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// To the kernel, unchanged.
     Pass,
-    /// Out of the interface it came in by: forwarded, or turned into an answer to its sender.
+    /// By the interface on which the packet arrived: forwarded, or turned into an answer to its sender.
     Tx,
-    /// Forwarded, out of another interface: see [`Step::egress`].
+    /// By another interface: see [`Step::egress`].
     Redirect,
-    /// To the kernel, rewritten and marked, which sends it: see [`crate::handover`].
+    /// Handed to the kernel, rewritten and marked; the kernel sends it: see [`crate::handover`].
     Handed,
     /// Dropped: see [`Step::reason`].
     Drop,
@@ -31,29 +31,29 @@ pub(crate) struct Choice {
     pub(crate) decision: DecisionIndex,
 }
 
-/// What follows the IP header of a packet on its way to a backend or back.
+/// The data behind a packet's IP header, on its way to a backend or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carries {
     /// A TCP or UDP header.
     Header,
-    /// A later fragment's bytes.
+    /// The data of a later fragment.
     Nothing,
 }
 
-/// Whether a packet's sender may be told about it: not if it is an ICMP error itself.
+/// Whether the packet's sender may get an error about it: not if the packet is an ICMP error itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answerable {
     Yes,
     No,
 }
 
-/// What is to be done next with a packet: nothing more, or a step of `steps` with its `Payload`.
+/// The next step for a packet: an outcome, or a step of `steps` with its `Payload`.
 ///
-/// A number, as that is all a global function can return: the kind in bits 0–7, the payload above.
+/// It is a number, because a global function can return nothing else: the kind in bits 0–7, the payload above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(u64);
 
-/// What a [`Step`] does; up to [`Kind::Drop`], nothing comes after it.
+/// The kind of a [`Step`]; kinds up to [`Kind::Drop`] are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -81,16 +81,16 @@ pub(crate) enum Kind {
     ErrorToBackend,
     ToClient,
     ErrorToClient,
-    /// To the host, counted as if to a backend.
+    /// Pass to the host, but count as if sent to a backend.
     Watch,
-    /// To this machine itself, or nowhere.
+    /// Pass to this machine itself, or drop.
     Own,
     Encapsulate,
     Reject,
     IcmpError,
 }
 
-/// What a step is told. It leaves bits 0–7 of its word free.
+/// The argument of a step. It leaves bits 0–7 of its word free.
 pub(crate) trait Payload: Copy {
     const KIND: Kind;
 
@@ -98,14 +98,14 @@ pub(crate) trait Payload: Copy {
 
     fn of_word(word: u64) -> Self;
 
-    /// The end of a packet that the step can do nothing with.
+    /// The outcome if the step cannot handle the packet.
     #[inline(always)]
     fn given_up(self) -> Step {
         Step::PASS
     }
 }
 
-/// A step's payload in its word: one number to keep, until it is looked at.
+/// A step's payload as a word: one number to keep until it is needed.
 #[derive(Clone, Copy)]
 pub(crate) struct Told<What>(u64, PhantomData<What>);
 
@@ -121,12 +121,12 @@ impl<What: Payload> Told<What> {
     }
 }
 
-/// To a backend. A first fragment's way is remembered.
+/// To a backend. The destination of a first fragment is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToBackend {
     pub(crate) choice: Choice,
     pub(crate) carries: Carries,
-    /// The backend's for the packet's listener (network order); 0: the packet's own.
+    /// The backend's port for the packet's listener (network order); 0: the same port as the packet's.
     pub(crate) port: u16,
 }
 
@@ -134,11 +134,11 @@ pub(crate) struct ToBackend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenFlow {
     pub(crate) choice: Choice,
-    /// As [`ToBackend::port`].
+    /// The port, as in [`ToBackend::port`].
     pub(crate) port: u16,
 }
 
-/// A flow that has a row, and needs an address and a port.
+/// A flow that has a row and needs an address and a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowPort(pub(crate) Going);
 
@@ -146,10 +146,10 @@ pub(crate) struct FlowPort(pub(crate) Going);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowThere(pub(crate) Going);
 
-/// Which flow a packet is of, and how its backend was chosen, if the packet opens it.
+/// The flow of a packet, and how its backend was chosen if the packet opens the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Going {
-    /// The flow's, below [`MAX_FLOW_ROWS`](balancer_common::map_types::MAX_FLOW_ROWS).
+    /// The flow's row, below [`MAX_FLOW_ROWS`](balancer_common::map_types::MAX_FLOW_ROWS).
     pub(crate) row: u32,
     pub(crate) decision: DecisionIndex,
 }
@@ -157,11 +157,11 @@ pub(crate) struct Going {
 /// A reply, to the client of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowReturn {
-    /// The flow's.
+    /// The flow's row.
     pub(crate) row: u32,
 }
 
-/// Which way a packet of a flow goes.
+/// The direction of a flow's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Toward {
     Backend,
@@ -179,9 +179,9 @@ pub(crate) struct FlowPart {
 /// An ICMP error about a packet of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowError {
-    /// The flow's.
+    /// The flow's row.
     pub(crate) row: u32,
-    /// Whose packet it is about.
+    /// The receiver of the packet that the error is about.
     pub(crate) toward: Toward,
 }
 
@@ -189,16 +189,16 @@ pub(crate) struct FlowError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToBackend {
     pub(crate) choice: Choice,
-    /// As [`ToBackend::port`], of the packet that the error is about.
+    /// The port, as in [`ToBackend::port`], for the packet that the error is about.
     pub(crate) port: u16,
 }
 
 /// A reply of a `nat` backend, to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToClient {
-    /// The one that the return table has it under (network order).
+    /// The port of the row in the return table (network order).
     pub(crate) port: u16,
-    /// The one that the return table has it under.
+    /// The protocol of the row in the return table.
     pub(crate) protocol: u8,
     pub(crate) carries: Carries,
 }
@@ -206,7 +206,7 @@ pub(crate) struct ToClient {
 /// An ICMP error about a packet to a `nat` backend, to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToClient {
-    /// The one that the return table has the packet under (network order).
+    /// The port of the packet's row in the return table (network order).
     pub(crate) port: u16,
 }
 
@@ -223,7 +223,7 @@ pub(crate) struct Encapsulate {
     pub(crate) answerable: Answerable,
 }
 
-/// Back to its sender, who is told that nobody takes it; dropped for this reason where that cannot be said.
+/// Back to its sender with the information that no backend takes it; dropped for this reason if no answer is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reject {
     pub(crate) reason: DropIndex,
@@ -232,13 +232,13 @@ pub(crate) struct Reject {
 /// Back to its sender in an ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IcmpError {
-    /// Nothing longer than this fits, in bytes.
+    /// The packet is too big; the number is the MTU in bytes.
     TooBig(u32),
-    /// Nobody takes it; dropped for this reason where that cannot be said.
+    /// No backend takes the packet; dropped for this reason if no answer is possible.
     Unreachable(DropIndex),
 }
 
-/// A datagram of a listener of QUIC, whose connection ID may name a backend.
+/// A datagram of a QUIC listener; its connection ID may name a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quic {
     /// The row of the service, see [`crate::service::at`].
@@ -247,20 +247,20 @@ pub(crate) struct Quic {
     pub(crate) port: u16,
 }
 
-/// The backend that its connection ID names; 0: none.
+/// The backend named by the connection ID; 0: none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QuicNamed {
     pub(crate) backend: u16,
-    /// Nobody can have made the ID up.
+    /// Whether the ID cannot be forged.
     pub(crate) proven: bool,
 }
 
-/// A step to a backend that is still to be chosen.
+/// A step to a backend that is not chosen yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unchosen(u64);
 
 const FLAG: u64 = 1 << 8;
-/// Beside a kind, of which no step is known by this bit.
+/// A bit beside a kind that no kind uses.
 const UNLESS_HOSTS: u64 = 1 << 7;
 
 #[inline(always)]
@@ -309,7 +309,7 @@ impl OpenFlow {
 }
 
 impl Going {
-    /// Bits 32–47 are free: a [`Choice`] may be put there.
+    /// Bits 32–47 are free for a [`Choice`].
     #[inline(always)]
     const fn word(self) -> u64 {
         (self.decision.0 as u64) << 16 | ((self.row & 0xff) as u64) << 24 | ((self.row >> 8) as u64) << 48
@@ -325,7 +325,7 @@ impl Going {
 }
 
 impl FlowThere {
-    /// The same once the memory has been asked, for a packet that opens nothing: what it says of backends is not looked at.
+    /// The step after consulting the memory, for a packet that opens nothing; the backend in the answer is ignored.
     #[inline(always)]
     pub(crate) fn unchosen(row: u32) -> Unchosen {
         Unchosen(Step::to(Self(Going { row, decision: DecisionIndex::NONE })).0)
@@ -359,10 +359,10 @@ impl Watch {
 }
 
 impl Unchosen {
-    /// None that is ever taken.
+    /// A step that is never taken.
     pub(crate) const NONE: Self = Self(0);
 
-    /// Whether the packet passes, whatever is chosen.
+    /// Whether the packet passes whichever backend is chosen.
     #[inline(always)]
     pub(crate) const fn watches(self) -> bool {
         self.0 & 0xff == Kind::Watch as u64
@@ -375,7 +375,7 @@ impl Unchosen {
 }
 
 impl Quic {
-    /// The datagrams of a listener.
+    /// The step for datagrams of a listener.
     #[inline(always)]
     pub(crate) const fn of(listener: Listener) -> Self {
         Self { service: listener.row, port: listener.listening.port }
@@ -625,30 +625,29 @@ impl Payload for IcmpError {
 }
 
 impl Step {
-    /// To the kernel, unchanged.
+    /// Pass to the kernel, unchanged.
     pub(crate) const PASS: Self = Self(Kind::Pass as u64);
-    /// Out of the interface it came in by.
+    /// Send by the interface on which the packet arrived.
     pub(crate) const TX: Self = Self(Kind::Tx as u64);
-    /// To the kernel, which sends it.
+    /// Hand to the kernel, which sends the packet.
     pub(crate) const HANDED: Self = Self(Kind::Handed as u64);
-    /// Not like most: see [`crate::rare`].
+    /// The packet is not plain: see [`crate::rare`].
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
-    /// An ICMP message: see [`crate::icmp`].
+    /// The packet is an ICMP message: see [`crate::icmp`].
     pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
-    /// For a `snat` service: see [`crate::flows`].
+    /// The packet is for a `snat` service: see [`crate::flows`].
     pub(crate) const FLOW: Self = Self(Kind::Flow as u64);
-    /// The first packet of a flow, whose backend is still to be chosen.
+    /// The packet is the first of a flow, whose backend is not chosen yet.
     pub(crate) const FLOW_NEW: Self = Self(Kind::FlowNew as u64);
-    /// A connection ID of QUIC, which was kept: see [`crate::quic`].
+    /// The packet's QUIC connection ID was stored: see [`crate::quic`].
     pub(crate) const QUIC_SERVER: Self = Self(Kind::QuicServer as u64);
-    /// Perhaps a reply of a `snat` backend: see [`crate::flows`].
+    /// The packet may be a reply of a `snat` backend: see [`crate::flows`].
     pub(crate) const FLOW_BACK: Self = Self(Kind::FlowBack as u64);
-    /// To this machine itself, or nowhere: see [`crate::forward::sockets`].
+    /// The packet is for this machine itself, or for no one: see [`crate::forward::sockets`].
     pub(crate) const OWN: Self = Self(Kind::Own as u64);
-    /// To the backend that the memory says: see [`crate::memory`].
+    /// Send to the backend that the memory names: see [`crate::memory`].
     pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
 
-    /// Dropped.
     #[inline(always)]
     pub(crate) const fn drop(reason: DropReason) -> Self {
         Self::dropped(DropIndex(reason as u8))
@@ -659,31 +658,31 @@ impl Step {
         Self(Kind::Drop as u64 | (reason.0 as u64) << 32)
     }
 
-    /// Out of `egress`, for a packet that came in by `ingress`.
+    /// Send by `egress`, for a packet that arrived by `ingress`.
     #[inline(always)]
     pub(crate) const fn send(ingress: u32, egress: u32) -> Self {
         if ingress == egress { Self::TX } else { Self(Kind::Redirect as u64 | (egress as u64) << 32) }
     }
 
-    /// The same, unless the host has the connection: see [`crate::share::decide`].
+    /// The same step, unless the host has the connection: see [`crate::share::decide`].
     #[inline(always)]
     pub(crate) const fn unless_hosts(self) -> Self {
         Self(self.0 | UNLESS_HOSTS)
     }
 
-    /// The step that is to be taken [unless the host has the connection](Self::unless_hosts), if that is to be found out.
+    /// The step to take [unless the host has the connection](Self::unless_hosts), if the step has that condition.
     #[inline(always)]
     pub(crate) const fn if_not_hosts(self) -> Option<Self> {
         if self.0 & UNLESS_HOSTS == 0 { None } else { Some(Self(self.0 & !UNLESS_HOSTS)) }
     }
 
-    /// The step that takes this.
+    /// The step with this payload.
     #[inline(always)]
     pub(crate) fn to<What: Payload>(told: What) -> Self {
         Self(What::KIND as u64 | told.word())
     }
 
-    /// What crosses into a global function, and back out of it.
+    /// The number that is passed to and returned from global functions.
     #[inline(always)]
     pub(crate) const fn word(self) -> u64 {
         self.0
@@ -700,7 +699,7 @@ impl Step {
         self.0 & 0xff == kind as u64
     }
 
-    /// Whether the packet leaves.
+    /// Whether the packet is sent.
     #[inline(always)]
     pub(crate) const fn sends(self) -> bool {
         let kind = self.0 & 0xff;
@@ -713,7 +712,7 @@ impl Step {
         self.0 & 0xff <= Kind::Drop as u64
     }
 
-    /// What has become of the packet, when no step is left.
+    /// The outcome of the packet, if no step is left.
     #[inline(always)]
     #[must_use]
     pub const fn outcome(self) -> Outcome {
@@ -732,7 +731,7 @@ impl Step {
         }
     }
 
-    /// What would have to come next, for whoever looks into why it did not.
+    /// The kind of the step, for diagnosing why it was not taken.
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> u32 {
@@ -763,7 +762,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outcomes_survive_their_word() {
+    fn when_an_outcome_is_packed_then_it_can_be_read_back() {
         assert_eq!(Step::PASS.outcome(), Outcome::Pass);
         assert_eq!(Step::send(3, 3).outcome(), Outcome::Tx);
         assert!(Step::HANDED.is_last() && Step::HANDED.outcome() == Outcome::Handed);
@@ -784,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_survive_their_word() {
+    fn when_a_payload_is_packed_then_it_can_be_read_back() {
         let choice = Choice { backend: LAST_BACKEND, decision: DecisionIndex(5) };
         for carries in [Carries::Header, Carries::Nothing] {
             survives(ToBackend { choice, carries, port: u16::MAX });
@@ -826,7 +825,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_the_host_comes_before_is_no_other() {
+    fn when_a_step_depends_on_the_host_then_it_differs_from_every_other() {
         let told = ToBackend {
             choice: Choice { backend: 7, decision: DecisionIndex(5) },
             carries: Carries::Nothing,
@@ -841,7 +840,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_waits_for_its_backend() {
+    fn when_a_backend_is_chosen_later_then_the_step_gets_it() {
         let choice = Choice { backend: LAST_BACKEND, decision: DecisionIndex(5) };
         let chosen = ToBackend::unchosen(Carries::Nothing, 80).chosen(choice);
         assert_eq!(chosen, Step::to(ToBackend { choice, carries: Carries::Nothing, port: 80 }));
@@ -849,7 +848,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_told_is_dropped() {
+    fn when_a_sender_cannot_be_told_then_its_packet_is_dropped() {
         let reason = DropReason::Denied.into();
         assert_eq!(Reject { reason }.given_up(), Step::drop(DropReason::Denied));
         assert_eq!(IcmpError::Unreachable(reason).given_up(), Step::drop(DropReason::Denied));

@@ -1,5 +1,5 @@
-//! The steps: everything that few packets need. Each is a global function: the verifier looks at it once, and its stack
-//! does not add to the others'.
+//! The steps that only few packets need. Each step is a global function: the verifier checks it once, and its stack
+//! does not add to that of the others.
 
 use aya_ebpf::bindings::xdp_md;
 
@@ -16,16 +16,17 @@ use crate::{
     },
 };
 
-/// Declares steps. Each is a global function that is given the frame (`Ingress`: as it came in; `Found`: with its layer-4
-/// header found; `Plain`: the same, quickly where most packets have it; `Again`: the same after a step that has found it) and, with `told`, its [`Payload`] as [`Told`]. The function of the first line takes them in this order; each
-/// leads only to later ones.
+/// Declares steps. Each step is a global function. It gets the frame (`Ingress`: as it arrived; `Found`: with its
+/// layer-4 header found; `Plain`: the same, quickly for most packets; `Again`: the same after a step that has found the
+/// header) and, with `told`, its [`Payload`] as [`Told`]. The function in the first line runs the steps in this order;
+/// each step leads only to later ones.
 macro_rules! steps {
     ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $told:ident)?) $run:path;)*) => {
         $(
             #[inline(never)]
             #[unsafe(no_mangle)]
             extern "C" fn $global(context: *mut xdp_md $(, $told: u64)?) -> u64 {
-                // SAFETY: the function below passes the program's context on.
+                // SAFETY: the function below passes the program's context.
                 let ingress = unsafe { Ingress::new(context) };
                 steps!(@run ingress, $frame, $run $(, Told::<$kind>::of_word($told))?).word()
             }
@@ -104,15 +105,15 @@ steps! {
     IcmpError => balancer_icmp_error(Found, told) too_big::answer;
 }
 
-/// `next`, unless the host has the connection.
+/// Continues with `next`, unless the host has the connection.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_unless_hosts(context: *mut xdp_md, next: u64) -> u64 {
-    // SAFETY: the function below passes the program's context on.
+    // SAFETY: the function below passes the program's context.
     share::decide(unsafe { Ingress::new(context) }, Step::of_word(next)).word()
 }
 
-/// Takes the steps from `first` on.
+/// Runs all steps that follow from `first`.
 #[inline(always)]
 pub(crate) fn take(ingress: Ingress, first: Step) -> Step {
     let mut step = look(ingress, first);

@@ -1,5 +1,5 @@
-//! Telling of packets as they come and as they leave, with what was counted on the way. Only the program that is attached while
-//! somebody traces or captures does so; the other has none of this.
+//! Reports packets on arrival and on departure, with the counters that changed in between. Only the program that is
+//! attached while a user traces or captures contains this code.
 
 use core::{hint::black_box, mem::offset_of};
 
@@ -24,7 +24,7 @@ use crate::{ingress::Ingress, stats};
 #[map]
 static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
-/// The virtual addresses; the values mean nothing.
+/// The virtual addresses; the values have no meaning.
 #[map]
 static TRACE_VIPS: HashMap<Address, u32> = HashMap::with_max_entries(MAX_VIPS, BPF_F_NO_PREALLOC);
 
@@ -38,25 +38,25 @@ static TRACE_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TRACE_BACKENDS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_WATCHED, 0);
 
-/// Each CPU's ring is the controller's, which has none where nobody traces.
+/// A ring for each CPU, read by the controller. No ring exists while no user traces.
 #[map]
 static TRACE_EVENTS: PerfEventArray<Head> = PerfEventArray::new(0);
 
-/// Tells of a packet that comes. A global function: it has a stack and a verification of its own.
+/// Reports an arriving packet. As a global function it is verified separately and has its own stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_came(context: *mut xdp_md) -> u64 {
     u64::from(came(context).is_some())
 }
 
-/// Tells what became of it.
+/// Reports the outcome of a packet.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_left(context: *mut xdp_md, action: u64) -> u64 {
     u64::from(left(context, action as u32).is_some())
 }
 
-/// Runs `program` between the two.
+/// Runs `program` between the two reports.
 #[inline(always)]
 pub fn around(context: *mut xdp_md, program: impl FnOnce() -> u32) -> u32 {
     balancer_came(context);
@@ -71,7 +71,7 @@ fn came(context: *mut xdp_md) -> Option<()> {
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
     let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
     draft.begun = 0;
-    // SAFETY: a plain helper call; the controller writes the word in one piece.
+    // SAFETY: a plain helper call; the controller writes the word in one store.
     let (now, until) = unsafe { (bpf_ktime_get_ns(), (&raw const settings.until).read_volatile()) };
     if now >= until {
         return None;
@@ -79,7 +79,7 @@ fn came(context: *mut xdp_md) -> Option<()> {
     scan(context, draft);
     draft.matches = u32::from(concerns(&draft.found, settings));
     draft.vip = u32::from(is_vip(&draft.found.destination));
-    // A reply may be the client's only as it leaves; a packet for a VIP is some client's already.
+    // A reply may match the client only on departure; a packet for a VIP already carries its client on arrival.
     if draft.vip != 0 && draft.matches == 0 {
         return None;
     }
@@ -182,11 +182,11 @@ fn scan(context: *mut xdp_md, draft: &mut Draft) {
         return;
     }
     let bytes = (&raw mut draft.scanned).cast::<u8>();
-    // SAFETY: within the row; the helper reads no further than the frame goes.
+    // SAFETY: within the row; the helper reads no further than the end of the frame.
     if unsafe { bpf_xdp_load_bytes(context, 0, bytes.cast(), length as u32) } != 0 {
         return;
     }
-    // What is beyond the frame is 0, which is no address of anybody.
+    // Bytes beyond the frame are 0, which matches no address.
     let packet = Scanned(bytes);
     let mut at = 12;
     for _ in 0..2 {
@@ -202,11 +202,11 @@ fn scan(context: *mut xdp_md, draft: &mut Draft) {
     }
 }
 
-/// Word by word: a constant would be a map of its own.
+/// Zeroes a value word by word, because a constant would need a map of its own.
 #[inline(always)]
 fn clear<T>(place: *mut T) {
     for index in 0..size_of::<T>() / 4 {
-        // SAFETY: within what the pointer leads to, of which every bit pattern is one.
+        // SAFETY: within the value, for which every bit pattern is valid.
         unsafe { place.cast::<u32>().add(index).write_volatile(0) };
     }
 }
@@ -230,7 +230,7 @@ fn v6(packet: Scanned, ip: usize, found: &mut Found) {
     }
 }
 
-/// The first [`SCANNED`] bytes of a frame. No place that is asked for is beyond them.
+/// The first [`SCANNED`] bytes of a frame. No caller asks for a position beyond them.
 #[derive(Clone, Copy)]
 struct Scanned(*const u8);
 
@@ -268,7 +268,7 @@ impl Scanned {
     }
 }
 
-/// Gives each watched backend's place, id and counters of this CPU to `look`.
+/// Calls `look` with each watched backend's position, id and counters on this CPU.
 #[inline(always)]
 fn each_watched(watched: u32, mut look: impl FnMut(u32, u32, &BackendStats)) {
     for place in 0..MAX_WATCHED {
@@ -302,7 +302,7 @@ fn compare_backend(id: u32, then: &BackendStats, now: &BackendStats, head: &mut 
     }
 }
 
-/// Notes the counters of this CPU that have risen since the packet came.
+/// Records the counters of this CPU that have risen since the packet arrived.
 #[inline(always)]
 fn compare(draft: &mut Draft) -> Option<()> {
     let head = &mut draft.head;

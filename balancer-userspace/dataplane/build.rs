@@ -1,4 +1,4 @@
-//! Compiles the kernel program with whichever BPF toolchain `cargo xtask setup` found or installed.
+//! Compiles the kernel program with the BPF toolchain that `cargo xtask setup` found or installed.
 
 use std::{env, path::PathBuf, process::Command};
 
@@ -8,7 +8,7 @@ use aya_build::{Package, Toolchain};
 /// The rustup name under which set-up links a system compiler that brings its own `core` for BPF.
 const LINKED_TOOLCHAIN: &str = "bpf-core";
 
-/// The rustup name of the nightly that the kernel program is compiled with elsewhere.
+/// The rustup name of the nightly that compiles the kernel program if there is no such compiler.
 const PINNED_TOOLCHAIN: &str = include_str!("nightly");
 
 fn main() -> Result<()> {
@@ -22,11 +22,12 @@ fn main() -> Result<()> {
     // SAFETY: a build script's `main` runs before any other thread exists.
     unsafe {
         env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", format!("{root}/bpf-linker.sh"));
-        // Builds, checks and documentation have an OUT_DIR each, and the program is the same for all of them.
+        // Builds, checks and documentation each have their own OUT_DIR, but share this one kernel program.
         env::set_var("CARGO_BUILD_BUILD_DIR", target.join("bpf"));
-        // Compiled in parts, what each inlines is another program, which the verifier does not accept.
+        // Incremental compilation splits the program into parts that inline differently, and the verifier rejects the
+        // result.
         env::set_var("CARGO_INCREMENTAL", "0");
-        // What this build prints comes out as warnings: errors shall, progress shall not.
+        // Cargo shows a build script's output as warnings, which errors should be but progress should not.
         env::set_var("CARGO_TERM_QUIET", "true");
     };
     let pinned = PINNED_TOOLCHAIN.trim();
@@ -40,7 +41,7 @@ fn main() -> Result<()> {
     } else if toolchain_exists(pinned) {
         Toolchain::Custom(pinned)
     } else {
-        // Set-up has seen that it is the same, or that no other can be had.
+        // Set-up has found that it is the same compiler, or that no other is available.
         Toolchain::Nightly
     };
     aya_build::build_ebpf([Package { name: "balancer-ebpf", root_dir: &root, ..Default::default() }], toolchain)

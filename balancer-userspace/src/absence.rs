@@ -1,4 +1,4 @@
-//! Verbs that go on over restarts of the controller.
+//! Lets commands survive restarts of the controller.
 
 use std::{
     io::{self, Write as _},
@@ -10,13 +10,12 @@ use tokio::time::{Instant, sleep};
 
 use super::Failure;
 
-/// How long a restart may take where nobody has said how long to wait.
+/// How long a restart may take if the user has set no limit.
 pub(super) const RESTART: Duration = Duration::from_secs(60);
-/// How often a controller that has gone away is looked for.
+/// How often to try to reach a controller that has gone away.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Asks until the controller answers, however often it restarts meanwhile. With a `limit`, its absence for longer than
-/// that is an error.
+/// Asks until the controller answers, also across restarts. With a `limit`, an absence longer than that is an error.
 pub(super) async fn answered<T>(
     limit: Option<Duration>,
     mut ask: impl AsyncFnMut() -> Answer<T>,
@@ -53,7 +52,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn absence_is_waited_out_up_to_the_limit() {
+    async fn when_the_controller_is_away_then_the_command_waits_up_to_the_limit() {
         let mut asked = 0;
         let answer = answered(Some(RESTART), async || {
             asked += 1;
@@ -69,7 +68,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_an_answer() {
+    async fn when_the_controller_refuses_then_that_is_the_answer() {
         let answer: Result<(), _> = answered(None, async || Err(refused(StatusCode::NOT_FOUND))).await;
         assert!(matches!(answer, Err(Failure::Client(ClientError::Refused { .. }))));
     }

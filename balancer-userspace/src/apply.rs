@@ -20,8 +20,8 @@ use super::{Failure, output, plan};
 pub(super) struct Args {
     /// Configuration file
     file: PathBuf,
-    /// Have the balancer read its own file again, as SIGHUP does, and say what came of it; FILE is checked first, and says
-    /// where the control socket is
+    /// Have the balancer read its own file again, as SIGHUP does, and print the result; FILE is checked first, and
+    /// names the control socket
     #[arg(long, conflicts_with_all = ["dry_run", "reset", "force"])]
     reread: bool,
     /// Change nothing; show what would change and which slots would move
@@ -48,11 +48,11 @@ pub(super) async fn run(
         .with_context(|| format!("{} cannot be read", file.display()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) if text.len() as u64 <= file::MAX_FILE_SIZE => text,
-        // Not fit to be sent: what is wrong can be said here.
+        // If the file cannot be sent, this process can say what is wrong with it.
         Ok(text) => return Err(refuse(&file, text.as_bytes())),
         Err(error) => return Err(refuse(&file, error.as_bytes())),
     };
-    // What is no file, such as a pipe, is as old as now.
+    // A pipe or another special file counts as new.
     let age =
         fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
     let age_seconds = age.map(|age| age.as_secs_f64());
@@ -65,7 +65,7 @@ pub(super) async fn run(
     Ok(output::print(&render(&applied, dry_run))?)
 }
 
-/// The control socket of the balancer that is to read its file again, if that is asked for.
+/// The control socket of the balancer that should read its own file again, if the user asks for that.
 pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
     if !args.reread {
         return Ok(None);
@@ -78,7 +78,7 @@ pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
     Ok(Some(config.socket))
 }
 
-/// Has the balancer read its own file again.
+/// Makes the balancer read its own file again.
 pub(super) async fn reread(client: &Client, args: Args) -> Result<(), Failure> {
     let changed = client.reread().await?;
     if args.json {

@@ -18,7 +18,7 @@ use super::{
     wait::{self, Goal, Reached, Undrained},
 };
 
-/// How much longer than the drain may take it is waited for.
+/// How long to wait beyond the longest possible time of the drain.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Subcommand)]
@@ -43,7 +43,7 @@ pub(super) enum Verb {
     Change(BackendChange),
 }
 
-/// What can be done to a backend, or only planned.
+/// Changes of a backend that the command can make or only plan.
 #[derive(Debug, Subcommand)]
 pub(super) enum BackendChange {
     /// Add a backend
@@ -118,7 +118,7 @@ pub(super) struct Subject {
     name: BackendName,
 }
 
-/// An address as the API takes it, checked.
+/// Checks an address, in the notation of the API.
 fn address(text: &str) -> Result<String, String> {
     value::address(text).map(|address| match address {
         (ip, Some(port)) => SocketAddr::new(ip, port).to_string(),

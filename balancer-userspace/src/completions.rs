@@ -31,9 +31,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     Ok(output::print(&String::from_utf8_lossy(&script))?)
 }
 
-/// The command line, in which `help` takes the topics as well.
+/// The command line, with the topics as arguments of `help`.
 fn with_topics(mut command: Command) -> Command {
-    // Only then is there a `help`.
+    // Only `build` adds the `help` command.
     command.build();
     let topics = CHAPTERS.iter().map(|chapter| {
         let name = format!("balancer help {}", chapter.name);

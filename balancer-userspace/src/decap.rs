@@ -21,7 +21,8 @@ pub(super) struct Args {
     /// VIP to serve besides this machine's own addresses on its other interfaces, such as lo; may be repeated
     #[arg(long = "vip", value_name = "ADDR", value_parser = vip)]
     vips: Vec<IpAddr>,
-    /// Prefix of the addresses that tunnels come from, those of the balancers; may be repeated. Without it: everybody's
+    /// Prefix of the addresses that tunnels come from, those of the balancers; may be repeated. Without it: all
+    /// addresses
     #[arg(long = "from", value_name = "PREFIX", value_parser = prefix)]
     from: Vec<IpNet>,
     /// XDP mode: native, generic, or auto: native first and generic if the driver has none

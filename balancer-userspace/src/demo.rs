@@ -34,10 +34,10 @@ pub(super) struct Args {
     /// terminal, unless --no-tour or --seconds says otherwise
     #[arg(long, conflicts_with_all = ["no_tour", "seconds"])]
     once: bool,
-    /// Only the table: nothing happens by itself
+    /// Show only the table, without the tour
     #[arg(long)]
     no_tour: bool,
-    /// End by itself after so many seconds
+    /// End after this number of seconds
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
     /// Several balancers that are one fleet, behind a router with BIRD, on three etcds; commands to break it are printed
@@ -66,10 +66,10 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct ServerArgs {
-    /// What it calls itself
+    /// Name of the server
     #[arg(long)]
     name: String,
-    /// Where it listens; may be repeated
+    /// Address to listen on; may be repeated
     #[arg(long, required = true, value_name = "ADDR:PORT")]
     listen: Vec<SocketAddr>,
 }
@@ -100,7 +100,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     .map_err(shown)
 }
 
-/// Also where a log is quoted.
+/// Puts an error into one line, because a log may quote it.
 fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     if error.downcast_ref::<io::Error>().is_some() {
         return error;

@@ -9,8 +9,8 @@ use balancer_model::words::counted;
 
 use super::Failure;
 
-/// Takes programs that outlived their controllers off the interfaces of this network namespace, or of `all`, and removes
-/// their maps.
+/// Detaches programs that outlived their controllers from the interfaces of this network namespace, or of `all`, and
+/// removes their maps.
 pub(super) fn run(all: bool) -> Result<(), Failure> {
     privileges::check()?;
     let AllPins { free, held } = Pins::all(all)?;
@@ -18,10 +18,11 @@ pub(super) fn run(all: bool) -> Result<(), Failure> {
     let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {
         match pins.notes() {
-            // Switches and addresses of another network namespace are out of reach, or went with it.
+            // This process cannot reach the settings and addresses of another network namespace, or they are gone
+            // with it.
             Ok(notes) if pins.here() => host::put_back(notes.unwrap_or_default().host),
             Ok(_) => {}
-            // Of another version, which alone knows what to put back.
+            // Another version pinned these maps, and only it knows what to restore.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,
         }
         interfaces += pins.detach()?;

@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Only this service [default: all]
     #[arg(value_name = "SVC")]
     service: Option<String>,
-    /// Print JSON, with all that was looked at and all that could not be
+    /// Print JSON, with everything that was examined and everything that could not be
     #[arg(long)]
     json: bool,
     /// Mend what can be mended on this machine and be taken back; says first what that is
@@ -29,7 +29,7 @@ pub(super) struct Args {
     fix: bool,
 }
 
-/// Exit codes: 0 healthy, 1 findings, 3 no controller, whatever was found without one.
+/// Exit codes: 0 healthy, 1 findings, 3 no controller, also if doctor found something without it.
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let mut report = examine(client, args).await?;
     if args.fix && mend(client, &report)? {
@@ -41,7 +41,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         output::print(&render(&report))?;
     }
     if !report.controller {
-        // Says why it is not reachable.
+        // Fails with the reason why the controller is not reachable.
         client.status().await?;
     }
     if report.findings.is_empty() { Ok(()) } else { Err(Failure::Told) }
@@ -51,7 +51,7 @@ async fn examine(client: &Client, args: &Args) -> Result<Report, Failure> {
     Ok(judge(&look(client, client.socket(), args.service.as_deref()).await?))
 }
 
-/// Carries out what can be taken back. Whether there was something.
+/// Carries out the cures that can be undone. Returns whether there were any.
 fn mend(client: &Client, report: &Report) -> Result<bool, Failure> {
     let steps = cure::steps(&report.findings);
     let mut err = io::stderr();

@@ -13,7 +13,7 @@ use balancer_model::value;
 
 use super::{Failure, absence, fleet, output};
 
-/// How many earlier events `--follow` begins with.
+/// The number of earlier events that `--follow` shows first.
 const TAIL: usize = 10;
 
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Go on with new events until interrupted, also over restarts of the controller
     #[arg(long, short)]
     follow: bool,
-    /// Only events not older than this, such as 10m [default: all that are kept; with --follow, the last 10]
+    /// Only events not older than this, such as 10m [default: all stored events; with --follow, the last 10]
     #[arg(long, value_name = "D", value_parser = value::duration)]
     since: Option<Duration>,
     /// Print JSON: a list; with --follow, one object a line
@@ -51,7 +51,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Everything up to now.
+/// Shows all events up to now.
 async fn all(client: &Client, mut found: EventsView, json: bool) -> Result<(), Failure> {
     let mut events = Vec::new();
     loop {

@@ -18,7 +18,7 @@ pub(super) enum Verb {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: Option<String>,
-        /// Only those of this client
+        /// Only connections of this client
         #[arg(long, value_name = "ADDR")]
         client: Option<IpAddr>,
         /// Print JSON

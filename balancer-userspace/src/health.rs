@@ -30,7 +30,7 @@ pub(super) enum Verb {
         /// Service and backend, such as web/web1
         #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
         name: BackendName,
-        /// What its health is; `auto` lets the checks decide again
+        /// The health to set; `auto` lets the checks decide again
         #[arg(value_enum)]
         health: Said,
     },
@@ -40,9 +40,9 @@ pub(super) enum Verb {
 pub(super) enum Said {
     /// Keep it up
     Up,
-    /// As if nobody answered
+    /// Treat the backend as if it did not answer
     Down,
-    /// What its checks find
+    /// Let the checks decide
     Auto,
 }
 

@@ -1,4 +1,4 @@
-//! `balancer help TOPIC`: chapters of the book. What `help` says of commands is clap's.
+//! `balancer help TOPIC`: shows chapters of the book. clap writes the help of commands.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,7 +12,7 @@ use ratatui::crossterm::terminal;
 use super::{Cli, Failure, output};
 use crate::book::{self, CHAPTERS, Chapter};
 
-/// Width of the text, in columns, where the output is no terminal.
+/// The width of the text, in columns, if the output is no terminal.
 const WIDTH: u16 = 80;
 
 /// Returns the text below the list of commands.
@@ -27,7 +27,7 @@ pub(super) fn see(topic: &str) -> String {
     format!("See also: balancer help {topic}")
 }
 
-/// Answers `help TOPIC`, of which clap has said that it is no command; else reports what clap has said.
+/// Answers `help TOPIC`, which clap reports as an unknown command. Otherwise reports clap's error.
 pub(super) fn or(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
     match arguments {
         [_, help, topic] if error.kind() == ErrorKind::InvalidSubcommand && help == "help" => show(topic),

@@ -1,4 +1,4 @@
-//! The command line of the balancer. One file a verb group; `book` is its manual.
+//! The command line of the balancer. Each group of commands has a file; `book` is the manual.
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
 
@@ -51,7 +51,7 @@ use balancer_common::map_types::LAYOUT_VERSION;
 use balancer_model::{file::ConfigErrors, value};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-/// The second line is what `packaging/debian/preinst` reads before an upgrade.
+/// `packaging/debian/preinst` reads the second line before an upgrade.
 static LONG_VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{}\nlayout of kept maps: {LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")));
 
@@ -171,7 +171,7 @@ enum Verb {
     },
 }
 
-/// Why a verb did not do what it was asked.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -180,12 +180,12 @@ enum Failure {
     Config(#[from] ConfigErrors),
     #[error("{0}")]
     Usage(String),
-    /// A text of another program; it begins with its place.
+    /// A text of another program cannot be parsed. The message begins with file and line.
     #[error("{0}")]
     NotUnderstood(String),
     #[error("{0}")]
     WaitTimedOut(String),
-    /// The output says already what is wrong: no message is added.
+    /// The output already says what is wrong, so no message follows.
     #[error("no")]
     Told,
     #[error("cannot write the output: {0}")]
@@ -194,7 +194,7 @@ enum Failure {
     Other(#[from] anyhow::Error),
 }
 
-/// Parses the process's arguments, does what they say and reports errors on standard error.
+/// Parses the process's arguments, runs the command and reports errors on standard error.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
@@ -255,7 +255,7 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Runs a verb to its end, in this thread.
+/// Runs a command to its end, in this thread.
 fn wait_for(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(verb)
@@ -269,10 +269,10 @@ pub fn command() -> clap::Command {
 
 fn report(failure: &Failure) -> ExitCode {
     let (code, text) = match failure {
-        // The reader of a pipe has seen enough.
+        // The reader of the pipe has closed it.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Told => return ExitCode::from(FAILED),
-        // Already FILE:LINE: what, as editors expect it.
+        // The text already has the form FILE:LINE: what, as editors expect it.
         Failure::Config(errors) => (FAILED, errors.to_string()),
         Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {
             (FAILED, message.clone())
@@ -286,12 +286,12 @@ fn report(failure: &Failure) -> ExitCode {
         | Failure::Other(_) => (FAILED, format!("balancer: {failure}")),
     };
     let text = if journal::is_standard_error() { journal::error(&text) } else { text };
-    // With standard error gone, the exit code is all there is left to say.
+    // If standard error is closed, only the exit code can report the failure.
     let _ = writeln!(io::stderr(), "{text}");
     ExitCode::from(code)
 }
 
-/// A socket path from the command line, which may be relative.
+/// Parses a socket path from the command line, which may be relative.
 fn socket(text: &str) -> Result<PathBuf, String> {
     value::socket_path_length(text).map(PathBuf::from)
 }

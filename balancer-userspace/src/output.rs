@@ -1,4 +1,4 @@
-//! Tables for people, JSON for programs.
+//! Prints tables for people, and JSON for programs.
 
 use std::io::{self, Write as _};
 
@@ -7,12 +7,12 @@ use balancer_model::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
 
-/// A table without borders, whose columns of numbers are flush right.
+/// A table without borders. Columns of numbers are flush right.
 #[derive(Debug)]
 pub(super) struct Table(comfy_table::Table);
 
 impl Table {
-    /// A table with these column headings; one that starts with `>` heads a column of numbers.
+    /// Creates a table with these column headings. A heading that starts with `>` marks a column of numbers.
     pub(super) fn new(headings: &[&str]) -> Self {
         let mut table = comfy_table::Table::new();
         table.load_style(NOTHING).set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
@@ -29,18 +29,18 @@ impl Table {
         self.0.add_row(cells);
     }
 
-    /// The same where the number of columns is not known beforehand.
+    /// Adds a row when the number of columns is not known in advance.
     pub(super) fn cells(&mut self, cells: impl IntoIterator<Item = String>) {
         self.0.add_row(cells);
     }
 
-    /// The table's lines, each ended.
+    /// Returns the table's lines, each with a newline.
     pub(super) fn render(&self) -> String {
         self.0.lines().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 }
 
-/// `part` of `whole` in percent.
+/// Formats `part` of `whole` in percent.
 pub(super) fn percent(part: u32, whole: u32) -> String {
     match whole {
         0 => "-".to_owned(),
@@ -48,7 +48,7 @@ pub(super) fn percent(part: u32, whole: u32) -> String {
     }
 }
 
-/// Writes to standard output, at once.
+/// Writes to standard output and flushes it.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -60,7 +60,7 @@ pub(super) fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// A service in one paragraph: a line about it, a table of its backends.
+/// Describes a service: a line about it, and a table of its backends.
 pub(super) fn service(service: &ServiceView) -> String {
     let mut text = format!(
         "service {}  {}  {}  {} slots, generation {}\n",
@@ -81,7 +81,7 @@ pub(super) fn service(service: &ServiceView) -> String {
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
-    // A name that is the address of one backend is worth a line where something is wrong with it.
+    // A name that resolves to the address of one backend needs a line only in case of an error.
     let lists = service.discover.iter().filter(|list| list.address.is_none() || list.error.is_some());
     for DiscoverView { file, dns, dns_a, address, targets, error, .. } in lists {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
@@ -104,18 +104,18 @@ pub(super) fn service(service: &ServiceView) -> String {
     text
 }
 
-/// `12.5 connections, 1,204 packets, 830,112 bytes a second`.
+/// Formats like `12.5 connections, 1,204 packets, 830,112 bytes a second`.
 fn rates_words(rates: &Rates) -> String {
     let Rates { packets, bytes, connections } = rates;
     format!("{connections:.1} connections, {} packets, {} bytes a second", whole(*packets), whole(*bytes))
 }
 
-/// A rate as a whole number.
+/// Formats a rate as a whole number.
 fn whole(rate: f64) -> String {
     grouped(rate.round() as u64)
 }
 
-/// `tcp 198.51.100.10:80`, and more behind commas.
+/// Formats like `tcp 198.51.100.10:80`, with commas between several.
 fn places(service: &ServiceView) -> String {
     if service.listeners.len() < 2 {
         return format!("{} {}", service.protocol, service.address);
@@ -129,7 +129,7 @@ fn places(service: &ServiceView) -> String {
     .join(", ")
 }
 
-/// The protocols of a service, each once.
+/// Returns the protocols of a service, each once.
 pub(super) fn protocols(service: &ServiceView) -> String {
     let mut words: Vec<&str> =
         service.listeners.iter().filter_map(|of| of.listener.rsplit_once('/')).map(|(_, protocol)| protocol).collect();
@@ -138,7 +138,7 @@ pub(super) fn protocols(service: &ServiceView) -> String {
     words.join(", ")
 }
 
-/// The first address of a service, and how many more it has.
+/// Returns the first address of a service, and how many more it has.
 pub(super) fn addresses(service: &ServiceView) -> String {
     match service.listeners.len() {
         0 | 1 => service.address.clone(),
@@ -146,7 +146,7 @@ pub(super) fn addresses(service: &ServiceView) -> String {
     }
 }
 
-/// A table of backends, the first column headed `name`.
+/// Creates a table of backends with the first column headed `name`.
 pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
     let headings = [
         name,
@@ -173,7 +173,7 @@ pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
     Table::new(&headings)
 }
 
-/// Where the column of connections that live stands, where there is one.
+/// The index of the column of active connections, if the table has it.
 const ACTIVE: usize = 9;
 
 /// Adds a backend of a service with `table_size` slots.
@@ -211,7 +211,7 @@ pub(super) fn add_backend(
     table.cells(cells);
 }
 
-/// `100`; `100 × 75%` where its agent says so.
+/// Formats like `100`, or `100 × 75%` if the backend's agent reports a share.
 fn weight(backend: &BackendView) -> String {
     match backend.agent.as_ref().map(|agent| agent.weight_percent) {
         None | Some(100) => backend.weight.to_string(),
@@ -219,7 +219,7 @@ fn weight(backend: &BackendView) -> String {
     }
 }
 
-/// The state; while it drains, with who is left and for how long.
+/// The state. While the backend drains, also how many clients are left and for how long.
 fn state(backend: &BackendView) -> String {
     match backend.drain_seconds_left {
         Some(left) => {
@@ -230,7 +230,7 @@ fn state(backend: &BackendView) -> String {
     }
 }
 
-/// `3m12s`.
+/// Formats like `3m12s`.
 fn minutes(seconds: u64) -> String {
     humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string().replace(' ', "")
 }
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands() {
+    fn when_a_number_is_large_then_thousands_are_separated() {
         assert_eq!(
             [0u64, 999, 1000, 65_537, 1_234_567, u64::MAX].map(grouped),
             ["0", "999", "1,000", "65,537", "1,234,567", "18,446,744,073,709,551,615"]
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
+    fn when_a_table_is_rendered_then_columns_line_up() {
         let mut table = Table::new(&["NAME", ">SLOTS", "STATE"]);
         table.row(["web1".to_owned(), "5".to_owned(), "up".to_owned()]);
         table.row(["longer-name".to_owned(), "65,537".to_owned(), String::new()]);

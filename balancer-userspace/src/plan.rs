@@ -42,7 +42,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     Ok(output::print(&text(&plan))?)
 }
 
-/// A plan for one service.
+/// Formats a plan for one service.
 pub(super) fn text(plan: &PlanView) -> String {
     let clients = |number: u64| counted(number as usize, "known client");
     let mut text = if plan.removed {
@@ -58,7 +58,7 @@ pub(super) fn text(plan: &PlanView) -> String {
         )
     };
     let before = plan.table_size_before;
-    // A balancer of an earlier version does not tell it.
+    // Earlier versions of the balancer do not report the size.
     if before > 0 && before != plan.table_size && !plan.removed {
         let how = if before < plan.table_size { "grow" } else { "shrink" };
         text += &format!("the table would {how} from {} to {} slots\n", grouped(before), grouped(plan.table_size));

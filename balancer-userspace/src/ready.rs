@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{Failure, output};
 
-/// How long the controller may take: who asks in order to send clients elsewhere does not want to wait.
+/// The time limit for the controller. A caller that wants to send clients elsewhere should not wait long.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ fn not_ready(reason: String) -> Readiness {
     Readiness { state: Fitness::NotReady, reasons: vec![reason] }
 }
 
-/// `ready`, `degraded: etcd is out of reach: changes are refused`.
+/// Formats like `ready`, or `degraded: etcd is out of reach: changes are refused`.
 pub(super) fn line(readiness: &Readiness) -> String {
     let word = readiness.state.word().replace('_', " ");
     if readiness.reasons.is_empty() { word } else { format!("{word}: {}", readiness.reasons.join("; ")) }

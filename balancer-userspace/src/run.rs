@@ -24,9 +24,9 @@ use super::{
     journal::{self, WithPriority},
 };
 
-/// The packet path is the kernel's; what is left is one task and its sockets.
+/// The number of threads. The kernel forwards packets; this process has one task and its sockets.
 const WORKER_THREADS: usize = 2;
-/// How long what still goes on at the end may take.
+/// How long remaining work may take when the process ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
@@ -47,9 +47,9 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {
-    /// One line an event
+    /// One line per event
     Text,
-    /// One JSON object an event
+    /// One JSON object per event
     Json,
 }
 
@@ -108,7 +108,7 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         configurations: Configurations::new(parser),
     };
     let ended = runtime.block_on(balancer_daemon::run::run(launch));
-    // A file that is being read may never come.
+    // A pending read of a file may never finish.
     runtime.shutdown_timeout(FAREWELL);
     Ok(ended?)
 }
@@ -127,7 +127,7 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
     }
     match (format, journal::is_standard_error()) {
         (LogFormat::Text, false) => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
-        // The journal has the time.
+        // The journal adds the time.
         (LogFormat::Text, true) => log
             .fmt_fields(debug_fn(text_field))
             .with_target(false)
@@ -142,7 +142,7 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
     Ok(())
 }
 
-/// A line of the log as every other, for whoever reads it to report.
+/// Logs a panic as a normal log line, so that a reader of the log can report it.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let (thread, place) = (thread::current(), panic.location().map(ToString::to_string).unwrap_or_default());
     tracing::error!(
@@ -152,12 +152,12 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// Writes a field of a log line, unless its text is in the message already.
+/// Writes a field of a log line, unless the message already has its text.
 fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     match field.name() {
         "message" => write!(writer, "{value:?}"),
         "service" | "backend" => Ok(()),
-        // Where a line of another crate comes from.
+        // The origin of another crate's log line.
         name if name.starts_with("log.") => Ok(()),
         name => write!(writer, " {name}={value:?}"),
     }

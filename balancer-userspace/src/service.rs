@@ -30,7 +30,7 @@ pub(super) enum Verb {
     },
 }
 
-/// What can be done to a service, or only planned.
+/// Changes to a service that the command can make or only plan.
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceChange {
     /// Add or remove a listener
@@ -49,9 +49,9 @@ pub(super) enum ServiceChange {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Listen {
-    /// Listen on one more address, port or range of ports; nobody moves
+    /// Listen on one more address, port or range of ports; no client moves
     Add(Which),
-    /// Listen on it no longer; nobody moves
+    /// Stop listening on it; no client moves
     Remove(Which),
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Shows on a terminal until interrupted. A controller that goes away may come back.
+/// Updates the screen until interrupted, also while the controller is away.
 async fn watch(client: &Client) -> Result<(), Failure> {
     let mut text = render(&client.status().await?);
     let mut trouble = None;
@@ -70,9 +70,10 @@ async fn watch(client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// As much of `text` as a terminal of this size takes, over what it shows. `trouble` comes last and is always seen.
+/// Returns the part of `text` that fits a terminal of this size, to be drawn over the old contents. `trouble` comes
+/// last and is always visible.
 fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> String {
-    // The cursor stays on the last one.
+    // The cursor stays on the last line.
     let rows = rows.saturating_sub(1);
     let lines: Vec<&str> = text.lines().collect();
     let fits = lines.len() + usize::from(trouble.is_some()) <= rows;
@@ -85,7 +86,7 @@ fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> Str
 
 fn render(status: &StatusView) -> String {
     let counts = [">TX", ">REDIRECT", ">HANDED", ">PASS", ">DROP", ">ABORTED"];
-    // Few machines are backends of their own.
+    // Few machines are their own backends.
     let local: &[&str] = if status.interfaces.iter().any(|one| one.packets_seen.local > 0) { &[">LOCAL"] } else { &[] };
     let mut table = Table::new(&[["INTERFACE", ">INDEX", "XDP MODE"].as_slice(), &counts, local].concat());
     for interface in &status.interfaces {
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_screen_is_never_left() {
+    fn when_a_text_is_larger_than_the_terminal_then_it_is_cut() {
         let text = "one\ntwo and more\nthree\n";
         assert_eq!(lines(text, None, 7, 4), ["one", "two and", "three"]);
         assert_eq!(lines(text, None, 80, 3), ["one", "… 2 more lines; a larger terminal shows them"]);

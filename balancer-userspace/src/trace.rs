@@ -25,7 +25,7 @@ use super::{
     output,
 };
 
-/// Enough for the headers, also of a packet in a tunnel and of one that an ICMP error is about.
+/// Enough for all headers, also those of a packet in a tunnel and of a packet quoted in an ICMP error.
 const SNAPLEN: u32 = 256;
 
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Packets of this service, of every client or of CLIENT
     #[arg(long, value_name = "SVC")]
     service: Option<String>,
-    /// End after so many packets [default: until Ctrl-C]
+    /// End after this number of packets [default: until Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Print JSON, one object a line
@@ -70,31 +70,31 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the controller says of clients, each as of their last packet.
+/// The controller's answers about clients, each from the time of the client's last packet.
 struct Memories<'a> {
     api: &'a Client,
     last: HashMap<(String, IpAddr), (ClientView, Instant)>,
 }
 
 impl<'a> Memories<'a> {
-    /// Clients that are kept in mind.
+    /// The largest number of clients to remember.
     const MOST: usize = 10_000;
 
     fn new(api: &'a Client) -> Self {
         Self { api, last: HashMap::new() }
     }
 
-    /// Asks before there are packets, so that it is known what they find.
+    /// Asks about a client before its packets come, so that the trace knows the state before them.
     async fn remember(&mut self, address: IpAddr, service: Option<&str>) {
         let query = ClientQuery { address, service: service.map(str::to_owned) };
         let asked = Instant::now();
-        // A client of no service is nothing that a trace would fail for.
+        // If the address is no client of a service, the trace continues.
         for view in self.api.client(&query).await.unwrap_or_default() {
             self.last.insert((view.service.clone(), address), (view, asked));
         }
     }
 
-    /// Adds rule and slot, and what was known of the client before.
+    /// Adds the rule, the slot and the client's entry before the packet.
     async fn add(&mut self, of: &mut Explanation) {
         let (Some(service), Some(address)) = (of.service.clone(), of.client) else { return };
         if of.direction == Direction::ToClient {
@@ -110,7 +110,7 @@ impl<'a> Memories<'a> {
         let view = now.or(before.as_ref().map(|(view, _)| view));
         of.slot = view.map(|view| view.slot);
         of.rule = view.and_then(|view| view.rule.clone());
-        // Another packet may have come between the question and this one: then the decision knows better.
+        // If another packet came between the answer and this packet, the decision is more reliable.
         of.memory = match (decided(of), before.map(|(view, asked)| memory(&view, asked))) {
             (Some(decided), Some(seen)) if decided.known == seen.known => Some(seen),
             (decided, seen) => decided.or(seen),
@@ -121,13 +121,13 @@ impl<'a> Memories<'a> {
 fn memory(view: &ClientView, asked: Instant) -> Memory {
     Memory {
         known: view.known,
-        // Where it is known, that is where it is steered, unless a rule decides.
+        // A known client's backend is the one it is steered to, unless a rule decides.
         backend: view.backend.clone().filter(|_| view.known && view.why == "known"),
         last_seen_seconds_ago: view.last_seen_seconds_ago.map(|ago| ago + asked.elapsed().as_secs()),
     }
 }
 
-/// What the decision says of the time before it.
+/// Derives the client's entry before the packet from the decision.
 fn decided(of: &Explanation) -> Option<Memory> {
     let (known, backend) = match of.decision? {
         "kept" => (true, of.backend.clone()),
@@ -148,7 +148,7 @@ fn json(time: &str, explanation: &Explanation) -> Result<String, io::Error> {
     Ok(format!("{}\n", serde_json::to_string(&Line { time, explanation })?))
 }
 
-/// A line for what came, and one each for what was decided.
+/// Formats a line for the packet and a line for each decision.
 fn text(time: &str, of: &Explanation) -> String {
     let packet = of.packet.as_ref().map_or_else(|| "no packet of IP".to_owned(), ToString::to_string);
     let mut text = format!("{time} {} {packet}, {} bytes\n", of.interface, of.length);

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Failure, absence, output};
 
-/// How often the backend is looked at.
+/// How often to ask for the backend's state.
 const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub(super) struct Args {
 /// A state that can be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Goal {
-    /// Takes clients; one without checks as well
+    /// Takes clients; also a backend without checks
     Up,
     /// Has no clients left, as the operator wants; removed after that as well
     Drained,
@@ -62,10 +62,10 @@ impl Goal {
 
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Args { name, state, timeout } = args;
-    // One that does not exist is a mistake; one that goes away later has been removed.
+    // A missing backend is a mistake. One that disappears later has been removed.
     find(client, name).await?;
     let deadline = timeout.map(|limit| Instant::now() + limit);
-    // With a limit somebody may still begin the drain; without one this might never end.
+    // With a limit, an operator may still begin the drain. Without a limit, the wait might never end.
     let unasked = if timeout.is_some() { Undrained::Wait } else { Undrained::Refuse };
     match reach(client, name, *state, deadline, unasked).await? {
         Reached::Yes => Ok(output::print(&format!("backend {name} {}\n", state.word()))?),
@@ -78,23 +78,23 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// How to proceed while a backend that is awaited as drained has not been told to drain.
+/// How to proceed if the backend should be drained but no operator has started that.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undrained {
     Wait,
     Refuse,
 }
 
-/// How waiting ended.
+/// The result of waiting.
 pub(super) enum Reached {
     Yes,
-    /// There is no such backend any more.
+    /// The backend no longer exists.
     Removed,
-    /// In time; it is in this state.
+    /// The time limit has passed; has the backend's state.
     NotYet(String),
 }
 
-/// Waits until the backend is as `wanted`, at most until `deadline`, also over restarts of the controller.
+/// Waits until the backend is in the state `wanted`, at most until `deadline`, also over restarts of the controller.
 pub(super) async fn reach(
     client: &Client,
     name: &BackendName,
@@ -130,7 +130,7 @@ pub(super) async fn reach(
     }
 }
 
-/// `draining, 214 clients left`, `down (connect: refused)`.
+/// Formats like `draining, 214 clients left` or `down (connect: refused)`.
 fn describe(backend: &BackendView) -> String {
     let mut text = backend.state.clone();
     if !backend.reason.is_empty() {
@@ -151,7 +151,7 @@ async fn find(client: &Client, name: &BackendName) -> Result<(), Failure> {
     Err(anyhow!("there is no backend {name}; {}", value::hint(&name.backend, &names, "backends")).into())
 }
 
-/// The backend, if there is one. The controller may be away, for at most `absence` if there is a limit.
+/// Returns the backend, if it exists. The controller may be away, for at most `absence` if there is a limit.
 pub(super) async fn present(
     client: &Client,
     name: &BackendName,

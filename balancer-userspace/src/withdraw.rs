@@ -11,9 +11,9 @@ use tokio::time::sleep;
 
 use super::{Failure, absence, output};
 
-/// How often the VIPs are looked at.
+/// How often to ask for the VIPs.
 const POLL: Duration = Duration::from_millis(100);
-/// After so many looks it is said what is waited for.
+/// After this number of polls, the command says what it waits for.
 const LONG: u32 = 20;
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ pub(super) async fn withdraw(client: &Client, args: &Args) -> Result<(), Failure
     if args.wait { gone(client).await } else { Ok(()) }
 }
 
-/// Waits until no VIP is left, also over restarts of the controller.
+/// Waits until the machine has no VIP left, also over restarts of the controller.
 async fn gone(client: &Client) -> Result<(), Failure> {
     let mut looks = 0;
     loop {

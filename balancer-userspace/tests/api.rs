@@ -1,4 +1,4 @@
-//! The control socket: real server, real client, real sockets.
+//! Tests the control socket with a real server, a real client and real sockets.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -39,12 +39,12 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// Whether anything is left of a socket.
+/// Whether a file of the socket exists.
 fn exists(socket: &Path) -> bool {
     socket.symlink_metadata().is_ok()
 }
 
-/// Sends bytes as they are; gives the status and the error of the answer.
+/// Sends raw bytes; returns the answer's status and error.
 async fn raw(socket: &Path, request: impl AsRef<[u8]>) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     stream.write_all(request.as_ref()).await.unwrap();
@@ -70,7 +70,7 @@ fn request(method: &str, path: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn reads_answer_what_the_controller_shows() {
+async fn when_a_client_reads_then_it_gets_what_the_controller_shows() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
     let expected = StatusView::from(snapshot(Admin::Ready, BackendState::Up));
@@ -95,7 +95,7 @@ async fn reads_answer_what_the_controller_shows() {
 }
 
 #[tokio::test]
-async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
+async fn when_a_client_asks_for_changes_then_they_arrive_with_the_uid_of_the_peer() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
     let add = AddBackend {
@@ -141,7 +141,7 @@ async fn changes_arrive_as_they_were_asked_for_with_the_uid_of_the_peer() {
 }
 
 #[tokio::test]
-async fn refusals_keep_their_kind_and_words() {
+async fn when_the_controller_refuses_then_the_client_gets_its_kind_and_words() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
     let add = AddBackend {
@@ -167,7 +167,7 @@ async fn refusals_keep_their_kind_and_words() {
 }
 
 #[tokio::test]
-async fn bad_requests_change_nothing() {
+async fn when_requests_are_bad_then_nothing_changes() {
     let fake = Fake::start().await;
     let (add, admin, weight) = (
         ("POST", "/v1/services/web/backends"),
@@ -223,7 +223,7 @@ async fn bad_requests_change_nothing() {
 }
 
 #[tokio::test]
-async fn bodies_over_64_kib_are_refused_and_thrown_away() {
+async fn when_a_body_is_over_64_kib_then_it_is_refused_and_discarded() {
     let fake = Fake::start().await;
     let path = "/v1/services/web/backends/web1/weight";
     let padded = |length: usize| {
@@ -245,7 +245,7 @@ async fn bodies_over_64_kib_are_refused_and_thrown_away() {
     chunked.extend_from_slice(b"0\r\n\r\n");
     assert_eq!(raw(&fake.socket(), chunked).await.0, 413);
 
-    // One that asks first need not send it.
+    // A client that sends `Expect` need not send the body.
     let head = format!(
         "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 10485760\r\n\r\n"
     );
@@ -262,7 +262,7 @@ async fn bodies_over_64_kib_are_refused_and_thrown_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_does_not_come_is_not_waited_for() {
+async fn when_a_body_does_not_come_then_the_server_does_not_wait() {
     let fake = Fake::start().await;
     let head = "PUT /v1/services/web/backends/web1/weight HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
                 Content-Length: 13\r\n\r\n{\"weight\"";
@@ -273,7 +273,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_connections_do_not_keep_others_out() {
+async fn when_connections_are_idle_then_others_are_still_served() {
     let fake = Fake::start().await;
     let mut idle = Vec::new();
     for _ in 0..80 {
@@ -285,13 +285,13 @@ async fn idle_connections_do_not_keep_others_out() {
 }
 
 #[tokio::test]
-async fn nobody_at_the_socket_is_told_apart_from_a_refusal() {
+async fn when_no_process_serves_the_socket_then_the_error_differs_from_a_refusal() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
     let missing = Client::new(&path).status().await.unwrap_err();
     assert!(matches!(missing, ClientError::Unreachable { .. }), "{missing:?}");
 
-    // A file left by a process that is no more.
+    // A socket file whose process has ended.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let stale = Client::new(&path).status().await.unwrap_err();
     assert!(matches!(stale, ClientError::Unreachable { .. }), "{stale:?}");
@@ -299,7 +299,7 @@ async fn nobody_at_the_socket_is_told_apart_from_a_refusal() {
 }
 
 #[tokio::test]
-async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
+async fn when_the_server_runs_then_its_socket_is_for_owner_and_group_and_later_removed() {
     let fake = Fake::start().await;
     let path = fake.socket();
     let metadata = fs::metadata(&path).unwrap();
@@ -315,7 +315,7 @@ async fn the_socket_is_for_owner_and_group_and_goes_with_the_server() {
 }
 
 #[tokio::test]
-async fn events_are_read_from_where_one_was_and_waited_for() {
+async fn when_a_client_asks_for_later_events_then_it_gets_them_or_waits() {
     let fake = Fake::start().await;
     let client = Client::new(&fake.socket());
     let first = client.events("since=0", Duration::ZERO).await.unwrap();
@@ -331,7 +331,7 @@ async fn events_are_read_from_where_one_was_and_waited_for() {
         ("configuration applied", Some(1000), 2)
     );
 
-    // More than a few may not wait.
+    // The number of waiting requests is limited.
     let client = Client::new(&fake.socket());
     let mut waiting = JoinSet::new();
     for _ in 0..30 {
@@ -344,14 +344,14 @@ async fn events_are_read_from_where_one_was_and_waited_for() {
 }
 
 #[tokio::test]
-async fn the_socket_is_given_to_its_group() {
+async fn when_a_group_is_configured_then_the_socket_belongs_to_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
     let refused = ControlSocket::bind(&path, Some("no-such-group")).await.unwrap_err().to_string();
     assert!(refused.starts_with("there is no group \"no-such-group\" for the control socket; make it ("), "{refused}");
     assert!(!exists(&path));
 
-    // The group it has anyway, by its number, which needs no privilege.
+    // The process's own group, by its number, needs no privilege.
     let own = fs::metadata(directory.path()).unwrap().gid();
     let socket = ControlSocket::bind(&path, Some(&own.to_string())).await.unwrap();
     let metadata = fs::metadata(&path).unwrap();
@@ -360,7 +360,7 @@ async fn the_socket_is_given_to_its_group() {
 }
 
 #[tokio::test]
-async fn a_stale_socket_is_replaced_and_another_file_is_not() {
+async fn when_a_stale_socket_exists_then_it_is_replaced_and_another_file_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -376,7 +376,7 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
 }
 
 #[tokio::test]
-async fn a_controller_that_is_gone_is_a_503() {
+async fn when_the_controller_is_gone_then_the_answer_is_503() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("balancer.sock");
     let socket = ControlSocket::bind(&path, None).await.unwrap();

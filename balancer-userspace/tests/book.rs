@@ -1,4 +1,4 @@
-//! The documents: every link leads somewhere, every example is one that the program takes, nothing is missing.
+//! Checks the documents: all links work, the program accepts all examples, and nothing is missing.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "Markdown has much that is of no interest here")]
@@ -17,7 +17,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The files of Markdown, relative to the root.
+/// The Markdown files, relative to the root.
 fn documents() -> Vec<PathBuf> {
     let chapters = fs::read_dir(root().join("docs/src")).unwrap().map(|entry| entry.unwrap().file_name());
     let chapters = chapters.map(|name| Path::new("docs/src").join(name));
@@ -34,7 +34,7 @@ fn events(text: &str) -> Parser<'_> {
     Parser::new_ext(text, Options::ENABLE_TABLES)
 }
 
-/// What links and pictures lead to.
+/// The targets of links and pictures.
 fn targets(text: &str) -> Vec<String> {
     let targets = events(text).filter_map(|event| match event {
         Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => Some(dest_url.to_string()),
@@ -89,7 +89,7 @@ fn blocks(text: &str) -> Vec<(String, String)> {
     blocks
 }
 
-/// `path` without `.` and `..`.
+/// Removes `.` and `..` from `path`.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -103,7 +103,7 @@ fn plain(path: &Path) -> PathBuf {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn when_a_document_has_a_link_then_its_target_exists() {
     let mut wrong = Vec::new();
     for document in documents() {
         let text = read(&document);
@@ -122,11 +122,11 @@ fn every_link_leads_somewhere() {
     assert!(wrong.is_empty(), "links that lead nowhere: {wrong:#?}");
 }
 
-/// Where `cargo xtask book` puts the pages.
+/// The directory in which `cargo xtask book` writes the pages.
 const BUILT: &str = "docs/book";
 
 #[test]
-fn every_file_that_is_named_exists() {
+fn when_a_document_names_a_file_then_the_file_exists() {
     let mut wrong = Vec::new();
     for document in documents() {
         for event in events(&read(&document)) {
@@ -142,7 +142,7 @@ fn every_file_that_is_named_exists() {
 }
 
 #[test]
-fn every_page_is_in_the_table_of_contents_once() {
+fn when_a_page_exists_then_the_table_of_contents_lists_it_once() {
     let mut listed = targets(&read("docs/src/SUMMARY.md"));
     listed.push("SUMMARY.md".to_owned());
     listed.sort();
@@ -152,9 +152,9 @@ fn every_page_is_in_the_table_of_contents_once() {
     assert_eq!(listed, chapters);
 }
 
-/// What people see first stays short.
+/// The README is the first page that people see, so it has to be short.
 #[test]
-fn the_readme_is_a_first_page() {
+fn when_a_reader_opens_the_readme_then_it_is_short_and_shows_how_to_start() {
     let readme = read("README.md");
     assert!(readme.lines().count() <= 250, "{} lines", readme.lines().count());
     for command in ["cargo xtask run", "cargo xtask test"] {
@@ -163,7 +163,7 @@ fn the_readme_is_a_first_page() {
 }
 
 #[test]
-fn configurations_that_are_shown_are_valid() {
+fn when_a_document_shows_a_configuration_then_it_is_valid() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("balancer.toml");
     let mut tried = Vec::new();
@@ -179,7 +179,7 @@ fn configurations_that_are_shown_are_valid() {
 }
 
 #[test]
-fn commands_that_are_shown_are_taken() {
+fn when_a_document_shows_a_command_then_the_program_accepts_it() {
     let mut tried = 0;
     for document in documents() {
         for (language, block) in blocks(&read(&document)) {
@@ -201,7 +201,7 @@ fn commands_that_are_shown_are_taken() {
 }
 
 #[test]
-fn the_chapter_on_the_command_line_has_every_command() {
+fn when_a_command_exists_then_the_chapter_on_the_command_line_has_it() {
     fn look(chapter: &str, command: &clap::Command, path: &str) {
         let commands: Vec<_> = command
             .get_subcommands()
@@ -210,7 +210,7 @@ fn the_chapter_on_the_command_line_has_every_command() {
         for command in &commands {
             look(chapter, command, &format!("{path} {}", command.get_name()));
         }
-        // `plan backend` takes what `backend` takes, and a rule's action follows its prefix.
+        // `plan backend` accepts the same as `backend`, and a rule's action follows its prefix.
         let is_short = path.starts_with("balancer plan") || path.starts_with("balancer rule add ");
         if commands.is_empty() && !is_short {
             let is_there = chapter.lines().any(|line| line == path || line.starts_with(&format!("{path} ")));
@@ -221,7 +221,7 @@ fn the_chapter_on_the_command_line_has_every_command() {
 }
 
 #[test]
-fn every_reason_of_a_drop_is_explained() {
+fn when_a_drop_has_a_reason_then_the_book_explains_it() {
     let chapter = read("docs/src/troubleshooting.md");
     for reason in DropReason::ALL {
         assert!(chapter.contains(&format!("\n| `{}` | ", reason.label())), "{}", reason.label());

@@ -1,4 +1,4 @@
-//! `balancer check` on files that are right and files that are wrong.
+//! Runs `balancer check` on valid and invalid files.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -25,7 +25,7 @@ fn configs(directory: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Writes `contents` into a directory that goes away with the first value.
+/// Writes `contents` into a temporary directory, which is removed when the first returned value is dropped.
 fn written(contents: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("balancer.toml");
@@ -41,7 +41,7 @@ forwarding = "nat"
 "#;
 
 #[test]
-fn every_bad_config_is_refused_with_its_line_and_a_hint() {
+fn when_a_configuration_is_bad_then_it_is_refused_with_its_line_and_a_hint() {
     let files = configs("bad_configs");
     assert!(files.len() >= 25, "{} files", files.len());
     for file in files {
@@ -57,7 +57,7 @@ fn every_bad_config_is_refused_with_its_line_and_a_hint() {
 }
 
 #[test]
-fn every_good_config_is_accepted() {
+fn when_a_configuration_is_good_then_it_is_accepted() {
     let files = configs("good_configs");
     assert!(!files.is_empty());
     for file in files {
@@ -70,14 +70,14 @@ fn every_good_config_is_accepted() {
 }
 
 #[test]
-fn services_and_backends_are_counted() {
+fn when_a_file_is_valid_then_services_and_backends_are_counted() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml");
     let output = check(&file);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}: ok: 1 service, 1 backend\n", file.display()));
 }
 
 #[test]
-fn all_errors_are_told_at_once_in_the_order_of_lines() {
+fn when_a_file_has_several_errors_then_all_are_reported_in_the_order_of_lines() {
     let (_directory, file) = written(
         "interfaces = [\"\"]\nxdp_mode = \"fast\"\n[[service]]\nname = \"a b\"\nadress = \"x\"\n\
          [[service.backend]]\nweight = 65536\n",
@@ -91,7 +91,7 @@ fn all_errors_are_told_at_once_in_the_order_of_lines() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn when_a_file_cannot_be_read_then_it_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing.toml");
     let output = check(&missing);
@@ -110,7 +110,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn four_mebibytes_are_read_and_no_more() {
+fn when_a_file_is_larger_than_16_mib_then_it_is_refused() {
     let padding = "#".repeat((16 << 20) - GOOD.len());
     let (_directory, file) = written(format!("{GOOD}{padding}"));
     assert_eq!(check(&file).status.code(), Some(0));
@@ -122,7 +122,7 @@ fn four_mebibytes_are_read_and_no_more() {
 }
 
 #[test]
-fn the_kernel_map_bounds_the_backends() {
+fn when_there_are_more_backends_than_the_kernel_map_holds_then_the_file_is_refused() {
     let backends = |count: u32| {
         let mut text = format!("{}check = {{ type = \"none\" }}\ntable_size = 6553441\n", GOOD.replace("nat", "dsr"));
         for backend in 0..count {
@@ -140,7 +140,7 @@ fn the_kernel_map_bounds_the_backends() {
 }
 
 #[test]
-fn doubtful_settings_are_warned_of_and_accepted() {
+fn when_settings_are_doubtful_then_the_file_is_accepted_with_a_warning() {
     let backend = "[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n";
     for (settings, warning) in [
         ("table_size = 97\n", ":6: warning: table_size = 97 is below 100 slots for each of 1 backends"),

@@ -1,4 +1,4 @@
-//! The command line as a process.
+//! Runs the command line as a process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -48,7 +48,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
+fn when_there_is_no_controller_then_every_command_exits_with_3_and_a_sentence() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("balancer.sock");
     let socket = socket.to_str().unwrap();
@@ -92,7 +92,7 @@ fn without_a_controller_every_verb_exits_with_3_and_a_sentence() {
 }
 
 #[test]
-fn help_is_about_commands_and_topics() {
+fn when_a_user_asks_for_help_then_it_lists_commands_and_topics() {
     let all = stdout(&balancer(&["help"]));
     for line in ["  service      Look at services", "  operations         install, add a server, deploy, "] {
         assert!(all.contains(&format!("\n{line}")), "{line:?} is not in {all}");
@@ -109,7 +109,7 @@ fn help_is_about_commands_and_topics() {
 }
 
 #[test]
-fn an_unknown_topic_is_told_with_the_topics_there_are() {
+fn when_a_topic_is_unknown_then_the_error_names_the_topics() {
     for (word, first) in [
         ("operatoins", "balancer: no command or topic \"operatoins\": did you mean \"operations\"?"),
         ("servce", "balancer: no command or topic \"servce\": did you mean \"service\"?"),
@@ -126,7 +126,7 @@ fn an_unknown_topic_is_told_with_the_topics_there_are() {
 }
 
 #[test]
-fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
+fn when_usage_is_wrong_then_the_exit_code_is_2_with_a_hint() {
     for (args, hint) in [
         (&[][..], "Usage: balancer"),
         (&["sevrice"], "similar subcommand exists: 'service'"),
@@ -157,7 +157,7 @@ fn wrong_usage_exits_with_2_and_says_what_would_be_right() {
 }
 
 #[test]
-fn run_refuses_what_it_cannot_start_with() {
+fn when_run_cannot_start_with_its_configuration_then_it_refuses() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("web.toml");
     let path = file.to_str().unwrap();
@@ -178,7 +178,7 @@ fn run_refuses_what_it_cannot_start_with() {
 }
 
 #[test]
-fn completions_know_the_verbs_and_the_topics() {
+fn when_completions_are_printed_then_they_have_the_commands_and_topics() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&balancer(&["completions", shell]));
         for word in ["balancer", "backend", "drain", "wait-timeout", "health-checks"] {
@@ -188,7 +188,7 @@ fn completions_know_the_verbs_and_the_topics() {
 }
 
 #[tokio::test]
-async fn json_is_what_the_controller_shows() {
+async fn when_json_is_asked_for_then_it_is_what_the_controller_shows() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let expected = StatusView::from(snapshot(Admin::Ready, BackendState::Up));
@@ -214,7 +214,7 @@ async fn json_is_what_the_controller_shows() {
 }
 
 #[tokio::test]
-async fn clients_are_forgotten() {
+async fn when_a_user_forgets_clients_then_the_controller_forgets_them() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let one = at(&socket, &["client", "forget", "192.0.2.7"]).await;
@@ -233,7 +233,7 @@ async fn clients_are_forgotten() {
 }
 
 #[tokio::test]
-async fn tables_are_aligned_and_without_borders() {
+async fn when_tables_are_shown_then_they_are_aligned_and_without_borders() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let shown = stdout(&at(&socket, &["service", "show", "web"]).await);
@@ -258,7 +258,7 @@ async fn tables_are_aligned_and_without_borders() {
 }
 
 #[tokio::test]
-async fn statistics_are_shown_and_a_live_view_needs_a_terminal() {
+async fn when_statistics_are_asked_for_then_they_are_shown_and_a_live_view_needs_a_terminal() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let all: Vec<StatsView> = serde_json::from_str(&stdout(&at(&socket, &["stats", "--json"]).await)).unwrap();
@@ -306,7 +306,7 @@ async fn statistics_are_shown_and_a_live_view_needs_a_terminal() {
 }
 
 #[tokio::test]
-async fn changes_are_sent_and_their_answer_is_printed() {
+async fn when_a_user_changes_something_then_it_is_sent_and_the_answer_printed() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     for args in [
@@ -343,7 +343,7 @@ async fn changes_are_sent_and_their_answer_is_printed() {
 }
 
 #[tokio::test]
-async fn a_refusal_exits_with_1_and_the_controllers_words() {
+async fn when_the_controller_refuses_then_the_exit_code_is_1_with_its_words() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     for (args, words) in [
@@ -364,7 +364,7 @@ async fn a_refusal_exits_with_1_and_the_controllers_words() {
 }
 
 #[tokio::test]
-async fn a_controller_that_stopped_is_no_controller() {
+async fn when_the_controller_has_stopped_then_the_exit_code_says_so() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     stdout(&at(&socket, &["status"]).await);
@@ -373,13 +373,13 @@ async fn a_controller_that_stopped_is_no_controller() {
 }
 
 #[tokio::test]
-async fn drain_waits_until_drained_or_its_limit() {
+async fn when_a_user_waits_for_a_drain_then_the_wait_ends_drained_or_at_its_limit() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "1h"]).await;
     assert_eq!(stdout(&output), "done\nbackend web/web1 drained\n");
 
-    // Too short for even one look.
+    // Too short for a single poll.
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "0s"]).await;
     assert_eq!(output.status.code(), Some(4));
     let words = stderr(&output);
@@ -392,7 +392,7 @@ async fn drain_waits_until_drained_or_its_limit() {
 }
 
 #[tokio::test]
-async fn a_draining_backend_shows_who_is_left_and_for_how_long() {
+async fn when_a_backend_drains_then_the_clients_left_and_the_time_are_shown() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     stdout(&at(&socket, &["backend", "drain", "web/web1"]).await);
@@ -401,7 +401,7 @@ async fn a_draining_backend_shows_who_is_left_and_for_how_long() {
 }
 
 #[tokio::test]
-async fn waiting_goes_on_over_a_restart() {
+async fn when_the_controller_restarts_then_a_wait_goes_on() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let mut waiting = tokio::process::Command::new(env!("CARGO_BIN_EXE_balancer"))
@@ -423,7 +423,7 @@ async fn waiting_goes_on_over_a_restart() {
 }
 
 #[tokio::test]
-async fn an_absence_longer_than_the_limit_is_a_wait_that_timed_out() {
+async fn when_the_controller_is_away_longer_than_the_limit_then_the_wait_times_out() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let waiting = tokio::spawn({
@@ -438,7 +438,7 @@ async fn an_absence_longer_than_the_limit_is_a_wait_that_timed_out() {
 }
 
 #[tokio::test]
-async fn wait_ends_in_the_state_or_says_which_it_is() {
+async fn when_a_user_waits_for_a_state_then_it_is_reached_or_the_error_names_the_state() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     assert_eq!(stdout(&at(&socket, &["wait", "web/web2", "up"]).await), "backend web/web2 up\n");
@@ -467,7 +467,7 @@ async fn wait_ends_in_the_state_or_says_which_it_is() {
 }
 
 #[tokio::test]
-async fn a_fleet_is_shown() {
+async fn when_there_is_a_fleet_then_its_members_are_shown() {
     let fake = Fake::start().await;
     let text = stdout(&at(&fake.socket(), &["fleet"]).await);
     let lines: Vec<&str> = text.lines().collect();
@@ -479,7 +479,7 @@ async fn a_fleet_is_shown() {
 }
 
 #[tokio::test]
-async fn events_are_shown_with_their_time_and_who_asked() {
+async fn when_events_are_shown_then_they_have_their_time_and_the_user() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
@@ -503,9 +503,9 @@ async fn events_are_shown_with_their_time_and_who_asked() {
     assert_eq!(stdout(&at(&socket, &["events", "--since", "1h"]).await), shown);
 }
 
-/// Reads lines of a running `events --follow`, each within a while.
+/// Reads lines of a running `events --follow`, each within a time limit.
 #[tokio::test]
-async fn follow_goes_on_with_what_happens() {
+async fn when_events_are_followed_then_new_events_are_shown() {
     let fake = Fake::start().await;
     let mut follow = tokio::process::Command::new(env!("CARGO_BIN_EXE_balancer"))
         .args(["events", "--follow", "--json"])
@@ -528,7 +528,7 @@ async fn follow_goes_on_with_what_happens() {
 }
 
 #[tokio::test]
-async fn a_plan_is_shown_and_nothing_is_changed() {
+async fn when_a_plan_is_shown_then_nothing_changes() {
     let fake = Fake::start().await;
     let out = stdout(&at(&fake.socket(), &["plan", "backend", "remove", "web/web1", "--force"]).await);
     assert_eq!(
@@ -555,7 +555,7 @@ async fn a_plan_is_shown_and_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn readiness_is_an_exit_code_a_line_and_json() {
+async fn when_readiness_is_asked_for_then_it_is_an_exit_code_a_line_and_json() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let missing = socket.with_file_name("missing.sock");
@@ -596,7 +596,7 @@ async fn readiness_is_an_exit_code_a_line_and_json() {
 }
 
 #[tokio::test]
-async fn withdraw_waits_until_no_vip_is_left() {
+async fn when_a_user_withdraws_then_the_command_waits_until_no_vip_is_left() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     assert_eq!(stdout(&at(&socket, &["withdraw"]).await), "done\n");
@@ -616,7 +616,7 @@ async fn withdraw_waits_until_no_vip_is_left() {
 }
 
 #[tokio::test]
-async fn health_is_shown_and_forced() {
+async fn when_a_user_forces_health_then_it_is_shown_and_sent() {
     let fake = Fake::start().await;
     let socket = fake.socket();
     let table = stdout(&at(&socket, &["health", "show", "web"]).await);

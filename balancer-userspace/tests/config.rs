@@ -1,4 +1,4 @@
-//! What a file says is what the configuration holds.
+//! Checks that the parser returns what a configuration file says.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -37,7 +37,7 @@ fn listener(text: &str) -> Listener {
 }
 
 #[test]
-fn defaults() {
+fn when_a_key_is_absent_then_the_default_applies() {
     let tcp = CheckConfig {
         kind: CheckKind::Tcp { port: None },
         via: Via::Backend,
@@ -112,7 +112,7 @@ fn defaults() {
 }
 
 #[test]
-fn a_backends_check_takes_over_the_services_key_by_key() {
+fn when_a_backend_has_its_own_check_then_it_inherits_the_services_missing_keys() {
     let config = good("checks.toml");
     let [web, implied, through] = &*config.services else { panic!("{:?}", config.services) };
     assert_eq!(web.slow_start, Duration::from_secs(30));
@@ -226,7 +226,7 @@ fn when_a_check_goes_over_udp_then_its_keys_are_read_and_the_port_is_udps() {
 }
 
 #[test]
-fn every_key() {
+fn when_every_key_is_set_then_all_are_read() {
     let config = good("everything.toml");
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
     assert_eq!(config.xdp_mode, XdpMode::Native);
@@ -272,7 +272,7 @@ fn every_key() {
     assert_eq!(web.check, check);
     let [web1, web2] = web.backends.as_slice() else { panic!("{:?}", web.backends) };
     assert_eq!((web1.weight, web1.backup, &web1.check), (0, false, &None));
-    // Without a port: the listener's.
+    // Without a port, the listener's port applies.
     assert_eq!(web.backend_address(web2, Family::V4), Some(address("10.0.0.12:80")));
     assert_eq!((web2.address, web2.weight, web2.backup), (address("10.0.0.12:0"), 65_535, true));
     assert_eq!(web2.check.as_ref().map(|check| &check.kind), Some(&CheckKind::None));
@@ -283,7 +283,7 @@ fn every_key() {
 }
 
 #[test]
-fn a_fleet() {
+fn when_a_fleet_is_configured_then_all_its_keys_are_read() {
     let url = |text: &str| text.to_owned();
     let everything = Fleet {
         name: "site1".to_owned(),
@@ -320,7 +320,7 @@ fn a_fleet() {
 }
 
 #[test]
-fn vips_are_written_as_they_are_read() {
+fn when_assign_vip_is_written_then_it_is_read_back() {
     for (written, assign) in
         [("false", AssignVip::No), ("true", AssignVip::First), ("\"lo\"", AssignVip::On("lo".to_owned()))]
     {
@@ -331,7 +331,7 @@ fn vips_are_written_as_they_are_read() {
 }
 
 #[test]
-fn several_listeners() {
+fn when_a_service_has_several_listeners_then_all_are_read() {
     let config = good("listeners.toml");
     let [shop, dns] = &*config.services else { panic!("{:?}", config.services) };
     let all = ["198.51.100.10:80/tcp", "198.51.100.10:443/tcp", "198.51.100.10:443/udp", "[2001:db8::10]:443/tcp"];
@@ -342,7 +342,7 @@ fn several_listeners() {
     let at = |family| shop.backend_address(web1, family).unwrap();
     assert_eq!([at(Family::V4), at(Family::V6)], [address("10.0.0.11:0"), address("[fd00::11]:0")]);
     assert_eq!(shop.shown_address(web1), "10.0.0.11");
-    // One check, of the first listener that answers connections.
+    // One check, for the first listener that accepts connections.
     let target = |family| shop.check_target(web1, &shop.check, family).unwrap();
     assert_eq!([target(Family::V4), target(Family::V6)], [address("10.0.0.11:8080"), address("[fd00::11]:8443")]);
 
@@ -354,7 +354,7 @@ fn several_listeners() {
 }
 
 #[test]
-fn every_port() {
+fn when_a_service_has_every_port_then_its_listener_has_port_0() {
     let config = good("every-port.toml");
     assert_eq!(config.metrics_listen, None);
     assert_eq!(config.services[0].listen, [listener("198.51.100.10:0/tcp")]);
@@ -362,7 +362,7 @@ fn every_port() {
 }
 
 #[test]
-fn a_short_interval_shortens_the_timeout_nobody_gave() {
+fn when_an_interval_is_short_and_no_timeout_is_set_then_the_timeout_is_shorter() {
     let text = "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"dsr\"\n\
                 check = { type = \"tcp\", interval = \"200ms\" }\n";
     let (config, _) = file::parse(Path::new("web.toml"), text.as_bytes()).unwrap();
@@ -370,7 +370,7 @@ fn a_short_interval_shortens_the_timeout_nobody_gave() {
 }
 
 #[test]
-fn a_hundred_errors_are_told_and_the_others_counted() {
+fn when_a_file_has_more_than_a_hundred_errors_then_the_rest_is_counted() {
     let text: String = (0..250).map(|key| format!("k{key} = 1\n")).collect();
     let errors = file::parse(Path::new("web.toml"), text.as_bytes()).unwrap_err();
     let lines: Vec<String> = errors.to_string().lines().map(str::to_owned).collect();
@@ -381,7 +381,7 @@ fn a_hundred_errors_are_told_and_the_others_counted() {
 
 proptest! {
     #[test]
-    fn noise_is_refused_and_every_error_is_one_line_of_the_file(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn when_a_file_is_noise_then_every_error_has_a_line_of_the_file(noise in prop::collection::vec(any::<u8>(), 0..400)) {
         let errors = file::parse(Path::new("noise.toml"), &noise).unwrap_err();
         let lines = 1 + noise.iter().filter(|&&byte| byte == b'\n').count();
         prop_assert!(!errors.findings().is_empty());
@@ -392,7 +392,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_file_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn when_a_file_is_damaged_then_it_is_read_or_refused(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/everything.toml");
         let mut bytes = fs::read(&file).unwrap();
         let at = at.index(bytes.len());

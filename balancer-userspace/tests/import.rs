@@ -1,4 +1,4 @@
-//! `balancer import` as a process.
+//! Runs `balancer import` as a process.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -123,7 +123,7 @@ fn when_a_file_includes_others_then_they_are_found_beside_it_and_named() {
     ] {
         assert!(result.contains(line), "no {line} in {result}");
     }
-    // What `nginx -T` prints has them all.
+    // The output of `nginx -T` contains all files.
     let dump = format!(
         "# configuration file /etc/nginx/nginx.conf:\nhttp {{\ninclude conf.d/*.conf;\n}}\n\n\
          # configuration file /etc/nginx/conf.d/web.conf:\n{server}\n"
@@ -146,20 +146,20 @@ fn chapter() -> String {
     fs::read_to_string(root.join("docs/src/moving.md")).unwrap()
 }
 
-/// The text of the code block that begins with `head`.
+/// Returns the text of the code block that begins with `head`.
 fn block(chapter: &str, head: &str) -> String {
     let (_, rest) = chapter.split_once(head).expect(head);
     rest.split_once("```").unwrap().0.to_owned()
 }
 
 #[test]
-fn the_results_are_those_in_the_book() {
+fn when_the_books_examples_are_converted_then_the_results_are_the_books() {
     let chapter = chapter();
     let directory = with(&[("nginx.conf", &block(&chapter, "```nginx\n"))]);
     let mut typed = 0;
     for command in chapter.lines().filter_map(|line| line.strip_prefix("$ balancer ")) {
         let args: Vec<&str> = command.split_whitespace().collect();
-        // What a log would say is in the chapter on simulation.
+        // Other tests check the output of `simulate`.
         if args.first() == Some(&"simulate") {
             continue;
         }

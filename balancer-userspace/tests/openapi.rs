@@ -1,4 +1,4 @@
-//! `docs/openapi.json` against the server: every route is described, and answers as described.
+//! Checks `docs/openapi.json` against the server: every route is described and answers as described.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +20,7 @@ fn description() -> Value {
     serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap()
 }
 
-/// Method, path and description of every operation.
+/// The method, path and description of every operation.
 fn operations(description: &Value) -> Vec<(String, String, Value)> {
     let mut operations = Vec::new();
     for (path, item) in description["paths"].as_object().unwrap() {
@@ -44,9 +44,9 @@ async fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (String, Va
     (head.split(' ').nth(1).unwrap().to_owned(), serde_json::from_str(body).unwrap())
 }
 
-/// Asserts that `value` is what `schema` of the description says.
+/// Asserts that `value` matches `schema` of the description.
 fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
-    // References lead into the whole document.
+    // References are relative to the whole document.
     let mut document = schema.clone();
     document["components"] = description["components"].clone();
     let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
@@ -59,7 +59,7 @@ fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) 
 }
 
 #[test]
-fn every_route_is_described() {
+fn when_the_server_has_a_route_then_it_is_described() {
     let described: BTreeSet<_> =
         operations(&description()).into_iter().map(|(method, path, _)| format!("{method} {path}")).collect();
     let served: BTreeSet<_> = routes().into_iter().map(|(method, path)| format!("{method} {path}")).collect();
@@ -73,11 +73,11 @@ fn every_route_is_described() {
 }
 
 #[tokio::test]
-async fn every_route_answers_as_described() {
+async fn when_a_described_route_is_called_then_it_answers_as_described() {
     let description = description();
     for (method, path, operation) in operations(&description) {
         let fake = Fake::start().await;
-        // An event with everything that one can have.
+        // An event with all possible fields.
         let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
         let moves = Moved { slots: 1, needless: 0, known_clients: Some(1) };
         fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
@@ -97,13 +97,13 @@ async fn every_route_answers_as_described() {
         let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
         assert_valid(&description, schema, &answer, &format!("the answer to {method} {path}"));
 
-        // Plans change nothing, and what clients are remembered is not the configuration.
+        // Plans change nothing, and known clients are not part of the configuration.
         let harmless =
             method == "GET" || path.ends_with("/plan") || path.contains("/clients") || path.contains("/trace");
         let harmless = harmless || content["example"]["dry_run"] == true;
         assert_eq!(fake.wishes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
 
-        // What is not described is refused, as described.
+        // The server refuses undescribed fields, as described.
         let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };
         let (wrong_path, wrong_body) = match wrong {
             Some(body) => (path.clone(), body),
@@ -122,14 +122,14 @@ async fn every_route_answers_as_described() {
 }
 
 #[tokio::test]
-async fn the_description_is_served() {
+async fn when_a_client_asks_for_the_description_then_it_is_served() {
     let fake = Fake::start().await;
     assert_eq!(ask(&fake.socket(), "GET", "/v1/openapi.json", "").await.1, description());
     fake.stop().await;
 }
 
 #[test]
-fn every_operation_has_its_words() {
+fn when_an_operation_is_described_then_it_has_an_id_and_a_summary() {
     for (method, path, operation) in operations(&description()) {
         for word in ["operationId", "summary"] {
             assert!(operation[word].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} has no {word}");

@@ -1,4 +1,4 @@
-//! What the package is made of: the unit, the default configuration, every file that is named.
+//! Checks the package: the unit, the default configuration, and every file that it names.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -21,7 +21,7 @@ fn balancer(args: &[&str]) -> std::process::Output {
 }
 
 #[test]
-fn every_file_of_the_package_exists_or_is_generated() {
+fn when_the_package_names_a_file_then_it_exists_or_is_generated() {
     let manifest: toml::Table =
         fs::read_to_string(root().join("balancer-userspace/Cargo.toml")).unwrap().parse().unwrap();
     let deb = &manifest["package"]["metadata"]["deb"];
@@ -70,7 +70,7 @@ fn when_the_package_is_upgraded_then_its_script_and_its_program_name_the_same_la
 }
 
 #[test]
-fn the_default_configuration_keeps_traffic_flowing_and_its_examples_are_right() {
+fn when_the_default_configuration_is_used_then_traffic_flows_and_its_examples_are_valid() {
     let text = packaging("balancer.toml");
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("balancer.toml");
@@ -97,9 +97,9 @@ fn the_default_configuration_keeps_traffic_flowing_and_its_examples_are_right() 
     assert!(text.lines().any(|line| line == "on_exit = \"keep\""));
 }
 
-/// As systemd sees it, where that is installed; the capabilities are tried out in `tests/tests/e2e/service_manager.rs`.
+/// systemd checks the unit, if it is installed. `tests/tests/e2e/service_manager.rs` tests the capabilities.
 #[test]
-fn the_unit_is_as_systemd_wants_it() {
+fn when_systemd_verifies_the_unit_then_it_accepts_it() {
     let unit = packaging("balancer.service");
     for line in [
         "Type=notify",
@@ -108,7 +108,7 @@ fn the_unit_is_as_systemd_wants_it() {
         "User=balancer",
         "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
         "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
-        // The last for announcing VIPs.
+        // The last one is for announcing VIPs.
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET",
     ] {
         assert!(unit.lines().any(|other| other == line), "{line}");

@@ -1,4 +1,4 @@
-//! `balancer simulate` as a process.
+//! Runs `balancer simulate` as a process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A log of a day: 4,935 addresses in 358 networks, and a crawler.
+/// A log of one day: 4,935 addresses in 358 networks, and a crawler.
 fn access_log() -> String {
     let mut log = String::new();
     let mut state = 1u64;
@@ -74,7 +74,7 @@ fn chapter() -> String {
 }
 
 #[test]
-fn the_report_is_the_one_in_the_book() {
+fn when_the_books_log_is_simulated_then_the_report_is_the_books() {
     let directory = with(&[("access.log", &access_log())]);
     let output = simulate(directory.path(), &["access.log"]);
     let (text, said) = (stdout(&output), stderr(&output));
@@ -85,7 +85,7 @@ fn the_report_is_the_one_in_the_book() {
     assert!(shown == text, "docs/src/simulation.md should show:\n{text}");
 }
 
-/// The names of the fields of objects, however deep.
+/// The names of all fields, at any depth.
 fn fields(value: &Value, all: &mut BTreeSet<String>) {
     if let Some(object) = value.as_object() {
         for (name, value) in object {
@@ -97,7 +97,7 @@ fn fields(value: &Value, all: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_field_of_the_json_is_in_the_book_and_totals_agree() {
+fn when_json_is_printed_then_the_book_has_every_field_and_totals_agree() {
     let directory = with(&[("access.log", &access_log())]);
     let report = json(directory.path(), &["access.log"]);
     let mut all = BTreeSet::new();
@@ -155,7 +155,7 @@ fn when_a_server_is_removed_then_memory_moves_its_clients_and_no_others() {
 }
 
 #[test]
-fn the_crawler_makes_one_server_busy_until_it_is_spread() {
+fn when_the_crawler_is_spread_then_no_server_is_busier_than_the_others() {
     let directory = with(&[("access.log", &access_log())]);
     let report = json(directory.path(), &["access.log"]);
     let largest = |spread: bool| {
@@ -175,7 +175,7 @@ fn the_crawler_makes_one_server_busy_until_it_is_spread() {
 }
 
 #[test]
-fn a_log_is_the_same_compressed_and_from_standard_input_and_in_two_files() {
+fn when_a_log_is_compressed_on_standard_input_or_split_then_the_report_is_the_same() {
     let log = access_log();
     let middle = log.len() / 2 + log[log.len() / 2..].find('\n').unwrap() + 1;
     let (first, second) = log.split_at(middle);
@@ -197,7 +197,7 @@ fn a_log_is_the_same_compressed_and_from_standard_input_and_in_two_files() {
 }
 
 #[test]
-fn lines_that_cannot_be_read_are_said_and_a_log_of_nothing_else_is_an_error() {
+fn when_lines_cannot_be_read_then_they_are_reported_and_a_log_without_others_is_an_error() {
     let directory = with(&[
         ("some.log", "203.0.113.7\nnonsense\n203.0.113.8\n\n"),
         ("none.log", "nonsense\nmore\n"),
@@ -233,7 +233,7 @@ fn lines_that_cannot_be_read_are_said_and_a_log_of_nothing_else_is_an_error() {
 }
 
 #[test]
-fn a_service_of_a_configuration_is_chosen_by_its_name_or_a_change() {
+fn when_a_configuration_has_several_services_then_a_name_or_a_change_chooses_one() {
     let service = |name: &str, last: u8, more: &str| {
         format!(
             "[[service]]\nname = \"{name}\"\naddress = \"198.51.100.{last}:80\"\nforwarding = \"dsr\"\n{more}\
@@ -255,10 +255,10 @@ fn a_service_of_a_configuration_is_chosen_by_its_name_or_a_change() {
     assert_eq!(shares.len(), 6, "nginx, HAProxy, /16, /32, /24, and /16 with spread");
     for shares in shares {
         let part = |place: usize| shares["servers"][place]["client_share"].as_f64().unwrap();
-        // A log has few networks of /16, so shares of these are uneven.
+        // A log has few /16 networks, so their shares are uneven.
         assert!((0.6..0.95).contains(&part(0)) && part(2) == 0.0, "{shares}");
     }
-    // Nothing is remembered, so the table alone moves clients.
+    // The service remembers no clients, so only the table moves them.
     let moves = report["changes"][0]["rules"].as_array().unwrap();
     assert!(moves.iter().all(|moves| moves["moved"] == moves["by_table"] && moves["draining"] == 0), "{moves:?}");
     let report = json(directory.path(), &[&args[..], &["--service", "web"]].concat());

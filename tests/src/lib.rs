@@ -1,3 +1,3 @@
-//! The fuzz targets. The privileged tests are beside.
+//! The fuzz targets. The privileged tests are in `tests/tests`.
 
 pub mod fuzz;

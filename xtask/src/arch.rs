@@ -4,19 +4,19 @@ use std::env::consts::ARCH;
 
 use clap::ValueEnum;
 
-/// A processor that releases are made for.
+/// A processor architecture of releases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arch {
-    /// As Debian's amd64.
+    /// Debian's amd64.
     X86_64,
-    /// As Debian's arm64.
+    /// Debian's arm64.
     Arm64,
 }
 
 impl Arch {
     pub(crate) const ALL: [Self; 2] = [Self::X86_64, Self::Arm64];
 
-    /// This machine's.
+    /// The architecture of this machine.
     pub(crate) fn of_this_machine() -> Option<Self> {
         Self::ALL.into_iter().find(|arch| arch.processor() == ARCH)
     }
@@ -25,7 +25,7 @@ impl Arch {
         Self::of_this_machine() == Some(self)
     }
 
-    /// As it is called in file names.
+    /// The name of the architecture in file names.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86-64",
@@ -33,7 +33,7 @@ impl Arch {
         }
     }
 
-    /// As Debian calls it.
+    /// The name of the architecture in Debian.
     pub(crate) const fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
@@ -41,7 +41,7 @@ impl Arch {
         }
     }
 
-    /// As compilers call it.
+    /// The name of the architecture for compilers.
     pub(crate) const fn processor(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
@@ -49,7 +49,7 @@ impl Arch {
         }
     }
 
-    /// The qemu that emulates a whole machine.
+    /// The qemu program that emulates a whole machine.
     pub(crate) const fn emulator(self) -> &'static str {
         match self {
             Self::X86_64 => "qemu-system-x86_64",

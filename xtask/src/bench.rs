@@ -20,7 +20,7 @@ pub(crate) use self::{
     page::Page,
 };
 
-/// What is measured.
+/// The subject of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Benchmark {
     /// Building a lookup table, and a failure.
@@ -31,30 +31,30 @@ pub(crate) enum Benchmark {
     Checks,
     /// The kernel program, path by path; needs root.
     Path,
-    /// Real frames over veth pairs, beside a program that only sends them back; needs root.
+    /// Real frames over veth pairs, compared with a program that only sends them back; needs root.
     Live,
     /// Starts, changes and memory with 1,000 services of 16 backends each; needs root.
     Scale,
     /// A scrape of 100 services with 100 backends each; needs root.
     Metrics,
-    /// From the detection of a failure to its effect, on the wire; needs root.
+    /// The time from the detection of a failure to its effect, on the wire; needs root.
     Failover,
     /// 32 members of a fleet that know a million clients, on a real etcd; needs root and etcd-server.
     Fleet,
-    /// Whom a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs the two;
-    /// needs root.
+    /// The clients that a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs
+    /// the two; needs root.
     Sticky,
     /// A simulated day of uneven clients, with and without `bounded_load`, and by HAProxy's rules.
     Even,
-    /// What a connection costs through the balancer, HAProxy, nginx, nftables and nobody; installs the three; needs
-    /// root.
+    /// The cost of a connection through the balancer, HAProxy, nginx and nftables, and without any of them; installs
+    /// the three; needs root.
     Proxy,
 }
 
 /// The program that measures the kernel program.
 pub(crate) const PATH: &str = "bench-path";
 
-/// Benchmarks that are programs of their own, and need root; with what makes a program do this one.
+/// Benchmarks that are separate programs and need root, with the arguments that select them.
 const BINARIES: [(Benchmark, &str, &[&str]); 9] = [
     (Benchmark::Path, PATH, &[]),
     (Benchmark::Live, PATH, &["--live"]),
@@ -74,21 +74,21 @@ const BENCHES: [(Benchmark, [&str; 2]); 3] = [
     (Benchmark::Checks, ["balancer-daemon", "checks"]),
 ];
 
-/// `cargo bench` of one of them.
+/// Returns `cargo bench` for one of them.
 fn cargo_bench([package, name]: [&str; 2]) -> Command {
     let mut command = cargo();
     command.args(["bench", "--locked", "--package", package, "--bench", name]);
     command
 }
 
-/// Installs the balancers that are compared, if that can be: a comparison leaves out what is not there, and says so.
+/// Installs the balancers for comparisons, if possible. A comparison reports and skips missing ones.
 fn install_classics() {
     if let Err(error) = classics() {
         eprintln!("{error:#}; what is missing is left out");
     }
 }
 
-/// Sets up and runs one benchmark, or all that make a page.
+/// Sets up and runs one benchmark, or all benchmarks of the page.
 pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page, options: &[String]) -> Result<()> {
     let Some(only) = only else { return page.make() };
     if let Some(revision) = against {
@@ -109,12 +109,12 @@ pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page,
     if matches!(only, Benchmark::Proxy | Benchmark::Sticky) {
         install_classics();
     }
-    // With the balancer that it may run.
+    // Include the balancer, which the benchmark may run.
     programs(&["balancer", binary], Aim::Release)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))
 }
 
-/// Measures the kernel program beside another commit's.
+/// Measures the kernel program and another commit's in turns.
 fn beside(other: &Against, options: &[String]) -> Result<()> {
     ensure_root("a benchmark of the kernel program", "bench path --against REV")?;
     setup(Purpose::Run)?;

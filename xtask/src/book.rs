@@ -7,7 +7,7 @@ use crate::{
     setup::mdbook,
 };
 
-/// Makes HTML of the book.
+/// Builds the book as HTML.
 pub(crate) fn book() -> Result<()> {
     mdbook()?;
     run(program("mdbook").arg("build").arg(root().join("docs")))

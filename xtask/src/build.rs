@@ -7,21 +7,21 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// The product.
+/// The product's programs.
 pub(crate) const PRODUCT: &[&str] = &["balancer"];
 
-/// The purpose that programs are built for.
+/// The purpose of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
-    /// A look: there soonest. The kernel program is optimised all the same.
+    /// A quick look: compiles fastest. The kernel program is optimised anyway.
     Demo,
-    /// Tests, which simulate for long and start many balancers.
+    /// Tests, which run long simulations and start many balancers.
     Test,
-    /// Traffic, and measuring.
+    /// Production and measurements.
     Release,
 }
 
-/// The packages that Cargo.toml has optimised for tests.
+/// The packages that Cargo.toml optimises for tests.
 const OPTIMISED: [&str; 8] = [
     "balancer-common",
     "balancer-core",
@@ -69,7 +69,7 @@ pub(crate) fn build(release: bool) -> Result<()> {
     programs(PRODUCT, if release { Aim::Release } else { Aim::Test })
 }
 
-/// Builds programs, side by side.
+/// Builds programs in parallel.
 pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--package", "balancer-userspace"]).args(aim.options());
@@ -90,7 +90,7 @@ mod tests {
     use super::OPTIMISED;
 
     #[test]
-    fn what_is_optimised_for_tests_is_known() {
+    fn when_packages_are_optimised_for_tests_then_the_list_has_them() {
         let manifest = include_str!("../../Cargo.toml");
         let optimised =
             manifest.lines().filter_map(|line| line.strip_prefix("[profile.dev.package.")?.strip_suffix(']'));

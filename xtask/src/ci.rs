@@ -22,25 +22,25 @@ use crate::{
     try_package::{SUITE, try_package},
 };
 
-/// How a line begins that says what was left out.
+/// The beginning of a line that names skipped checks.
 const NOT_RUN: &str = "Not run: ";
 
-/// A part of what a change must pass.
+/// A part of the checks that a change must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// What looks at the code, loading on older kernels, and Miri.
+    /// Checks of the code, loading on older kernels, and Miri.
     Checks,
-    /// The package, of the tests' programs: those of a release would take minutes of all processors.
+    /// The package, with the tests' programs, because those of a release would need minutes of all processors.
     Package,
-    /// The kernel program that this one's speed is compared with.
+    /// The kernel program for comparing the speed.
     Baseline,
-    /// What runs it.
+    /// Checks that run the program.
     Tests,
 }
 
-/// Checks everything that a change must pass. Tests wait more than they compute: the checks have what they leave of the
-/// processors, and begin when everything is built, as two builds would wait for each other. So does the trial of the package, which
-/// waits as well.
+/// Runs all checks that a change must pass. Tests mostly wait, so the other checks use the remaining processor time.
+/// They begin when everything is built, because two builds would wait for each other. The trial of the package also
+/// mostly waits.
 pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     ensure_root("the test suite", "ci")?;
     setup(Purpose::Ci)?;
@@ -62,11 +62,11 @@ pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     let tested = tests.run();
     let (checked, packed, built) = (checks.end(), package.end(), baseline.end());
     tested.and(checked).and(packed).and(built)?;
-    // When nothing runs beside it.
+    // Nothing else runs at this time.
     check_paths()
 }
 
-/// What takes a moment, and stops a change soonest.
+/// Runs quick checks, which find most mistakes early.
 fn quick_checks() -> Result<()> {
     each(&[&["fmt", "--all", "--check"], &["machete"], &["deny", "--locked", "check", "bans", "licenses", "sources"]])?;
     let mut typos = program(typos()?);
@@ -103,7 +103,7 @@ fn each(all: &[&[&str]]) -> Result<()> {
     Ok(())
 }
 
-/// Something in a process of its own that gives way to others.
+/// A separate process with a low priority.
 struct Beside {
     what: &'static str,
     log: PathBuf,
@@ -116,7 +116,7 @@ impl Beside {
         let name = part.to_possible_value().context("every part has a name")?;
         let path = built(&format!("ci-{}.log", name.get_name()))?;
         let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        // Building the tests may have built this program anew, so that what runs has no path of its own any more.
+        // Building the tests may have replaced this program, so that the running one has no path any more.
         let own = format!("/proc/{}/exe", process::id());
         let mut command = program("nice");
         command.args(["-n", "19"]).arg(own).args(["ci", "--only", name.get_name()]);
@@ -126,7 +126,7 @@ impl Beside {
         Ok(Self { what, log: path, process, begin: Instant::now() })
     }
 
-    /// Waits for them, and shows what they said if something is wrong.
+    /// Waits for the processes, and shows the output of failed ones.
     fn end(mut self) -> Result<()> {
         let what = self.what;
         let status = self.process.wait().with_context(|| format!("waiting for {what}"))?;
@@ -144,9 +144,9 @@ impl Beside {
 
 #[cfg(test)]
 mod tests {
-    /// Nobody has tried an older compiler than the one that builds everything.
+    /// Older compilers than the one that builds everything are untested.
     #[test]
-    fn the_oldest_compiler_that_is_promised_is_the_one_that_is_used() {
+    fn when_a_compiler_version_is_promised_then_it_is_the_one_in_use() {
         let value = |text: &'static str, key: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
             line.map(|value| value.trim().trim_matches('"'))

@@ -1,4 +1,4 @@
-//! Running other programs, in the project's root directory.
+//! Runs other programs in the project's root directory.
 
 use std::{
     env,
@@ -13,10 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// Where system tools lie that a user's `PATH` may leave out.
+/// Directories of system tools that a user's `PATH` may not have.
 const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// How the variables begin in which cargo tells a program of its package.
+/// The prefixes of the variables in which cargo describes a program's package.
 const OWN_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
 
 /// The project's root directory.
@@ -25,7 +25,7 @@ pub(crate) fn root() -> &'static Path {
     own.parent().unwrap_or(own)
 }
 
-/// Where cargo puts what it builds for `profile`, `debug` or `release`: this program lies there, too.
+/// The directory of cargo's outputs for `profile`, `debug` or `release`, including this program.
 pub(crate) fn built(profile: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     let target =
@@ -40,7 +40,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The cargo of a toolchain that rustup knows.
+/// The cargo of a rustup toolchain.
 pub(crate) fn cargo_of(toolchain: &str) -> Command {
     let mut command = program("rustup");
     command.args(["run", toolchain, "cargo"]);
@@ -48,8 +48,9 @@ pub(crate) fn cargo_of(toolchain: &str) -> Command {
     command
 }
 
-/// Takes away what cargo tells this program of its own package. Some build scripts (ring's) look at such variables: they, and
-/// all that depends on them, would be built anew by each cargo that has others. `cargo machete` takes a name for a directory.
+/// Removes the variables in which cargo describes this program's package. Some build scripts (ring's) read such
+/// variables, and cargo would rebuild them and all their dependents. `cargo machete` misunderstands a name as a
+/// directory.
 fn forget_own_package(command: &mut Command) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| OWN_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
@@ -58,21 +59,21 @@ fn forget_own_package(command: &mut Command) {
     }
 }
 
-/// A program, to be run in the root directory and without input.
+/// A command that runs in the root directory and without input.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
     command.current_dir(root()).stdin(Stdio::null());
     command
 }
 
-/// Runs a command to its end, its output going where this program's goes.
+/// Runs a command to its end, with its output on this program's.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
     ensure!(status.success(), "`{}` failed ({status})", shown(command));
     Ok(())
 }
 
-/// Like [`run`], but kills the command when `limit` is over.
+/// Like [`run`], but kills the command after `limit`.
 pub(crate) fn run_within(limit: Duration, command: &mut Command) -> Result<()> {
     let deadline = Instant::now() + limit;
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
@@ -96,7 +97,7 @@ pub(crate) fn output(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A command as it would be typed.
+/// Formats a command like a user would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(name, value)| {
         value.map(|value| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
@@ -113,7 +114,7 @@ pub(crate) fn installed(name: &str) -> bool {
     env::split_paths(&path).chain(SYSTEM.map(PathBuf::from)).any(|directory| executable(directory.join(name)))
 }
 
-/// Complains unless this is root.
+/// Returns an error if the process is not root.
 pub(crate) fn ensure_root(what: &str, chore: &str) -> Result<()> {
     ensure!(
         is_root(),
@@ -130,9 +131,9 @@ pub(crate) fn is_root() -> bool {
 mod tests {
     use super::{cargo, cargo_of};
 
-    /// Once, a build beside the tests took their programs away and made them again.
+    /// A build once replaced the programs of running tests.
     #[test]
-    fn every_cargo_has_the_same_environment_whoever_started_it() {
+    fn when_any_cargo_is_started_then_its_environment_is_the_same() {
         for command in [cargo(), cargo_of("nightly")] {
             for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_PATCH"] {
                 assert!(std::env::var_os(name).is_some(), "the test's own {name}");

@@ -1,4 +1,4 @@
-//! Debian's packages, from the mirrors that this machine uses, without touching what is installed on it.
+//! Downloads Debian's packages from this machine's mirrors, without changing installed packages.
 
 use std::{
     fs,
@@ -14,15 +14,15 @@ use crate::command::{output, program, run};
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LISTS_ARE_FRESH: Duration = Duration::from_secs(12 * 3600);
 
-/// A directory of lists and downloads of its own.
+/// A directory with its own lists and downloads.
 pub(crate) struct Apt {
     directory: PathBuf,
     configuration: PathBuf,
 }
 
 impl Apt {
-    /// Lists of these suites from the mirrors that this machine uses, fetched at most twice a day; for Debian's
-    /// `architecture`, or this machine's.
+    /// Fetches lists of these suites from this machine's mirrors, at most twice a day, for Debian's `architecture` or
+    /// for this machine's.
     pub(crate) fn new(directory: &Path, suites: &[&str], architecture: Option<&str>) -> Result<Self> {
         let directory = directory.join("apt");
         for part in ["lists/partial", "cache/archives/partial", "parts"] {
@@ -37,7 +37,7 @@ impl Apt {
              Acquire::Retries \"3\"; APT::Sandbox::User \"root\";\n"
         );
         if let Some(architecture) = architecture {
-            // What is installed here is of another one, and none of the downloads' concern.
+            // The installed packages are of another architecture and do not matter for the downloads.
             fs::write(directory.join("status"), "")?;
             settings += &format!(
                 "APT::Architecture \"{architecture}\"; APT::Architectures {{ \"{architecture}\"; }};\n\
@@ -66,7 +66,7 @@ impl Apt {
             output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
         let mirrors = mirrors.context("`apt-get indextargets` failed")?;
         fs::write(self.directory.join("sources.list"), sources(&mirrors, suites)?)?;
-        // A mirror that lacks a suite is no failure: what is missing is said when it is looked for.
+        // A mirror without a suite is no failure: the search reports missing packages.
         run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
             println!("Some of Debian's suites are not on this machine's mirrors.");
             Ok::<(), anyhow::Error>(())
@@ -75,7 +75,7 @@ impl Apt {
         Ok(())
     }
 
-    /// The names of packages that match a regular expression.
+    /// The names of packages that match the regular expression.
     pub(crate) fn search(&self, pattern: &str) -> Result<Vec<String>> {
         let found = output(self.command("apt-cache").args(["search", "--names-only", pattern]))
             .context("`apt-cache search` failed")?;
@@ -91,7 +91,7 @@ impl Apt {
         run(self.command("apt-get").args(["-qq", "download", package]).current_dir(directory))
     }
 
-    /// Downloads packages and what they depend on, unless they are there; gives the files.
+    /// Downloads packages and their dependencies, unless they are there. Returns the files.
     pub(crate) fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");
         command.args(["-qq", "--yes", "--no-install-recommends", "--download-only", "install"]).args(packages);
@@ -103,7 +103,7 @@ impl Apt {
     }
 }
 
-/// The sources for `suites`, on `mirrors`.
+/// The apt sources for `suites` on `mirrors`.
 fn sources(mirrors: &str, suites: &[&str]) -> Result<String> {
     let mirrors: Vec<&str> = mirrors.lines().filter(|mirror| mirror.starts_with("http")).collect();
     let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();
@@ -123,7 +123,7 @@ mod tests {
     use super::sources;
 
     #[test]
-    fn the_mirrors_are_those_of_this_machine() {
+    fn when_the_machine_has_mirrors_then_downloads_use_them() {
         let mirrors = "http://other.test/tools/\nhttp://mirror.test/debian-security/\nhttp://mirror.test/debian/\ncdrom://disc/\n";
         let sources = sources(mirrors, &["trixie-backports", "trixie-security"]).expect("mirrors");
         assert!(sources.contains("] http://mirror.test/debian/ trixie-backports main\n"), "{sources}");

@@ -13,13 +13,13 @@ use crate::{
     setup::{Purpose, cargo_fuzz, nightly, setup},
 };
 
-/// A corpus in the repository has at most so many files, each of at most so many bytes.
+/// The limits on a corpus in the repository: the number of files, and the bytes of each.
 const FILES: usize = 200;
 const LONGEST: u64 = 4096;
 
-/// Gives targets inputs that coverage leads to, each for so many minutes, and stops at the first that fails: libFuzzer says
-/// where it has put the input. What is new stays below the target directory; with `keep`, it is made few and small, and takes
-/// the place of the corpus in the repository.
+/// Runs fuzz targets for this number of minutes each, and stops at the first failure. libFuzzer prints the path of the
+/// failing input. New inputs stay below the target directory. With `keep`, they are reduced to a few small ones, which
+/// replace the corpus in the repository.
 pub(crate) fn fuzz(only: Option<&str>, minutes: u64, keep: bool) -> Result<()> {
     ensure_root("the kernel program among the targets", "fuzz")?;
     setup(Purpose::Build)?;
@@ -28,7 +28,7 @@ pub(crate) fn fuzz(only: Option<&str>, minutes: u64, keep: bool) -> Result<()> {
     let all = targets()?;
     let targets: Vec<&String> = all.iter().filter(|name| only.is_none_or(|only| only == *name)).collect();
     ensure!(!targets.is_empty(), "there is no target {:?}; there are {}", only.unwrap_or_default(), all.join(", "));
-    // The same versions as everywhere; cargo adds what is missing.
+    // Use the same versions as the other builds; cargo adds missing ones.
     fs::copy(root().join("Cargo.lock"), root().join("fuzz/Cargo.lock")).context("cannot copy Cargo.lock")?;
     let work = built("fuzz")?;
     for name in targets {
@@ -64,7 +64,7 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Replaces the first of `corpora` by the fewest inputs of all of them that cover as much.
+/// Replaces the first of `corpora` by the fewest inputs of all corpora with the same coverage.
 fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> Result<()> {
     let few = work.join("few").join(target);
     if few.exists() {
@@ -85,7 +85,7 @@ fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> R
     fs::create_dir_all(corpus)?;
     let total = files.len();
     if total > FILES {
-        // Of all lengths.
+        // Choose files of all lengths.
         files = (0..FILES).map(|index| files[index * total / FILES].clone()).collect();
     }
     for (_, file) in &files {

@@ -9,18 +9,18 @@ use crate::{
     setup::{Purpose, session_lab, setup},
 };
 
-/// What is tried.
+/// The subject of a lab.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Lab {
-    /// Which way of keeping sessions survives what: real servers and stores, and all that can happen to them.
+    /// The session lab: which ways of keeping sessions survive which events, with real servers and stores.
     Sessions {
-        /// Of the lab: `--strategy`, `--front`, `--event`, `--output DIRECTORY`, `--fresh`, `--json`, `--list`; `--help` says
-        /// more.
+        /// Options of the lab: `--strategy`, `--front`, `--event`, `--output DIRECTORY`, `--fresh`, `--json`, `--list`;
+        /// `--help` says more.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// What `balancer doctor` finds: faults, one at a time and in each forwarding mode in which they can occur. Each must be
-    /// named and nothing else, its cure must mend it, and clients must be served afterwards.
+    /// Tests `balancer doctor`: seeds faults, one at a time and in each forwarding mode in which they can occur. The
+    /// doctor must name only the fault, its cure must work, and clients must be served afterwards.
     Doctor {
         /// Only the faults of this kind, such as `vip-missing`; the book's chapter on troubleshooting has a list.
         fault: Option<String>,
@@ -55,7 +55,7 @@ fn sessions(options: &[String]) -> Result<()> {
     programs(&["balancer"], Aim::Release)?;
     let mut command = program(built("release")?.join("balancer"));
     command.args(["demo", "sessions"]);
-    // Where the user says nothing else.
+    // Set the output only if the user has not.
     if !options.iter().any(|option| option.starts_with("--output")) {
         command.arg("--output").arg(root().join("target/lab/sessions"));
     }

@@ -37,9 +37,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Install what is missing to build, run and test; says what it installs.
+    /// Install everything that is needed to build, run and test; names what it installs.
     Setup {
-        /// Also what only `ci` needs.
+        /// Also install what only `ci` needs.
         #[arg(long)]
         ci: bool,
     },
@@ -67,12 +67,12 @@ enum Chore {
         #[arg(long)]
         minutes: Option<u64>,
     },
-    /// Interpret the host tests of what the kernel program is made of by Miri, which it installs.
+    /// Interpret the unit tests of the kernel program's parts with Miri, which it installs.
     Miri,
     /// Run the unit tests that load no BPF program under AddressSanitizer, then under ThreadSanitizer, with a nightly
     /// compiler, which it installs.
     Sanitize {
-        /// Only under this one.
+        /// Run only this sanitizer.
         #[arg(long, value_name = "SANITIZER")]
         only: Option<sanitize::Sanitizer>,
     },
@@ -81,7 +81,7 @@ enum Chore {
     Fuzz {
         /// Only this target, one of those in fuzz/fuzz_targets.
         target: Option<String>,
-        /// For so long each.
+        /// The minutes for each target.
         #[arg(long, default_value_t = 10)]
         minutes: u64,
         /// Then make the corpora in fuzz/corpus the fewest inputs that cover as much.
@@ -90,14 +90,14 @@ enum Chore {
     },
     /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
     Mutants {
-        /// Only those with this in their name.
+        /// Only mutations with this in their names.
         #[arg(default_value = "")]
         only: String,
     },
     /// Set up, then run one benchmark; or, with --all or without a name, all but memory and fleet, and put figures and
     /// pictures in target/bench; needs root.
     Bench {
-        /// Only this one, and print its figures.
+        /// Run only this benchmark, and print its figures.
         only: Option<bench::Benchmark>,
         #[command(flatten)]
         page: bench::Page,
@@ -105,13 +105,13 @@ enum Chore {
         /// slower, twice.
         #[arg(long, value_name = "REV", requires = "only")]
         against: Option<String>,
-        /// Of its program, such as --json; --help says which there are.
+        /// Options of the benchmark's program, such as --json; --help lists them.
         #[arg(last = true, requires = "only")]
         options: Vec<String>,
     },
     /// Set up, then try things with other people's software; needs root.
     Lab {
-        /// What.
+        /// The lab to run.
         #[command(subcommand)]
         lab: lab::Lab,
     },
@@ -128,7 +128,8 @@ enum Chore {
     },
     /// Run the demo and make a moving picture of its kill step, `docs/src/kill.svg`; needs root and `script`.
     Recording,
-    /// Set up, and make what is downloaded: static programs in Debian packages and archives, bills of materials, checksums.
+    /// Set up, and make the files for download: static programs in Debian packages and archives, bills of materials,
+    /// checksums.
     Release {
         /// Only for these processors.
         #[arg(long)]
@@ -140,7 +141,7 @@ enum Chore {
     /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, Miri, the
     /// package, tests, the kernel program's speed.
     Ci {
-        /// Only what looks at the code, has Miri interpret it and loads it on older kernels, only the package, or only what runs it.
+        /// Run only one part: the checks of the code (also with Miri and on older kernels), the package, or the tests.
         #[arg(long, value_name = "PART")]
         only: Option<ci::Part>,
     },

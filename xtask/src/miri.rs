@@ -13,7 +13,7 @@ pub(crate) struct Miri {
 }
 
 impl Miri {
-    /// Installs it, if it is not there.
+    /// Installs it if it is missing.
     pub(crate) fn install() -> Result<Self> {
         let nightly = nightly()?;
         run(program("rustup").args(["component", "add", "--toolchain", &nightly, "miri"]))
@@ -21,12 +21,13 @@ impl Miri {
         Ok(Self { nightly })
     }
 
-    /// Interprets the host tests of what kernel program and controller share, and of the kernel program's parsing: it finds
-    /// what is undefined behaviour, whether or not it has an effect.
+    /// Interprets the unit tests of the code that kernel program and controller share, and of the kernel program's
+    /// parser. It finds undefined behaviour even if that has no effect.
     pub(crate) fn run(&self) -> Result<()> {
         let mut command = cargo_of(&self.nightly);
         command.args(["miri", "test", "--locked", "--lib", "-p", "balancer-common", "-p", "balancer-ebpf"]);
-        // Frames lie where numbers say, as the kernel gives them; random cases are few, as each takes a hundred times as long.
+        // Frames are at integer addresses, like those of the kernel. Random cases are few, because each takes a
+        // hundred times as long.
         command.env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-permissive-provenance").env("PROPTEST_CASES", "4");
         run(command.env("PROPTEST_FAILURE_PERSISTENCE", "off"))
     }

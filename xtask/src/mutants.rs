@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: the heart's rules are made wrong, one at a time, in a copy of the checkout; the tests that are to
-//! find it must fail.
+//! `cargo xtask mutants`: breaks the central rules, one at a time, in a copy of the checkout. The tests must find each
+//! mutation.
 
 use std::{
     collections::HashSet,
@@ -19,18 +19,18 @@ use crate::{
 
 const LIST: &str = "tests/mutations.json";
 
-/// One thing that is made wrong.
+/// A single mutation.
 struct Mutation {
     name: String,
     file: PathBuf,
-    /// The text to replace, which stands in the file once.
+    /// The text to replace, which occurs once in the file.
     find: String,
     replace: String,
     by: Finder,
 }
 
 impl Mutation {
-    /// The file below `tree` that it makes wrong.
+    /// The original file below `tree`.
     fn right_in(&self, tree: &Path) -> Result<String> {
         let path = tree.join(&self.file);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -40,28 +40,28 @@ impl Mutation {
     }
 }
 
-/// Which tests are to find it.
+/// The tests that must find the mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finder {
     /// The kernel program against its model.
     Contest,
     /// The controller's core against its model, drains and outages step by step.
     Core,
-    /// The merge of a file and what was changed at run time against its second writing.
+    /// The merge of a file with changes at run time, against a second implementation.
     Merge,
     /// Several CPUs at once.
     Contention,
-    /// Packets against the controller, in orders that a scheduler chooses, and what changes between a look and its effect.
+    /// Packets against the controller, in orders that a scheduler chooses, and changes between a read and its effect.
     Races,
     /// Events between two parts of a pass over the client table that a change needs.
     Rereading,
-    /// The partial look at a configuration that shares services with a valid one, against a look at everything.
+    /// The partial validation of a configuration that shares services with a valid one, against the full validation.
     Valid,
-    /// Replies whose next hops are known from a moment ago.
+    /// Replies whose next hops were recently cached.
     Packets,
-    /// Where keys of listeners and of ways back are put.
+    /// The positions of keys of listeners and ways back.
     Placement,
-    /// Listeners and ways back in tables that are nearly full.
+    /// Listeners and ways back in almost full tables.
     Tables,
 }
 
@@ -100,7 +100,7 @@ impl Finder {
     }
 }
 
-/// Makes each mutation whose name contains `only`, and fails if one is not found.
+/// Applies each mutation whose name contains `only`, and fails if the tests do not find one.
 pub(crate) fn mutants(only: &str) -> Result<()> {
     ensure_root("the contest with the kernel program", "mutants")?;
     setup(Purpose::Test)?;
@@ -149,7 +149,7 @@ fn mutation(entry: &Value) -> Result<Mutation> {
     })
 }
 
-/// A copy of the repository, which may be made wrong.
+/// A copy of the repository for mutations.
 struct Copy {
     tree: PathBuf,
     target: PathBuf,
@@ -175,21 +175,21 @@ impl Copy {
         Ok(Self { tree, target })
     }
 
-    /// Whether the tests pass, and what they said.
+    /// Returns whether the tests pass, and their output.
     fn tested(&self, finder: Finder) -> Result<(bool, String)> {
         let mut command: Command = cargo();
         command.args(["nextest", "run", "--locked"]).args(finder.arguments());
         command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target).env("BALANCER_MODEL_PACKETS", "200000");
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let output = command.output().context("cannot start `cargo nextest`")?;
-        // Whoever cannot be built was not found by a test.
+        // A mutation that does not compile was not found by a test.
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(text.contains("Summary ["), "no test ran: {text}");
         Ok((output.status.success(), text))
     }
 
-    /// Fails if these tests do without a mutation. What they said is kept, and whether they say it again is told: a test that
-    /// fails by chance would take the place of those that find mutations.
+    /// Checks that these tests pass without a mutation. After a failure, stores the output and says whether a second
+    /// run fails as well, because a test that fails by chance would seem to find mutations.
     fn passes_as_it_is(&self, finder: Finder) -> Result<()> {
         let (passes, text) = self.tested(finder)?;
         if passes {
@@ -201,7 +201,7 @@ impl Copy {
         bail!("the tests fail without any mutation, {again}; the first time, also in {}:\n{text}", kept.display());
     }
 
-    /// Whether the tests pass with `mutation`.
+    /// Returns whether the tests pass with `mutation`.
     fn with(&self, mutation: &Mutation) -> Result<bool> {
         let path = self.tree.join(&mutation.file);
         let right = mutation.right_in(&self.tree)?;
@@ -212,7 +212,7 @@ impl Copy {
     }
 }
 
-/// Removes the files below `directory` that are not among these: Cargo would build what has been moved since.
+/// Removes files below `directory` that are not among `files`, because Cargo would build files that have since moved.
 fn remove_others(directory: &Path, files: &HashSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let entry = entry?;
@@ -226,7 +226,7 @@ fn remove_others(directory: &Path, files: &HashSet<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file that has other bytes, so that what was built of the same ones is not built again.
+/// Writes a file only if its contents differ, so that Cargo does not rebuild it.
 fn store(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|present| present == bytes) {
         return Ok(());
@@ -241,12 +241,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_wrong_stands_once_in_its_file() -> Result<()> {
+    fn when_a_mutation_is_listed_then_its_text_occurs_once_in_its_file() -> Result<()> {
         list()?.iter().try_for_each(|mutation| mutation.right_in(root()).map(drop))
     }
 
     #[test]
-    fn what_has_been_moved_is_not_built() -> Result<()> {
+    fn when_a_file_has_moved_then_its_old_copy_is_removed() -> Result<()> {
         let directory = tempfile::tempdir()?;
         let [stays, goes] = ["stays.rs", "once/here.rs"].map(|name| directory.path().join(name));
         store(&stays, b"")?;

@@ -10,13 +10,13 @@ use crate::{
     setup::{Purpose, cargo_deb, setup},
 };
 
-/// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
+/// Sets up, builds for release, generates manual pages and completions, and makes a Debian package.
 pub(crate) fn package() -> Result<()> {
     contents(Aim::Release, &[])?;
     run(&mut stripped(Aim::Release))
 }
 
-/// All that a package is made of, with programs for `aim`, and what makes it; and programs of the tests.
+/// Builds the contents of a package with programs for `aim`, the packaging tool, and programs of the tests.
 pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
     if aim == Aim::Release {
@@ -25,13 +25,14 @@ pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     accompany(aim, programs)
 }
 
-/// Generates manual pages and completions below `target/package`, and installs what makes packages. `programs` are built
-/// besides, as tests are.
+/// Generates manual pages and completions below `target/package`, and installs the packaging tool. Also builds
+/// `programs`, like tests.
 pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
     if aim == Aim::Test {
-        // They are there, and have features of dependencies that would have to be compiled without them.
+        // The tests' programs exist already, and their dependencies have features that would otherwise need a
+        // rebuild.
         command.arg("--tests");
     }
     run(command.args(programs.iter().flat_map(|name| ["--bin", name])))?;
@@ -39,7 +40,7 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
 
     let directory = root().join("target/package");
     let man = directory.join("man");
-    // Pages of commands that are no more would be packed as well.
+    // The package would also contain pages of removed commands.
     if man.exists() {
         fs::remove_dir_all(&man).with_context(|| man.display().to_string())?;
     }
@@ -56,18 +57,18 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     cargo_deb()
 }
 
-/// Makes a package of what is there for `aim`, without its tens of megabytes of debug information.
+/// Returns the command that makes a package of the programs for `aim`, without their large debug information.
 pub(crate) fn stripped(aim: Aim) -> Command {
     let mut command = deb();
     command.args(["--strip", "--profile", aim.profile()]);
     if aim == Aim::Test {
-        // Nobody downloads it, and compressing two of them well took a minute of processor time.
+        // This package is not for download, and good compression of two packages took a minute.
         command.arg("--fast");
     }
     command
 }
 
-/// Makes a package of what is there.
+/// Returns the command that makes a package of the existing files.
 pub(crate) fn deb() -> Command {
     let mut command = cargo();
     command.args(["deb", "--quiet", "--package", "balancer-userspace", "--no-build", "--locked"]);

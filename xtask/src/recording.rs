@@ -1,4 +1,4 @@
-//! `cargo xtask recording`: a moving picture of the demo, for the book.
+//! `cargo xtask recording`: records an animation of the demo for the book.
 
 use std::{fmt::Write as _, fs};
 
@@ -10,49 +10,49 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// Where it goes.
+/// The path of the animation.
 const FILE: &str = "docs/src/kill.svg";
 
-/// The step of the tour that is shown, as the line of the present step begins; and the one behind it.
+/// The beginning of the current step's line for the recorded step, and for the next one.
 const SHOWN: [&str; 2] = [" ► web1 is killed", " ► web1 is back"];
 
-/// Pictures before that step.
+/// The number of frames before that step.
 const BEFORE: usize = 2;
 
-/// Pixels.
+/// The height of a line in pixels.
 const LINE: usize = 17;
 const LETTER: f64 = 7.8;
 const MARGIN: usize = 12;
 
-/// Runs the demo up to the kill and writes what it shows then, a picture a second.
+/// Runs the demo up to the kill, and writes the last frames, one per second.
 pub(crate) fn recording() -> Result<()> {
     ensure_root("the demo", "recording")?;
     setup(Purpose::Run)?;
     programs(PRODUCT, Aim::Demo)?;
     let balancer = built("debug")?.join("balancer");
     println!("Running the demo for a minute");
-    // On a terminal, because only there a picture comes every second; without keys, which would end the tour.
+    // Use a terminal, because only there the demo draws every second. Without keys, which would end the tour.
     let command = format!("exec {} demo --seconds 54 < /dev/null", balancer.display());
     let text = output(program("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]));
     let frames = frames(&text.context("the demo failed, or there is no `script`")?);
     let found = SHOWN.map(|line| frames.iter().position(|frame| frame.contains(line)));
     let [Some(begin), Some(end)] = found else { anyhow::bail!("the demo did not show the step") };
     ensure!(begin >= BEFORE, "the demo showed nothing before the step");
-    // One picture of the next step is left out: it has nothing to show yet.
+    // Leave out the first frame of the next step, which shows no effect yet.
     fs::write(root().join(FILE), svg(&frames[begin - BEFORE..end])).context(FILE)?;
     println!("{FILE}: {} pictures", end - begin + BEFORE);
     Ok(())
 }
 
-/// Returns the frames that the screen showed, one for each time that it was drawn anew.
+/// Returns the frames that the screen showed, one for each redraw.
 fn frames(text: &str) -> Vec<String> {
     let text = text.replace('\r', "");
-    // Lines are not wrapped while it draws.
+    // The demo disables line wrapping while it draws.
     let drawn = text.split("\x1b[?7l").skip(1);
     drawn.filter_map(|frame| Some(frame.split_once("\x1b[?7h")?.0.trim_end().to_owned())).collect()
 }
 
-/// The frames, one after the other, a second each.
+/// Makes an SVG animation that shows each frame for a second.
 fn svg(frames: &[String]) -> String {
     let lines = |count: fn(&str) -> usize| frames.iter().map(|frame| count(frame)).max().unwrap_or(0);
     let height = lines(|frame| frame.lines().count()) * LINE + 2 * MARGIN;
@@ -74,7 +74,7 @@ fn svg(frames: &[String]) -> String {
          <rect width=\"{width}\" height=\"{height}\" rx=\"8\" fill=\"#0d1117\"/>\n"
     );
     for (second, frame) in frames.iter().enumerate() {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(svg, "<g style=\"animation-delay: {second}s\">");
         for (number, line) in frame.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let y = MARGIN + (number + 1) * LINE - 4;
@@ -106,7 +106,7 @@ mod tests {
     use super::{frames, svg};
 
     #[test]
-    fn every_drawing_is_a_picture() {
+    fn when_the_screen_is_drawn_then_each_drawing_is_a_frame() {
         let text = "Balancer on eth0\r\n\x1b[?7l a <b>\r\n ► one\r\n\r\n\x1b[?7h\x1b[3F\x1b[J\x1b[?7l c\r\n\x1b[?7h";
         let frames = frames(text);
         assert_eq!(frames, [" a <b>\n ► one", " c"]);

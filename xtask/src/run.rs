@@ -25,7 +25,7 @@ pub(crate) struct Options {
     demo: Vec<String>,
 }
 
-/// Sets up, builds, and becomes the demo or the balancer, so that signals reach it.
+/// Sets up and builds. Then replaces this process by the demo or the balancer, so that signals reach it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut command = if let Some(config) = &options.config {
         let config = config.canonicalize().with_context(|| config.display().to_string())?;

@@ -10,8 +10,8 @@ use crate::{
     setup::{Purpose, nightly, setup},
 };
 
-/// Crates whose unit tests load no BPF program. Not `balancer-ebpf`: `aya-ebpf` gives its tests a `memcpy` in place of the
-/// sanitizer's, and Miri interprets them.
+/// Crates whose unit tests load no BPF program. `balancer-ebpf` is not among them: `aya-ebpf` gives its tests a
+/// `memcpy` that replaces the sanitizer's, and Miri interprets them.
 const CRATES: [&str; 8] = [
     "balancer-common",
     "balancer-model",
@@ -23,19 +23,19 @@ const CRATES: [&str; 8] = [
     "balancer-daemon",
 ];
 
-/// What watches the tests.
+/// The sanitizers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sanitizer {
-    /// Memory that is used outside of its bounds, after its end, or never given back.
+    /// Finds memory accesses out of bounds or after the free, and leaks.
     Address,
-    /// Threads that use the same memory in no order.
+    /// Finds data races.
     Thread,
 }
 
 impl Sanitizer {
     const ALL: [Self; 2] = [Self::Address, Self::Thread];
 
-    /// As the compiler calls it.
+    /// The compiler's name of the sanitizer.
     const fn name(self) -> &'static str {
         match self {
             Self::Address => "address",
@@ -43,30 +43,30 @@ impl Sanitizer {
         }
     }
 
-    /// Parts of the names of tests that do not run under it.
+    /// Parts of the names of tests to skip.
     const fn skipped(self) -> &'static [&'static str] {
         match self {
-            // They play hundreds of fleets until a deliberate mistake shows, by code that other tests run as well. A scheduler
-            // that plays races has stacks of its own, which neither sanitizer knows.
+            // These tests run hundreds of fleets until a deliberate mistake shows; other tests run the same code.
+            // The scheduler of race tests has its own stacks, which neither sanitizer knows.
             Self::Address => &[
-                "simulation::deliberate_mistakes_are_found",
-                "simulation::the_story_of_a_mistake_is_made_short",
+                "simulation::when_a_mistake_is_made_on_purpose_then_the_simulation_finds_it",
+                "simulation::when_a_story_goes_wrong_then_it_is_made_short",
                 "races::",
                 "grace::",
             ],
-            // A simulation has one thread, and so have races that a scheduler plays. Snapshots of 20,000 backends take so long
-            // on a busy machine that the server's limits of 5 s for a request and 20 s for its answer pass.
+            // A simulation has one thread, also one of races. Snapshots of 20,000 backends take so long on a busy
+            // machine that the server's limits of 5 s for a request and 20 s for its answer expire.
             Self::Thread => &[
                 "simulation::",
                 "races::",
                 "grace::",
-                "metrics::tests::answers_that_nobody_takes_are_few_and_bounded_in_time",
+                "metrics::tests::when_answers_are_not_read_then_their_number_and_time_are_bounded",
             ],
         }
     }
 }
 
-/// Runs the host tests under one sanitizer, or first one and then the other.
+/// Runs the unit tests under one sanitizer, or under both in turn.
 pub(crate) fn sanitize(only: Option<Sanitizer>) -> Result<()> {
     // The data path's crate embeds the kernel program.
     setup(Purpose::Build)?;
@@ -81,12 +81,12 @@ pub(crate) fn sanitize(only: Option<Sanitizer>) -> Result<()> {
 fn tests(nightly: &str, sanitizer: Sanitizer) -> Result<Command> {
     let mut command = cargo_of(nightly);
     command.args(["test", "--locked", "--lib", "--no-fail-fast"]).args(CRATES.map(|name| format!("--package={name}")));
-    // ThreadSanitizer must also see how the standard library orders threads. A target that is named spares build scripts
-    // and macros.
+    // ThreadSanitizer must also see the synchronization in the standard library. With an explicit target, build
+    // scripts and macros are not instrumented.
     command.args(["-Z", "build-std", "--target", &format!("{ARCH}-unknown-linux-gnu")]);
     command.arg("--").args(sanitizer.skipped().iter().map(|name| format!("--skip={name}")));
     command.env("CARGO_TARGET_DIR", built("sanitize")?).env("RUSTFLAGS", format!("-Zsanitizer={}", sanitizer.name()));
-    // Few random cases: faults of memory are in the code that they run rather than in rare inputs, and watched code is slow.
+    // Few random cases: memory errors depend on the code rather than on rare inputs, and instrumented code is slow.
     command.env("PROPTEST_CASES", "32").env("FLEET_SEEDS", "20").env("PROPTEST_FAILURE_PERSISTENCE", "off");
     Ok(command)
 }

@@ -16,7 +16,7 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// Sets up and runs every test, with a program built beside them. The test runner's summary is the last thing printed.
+/// Sets up and runs every test, and builds a program in the same step. The test runner's summary is printed last.
 pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
@@ -24,13 +24,13 @@ pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     build(beside)?.run()
 }
 
-/// Every test but those in documentation, built. Runs without another look by cargo, which would wait for other builds.
+/// All tests except those in documentation, already built. They run without cargo, which would wait for other builds.
 pub(crate) struct Tests {
     programs: PathBuf,
     packages: PathBuf,
 }
 
-/// Builds them, and a program that is needed after them, which is so built with what they are.
+/// Builds the tests, and in the same step a program that is needed later.
 pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
     let directory = built("tests")?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -46,13 +46,13 @@ pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
 }
 
 impl Tests {
-    /// Runs them all.
+    /// Runs all tests.
     pub(crate) fn run(&self) -> Result<()> {
         const AT_ONCE: &str = "NEXTEST_TEST_THREADS";
         let mut command = cargo();
         command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
         if env::var_os(AT_ONCE).is_none() {
-            // They wait more than they compute.
+            // The tests mostly wait.
             let processors = thread::available_parallelism().map_or(1, NonZero::get);
             command.env(AT_ONCE, (processors + processors.div_ceil(2)).to_string());
         }
@@ -60,27 +60,27 @@ impl Tests {
     }
 }
 
-/// How long a whole site is worn out, in minutes, if nothing else is said.
+/// The default duration of the test of a whole site, in minutes.
 const WHOLE_SYSTEM: u64 = 20;
 
-/// Fleets between two lines that say how far it has come.
+/// The number of fleets between two lines of progress.
 const FLEETS_AT_ONCE: u64 = 2_000;
 
-/// Has several processors send packets of the same clients for ten minutes, against everything that a controller does; wears
-/// out a whole site for as long as `minutes` say, or 20; plays
-/// a hundred thousand random sequences of events against the controller's model, which takes the optimiser, and the lives of
-/// so many fleets. Fails with the first one in which something goes wrong, whose story is printed.
+/// Runs the long tests. Several processors send packets of the same clients for ten minutes, during all actions of a
+/// controller. A whole site is worn out for `minutes`, or 20. A hundred thousand random sequences of events run against
+/// the controller's model, with optimisation. Then `seeds` simulated fleets run. The first failure ends the run and
+/// prints its story.
 pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     ensure_root("the kernel program under packets", "soak")?;
     setup(Purpose::Test)?;
-    // The test itself, as nextest ends what takes so long.
+    // Run the test program itself, because nextest would end such a long test.
     let contention = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "dataplane", "contention::"];
     run(cargo().args(contention).args(["--", "--nocapture"]).env("CONTENTION_SECONDS", "600"))?;
     let seconds = (60 * minutes.unwrap_or(WHOLE_SYSTEM)).to_string();
     run(cargo().args(["build", "--locked", "--quiet", "-p", "balancer-userspace"]))?;
     let wear = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "e2e", "wear::"];
     run(cargo().args(wear).args(["--", "--nocapture", "--include-ignored"]).env("SOAK_SECONDS", seconds))?;
-    // Four tests of as many cases each.
+    // Four tests with this number of cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
     let (begin, mut lived) = (Instant::now(), 0);

@@ -12,11 +12,11 @@ use crate::{
 };
 
 const TRIAL: &str = "try-package";
-/// The Debian that the package is tried on if nobody asks for another.
+/// The default Debian release for trying the package.
 pub(crate) const SUITE: &str = "bookworm";
 
-/// Makes the package of programs for `aim` and a later version of it, and has both tried on a machine with Debian's `suite` and
-/// systemd.
+/// Makes the package of programs for `aim` and a later version of it, and tries both on a machine with Debian's `suite`
+/// and systemd.
 pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     ensure_root("trying the package", "package --try")?;
     contents(aim, &[TRIAL])?;
@@ -25,7 +25,7 @@ pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let upgrade = directory.join("upgrade.deb");
     run(stripped(aim).args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
-    // Last, because each takes the one before away.
+    // Last, because each step replaces the previous package.
     run(&mut stripped(aim))?;
     let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
     let package = made.find(|path| path.extension().is_some_and(|extension| extension == "deb"));

@@ -1,4 +1,5 @@
-//! Modules name each other in one direction: of a crate's top level no two need each other, directly or in a circle.
+//! Checks that modules use each other in one direction: no two modules of a crate's top level need each other, directly
+//! or in a circle.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -37,18 +38,18 @@ const CRATES: [&str; 21] = [
     "xtask",
 ];
 
-/// For each module of the top level, the others that it names.
+/// For each module of the top level, the other modules that it names.
 type Names = BTreeMap<String, BTreeSet<String>>;
 
-/// Collects the modules of the crate's top level that a file names.
+/// Collects the top-level modules that a file names.
 struct Paths<'a> {
-    /// The file's own module, from the crate's root on.
+    /// The file's module path from the crate's root.
     module: Vec<String>,
     named: &'a mut BTreeSet<String>,
 }
 
 impl Paths<'_> {
-    /// The top level's part of `path`, as it is written. `None`: another crate's, or a name that was imported.
+    /// The top-level module in `path`; `None` if the path leads to another crate or an imported name.
     fn top(&self, path: &[String]) -> Option<String> {
         let (base, rest) = match path.first()?.as_str() {
             "crate" => (&[][..], &path[1..]),
@@ -98,7 +99,7 @@ impl<'ast> Visit<'ast> for Paths<'_> {
     }
 }
 
-/// Whether it is compiled for tests alone.
+/// Whether the item is compiled only for tests.
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -111,7 +112,7 @@ fn parsed(file: &Path) -> File {
     parsed.map_err(|error| format!("{}: {error}", file.display())).unwrap()
 }
 
-/// Reads the files below `directory`, whose module is `module`, but for `skipped` ones of the top level.
+/// Reads the files of `module` below `directory`, except the `skipped` modules of the top level.
 fn read(directory: &Path, module: &[String], skipped: &BTreeSet<String>, names: &mut Names) {
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         let path = entry.path();
@@ -129,7 +130,7 @@ fn read(directory: &Path, module: &[String], skipped: &BTreeSet<String>, names: 
     }
 }
 
-/// The modules of a crate's top level, but for tests and programs of their own.
+/// The modules of a crate's top level, except tests and binaries.
 fn modules(sources: &Path) -> Names {
     let roots = ["lib.rs", "main.rs"].map(|root| sources.join(root));
     let declared = roots.iter().filter(|root| root.exists()).flat_map(|root| parsed(root).items);
@@ -145,8 +146,8 @@ fn modules(sources: &Path) -> Names {
     names
 }
 
-/// Returns the modules that are left when those that name none of the rest are taken away, again and again: circles,
-/// and the modules that name them.
+/// Repeatedly removes modules that name none of the remaining ones. Returns the rest: circles, and the modules that
+/// name them.
 fn circles(mut names: Names) -> Names {
     loop {
         let done: BTreeSet<String> =
@@ -160,7 +161,7 @@ fn circles(mut names: Names) -> Names {
 }
 
 #[test]
-fn modules_name_each_other_in_one_direction() {
+fn when_modules_name_each_other_then_it_is_in_one_direction() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut edges = 0;
     for name in CRATES {
@@ -173,7 +174,7 @@ fn modules_name_each_other_in_one_direction() {
 }
 
 #[test]
-fn a_circle_is_found() {
+fn when_modules_form_a_circle_then_it_is_found() {
     let names = |pairs: &[(&str, &str)]| {
         let mut names = Names::new();
         for (module, other) in pairs {
@@ -187,7 +188,7 @@ fn a_circle_is_found() {
 }
 
 #[test]
-fn names_are_found_however_they_are_written() {
+fn when_code_names_a_module_then_it_is_found_in_any_notation() {
     let mut named = BTreeSet::new();
     let text = "use crate::{a, b::{self, C}}; use super::d as e; fn f() { crate::g::h(); let _ = self::i::J; k::l(); }
                 #[cfg(test)] mod tests { use crate::m; }";

@@ -67,7 +67,7 @@ fn when_a_flow_is_idle_for_its_time_then_it_ends_and_its_port_rests() {
         (FLOW_TAKEN | FLOW_RESET, 10, REST_TICKS),
         (FLOW_TAKEN | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS, 10, REST_TICKS),
     ] {
-        // Beyond the wrap-around as well.
+        // The second start lies just before the wrap-around.
         for begin in [100, TICK_MASK - 20] {
             let word = FlowWord::new(7, state, begin);
             let at = |age: u32| begin.wrapping_add(age);
@@ -117,19 +117,19 @@ fn when_a_bucket_is_full_then_what_has_not_carried_data_goes_first() {
 
 proptest! {
     #[test]
-    fn a_candidate_is_of_the_pool(start: u32, attempt in 0..PORT_TRIES, addresses in 1u32..=8, first in 1u16.., length: u16) {
+    fn when_a_candidate_is_chosen_then_it_is_in_the_pool(start: u32, attempt in 0..PORT_TRIES, addresses in 1u32..=8, first in 1u16.., length: u16) {
         let last = first.saturating_add(length);
         let (index, port) = candidate(start, attempt, addresses, first, last);
         prop_assert!(index < addresses && (first..=last).contains(&port));
     }
 
     #[test]
-    fn buckets_are_of_the_table(hash: u64, count in 1u32..) {
+    fn when_a_flow_is_hashed_then_both_buckets_are_in_the_table(hash: u64, count in 1u32..) {
         prop_assert!(first_bucket(hash, count) < count && second_bucket(hash, count) < count);
     }
 
     #[test]
-    fn a_word_keeps_what_it_was_made_of(tag: u32, state: u8, now: u32) {
+    fn when_a_word_is_packed_then_its_fields_can_be_read_back(tag: u32, state: u8, now: u32) {
         let word = FlowWord::new(tag, state, now);
         prop_assert_eq!((word.tag(), word.state(), word.age(now)), (tag, state, 0));
     }

@@ -1,4 +1,4 @@
-//! Backends: how they are reached, and how `nat` packets come back.
+//! Backends: how packets reach them, and how replies of `nat` backends return.
 
 use core::mem::offset_of;
 
@@ -6,69 +6,73 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{ALL_DOWN, MAX_INTERFACES, Mac, Portless, ServiceKey};
 
-/// The last id that a backend may have. The first one is 1.
+/// The highest backend id. The lowest is 1.
 pub const LAST_BACKEND: u16 = ALL_DOWN - 1;
-/// Rows of the maps of backends, where there are few of them. The controller sets the number when it loads the program.
+/// The minimum number of rows in the maps of backends. The controller chooses the number when it loads the program.
 pub const FEWEST_BACKEND_ROWS: u32 = 16_384;
-/// Rows of the maps of backends, at most.
+/// The maximum number of rows in the maps of backends.
 pub const MOST_BACKEND_ROWS: u32 = 65_536;
-/// Backends that each CPU counts for itself, at least: those with the first ids. CPUs share the counters of the others.
+/// The minimum number of backends with counters on each CPU: those with the lowest ids. CPUs share the counters of the
+/// others.
 pub const FEWEST_BACKEND_COUNTERS: u32 = 4096;
 
-/// `BackendStanding::flags`: the row may be used; without it packets are dropped as [`crate::verdict::DropReason::NoNextHop`].
+/// `BackendStanding::flags`: the backend can be reached; without this flag its packets are dropped as
+/// [`crate::verdict::DropReason::NoNextHop`].
 pub const BACKEND_REACHABLE: u8 = 1;
 /// `BackendStanding::flags`: known clients stay here.
 pub const BACKEND_KEEPS_KNOWN: u8 = 4;
 /// `BackendStanding::flags`: the backend's address is IPv6.
 pub const BACKEND_V6: u8 = 8;
-/// `BackendStanding::flags`: it takes new clients, so that a rule may pin some here.
+/// `BackendStanding::flags`: the backend takes new clients, so a rule may pin clients to it.
 pub const BACKEND_TAKES_CLIENTS: u8 = 16;
-/// `BackendStanding::flags`: the second of [`BackendRows`] is in use. Its offset, so that nothing is left to compute.
+/// `BackendStanding::flags`: the second of [`BackendRows`] is in use. The value is that row's offset, which saves a
+/// computation.
 pub const BACKEND_SECOND: u8 = size_of::<BackendRow>() as u8;
 
-/// A backend's row, found by backend id: twice, so that the one that is not in use can be written while packets read the
-/// other. The [`BackendStanding`] of the first holds for both, and says which is in use.
+/// The row of a backend, by backend id, in two copies: the controller writes one while packets read the other. The
+/// [`BackendStanding`] in the first copy is valid for both and says which one is in use.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendRows {
-    /// Both.
+    /// Both copies.
     pub rows: [BackendRow; 2],
 }
 
-/// Everything forwarding needs of one backend: a cache line.
+/// Everything that forwarding needs to know about a backend, in one cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendRow {
-    /// The first eight bytes of a frame: the next hop's MAC, and two bytes of the egress interface's. See
+    /// The first eight bytes of a frame: the MAC of the next hop, and two bytes of the egress interface's MAC. See
     /// [`BackendRow::set_macs`].
     pub macs_start: u64,
-    /// The other four bytes of the egress interface's MAC.
+    /// The remaining four bytes of the egress interface's MAC.
     pub macs_end: u32,
     /// The egress interface; 0: this machine is the backend, see [`BackendRow::is_local`].
     pub ifindex: u32,
     /// The backend's address, network order.
     pub address: [u32; 4],
-    /// `nat`: the sum of the address's words, folded: what it adds to a complemented checksum in place of a VIP. `ipip`
-    /// and `gue` over IPv4: that of both addresses of the outer header.
+    /// `nat`: the folded sum of the address's words, which the address adds to a complemented checksum in place of a
+    /// VIP. `ipip` and `gue` over IPv4: the sum of both addresses of the outer header.
     pub address_sum: u16,
     /// Zero.
     pub unused: u16,
-    /// `nat`: the backend's port for every listener, network order; 0: what the listener says.
+    /// `nat`: the backend's port for every listener, network order; 0: the listener's port.
     pub port: u16,
-    /// A [`Forwarding`](super::Forwarding), and perhaps [`FORWARDING_ASKS`].
+    /// A [`Forwarding`](super::Forwarding), possibly with the bit [`FORWARDING_ASKS`].
     pub forwarding: u8,
-    /// `ASKS_*`: with [`FORWARDING_ASKS`], of which frames it must be asked.
+    /// `ASKS_*`: with [`FORWARDING_ASKS`], the frames that need a look at the devices.
     pub asking: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
-    /// A [`BackendStanding`], which is replaced in one piece; 0 in the second of [`BackendRows`].
+    /// A [`BackendStanding`], replaced with one store; 0 in the second of [`BackendRows`].
     pub standing: u32,
     /// `ipip` and `gue`: the source of the outer header, of the backend's family, network order.
     pub tunnel_source: [u32; 4],
 }
 
 impl BackendRow {
-    /// Has frames go to the MAC `destination`, from `source`. Kept in words, as the compiler copies bytes one by one.
+    /// Sends frames to the MAC `destination`, from `source`. Both are kept as words because the compiler copies bytes
+    /// one by one.
     pub const fn set_macs(&mut self, destination: Mac, source: Mac) {
         let [a, b, c, d, e, f] = destination;
         let [g, h, i, j, k, l] = source;
@@ -76,23 +80,23 @@ impl BackendRow {
         self.macs_end = u32::from_ne_bytes([i, j, k, l]);
     }
 
-    /// A [`Forwarding`](super::Forwarding), without [`FORWARDING_ASKS`].
+    /// The [`Forwarding`](super::Forwarding) without [`FORWARDING_ASKS`].
     #[inline(always)]
     #[must_use]
     pub const fn mode(&self) -> u8 {
         self.forwarding & !FORWARDING_ASKS
     }
 
-    /// Whether this machine is the backend: its packets pass to the host. Such a row has [`FORWARDING_ASKS`], so that packets
-    /// leave the plain path, and a [`Forwarding`](super::Forwarding) without a tunnel.
+    /// Whether this machine is the backend, so that its packets pass to the host. Such a row has [`FORWARDING_ASKS`],
+    /// which takes its packets off the plain path, and a [`Forwarding`](super::Forwarding) without a tunnel.
     #[inline(always)]
     #[must_use]
     pub const fn is_local(&self) -> bool {
         self.ifindex == 0
     }
 
-    /// Whether it must be asked whether the kernel has to send a frame that came in by `ingress`, with a VLAN tag or
-    /// without. A frame without a tag that leaves by the interface it came in by never has to be asked about.
+    /// Whether the program must check if the kernel has to send a frame that came in by `ingress`, with or without a
+    /// VLAN tag. A frame without a tag that leaves by its ingress interface never needs the check.
     #[inline(always)]
     #[must_use]
     pub const fn asks(&self, ingress: u32, is_tagged: bool) -> bool {
@@ -102,13 +106,13 @@ impl BackendRow {
     }
 }
 
-/// What of a backend is read without the rest of its row, in one word: [`BackendRow::standing`].
+/// The part of a backend's row that can be read without the rest, in one word: [`BackendRow::standing`].
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendStanding {
-    /// Index of the service it belongs to.
+    /// Index of the backend's service.
     pub service: u16,
-    /// A [`crate::verdict::MoveCause`] index: why known clients are moved, where they are not kept.
+    /// The index of a [`crate::verdict::MoveCause`]: why known clients are moved away, if they are not kept.
     pub cause: u8,
     /// `BACKEND_*` bits.
     pub flags: u8,
@@ -129,15 +133,17 @@ impl BackendStanding {
     }
 }
 
-/// `BackendRow::forwarding`: with this bit, beside a [`Forwarding`](super::Forwarding), it must be asked whether the kernel
-/// has to send its frames, see `DEVICE_*`. Above every `Forwarding` without it.
+/// `BackendRow::forwarding`: a bit beside a [`Forwarding`](super::Forwarding). The program must check whether the
+/// kernel has to send the frames (see `DEVICE_*`). The value is above every `Forwarding`.
 pub const FORWARDING_ASKS: u8 = 0x80;
-/// `BackendRow::asking`: only of frames with a VLAN tag, as the egress interface takes whatever XDP sends.
+/// `BackendRow::asking`: check only frames with a VLAN tag, because the egress interface accepts any other frame from
+/// XDP.
 pub const ASKS_OF_TAGGED: u8 = 1;
-/// `BackendRow::asking`: only of frames that leave by another interface, as none carries tags of others.
+/// `BackendRow::asking`: check only frames that leave by another interface, because no interface carries tags of
+/// others.
 pub const ASKS_OF_REDIRECTED: u8 = 2;
 
-/// One row of the return table: how a `nat` backend's reply becomes the VIP's. A cache line.
+/// A row of the return table: how to turn a `nat` backend's reply into a packet from the VIP. It fills a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ReturnRow {
@@ -149,22 +155,22 @@ pub struct ReturnRow {
     pub vip_port: u16,
     /// The backend's id.
     pub backend: u16,
-    /// What replacing the backend's address by the VIP adds to a complemented checksum, folded.
+    /// The amount that replacing the backend's address by the VIP adds to a complemented checksum, folded.
     pub address_delta: u16,
-    /// The same for address and port together.
+    /// The amount that replacing address and port adds to a complemented checksum, folded.
     pub l4_delta: u16,
-    /// With port 0: 1 if only ports that a listener of the VIP has are the VIP's, 0 if all are.
+    /// With port 0. 1: only ports with a listener of the VIP are translated; 0: all ports are.
     pub listeners_only: u32,
-    /// In a marker of a backend's address (port and protocol 0): what a reply's fragment without ports may belong to.
+    /// In the marker row of a backend's address (port and protocol 0): the service of a reply's fragments without
+    /// ports.
     pub portless: Portless,
-    /// The interfaces that the backend's packets come in by, a bit for each
-    /// [`interface_row`](super::interface_row); 0: not known. Replaced with
-    /// one store.
+    /// The interfaces by which the backend's packets may arrive, one bit for each
+    /// [`interface_row`](super::interface_row); 0: unknown. Replaced with one store.
     pub interfaces: u64,
 }
 
 impl ReturnRow {
-    /// The port that replies come from, to clients; `None`: the packet's own.
+    /// The source port that clients see; `None`: the packet's own.
     #[inline(always)]
     #[must_use]
     pub fn port(&self) -> Option<u16> {
@@ -186,9 +192,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_frames_that_an_interface_may_concern_are_asked_about() {
+    fn when_a_frame_uses_an_interface_without_special_devices_then_no_check_is_needed() {
         let row = |forwarding, asking| BackendRow { ifindex: 7, forwarding, asking, ..BackendRow::zeroed() };
-        // By the interface that they leave by or another, without a tag or with one.
+        // Frames that leave by their ingress interface or by another, without and with a tag.
         let asked = |row: BackendRow| [(7, false), (8, false), (7, true), (8, true)].map(|(by, tag)| row.asks(by, tag));
         assert_eq!(asked(row(0, 0)), [false; 4]);
         assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_TAGGED)), [false, false, true, true]);

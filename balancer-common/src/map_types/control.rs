@@ -10,23 +10,23 @@ pub struct Control {
     pub listeners: u64,
     /// The active return table, a [`crate::service_table::TableView`].
     pub returns: u64,
-    /// Which bit of the filter is a client's, see [`crate::seen`].
+    /// The salt that chooses a client's bits in the filter, see [`crate::seen`].
     pub seen_salt: u64,
     /// `CONTROL_*` bits.
     pub flags: u32,
     /// [`LAYOUT_VERSION`](super::LAYOUT_VERSION).
     pub layout_version: u32,
-    /// Newcomers of one service that may be recorded in a period, whatever the others do: see
+    /// The number of newcomers of one service that may be recorded in a period, whatever other services do: see
     /// [`NewcomerBudget`](super::NewcomerBudget).
     pub newcomers_own: u32,
-    /// Newcomers that may be recorded in a period beyond that, of all services together.
+    /// The number of newcomers of all services together that may be recorded beyond that in a period.
     pub newcomers_common: u32,
-    /// One in so many forwarded packets is sampled, on average; 0: none.
+    /// On average, one of this many forwarded packets is sampled; 0: none.
     pub sample_interval: u32,
-    /// The handshakes of clients that have one of these bits in their port (network order) are not watched: see
+    /// Handshakes from client ports that have one of these bits set (network order) are not watched: see
     /// [`crate::signs`].
     pub unsampled: u32,
-    /// Bit `ifindex % 64`: something may be known of that interface, see `DEVICE_*`.
+    /// Bit `ifindex % 64`: the map of devices may have a row for that interface, see `DEVICE_*`.
     pub devices: u64,
     /// A bit for each VIP, see [`crate::service_table::vip_bit`].
     pub vips: u64,

@@ -1,4 +1,4 @@
-//! What is counted, and what is sampled.
+//! Counters and samples.
 
 use core::mem::offset_of;
 
@@ -14,13 +14,13 @@ pub struct InterfaceStats {
     pub verdicts: [u64; Verdict::COUNT],
 }
 
-/// Counters of one backend on one CPU: two cache lines, of which a packet that opens nothing needs the second.
+/// Counters of one backend on one CPU, in two cache lines. A packet that opens no connection touches only the second.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendStats {
-    /// Known clients moved from here, by [`crate::verdict::MoveCause`].
+    /// Known clients moved away from here, by [`crate::verdict::MoveCause`].
     pub moves: [u64; MOVE_COUNTERS],
-    /// New connections by [`Decision`], those that could not be forwarded as well.
+    /// New connections by [`Decision`], including those that could not be forwarded.
     pub decisions: [u64; Decision::COUNT],
     /// New connections (TCP SYN) forwarded to the backend.
     pub connections: u64,
@@ -28,12 +28,12 @@ pub struct BackendStats {
     pub packets: u64,
     /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
-    /// The packet to sample next, by its number in `packets`; 0: not drawn yet. Means nothing but to its CPU.
+    /// The next packet to sample, by its number in `packets`; 0: not chosen yet. It has a meaning only on its own CPU.
     pub next_sample: u64,
 }
 
 impl core::ops::AddAssign<&Self> for BackendStats {
-    /// Adds up counters, not what means nothing but to its CPU.
+    /// Adds the counters, but not `next_sample`, which has a meaning only on its own CPU.
     fn add_assign(&mut self, other: &Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -46,7 +46,7 @@ impl core::ops::AddAssign<&Self> for BackendStats {
 }
 
 impl BackendStats {
-    /// The part that was counted after `earlier`.
+    /// The difference to the `earlier` counters.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut later = *self;
@@ -61,13 +61,13 @@ impl BackendStats {
     }
 }
 
-/// A packet forwarded to a backend, one of many: sent to the controller, to tell heavy clients by.
+/// A sampled packet that was forwarded to a backend. The controller finds heavy clients by these samples.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sample {
-    /// Its source, unmasked; network order, IPv4 in the first word.
+    /// The source address, unmasked; network order, IPv4 in the first word.
     pub source: [u32; 4],
-    /// Bytes, from the Ethernet header on.
+    /// Length in bytes, from the Ethernet header on.
     pub bytes: u32,
     /// Index of the service.
     pub service: u16,
@@ -83,13 +83,13 @@ pub struct Sample {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SampleStats {
-    /// Sent to the controller.
+    /// Samples sent to the controller.
     pub sent: u64,
-    /// Lost: the controller was behind.
+    /// Samples lost because the controller was too slow.
     pub lost: u64,
 }
 
-/// One in so many forwarded packets is sampled, unless the configuration says otherwise.
+/// The default interval: one of this many forwarded packets is sampled.
 pub const SAMPLE_INTERVAL: u32 = 1024;
 
 /// Per-CPU counters of the client table.
@@ -102,17 +102,17 @@ pub struct MemoryStats {
     pub evicted: u64,
     /// Newcomers not recorded because their bucket was full of established clients.
     pub full: u64,
-    /// Newcomers not recorded because there were too many at once.
+    /// Newcomers not recorded because too many came at once.
     pub limited: u64,
 }
 
-/// Per-CPU counters of the packets of one service that pass to the host, which serves some of its clients.
+/// Per-CPU counters of packets of a service that pass to the host because the host serves some of its clients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ShareStats {
-    /// Of clients that are not steered.
+    /// Packets of clients that are not steered.
     pub unsteered: u64,
-    /// Of connections that clients have to the host although they are steered by now.
+    /// Packets of connections that steered clients still have to the host.
     pub host_connections: u64,
 }
 
@@ -124,17 +124,18 @@ pub struct DropStats {
     pub reasons: [u64; DROP_COUNTERS],
 }
 
-/// Per-CPU counters of packets that the program answers itself, whose verdict is `tx`, and of what it does not remember.
+/// Per-CPU counters of packets that the program answers itself (with the verdict `tx`), and of fragments that it does
+/// not remember.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ReplyStats {
     /// Echo requests to a VIP that were answered.
     pub echo: u64,
-    /// Packets too big for their way that were answered with fragmentation-needed or packet-too-big.
+    /// Packets too big for their path that were answered with fragmentation-needed or packet-too-big.
     pub too_big: u64,
-    /// First fragments whose way was not remembered, as there were too many at once. They are forwarded.
+    /// First fragments that were forwarded but not remembered, because too many came at once.
     pub fragments_not_remembered: u64,
-    /// Packets that nobody takes, answered with a reset or "unreachable".
+    /// Packets without a listener or backend that were answered with a reset or "unreachable".
     pub rejected: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What a backend takes out of tunnels.
+//! Maps of `balancer decap`, which removes tunnel headers on a backend.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -14,14 +14,14 @@ pub struct DecapKey {
     pub reserved: u32,
 }
 
-/// Local addresses of a machine that strips tunnel headers, at most.
+/// The maximum number of local addresses of a machine that strips tunnel headers.
 pub const MAX_DECAP_ADDRESSES: u32 = 4096;
-/// An address of a machine that strips tunnel headers: a VIP, which packets inside are for.
+/// A VIP: the destination of the packets inside the tunnel.
 pub const DECAP_VIP: u32 = 1;
-/// An address of a machine that strips tunnel headers: its own, which tunnels end at.
+/// An address of the machine itself, at which tunnels end.
 pub const DECAP_OWN: u32 = 2;
 
-/// A prefix that tunnels may come from. The data of a key of a longest-prefix-match trie, whose length counts from
+/// A prefix from which tunnels are accepted: the data of a key in a longest-prefix-match trie, whose length counts from
 /// [`DECAP_PREFIX_BASE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -36,21 +36,22 @@ pub struct DecapPrefix {
 pub const DECAP_PREFIX_BASE: u32 = 32;
 /// Bits of a whole [`DecapPrefix`].
 pub const DECAP_PREFIX_BITS: u32 = DECAP_PREFIX_BASE + 128;
-/// Prefixes that tunnels may come from, at most.
+/// The maximum number of prefixes from which tunnels are accepted.
 pub const MAX_DECAP_PREFIXES: u32 = 1024;
 
-/// Per-CPU counters of the program that strips tunnel headers. Their sum is the packets seen.
+/// Per-CPU counters of the program that strips tunnel headers. Together they count every packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DecapStats {
-    /// Stripped and handed to the kernel.
+    /// Packets that were stripped and handed to the kernel.
     pub stripped: u64,
-    /// Dropped: the inner destination is no local VIP, the outer source none that tunnels may come from, or the outer
-    /// header says congestion and the inner sender does not understand that (RFC 6040).
+    /// Packets dropped because the inner destination is no local VIP, because the outer source is not an accepted
+    /// tunnel source, or because the outer header signals congestion that the inner sender does not understand (RFC
+    /// 6040).
     pub refused: u64,
-    /// Dropped: a tunnel packet that contradicts itself.
+    /// Tunnel packets dropped because their headers contradict each other.
     pub malformed: u64,
-    /// No tunnel packet, or one that does not end here: handed to the kernel unchanged.
+    /// Packets handed to the kernel unchanged: no tunnel packet, or a tunnel that does not end here.
     pub passed: u64,
 }
 

@@ -1,8 +1,8 @@
-//! Where fragments without ports go.
+//! Memory of first fragments, by which later fragments without ports are forwarded.
 
 use bytemuck::{Pod, Zeroable};
 
-/// What a datagram's fragments have in common: all but IPv6 (RFC 8200) names the protocol.
+/// The fields that all fragments of a datagram share. All but IPv6 (RFC 8200) include the protocol.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FragmentKey {
@@ -10,7 +10,7 @@ pub struct FragmentKey {
     pub source: [u32; 4],
     /// Network order.
     pub destination: [u32; 4],
-    /// The identification, as it is in the packet.
+    /// The identification, in the byte order of the packet.
     pub id: u32,
     /// IANA protocol number; 0 for IPv6.
     pub protocol: u8,
@@ -20,35 +20,37 @@ pub struct FragmentKey {
     pub reserved: u16,
 }
 
-/// Where a datagram's first fragment went.
+/// The destination of a datagram's first fragment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FragmentRow {
-    /// Nanoseconds on the kernel's monotonic clock.
+    /// Time of the first fragment, in nanoseconds of the kernel's monotonic clock.
     pub seen: u64,
-    /// What the way needs: a backend's id, a port, or what names a flow.
+    /// A backend's id, a port or the name of a flow, depending on `way`.
     pub value: u32,
     /// `FRAGMENT_*`.
     pub way: u16,
-    /// The layer-4 protocol, which a later IPv6 fragment need not name.
+    /// The layer-4 protocol, which later IPv6 fragments need not carry.
     pub protocol: u8,
     /// Zero.
     pub reserved: u8,
 }
 
-/// `FragmentRow::way`: to the kernel.
+/// `FragmentRow::way`: the fragments pass to the kernel.
 pub const FRAGMENT_PASSED: u16 = 1;
-/// `FragmentRow::way`: to the backend with this id.
+/// `FragmentRow::way`: the fragments go to the backend with this id.
 pub const FRAGMENT_TO_BACKEND: u16 = 2;
-/// `FragmentRow::way`: to the client of the `nat` backend that the return table has under this port (network order).
+/// `FragmentRow::way`: the fragments go to the client of the `nat` backend that the return table has under this port
+/// (network order).
 pub const FRAGMENT_TO_CLIENT: u16 = 3;
-/// `FragmentRow::way`: to the backend of the flow of this name.
+/// `FragmentRow::way`: the fragments go to the backend of the flow with this name.
 pub const FRAGMENT_OF_FLOW: u16 = 4;
-/// `FragmentRow::way`: to the client of the flow of this name.
+/// `FragmentRow::way`: the fragments go to the client of the flow with this name.
 pub const FRAGMENT_BACK_OF_FLOW: u16 = 5;
-/// Datagrams whose fragments are remembered; the oldest make room.
+/// The maximum number of datagrams whose fragments are remembered; new ones replace the oldest.
 pub const MAX_FRAGMENTS: u32 = 8192;
-/// How long, in nanoseconds: as long as receivers wait for the rest (60 s, RFC 8200 section 4.5).
+/// The time in nanoseconds for which fragments are remembered: receivers wait as long for the rest (60 s, RFC 8200
+/// section 4.5).
 pub const FRAGMENT_LIFETIME: u64 = 60_000_000_000;
 
 const _: () = {

@@ -8,24 +8,25 @@ pub const MAX_INTERFACES: u32 = 64;
 /// Ethernet address.
 pub type Mac = [u8; 6];
 
-/// Destinations of frames that an attached interface takes: a cache line, found by [`interface_row`].
+/// The destination MACs that an attached interface accepts, in one cache line at [`interface_row`].
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct InterfaceRow {
-    /// [`station`] of its own MAC, then of those of the devices above it; places left over repeat the first.
+    /// The interface's own MAC as a [`station`] word, then those of the devices stacked on it; unused places repeat the
+    /// first.
     pub stations: [u64; STATIONS],
-    /// Its index. Where this is another's, or 0, every frame is taken.
+    /// Index of the interface. If the row holds another index, or 0, the program accepts every frame.
     pub ifindex: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// MACs that are told apart on one interface.
+/// The maximum number of MACs accepted by one interface.
 pub const STATIONS: usize = 7;
-/// Backends of services of which this machine is one that are told by their MACs, at most.
+/// The maximum number of other backends recognized by their MACs, in services of which this machine is a backend.
 pub const MAX_PEERS: u32 = 256;
 
-/// The key of a backend of `service` that sends frames from a MAC, which begins the word `sender`.
+/// The key of a backend of `service` that sends frames from a MAC; the word `sender` begins with that MAC.
 #[inline(always)]
 #[must_use]
 pub const fn peer(sender: u64, service: u16) -> u64 {
@@ -33,12 +34,12 @@ pub const fn peer(sender: u64, service: u16) -> u64 {
     sender & STATION_MASK | u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b])
 }
 
-/// What of the first eight bytes of a frame is its destination.
+/// The bits of a frame's first eight bytes that are its destination.
 pub const STATION_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
-/// The bit of a [`station`] that says that it is a group's.
+/// The bit of a [`station`] word that marks a group address.
 pub const STATION_GROUP: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
 
-/// A MAC as the word that a frame for it begins with, under [`STATION_MASK`].
+/// A MAC as the first word of a frame for it, under [`STATION_MASK`].
 #[must_use]
 pub const fn station([a, b, c, d, e, f]: Mac) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
@@ -51,40 +52,40 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
     ifindex.wrapping_mul(multiplier) >> (32 - MAX_INTERFACES.trailing_zeros())
 }
 
-/// Interfaces of which `DEVICE_*` is known, at most.
+/// The maximum number of interfaces with `DEVICE_*` flags.
 pub const MAX_DEVICES: u32 = 4096;
-/// What is known of an interface: it takes no frames from XDP (of another interface), so the kernel sends them.
+/// `DEVICE_*`: the interface accepts no frames from XDP on other interfaces, so the kernel sends them.
 pub const DEVICE_TAKES_NO_FRAMES: u32 = 1;
-/// What is known of an interface: there are VLAN interfaces upon it, so a tag says which one a frame came in by, and the
-/// one that it leaves by writes its own.
+/// `DEVICE_*`: VLAN interfaces are stacked on the interface. A tag tells by which of them a frame came in, and the one
+/// by which it leaves writes its own tag.
 pub const DEVICE_CARRIES_TAGS: u32 = 2;
 
-/// A neighbour that a `nat` reply needs and the kernel has not resolved: sent to the controller, if it stays so.
+/// A neighbour that a `nat` reply needs and that stays unresolved in the kernel; sent to the controller.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct NeighbourWanted {
     /// Network order.
     pub address: [u32; 4],
-    /// The interface it is a neighbour on.
+    /// The interface through which the neighbour is reached.
     pub ifindex: u32,
     /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
     pub family: u32,
 }
 
-/// For how long a neighbour has been asked for.
+/// The time for which a neighbour has been requested.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct NeighbourAsked {
-    /// The first packet for it, in nanoseconds on the kernel's monotonic clock.
+    /// Time of the first packet for the neighbour, in nanoseconds of the kernel's monotonic clock.
     pub first: u64,
-    /// The last one.
+    /// Time of the last packet.
     pub last: u64,
 }
 
-/// Neighbours that are asked for, at most; the oldest make room.
+/// The maximum number of requested neighbours; new ones replace the oldest.
 pub const MAX_ASKED: u32 = 4096;
 
-/// Next hops of clients that each CPU keeps for a moment, if it was online at the start.
+/// Number of clients' next hops that each CPU caches briefly, if it was online at the start.
 pub const RECENT_HOPS_OF_CPU: u32 = 2048;
 
 const _: () = {

@@ -1,11 +1,11 @@
-//! Where services are reached: addresses, ports and ranges of ports.
+//! The addresses of services: IP addresses, ports and ranges of ports.
 
 use bytemuck::{Pod, Zeroable};
 
-/// What a packet is looked up by: address, port, protocol.
+/// The lookup key of a packet: address, port, protocol.
 ///
-/// In the table of listeners, port 0 stands for every port or for ranges of them, and port 0 with protocol 0 marks the
-/// address as a VIP. In the return table it is the source of a backend's reply.
+/// In the table of listeners, port 0 stands for every port or for ranges of ports, and port 0 with protocol 0 marks the
+/// address as a VIP. In the return table the key is the source of a backend's reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ServiceKey {
@@ -20,7 +20,7 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
-    /// All but the address, as one word.
+    /// Everything but the address, as one word.
     #[inline(always)]
     #[must_use]
     pub const fn rest(&self) -> u32 {
@@ -29,34 +29,35 @@ impl ServiceKey {
     }
 }
 
-/// One row of the table of listeners: where packets for an address, port and protocol belong. Half a cache line.
+/// A row of the table of listeners: the service of packets to an address, port and protocol. It fills half a cache
+/// line.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ListenerRow {
-    /// What it is found by.
     pub key: ServiceKey,
-    /// The row of its service. With [`LISTENER_RANGES`]: the first of its [`RangeRow`]s. In a VIP marker: [`VIP_SHARED`], or 0.
+    /// The row of the listener's service. With [`LISTENER_RANGES`], the index of the listener's first [`RangeRow`]. In a VIP
+    /// marker, [`VIP_SHARED`] or 0.
     pub service: u32,
-    /// [`Listening`], or in a VIP marker [`Portless`].
+    /// A [`Listening`], or in a VIP marker a [`Portless`].
     pub details: u64,
 }
 
 impl ListenerRow {
-    /// What the program knows of the listener beside its service.
+    /// The listener's details beyond its service.
     #[inline(always)]
     #[must_use]
     pub fn listening(&self) -> Listening {
         bytemuck::cast(self.details)
     }
 
-    /// In a VIP marker: whether the host serves clients of the VIP as well.
+    /// In a VIP marker: whether the host, too, serves clients of the VIP.
     #[inline(always)]
     #[must_use]
     pub const fn is_shared(&self) -> bool {
         self.service == VIP_SHARED
     }
 
-    /// In a VIP marker: what a fragment without ports may belong to.
+    /// In a VIP marker: the possible services of a fragment without ports.
     #[inline(always)]
     #[must_use]
     pub fn portless(&self) -> &Portless {
@@ -64,35 +65,36 @@ impl ListenerRow {
     }
 }
 
-/// What the program knows of a listener beside its service.
+/// A listener's details beyond its service.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Listening {
-    /// `nat`: the port that backends listen on instead, network order; 0: the packet's own.
+    /// `nat`: the port that backends listen on instead, network order; 0: the same port as the packet's.
     pub port: u16,
     /// `LISTENER_*` bits.
     pub flags: u16,
-    /// Its row of [`ListenerStats`]. With [`LISTENER_RANGES`]: how many [`RangeRow`]s there are.
+    /// Index of the listener's [`ListenerStats`]. With [`LISTENER_RANGES`]: the number of [`RangeRow`]s.
     pub counters: u32,
 }
 
-/// `ListenerRow::service` of a VIP marker: the host serves clients of the VIP as well, so that it is to have what is for no
-/// service in particular.
+/// `ListenerRow::service` of a VIP marker: the host, too, serves clients of the VIP, so packets that belong to no
+/// particular service pass to it.
 pub const VIP_SHARED: u32 = 1;
-/// `Listening::flags`: it is counted, as one of several of its service.
+/// `Listening::flags`: the listener is one of several of its service, so it has its own counters.
 pub const LISTENER_COUNTS: u16 = 1;
 /// `Listening::flags`: ports without a listener of their own are looked up in [`RangeRow`]s.
 pub const LISTENER_RANGES: u16 = 2;
-/// `Listening::flags`: its datagrams are QUIC.
+/// `Listening::flags`: the listener's datagrams are QUIC.
 pub const LISTENER_QUIC: u16 = 4;
-/// Listeners of all services, at most.
+/// The maximum number of listeners of all services.
 pub const MAX_LISTENERS: u32 = 65_536;
-/// Listeners that each CPU counts for itself: those with the first ids. CPUs share the counters of the others.
+/// Number of listeners with counters on each CPU: those with the lowest ids. CPUs share the counters of the others.
 pub const LISTENER_COUNTERS: u32 = 1024;
-/// Probes of a binary search among the ranges of one address and protocol, which cannot be more than there are ports.
+/// Steps of a binary search among the ranges of one address and protocol; there cannot be more ranges than ports.
 pub const RANGE_PROBES: u32 = 17;
 
-/// A range of ports of one address and protocol. Those of an address and protocol are disjoint and in rising order.
+/// A range of ports of an address and protocol. The ranges of one address and protocol are disjoint and in rising
+/// order.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct RangeRow {
@@ -102,7 +104,7 @@ pub struct RangeRow {
     pub last: u16,
     /// The row of its service.
     pub service: u32,
-    /// As of a listener with one port.
+    /// The details, as for a listener with one port.
     pub listening: Listening,
 }
 
@@ -110,19 +112,19 @@ pub struct RangeRow {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ListenerStats {
-    /// Packets with ports that came for it.
+    /// Packets with ports that arrived for the listener.
     pub packets: u64,
-    /// TCP connections that were opened to it (SYN).
+    /// TCP connections opened to the listener (SYN).
     pub connections: u64,
 }
 
-/// How many services an address has, and a port of the only one, by protocol: see [`Portless::index`].
+/// The number of services of an address, and the port if there is only one, by protocol: see [`Portless::index`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Portless {
     /// The number of services (or of VIPs that a `nat` backend answers as), at most `u16::MAX`.
     pub services: [u16; 2],
-    /// A port of the only one, network order; 0: every port.
+    /// A port of the only service, network order; 0: every port.
     pub port: [u16; 2],
 }
 
@@ -146,7 +148,7 @@ impl Portless {
         }
     }
 
-    /// What a fragment of `protocol` belongs to.
+    /// Finds the service of a fragment of `protocol`.
     #[inline(always)]
     #[must_use]
     pub const fn find(&self, protocol: u8) -> PortlessMatch {
@@ -159,14 +161,14 @@ impl Portless {
     }
 }
 
-/// What a fragment without ports belongs to, going by its address and protocol.
+/// The service of a fragment without ports, judged by address and protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortlessMatch {
-    /// Nothing: there is no service with this protocol.
+    /// No service has this protocol.
     None,
-    /// The only one there is, at this port (network order).
+    /// The only service, at this port (network order).
     Only(u16),
-    /// One of several.
+    /// More than one service is possible.
     Ambiguous,
 }
 

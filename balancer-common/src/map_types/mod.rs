@@ -1,7 +1,7 @@
 //! Keys and values of the kernel maps. Every layout exists here once.
 //!
 //! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
-//! first word of its four, the rest is zero.
+//! first word of its four, the other words are zero.
 
 mod backends;
 mod budgets;
@@ -22,7 +22,7 @@ pub use self::{
     rules::*, services::*, signs::*, tables::*,
 };
 
-/// Version of every layout in this module. A pinned map of another version is not adopted.
+/// Version of every layout in this module. The controller does not adopt a pinned map of another version.
 pub const LAYOUT_VERSION: u32 = 13;
 
 /// `ServiceKey::family` of IPv4.

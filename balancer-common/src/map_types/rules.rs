@@ -2,17 +2,18 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Rules of all services together, at most.
+/// The maximum number of rules of all services together.
 pub const MAX_RULES: u32 = 65_536;
-/// Rules that each CPU counts for itself: those with the first rows of counters. CPUs share the counters of the others.
+/// Number of rules with counters on each CPU: those with the lowest counter rows. CPUs share the counters of the
+/// others.
 pub const RULE_COUNTERS: u32 = 4096;
 
-/// What a rule is found by: service and client prefix. The data of a key of a longest-prefix-match trie, whose length
+/// The lookup key of a rule, service and client prefix: the data of a key in a longest-prefix-match trie, whose length
 /// counts from [`RULE_PREFIX_BASE`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct RuleKey {
-    /// Index of the service, whose VIP says which family the address is of.
+    /// Index of the service; its VIP determines the address family.
     pub service: u16,
     /// Zero.
     pub reserved: u16,
@@ -25,32 +26,32 @@ pub const RULE_PREFIX_BASE: u32 = 32;
 /// Bits of a whole [`RuleKey`].
 pub const RULE_KEY_BITS: u32 = RULE_PREFIX_BASE + 128;
 
-/// What a rule says.
+/// The action of a rule.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct RuleRow {
     /// `RULE_*`.
     pub action: u16,
-    /// [`RULE_PIN`]: the backend's id, or [`NO_BACKEND`](super::NO_BACKEND) while there is none of that name.
+    /// [`RULE_PIN`]: the backend's id, or [`NO_BACKEND`](super::NO_BACKEND) while no backend has the rule's name.
     pub backend: u16,
-    /// Its counters, below [`MAX_RULES`].
+    /// Index of the rule's counters, below [`MAX_RULES`].
     pub counters: u32,
 }
 
-/// `RuleRow::action`: to one backend, while that takes clients.
+/// `RuleRow::action`: steer clients to one backend while it takes clients.
 pub const RULE_PIN: u16 = 1;
-/// `RuleRow::action`: each connection for itself, by its source port as well.
+/// `RuleRow::action`: steer each connection separately, by source address and port.
 pub const RULE_SPREAD: u16 = 2;
-/// `RuleRow::action`: dropped.
+/// `RuleRow::action`: drop the packets.
 pub const RULE_DENY: u16 = 3;
 
 /// Per-CPU counters of one rule.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct RuleStats {
-    /// Packets that the rule decided about, but for fragments without ports and ICMP errors.
+    /// Packets that the rule decided about, except fragments without ports and ICMP errors.
     pub packets: u64,
-    /// Packets steered as without the rule, as the backend that it names took no clients.
+    /// Packets steered as if the rule did not exist, because its backend took no clients.
     pub fallbacks: u64,
 }
 

@@ -1,10 +1,11 @@
-//! What packets say of backends: see [`crate::signs`].
+//! Signs of failing backends in packets: see [`crate::signs`].
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::signs::{Refusals, Waiting};
 
-/// A backend's signs. CPUs write it without a lock: what one of them overwrites, the next packet says again.
+/// The signs of a backend. CPUs write them without a lock: if one CPU overwrites another's value, the next packet
+/// repeats it.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Signs {
@@ -18,27 +19,27 @@ pub struct Signs {
     pub refused_since: u64,
     /// [`Refusals::passed`].
     pub passed: u64,
-    /// When the controller was last told of this backend, coarse ns.
+    /// Time at which the controller was last told about this backend, coarse ns.
     pub told: u64,
-    /// Resets that were withheld.
+    /// Number of resets withheld.
     pub withheld: u64,
-    /// ns for which resets are withheld, 0: they are not. Written by the controller.
+    /// Time in ns for which resets are withheld; 0: never. Written by the controller.
     pub withhold: u64,
-    /// 1: the controller is told. Written by the controller.
+    /// 1: report signs to the controller. Written by the controller.
     pub tells: u32,
     /// Zero.
     pub reserved: u32,
 }
 
 impl Signs {
-    /// The handshakes that wait.
+    /// The handshakes that wait for an answer.
     #[inline(always)]
     #[must_use]
     pub const fn waiting(&self) -> Waiting {
         Waiting { since: self.waiting_since, begun: self.begun, usual: self.usual }
     }
 
-    /// What becomes of resets.
+    /// How resets are treated.
     #[inline(always)]
     #[must_use]
     pub const fn refusals(&self) -> Refusals {
@@ -46,7 +47,7 @@ impl Signs {
     }
 }
 
-/// A sign on its way to the controller, which has that backend checked.
+/// A sign that is sent to the controller, which then has the backend checked.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sign {
@@ -56,10 +57,10 @@ pub struct Sign {
     pub signal: u16,
 }
 
-/// ns in which the controller is told of a backend once.
+/// The controller is told about a backend at most once in this many ns.
 pub const SIGN_PERIOD: u64 = 1_000_000_000;
 
-/// [`super::Control::unsampled`] where no handshake is watched: no client's port has all of these bits clear.
+/// [`super::Control::unsampled`] if no handshake is watched: every client port has one of these bits set.
 pub const WATCH_NO_HANDSHAKE: u32 = 0xffff;
 
 const _: () = assert!(size_of::<Signs>() == 64);

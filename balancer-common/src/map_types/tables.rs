@@ -2,22 +2,22 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// A table entry that names no backend: the service has none configured. No backend has this id, so its row is never reachable.
+/// A table entry without a backend: the service has no backends. No backend has this id, so its row is never reachable.
 pub const NO_BACKEND: u16 = 0;
-/// A table entry that names no backend: all of them are down and the service drops. As above.
+/// A table entry without a backend: all backends are down and the service drops. No backend has this id.
 pub const ALL_DOWN: u16 = u16::MAX;
 
-/// Where a live table lies.
+/// The location of a live table in the map of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveTable {
-    /// Its first line in the map of slots.
+    /// The table's first line.
     pub first: u32,
     /// Number of slots, M.
     pub size: u32,
 }
 
 impl LiveTable {
-    /// Packs it into the word of [`ServiceRow::table`](super::ServiceRow::table).
+    /// Packs the location into the word of [`ServiceRow::table`](super::ServiceRow::table).
     #[must_use]
     pub const fn to_word(self) -> u64 {
         (self.size as u64) << 32 | self.first as u64
@@ -30,23 +30,23 @@ impl LiveTable {
         Self { first: word as u32, size: (word >> 32) as u32 }
     }
 
-    /// Where `slot` (below 2^27) lies.
+    /// The location of `slot` (below 2^27).
     #[inline(always)]
     #[must_use]
     pub const fn place(self, slot: u32) -> SlotPlace {
-        // A division by multiplication (Granlund and Montgomery, 1994): BPF divides in dozens of cycles.
+        // Multiplication replaces the division (Granlund and Montgomery, 1994), which takes dozens of cycles in BPF.
         const RECIPROCAL: u64 = (1u64 << 32).div_ceil(SLOTS_PER_LINE as u64);
         let line = ((slot as u64 * RECIPROCAL) >> 32) as u32;
         SlotPlace { line: self.first.wrapping_add(line), index: slot.wrapping_sub(line.wrapping_mul(SLOTS_PER_LINE)) }
     }
 }
 
-/// Where a slot lies in the map of slots.
+/// The location of a slot in the map of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotPlace {
-    /// The line.
+    /// Index of the line.
     pub line: u32,
-    /// Which of its slots.
+    /// Position within the line.
     pub index: u32,
 }
 
@@ -59,32 +59,32 @@ pub struct TableSlot {
     pub flags: u64,
 }
 
-/// `TableSlot::flags`: some known client of this slot may be at another backend, so its entry must be read.
+/// `TableSlot::flags`: some known client of this slot may be at another backend, so packets must read the client's
+/// entry.
 pub const SLOT_EXCEPTIONS: u64 = 1;
-/// `TableSlot::flags`: the slot's backend is not the one of the base table.
+/// `TableSlot::flags`: the slot's backend differs from the one in the base table.
 pub const SLOT_REFILLED: u64 = 1 << 32;
-/// Slots in one element of the map of slots (a cache line).
+/// Number of slots in one element of the map of slots (a cache line).
 pub const SLOTS_PER_LINE: u32 = 28;
 
-/// One element of the map of slots: consecutive ones.
+/// An element of the map of slots: consecutive slots.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct SlotLine {
-    /// Their backends, which stay while packets may read them.
+    /// The slots' backends, which do not change while packets may read them.
     pub backends: [u16; SLOTS_PER_LINE as usize],
-    /// The flags of each, shifted by its index. Replaced with one store.
+    /// The flags of all slots, each shifted by its index. Replaced with one store.
     pub flags: u64,
 }
 
 impl SlotLine {
-    /// A slot, by its index.
+    /// The slot at an index.
     #[must_use]
     pub const fn slot(&self, index: u32) -> TableSlot {
         let flags = (self.flags >> index) & (SLOT_EXCEPTIONS | SLOT_REFILLED);
         TableSlot { backend: self.backends[index as usize], flags }
     }
 
-    /// Replaces a slot.
     pub const fn set(&mut self, index: u32, slot: TableSlot) {
         self.backends[index as usize] = slot.backend;
         self.flags = (self.flags & !((SLOT_EXCEPTIONS | SLOT_REFILLED) << index)) | (slot.flags << index);
@@ -101,13 +101,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn slots_lie_one_after_the_other(first in 0u32..1 << 24, slot in 0u32..1 << 27) {
+        fn when_a_slot_is_located_then_slots_follow_each_other(first in 0u32..1 << 24, slot in 0u32..1 << 27) {
             let place = LiveTable { first, size: 1 << 27 }.place(slot);
             prop_assert_eq!(place, SlotPlace { line: first + slot / SLOTS_PER_LINE, index: slot % SLOTS_PER_LINE });
         }
 
         #[test]
-        fn a_slot_is_replaced_alone(
+        fn when_a_slot_is_replaced_then_no_other_slot_changes(
             backends: [u16; SLOTS_PER_LINE as usize], all in any::<u64>(), index in 0..SLOTS_PER_LINE, backend: u16, flags in 0u64..4
         ) {
             let before = SlotLine { backends, flags: all & 0x0fff_ffff_0fff_ffff };
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn first_and_last_slots_of_lines_have_places() {
+    fn when_a_slot_is_the_first_or_last_of_a_line_then_its_place_is_right() {
         let table = LiveTable { first: 7, size: 1 << 27 };
         for line in (0..(1 << 27) / SLOTS_PER_LINE).step_by(1001) {
             for index in [0, SLOTS_PER_LINE - 1] {

@@ -21,7 +21,7 @@ use crate::{
     step::{Carries, FlowReturn, Step, ToClient, Told, Toward},
 };
 
-/// The flow of a packet between these ends, as the backend sees them.
+/// The flow of a packet between these endpoints, as the backend sees them.
 #[inline(always)]
 pub(super) fn find(pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: u8, protocol: u8) -> Option<Flow> {
     let hash = return_hash(pool, backend, ends, protocol);
@@ -36,7 +36,7 @@ fn is_of(row: &FlowRow, pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: 
     differ(&row.pool, pool) | differ(&row.backend, backend) | (own ^ ends) | kinds == 0
 }
 
-/// Which flow a packet is the reply of, or which `nat` backend's; it is this machine's if it is neither.
+/// Finds the flow or the `nat` backend that a reply belongs to. A packet that belongs to neither is for this machine.
 #[inline(always)]
 pub(crate) fn decide(found: &Found) -> Step {
     let Found { ip, .. } = found;
@@ -82,14 +82,14 @@ pub(crate) fn to_client(found: &Found, told: Told<FlowReturn>) -> Step {
     send(found, &flow, way)
 }
 
-/// How a reply leaves for its client.
+/// Finds the path of a reply to its client.
 #[inline(always)]
 pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
     let way = neighbour::route(found.ingress, &found.ip, &row.vip, &row.client);
     if way.sends() && found.ip.ttl() <= 1 { Step::drop(DropReason::TtlExceeded) } else { way }
 }
 
-/// Rewrites a reply, and sends it.
+/// Rewrites and sends a reply.
 #[inline(always)]
 pub(super) fn send(found: &Found, flow: &Flow, way: Step) -> Step {
     if !rewriting::rewrite(found.ingress, &found.ip, flow, Toward::Client) {

@@ -1,4 +1,4 @@
-//! Which flow a packet of a client is of.
+//! Finds the flow of a client's packet.
 
 use balancer_common::{
     flows,
@@ -20,7 +20,8 @@ use crate::{
     step::{FlowThere, Going, Reject, Step},
 };
 
-/// The hash of a flow's ends as the client sees them. Under the service's key: a client chooses its own.
+/// The hash of a flow's endpoints as the client sees them. It uses the service's key, because clients choose their
+/// endpoint.
 #[inline(always)]
 pub(super) fn hash(
     service: &ServiceRow,
@@ -39,7 +40,7 @@ pub(super) fn hash(
     flows::hash(key, flows::hash(key, low, high), flows::hash(key, vip_low.rotate_left(32) ^ vip_high, rest))
 }
 
-/// Whether a row is of the flow with these ends.
+/// Whether a row belongs to the flow with these endpoints.
 #[inline(always)]
 pub(super) fn is_of(row: &FlowRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
     let kinds = u32::from(row.family ^ family) | u32::from(row.protocol ^ protocol);
@@ -52,7 +53,7 @@ pub(super) const fn differ(one: &[u32; 4], other: &[u32; 4]) -> u32 {
     (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3])
 }
 
-/// What becomes of a packet with ports for a `snat` service.
+/// Decides about a packet with ports for a `snat` service.
 #[inline(always)]
 pub(crate) fn decide(found: &Found) -> Step {
     let Found { ip, .. } = found;
@@ -70,7 +71,7 @@ pub(crate) fn decide(found: &Found) -> Step {
             Stands::GoesOn => goes_on(control, service, ip, ports, &flow, false),
             Stands::SeenAgain => goes_on(control, service, ip, ports, &flow, true),
             Stands::Ended => begins(service, ports),
-            // Nothing that the client waits for will come.
+            // The client would wait without an answer, so the program informs it.
             Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
         };
     }
@@ -85,10 +86,10 @@ fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow>
     is_of(flow.row(), &ip.source, &ip.destination, ends, ip.family, ip.protocol).then_some(flow)
 }
 
-/// A packet of no flow.
+/// Decides about a packet without a flow.
 #[inline(always)]
 fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
-    // Connections to this machine itself are no flows.
+    // Connections to this machine itself have no flow.
     if ports.may_open() || service.flags & SERVICE_LOCAL != 0 {
         Step::FLOW_NEW
     } else {
@@ -96,15 +97,15 @@ fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
     }
 }
 
-/// How it is with the flow of a packet.
+/// The state of a packet's flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stands {
     GoesOn,
-    /// The same, for the first time in this tick.
+    /// The flow is alive, and this is its first packet in this tick.
     SeenAgain,
-    /// It is over; the packet may open another.
+    /// The flow is over; the packet may open another.
     Ended,
-    /// Its backend has failed, or is gone.
+    /// The flow's backend has failed or was removed.
     Lost,
 }
 
@@ -123,7 +124,8 @@ fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
     }
 }
 
-/// A global function: the verifier looks at it once. `what`: whether the packet may open a flow, and the service.
+/// Judges the flow of a packet. `what`: whether the packet may open a flow, and the service. This is a global function,
+/// so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
@@ -137,7 +139,7 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
     let row = flow.row();
     let facts = backends::facts(row.backend_id);
     if facts.is_some_and(|facts| facts.keeps_known && facts.service == service) {
-        // One whose way is not known at the moment may be where it was.
+        // A backend whose next hop is unknown at the moment may still be the same.
         let elsewhere = |backend: backends::Reachable| differ(&backend.row.address, &row.backend) != 0;
         if !backends::reachable(row.backend_id).is_some_and(elsewhere) {
             return if flow.see(now) { SEEN_AGAIN } else { GOES_ON };
@@ -168,7 +170,7 @@ fn goes_on(
     Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))
 }
 
-/// The client is still there, as the memory has to know: where its entry is, or where this flow goes.
+/// Records in the client table that the client is active: at the backend in its entry, or at the flow's.
 #[inline(always)]
 fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
     let query = Query {

@@ -1,4 +1,4 @@
-//! The first packet of a flow.
+//! Opening a flow with its first packet.
 
 use balancer_common::{map_types::LISTENER_QUIC, verdict::DropReason};
 
@@ -13,7 +13,7 @@ use crate::{
     step::{Carries, FlowPort, Going, OpenFlow, Quic, Step, ToBackend, Told},
 };
 
-/// Chooses the backend of a new flow, as of a connection of any service.
+/// Chooses the backend of a new flow in the same way as for other services.
 #[inline(always)]
 pub(crate) fn choose(found: &Found) -> Step {
     let ip = &found.ip;
@@ -28,8 +28,8 @@ pub(crate) fn choose(found: &Found) -> Step {
     steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }
 
-/// Takes a row for a new flow to the backend that was chosen. What goes to this machine itself is translated as `nat` does,
-/// without a flow.
+/// Takes a row for a new flow to the chosen backend. Packets to this machine itself are translated as in `nat`, without
+/// a flow.
 #[inline(always)]
 pub(crate) fn begin(found: &Found, told: Told<OpenFlow>) -> Step {
     let OpenFlow { choice, port } = told.get();
@@ -57,7 +57,7 @@ fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, Step> {
     let now = table::now();
     let index = place::take(hash, now).map_err(Step::drop)?;
     let pointer = table::pointer(index).ok_or(Step::drop(DropReason::FlowTableFull))?;
-    // SAFETY: a map value, and the row is this CPU's alone: no packet finds it.
+    // SAFETY: a map value; the row belongs to this CPU, because no packet finds it yet.
     let row = unsafe { &mut *pointer };
     row.client = ip.source;
     row.vip = ip.destination;

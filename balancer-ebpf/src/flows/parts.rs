@@ -1,4 +1,4 @@
-//! Later fragments, which have no ports: they follow the first one.
+//! Later fragments, which carry no ports and follow their first fragment.
 
 use balancer_common::verdict::{DecisionIndex, DropReason};
 
@@ -10,7 +10,7 @@ use crate::{
     step::{Choice, FlowPart, Step, Told, Toward},
 };
 
-/// Sends a later fragment where the flow of the first one goes.
+/// Sends a later fragment to the destination of its first fragment's flow.
 #[inline(always)]
 pub(crate) fn send(found: &Found, told: Told<FlowPart>) -> Step {
     let FlowPart { flow, toward } = told.get();

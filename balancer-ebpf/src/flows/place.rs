@@ -1,4 +1,4 @@
-//! A row for a new flow.
+//! Finding a row for a new flow.
 
 use balancer_common::{
     flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, expendable, first_bucket, second_bucket},
@@ -11,7 +11,7 @@ use crate::{
     opaque,
 };
 
-/// A row for the flow with this hash, which no packet finds yet.
+/// Takes a row for the flow with this hash. Packets do not find it yet.
 #[inline(always)]
 pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
     match balancer_flow_take(hash, now.into()) {
@@ -20,7 +20,7 @@ pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
     }
 }
 
-/// The best of both buckets, a few times if other CPUs take it first.
+/// Takes the best row of both buckets, and retries a few times if other CPUs take it first.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
@@ -41,8 +41,8 @@ extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
     NONE
 }
 
-/// The row to take, of two buckets that begin with these: in the first, where packets are looked for first, unless that is
-/// nearly full and the second has more room.
+/// The best row out of two buckets that begin at these rows. Lookups read the first bucket first, so it is preferred
+/// unless it is nearly full and the second has more room.
 #[inline(always)]
 fn best(first: u64, second: u64, now: u64) -> u64 {
     const ENOUGH: u64 = 3;
@@ -56,7 +56,7 @@ fn best(first: u64, second: u64, now: u64) -> u64 {
     (begin as u32).wrapping_add(chosen as u32 & 15).into()
 }
 
-/// The best row of a bucket, as [`expendable`] scores it, in the low half; how many are empty in the high half.
+/// The best row of a bucket by [`expendable`] in the low half, and the number of empty rows in the high half.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
@@ -76,13 +76,13 @@ extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
     best | empty << 32
 }
 
-/// Takes a row from the flow that has it, if that may go. Whether it is the caller's.
+/// Takes a row from its flow if that flow may go. Returns whether the caller has the row now.
 #[inline(always)]
 pub(super) fn empty(row: u32, now: u32) -> bool {
     balancer_flow_empty(row.into(), now.into()) != 0
 }
 
-/// 1: it is the caller's.
+/// Returns 1 if the caller has the row now.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
@@ -92,7 +92,7 @@ extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
     if expendable(was, 0, now, &control.idle) == 0 {
         return 0;
     }
-    // With a tag of its own, so that a packet that has found it before sees that it has gone.
+    // The inverted tag tells a packet that found the old flow that it has gone.
     let taken = FlowWord::new(!was.tag(), FLOW_TAKEN | FLOW_RESTS, now);
     if !word.swap(was.0, taken.0) {
         return 0;
@@ -103,11 +103,11 @@ extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
     1
 }
 
-/// Takes the way back to a row out of the index.
+/// Removes a row's entry from the index of replies.
 #[inline(always)]
 fn give_back(row: u32) {
     let Some(pointer) = table::pointer(row) else { return };
-    // SAFETY: a map value, and the row is the caller's.
+    // SAFETY: a map value, and the row belongs to the caller.
     let place = unsafe { (&raw const (*pointer).returns).read_volatile() };
     let Some(word) = Word::of_return(place) else { return };
     let there = word.load();
@@ -116,7 +116,7 @@ fn give_back(row: u32) {
     }
 }
 
-/// Gives up a row that was taken, without an address and port.
+/// Releases a row for which no address and port were found.
 #[inline(always)]
 pub(super) fn give_up(row: u32) {
     if let Some(word) = Word::of_row(row) {

@@ -1,21 +1,21 @@
-//! The addresses and ports that backends see.
+//! Pools: the addresses and ports that backends see.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::map_types::FlowPool;
 
 use crate::flows::table;
 
-/// By index of the service. The controller sets the real size when it loads the program.
+/// Pools by index of the service. The controller sets the real size when it loads the program.
 #[map]
 static FLOW_POOLS: Array<FlowPool> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// What the flows of a service may use.
+/// The pool of a service.
 #[inline(always)]
 pub(super) fn of_service(service: u16) -> Option<&'static FlowPool> {
     FLOW_POOLS.get(service.into())
 }
 
-/// Whether a port (network order) may be of a pool.
+/// Whether a port (network order) can belong to a pool.
 #[inline(always)]
 pub(super) fn has(port: u16) -> bool {
     let port = u32::from(u16::from_be(port));

@@ -1,4 +1,4 @@
-//! An address and a port for a new flow.
+//! Finding an address and a port for a new flow.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use balancer_common::{
@@ -22,10 +22,10 @@ use crate::{
     step::{Choice, FlowPort, FlowThere, Step, Told},
 };
 
-/// Finds an address and a port for a flow that has a row, which packets find from then on.
+/// Finds an address and a port for a flow that has a row, and publishes the flow to packets.
 #[inline(always)]
 pub(crate) fn find(ingress: Ingress, told: Told<FlowPort>) -> Step {
-    // The compiler would not hand on what is not looked at, and the verifier wants to see it.
+    // The compiler drops an unused argument, but the verifier requires it.
     let _ = ingress.frame();
     let FlowPort(going) = told.get();
     // SAFETY: a plain helper call.
@@ -41,12 +41,13 @@ pub(crate) fn find(ingress: Ingress, told: Told<FlowPort>) -> Step {
     decided(Choice { backend, decision: going.decision }, Step::drop(DropReason::NoPort))
 }
 
-/// Has packets find a row. A function of its own, so that its stack does not add to that of the search. 1: done.
+/// Publishes a row to packets. It is a separate function, so that its stack does not add to the search's. Returns 1 on
+/// success.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_publish(index: u64, now: u64) -> u64 {
     let (Some(pointer), Some(word)) = (table::pointer(index as u32), Word::of_row(index as u32)) else { return 0 };
-    // SAFETY: a map value, and the row is this CPU's.
+    // SAFETY: a map value, and the row belongs to this CPU.
     let row = unsafe { &mut *pointer };
     let [there, back] = rewriting::deltas(row);
     row.there_addresses = there.addresses;
@@ -71,7 +72,8 @@ extern "C" fn balancer_flow_port(row: u64, start: u64, now: u64) -> u64 {
     0
 }
 
-/// Tries one address and port: number `attempt` (low half; in the high half the time) of a row that begins with `start`.
+/// Tries one address and port for a row. The low half of `attempt` is the attempt's number, the high half the time;
+/// `start` is the random start of the sequence.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
@@ -80,7 +82,7 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     if !choose(row, start as u32, attempt as u32) {
         return 0;
     }
-    // SAFETY: a map value, and the row is the caller's.
+    // SAFETY: a map value, and the row belongs to the caller.
     let (hash, bucket) = unsafe {
         let hash = reply_hash(&*row);
         (hash, first_bucket(hash, control.returns))
@@ -97,7 +99,8 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     if !word.swap(0, new.0) {
         return 0;
     }
-    // Another CPU may have taken the same address and port in another place at the same time: both see it, and neither has it.
+    // Two CPUs may have taken the same address and port in different places at the same time. Both see that and give it
+    // up.
     let again = table::scan(bucket, tag);
     if again.taken != Some(place) {
         word.swap(new.0, 0);
@@ -108,8 +111,8 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     1
 }
 
-/// Takes an address and port from the flow that has them, by its place in the index, if that may go: in
-/// later attempts one that was not answered as well. 1: they are free.
+/// Frees the address and port of the flow at a place of the index if that flow may go; in later attempts, an unanswered
+/// flow may go as well. Returns 1 if they are free.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
@@ -125,10 +128,10 @@ extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
     1
 }
 
-/// Writes the address and port that an attempt is about. `false`: there is none.
+/// Writes the address and port of an attempt to the row. `false`: there is none.
 #[inline(always)]
 fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
-    // SAFETY: a map value, and the row is the caller's.
+    // SAFETY: a map value, and the row belongs to the caller.
     let row = unsafe { &mut *row };
     let Some(pool) = pool::of_service(row.service) else { return false };
     let family = usize::from(row.family != FAMILY_V4);
@@ -150,7 +153,7 @@ fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
     true
 }
 
-/// The hash of the ends that the backend sees, as its replies have them.
+/// The hash of the endpoints that the backend's replies carry.
 #[inline(always)]
 fn reply_hash(row: &FlowRow) -> u64 {
     let ends = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;

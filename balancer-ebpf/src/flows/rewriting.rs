@@ -1,4 +1,4 @@
-//! Rewriting both ends of a packet.
+//! Rewriting both endpoints of a packet.
 
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{checksum, map_types::FlowRow};
@@ -11,14 +11,14 @@ use crate::{
     step::Toward,
 };
 
-/// One end as the other side sees it: network order.
+/// An endpoint as the other side sees it, in network order.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     address: &'a [u32; 4],
     port: u16,
 }
 
-/// Both ends of a packet that goes this way: from where, to where.
+/// The new source and destination of a packet in this direction.
 #[inline(always)]
 const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     match toward {
@@ -31,13 +31,13 @@ const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     }
 }
 
-/// What a flow's translation adds to complemented checksums, folded.
+/// The amounts that a flow's translation adds to complemented checksums, folded.
 pub(super) struct Deltas {
     pub(super) addresses: u16,
     pub(super) all: u16,
 }
 
-/// Those of a row, on its way to the backend.
+/// The deltas of a row: towards the backend, then towards the client.
 #[inline(always)]
 pub(super) fn deltas(row: &FlowRow) -> [Deltas; 2] {
     let old = checksum::sum_address(&row.client) + checksum::sum_address(&row.vip);
@@ -48,7 +48,7 @@ pub(super) fn deltas(row: &FlowRow) -> [Deltas; 2] {
     [delta(old, new, old_ports, new_ports), delta(new, old, new_ports, old_ports)]
 }
 
-/// What leaves is added as its complement, word by word: a multiple of 0xffff less the sum.
+/// Old words enter as their complements: a multiple of 0xffff less their sum.
 #[inline(always)]
 fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
     const COMPLEMENT: u64 = 0xffff * 64;
@@ -58,8 +58,8 @@ fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
     }
 }
 
-/// Replaces both ends of a packet of a flow, and takes one hop off its TTL. `false`: a header is not there, or the row has become
-/// another flow's meanwhile; the packet may be half written.
+/// Replaces both endpoints of a flow's packet and lowers its TTL by one. `false`: a header is missing, or the row has
+/// passed to another flow. The packet may be half rewritten then.
 #[inline(always)]
 #[must_use]
 pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward) -> bool {
@@ -67,11 +67,11 @@ pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward
     balancer_flow_rewrite(ingress.context(), which, ip.place()) != 0
 }
 
-/// A global function: the verifier looks at it once, and its stack does not add to that of the steps that lead here.
+/// This is a global function, so the verifier checks it only once, and its stack does not add to its callers'.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_rewrite(context: *mut xdp_md, which: u64, place: u64) -> u64 {
-    // SAFETY: the function above passes the program's context on.
+    // SAFETY: the function above passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     let Some(flow) = Flow::at(which as u32) else { return 0 };
     let toward = if which >> 32 == 0 { Toward::Backend } else { Toward::Client };
@@ -94,14 +94,14 @@ fn translate(ip: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
     rewrite::translate_l4(ip, End::Source, None, all.into())
 }
 
-/// Both addresses of the IP header; one hop less.
+/// Replaces both addresses of the IP header and lowers the TTL by one.
 #[inline(always)]
 fn addresses_of(ip: &Ip<'_>, from: Place<'_>, to: Place<'_>, delta: u64) -> Option<()> {
     rewrite::translate_ip(ip, End::Source, from.address, delta)?;
     rewrite::address(ip, End::Destination, to.address)
 }
 
-/// The same for an ICMP error about a packet of a flow, to the sender of that.
+/// Replaces the addresses of an ICMP error about a flow's packet, for the sender of that packet.
 #[inline(always)]
 #[must_use]
 pub(super) fn translate_error(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
@@ -111,7 +111,7 @@ pub(super) fn translate_error(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward
         + checksum::sum_address(from.address)
         + checksum::sum_address(to.address);
     addresses_of(ip, from, to, outer)?;
-    // What it quotes went the other way: its source is the one that the error goes to.
+    // The quoted packet went the other way: its source is the error's destination.
     let later = inner.fragment.is_later();
     let source = translation(inner, End::Source, to, if later { 0 } else { inner.l4.load(0)? })?;
     rewrite::translate_quoted(ip, inner, outer, &source)?;

@@ -1,4 +1,4 @@
-//! The table of flows, and the index by which replies are found.
+//! The table of flows, and the index that finds flows by their replies.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::{
@@ -8,11 +8,11 @@ use balancer_common::{
 
 use crate::{cpu_rows::swap_shared, opaque};
 
-/// The controller sets the real size when it loads the program, as of the next two.
+/// The controller sets the real size of this and the next two maps when it loads the program.
 #[map]
 static FLOW_LINES: Array<FlowLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// [`FLOWS_PER_LINE`] for each of [`FLOW_LINES`].
+/// [`FLOWS_PER_LINE`] rows for each of [`FLOW_LINES`].
 #[map]
 static FLOWS: Array<FlowRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -24,28 +24,28 @@ static FLOW_CONTROL: Array<FlowControl> = Array::with_max_entries(1, BPF_F_MMAPA
 
 const ROW_BITS: u32 = MAX_FLOW_ROWS.trailing_zeros();
 
-/// No row.
+/// A number that is no row.
 pub(super) const NONE: u64 = u64::MAX;
 
-/// What all flows have in common.
+/// The settings common to all flows.
 #[inline(always)]
 pub(super) fn control() -> Option<&'static FlowControl> {
     FLOW_CONTROL.get(0)
 }
 
-/// The tick of the kernel's clock.
+/// The current tick of the kernel's clock.
 #[inline(always)]
 pub(super) fn now() -> u32 {
     // SAFETY: a plain helper call.
     (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
 }
 
-/// A word that other CPUs and the controller replace in one piece.
+/// A word that other CPUs and the controller replace in one store.
 #[derive(Clone, Copy)]
 pub(super) struct Word(*mut u64);
 
 impl Word {
-    /// The word of a row.
+    /// The word of a row's flow.
     #[inline(always)]
     pub(super) fn of_row(row: u32) -> Option<Self> {
         let line = FLOW_LINES.get_ptr_mut(row / FLOWS_PER_LINE)?;
@@ -53,7 +53,7 @@ impl Word {
         Some(Self(unsafe { &raw mut (*line).words[(row % FLOWS_PER_LINE) as usize] }))
     }
 
-    /// A word of the index of replies, counted in words.
+    /// A word of the index of replies, by its position.
     #[inline(always)]
     pub(super) fn of_return(place: u32) -> Option<Self> {
         let line = FLOW_RETURNS.get_ptr_mut(place / FLOWS_PER_LINE)?;
@@ -73,7 +73,7 @@ impl Word {
         unsafe { self.0.write_volatile(word) };
     }
 
-    /// Replaces `old`. Whether it was that.
+    /// Replaces the word if it is still `old`. Returns whether it was.
     #[inline(always)]
     pub(super) fn swap(self, old: u64, new: u64) -> bool {
         // SAFETY: as above; map values are aligned.
@@ -81,7 +81,7 @@ impl Word {
     }
 }
 
-/// A flow that was found: its row, and what it was doing then.
+/// A flow with its row, and its word when it was found.
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
     pub(super) index: u32,
@@ -91,7 +91,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// The one in a row. `None`: nobody's, or packets no longer find it.
+    /// The flow in a row. `None`: the row is empty, or packets no longer find its flow.
     #[inline(always)]
     pub(super) fn at(index: u32) -> Option<Self> {
         let word = Word::of_row(index)?;
@@ -104,13 +104,13 @@ impl Flow {
 
     #[inline(always)]
     pub(super) fn row(&self) -> &'static FlowRow {
-        // SAFETY: a map value. It is written only while it is nobody's; a packet that has looked at one that has become
-        // another's meanwhile sees it by `is_still`.
+        // SAFETY: a map value. It is written only while no flow has the row; a packet whose row has passed to another
+        // flow detects that by `is_still`.
         unsafe { &*self.row }
     }
 
-    /// What names it to the later fragments of a datagram: its row, and a part of its tag, by which another that has the row
-    /// is told from it.
+    /// The name by which later fragments find the flow: its row and a part of its tag, which tells it from a later flow
+    /// in the same row.
     #[inline(always)]
     pub(super) fn name(&self) -> u32 {
         self.index | self.was.tag() << ROW_BITS
@@ -122,24 +122,24 @@ impl Flow {
         Self::at(name & (MAX_FLOW_ROWS - 1)).filter(|flow| flow.name() == name)
     }
 
-    /// Whether the row is that of the same flow as when it was found.
+    /// Whether the row still belongs to the flow that was found.
     #[inline(always)]
     pub(super) fn is_still(&self) -> bool {
         let now = FlowWord(self.word.load());
         now.tag() == self.was.tag() && now.state() & FLOW_TAKEN != 0
     }
 
-    /// The flow is doing `state` now.
+    /// Stores the flow's new state.
     #[inline(always)]
     pub(super) fn put(&self, state: u8, now: u32) {
         let new = self.was.with(state, now);
         if new != self.was {
-            // Who is late loses what it saw: the next packet says it again.
+            // A lost race loses this packet's information; the next packet repeats it.
             self.word.swap(self.was.0, new.0);
         }
     }
 
-    /// Notes that a packet of it was seen. Whether it is the first in this tick.
+    /// Records that a packet was seen. Returns whether it is the first in this tick.
     #[inline(always)]
     pub(super) fn see(&self, now: u32) -> bool {
         let first = self.was.with(self.was.state(), now) != self.was;
@@ -149,7 +149,7 @@ impl Flow {
         first
     }
 
-    /// The flow does what it does after a packet, if that is something else.
+    /// Stores the state after a packet if it differs.
     #[inline(always)]
     pub(super) fn goes_on(&self, said: Said) {
         let state = flows::next(self.was.state(), said);
@@ -158,20 +158,20 @@ impl Flow {
         }
     }
 
-    /// Packets find it no longer; its address and port stay taken for a while.
+    /// Hides the flow from packets; its address and port stay taken for a while.
     #[inline(always)]
     pub(super) fn rest(&self, now: u32) {
         self.put(self.was.state() | FLOW_RESTS, now);
     }
 
-    /// Counts a packet of so many bytes to the backend. CPUs that count at once may lose one.
+    /// Counts a packet of this many bytes to the backend. CPUs that count at the same time may lose a packet.
     #[inline(always)]
     pub(super) fn count_there(&self, bytes: usize) {
         // SAFETY: a map value.
         unsafe { (*self.row).bytes_there = (*self.row).bytes_there.wrapping_add(bytes as u64) };
     }
 
-    /// The same for one to the client.
+    /// Counts a packet of this many bytes to the client.
     #[inline(always)]
     pub(super) fn count_back(&self, bytes: usize) {
         // SAFETY: a map value.
@@ -179,25 +179,24 @@ impl Flow {
     }
 }
 
-/// A row, to be written by the one that has taken it.
+/// A pointer to a row, for the CPU that has taken it.
 #[inline(always)]
 pub(super) fn pointer(index: u32) -> Option<*mut FlowRow> {
     FLOWS.get_ptr_mut(index)
 }
 
-/// A row.
 #[inline(always)]
 pub(super) fn row(index: u32) -> Option<&'static FlowRow> {
     FLOWS.get(index)
 }
 
-/// The row of the flow with this hash of the client's and the VIP's ends, as far as the hash tells.
+/// The row whose flow has this hash of the client's and the VIP's endpoints, judged by the hash alone.
 #[inline(always)]
 pub(super) fn find(hash: u64) -> Option<u32> {
     index(balancer_flow_find(hash))
 }
 
-/// The row of the flow with this hash of the pool's and the backend's ends, as far as the hash tells.
+/// The row whose flow has this hash of the pool's and the backend's endpoints, judged by the hash alone.
 #[inline(always)]
 pub(super) fn find_reply(hash: u64) -> Option<u32> {
     index(balancer_flow_reply(hash))
@@ -208,7 +207,7 @@ const fn index(answer: u64) -> Option<u32> {
     if answer == NONE { None } else { Some(answer as u32) }
 }
 
-/// A global function: the verifier looks at it once, and knows nothing of the answer.
+/// This is a global function, so the verifier checks it only once and makes no assumption about its result.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_find(hash: u64) -> u64 {
@@ -236,7 +235,7 @@ fn in_line(bucket: u32, tag: u32, unknown: u64) -> u64 {
     NONE
 }
 
-/// As above.
+/// This is a global function for the same reason as `balancer_flow_find`.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_reply(hash: u64) -> u64 {
@@ -254,17 +253,17 @@ extern "C" fn balancer_flow_reply(hash: u64) -> u64 {
 const TAKEN_SHIFT: u32 = 0;
 const FREE_SHIFT: u32 = 32;
 
-/// A place in the answer of [`balancer_flow_scan`].
+/// Reads a place from the result of [`balancer_flow_scan`].
 #[inline(always)]
 const fn place(scanned: u64, shift: u32) -> Option<u32> {
     ((scanned >> shift) as u32).checked_sub(1)
 }
 
-/// What a bucket of the index of replies has for a tag.
+/// The places for a tag in a bucket of the index of replies.
 pub(super) struct Scanned {
-    /// The place that has the tag.
+    /// The place that holds the tag.
     pub(super) taken: Option<u32>,
-    /// A place that is free.
+    /// An empty place.
     pub(super) free: Option<u32>,
 }
 
@@ -274,7 +273,7 @@ pub(super) fn scan(bucket: u32, tag: u32) -> Scanned {
     Scanned { taken: place(scanned, TAKEN_SHIFT), free: place(scanned, FREE_SHIFT) }
 }
 
-/// The place of `tag` in a bucket, in the low half, and a free one in the high half: each counted from 1; 0: there is none.
+/// The place of `tag` in a bucket in the low half, and an empty place in the high half, both counted from 1; 0: none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_scan(bucket: u64, tag: u64) -> u64 {

@@ -12,7 +12,7 @@ use crate::{
     step::{Choice, FlowThere, IcmpError, Step, Told, Toward},
 };
 
-/// Rewrites a packet of a flow, and sends it to the backend.
+/// Rewrites a flow's packet and sends it to the backend.
 #[inline(always)]
 pub(crate) fn send(found: &Found, told: Told<FlowThere>) -> Step {
     let Found { ingress, ip, .. } = found;
@@ -36,7 +36,7 @@ pub(crate) fn send(found: &Found, told: Told<FlowThere>) -> Step {
     }
 }
 
-/// Whether a packet can be sent to its backend at all.
+/// Whether a packet can be sent to its backend.
 #[inline(always)]
 pub(super) fn leaves(found: &Found, backend: Reachable) -> Result<(), Step> {
     let Found { ingress, ip, .. } = found;

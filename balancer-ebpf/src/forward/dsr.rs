@@ -1,5 +1,5 @@
-//! Direct server return: the link-layer addresses change, and the packet loses a hop, so that no set-up of balancers that
-//! send to each other can loop.
+//! Direct server return. The link-layer addresses change, and the TTL falls by one, so that balancers that send to each
+//! other cannot form an endless loop.
 
 use balancer_common::{map_types::BackendRow, verdict::DropReason};
 

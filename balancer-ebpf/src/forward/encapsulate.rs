@@ -1,4 +1,4 @@
-//! Tunnels for packets with something special about them.
+//! Tunnels for packets that need more than the plain path offers.
 
 use balancer_common::verdict::DropReason;
 
@@ -13,7 +13,7 @@ use crate::{
     step::{Answerable, Encapsulate, IcmpError, Step, Told},
 };
 
-/// Sends a packet to its backend in an outer packet.
+/// Wraps a packet in an outer packet to its backend and sends it.
 #[inline(always)]
 pub(crate) fn to_backend(ingress: Ingress, told: Told<Encapsulate>) -> Step {
     match sent(ingress, told) {

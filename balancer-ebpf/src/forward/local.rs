@@ -18,11 +18,12 @@ use crate::{
     step::{Carries, Choice, Step},
 };
 
-/// The `dsr` backends of services of which this machine is a backend, by [`peer`]; and which backend this machine is.
+/// The `dsr` backends of services of which this machine is also a backend, by [`peer`]; the value is this machine's
+/// backend id.
 #[map]
 static PEERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_PEERS, 0);
 
-/// Passes a packet to this machine, for a client that was given to this backend.
+/// Passes a packet to this machine, which is the backend chosen for its client.
 #[inline(always)]
 pub(super) fn pass(
     found: &Found,
@@ -37,8 +38,8 @@ pub(super) fn pass(
     Ok(passed(found, backend, choice, Sender::Client { added: 0 }))
 }
 
-/// Passes a packet that another balancer, a backend of the same service, has sent here: it must not be sent on, or two that
-/// disagree would send it to each other. `None`: a client has sent it.
+/// Passes a packet that another balancer, a backend of the same service, has sent here. Sending it on could make two
+/// balancers that disagree send it to each other forever. `None`: the packet comes from a client.
 #[inline(always)]
 pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Option<Step> {
     if control::words()?.flags & CONTROL_PEERS == 0 {
@@ -51,8 +52,8 @@ pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Opt
     Some(passed(found, reachable(local)?, choice, Sender::Client { added: 0 }))
 }
 
-/// Passes a packet to this machine, and counts it. The program counts it as passed as well, so that it need not tell the two
-/// apart at its end; the controller takes them off those.
+/// Passes a packet to this machine and counts it. The program also counts it as passed, which saves a distinction at
+/// its end; the controller subtracts these packets.
 #[inline(always)]
 pub(super) fn passed(found: &Found, backend: Reachable, choice: Choice, sender: Sender) -> Step {
     sent::count(found.ingress, &found.ip, backend, choice, sender);

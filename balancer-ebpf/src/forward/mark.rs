@@ -8,17 +8,17 @@ use balancer_common::{
 
 use crate::{forward::rewrite, packet::Packet};
 
-/// Drawn at load.
+/// The key, chosen at random at load.
 #[unsafe(no_mangle)]
 static HANDOVER_KEY: Global<u64> = Global::new(0);
 
-/// Marks a frame, rewritten from the IP header on, to be sent by the kernel.
+/// Marks a frame, rewritten from the IP header on, so that the kernel sends it.
 #[inline(always)]
 pub(crate) fn put(frame: Packet<'_>, handed: Handed) -> Option<()> {
     rewrite::macs(frame, handed.destination(), own_source())
 }
 
-/// What stands for the source of a frame that is handed over.
+/// The source MAC of a frame that is handed over.
 #[inline(always)]
 pub(crate) fn own_source() -> Mac {
     handover::source(HANDOVER_KEY.load())

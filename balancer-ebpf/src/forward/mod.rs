@@ -1,4 +1,4 @@
-//! Getting a packet to its backend, and a `nat` reply to its client.
+//! Sending a packet to its backend, and a `nat` reply to its client.
 
 mod dsr;
 pub(crate) mod encapsulate;
@@ -31,14 +31,14 @@ use crate::{
 pub(crate) use sent::decided;
 use sent::{Sender, finish, finish_by_any, no_next_hop};
 
-/// The end of a packet whose backend has no next hop.
+/// Drops a packet whose backend has no next hop.
 #[inline(always)]
 pub(crate) fn no_way_to(choice: Choice) -> Step {
     decided(choice, no_next_hop(choice))
 }
 
-/// Rewrites a whole packet for its backend and sends it there. `port` is the backend's for the packet's listener (network
-/// order); 0: the packet's own.
+/// Rewrites a whole packet for its backend and sends it. `port` is the backend's port for the packet's listener
+/// (network order); 0: the same port as the packet's.
 #[inline(always)]
 pub(crate) fn to_backend(
     ingress: Ingress,
@@ -108,8 +108,8 @@ fn is_tunnel(row: &BackendRow) -> bool {
     row.mode() > Forwarding::Snat as u8
 }
 
-/// The same as [`to_backend`] for a packet with its layer-4 header anywhere, which the kernel may have to send. A first
-/// fragment's way is remembered.
+/// Sends as [`to_backend`] does, for a packet with its layer-4 header anywhere, which the kernel may have to send.
+/// Remembers the destination of a first fragment.
 #[inline(always)]
 pub(crate) fn any_to_backend(found: &Found, told: Told<ToBackend>) -> Step {
     if found.ip.fragment.is_first() {
@@ -173,13 +173,13 @@ pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Ste
     finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other)
 }
 
-/// Counts a packet of a flow, before it is rewritten: a sample is of its client.
+/// Counts a flow's packet before it is rewritten, so that a sample shows its client.
 #[inline(always)]
 pub(crate) fn finish_flow(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice) -> Step {
     finish(ingress, ip, backend, choice, Sender::Client { added: 0 })
 }
 
-/// The last of it, once it is rewritten from its IP header on.
+/// Finishes a flow's packet after it was rewritten from its IP header on.
 #[inline(always)]
 pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step: Step) -> Step {
     match rewrite::macs_to(found.frame, backend.row) {
@@ -188,14 +188,14 @@ pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step:
     }
 }
 
-/// The same for an ICMP error about a packet of a flow.
+/// Finishes an ICMP error about a flow's packet.
 #[inline(always)]
 pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> Step {
     let step = finish(found.ingress, &found.ip, backend, choice, Sender::Other);
     hand_flow(found, backend, choice, step)
 }
 
-/// Passes a packet that is only watched, and counts it as if it were forwarded to its backend.
+/// Passes a packet that is only watched, and counts it as if the program had forwarded it to its backend.
 #[inline(always)]
 pub(crate) fn watch(found: &Found, told: Told<Watch>) -> Step {
     let Found { ingress, ip, .. } = found;
@@ -210,8 +210,8 @@ pub(crate) fn watch(found: &Found, told: Told<Watch>) -> Step {
     Step::PASS
 }
 
-/// Whether a packet that keeps its length fits the interface it leaves by. By the one it came in by it always does (it
-/// may be longer only where the kernel has merged segments).
+/// Whether a packet that keeps its length fits the egress interface. It always fits the interface by which it arrived
+/// (only merged segments can be longer).
 #[inline(always)]
 pub(crate) fn fits(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
     row.ifindex == ingress.ifindex() || ip.length <= row.mtu as usize

@@ -1,4 +1,5 @@
-//! Network address translation without state: the way there by the backend's row, the way back by the return table.
+//! Stateless network address translation: backend rows translate packets to backends, the return table translates
+//! replies.
 
 use core::mem::offset_of;
 
@@ -26,8 +27,8 @@ use crate::{
     step::{Carries, ErrorToClient, Kind, Step, ToClient, Told},
 };
 
-/// One end of `ip`, a VIP and its port `old` (network order), becomes the backend's. `port` is the backend's for the
-/// packet's listener; 0: it stays.
+/// The translation of one end of `ip`, a VIP with port `old` (network order), to the backend. `port` is the backend's
+/// port for the packet's listener; 0: unchanged.
 #[inline(always)]
 fn there(backend: Reachable, ip: &Ip<'_>, end: End, old: u16, port: u16) -> Option<Translation> {
     let row = backend.row;
@@ -76,7 +77,7 @@ pub(crate) fn to_backend(
         .ok_or(DropReason::Malformed)
 }
 
-/// The same for a packet that passes to this machine, which is the backend.
+/// Translates a packet that passes to this machine, which is the backend.
 #[inline(always)]
 pub(super) fn to_this_machine(ip: &Ip<'_>, carries: Carries, backend: Reachable, port: u16) -> Result<(), DropReason> {
     if ip.ttl() == 0 {
@@ -91,7 +92,7 @@ pub(super) fn to_this_machine(ip: &Ip<'_>, carries: Carries, backend: Reachable,
         .ok_or(DropReason::Malformed)
 }
 
-/// [`to_client`] for a reply whose next hop was found a moment ago; `otherwise` for any other.
+/// Sends a reply as [`to_client`] does if its next hop is cached; otherwise returns `otherwise`.
 #[inline(always)]
 pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static ReturnRow, otherwise: Step) -> Step {
     // SAFETY: as in `way_back`.
@@ -105,10 +106,10 @@ pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static Retur
     }
 }
 
-/// A function, so that what it has on the stack does not add to what the path's steps have on theirs.
+/// This is a separate function, so that its stack does not add to that of the path's steps.
 #[inline(never)]
 extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'static RecentHop, place: u64) -> u64 {
-    // SAFETY: the function above passes the program's context on.
+    // SAFETY: the function above passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     let frame = ingress.frame();
     let written = Ip::placed(frame, place).and_then(|ip| {
@@ -123,7 +124,7 @@ extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'s
     step.word()
 }
 
-/// Turns a backend's reply into the VIP's and sends it to the client, where the kernel's routes say.
+/// Turns a backend's reply into the VIP's reply and sends it to the client along the kernel's route.
 #[inline(always)]
 pub(crate) fn to_client(found: &Found, told: Told<ToClient>) -> Step {
     let Found { ingress, frame, ip } = found;
@@ -164,8 +165,9 @@ pub(super) fn error_to_backend(
         .ok_or(DropReason::Malformed)
 }
 
-/// Sends an ICMP error about a translated packet to the client, as if the VIP had been its destination. Whoever on the
-/// backends' side sent the error, to the client it comes from the VIP (RFC 5508, REQ-5): it may have no route there.
+/// Sends an ICMP error about a translated packet to the client, as if the packet had gone to the VIP. The error's
+/// source becomes the VIP whichever host on the backends' side sent it (RFC 5508, REQ-5), because that host may have no
+/// route to the client.
 #[inline(always)]
 pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step {
     let ErrorToClient { port } = told.get();
@@ -176,7 +178,7 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
     let way = way_back(*ingress, ip, row);
     if way.is(Kind::IcmpError) {
-        // No error about an error.
+        // An error must not cause another error.
         return Step::drop(DropReason::TooBig);
     }
     if !way.sends() {
@@ -192,8 +194,8 @@ pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step 
     send(way, *frame, written)
 }
 
-/// Whether a segment refuses a connection: a reset that answers a segment without an ACK has a sequence number of 0 (RFC 9293,
-/// 3.10.7.1), and one that ends a connection has no ACK.
+/// Whether a segment refuses a connection. A reset that answers a segment without ACK has sequence number 0 (RFC 9293,
+/// 3.10.7.1), and a reset that ends a connection has no ACK.
 #[inline(always)]
 pub(crate) fn refuses(ip: &Ip<'_>) -> bool {
     if ip.protocol != TCP {
@@ -203,21 +205,22 @@ pub(crate) fn refuses(ip: &Ip<'_>) -> bool {
     flags & (SYN | RST | ACK) == RST | ACK && ip.l4.load::<u32>(offset_of!(TcpHdr, seq)) == Some(0)
 }
 
-/// Whether an ICMP error says that its packet cannot be delivered at all; not that it is too big.
+/// Whether an ICMP error says that its packet cannot be delivered at all, rather than that it is too big.
 #[inline(always)]
 pub(crate) fn says_unreachable(ip: &Ip<'_>) -> bool {
     let Some([message, code]) = ip.l4.load::<[u8; 2]>(0) else { return false };
     if ip.family == FAMILY_V4 { message == 3 && code != 4 } else { message == 1 }
 }
 
-/// How a packet leaves for the client. One for this machine itself (the answer to a health check) passes unchanged, and the
-/// sender of one that is too big is shown what it sent, so the way is looked up before anything is written. (The kernel
-/// cannot be left to tell it: it forwards IPv6 only if it does so on all interfaces.)
+/// Finds the path of a reply to its client, before anything is rewritten. A packet for this machine itself (the answer
+/// to a health check) passes unchanged, and the sender of a packet that is too big must see its own packet quoted. (The
+/// kernel cannot send that error: it forwards IPv6 only if forwarding is on for all interfaces.)
 ///
-/// A packet that came in by another interface than the backend's may be anybody's who says that it is the backend.
+/// A packet that arrived by another interface than the backend's is not trusted, because its sender may only claim to
+/// be the backend.
 #[inline(always)]
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
-    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    // SAFETY: a reference is valid for reads; the controller replaces the word in one store.
     let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     let way = neighbour::route(ingress, ip, &row.vip, &ip.destination);
     if way.is(Kind::Pass) || way.is(Kind::Own) {

@@ -1,4 +1,4 @@
-//! The way to a client, asked of the kernel's routes and neighbours.
+//! Finding the path to a client with the kernel's routes and neighbours.
 
 use core::{ffi::c_void, mem, ptr};
 
@@ -33,12 +33,12 @@ use crate::{
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The lookup under way. Not on the stack, of which it would take an eighth, and where the kernel does not allow words of
-/// a MAC address to be read at any alignment.
+/// The lookup in progress. It would take an eighth of the stack, where the kernel also forbids unaligned reads of MAC
+/// words.
 #[map]
 static QUERY: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
-/// Asks the kernel for the way of a packet from `source` to `destination` that came in by `ifindex`.
+/// Asks the kernel for the path of a packet from `source` to `destination` that arrived by `ifindex`.
 #[inline(always)]
 fn ask(
     context: *mut c_void,
@@ -70,11 +70,11 @@ fn ask(
     Some((answer as u32, ptr::from_ref(query)))
 }
 
-/// The neighbour that a reply needs. Not on the stack, for the same reasons.
+/// The neighbour that a reply needs. It is not on the stack for the same reasons.
 #[map]
 static NEEDED: PerCpuArray<NeighbourWanted> = PerCpuArray::with_max_entries(1, 0);
 
-/// The next hop that a lookup has found: it has replaced the destination, and perhaps the family.
+/// The next hop in the result of a lookup, which has replaced the destination and possibly the family.
 #[inline(always)]
 fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
     // SAFETY: as in `ask`.
@@ -86,14 +86,15 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
         needed.address = [unsafe { query.__bindgen_anon_4.ipv4_dst }, 0, 0, 0];
     } else {
         needed.family = u32::from(FAMILY_V6);
-        // SAFETY: as above. Word by word: copied whole, it is copied by a function, which takes a stack of its own.
+        // SAFETY: as above. The words are read one by one: a copy of the whole would call a function with a stack of
+        // its own.
         let [a, b, c, d] = unsafe { &query.__bindgen_anon_4.ipv6_dst };
         needed.address = [*a, *b, *c, *d];
     }
     Some(needed)
 }
 
-/// The next hop of a packet from `source` to `ip`'s destination, if XDP sends it and the kernel has said so a moment ago.
+/// The cached next hop of a packet from `source` to `ip`'s destination, if XDP can send the packet.
 #[inline(always)]
 pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option<&'static RecentHop> {
     let hop = Question { ingress: ingress.ifindex(), ip, source }.recent()?;
@@ -101,9 +102,9 @@ pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option
     is_good.then_some(hop)
 }
 
-/// How a packet from `source` to `destination` leaves: a step that sends it, to the [`macs`] that are known from then
-/// on. Or what becomes of it otherwise; it passes where the kernel takes it, as this machine's own, and a step has still to
-/// find that out where it is not said.
+/// Finds the path of a packet from `source` to `destination`: a step that sends it to [`macs`], which this call
+/// determines, or another outcome. A packet that the kernel would deliver locally passes; where the kernel does not
+/// tell that, a further step finds out.
 #[inline(always)]
 pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destination: &[u32; 4]) -> Step {
     let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source, destination) else {
@@ -111,7 +112,7 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destinatio
     };
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            // SAFETY: a row of this CPU, as in `ask`. A lookup that succeeds leaves the way's MTU here, or 0 (kernels
+            // SAFETY: a row of this CPU, as in `ask`. A successful lookup leaves the path's MTU here, or 0 (kernels
             // before 5.12).
             let (egress, mtu) = unsafe { ((*query).ifindex, (*query).__bindgen_anon_1.mtu_result) };
             if devices::kernel_sends(ip, ingress.ifindex(), egress) {
@@ -162,14 +163,14 @@ fn handed_if_it_fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> St
     }
 }
 
-/// Whether a packet is not longer than its way's MTU (0: not known).
+/// Whether a packet fits its path's MTU (0: unknown).
 #[inline(always)]
 fn fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> bool {
     mtu == 0 || ip.length <= usize::from(mtu) || egress == ingress.ifindex()
 }
 
-/// The addresses that a frame leaves with, destination first, once [`route`] has found its way. Those of one that is handed
-/// over are its mark.
+/// The MAC addresses for the frame, destination first, after [`route`] has found its path. For a frame that is handed
+/// over they are its mark.
 #[inline(always)]
 pub(crate) fn macs() -> Option<(Mac, Mac)> {
     // SAFETY: as in `ask`.
@@ -177,8 +178,8 @@ pub(crate) fn macs() -> Option<(Mac, Mac)> {
     Some((query.dmac, query.smac))
 }
 
-/// Makes a mark of the addresses that the lookup has found. A function of its own, so that the verifier sees what follows
-/// once, whatever the addresses are.
+/// Replaces the looked-up addresses by a mark. It is a separate function, so that the verifier checks the following
+/// code only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_hand_over() -> u64 {
@@ -188,7 +189,7 @@ extern "C" fn balancer_hand_over() -> u64 {
     1
 }
 
-/// The same for a lookup that has found no neighbour, if that may be about to answer.
+/// Does the same after a lookup without a neighbour, if the neighbour may still answer.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_hand_over_waiting() -> u64 {
@@ -210,7 +211,7 @@ fn mark(query: &mut FibLookup) {
     query.dmac = Handed::Client.destination();
 }
 
-/// The same for a packet that the kernel has taken in, whether or not the next hop's MAC is known.
+/// Looks up the path of a packet that the kernel has taken in, whether or not the next hop's MAC is known.
 #[inline(always)]
 pub(crate) fn way(context: *mut c_void, ifindex: u32, ip: &Ip<'_>) -> Option<&'static NeighbourWanted> {
     let (answer, query) = ask(context, ifindex, ip, &ip.source, &ip.destination)?;

@@ -1,21 +1,21 @@
-//! Next hops of clients, as the kernel gave them a moment ago: asking it again costs two to five times what the rest of a
-//! reply does, and most replies are one of several in a row. What has changed in routes and neighbours counts within
-//! [`LIFETIME`] and a tick of the kernel's clock, whether or not a controller runs.
+//! A cache of clients' next hops. Asking the kernel costs two to five times as much as the rest of a reply, and most
+//! replies come in series. Changes of routes and neighbours take effect within [`LIFETIME`] plus a tick of the kernel's
+//! clock, whether or not a controller runs.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::map_types::{Mac, RECENT_HOPS_OF_CPU};
 
 use crate::{cpu_rows, forward::rewrite, parse::Ip};
 
-/// ns: 17 ms.
+/// Lifetime of an entry in ns: 17 ms.
 const LIFETIME: u64 = 1 << 24;
 
-/// An answer of the kernel's, beside what was asked: one line of the cache.
+/// A kernel's answer together with the question, in one cache line.
 #[repr(C)]
 pub(crate) struct RecentHop {
     source: [u32; 4],
     destination: [u32; 4],
-    /// When, by the kernel's coarse clock.
+    /// Time of the answer by the kernel's coarse clock.
     asked: u64,
     ingress: u32,
     /// The egress interface.
@@ -24,17 +24,18 @@ pub(crate) struct RecentHop {
     pub(super) destination_mac: Mac,
     protocol: u8,
     family: u8,
-    /// Of the way, in bytes; 0: the kernel did not say.
+    /// MTU of the path in bytes; 0: the kernel did not tell.
     pub(super) mtu: u16,
 }
 
 const _: () = assert!(size_of::<RecentHop>() == 64);
 
-/// [`RECENT_HOPS_OF_CPU`] for each CPU that was online at the start; a later one asks the kernel. The flag has rows begin with a line of the cache.
+/// [`RECENT_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel each time. The flag
+/// aligns rows to cache lines.
 #[map]
 static RECENT_HOPS: Array<RecentHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// What is asked of the kernel.
+/// A question to the kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) ingress: u32,
@@ -43,7 +44,7 @@ pub(super) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// Where its answer is kept, if it is kept. Others that are kept there take turns with it.
+    /// The place of its answer in the cache. Questions that share a place overwrite each other.
     #[inline(always)]
     fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut RecentHop> {
         let folded = u64::from(a ^ c) << 32 | u64::from(b ^ d);
@@ -60,10 +61,10 @@ impl Question<'_> {
         differ(&hop.destination, destination) | differ(&hop.source, source) | (hop.ingress ^ ingress) | kinds == 0
     }
 
-    /// The answer, if it was given a moment ago.
+    /// The cached answer, if it is still valid.
     #[inline(always)]
     pub(super) fn recent(&self) -> Option<&'static RecentHop> {
-        // Read again, so that it need not be on the stack from parsing on.
+        // It is read from the packet again, so that it does not occupy the stack since parsing.
         let destination = rewrite::destination(self.ip)?;
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         let hop = unsafe { &*self.place(destination)? };
@@ -72,7 +73,7 @@ impl Question<'_> {
         (now.wrapping_sub(hop.asked) < LIFETIME && self.is_of(hop, &destination)).then_some(hop)
     }
 
-    /// Keeps the answer.
+    /// Stores the answer in the cache.
     #[inline(always)]
     pub(super) fn answered(
         &self,

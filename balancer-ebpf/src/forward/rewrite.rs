@@ -19,27 +19,25 @@ use crate::{
     step::Carries,
 };
 
-/// Which end of a packet is replaced.
+/// The end of a packet that is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The source address and port.
     Source,
-    /// The destination address and port.
     Destination,
 }
 
-/// The new end of a packet and what it does to checksums.
+/// The new address and port of one end of a packet, and their effect on checksums.
 #[derive(Clone, Copy, Debug)]
 pub struct Translation {
-    /// Which end.
+    /// The end that is replaced.
     pub end: End,
     /// Network order; IPv4 in the first word.
     pub address: [u32; 4],
     /// Network order; `None` leaves the port alone.
     pub port: Option<u16>,
-    /// What the address change adds to a complemented checksum; below 2^34.
+    /// The amount that the change of address adds to a complemented checksum; below 2^34.
     pub address_delta: u64,
-    /// What address and port change together add; below 2^34.
+    /// The amount that the changes of address and port add together; below 2^34.
     pub l4_delta: u64,
 }
 
@@ -66,8 +64,8 @@ struct Macs {
     end: u32,
 }
 
-/// Replaces one end of a TCP or UDP packet and takes one hop off its TTL. `None`: a header is not there; the packet may
-/// then be half written and must be dropped. The caller has made sure that the TTL is above 1.
+/// Replaces one end of a TCP or UDP packet and lowers its TTL by one. `None`: a header is missing; the packet may be
+/// half rewritten and must be dropped. The caller has checked that the TTL is above 1.
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Option<()> {
@@ -78,7 +76,7 @@ pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Opt
     }
 }
 
-/// Replaces one address of the IP header and takes one hop off its TTL.
+/// Replaces one address of the IP header and lowers the TTL by one.
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_delta: u64) -> Option<()> {
@@ -91,7 +89,7 @@ pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_de
     }
 }
 
-/// Replaces one address of the IP header, and nothing else of it.
+/// Replaces one address of the IP header and nothing else.
 #[inline(always)]
 #[must_use]
 pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
@@ -102,9 +100,9 @@ pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
     }
 }
 
-/// The sum of the complemented words of one address of the IP header, of 32 bits each, which fold to the same as words of 16:
-/// what leaves a checksum when it is replaced. Read from the packet again, so that it need not be on the stack from parsing
-/// on.
+/// The sum of the complemented 32-bit words of one address of the IP header, which fold to the same value as 16-bit
+/// words. A checksum loses this amount when the address is replaced. The address is read from the packet again, so that
+/// it does not occupy the stack since parsing.
 #[inline(always)]
 #[must_use]
 pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
@@ -116,7 +114,7 @@ pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
     }
 }
 
-/// Where the packet goes: network order, IPv4 in the first word. Read from the packet again, as above.
+/// The packet's destination, network order, IPv4 in the first word. It is read from the packet again, as above.
 #[inline(always)]
 #[must_use]
 pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
@@ -127,7 +125,7 @@ pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
     }
 }
 
-/// Takes one hop off the TTL.
+/// Lowers the TTL by one.
 #[inline(always)]
 #[must_use]
 pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
@@ -143,7 +141,8 @@ pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
 fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u64) -> Option<()> {
     const TTL: usize = offset_of!(Ipv4Hdr, ttl);
     const CHECK: usize = offset_of!(Ipv4Hdr, check);
-    /// A hop, in the word of TTL and protocol. As there is one more, nothing is borrowed from the protocol.
+    /// One hop in the word of TTL and protocol. The TTL is above 0, so the subtraction borrows nothing from the
+    /// protocol.
     const HOP: u16 = u16::from_ne_bytes([1, 0]);
     let ttl_protocol: u16 = ip.header.load(TTL)?;
     let delta = address_delta + checksum::replace_u16(HOP, 0);
@@ -184,7 +183,7 @@ const fn port(end: End) -> usize {
 const TCP_CHECK: usize = offset_of!(TcpHdr, check);
 const UDP_CHECK: usize = offset_of!(UdpHdr, check);
 
-/// Replaces one port of the TCP or UDP header, unless it stays.
+/// Replaces one port of the TCP or UDP header, unless it is unchanged.
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_l4(ip: &Ip<'_>, end: End, number: Option<u16>, delta: u64) -> Option<()> {
@@ -198,9 +197,9 @@ pub(crate) fn translate_l4(ip: &Ip<'_>, end: End, number: Option<u16>, delta: u6
     }
 }
 
-/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: its address, its port and its checksums as far
-/// as they are quoted; and updates the error's own checksum. `outer_delta` is what the change of the error's own
-/// addresses adds to a checksum that covers them (ICMPv6).
+/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: its address, its port and its checksums as
+/// far as they are quoted. It also updates the error's own checksum. `outer_delta` is the amount that the change of the
+/// error's own addresses adds to a checksum that covers them (ICMPv6).
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u64, new: &Translation) -> Option<()> {
@@ -217,7 +216,7 @@ pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u64, ne
         inner.header.store(v6_address(new.end), new.address)?;
     }
     if !inner.fragment.is_later() {
-        // The quote ends with the error, whatever the link adds behind it.
+        // The quote ends with the error; padding of the link may follow.
         let quoted = ip.l4_length().wrapping_sub(ICMP_HEADER_LEN).wrapping_sub(inner.headers_length);
         if let Some(number) = new.port {
             let old: u16 = inner.l4.load(port(new.end))?;

@@ -1,4 +1,4 @@
-//! What is done with every packet that reaches its backend, and with those that do not.
+//! The last work on a packet, whether or not it reaches its backend.
 
 use balancer_common::{handover::Handed, map_types::FORWARDING_ASKS, verdict::DropReason};
 
@@ -14,19 +14,19 @@ use crate::{
     step::{Choice, Step},
 };
 
-/// The `end` of a packet that does not reach the backend chosen for it. The choice is counted all the same.
+/// The `end` of a packet that does not reach its chosen backend. The decision is counted nevertheless.
 #[inline(always)]
 pub(crate) fn decided(choice: Choice, end: Step) -> Step {
     stats::count_decided(choice.backend, choice.decision);
     end
 }
 
-/// Whose address a packet's source is.
+/// The kind of host that a packet's source address belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
-    /// A client, whose packet is behind so many bytes of outer headers.
+    /// A client; its packet is behind this many bytes of outer headers.
     Client { added: usize },
-    /// A router that says something about the packet of a backend.
+    /// A router that reports about a packet of a backend.
     Other,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: 
     Step::send(ingress.ifindex(), backend.row.ifindex)
 }
 
-/// Counts a packet for its backend, and samples it if it is due.
+/// Counts a packet for its backend, and samples it if its turn has come.
 #[inline(always)]
 pub(super) fn count(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) {
     let bytes = ip.l3_offset + ip.length;
@@ -46,7 +46,7 @@ pub(super) fn count(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: C
     }
 }
 
-/// The same where the kernel may have to send the packet.
+/// Finishes a packet that the kernel may have to send.
 #[inline(always)]
 pub(super) fn finish_by_any(
     ingress: Ingress,
@@ -60,7 +60,7 @@ pub(super) fn finish_by_any(
     by_kernel_perhaps(ingress, frame, ip, backend, choice, step)
 }
 
-/// `step`, or to the kernel if that has to send the packet.
+/// Returns `step`, or hands the packet to the kernel if the kernel must send it.
 #[inline(always)]
 pub(super) fn by_kernel_perhaps(
     ingress: Ingress,

@@ -1,4 +1,4 @@
-//! What is this machine's own where the kernel does not say so: it looks up no route while forwarding is off.
+//! Finding packets for this machine where the kernel's lookup does not tell, because forwarding is off.
 
 use core::{mem, ptr};
 
@@ -17,18 +17,18 @@ use crate::{
     step::Step,
 };
 
-/// Of the kernel's `enum tcp_states`.
+/// A value of the kernel's `enum tcp_states`.
 const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
-/// Means the network namespace of the interface that the packet came in by.
+/// Selects the network namespace of the ingress interface.
 const THIS_NAMESPACE: u64 = u64::MAX;
 
-/// The ends that a socket is looked up by. Not on the stack, of which the steps leave too little.
+/// The endpoints for the lookup of a socket. They are not on the stack, because the steps leave too little of it.
 #[map]
 static ENDS: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
 
-/// The end of a backend's packet, or of an error about a packet to a backend: it passes if a socket of this machine waits for
-/// it, such as a health check's.
+/// Decides about a backend's packet, or an error about a packet to a backend, that belongs to no client: it passes if a
+/// socket of this machine waits for it, such as a health check's.
 #[inline(always)]
 pub(crate) fn pass(ingress: Ingress) -> Step {
     match of_host(ingress) {
@@ -37,18 +37,18 @@ pub(crate) fn pass(ingress: Ingress) -> Step {
     }
 }
 
-/// A socket of this machine.
+/// A socket of this machine for a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HostSocket {
-    /// There is none.
+    /// No socket exists.
     None,
-    /// One that waits for connections, or for datagrams, or that had a connection.
+    /// A socket that waits for connections or datagrams, or one in TIME-WAIT.
     Listener,
-    /// That of a connection.
+    /// The socket of a connection.
     Connection,
 }
 
-/// The socket for a packet to this machine, or for one from it that an ICMP error quotes.
+/// The socket for a packet to this machine, or for a packet from it that an ICMP error quotes.
 #[inline(always)]
 pub(crate) fn of_host(ingress: Ingress) -> HostSocket {
     match balancer_socket(ingress.context()) {
@@ -62,11 +62,11 @@ const NONE: u64 = 0;
 const LISTENER: u64 = 1;
 const CONNECTION: u64 = 2;
 
-/// A global function: what leads here has little of the stack left.
+/// This is a global function, because its callers leave little of the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_socket(context: *mut xdp_md) -> u64 {
-    // SAFETY: the functions that lead here pass the program's context on.
+    // SAFETY: the callers pass the program's context.
     let Some(found) = Found::of(unsafe { Ingress::new(context) }) else { return NONE };
     let Found { ingress, ip, .. } = &found;
     if matches!(ip.protocol, TCP | UDP) {
@@ -75,7 +75,7 @@ extern "C" fn balancer_socket(context: *mut xdp_md) -> u64 {
     found.quoted().map_or(NONE, |inner| look_up(*ingress, &inner, Direction::FromHere))
 }
 
-/// Where a packet goes, if it is this machine's.
+/// Whether this machine is the packet's destination or its quoted source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Here,
@@ -111,17 +111,17 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
         }
     };
     let context = ingress.untyped();
-    // The verifier tells sockets of the two protocols apart, so each is looked at where it is found.
+    // The verifier distinguishes sockets of the two protocols, so each is examined where it is found.
     let (socket, found): (*mut bpf_sock, _) = match ip.protocol {
         TCP => {
-            // SAFETY: the context is the kernel's, and the ends as long as is said.
+            // SAFETY: the context is the kernel's, and the ends have the given length.
             let socket = unsafe { bpf_skc_lookup_tcp(context, place, length, THIS_NAMESPACE, 0) };
             if socket.is_null() {
                 return NONE;
             }
             // SAFETY: a socket that the kernel has just given.
             let state = unsafe { (&raw const (*socket).state).read_volatile() };
-            // Of a connection that has ended a client may use the port again.
+            // A client may reuse the port of a connection that has ended.
             (socket, if state == TCP_LISTEN || state == TCP_TIME_WAIT { LISTENER } else { CONNECTION })
         }
         UDP => {

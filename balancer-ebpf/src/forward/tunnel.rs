@@ -1,9 +1,9 @@
-//! `ipip` and `gue`: the packet as it is, one hop less, behind an outer header to the backend.
+//! `ipip` and `gue`: the packet travels unchanged, except for its TTL, behind an outer header to the backend.
 //!
-//! The outer header takes over the traffic class with its congestion bits (RFC 6040, normal mode) and "don't fragment"
-//! (RFC 2003; set for IPv6 inside, which routers never fragment). GUE is variant 1: the IP packet directly after UDP,
-//! without a checksum, over IPv6 as well (RFC 6935, RFC 6936: the inner packet has its own). The UDP source port, or the
-//! IPv6 flow label (RFC 6438), spreads clients.
+//! The outer header copies the traffic class with its congestion bits (RFC 6040, normal mode) and "don't fragment" (RFC
+//! 2003; always set for an inner IPv6 packet, which routers never fragment). GUE is variant 1: the IP packet directly
+//! after UDP, without a checksum, over IPv6 as well (RFC 6935, RFC 6936: the inner packet has its own). The UDP source
+//! port, or the IPv6 flow label (RFC 6438), spreads clients over paths.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
 use balancer_common::{
@@ -34,12 +34,12 @@ const IPIP: u8 = Forwarding::Ipip as u8;
 const GUE: u8 = Forwarding::Gue as u8;
 pub(super) const MALFORMED: Step = Step::drop(DropReason::Malformed);
 
-/// How many outer IPv4 packets that may be fragmented this CPU has sent.
+/// The number of outer IPv4 packets that may be fragmented and that this CPU has sent.
 #[map]
 static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// Puts a packet with nothing special about it in an outer one to its backend; how many bytes that adds. `None`: nothing
-/// is done, and [`super::encapsulate`] is to look at it.
+/// Wraps a plain packet in an outer packet to its backend, and returns the number of bytes added. `None`: nothing was
+/// done, and [`super::encapsulate`] must handle the packet.
 #[inline(always)]
 pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> Option<Result<usize, Step>> {
     let row = backend.row;
@@ -47,7 +47,7 @@ pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> O
         return None;
     }
     let ip = &Ip { l3_offset: EthHdr::LEN, ..*ip };
-    // Compiled for each tunnel, so that what is constant for it costs nothing.
+    // Each kind of tunnel is compiled separately, so its constants cost nothing.
     let v6 = backend.flags & BACKEND_V6 != 0;
     match row.mode() {
         IPIP if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: true }),
@@ -64,7 +64,7 @@ fn wrap_fitting(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel)
     if ip.length + tunnel.overhead() <= longest { Some(wrap(ingress, ip, ip.family, row, tunnel)) } else { None }
 }
 
-/// The headers that a backend's packets get.
+/// The headers in front of a backend's packets.
 #[derive(Clone, Copy)]
 pub(super) struct Tunnel {
     gue: bool,
@@ -94,7 +94,8 @@ impl Tunnel {
     }
 }
 
-/// Puts a packet of this `family` in an outer one; how many bytes that adds. Views of the frame are void then.
+/// Wraps a packet of this `family` in an outer packet, and returns the number of bytes added. Earlier views of the
+/// frame become invalid.
 #[inline(always)]
 pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
     let inner = Inner::of(ip, family).ok_or(MALFORMED)?;
@@ -108,7 +109,7 @@ pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, 
     Ok(overhead)
 }
 
-/// What the outer headers need of the inner ones; views of the frame are void by then.
+/// The values of the inner headers that the outer ones need; views of the frame are invalid by then.
 struct Inner {
     l3_offset: usize,
     length: usize,
@@ -132,7 +133,7 @@ impl Inner {
     }
 }
 
-/// Writes the link-layer and outer headers into the room that was made for them.
+/// Writes the link-layer and outer headers into the new room.
 #[inline(always)]
 fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Option<()> {
     let family = if tunnel.v6 { FAMILY_V6 } else { FAMILY_V4 };
@@ -173,8 +174,8 @@ fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Op
     l4.store(0, [inner.entropy.to_be(), GUE_PORT.to_be(), length.to_be(), 0u16])
 }
 
-/// The identification of the next outer packet that may be fragmented. Each CPU counts from a place of its own, so that
-/// two of them repeat each other as late as they can.
+/// The identification of the next outer packet that may be fragmented. Each CPU counts from its own start, so that
+/// repetitions between CPUs are as far apart as possible.
 #[inline(always)]
 fn next_id() -> u16 {
     let Some(count) = IDS.get_ptr_mut(0) else { return 0 };

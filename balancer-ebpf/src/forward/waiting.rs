@@ -1,6 +1,6 @@
-//! Replies to clients whose neighbour the kernel has not resolved: it keeps them while it asks, as any router does. Where
-//! nobody has answered for longer than it asks, or there are very many, they are dropped instead, and the controller has
-//! the kernel ask again.
+//! Replies to clients whose neighbour the kernel has not resolved. The kernel keeps such packets while it resolves, as
+//! any router does. If the neighbour has not answered for longer than the kernel asks, or if there are very many such
+//! packets, they are dropped, and the controller makes the kernel ask again.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_coarse_ns,
@@ -11,28 +11,29 @@ use balancer_common::map_types::{MAX_ASKED, NeighbourAsked, NeighbourWanted};
 
 use crate::budget;
 
-/// Neighbours that replies had to be dropped for; the controller has them resolved. Losing some when it is full does
-/// no harm: the next packet asks again.
+/// Neighbours for which replies had to be dropped; the controller has them resolved. A full buffer does no harm,
+/// because the next packet asks again.
 #[map]
 static NEIGHBOURS_WANTED: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// Neighbours that packets wait for, and since when.
+/// Neighbours that packets wait for, with the time since when.
 #[map]
 static ASKED: LruHashMap<NeighbourWanted, NeighbourAsked> = LruHashMap::with_max_entries(MAX_ASKED, 0);
 
-/// The kernel gives a neighbour up after three questions, a second apart.
+/// The time in which the kernel asks for a neighbour: three requests, one second apart.
 const ASKING: u64 = 3_000_000_000;
-/// Packets further apart than this begin anew: the neighbour may have answered in between.
+/// Packets that are further apart than this begin a new wait, because the neighbour may have answered in between.
 const PAUSE: u64 = 2_500_000_000;
 
-/// Whether a packet for a neighbour that is not resolved is to wait for it, in the kernel. If not, it is asked for.
+/// Whether a packet for an unresolved neighbour waits in the kernel. If not, the controller is asked to have the
+/// neighbour resolved.
 #[inline(always)]
 pub(crate) fn may_wait(neighbour: &NeighbourWanted) -> bool {
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let may = is_answering(neighbour, now) && budget::may_wait();
     if !may && let Some(mut entry) = NEIGHBOURS_WANTED.reserve::<NeighbourWanted>(0) {
-        // Word by word: copied whole, it is copied by a function, which takes a stack of its own.
+        // The words are copied one by one: a copy of the whole would call a function with a stack of its own.
         let NeighbourWanted { address: [a, b, c, d], ifindex, family } = neighbour;
         entry.write(NeighbourWanted { address: [*a, *b, *c, *d], ifindex: *ifindex, family: *family });
         entry.submit(0);
@@ -40,11 +41,11 @@ pub(crate) fn may_wait(neighbour: &NeighbourWanted) -> bool {
     may
 }
 
-/// Whether a neighbour may still be about to answer.
+/// Whether the neighbour may still answer.
 #[inline(always)]
 fn is_answering(neighbour: &NeighbourWanted, now: u64) -> bool {
     if let Some(asked) = ASKED.get_ptr_mut(neighbour) {
-        // SAFETY: a map value; what another CPU writes meanwhile is a time like this one.
+        // SAFETY: this is a map value, and another CPU could only write a similar time at the same moment.
         let asked = unsafe { &mut *asked };
         let last = asked.last;
         asked.last = now;
@@ -54,7 +55,7 @@ fn is_answering(neighbour: &NeighbourWanted, now: u64) -> bool {
         asked.first = now;
         return true;
     }
-    // Without room it counts as new each time.
+    // Without room for it, the neighbour counts as new each time.
     let _full = ASKED.insert(neighbour, NeighbourAsked { first: now, last: now }, 0);
     true
 }

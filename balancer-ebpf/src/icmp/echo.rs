@@ -44,7 +44,7 @@ fn turn_round(frame: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
         let check: u16 = ip.header.load(CHECK)?;
         ip.header.store(TTL, new)?;
         ip.header.store(CHECK, checksum::apply(check, checksum::replace_u16(ttl_protocol, new)))?;
-        // Addresses that change places leave every sum as it is.
+        // Swapping the addresses changes no checksum.
         ip.header.store(offset_of!(Ipv4Hdr, src_addr), [ip.destination[0], ip.source[0]])?;
         0
     } else {
@@ -56,7 +56,7 @@ fn turn_round(frame: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
     let check: u16 = ip.l4.load(ICMP_CHECK)?;
     ip.l4.store(0, new)?;
     let check = match checksum::apply(check, checksum::replace_u16(old, new)) {
-        // Both names of zero are right, unless the reply is nothing but zeros: then only this one is.
+        // 0 and 0xffff both mean zero, but a reply of only zeros must carry 0xffff.
         0 if ip.family == FAMILY_V4 => 0xffff,
         check => check,
     };

@@ -1,4 +1,4 @@
-//! ICMP errors about packets of services: they belong to the flow that they quote, whichever router sent them.
+//! ICMP errors about packets of services. An error belongs to the flow that it quotes, whichever router sent it.
 
 use balancer_common::{
     map_types::{Control, ListenerRow, PortlessMatch, SERVICE_FLOWS, ServiceKey},
@@ -14,8 +14,8 @@ use crate::{
     step::{ErrorToBackend, ErrorToClient, Step},
 };
 
-/// An error to a VIP about a packet that a backend sent as the VIP: to the backend of the client it was for. Nothing is
-/// recorded, and no decision is counted.
+/// Sends an error about a packet that a backend sent as the VIP to that client's backend. Nothing is recorded, and no
+/// decision is counted.
 #[inline(always)]
 pub(super) fn about_vip(
     found: &Found,
@@ -56,7 +56,7 @@ pub(super) fn about_vip(
     )
 }
 
-/// An error to a client about a packet that was translated on its way to a `nat` backend.
+/// Sends an error about a packet that was translated on its way to a `nat` backend to the client.
 #[inline(always)]
 pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'static Control) -> Step {
     let Some(inner) = inner else { return Step::PASS };
@@ -78,7 +78,7 @@ pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'
     }
 }
 
-/// Whether the error went to the sender of what it quotes, and that may belong to a service.
+/// Whether the error went to the sender of the quoted packet, which may belong to a service.
 #[inline(always)]
 fn is_ours(ip: &Ip<'_>, inner: &Ip<'_>) -> bool {
     inner.source == ip.destination && (inner.protocol == TCP || inner.protocol == UDP)

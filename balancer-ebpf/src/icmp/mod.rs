@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6: errors about flows of services, echo requests to VIPs, and errors of our own.
+//! ICMP and ICMPv6: errors about flows of services, echo requests to VIPs, and errors that the program sends.
 
 mod echo;
 mod errors;
@@ -17,7 +17,7 @@ use crate::{
     step::Step,
 };
 
-/// What an ICMP message means here.
+/// The meaning of an ICMP message for the program.
 enum Kind {
     EchoRequest,
     Error,
@@ -42,7 +42,7 @@ const fn kind(family: u8, message: u8) -> Kind {
     }
 }
 
-/// Decides about an ICMP message that is not fragmented.
+/// Decides about an unfragmented ICMP message.
 #[inline(always)]
 pub(crate) fn decide(found: &Found) -> Step {
     let Found { frame, ip, .. } = found;

@@ -1,5 +1,5 @@
-//! Telling the sender of a packet that is too big for its way what would fit (RFC 792 and 1191, RFC 4443), and that of a
-//! datagram that nobody takes that it is in vain (RFC 1812 section 5.2.7.1).
+//! Errors to the senders of packets: the MTU, if a packet is too big for its path (RFC 792 and 1191, RFC 4443), and
+//! "unreachable", if no backend takes a datagram (RFC 1812 section 5.2.7.1).
 
 use balancer_common::{
     checksum,
@@ -24,15 +24,15 @@ use crate::{
 const MAX_QUOTE_V4: usize = 544;
 /// An error is at most 1280 bytes long (RFC 4443 section 2.4).
 const MAX_QUOTE_V6: usize = 1232;
-/// Summed in steps of eight bytes.
+/// Data is summed in steps of eight bytes.
 const STEP: usize = 8;
 const STEPS: usize = MAX_QUOTE_V6 / STEP;
 
-/// Precedence "internetwork control" (RFC 1812 section 4.3.2.5).
+/// TOS of ICMP errors: precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet to a VIP, or a `nat` backend's reply. The senders of IPv4 packets that may be fragmented are told of
-/// MTUs as well: nothing here fragments, but they can.
+/// Answers a packet to a VIP, or a `nat` backend's reply. Senders of IPv4 packets that may be fragmented learn the MTU
+/// too: the program does not fragment, but they can.
 #[inline(always)]
 pub(crate) fn answer(found: &Found, told: Told<IcmpError>) -> Step {
     if reply(found, told).is_none() {
@@ -49,15 +49,15 @@ pub(crate) fn answer(found: &Found, told: Told<IcmpError>) -> Step {
 #[inline(always)]
 fn message(error: IcmpError, family: u8) -> [u8; ICMP_HEADER_LEN] {
     match (error, family == FAMILY_V4) {
-        // Destination unreachable: administratively prohibited, or the port.
+        // Destination unreachable: administratively prohibited, or port unreachable.
         (IcmpError::Unreachable(reason), true) => [3, if is_denied(reason) { 13 } else { 3 }, 0, 0, 0, 0, 0, 0],
         (IcmpError::Unreachable(reason), false) => [1, if is_denied(reason) { 1 } else { 4 }, 0, 0, 0, 0, 0, 0],
-        // Destination unreachable, fragmentation needed: the MTU of the next hop in the low half of the second word.
+        // Destination unreachable, fragmentation needed; the low half of the second word is the MTU of the next hop.
         (IcmpError::TooBig(mtu), true) => {
             let [high, low] = (mtu.min(u32::from(u16::MAX)) as u16).to_be_bytes();
             [3, 4, 0, 0, 0, 0, high, low]
         }
-        // Packet too big: the MTU in the second word.
+        // Packet too big; the second word is the MTU.
         (IcmpError::TooBig(mtu), false) => {
             let [a, b, c, d] = mtu.to_be_bytes();
             [2, 0, 0, 0, a, b, c, d]
@@ -70,7 +70,7 @@ fn is_denied(reason: DropIndex) -> bool {
     reason == DropIndex(DropReason::Denied as u8)
 }
 
-/// `None`: the sender is not told. The frame may then be anything.
+/// Writes the error. `None`: the sender is not informed, and the frame may be half rewritten.
 #[inline(always)]
 fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
     let Found { ingress, frame, ip } = *found;
@@ -86,7 +86,8 @@ fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
     }
     let (header, most) =
         if ip.family == FAMILY_V4 { (Ipv4Hdr::LEN, MAX_QUOTE_V4) } else { (Ipv6Hdr::LEN, MAX_QUOTE_V6) };
-    // Of a short packet all: Linux wants eight bytes behind the IP header, which the UDP header of an empty datagram has.
+    // A short packet is quoted whole. Linux requires eight bytes behind the IP header, which an empty datagram's UDP
+    // header has.
     let quote = frame.len().wrapping_sub(ip.l3_offset).min(ip.length).min(most);
     let added = header + ICMP_HEADER_LEN;
     ingress.cut_tail(ingress.frame_length().checked_sub(ip.l3_offset + quote)?)?;
@@ -101,7 +102,7 @@ fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
     ingress.frame().skip(ip.l3_offset + header).store(ICMP_CHECK, !check)
 }
 
-/// Writes the IP header. Returns what the checksum covers apart from the message: nothing.
+/// Writes the IPv4 header. Returns the sum of what the checksum covers besides the message: nothing.
 #[inline(always)]
 fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     let header = V4 {
@@ -117,7 +118,7 @@ fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     Some(0)
 }
 
-/// Writes the IP header. Returns the sum of the pseudo-header.
+/// Writes the IPv6 header. Returns the sum of the pseudo-header.
 #[inline(always)]
 fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     let length = ICMP_HEADER_LEN + quote;
@@ -128,7 +129,7 @@ fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     Some(addresses + u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be()))
 }
 
-/// The sum of the first `length` bytes as 16-bit words: unfolded. They end where the frame ends.
+/// The unfolded sum of the first `length` bytes as 16-bit words. The frame ends behind them.
 #[inline(always)]
 fn sum(bytes: Packet<'_>, length: usize) -> u64 {
     let mut sum = tail(bytes.skip(length & !(STEP - 1)), length & (STEP - 1));

@@ -1,4 +1,4 @@
-//! The asking end of the control socket: HTTP/1.1 over a unix socket, one connection a request.
+//! The client of the control socket: HTTP/1.1 over a unix socket, one connection for each request.
 
 use std::{
     io,
@@ -31,26 +31,26 @@ use super::{
     trace::{BeginTrace, TraceBegun, TraceEnded, TraceView},
 };
 
-/// How long a request may take, connecting included. Longer than the server's own limit.
+/// The maximum duration of a request including the connection; longer than the server's own limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Largest answer, in bytes: every backend there can be, with room.
+/// The maximum size of an answer in bytes: enough for every possible backend.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody serves the socket.
+    /// No process serves the socket.
     #[error(
         "no controller reachable at {}: {reason}; start one with \"balancer run --config FILE\"",
         socket.display()
     )]
     Unreachable {
-        /// Where it was looked for.
+        /// The path of the socket.
         socket: PathBuf,
         /// The error of the operating system, in words.
         reason: String,
     },
-    /// The controller answered that it will not.
+    /// The controller refused the request.
     #[error("{message}")]
     Refused {
         /// The HTTP status.
@@ -58,7 +58,7 @@ pub enum ClientError {
         /// The controller's words.
         message: String,
     },
-    /// The controller's answer did not come whole or made no sense.
+    /// The controller's answer was incomplete or invalid.
     #[error("the controller at {} gave no proper answer: {reason}", socket.display())]
     Broken {
         /// The socket of the controller that answered.
@@ -69,8 +69,8 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether it is what a controller that restarts looks like: there is none, it ended in the middle of an answer, or it
-    /// is about to.
+    /// Whether the error is typical of a restarting controller: there is none, it ended in the middle of an answer, or
+    /// it is about to end.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         match self {
@@ -91,33 +91,33 @@ pub struct Client {
 pub type Answer<T> = Result<T, ClientError>;
 
 impl Client {
-    /// The controller that serves `socket`. Nothing is connected yet.
+    /// A client of the controller at `socket`. It does not connect yet.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), if_generation: None }
     }
 
-    /// The same controller, for changes that are only made if its configuration is of this generation.
+    /// The same client, for changes that are made only if the configuration has this generation.
     #[must_use]
     pub fn if_generation(self, generation: Option<u64>) -> Self {
         Self { if_generation: generation, ..self }
     }
 
-    /// The socket that it serves.
+    /// The path of the socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Interfaces and services.
+    /// Returns interfaces and services.
     ///
     /// # Errors
-    /// As [`ClientError`] says; so for every request.
+    /// As [`ClientError`] says, here and for every request.
     pub async fn status(&self) -> Answer<StatusView> {
         self.get("/v1/status").await
     }
 
-    /// Whether it is fit to be sent clients; with `announced`, one that is withdrawn is not.
+    /// Returns whether the balancer is fit to receive clients; with `announced`, a withdrawn one is not.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -125,15 +125,15 @@ impl Client {
         self.get(&format!("/v1/ready?announced={announced}")).await
     }
 
-    /// The fleet that it is in.
+    /// Returns the fleet of the balancer.
     ///
     /// # Errors
-    /// As [`Client::status`]; refused where it is in none.
+    /// As [`Client::status`]; refused without a fleet.
     pub async fn fleet(&self) -> Answer<FleetSnapshot> {
         self.get("/v1/fleet").await
     }
 
-    /// Has its VIPs taken away, or brought back.
+    /// Withdraws or restores the VIPs.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -166,7 +166,7 @@ impl Client {
         self.get(&format!("/v1/backends{}", service_query(service))).await
     }
 
-    /// Where a client is steered, one view for each service that matches.
+    /// Returns the backend of a client, one view for each matching service.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -191,8 +191,8 @@ impl Client {
         self.send(Method::DELETE, &format!("{}/clients", backend_path(name)), None::<&()>).await
     }
 
-    /// A part of the history: what comes after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`), waiting up to `wait`
-    /// where there is nothing.
+    /// Returns a part of the history: the events after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`), waiting
+    /// up to `wait` if there are none.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -200,18 +200,18 @@ impl Client {
         self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
     }
 
-    /// Has it tell of packets. It goes on as long as [`traced`](Self::traced) is asked, every few seconds.
+    /// Starts a trace, which continues while [`traced`](Self::traced) is called every few seconds.
     ///
     /// # Errors
-    /// As [`Client::status`]; also while somebody else traces.
+    /// As [`Client::status`]; also while another trace runs.
     pub async fn trace(&self, wanted: &BeginTrace) -> Answer<TraceBegun> {
         self.send(Method::POST, "/v1/trace", Some(wanted)).await
     }
 
-    /// The packets of a trace since it was last asked, waiting up to `wait` where there are none.
+    /// Returns the packets of a trace since the last call, waiting up to `wait` if there are none.
     ///
     /// # Errors
-    /// As [`Client::status`]; also where the trace has ended.
+    /// As [`Client::status`]; also after the trace has ended.
     pub async fn traced(&self, trace: u64, wait: Duration) -> Answer<TraceView> {
         self.get(&format!("/v1/trace/{trace}?wait={}s", wait.as_secs())).await
     }
@@ -232,10 +232,10 @@ impl Client {
         self.get(&format!("/v1/stats{}", service_query(service))).await
     }
 
-    /// The same of all members of the fleet together.
+    /// Returns stickiness and balance of all members of the fleet together.
     ///
     /// # Errors
-    /// As [`Client::status`]; where there is no fleet, or its engine is out of reach.
+    /// As [`Client::status`]; also without a fleet, or if its engine is unreachable.
     pub async fn fleet_stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
         let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
         self.get(&format!("/v1/stats?fleet=true{service}")).await
@@ -288,10 +288,10 @@ impl Client {
         self.send(Method::PUT, &format!("{}/admin", backend_path(name)), Some(admin)).await
     }
 
-    /// Sets how much a backend takes at most.
+    /// Sets the limits of a backend.
     ///
     /// # Errors
-    /// When the controller refuses, or cannot be asked.
+    /// As [`Client::status`].
     pub async fn set_limits(&self, name: &BackendName, limits: &SetLimits) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/limits", backend_path(name)), Some(limits)).await
     }
@@ -304,7 +304,7 @@ impl Client {
         self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
     }
 
-    /// Returns what a change would move. Nothing is changed.
+    /// Returns the effects of a change without making it.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -312,7 +312,7 @@ impl Client {
         self.send(Method::POST, "/v1/plan", Some(change)).await
     }
 
-    /// How the backends of one service, or of all, are checked.
+    /// Returns how the backends of one service, or of all, are checked.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -320,7 +320,7 @@ impl Client {
         self.get(&format!("/v1/health{}", service_query(service))).await
     }
 
-    /// Overrides what a backend's checks find.
+    /// Overrides the verdict of a backend's checks.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -347,7 +347,7 @@ impl Client {
         self.get(&format!("/v1/flows{query}")).await
     }
 
-    /// Has clients be known.
+    /// Records clients at backends.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -355,7 +355,7 @@ impl Client {
         self.send(Method::POST, &format!("/v1/services/{service}/clients"), Some(&ImportClients { clients })).await
     }
 
-    /// The known clients of a service that have addresses within these prefixes.
+    /// Returns the known clients of a service with addresses in these prefixes.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -365,7 +365,7 @@ impl Client {
         self.get(&format!("/v1/services/{service}/clients{query}")).await
     }
 
-    /// Sets the share of a service's clients that are steered, in percent.
+    /// Sets the share of a service's steered clients, in percent.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -373,7 +373,7 @@ impl Client {
         self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
     }
 
-    /// Asks for what the server of a backend needs to make its connection IDs of QUIC.
+    /// Returns the settings that a backend's server needs for its QUIC connection IDs.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -381,7 +381,7 @@ impl Client {
         self.get(&format!("/v1/services/{}/quic/{}", backend.service, backend.backend)).await
     }
 
-    /// Has servers of a service name themselves under a new key.
+    /// Gives a service a new key for QUIC connection IDs.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -421,7 +421,7 @@ impl Client {
         self.send(Method::DELETE, &rule_path(service, prefix), None::<&()>).await
     }
 
-    /// Has the balancer read its own configuration file again.
+    /// Makes the balancer reread its own configuration file.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -429,7 +429,7 @@ impl Client {
         self.send(Method::POST, "/v1/configuration/reread", None::<&()>).await
     }
 
-    /// Has the contents of a configuration file taken over.
+    /// Applies the contents of a configuration file.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -473,7 +473,7 @@ impl Client {
         let broken = |error: hyper::Error| self.broken(chain(&error));
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // Ends with the response, or with this future: the sender closes it.
+        // The task ends with the response, or with this future, whose sender closes it.
         let driver = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();

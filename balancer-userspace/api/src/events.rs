@@ -8,29 +8,30 @@ use serde::{Deserialize, Serialize};
 /// How long a request may wait for the next event.
 pub const MAX_WAIT: Duration = Duration::from_secs(20);
 
-/// Something that happened, as it is shown and as it is kept, one JSON object a line.
+/// An event, as displayed and as stored, one JSON object on each line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventView {
-    /// Rises by one with each event, over restarts as well.
+    /// A number that rises by one with each event, also across restarts.
     pub sequence: u64,
-    /// RFC 3339, UTC, with milliseconds.
+    /// The time by RFC 3339, UTC, with milliseconds.
     pub time: String,
-    /// `info` or `warn`.
+    /// The severity: `info` or `warn`.
     pub level: String,
-    /// `state`: of a service or backend; `change`: somebody asked for it; `note`: of the balancer itself.
+    /// The kind: `state` (of a service or backend), `change` (requested by a user) or `note` (about the balancer
+    /// itself).
     pub kind: String,
-    /// Which service it is about.
+    /// The service that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// Which backend of it.
+    /// The backend that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// The log's line.
+    /// The line in the log.
     pub message: String,
-    /// Where there is a fleet: which of its members says so.
+    /// In a fleet, the member that reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<String>,
-    /// The uid of the user that asked for it.
+    /// The uid of the requesting user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// The slots and known clients that it moved.
@@ -38,13 +39,13 @@ pub struct EventView {
     pub moves: Option<Moved>,
 }
 
-/// The answer: a part of the history, oldest first.
+/// A part of the history, oldest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventsView {
-    /// At most 1,000.
+    /// At most 1,000 events.
     pub events: Vec<EventView>,
-    /// How many after `since` are no longer kept.
+    /// The number of events after `since` that are no longer stored.
     pub missed: u64,
-    /// The `since` that goes on from here.
+    /// The value of `since` that continues from here.
     pub next: u64,
 }

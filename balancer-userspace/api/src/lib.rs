@@ -1,4 +1,6 @@
-//! The JSON that the control socket speaks, for both ends: made of the core's facts, and asked for by the client.
+//! The JSON of the control socket, for both ends: views made from the core's facts, and a client that requests them.
+
+#![warn(missing_docs)]
 
 pub mod client;
 pub mod events;
@@ -10,11 +12,11 @@ pub mod tally;
 pub mod trace;
 mod views;
 
-/// Largest request body, in bytes, except that of a configuration.
+/// The maximum size of a request body in bytes, except for bodies with a configuration or clients.
 pub const MAX_REQUEST_BODY: usize = 64 << 10;
-/// Largest request body with a configuration, in bytes: a text of 16 MiB with most of it escaped.
+/// The maximum size of a request body with a configuration, in bytes: a text of 16 MiB, mostly escaped.
 pub const MAX_CONFIGURATION_BODY: usize = 40 << 20;
-/// Largest request body with clients, in bytes.
+/// The maximum size of a request body with clients, in bytes.
 pub const MAX_CLIENTS_BODY: usize = 1 << 20;
-/// The header of a change that is only to be made if the configuration is of this generation.
+/// The header of a change that is made only if the configuration has this generation.
 pub const IF_GENERATION: &str = "if-generation";

@@ -1,4 +1,4 @@
-//! Bodies of the control API. Field names are the product's words.
+//! Bodies of the control API. Field names are the product's terms.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
@@ -18,34 +18,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::quic::QuicView;
 
-/// `GET /v1/status`.
+/// The body of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusView<Services = Vec<ServiceView>> {
     /// Attached interfaces.
     pub interfaces: Vec<InterfaceView>,
-    /// Frames that were redirected and not sent, by the interface that they were to leave by.
+    /// Frames that were redirected but not sent, by target interface.
     #[serde(default)]
     pub redirect_errors: BTreeMap<String, u64>,
     /// Services in configuration order.
     pub services: Services,
-    /// How often users have changed something, over restarts.
+    /// The number of changes by users, across restarts.
     pub generation: u64,
-    /// Where services are not as the configuration file says.
+    /// The differences between services and the configuration file.
     #[serde(default)]
     pub changed_at_run_time: Vec<RunTimeChange>,
-    /// Whether it is fit to be sent clients.
+    /// Whether the balancer is fit to receive clients.
     #[serde(default)]
     pub ready: Readiness,
-    /// Whether the operator has taken its VIPs away.
+    /// Whether the operator has withdrawn its VIPs.
     #[serde(default)]
     pub withdrawn: bool,
-    /// The VIPs that its machine has from it.
+    /// The VIPs that it has assigned to its machine.
     #[serde(default)]
     pub vips: Vec<VipView>,
-    /// The fleet that it is in; `None`: in none.
+    /// The fleet that it belongs to; `None`: none.
     #[serde(default)]
     pub fleet: Option<FleetSnapshot>,
-    /// The memory of clients, and how full it is.
+    /// The client table and its fill level.
     #[serde(default)]
     pub client_table: ClientTableView,
     /// Dropped packets, by reason; reasons without packets are left out.
@@ -53,10 +53,10 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     pub drops: BTreeMap<String, u64>,
 }
 
-/// The memory of clients.
+/// The client table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientTableView {
-    /// Known clients that it is made for.
+    /// The number of known clients that it is sized for.
     pub capacity: u64,
     /// Known clients at the last sweep.
     pub entries: u64,
@@ -66,17 +66,17 @@ pub struct ClientTableView {
     pub unrecorded: u64,
 }
 
-/// Every client, in percent.
+/// The default share: every client, in percent.
 const fn all() -> u8 {
     100
 }
 
-/// A VIP that the machine has from the balancer.
+/// A VIP that the balancer has assigned to the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VipView {
     /// The address.
     pub address: IpAddr,
-    /// The name of the interface that has it.
+    /// The name of the interface with the VIP.
     pub interface: String,
 }
 
@@ -96,17 +96,17 @@ pub struct InterfaceView {
 /// Packets by verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
-    /// Sent out of the interface they came in by.
+    /// Sent by the interface on which they arrived.
     pub tx: u64,
-    /// Sent out of another interface.
+    /// Sent by another interface.
     pub redirect: u64,
-    /// Left to the kernel, unchanged.
+    /// Passed to the kernel unchanged.
     pub pass: u64,
     /// Dropped.
     pub drop: u64,
     /// The program failed.
     pub aborted: u64,
-    /// Rewritten, and handed to the kernel to be sent.
+    /// Rewritten and handed to the kernel for sending.
     pub handed: u64,
     /// Passed to this machine, which is the backend.
     #[serde(default)]
@@ -118,112 +118,112 @@ pub struct Verdicts {
 pub struct ServiceView {
     /// The name of the service.
     pub name: String,
-    /// The first listener's virtual IP and port, or range of ports.
+    /// The virtual IP and port (or port range) of the first listener.
     pub address: String,
-    /// The first listener's: `tcp` or `udp`.
+    /// The protocol of the first listener: `tcp` or `udp`.
     pub protocol: String,
-    /// Where it is reached.
+    /// Its listeners.
     #[serde(default)]
     pub listeners: Vec<ListenerView>,
-    /// `dsr` or `nat`.
+    /// The forwarding mode, such as `dsr` or `nat`.
     pub forwarding: String,
-    /// M.
+    /// Number of slots.
     pub table_size: u32,
-    /// How often the live table was replaced.
+    /// The number of live tables so far.
     pub table_generation: u64,
-    /// The share of clients that are steered, in percent; the host serves the others.
+    /// The share of steered clients in percent; the host serves the others.
     #[serde(default = "all")]
     pub steer: u8,
-    /// Whether every packet passes to the host, and all figures say what would be.
+    /// Whether every packet passes to the host and all figures show what would have happened.
     #[serde(default)]
     pub watched: bool,
     /// Packets that passed to the host because their clients are not steered.
     #[serde(default)]
     pub unsteered_packets: u64,
-    /// Packets that passed to the host because they belong to one of its connections, although their clients are steered.
+    /// Packets of steered clients that passed to the host because they belong to one of its connections.
     #[serde(default)]
     pub host_connection_packets: u64,
-    /// How connection IDs of QUIC name its backends; absent: it has no listener of QUIC.
+    /// How QUIC connection IDs encode its backends; absent: it has no QUIC listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicView>,
-    /// A line on how clients are shared between balancer and host at present; absent where every client is steered, and
-    /// has been.
+    /// A line about the current sharing of clients between balancer and host; absent if every client has been steered
+    /// for long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<String>,
-    /// How long it has had an outage: so many backends fail that known clients stay where they are.
+    /// The duration of its outage, in which so many backends fail that known clients stay where they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_seconds: Option<u64>,
-    /// Conditions that a user should look at, a line each: an outage, one client that is most of a backend's load.
+    /// Conditions that need attention, one line each, such as an outage or a client that is most of a backend's load.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// The list of prefixes whose clients are denied; absent: there is none.
+    /// The deny list; absent: there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyView>,
-    /// The lists of targets that are its backends.
+    /// The lists of targets that become its backends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<DiscoverView>,
-    /// The packets, bytes and new connections that its backends are sent in a second.
+    /// The packets, bytes and new connections sent to its backends per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
-    /// Where no packets come: what to look at first.
+    /// If no packets arrive: the first thing to check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<String>,
-    /// The backends in configuration order, runtime additions last.
+    /// The backends in configuration order; those added at run time come last.
     pub backends: Vec<BackendView>,
 }
 
-/// A list of prefixes whose clients are denied.
+/// A deny list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DenyView {
-    /// The file.
+    /// The file with the prefixes.
     pub file: String,
-    /// How many prefixes are denied.
+    /// Number of denied prefixes.
     pub prefixes: u64,
-    /// Packets that these have denied.
+    /// Packets that they denied.
     pub packets: u64,
-    /// When the file was last read without an error; absent: never.
+    /// Time since the file was last read without an error; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why the file, as it is now, is not what is denied; absent: it is.
+    /// Why the current file is not in effect; absent: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// A list of targets that are backends of a service.
+/// A list of targets that become backends of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoverView {
-    /// The file, if it is in one.
+    /// The file of the list, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The name whose SRV records it is.
+    /// The name whose SRV records are the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,
-    /// The name whose addresses it is.
+    /// The name whose addresses are the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_a: Option<String>,
     /// The name that is the address of one backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// How many targets it had when it was last read or asked for without an error; absent: it has not been.
+    /// The number of targets in the last valid version; absent: there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<u64>,
-    /// When that was.
+    /// Time since that version was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why it is not taken over as it is now, or not whole; absent: it is.
+    /// Why the current version is not applied, or not completely; absent: it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// Where a service is reached.
+/// A listener of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListenerView {
     /// `198.51.100.10:443/tcp`, as in `listen` of a configuration file.
     pub listener: String,
-    /// Packets with ports that came for it; absent where it is the only one.
+    /// Packets with ports that arrived for it; absent if it is the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets: Option<u64>,
-    /// TCP connections opened to it; absent where it is the only one, or for UDP.
+    /// TCP connections opened to it; absent if it is the only one, and for UDP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
 }
@@ -231,15 +231,15 @@ pub struct ListenerView {
 /// The part of a backend that belongs to one address family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FamilyView {
-    /// `IPv4` or `IPv6`: that of its clients.
+    /// The family of its clients: `IPv4` or `IPv6`.
     pub family: Family,
-    /// Where it is reached.
+    /// The address by which it is reached.
     pub address: String,
     /// `unknown`, `up` or `down`.
     pub health: String,
-    /// As of the backend.
+    /// The state, as for the backend.
     pub state: String,
-    /// As of the backend.
+    /// The reason, as for the backend.
     pub reason: String,
     /// Slots of the family's live table.
     pub slots: u32,
@@ -248,7 +248,7 @@ pub struct FamilyView {
 }
 
 impl ServiceView {
-    /// Whether it knows connections.
+    /// Whether the service counts connections.
     #[must_use]
     pub fn counts_active(&self) -> bool {
         self.backends.iter().any(|backend| backend.active.is_some())
@@ -260,50 +260,51 @@ impl ServiceView {
 pub struct BackendView {
     /// The backend's name in the service.
     pub name: String,
-    /// The backend's address, with a port where that is one for all listeners.
+    /// The backend's address, with a port if it has one for all listeners.
     pub address: String,
-    /// The parts that differ by address family, where the service has listeners of both. The backend's state is then
-    /// the worst of them, its slots are those of the first listener's family, and all counters are of both.
+    /// The parts that differ by address family, if the service has listeners of both. The backend's state is then the
+    /// worse of the two, its slots are those of the first listener's family, and all counters cover both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub families: Vec<FamilyView>,
-    /// 0–65535.
+    /// The weight, 0–65535.
     pub weight: u16,
-    /// The backend's agent; absent: its service asks none.
+    /// The backend's agent; absent: its service queries none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentView>,
     /// `bounded_load`: the slots that it gives away; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<BoundView>,
-    /// Known clients with which it takes no new ones; absent: any number.
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: connections with which it takes no new ones; absent: any number.
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
-    /// Whether it is at a limit, and takes no new clients.
+    /// Whether it is at a limit and takes no new clients.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
     /// Whether it is used only when no primary backend is eligible.
     pub backup: bool,
-    /// `discover`: it is a target of a list; absent: it is from the configuration file, or was added at run time.
+    /// `discover`: it comes from a list of targets; absent: it is from the configuration file, or was added at run
+    /// time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// `ready`, `drain` or `maint`.
+    /// The administrative state: `ready`, `drain` or `maint`.
     pub admin: String,
     /// `unknown`, `up` or `down`.
     pub health: String,
     /// The resulting state: `up`, `checking`, `draining (health)`, `draining`, `drained`, `down`, `maint`.
     pub state: String,
-    /// Seconds until a drain under way ends at the latest.
+    /// Seconds until the deadline of a drain in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_seconds_left: Option<u64>,
-    /// Why, in a few words; empty when there is nothing to explain.
+    /// The reason in a few words; empty if there is nothing to explain.
     pub reason: String,
     /// Slots of the live table.
     pub slots: u32,
     /// Entries in the client table; 0 without memory.
     pub known_clients: u64,
-    /// `snat`: connections that live; other modes know none.
+    /// `snat`: live connections; other modes do not count them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<u64>,
     /// New connections forwarded.
@@ -312,39 +313,39 @@ pub struct BackendView {
     pub packets: u64,
     /// Bytes forwarded.
     pub bytes: u64,
-    /// The packets, bytes and new connections that it is sent in a second, over the last ten seconds or a little more;
-    /// absent: that is not known yet.
+    /// The packets, bytes and new connections sent to it per second, over the last ten seconds or slightly more;
+    /// absent: not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
-    /// Handshakes with it that no client has ended.
+    /// Unfinished handshakes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
 }
 
-/// The slots that a backend gives away because it has, or had, more than its share of load.
+/// The slots that a backend gives away because it has or had more than its share of load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoundView {
-    /// The part of its own slots that it keeps, 10–90.
+    /// The percentage of its own slots that it keeps, 10–90.
     pub keeps_percent: u8,
-    /// About how many slots it gives away.
+    /// The approximate number of slots that it gives away.
     pub given_slots: u32,
-    /// Its load when that was decided, over what was expected.
+    /// The ratio of its load to the expected load at the time of the decision.
     pub load_ratio: f64,
 }
 
-/// The agent of a backend, which may lower what the operator and the checks leave to it.
+/// The agent of a backend, which may lower what the operator and the checks allow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentView {
-    /// The words in force: `75%`, `100%, drain`, `0%, down (no disk)`.
+    /// The report in effect: `75%`, `100%, drain`, `0%, down (no disk)`.
     pub says: String,
-    /// The part of `weight` that new clients are counted by, 0–100.
+    /// The percentage of `weight` that is in effect, 0–100.
     pub weight_percent: u8,
-    /// The administrative state that it asks for: `ready`, `drain` or `maint`.
+    /// The administrative state that it requests: `ready`, `drain` or `maint`.
     pub admin: String,
-    /// Why the backend is down, as it says; may be empty. Absent: it says that the backend is up.
+    /// Its reason why the backend is down; may be empty. Absent: it reports the backend up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down: Option<String>,
-    /// How long ago it last answered; absent: not yet, it is silent, or another member of the fleet asks it.
+    /// Seconds since its last answer; absent: no answer yet, it is silent, or another member of the fleet queries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_seconds_ago: Option<f64>,
     /// Why it is silent; absent: it is not.
@@ -352,16 +353,16 @@ pub struct AgentView {
     pub silent: Option<String>,
 }
 
-/// Handshakes that clients have begun with a backend since one was last ended.
+/// Handshakes with a backend that began since one was last completed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnansweredView {
-    /// How many, those that were begun again among them.
+    /// Their number, including repeated ones.
     pub begun: u32,
-    /// For how long the first of them has waited.
+    /// Waiting time of the first.
     pub seconds: f64,
 }
 
-/// `GET /v1/backends`, one for each backend.
+/// An element of `GET /v1/backends`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendEntry {
     /// The service's name.
@@ -371,7 +372,7 @@ pub struct BackendEntry {
     pub backend: BackendView,
 }
 
-/// `GET /v1/clients/{ip}`, one for each service that matches.
+/// An element of `GET /v1/clients/{ip}`, one for each matching service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientView {
     /// The service's name.
@@ -380,14 +381,14 @@ pub struct ClientView {
     pub client: String,
     /// The client's slot of the lookup table.
     pub slot: u32,
-    /// The backend it is steered to; `None`: dropped, or spread by a rule.
+    /// The backend; `None`: the client is dropped, or a rule spreads its connections.
     pub backend: Option<String>,
-    /// `known`, `table`, `rule` or `open`.
+    /// The reason: `known`, `table`, `rule` or `open`.
     pub why: String,
     /// The rule that decides, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<ClientRule>,
-    /// Whether the client table holds it.
+    /// Whether the client table contains it.
     pub known: bool,
     /// Seconds since its last recorded packet; `None` when it is not known.
     pub last_seen_seconds_ago: Option<u64>,
@@ -419,32 +420,32 @@ pub struct ClientRule {
     pub action: String,
 }
 
-/// `GET /v1/rules`, one for each rule.
+/// An element of `GET /v1/rules`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RuleView {
     /// The service's name.
     pub service: String,
-    /// The prefix of the clients that it is about.
+    /// The prefix of its clients.
     pub prefix: String,
     /// The treatment of these clients: `pin` (with `backend`), `spread` or `deny`.
     #[serde(flatten)]
     pub action: Action,
-    /// Whether the configuration file says it so; what was added or changed at run time is not in the file.
+    /// Whether the configuration file contains the same rule; rules added or changed at run time are not in the file.
     pub in_file: bool,
-    /// Whether it decides about anybody now.
+    /// Whether it has an effect at the moment.
     pub active: bool,
-    /// Why not; empty where it does.
+    /// Why it has none; empty if it has.
     pub reason: String,
-    /// When it ends by itself; absent: not before it is removed.
+    /// Seconds until it expires; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<u64>,
-    /// Packets it decided about, but for later fragments and ICMP errors.
+    /// Packets that it decided about, except later fragments and ICMP errors.
     pub packets: u64,
-    /// Packets steered as without it, because its backend took no clients.
+    /// Packets steered as if it did not exist, because its backend took no clients.
     pub fallbacks: u64,
 }
 
-/// `GET /v1/flows`, one for each connection of a `snat` service.
+/// An element of `GET /v1/flows`: a connection of a `snat` service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowView {
     /// The service's name.
@@ -453,19 +454,19 @@ pub struct FlowView {
     pub protocol: String,
     /// The client's address and port.
     pub client: String,
-    /// The address and port that the client speaks to.
+    /// The address and port that the client connects to.
     pub vip: String,
-    /// The address and port of the balancer that the backend sees.
+    /// The balancer's address and port that the backend sees.
     pub seen_as: String,
-    /// The backend's name; `-` if it is gone.
+    /// The backend's name; `-` if it was removed.
     pub backend: String,
     /// The backend's address and port.
     pub address: String,
-    /// `half_open`, `established` or `closing`.
+    /// The phase: `half_open`, `established` or `closing`.
     pub state: String,
-    /// How long ago it began.
+    /// Seconds since it began.
     pub age_seconds: u64,
-    /// How long ago its last packet came.
+    /// Seconds since its last packet.
     pub idle_seconds: u64,
     /// Bytes of IP packets to the backend.
     pub bytes_to_backend: u64,
@@ -477,65 +478,65 @@ pub struct FlowView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleWord {
-    /// See [`Action::Pin`].
+    /// A pin, see [`Action::Pin`].
     Pin,
-    /// See [`Action::Spread`].
+    /// A rule that spreads connections, see [`Action::Spread`].
     Spread,
-    /// See [`Action::Deny`].
+    /// A rule that denies clients, see [`Action::Deny`].
     Deny,
 }
 
-/// `PUT /v1/services/{service}/rules/{prefix}`.
+/// The body of `PUT /v1/services/{service}/rules/{prefix}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetRule {
     /// The treatment of the prefix's clients.
     pub action: RuleWord,
-    /// With `pin`: to whom.
+    /// With `pin`: the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// After which it ends by itself, such as `5m`.
+    /// Time after which it expires, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<String>,
 }
 
-/// `POST /v1/services/{service}/backends`.
+/// The body of `POST /v1/services/{service}/backends`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddBackend {
     /// The backend's name in the service.
     pub name: String,
-    /// `ADDR` or `ADDR:PORT` (`[ADDR]:PORT` for IPv6).
+    /// The address: `ADDR` or `ADDR:PORT` (`[ADDR]:PORT` for IPv6).
     pub address: String,
-    /// The backend's IPv6 address, where the service has listeners of both families.
+    /// The backend's IPv6 address, if the service has listeners of both families.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<String>,
-    /// 0–65535; absent: 100.
+    /// The weight, 0–65535; absent: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
     /// Whether it is a backup.
     #[serde(default)]
     pub backup: bool,
-    /// Known clients with which it takes no new ones; absent: any number.
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: connections with which it takes no new ones; absent: any number.
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
 }
 
-/// `PUT /v1/services/{service}/backends/{backend}/admin`.
+/// The body of `PUT /v1/services/{service}/backends/{backend}/admin`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetAdmin {
-    /// `ready`, `drain` or `maint`.
+    /// The administrative state: `ready`, `drain` or `maint`.
     pub admin: balancer_model::states::Admin,
-    /// With `drain`: instead of the service's drain timeout, such as `5m`.
+    /// With `drain`: a timeout in place of the service's, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
 }
 
-/// `GET /v1/health`, one for each backend.
+/// An element of `GET /v1/health`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HealthView {
     /// The service's name.
@@ -546,73 +547,74 @@ pub struct HealthView {
     pub target: String,
     /// The check in words: `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`, or `none`.
     pub check: String,
-    /// The result of the checks alone, whatever else decides the backend's state: `unknown`, `up` or `down`.
+    /// The result of the checks alone: `unknown`, `up` or `down`.
     pub verdict: String,
-    /// Since when, in seconds.
+    /// Seconds since the verdict changed.
     pub verdict_seconds: f64,
-    /// The verdict that the operator has forced instead; `None`: the checks decide.
+    /// The verdict that the operator has set; `None`: the checks decide.
     pub forced: Option<balancer_model::states::Forced>,
-    /// The state that is shown of the backend.
+    /// The displayed state of the backend.
     pub state: String,
-    /// Why.
+    /// The reason for the state.
     pub reason: String,
-    /// The last check: `passed`, `soft`, `hard`, or `hindered` where this machine could not check. `None`: none yet.
+    /// The result of the last check: `passed`, `soft`, `hard`, or `hindered` if this machine could not check. `None`:
+    /// none yet.
     pub last_result: Option<String>,
-    /// Why it ended so; empty when it passed.
+    /// The reason for the result; empty if it passed.
     pub last_reason: String,
-    /// How long it took.
+    /// Duration of the last check.
     pub last_duration_seconds: Option<f64>,
-    /// When it ended.
+    /// Seconds since its end.
     pub last_seconds_ago: Option<f64>,
-    /// Passes in a row.
+    /// Consecutive passes.
     pub passes: u32,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
-    /// The results that another verdict takes: `down after 2 more failures`. Empty without checks.
+    /// The results needed for another verdict: `down after 2 more failures`. Empty without checks.
     pub next_verdict: String,
 }
 
-/// `PUT /v1/services/{service}/backends/{backend}/health`.
+/// The body of `PUT /v1/services/{service}/backends/{backend}/health`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ForceHealth {
-    /// `up`, `down`, or `auto` to let the checks decide.
+    /// The forced health: `up`, `down`, or `auto` to let the checks decide.
     pub force: Force,
 }
 
-/// The health of a backend by an operator's word.
+/// A health set by an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Force {
-    /// It works.
+    /// The backend works.
     Up,
-    /// It does not.
+    /// The backend has failed.
     Down,
     /// The checks decide.
     Auto,
 }
 
-/// `PUT /v1/services/{service}/backends/{backend}/weight`.
+/// The body of `PUT /v1/services/{service}/backends/{backend}/weight`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
-    /// 0–65535.
+    /// The weight, 0–65535.
     pub weight: u16,
 }
 
-/// `PUT /v1/services/{service}/backends/{backend}/limits`.
+/// The body of `PUT /v1/services/{service}/backends/{backend}/limits`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimits {
-    /// Known clients with which it takes no new ones; absent: any number.
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: connections with which it takes no new ones; absent: any number.
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
 }
 
-/// `POST /v1/configuration`.
+/// The body of `POST /v1/configuration`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyConfiguration {
@@ -620,19 +622,19 @@ pub struct ApplyConfiguration {
     pub file: String,
     /// The contents of the file.
     pub text: String,
-    /// Change nothing, and say what would be.
+    /// Change nothing, and report what would change.
     #[serde(default)]
     pub dry_run: bool,
-    /// How long ago the file was last changed, in seconds. In a fleet, one that is older than its newest change is refused.
+    /// Seconds since the file's last change. A fleet refuses a file that is older than its newest change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_seconds: Option<f64>,
-    /// Also if the file is older than the newest change in the fleet.
+    /// Apply the file even if it is older than the newest change in the fleet.
     #[serde(default)]
     pub force: bool,
-    /// Undo what was changed at run time.
+    /// Undo all run-time changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reset: bool,
-    /// Where the file is on the balancer's machine, without links, to tell whether it is the balancer's own.
+    /// The file's path on the balancer's machine without links, which tells whether it is the balancer's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }
@@ -642,13 +644,13 @@ pub struct ApplyConfiguration {
 pub struct Applied {
     /// The change that was made, or would be, in one line.
     pub message: String,
-    /// With `dry_run`: where file and run time differ, and what else would come of it.
+    /// With `dry_run`: the differences between file and run time, and further consequences.
     #[serde(default)]
     pub differences: Vec<String>,
-    /// Changes made at run time before.
+    /// The run-time changes made before.
     #[serde(default)]
     pub changed_at_run_time: Vec<RunTimeChange>,
-    /// The services in which slots or known clients move or would move, clients are forgotten, or listeners come or go, as
+    /// The services in which slots or known clients move, clients are forgotten, or listeners are added or removed, as
     /// planned right before the change.
     #[serde(default)]
     pub services: Vec<PlanView>,
@@ -666,23 +668,22 @@ impl From<Planned> for Applied {
     }
 }
 
-/// `PUT /v1/services/{service}/steer`.
+/// The body of `PUT /v1/services/{service}/steer`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetSteer {
-    /// In percent, 0–100.
+    /// The share in percent, 0–100.
     pub steer: u8,
 }
 
 /// The answer to a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Changed {
-    /// The change that was made, in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215
-    /// needless`.
+    /// The change in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`.
     pub message: String,
 }
 
-/// `POST /v1/plan`: a change that is not to be made.
+/// The body of `POST /v1/plan`: a change to be planned but not made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "snake_case", deny_unknown_fields)]
 pub enum PlanRequest {
@@ -697,9 +698,9 @@ pub enum PlanRequest {
     Remove {
         /// The service's name.
         service: String,
-        /// The backend's.
+        /// The backend's name.
         name: String,
-        /// Without draining it first.
+        /// Remove it without draining.
         #[serde(default)]
         force: bool,
     },
@@ -707,100 +708,100 @@ pub enum PlanRequest {
     Admin {
         /// The service's name.
         service: String,
-        /// The backend's.
+        /// The backend's name.
         name: String,
-        /// To what.
+        /// The new state.
         admin: SetAdmin,
     },
     /// Setting a backend's weight.
     Weight {
         /// The service's name.
         service: String,
-        /// The backend's.
+        /// The backend's name.
         name: String,
-        /// 0–65535.
+        /// The weight, 0–65535.
         weight: u16,
     },
-    /// Setting the share of clients that are steered.
+    /// Setting the share of steered clients.
     Steer {
         /// The service's name.
         service: String,
-        /// In percent, 0–100.
+        /// The share in percent, 0–100.
         steer: u8,
     },
     /// Adding a listener.
     AddListener {
         /// The service's name.
         service: String,
-        /// As in `listen` of a configuration file.
+        /// The listener, as in `listen` of a configuration file.
         listener: String,
     },
     /// Removing a listener.
     RemoveListener {
         /// The service's name.
         service: String,
-        /// As in `listen` of a configuration file.
+        /// The listener, as in `listen` of a configuration file.
         listener: String,
     },
 }
 
-/// The answer to it, for the service that it is about.
+/// The planned effects on a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanView {
     /// The service's name.
     pub service: String,
-    /// M, before the change; of both tables together where the service has listeners of both families.
+    /// Number of slots before the change; of both tables together if the service has listeners of both families.
     #[serde(default)]
     pub table_size_before: u32,
-    /// The same after the change.
+    /// Number of slots after the change.
     pub table_size: u32,
-    /// Slots of the live table, or of both, that would have another backend.
+    /// Slots of the live table, or of both, that would get another backend.
     pub slots_moved: u32,
-    /// Those among them that move between backends of which neither came to deserve more or less.
+    /// The number of slots that move between backends with unchanged shares.
     pub needless_slots_moved: u32,
-    /// Known clients that would be steered elsewhere at once. Each is counted as moved when it comes back.
+    /// Known clients that would move at once. Each counts as moved when it comes back.
     pub known_clients_moved: u64,
-    /// Known clients that would stay with a backend that begins to drain, until its deadline.
+    /// Known clients that would stay with a draining backend until its deadline.
     pub known_clients_draining: u64,
-    /// Known clients that would be strangers: forgotten, because they are hashed otherwise from then on, or because the
-    /// service is removed or remembers for a shorter time. Each is counted as moved at once, under `forgotten`, unless the
-    /// table sends it to the same backend, or nobody takes over the service's address.
+    /// Known clients that would be forgotten, because hashing changes, the service is removed, or it remembers for a
+    /// shorter time. Each counts as moved at once, under `forgotten`, unless the table sends it to the same backend, or
+    /// no service takes over the address.
     #[serde(default)]
     pub known_clients_forgotten: u64,
-    /// Why, where there are some.
+    /// The reason for forgetting clients, if there is any.
     #[serde(default)]
     pub forgotten_because: Option<String>,
-    /// The share of clients that are steered before the change, in percent.
+    /// The share of steered clients before the change, in percent.
     #[serde(default = "all")]
     pub steer_before: u8,
-    /// The same after the change.
+    /// The share of steered clients after the change, in percent.
     #[serde(default = "all")]
     pub steer: u8,
-    /// Known clients that would come to be steered.
+    /// Known clients that would start being steered.
     #[serde(default)]
     pub known_clients_taken_over: u64,
-    /// Known clients that would go back to the host.
+    /// Known clients that would return to the host.
     #[serde(default)]
     pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     #[serde(default)]
     pub removed: bool,
-    /// Listeners that come, such as `198.51.100.10:443/tcp`. A service that is removed has none to tell of.
+    /// Added listeners, such as `198.51.100.10:443/tcp`; empty for a removed service.
     #[serde(default)]
     pub listeners_added: Vec<String>,
-    /// Listeners that go.
+    /// Removed listeners; empty for a removed service.
     #[serde(default)]
     pub listeners_removed: Vec<String>,
-    /// From whom to whom.
+    /// The moves by old and new backend.
     pub moves: Vec<MoveView>,
 }
 
-/// Slots and clients that would go the same way.
+/// Slots and clients with the same old and new backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MoveView {
-    /// The backend that loses them; `None`: nobody had them.
+    /// The backend that loses them; `None`: they had none.
     pub from: Option<String>,
-    /// The backend that gets them; `None`: nobody, they would be dropped.
+    /// The backend that gets them; `None`: they would be dropped.
     pub to: Option<String>,
     /// Slots of the live table.
     pub slots: u32,
@@ -843,70 +844,71 @@ impl From<PlannedMove> for MoveView {
 pub struct ForgottenView {
     /// The result in one line.
     pub message: String,
-    /// Entries of the client table that are gone.
+    /// The number of removed client table entries.
     pub forgotten: u64,
-    /// How many of these clients the lookup table sends elsewhere.
+    /// The number of these clients that the lookup table now sends to another backend.
     pub moved: u64,
 }
 
-/// Clients in one `POST /v1/services/{service}/clients`, at most: a millisecond's work or two.
+/// The maximum number of clients in one `POST /v1/services/{service}/clients`: a millisecond's work or two.
 pub const MAX_IMPORTED: usize = 4096;
 
-/// `POST /v1/services/{service}/clients`: clients that are to be known.
+/// The body of `POST /v1/services/{service}/clients`: clients to record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportClients {
-    /// At most [`MAX_IMPORTED`].
+    /// At most [`MAX_IMPORTED`] clients.
     pub clients: Vec<ImportClient>,
 }
 
-/// A client that is to be known at a backend.
+/// A client to be recorded at a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportClient {
-    /// An address of it.
+    /// An address of the client.
     pub client: IpAddr,
     /// The backend's name.
     pub backend: String,
-    /// How long ago it was seen; absent: now.
+    /// Seconds since it was seen; absent: now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_seconds: Option<u64>,
-    /// Instead: for how long it is to be remembered from now on, if the service remembers that long.
+    /// In place of the age: seconds for which it is remembered from now on, limited to the service's time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_seconds: Option<u64>,
 }
 
-/// The answer to it.
+/// The result of recording clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportedView {
     /// The result in one line.
     pub message: String,
-    /// Clients not known before.
+    /// Clients that were unknown before.
     pub new: u64,
-    /// Clients known at that backend before.
+    /// Clients that were known at that backend before.
     pub known: u64,
-    /// Clients known at another backend before.
+    /// Clients that were known at another backend before.
     pub moved: u64,
-    /// Clients not seen for longer than the service remembers; they are not known.
+    /// Clients not seen for longer than the service remembers; they were not recorded.
     pub expired: u64,
-    /// Clients without room in the client table; they are not known.
+    /// Clients without room in the client table; they were not recorded.
     pub full: u64,
-    /// Clients of a family that the service has no listener of; they are not known.
+    /// Clients of a family without a listener of the service; they were not recorded.
     pub strangers: u64,
 }
 
-/// `GET /v1/services/{service}/clients`: the known clients of a service with addresses in the prefixes asked for.
+/// The answer to `GET /v1/services/{service}/clients`: the known clients of a service with addresses in the requested
+/// prefixes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownClientsView {
     /// The service's name.
     pub service: String,
-    /// All known clients of it.
+    /// The total number of its known clients.
     pub known_clients: u64,
-    /// The length of the prefix that makes an IPv4 client.
+    /// The client prefix length for IPv4.
     pub prefix_v4: u8,
-    /// The same of an IPv6 client.
+    /// The client prefix length for IPv6.
     pub prefix_v6: u8,
-    /// Those that were found.
+    /// The clients found.
     pub clients: Vec<KnownClientView>,
 }
 
@@ -917,22 +919,22 @@ pub struct KnownClientView {
     pub client: IpAddr,
     /// The backend's name.
     pub backend: String,
-    /// How long ago it was seen.
+    /// Seconds since it was seen.
     pub age_seconds: u64,
 }
 
 /// The answer to a request that was refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiError {
-    /// The mistake, and what would be right, in one line.
+    /// The mistake and its correction, in one line.
     pub error: String,
 }
 
-/// The query of `client where`.
+/// The query of `balancer client where`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClientQuery {
     /// The client's source address.
     pub address: IpAddr,
-    /// Only this service.
+    /// Restricts the query to this service.
     pub service: Option<String>,
 }

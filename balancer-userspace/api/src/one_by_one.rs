@@ -1,14 +1,14 @@
-//! Lists that are longer than anybody wants to have in memory.
+//! Lists that are too long to be kept in memory.
 
 use std::cell::Cell;
 
 use serde::{Serialize, Serializer};
 
-/// A list to be written, once: each of its items is made when it is its turn.
+/// A list that is serialized once: each item is made when its turn comes.
 pub struct OneByOne<Item>(Cell<Option<Box<dyn Iterator<Item = Item> + Send>>>);
 
 impl<Item> OneByOne<Item> {
-    /// Makes a list of the items that `items` gives.
+    /// Makes a list of the items from `items`.
     #[must_use]
     pub fn new(items: impl Iterator<Item = Item> + Send + 'static) -> Self {
         Self(Cell::new(Some(Box::new(items))))

@@ -1,32 +1,32 @@
-//! How connection IDs of QUIC name the backends of a service.
+//! Views of QUIC connection IDs that encode the backends of a service.
 
 use balancer_core::snapshot::QuicSnapshot;
 use balancer_model::quic::{Keyed, QuicConfig};
 use serde::{Deserialize, Serialize};
 
-/// How connection IDs of QUIC name the backends of a service. It has no key.
+/// How QUIC connection IDs encode the backends of a service. It contains no key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicView {
-    /// `nlb` or `draft`.
+    /// The format: `nlb` or `draft`.
     pub format: String,
-    /// The number of the configuration that servers are to use.
+    /// The configuration number that servers should use.
     pub config: u8,
-    /// The number of the one before, whose connection IDs are understood as well.
+    /// The previous number, whose connection IDs are still understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_before: Option<u8>,
-    /// Bytes of a server ID.
+    /// Length of a server ID in bytes.
     pub server_id_length: u8,
-    /// Bytes of a nonce.
+    /// Length of a nonce in bytes.
     pub nonce_length: u8,
     /// Whether server IDs are encrypted.
     pub encrypted: bool,
-    /// Whether an address that brings a connection to a backend is remembered there.
+    /// Whether an address is recorded at the backend of a connection that moved to it.
     pub learns: bool,
     /// Packets that were steered by their connection ID.
     pub steered: u64,
     /// Packets whose connection ID named no backend, steered by their address.
     pub unknown_id: u64,
-    /// Addresses that were remembered at a backend because of a connection ID.
+    /// Addresses recorded at a backend because of a connection ID.
     pub migrated: u64,
     /// The server IDs of the backends.
     pub servers: Vec<ServerView>,
@@ -37,28 +37,28 @@ pub struct QuicView {
 pub struct ServerView {
     /// The name of the backend.
     pub backend: String,
-    /// `0x` and lower-case hexadecimal digits.
+    /// The server ID: `0x` and lower-case hexadecimal digits.
     pub server_id: String,
 }
 
-/// `GET /v1/services/{service}/quic/{backend}`: what a server needs to make its connection IDs.
+/// The answer to `GET /v1/services/{service}/quic/{backend}`: the settings that a server needs for its connection IDs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicServerConfig {
     /// The name of the service.
     pub service: String,
     /// The name of the backend.
     pub backend: String,
-    /// `nlb` or `draft`.
+    /// The format: `nlb` or `draft`.
     pub format: String,
-    /// The number of the configuration: the first three bits of a connection ID.
+    /// The configuration number: the first three bits of a connection ID.
     pub config: u8,
-    /// `0x` and lower-case hexadecimal digits.
+    /// The server ID: `0x` and lower-case hexadecimal digits.
     pub server_id: String,
-    /// Bytes of a nonce.
+    /// Length of a nonce in bytes.
     pub nonce_length: u8,
-    /// Bytes of a connection ID.
+    /// Length of a connection ID in bytes.
     pub id_length: u8,
-    /// `hex:` and 32 digits, a secret; absent: server IDs are not encrypted.
+    /// The secret key, `hex:` and 32 digits; absent: server IDs are not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
 }
@@ -89,7 +89,7 @@ impl From<QuicSnapshot> for QuicView {
 }
 
 impl QuicServerConfig {
-    /// Picks what the server of a backend needs; `None`: there is no such backend.
+    /// Selects the data for the server of a backend; `None`: there is no such backend.
     #[must_use]
     pub fn of(service: &str, snapshot: &QuicSnapshot, backend: &str) -> Option<Self> {
         let (_, id, _) = snapshot.servers.iter().find(|(name, ..)| name == backend)?;

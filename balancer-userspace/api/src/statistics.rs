@@ -5,24 +5,25 @@ use std::collections::BTreeMap;
 use balancer_core::top::By;
 use serde::{Deserialize, Serialize};
 
-/// `GET /v1/stats`, one for each service.
+/// An element of `GET /v1/stats`, one for each service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatsView {
     /// The service's name.
     pub service: String,
-    /// The share of clients that are steered, in percent.
+    /// The share of steered clients, in percent.
     #[serde(default = "all")]
     pub steer: u8,
-    /// Whether every packet passes to the host, and all figures say what would be.
+    /// Whether every packet passes to the host and all figures show what would have happened.
     #[serde(default)]
     pub watched: bool,
-    /// Kept over kept and moved among the new connections of known clients, since start; `None` before the first.
+    /// The ratio of kept to kept plus moved among new connections of known clients, since the start; `None` before the
+    /// first.
     pub stickiness_ratio: Option<f64>,
-    /// The largest share over expected share among the backends.
+    /// The largest ratio of actual to expected share among the backends.
     pub imbalance_ratio: Option<f64>,
-    /// How unevenly clients load the service, 0 to 1: the Gini coefficient of bytes of late, at least.
+    /// How unevenly clients load the service, 0 to 1: a lower bound for the Gini coefficient of recent bytes.
     pub client_gini: Option<f64>,
-    /// The last minute, the last hour, and since start.
+    /// The last minute, the last hour, and the time since the start.
     pub periods: Vec<PeriodView>,
     /// The shares of the backends, in configuration order.
     pub backends: Vec<BackendShare>,
@@ -30,11 +31,11 @@ pub struct StatsView {
     pub top_clients: Vec<TopClient>,
     /// The lookup table.
     pub table: TableView,
-    /// Conditions that a user should look at, a line each.
+    /// Conditions that need attention, one line each.
     pub warnings: Vec<String>,
 }
 
-/// Every client, in percent.
+/// The default share: every client, in percent.
 const fn all() -> u8 {
     100
 }
@@ -42,17 +43,17 @@ const fn all() -> u8 {
 /// The counts of a period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeriodView {
-    /// `minute`, `hour` or `start`.
+    /// The period: `minute`, `hour` or `start`.
     pub period: String,
-    /// How long it really is; `None` with `start`.
+    /// Its exact length; `None` with `start`.
     pub seconds: Option<u64>,
-    /// As in [`StatsView`], in this while.
+    /// The ratio as in [`StatsView`], but for this period.
     pub stickiness_ratio: Option<f64>,
     /// New connections.
     pub connections: u64,
     /// New connections by how their backend was chosen.
     pub decisions: BTreeMap<String, u64>,
-    /// Known clients moved, by cause.
+    /// Known clients that moved, by cause.
     pub moves: BTreeMap<String, u64>,
 }
 
@@ -61,58 +62,58 @@ pub struct PeriodView {
 pub struct BackendShare {
     /// The name of the backend.
     pub name: String,
-    /// As in `status`.
+    /// The state, as in `status`.
     pub state: String,
     /// The backend's share of known clients, or without memory of connections. `None` before the first.
     pub share: Option<f64>,
-    /// Weight over the weight of all that take new clients; `None` while nobody does.
+    /// Its weight divided by the total weight of backends that take new clients; `None` while none does.
     pub expected_share: Option<f64>,
     /// Entries in the client table.
     pub known_clients: u64,
-    /// New connections since start.
+    /// New connections since the start.
     pub connections: u64,
 }
 
 /// The lookup table of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableView {
-    /// M.
+    /// Number of slots.
     pub size: u32,
-    /// How often it was replaced.
+    /// The number of tables so far.
     pub generation: u64,
-    /// The last change that moved slots; `None`: none since start.
+    /// The last change that moved slots; `None`: none since the start.
     pub last_change: Option<ChangeView>,
 }
 
 /// A change that moved slots of a table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChangeView {
-    /// In one line.
+    /// The change in one line.
     pub message: String,
     /// Slots that changed backend.
     pub slots_moved: u64,
-    /// Those among them whose backends had not changed.
+    /// The number of those whose backends had not changed.
     pub needless_slots_moved: u64,
-    /// When.
+    /// Seconds since the change.
     pub seconds_ago: u64,
 }
 
-/// `GET /v1/top`: a client that is heavy of late, going by samples.
+/// An element of `GET /v1/top`: a recently heavy client, estimated from samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopClient {
     /// The masked address with the prefix length.
     pub client: String,
     /// The service's name.
     pub service: String,
-    /// Where its last sampled packet went; `None`: a backend that is gone.
+    /// The backend of its last sampled packet; `None`: it was removed.
     pub backend: Option<String>,
     /// The client's share of the service's bytes, or packets.
     pub share: f64,
-    /// About.
+    /// The approximate packet rate.
     pub packets_per_second: f64,
-    /// About.
+    /// The approximate byte rate.
     pub bytes_per_second: f64,
-    /// Whether the client table holds it.
+    /// Whether the client table contains it.
     pub known: bool,
 }
 
@@ -120,16 +121,16 @@ pub struct TopClient {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopQuery {
-    /// Only this service.
+    /// Restricts the answer to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// Only clients of this backend.
+    /// Restricts the answer to clients of this backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// At most so many; absent: 10.
+    /// The maximum number of clients; absent: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
-    /// `bytes` (absent) or `packets`.
+    /// The order: `bytes` (default) or `packets`.
     #[serde(default)]
     pub by: By,
 }

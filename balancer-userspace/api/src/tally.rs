@@ -1,4 +1,4 @@
-//! The counts of the members of a fleet, added up.
+//! Adding up the counters of a fleet's members.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
@@ -10,7 +10,7 @@ use crate::statistics::{BackendShare, PeriodView, StatsView, TopClient};
 /// The format of [`Tally`] that is written and read.
 const FORMAT: u32 = 1;
 
-/// The counts of one member, as it tells them to the others.
+/// The counters of one member, as sent to the others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     format: u32,
@@ -20,13 +20,13 @@ pub struct Tally {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct ServiceTally {
     periods: Vec<PeriodView>,
-    /// Known clients and connections, by backend.
+    /// Numbers of known clients and connections by backend.
     backends: BTreeMap<String, (u64, u64)>,
     top_clients: Vec<TopClient>,
 }
 
 impl Tally {
-    /// Makes the tally of the services that a member shows.
+    /// Makes the tally of a member's services.
     #[must_use]
     pub fn of(views: &[StatsView]) -> Self {
         let service = |view: &StatsView| {
@@ -42,8 +42,8 @@ impl Tally {
     }
 }
 
-/// Adds to what one member shows what `others`, by their names, have told, or why that is not known. A known client is
-/// known to all members where they share clients (`shared`): then the one that knows most says how many there are.
+/// Adds the reports of `others`, by name, to one member's views, or notes why a report is unknown. If members share
+/// clients (`shared`), all know each known client, so the largest number counts.
 #[must_use]
 pub fn add_up(
     mut views: Vec<StatsView>,
@@ -101,7 +101,7 @@ fn add_period(of: &mut PeriodView, more: &PeriodView) {
     }
 }
 
-/// Works out again what does not add up.
+/// Recomputes values that cannot be added.
 fn conclude(view: &mut StatsView) {
     for period in &mut view.periods {
         period.stickiness_ratio = stickiness(&period.decisions);
@@ -114,7 +114,7 @@ fn conclude(view: &mut StatsView) {
         backend.share = ratios::share(load(backend), whole);
     }
     view.imbalance_ratio = ratios::imbalance(view.backends.iter().map(|of| (of.share, of.expected_share)));
-    // It is worked out from samples, which others do not tell.
+    // It is computed from samples, which others do not send.
     view.client_gini = None;
 }
 
@@ -123,7 +123,7 @@ fn stickiness(decisions: &BTreeMap<String, u64>) -> Option<f64> {
     ratios::stickiness(kept, moved)
 }
 
-/// The clients of both, each once, the heaviest first.
+/// Merges both lists of clients without duplicates, the heaviest first.
 fn merged(clients: Vec<TopClient>, more: Vec<TopClient>) -> Vec<TopClient> {
     let whole = whole(&clients) + whole(&more);
     let mut sums: BTreeMap<String, TopClient> = BTreeMap::new();
@@ -145,7 +145,7 @@ fn merged(clients: Vec<TopClient>, more: Vec<TopClient>) -> Vec<TopClient> {
     sums
 }
 
-/// Bytes a second of all clients: what the shares of some are shares of.
+/// Bytes per second of all clients, the total behind the shares.
 fn whole(clients: &[TopClient]) -> f64 {
     clients.first().filter(|of| of.share > 0.0).map_or(0.0, |of| of.bytes_per_second / of.share)
 }
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_adds_up_and_what_is_shared_does_not() {
+    fn when_members_report_then_counters_add_up_and_shared_clients_do_not() {
         let own = view(900, 0, [30, 10], vec![client("192.0.2.1/32", 600.0, 0.6), client("192.0.2.2/32", 100.0, 0.1)]);
         let other = view(90, 10, [20, 12], vec![client("192.0.2.2/32", 900.0, 0.9)]);
         let others: BTreeMap<_, _> = [told("lb2", &other), ("lb3".to_owned(), Err("nothing".to_owned()))].into();
@@ -227,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_changes_nothing() {
+    fn when_there_are_no_other_members_then_nothing_changes() {
         let own = view(900, 0, [30, 10], Vec::new());
         assert_eq!(add_up(vec![own.clone()], &BTreeMap::new(), true), [own]);
     }
 
     #[test]
-    fn another_format_is_said() {
+    fn when_a_report_has_another_format_then_that_is_said() {
         let own = view(1, 0, [1, 1], Vec::new());
         let foreign = Tally { format: 2, ..Tally::of(&[]) };
         let others = [("lb2".to_owned(), Ok(foreign))].into();

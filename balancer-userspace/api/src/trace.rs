@@ -6,47 +6,47 @@ use serde::{Deserialize, Serialize};
 
 /// How long a request may wait for the next packet.
 pub const MAX_WAIT: Duration = Duration::from_secs(3);
-/// Bytes of a frame that are told, at least: less would not hold the headers that tell what a packet is.
+/// The minimum number of bytes reported of a frame: fewer would not hold the headers that identify a packet.
 pub const LEAST_SNAPLEN: u32 = 64;
-/// Bytes of a frame that are told, at most: a jumbo frame.
+/// The maximum number of bytes reported of a frame: a jumbo frame.
 pub const MOST_SNAPLEN: u32 = 9216;
 
-/// `POST /v1/trace`: whose packets.
+/// The body of `POST /v1/trace`: the packets to trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BeginTrace {
-    /// Only packets of this service.
+    /// Restricts the trace to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// Only packets of this client, or of the clients in this prefix.
+    /// Restricts the trace to this client, or to the clients in this prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
-    /// Bytes of each frame to keep.
+    /// Bytes to report of each frame.
     pub snaplen: u32,
 }
 
-/// The answer to it.
+/// The answer to `POST /v1/trace`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceBegun {
-    /// Names the trace.
+    /// The number of the trace.
     pub trace: u64,
 }
 
-/// `DELETE /v1/trace/{trace}`.
+/// The answer to `DELETE /v1/trace/{trace}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceEnded {
-    /// Frames that came too fast to be told.
+    /// Frames lost because they came too fast.
     pub lost: u64,
 }
 
-/// `GET /v1/trace/{trace}`: packets, with what is known of the ways that they take.
+/// The answer to `GET /v1/trace/{trace}`: packets, with the known paths to backends.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TraceView {
-    /// In the order in which each CPU told of them.
+    /// Packets in the order in which each CPU reported them.
     pub packets: Vec<TracedPacket>,
-    /// Frames that came too fast to be told, since the beginning.
+    /// Frames lost since the start because they came too fast.
     pub lost: u64,
-    /// How backends are reached at present.
+    /// The current paths to backends.
     pub hops: Vec<HopView>,
     /// The interfaces of this network namespace.
     pub interfaces: Vec<InterfaceName>,
@@ -55,54 +55,54 @@ pub struct TraceView {
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceName {
-    /// The index.
+    /// The index of the interface.
     pub ifindex: u32,
-    /// The name.
+    /// The name of the interface.
     pub name: String,
 }
 
-/// How a backend is reached.
+/// The path to a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HopView {
     /// The backend's id.
     pub id: u16,
     /// The backend's address.
     pub address: IpAddr,
-    /// The port that packets are given, if one is.
+    /// The port that packets get, if it changes.
     pub port: Option<u16>,
-    /// The interface that leads to it; absent: it cannot be reached, or is this machine.
+    /// The egress interface; absent: the backend is unreachable, or is this machine.
     pub ifindex: Option<u32>,
-    /// The hardware address that packets are sent to.
+    /// The destination MAC address.
     pub mac: Option<String>,
-    /// Whether clients may be at it; otherwise it is one that was removed.
+    /// Whether clients may be at it; otherwise it was removed.
     pub in_use: bool,
 }
 
-/// One packet, as it came and as it left.
+/// A packet on arrival and on departure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TracedPacket {
-    /// When it came, in nanoseconds of the machine's monotonic clock.
+    /// Time of arrival, in nanoseconds of the machine's monotonic clock.
     pub came: u64,
-    /// When it left.
+    /// Time of departure.
     pub left: u64,
-    /// The interface that it came in by.
+    /// The interface by which it arrived.
     pub ifindex: u32,
     /// The receive queue.
     pub queue: u32,
     /// The XDP action.
     pub action: u32,
-    /// The length of the frame that came.
+    /// Length of the arriving frame.
     pub came_length: u32,
-    /// The length of the frame that left.
+    /// Length of the departing frame.
     pub left_length: u32,
-    /// The frame as it came, or its beginning, in base64.
+    /// The arriving frame, or its beginning, in base64.
     pub came_frame: String,
-    /// The frame as it left.
+    /// The departing frame.
     pub left_frame: String,
-    /// Why it was dropped, as in `balancer_drops_total`.
+    /// The drop reason, as in `balancer_drops_total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drop: Option<String>,
-    /// The answer that the program gave itself: `echo`, `too_big` or `rejected`.
+    /// The answer that the program sent itself: `echo`, `too_big` or `rejected`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered: Option<String>,
     /// Changes to the client's entry: `recorded`, `evicted` (of another), `full`, `limited`.
@@ -117,7 +117,7 @@ pub struct TracedPacket {
     /// The id of the backend that the client was moved from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_from: Option<u16>,
-    /// Why it was moved, as in `balancer_moves_total`.
+    /// The cause of the move, as in `balancer_moves_total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }

@@ -166,7 +166,7 @@ impl From<FamilySnapshot> for FamilyView {
 }
 
 impl HealthView {
-    /// How a backend of `service` is checked: once for each address family.
+    /// Lists the checks of a backend of `service`, one for each address family.
     #[must_use]
     pub fn all(mut backend: BackendSnapshot, service: &str) -> Vec<Self> {
         let checks = std::mem::take(&mut backend.check).into_iter();

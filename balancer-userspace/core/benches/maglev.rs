@@ -1,5 +1,5 @@
-//! How long lookup tables take over 65,537 slots, and what a failure takes in the controller's core with all that follows from
-//! it. The goal for a table of 1,000 backends is 1.8 ms (Maglev, NSDI 2016).
+//! Measures how long lookup tables of 65,537 slots take, and how long the core takes to handle a failure with all its
+//! consequences. The goal for a table of 1,000 backends is 1.8 ms (Maglev, NSDI 2016).
 
 use std::{
     hint::black_box,
@@ -29,7 +29,7 @@ fn names(backends: u16) -> Vec<String> {
     (0..backends).map(|n| format!("web{n}")).collect()
 }
 
-/// A base table, of equal backends and of one heavy among light ones.
+/// Builds a base table of equal backends, and one with a heavy backend among light ones.
 fn build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("build");
     let weights: [(&str, Weight); 2] = [("equal", |_| 100), ("skewed", |n| if n == 0 { 65_535 } else { n })];
@@ -46,7 +46,7 @@ fn build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The live table after one backend has failed, and after half of them have.
+/// Builds the live table after one backend has failed, and after half of them have.
 fn failure(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("failure");
     for backends in BACKENDS {
@@ -64,7 +64,7 @@ fn failure(criterion: &mut Criterion) {
                 })
                 .collect()
         };
-        // In turn, so that each failure is another one than the last.
+        // Two backends take turns, so that each failure differs from the one before.
         let one = [without(&|n| n == 0), without(&|n| n == 1)];
         let half = [without(&|n| n % 2 == 0), without(&|n| n % 2 == 1)];
         for (label, failures) in [("one", one), ("half", half)] {
@@ -81,7 +81,7 @@ fn failure(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A service whose backends are up.
+/// A service whose backends are all up.
 struct Site {
     controller: Controller,
     checks: Vec<(BackendId, CheckNumber)>,
@@ -120,7 +120,7 @@ impl Site {
         site
     }
 
-    /// The running check of a backend ends so; the commands that follow.
+    /// Ends the running check of a backend with this outcome, and returns the number of commands that follow.
     fn check(&mut self, index: usize, outcome: CheckOutcome) -> usize {
         let (backend, check) = self.checks[index % self.checks.len()];
         self.now += Duration::from_millis(100);
@@ -139,7 +139,7 @@ impl Site {
     }
 }
 
-/// The deciding refusal of a check, until the core's commands are there.
+/// Measures the time from the decisive refusal of a check to the core's commands.
 fn decision(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
     for backends in BACKENDS {

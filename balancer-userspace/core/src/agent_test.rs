@@ -1,4 +1,4 @@
-//! Agents of backends: what they take away, and that they give back no more than that.
+//! Agents of backends: what they take away, and that ending them gives back no more than that.
 
 use std::time::Duration;
 
@@ -165,17 +165,17 @@ fn when_a_service_has_http_checks_then_their_answers_may_speak_until_agents_do()
     let service = bench.controller.services().iter().next().unwrap();
     assert!(service.checked_at(&service.backends()[0]).is_some(), "it could not take that back");
 
-    // The weight is the file's, and the words stay.
+    // The weight comes from the file, and the agent's words stay.
     let mut file = checked.clone();
     file.backends[0].weight = 300;
     bench.reload(vec![file.clone()]).unwrap();
     assert_eq!(bench.shown(WEB1).0, BackendState::Maint);
-    // An agent has not said so.
+    // No agent said this.
     file.agent = with_agents().agent;
     bench.reload(vec![file.clone()]).unwrap();
     assert_eq!(bench.controller.words_of(&name(WEB1)), Some(WordsOf::Agents));
     assert_eq!(bench.controller.agent_said(&name(WEB1)), Some(Said::default()));
-    // Nor does anybody where this backend alone is checked otherwise.
+    // The words are also dropped if only this backend gets another check.
     bench.reload(vec![checked.clone()]).unwrap();
     bench.says("50%");
     let mut file = checked;

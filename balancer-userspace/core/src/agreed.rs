@@ -1,4 +1,4 @@
-//! Backends as several balancers see them: what one of them has found out, and what all have agreed on.
+//! Tests of backends as several balancers see them: each balancer's observations, and the agreed result.
 
 use std::time::Instant;
 
@@ -9,16 +9,16 @@ use crate::{
     io::{BackendId, Command, Refused},
 };
 
-/// The way to a backend, as agreed on.
+/// The agreed state of the path to a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
-    /// Nobody knows it yet.
+    /// The path is not known yet.
     #[default]
     Unknown,
-    /// There is one.
+    /// A path exists.
     Open,
-    /// Why there is none.
+    /// No path exists, for this reason.
     Closed(String),
 }
 
@@ -26,47 +26,47 @@ pub enum Way {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opinion {
-    /// The balancer does not know the way yet.
+    /// The balancer does not know the path yet.
     Waiting,
-    /// The balancer knows the way, and has no verdict yet, or does not check.
+    /// The balancer knows the path, and has no verdict yet or does not check.
     Unknown,
     /// The balancer's checks pass.
     Up,
     /// The balancer's checks fail.
     Down {
-        /// In which way.
+        /// Whether the backend answers at all.
         kind: FailureKind,
-        /// In words (`connect: refused`).
+        /// The reason in words (`connect: refused`).
         reason: String,
     },
-    /// Why the balancer knows no way.
+    /// The balancer knows no path, for this reason.
     NoWay(String),
 }
 
-/// The way and the verdict that are agreed on for a backend from now on.
+/// An agreed path and verdict for a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// Which.
+    /// The backend.
     pub backend: BackendId,
-    /// The way to it.
+    /// The path to it.
     pub way: Way,
     /// The verdict of the checks.
     pub verdict: Verdict,
 }
 
-/// Whether this balancer decides the backends' standing, or another one does.
+/// Whether this balancer or another one decides the standing of backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// It does itself, by its own checks and next hops.
+    /// This balancer is alone and decides by its own checks and next hops.
     #[default]
     Single,
-    /// It does, by what is agreed on: its own checks and next hops are nobody's.
+    /// This balancer decides for the fleet by what is agreed on, without its own checks and next hops.
     Decides,
-    /// Somebody else has, as of this moment; until the next state comes, nothing that depends on time changes.
+    /// Another balancer decided as of this moment. Until the next state arrives, nothing that depends on time changes.
     Follows {
-        /// When that was decided, on the own clock.
+        /// Time of that decision on this balancer's clock.
         as_of: Instant,
-        /// Whether hard failures that it sees itself count: nobody else decides.
+        /// Whether hard failures seen here count, because no other balancer can decide.
         alone: bool,
     },
 }
@@ -76,7 +76,7 @@ impl Role {
         matches!(self, Self::Follows { .. })
     }
 
-    /// The moment that backends are judged at.
+    /// The moment by which backends are judged.
     pub(crate) const fn time(&self, now: Instant) -> Instant {
         match self {
             Self::Single | Self::Decides => now,
@@ -85,5 +85,5 @@ impl Role {
     }
 }
 
-/// The message and the commands of a change made by a controller that decides, or why it was refused.
+/// The message and the commands of a change by a deciding controller, or the reason why it was refused.
 pub type Decided = Result<(String, Vec<Command>), Refused>;

@@ -1,21 +1,21 @@
-//! Places in tables as bits, so that what is looked for in whole tables costs no branch that no processor could predict.
+//! Sets of table positions as bits, so that searches of whole tables need no branch that processors mispredict.
 
-/// How many places have bits together.
+/// Number of positions in one word.
 pub const RUN: usize = 64;
 
-/// A bit for each of up to [`RUN`] places, the first one's the lowest: whether `is` holds for it.
+/// A word with one bit for each of up to [`RUN`] positions, the first one lowest: whether `is` holds for it.
 #[inline(always)]
 pub fn bits<T>(places: impl IntoIterator<Item = T>, mut is: impl FnMut(T) -> bool) -> u64 {
     let mut all = [0; RUN];
-    // Compilers make vectors of this.
+    // Compilers vectorize this loop.
     all.iter_mut().zip(places).for_each(|(one, place)| *one = u8::from(is(place)));
     let (words, _) = all.as_chunks();
-    // Byte i times 2^(56 - 7i) is bit 56 + i, and no two others fall on one bit.
+    // Byte i times 2^(56 - 7i) gives bit 56 + i, and no two other products share a bit.
     let pack = |word: &[u8; 8]| u64::from_le_bytes(*word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
     words.iter().zip(0..).fold(0, |bits, (word, index)| bits | pack(word) << (8 * index))
 }
 
-/// Which of these bits are set, in ascending order.
+/// The positions of set bits, in ascending order.
 #[inline(always)]
 pub fn set(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
@@ -33,7 +33,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_place_has_its_bit(places in prop::collection::vec(any::<bool>(), 0..=RUN)) {
+        fn when_positions_are_packed_then_each_has_its_bit(places in prop::collection::vec(any::<bool>(), 0..=RUN)) {
             let bits = bits(&places, |place| *place);
             let which: Vec<usize> = (0..places.len()).filter(|&index| places[index]).collect();
             prop_assert_eq!(set(bits).collect::<Vec<_>>(), which);

@@ -1,9 +1,9 @@
-//! Bounded load: which backends of a service have too much, and how many of their slots they give away.
+//! Bounded load: which backends of a service have too much load, and how many of their slots they give away.
 //!
-//! A backend whose load is above `factor` times what is expected of it keeps fewer of its slots, so that fewer new clients
-//! come to it. Nobody known moves, so a load goes down as clients leave, and what has been decided takes time to show. So a
-//! service changes at most once in [`DWELL`], a backend whose load falls already is left alone, and slots come
-//! back only below the middle between 1 and `factor`.
+//! A backend whose load exceeds `factor` times the expected one keeps fewer of its slots, so that fewer new clients
+//! come to it. No known client moves, so a load falls only as clients leave, and a decision takes time to have an
+//! effect. Therefore a service changes at most once in [`DWELL`], a backend whose load is already falling is left
+//! alone, and slots are returned only when the load is below the middle between 1 and `factor`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,35 +14,36 @@ use balancer_model::bounded::{Bound, BoundedLoad, Load};
 
 use crate::{service::Service, table::STEPS};
 
-/// The time between two changes of a service. The first one waits for nothing.
+/// The minimum time between two changes of a service. The first change needs no waiting.
 pub const DWELL: Duration = Duration::from_secs(600);
-/// How often loads are looked at.
+/// The interval at which loads are evaluated.
 pub const LOOK: Duration = Duration::from_secs(10);
-/// The time that rates and medians are taken over.
+/// The time over which rates and medians are computed.
 const WINDOW: Duration = Duration::from_secs(60);
-/// A rate over less says little, at the start.
+/// The minimum time for a rate; a shorter one says little right after the start.
 const LEAST_WINDOW: Duration = Duration::from_secs(45);
-/// How many checks make a median. Slow ones are remembered for longer, so that there are as many.
+/// The minimum number of checks for a median. If checks are slow, earlier checks count as well, so that there are
+/// enough.
 const LEAST_CHECKS: usize = 5;
-/// Checks that differ by less are as fast as each other.
+/// Durations that differ by less count as equal, in seconds.
 const LEAST_DELAY: f64 = 0.001;
-/// A load that fell by more than this part since the last change falls already.
+/// A load that has fallen by more than this fraction since the last change counts as falling.
 const FALLS: f64 = 0.03;
-/// Nobody keeps fewer of [`STEPS`] slots.
+/// A backend keeps at least this many of [`STEPS`] slots.
 const LEAST_STEPS: u8 = 1;
-/// Standard deviations that a number of clients or connections must lie above the expected one.
+/// The number of standard deviations by which clients or connections must exceed the expected number.
 const DEVIATIONS: f64 = 3.0;
 
-/// A backend as far as its bound depends on it, of all address families together.
+/// The facts about a backend that its bound depends on, over all address families.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
-    /// Whether new clients come to it.
+    /// Whether new clients are steered to it.
     pub steered: bool,
-    /// The weight in force, as far as a slow start leaves it.
+    /// The effective weight, reduced during a slow start.
     pub weight: f64,
-    /// Whether it starts slowly, so that it takes nobody else's slots.
+    /// Whether it is in a slow start, so that it takes no slots of others.
     pub starts: bool,
-    /// The bound in force.
+    /// The current bound.
     pub bound: Option<Bound>,
 }
 
@@ -61,31 +62,31 @@ pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, 
     members
 }
 
-/// The loads of a service that were seen, and when its bounds last changed.
+/// The observed loads of a service, and the time of its last change of bounds.
 #[derive(Clone, Debug)]
 pub struct Watch {
     by: Load,
     readings: BTreeMap<String, VecDeque<(Instant, f64)>>,
-    /// The bounds in force at the last look.
+    /// The bounds at the last evaluation.
     seen: BTreeMap<String, Bound>,
     changed: Option<Instant>,
     looked: Option<Instant>,
 }
 
 impl Watch {
-    /// Nothing has been seen.
+    /// A watch without readings.
     #[must_use]
     pub const fn new(by: Load) -> Self {
         Self { by, readings: BTreeMap::new(), seen: BTreeMap::new(), changed: None, looked: None }
     }
 
-    /// Returns the kind of load that is seen.
+    /// Returns the kind of load that is observed.
     #[must_use]
     pub const fn by(&self) -> Load {
         self.by
     }
 
-    /// Takes note of the number of clients, of a counter, or of how many seconds a check took that ended `at`.
+    /// Records the number of clients, a counter, or the seconds that a check took which ended `at`.
     pub fn note(&mut self, backend: &str, at: Instant, value: f64) {
         let readings = self.readings.entry(backend.to_owned()).or_default();
         if readings.back().is_some_and(|&(last, _)| last >= at) {
@@ -94,7 +95,7 @@ impl Watch {
         if self.by != Load::Latency
             && readings.back().is_some_and(|&(_, last)| last > value && self.by != Load::Clients)
         {
-            // Counters begin anew.
+            // The counter was reset.
             readings.clear();
         }
         readings.push_back((at, value));
@@ -104,13 +105,13 @@ impl Watch {
         }
     }
 
-    /// Whether loads are to be looked at again.
+    /// Whether loads are due for evaluation.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
         self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK)
     }
 
-    /// Looks at the loads of all `members`. Returns the bounds that are to be in force, if they are others than those that are.
+    /// Evaluates the loads of all `members`. Returns the new bounds if they differ from the current ones.
     pub fn look(
         &mut self,
         rule: &BoundedLoad,
@@ -122,7 +123,7 @@ impl Watch {
         let in_force: BTreeMap<String, Bound> =
             members.iter().filter_map(|(name, member)| Some((name.clone(), member.bound?))).collect();
         if in_force != self.seen {
-            // Whoever decided it: this balancer, the leader before, or the process before.
+            // The decision may come from this balancer, the previous leader or the previous process.
             self.seen.clone_from(&in_force);
             self.changed = Some(now);
         }
@@ -137,7 +138,7 @@ impl Watch {
         (keeps(&bounds) != keeps(&in_force)).then_some(bounds)
     }
 
-    /// The loads of the backends that new clients come to, where they are known.
+    /// The known loads of backends that new clients are steered to.
     fn loads<'a>(&self, members: &'a BTreeMap<String, Member>) -> BTreeMap<&'a str, f64> {
         let steered = members.iter().filter(|(_, member)| member.steered && member.weight > 0.0);
         steered.filter_map(|(name, _)| Some((name.as_str(), self.load(name)?))).collect()
@@ -161,20 +162,20 @@ impl Watch {
     }
 }
 
-/// The loads that are expected of backends that have these.
+/// The expected loads of backends with known loads.
 fn expected(by: Load, members: &BTreeMap<String, Member>, loads: &BTreeMap<&str, f64>) -> BTreeMap<String, f64> {
     let weight = |name: &str| members.get(name).map_or(0.0, |member| member.weight);
     let all: f64 = loads.values().sum();
     let weights: f64 = loads.keys().map(|name| weight(name)).sum();
     let mut sorted: Vec<f64> = loads.values().copied().collect();
     sorted.sort_unstable_by(f64::total_cmp);
-    // Of two, the faster one: the other is judged by it.
+    // Of two checks, the faster one counts as the median, so that the slower one is judged by it.
     let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default();
     let of = |name: &str| if by == Load::Latency { median } else { all * weight(name) / weights };
     loads.keys().map(|name| ((*name).to_owned(), of(name))).collect()
 }
 
-/// Whether a load differs from the expected one by more than chance makes it.
+/// Whether a load differs from the expected one by more than chance explains.
 fn stands_out(by: Load, load: f64, expected: f64) -> bool {
     match by {
         Load::Clients | Load::Connections => load - expected > DEVIATIONS * expected.sqrt(),
@@ -183,7 +184,7 @@ fn stands_out(by: Load, load: f64, expected: f64) -> bool {
     }
 }
 
-/// The bounds that follow from the loads. Those of backends whose loads are not known stay.
+/// The bounds that follow from the loads. Backends with unknown loads keep theirs.
 fn decide(
     rule: &BoundedLoad,
     members: &BTreeMap<String, Member>,
@@ -203,7 +204,7 @@ fn decide(
     }
     let takes = |name: &String, member: &Member| member.steered && !member.starts && !bounds.contains_key(name);
     if !members.iter().any(|(name, member)| takes(name, member)) {
-        // Somebody must take the slots: the least loaded.
+        // If all backends had bounds, none could take the slots, so the least loaded one loses its bound.
         let load = |name: &String| bounds.get(name).map_or(0, |bound| bound.load);
         let candidates = members.iter().filter(|(_, member)| member.steered && !member.starts);
         if let Some(least) = candidates.map(|(name, _)| name).min_by_key(|name| load(name)).cloned() {
@@ -213,13 +214,13 @@ fn decide(
     bounds
 }
 
-/// The bound of a backend with this load after the one in force.
+/// The next bound of a backend with this load, given its current one.
 fn next(rule: &BoundedLoad, bound: Option<Bound>, load: f64, expected: f64) -> Option<Bound> {
     let (ratio, middle) = (load / expected, f64::midpoint(1.0, rule.factor));
     let keeps = bound.map_or(STEPS, |bound| bound.keeps / (100 / STEPS));
     let before = bound.map(|bound| f64::from(bound.load) / 100.0);
     let falls = before.is_some_and(|before| ratio < before * (1.0 - FALLS));
-    // At most by half, because what came before still has its effect.
+    // The change is limited to a factor of two, because earlier changes still have their effect.
     let aim = (f64::from(keeps) * (middle / ratio).clamp(0.5, 2.0)).round() as u8;
     let steps = if ratio > rule.factor && stands_out(rule.by, load, expected) && !falls {
         aim.min(keeps.saturating_sub(1)).max(LEAST_STEPS)

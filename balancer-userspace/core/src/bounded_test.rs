@@ -1,4 +1,4 @@
-//! Bounded load: which backends give slots away, what that moves, and what ends it.
+//! Tests of bounded load: which backends give slots away, which slots move, and which events end that.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Bench {
         self.controller.services()[0].live_table().to_vec()
     }
 
-    /// What a look at these loads, in the order of the backends, asks for: how many percent each keeps.
+    /// Evaluates these loads, in the order of the backends, and returns the percentage of slots that each keeps.
     fn look(&mut self, watch: &mut Watch, rule: BoundedLoad, loads: [f64; 4]) -> Option<Vec<(String, u8)>> {
         self.now += LOOK;
         let members = members(self.controller.services().iter());

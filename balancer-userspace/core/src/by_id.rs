@@ -1,13 +1,14 @@
-//! Something of each backend of a service, to be looked up once for each of its slots.
+//! A small table of values by backend id, for lookups once per slot.
 
-/// A row for each id from the least to the greatest: of the many ids that there may be a service has few, near each other.
+/// One row for each id from the lowest to the highest. A service uses few of the possible ids, and they lie close
+/// together.
 pub(crate) struct ById<T> {
     least: u16,
     rows: Vec<T>,
 }
 
 impl<T: Clone> ById<T> {
-    /// For these ids, and those between them.
+    /// Makes a table for these ids and those between them.
     pub(crate) fn new(ids: impl Iterator<Item = u16> + Clone, row: T) -> Self {
         let (least, greatest) = (ids.clone().min().unwrap_or(0), ids.max().unwrap_or(0));
         Self { least, rows: vec![row; usize::from(greatest - least) + 1] }
@@ -23,7 +24,7 @@ impl<T: Clone> ById<T> {
         self.rows.get_mut(usize::from(id.checked_sub(self.least)?))
     }
 
-    /// Sets something of an id's row, if it has one.
+    /// Changes the row of an id, if it has one.
     #[inline(always)]
     pub(crate) fn set(&mut self, id: u16, to: impl FnOnce(&mut T)) {
         if let Some(row) = self.get_mut(id) {

@@ -1,4 +1,4 @@
-//! The controller as users see it: the backends that it steers to, the order of commands, the text of lines.
+//! Tests of the controller as users see it: the backends it steers to, the order of commands, the text of lines.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ use crate::{
     table::Footing,
 };
 
-/// A controller with the clock and what it said last.
+/// A controller with a clock, and its last output.
 pub(super) struct Bench {
     pub(super) controller: Controller,
     pub(super) now: Instant,
@@ -60,7 +60,7 @@ impl Bench {
         self.controller.handle(self.checked(backend, outcome), self.now)
     }
 
-    /// The running check of a backend ended so; one that is not checked is told of all the same.
+    /// Makes the event of a check that ended with this outcome, also for a backend without a check.
     pub(super) fn checked(&self, backend: &str, outcome: CheckOutcome) -> Event {
         let check = self.controller.backend(&name(backend)).unwrap().check_number().unwrap_or_default();
         Event::Checked { backend: self.id(backend), check, outcome, took: Duration::from_millis(1), asked: false }
@@ -99,7 +99,7 @@ impl Bench {
         })
     }
 
-    /// The way to an address is found.
+    /// Reports that the next hop of an address was found.
     fn reach(&mut self, address: &str) {
         let found = Event::NextHop { address: address.parse().unwrap(), next_hop: Ok(next_hop(1)) };
         self.controller.handle(found, self.now);
@@ -144,7 +144,7 @@ pub(super) fn entries(service: &Service) -> BTreeSet<u16> {
 }
 
 #[test]
-fn a_start_writes_rows_then_tables_then_services() {
+fn when_it_starts_then_rows_are_written_before_tables_and_tables_before_services() {
     let (bench, commands) = Bench::new(vec![web()]);
     assert_eq!(kinds(&commands), ["watch", "write", "swap", "publish", "check"]);
     assert_eq!((bench.service().table_generation(), bench.service().slots_moved()), (1, (0, 0)));
@@ -153,7 +153,7 @@ fn a_start_writes_rows_then_tables_then_services() {
 }
 
 #[test]
-fn a_failure_and_the_return_are_told_with_their_numbers() {
+fn when_a_backend_fails_and_returns_then_the_reports_have_numbers() {
     let mut bench = Bench::web();
     let before = bench.service().live_table().to_vec();
     let commands = bench.refuse("web/web2");
@@ -180,7 +180,7 @@ fn a_failure_and_the_return_are_told_with_their_numbers() {
 }
 
 #[test]
-fn flapping_moves_nobody_but_is_shown() {
+fn when_a_backend_flaps_then_no_client_moves_but_the_state_is_shown() {
     let mut bench = Bench::web();
     bench.pass("web/web1");
     let generation = bench.service().table_generation();
@@ -194,7 +194,7 @@ fn flapping_moves_nobody_but_is_shown() {
 }
 
 #[test]
-fn a_soft_failure_without_memory_is_down_too() {
+fn when_a_service_without_memory_has_a_soft_failure_then_the_backend_is_down() {
     let mut bench = Bench::web();
     for _ in 0..3 {
         bench.check("web/web1", CheckOutcome::Soft("status 503".to_owned()));
@@ -203,7 +203,7 @@ fn a_soft_failure_without_memory_is_down_too() {
 }
 
 #[test]
-fn a_lost_next_hop_is_a_hard_failure() {
+fn when_a_next_hop_is_lost_then_it_is_a_hard_failure() {
     let mut bench = Bench::web();
     bench.pass("web/web1");
     let at = address("10.0.0.11:0").ip();
@@ -227,7 +227,7 @@ fn a_lost_next_hop_is_a_hard_failure() {
 }
 
 #[test]
-fn a_drained_backend_gets_no_clients_and_returns_exactly() {
+fn when_a_backend_drains_and_returns_then_it_gets_no_clients_and_then_the_same_slots() {
     let mut bench = Bench::web();
     let before = bench.service().live_table().to_vec();
     let (message, commands) = bench.admin("web/web1", Admin::Drain);
@@ -242,7 +242,7 @@ fn a_drained_backend_gets_no_clients_and_returns_exactly() {
 }
 
 #[test]
-fn maintenance_stops_the_checks_and_forgets_the_verdict() {
+fn when_a_backend_is_in_maintenance_then_checks_stop_and_the_verdict_is_forgotten() {
     let mut bench = Bench::web();
     bench.refuse("web/web1");
     let (message, commands) = bench.admin("web/web1", Admin::Maint);
@@ -255,7 +255,7 @@ fn maintenance_stops_the_checks_and_forgets_the_verdict() {
     assert_eq!(bench.shown("web/web1"), (BackendState::Checking, String::new()));
 }
 
-/// The checks that are started.
+/// Returns the checks that were started.
 fn started(commands: &[Command]) -> Vec<&CheckSpec> {
     commands
         .iter()
@@ -264,7 +264,7 @@ fn started(commands: &[Command]) -> Vec<&CheckSpec> {
 }
 
 #[test]
-fn an_answer_to_an_earlier_check_says_nothing_of_the_new_address() {
+fn when_the_address_changes_then_an_answer_to_an_earlier_check_does_not_count() {
     let mut bench = Bench::web();
     bench.pass("web/web1");
     let under_way = bench.checked("web/web1", CheckOutcome::Hard("connect: refused".to_owned()));
@@ -280,7 +280,7 @@ fn an_answer_to_an_earlier_check_says_nothing_of_the_new_address() {
 }
 
 #[test]
-fn a_changed_check_counts_on_unless_it_asks_something_else() {
+fn when_a_check_changes_then_counting_continues_unless_it_asks_something_else() {
     let mut bench = Bench::web();
     bench.pass("web/web1");
     bench.check("web/web1", CheckOutcome::Hard("connect: refused".to_owned()));
@@ -300,7 +300,7 @@ fn a_changed_check_counts_on_unless_it_asks_something_else() {
 }
 
 #[test]
-fn a_change_undone_gives_no_number_back() {
+fn when_a_change_is_undone_then_check_numbers_are_not_reused() {
     let mut bench = Bench::web();
     let before = bench.controller.clone();
     let add = Change::Add {
@@ -320,7 +320,7 @@ fn a_change_undone_gives_no_number_back() {
 }
 
 #[test]
-fn an_added_backend_finds_its_way_back_before_its_clients() {
+fn when_a_backend_is_added_then_its_replies_can_return_before_clients_come() {
     let mut bench = Bench::web();
     let (message, commands) = bench.add("web/web5", "10.0.0.15").unwrap();
     assert_eq!(kinds(&commands), ["watch", "write", "publish", "check"], "no client before its next hop is known");
@@ -346,7 +346,7 @@ fn an_added_backend_finds_its_way_back_before_its_clients() {
 }
 
 #[test]
-fn additions_that_make_no_sense_change_nothing() {
+fn when_an_addition_is_invalid_then_nothing_changes() {
     let mut bench = Bench::new(vec![web(), service("dns", "198.51.100.11:53", Forwarding::Dsr, &[])]).0;
     let generation = bench.service().table_generation();
     let error = |result: Result<(String, Vec<Command>), Refused>| result.unwrap_err();
@@ -371,7 +371,7 @@ fn additions_that_make_no_sense_change_nothing() {
 }
 
 #[test]
-fn backends_that_share_an_address_share_a_watch() {
+fn when_backends_share_an_address_then_they_share_a_watch() {
     let mut dns = service("dns", "198.51.100.11:53", Forwarding::Dsr, &["dns1 10.0.0.11:53"]);
     dns.check.kind = CheckKind::None;
     let (mut bench, commands) = Bench::new(vec![web(), dns]);
@@ -389,7 +389,7 @@ fn backends_that_share_an_address_share_a_watch() {
 }
 
 #[test]
-fn the_last_backend_takes_forwarding_with_it() {
+fn when_the_last_backend_is_removed_then_the_service_drops() {
     let mut bench = Bench::new(vec![service("web", "198.51.100.10:80", Forwarding::Nat, &["web1 10.0.0.11:80"])]).0;
     let (message, commands) = bench.remove("web/web1");
     assert_eq!(entries(bench.service()), [NO_BACKEND].into());
@@ -403,7 +403,7 @@ fn the_last_backend_takes_forwarding_with_it() {
 }
 
 #[test]
-fn with_nobody_eligible_the_policy_decides() {
+fn when_no_backend_is_eligible_then_the_policy_decides() {
     for (policy, footing) in [(WhenAllDown::Open, Footing::AsIfUp), (WhenAllDown::Drop, Footing::AllDown)] {
         let mut web = web();
         web.when_all_down = policy;
@@ -433,7 +433,7 @@ fn with_nobody_eligible_the_policy_decides() {
 }
 
 #[test]
-fn all_in_maintenance_drops_even_when_open() {
+fn when_all_backends_are_in_maintenance_then_packets_are_dropped_even_if_open() {
     let mut bench = Bench::web();
     for backend in ["web/web1", "web/web2", "web/web3", "web/web4"] {
         bench.admin(backend, Admin::Maint);
@@ -442,7 +442,7 @@ fn all_in_maintenance_drops_even_when_open() {
 }
 
 #[test]
-fn backups_wait_until_no_primary_is_left() {
+fn when_a_primary_is_left_then_backups_wait() {
     let mut web = web();
     web.backends[2].backup = true;
     web.backends[3].backup = true;
@@ -458,7 +458,7 @@ fn backups_wait_until_no_primary_is_left() {
 }
 
 #[test]
-fn start_down_waits_for_the_first_pass() {
+fn when_start_down_is_set_then_a_backend_waits_for_its_first_pass() {
     let mut web = web();
     web.start_down = true;
     web.when_all_down = WhenAllDown::Drop;
@@ -470,7 +470,7 @@ fn start_down_waits_for_the_first_pass() {
 }
 
 #[test]
-fn weights_set_the_shares() {
+fn when_backends_have_weights_then_shares_follow_them() {
     let mut bench = Bench::new(vec![service(
         "web",
         "198.51.100.10:80",
@@ -489,7 +489,7 @@ fn weights_set_the_shares() {
 }
 
 #[test]
-fn the_order_in_the_file_and_addresses_change_nothing() {
+fn when_the_order_or_the_addresses_change_then_the_table_stays() {
     let table = |config: ServiceConfig| {
         let bench = Bench::new(vec![config]).0;
         let named = |id: &u16| {
@@ -506,7 +506,7 @@ fn the_order_in_the_file_and_addresses_change_nothing() {
 }
 
 #[test]
-fn a_reload_keeps_what_stays_and_restarts_what_moved() {
+fn when_a_file_is_reloaded_then_unchanged_backends_keep_their_state_and_moved_ones_restart() {
     let mut bench = Bench::new(vec![web(), service("old", "198.51.100.11:80", Forwarding::Dsr, &["a 10.0.0.31:80"])]).0;
     bench.refuse("web/web1");
     bench.refuse("web/web2");
@@ -540,7 +540,7 @@ fn a_reload_keeps_what_stays_and_restarts_what_moved() {
 }
 
 #[test]
-fn a_resized_table_is_replaced_whole() {
+fn when_a_table_is_resized_then_it_is_replaced_whole() {
     let mut bench = Bench::web();
     let mut web = web();
     web.table_size = 131_071.into();
@@ -550,7 +550,7 @@ fn a_resized_table_is_replaced_whole() {
     assert_eq!(bench.service().live_table().len(), 131_071);
 }
 
-/// A service of `count` backends that goes by their number.
+/// A service of `count` backends with an automatic table size.
 fn automatic(count: usize) -> ServiceConfig {
     let backends: Vec<String> = (1..=count).map(|n| format!("web{n} 10.0.1.{n}:8080")).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
@@ -558,7 +558,7 @@ fn automatic(count: usize) -> ServiceConfig {
 }
 
 #[test]
-fn a_table_goes_by_the_number_of_backends() {
+fn when_the_table_size_is_automatic_then_it_follows_the_number_of_backends() {
     let (mut bench, _) = Bench::new(vec![automatic(39)]);
     assert_eq!((bench.service().table_size(), bench.service().live_table().len()), (4099, 4099));
     let before = bench.service().slots_moved();
@@ -584,7 +584,7 @@ fn a_table_goes_by_the_number_of_backends() {
     assert!(more.message.ends_with(message), "{}", more.message);
     assert_eq!(more.counted(|_| {}).services[0].table_size, 16_411);
 
-    // One that cannot be reached yet is as if it were not configured: clients move once.
+    // An unreachable backend counts as not configured, so that clients move only once.
     let before = bench.service().slots_moved();
     bench.add("web/last", "10.0.2.2").unwrap();
     assert_eq!(bench.service().table_size(), 4099);
@@ -592,7 +592,7 @@ fn a_table_goes_by_the_number_of_backends() {
     assert_eq!(bench.service().table_size(), 16_411);
     let added = bench.controller.added(&name("web/last"), before);
     assert!(added.ends_with(message), "{added}");
-    // The past changes no table.
+    // Earlier configurations change no table.
     let fresh = {
         let mut config = automatic(39);
         config.backends.push(backend("more", "10.0.2.1:8080"));
@@ -620,7 +620,7 @@ fn a_table_goes_by_the_number_of_backends() {
 }
 
 #[test]
-fn both_families_have_tables_of_one_size() {
+fn when_a_service_has_both_families_then_their_tables_have_one_size() {
     let mut config = automatic(40);
     let mut second = config.listen[0];
     second.address = "2001:db8::10".parse().unwrap();
@@ -643,7 +643,7 @@ fn both_families_have_tables_of_one_size() {
 }
 
 #[test]
-fn ids_are_reused_last() {
+fn when_a_backend_id_is_freed_then_it_is_reused_last() {
     let mut bench = Bench::web();
     let first = bench.id("web/web1");
     bench.remove("web/web1");
@@ -652,7 +652,7 @@ fn ids_are_reused_last() {
 }
 
 #[test]
-fn without_ids_nothing_is_added_and_a_restart_makes_room() {
+fn when_ids_run_out_then_additions_are_refused_and_a_restart_makes_room() {
     let mut bench = Bench::web();
     bench.controller.set_backend_rows(8);
     for number in 5..=7 {
@@ -669,7 +669,7 @@ fn without_ids_nothing_is_added_and_a_restart_makes_room() {
 }
 
 #[test]
-fn with_all_ids_in_use_one_must_go() {
+fn when_all_ids_are_in_use_then_one_backend_must_be_removed_first() {
     let backends: Vec<String> =
         (0..65_534u32).map(|n| format!("b{n} 10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255)).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
@@ -684,7 +684,7 @@ fn with_all_ids_in_use_one_must_go() {
 }
 
 #[test]
-fn a_first_configuration_that_cannot_work_serves_nothing() {
+fn when_the_first_configuration_cannot_work_then_nothing_is_served() {
     let mut controller = Controller::new(config(vec![web()]), KEY);
     controller.set_backend_rows(4);
     let commands = controller.start(now());
@@ -693,7 +693,7 @@ fn a_first_configuration_that_cannot_work_serves_nothing() {
 }
 
 #[test]
-fn ten_failures_in_one_batch_are_one_swap() {
+fn when_ten_backends_fail_in_one_batch_then_the_table_is_swapped_once() {
     let backends: Vec<String> = (1..=20).map(|n| format!("web{n} 10.0.0.{n}:8080")).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
     let (mut bench, _) = Bench::new(vec![service("web", "198.51.100.10:80", Forwarding::Nat, &backends)]);
@@ -712,7 +712,8 @@ fn ten_failures_in_one_batch_are_one_swap() {
     assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == BackendState::Down));
 }
 
-/// Replies of another port are the VIP's once the directory says so: before the first packet goes there.
+/// Replies from another port become the VIP's once the directory says so, which must be before the first packet goes
+/// there.
 #[test]
 fn when_a_backend_is_reached_otherwise_then_the_way_back_is_there_before_the_way_to_it() {
     let (mut bench, _) = Bench::new(vec![web()]);

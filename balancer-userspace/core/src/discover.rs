@@ -1,4 +1,4 @@
-//! The backends of a service when a list of targets is taken over. What counts is the name of a target, never its place.
+//! The backends of a service after a list of targets is applied. Targets are matched by name, never by position.
 
 use std::{
     borrow::Cow,
@@ -16,23 +16,23 @@ use balancer_model::{
     words::counted,
 };
 
-/// The backends of a service after a list was taken over, and how they differ from those before.
+/// The backends of a service after a list was applied, and the differences to those before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pool {
-    /// All backends: those that there are in their order, then new ones.
+    /// All backends: existing ones in their order, then new ones.
     pub backends: Vec<BackendConfig>,
-    /// Names of new ones.
+    /// Names of new backends.
     pub added: Vec<String>,
-    /// Names of those that are no longer listed.
+    /// Names of backends that are no longer listed.
     pub gone: Vec<String>,
-    /// Those that were not listed, and are again, with the states that the operator wants.
+    /// Backends that are listed again, with the states that the operator wants.
     pub back: Vec<(String, Admin)>,
-    /// Names of those with another address or weight.
+    /// Names of backends with another address or weight.
     pub changed: Vec<String>,
 }
 
 impl Pool {
-    /// `1 added, 1 drains`; nothing where there is nothing.
+    /// Returns `1 added, 1 drains`, or nothing if there is no difference.
     #[must_use]
     pub fn summary(&self) -> String {
         let verb = |count: usize, word: &str| (count > 0).then(|| format!("{} {word}", counted(count, "backend")));
@@ -46,10 +46,10 @@ impl Pool {
     }
 }
 
-/// Takes over the `targets` of the list `source`. `admin` tells which state the operator wants of a backend.
+/// Applies the `targets` of the list `source`. `admin` returns the state that the operator wants of a backend.
 ///
 /// # Errors
-/// One line, where the list cannot be taken over; then nothing of it is.
+/// One line if the list cannot be applied; then no part of it is.
 pub fn pool(
     service: &ServiceConfig,
     list: &DiscoverConfig,
@@ -114,8 +114,8 @@ pub fn pool(
     Ok(pool)
 }
 
-/// Returns the reason why targets have not all the addresses that the service needs, and which one is without; `None`: they
-/// have. Backends keep those that they had.
+/// Returns why targets lack an address that the service needs, with an example; `None`: they have all. Backends keep
+/// their earlier addresses.
 #[must_use]
 pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Target]) -> Option<String> {
     let present = Present::of(service, list);
@@ -129,7 +129,7 @@ pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Tar
     Some(format!("{} has not the addresses that the service needs{why}{rest}", first.name))
 }
 
-/// The backends that new targets of a list become, where nothing is known of others.
+/// The backends made from the targets of a list if no backend of it exists yet.
 pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Target]) -> Vec<BackendConfig> {
     let list = DiscoverConfig { source: source.clone(), min: Floor::default(), own: None };
     let present = Present::of(service, &list);
@@ -142,7 +142,7 @@ pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Tar
 /// The addresses of a backend.
 type Place = (SocketAddr, Option<SocketAddr>);
 
-/// The backends of a list that there are.
+/// The existing backends of a list.
 struct Present<'a> {
     service: &'a ServiceConfig,
     source: &'a Source,
@@ -159,7 +159,7 @@ impl<'a> Present<'a> {
         Self { service, source: &list.source, backends }
     }
 
-    /// How many of them the list had when it was last taken over.
+    /// The number of backends that the list had when it was last applied.
     fn listed(&self) -> usize {
         self.backends.values().filter(|of| of.discovered.as_ref().is_some_and(|of| of.gone.is_none())).count()
     }
@@ -175,8 +175,8 @@ impl<'a> Present<'a> {
         }
     }
 
-    /// The addresses of a target: those in use for as long as it has them or nothing is known of others, otherwise the lowest.
-    /// `None`: it has none yet, or none of the families that are wanted.
+    /// The addresses of a target: the current addresses while the target has them or no others are known, otherwise the
+    /// lowest. `None`: it has none yet, or none of a wanted family.
     fn place(&self, target: &Target) -> Result<Option<Place>, String> {
         let port = self.service.port_of(&target.name, target.port)?;
         let socket = |ip| self.service.without_implied_port(SocketAddr::new(ip, port));
@@ -199,7 +199,8 @@ impl<'a> Present<'a> {
         Ok(addresses.next().map(|first| (first, addresses.next())))
     }
 
-    /// Whether the answer has what the service needs of a target. An address of a family that nobody wants is no target.
+    /// Whether the answer contains what the service needs from a target. An address of an unwanted family does not
+    /// count.
     fn is_resolved(&self, target: &Target) -> bool {
         let of_hosts = |dns: &&DnsSource| !matches!(dns.records, Records::Addresses { .. });
         let Some(dns) = self.source.dns().filter(of_hosts) else { return true };
@@ -230,8 +231,9 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
     }
 }
 
-/// Whether a list says what becomes of a backend: its own, or one of a list that the service has no longer. One whose address
-/// is a name now is that name's alone, and one of records that are asked for in another way now is theirs.
+/// Whether a list controls a backend: the backend comes from it, or from a list that the service no longer has. A
+/// backend whose address has become a name belongs to that name only, and a backend whose records are now queried
+/// differently belongs to the new query.
 fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discovered) -> bool {
     if backend.source == *source {
         return true;
@@ -350,7 +352,7 @@ mod tests {
         Target { name: name.to_owned(), addresses, why, port: Some(port), weight: 1, backup: false }
     }
 
-    /// The backends that answers make one after the other, with their addresses.
+    /// Returns the backends that result from a series of answers, with their addresses.
     fn after(listen: &str, forwarding: Forwarding, answers: &[&[Target]]) -> Vec<String> {
         let listen = listen.split(' ').map(|text| text.parse().unwrap()).collect();
         let mut web = ServiceConfig { listen, discover: vec![srv(Floor::default())], ..web(Vec::new()) };
@@ -413,7 +415,7 @@ mod tests {
         assert_eq!(nat(2), "web1 10.0.0.1:8080, web1-8081 10.0.0.1:8081");
         assert_eq!(nat(3), "web1 10.0.0.1:8080 gone, web1-8081 10.0.0.1:8081");
         assert_eq!(nat(4), nat(2));
-        // The port of the listener is left out in the address of a backend.
+        // A backend's address omits the listener's port.
         let implied: [&[Target]; 2] = [&[at(80)], &[at(81), at(80)]];
         assert_eq!(after(V4, Forwarding::Nat, &implied).join(", "), "web1 10.0.0.1:0, web1-81 10.0.0.1:81");
     }

@@ -1,4 +1,4 @@
-//! Lists of targets, as users see them: who drains, who comes back, what a reload and a restart leave.
+//! Lists of targets as users see them: which backends drain and come back, and what a reload and a restart leave.
 
 use std::{path::PathBuf, sync::Arc, time::UNIX_EPOCH};
 
@@ -45,7 +45,7 @@ fn discover(bench: &mut Bench, names: &[&str]) -> Result<(String, Vec<Command>),
     bench.change(change)
 }
 
-/// With targets a, b and c that are up and have a known client each.
+/// A bench with targets a, b and c, which are up and have one known client each.
 fn bench() -> Bench {
     let mut bench = Bench::new(vec![listed()]).0;
     discover(&mut bench, &["a", "b", "c"]).unwrap();
@@ -207,7 +207,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     assert!(["web1", "web2"].iter().all(|backend| state(&bench, backend) == (Admin::Ready, false)));
     assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().config().address.ip().to_string(), "10.0.0.77");
 
-    // Another weight in the file is that of the backend, and a name that the file has no longer drains.
+    // A backend takes another weight from the file, and a name that the file no longer has drains.
     names.discover = vec![of("web1", 7)];
     bench.reload(vec![names.clone()]).unwrap();
     answer(&mut bench, &names.discover[0], 77);
@@ -217,7 +217,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     );
     assert!(shown(&bench).iter().all(|(name, _, leaving)| name != "web2" || *leaving));
 
-    // Back to an address.
+    // The backend has an address again.
     bench.reload(vec![web()]).unwrap();
     assert_eq!((bench.id("web/web1"), state(&bench, "web1")), (ids[0], (Admin::Ready, false)));
 }
@@ -238,7 +238,8 @@ fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
     assert_eq!(state(&again, "c"), (Admin::Ready, false));
 }
 
-/// The states of the backends and the table after answers that have the targets in this order, with what an operator does.
+/// Returns the states of the backends and the table after answers with the targets in this order, and actions of an
+/// operator.
 fn played(steps: &[(u8, u8)], shuffled: bool) -> Vec<String> {
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
     let mut bench = bench();

@@ -1,5 +1,5 @@
-//! Drains, with client memory: when they end, what ends them early, and what a removal, a failure, an operator or a new
-//! configuration does to one under way.
+//! Drains with client memory: when they end, what ends them early, and how a removal, a failure, an operator or a new
+//! configuration affects one in progress.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn remembering() -> ServiceConfig {
     ServiceConfig { remember: Duration::from_secs(3600), ..web() }
 }
 
-/// web1 to web4, all up, with ten known clients each.
+/// A bench with web1 to web4, all up, with ten known clients each.
 fn bench() -> Bench {
     let mut bench = Bench::new(vec![remembering()]).0;
     for backend in ["web/web1", "web/web2", "web/web3", "web/web4"] {
@@ -51,7 +51,7 @@ fn remove(bench: &mut Bench, force: bool) -> (String, Vec<Command>) {
     bench.change(Change::Remove { name: name("web/web1"), force }).unwrap()
 }
 
-/// Whether known clients stay, as the data path is told; else why they go.
+/// Returns whether known clients stay, as the data path is told, or the cause of their moves.
 fn kept(commands: &[Command]) -> Vec<Result<(), MoveCause>> {
     let row = |command: &Command| {
         let Command::WriteBackend(row) = command else { return None };
@@ -69,7 +69,7 @@ fn exists(bench: &Bench) -> bool {
 }
 
 #[test]
-fn a_drain_ends_at_its_deadline() {
+fn when_the_deadline_comes_then_a_drain_ends() {
     for timeout in [None, Some(Duration::from_secs(7))] {
         let mut bench = bench();
         let lasts = timeout.unwrap_or(TIMEOUT);
@@ -91,7 +91,7 @@ fn a_drain_ends_at_its_deadline() {
 }
 
 #[test]
-fn a_drain_that_is_due_ends_with_the_check_of_another_backend() {
+fn when_a_drain_is_due_then_another_backends_check_ends_it() {
     let mut bench = bench();
     drain(&mut bench, None);
     bench.now += TIMEOUT;
@@ -101,14 +101,14 @@ fn a_drain_that_is_due_ends_with_the_check_of_another_backend() {
 }
 
 #[test]
-fn a_drain_without_time_is_over_at_once() {
+fn when_a_drain_has_no_time_then_it_is_over_at_once() {
     let mut bench = bench();
     let (_, commands) = drain(&mut bench, Some(Duration::ZERO));
     assert_eq!((state(&bench), kept(&commands)), (BackendState::Drained, vec![Err(MoveCause::Drain)]));
 }
 
 #[test]
-fn a_drain_ends_when_two_sweeps_find_nobody() {
+fn when_two_sweeps_find_no_client_then_a_drain_ends() {
     let mut bench = bench();
     drain(&mut bench, None);
     for known in [0, 3, 0] {
@@ -118,14 +118,14 @@ fn a_drain_ends_when_two_sweeps_find_nobody() {
     assert_eq!(kept(&sweep(&mut bench, &[])), [Err(MoveCause::Drain)]);
     assert_eq!(state(&bench), BackendState::Drained);
     assert_eq!(sweep(&mut bench, &[]), []);
-    // Where nobody takes clients and the table is open, somebody may come. That begins no drain.
+    // In an open table without other backends a client may still come. That does not restart the drain.
     assert_eq!(sweep(&mut bench, &[("web/web1", 1)]), []);
     bench.change(Change::SetWeight { name: name("web/web2"), weight: 50 }).unwrap();
     assert_eq!(state(&bench), BackendState::Drained);
 }
 
 #[test]
-fn another_timeout_replaces_the_deadline() {
+fn when_another_timeout_is_set_then_it_replaces_the_deadline() {
     let mut bench = bench();
     drain(&mut bench, None);
     assert_eq!(drain(&mut bench, None).0, "backend web/web1 is draining already: nothing changed");
@@ -135,7 +135,7 @@ fn another_timeout_replaces_the_deadline() {
 }
 
 #[test]
-fn ready_ends_a_drain_and_nobody_has_moved() {
+fn when_a_draining_backend_is_set_ready_then_no_client_has_moved() {
     let mut bench = bench();
     let before = bench.service().live_table().to_vec();
     drain(&mut bench, Some(Duration::from_secs(5)));
@@ -149,7 +149,7 @@ fn ready_ends_a_drain_and_nobody_has_moved() {
 }
 
 #[test]
-fn a_hard_failure_moves_those_that_drain_and_the_deadline_stands() {
+fn when_a_draining_backend_fails_hard_then_its_clients_move_and_the_deadline_stays() {
     let mut bench = bench();
     drain(&mut bench, None);
     let deadline = bench.controller.next_deadline();
@@ -168,7 +168,7 @@ fn a_hard_failure_moves_those_that_drain_and_the_deadline_stands() {
 }
 
 #[test]
-fn a_soft_failure_drains_until_its_deadline_and_each_one_has_its_own() {
+fn when_backends_fail_softly_then_each_drains_until_its_own_deadline() {
     let mut bench = bench();
     let soft = |bench: &mut Bench| -> Vec<Command> {
         (0..3).flat_map(|_| bench.check("web/web1", CheckOutcome::Soft("status 503".to_owned()))).collect()
@@ -189,7 +189,7 @@ fn a_soft_failure_drains_until_its_deadline_and_each_one_has_its_own() {
 }
 
 #[test]
-fn while_nobody_takes_clients_a_backup_and_one_of_weight_0_keep_theirs_too() {
+fn when_no_backend_takes_clients_then_backups_and_those_of_weight_0_keep_theirs() {
     let mut web = remembering();
     web.backends[2].weight = 0;
     web.backends[3].backup = true;
@@ -211,7 +211,7 @@ fn while_nobody_takes_clients_a_backup_and_one_of_weight_0_keep_theirs_too() {
 }
 
 #[test]
-fn a_removal_drains_and_its_id_is_kept_until_nobody_is_known_by_it() {
+fn when_a_backend_is_removed_then_it_drains_and_its_id_stays_until_no_client_knows_it() {
     let mut bench = bench();
     let (free, id) = (bench.controller.free_ids(), bench.id("web/web1"));
     let (message, commands) = remove(&mut bench, false);
@@ -245,7 +245,7 @@ fn when_clients_were_counted_for_a_removal_then_it_says_so_many_and_not_those_of
 }
 
 #[test]
-fn ready_calls_a_removal_off() {
+fn when_a_leaving_backend_is_set_ready_then_the_removal_is_cancelled() {
     let mut bench = bench();
     remove(&mut bench, false);
     bench.admin("web/web1", Admin::Ready);
@@ -256,7 +256,7 @@ fn ready_calls_a_removal_off() {
 }
 
 #[test]
-fn force_removes_at_once_even_in_the_middle_of_a_drain() {
+fn when_a_removal_is_forced_then_it_happens_at_once_even_during_a_drain() {
     let mut bench = bench();
     remove(&mut bench, false);
     let (message, commands) = remove(&mut bench, true);
@@ -265,9 +265,9 @@ fn force_removes_at_once_even_in_the_middle_of_a_drain() {
     assert!(!exists(&bench));
 }
 
-/// The backend's clients are not kept again for the sake of a drain.
+/// A drain does not make such a backend keep its clients again.
 #[test]
-fn a_backend_that_keeps_nobody_is_removed_at_once() {
+fn when_a_backend_keeps_no_client_then_it_is_removed_at_once() {
     type Begin = fn(&mut Bench) -> Vec<Command>;
     let situations: [(Begin, MoveCause); 3] = [
         (|bench| bench.admin("web/web1", Admin::Maint).1, MoveCause::Maint),
@@ -288,7 +288,7 @@ fn a_backend_that_keeps_nobody_is_removed_at_once() {
 }
 
 #[test]
-fn one_that_fails_while_it_drains_to_be_removed_is_removed_soon() {
+fn when_a_leaving_backend_fails_then_it_is_removed_soon() {
     let mut bench = bench();
     remove(&mut bench, false);
     let mut commands = bench.refuse("web/web1");
@@ -298,7 +298,7 @@ fn one_that_fails_while_it_drains_to_be_removed_is_removed_soon() {
 }
 
 #[test]
-fn a_new_configuration_leaves_drains_alone_and_brings_back_what_it_lists_anew() {
+fn when_a_file_is_reloaded_then_drains_continue_and_backends_it_lists_anew_return() {
     let mut bench = bench();
     drain(&mut bench, None);
     let deadline = bench.controller.next_deadline();
@@ -327,7 +327,7 @@ fn a_new_configuration_leaves_drains_alone_and_brings_back_what_it_lists_anew() 
 }
 
 #[test]
-fn a_removed_service_leaves_no_one_known_to_the_next() {
+fn when_a_service_is_removed_then_the_next_one_with_its_id_knows_no_client() {
     let mut bench = bench();
     let id = bench.service().id();
     bench.reload(Vec::new()).unwrap();
@@ -351,7 +351,7 @@ fn when_a_removed_backend_is_added_again_then_its_clients_are_at_home() {
     assert_eq!(bench.controller.free_ids(), free);
     assert!(!commands.contains(&Command::RetireBackend(id)), "{commands:?}");
 
-    // Elsewhere, it is another one, and so it is under another name.
+    // A backend at another address is a different one, and so is one under another name.
     remove(&mut bench, true);
     bench.add("web/web1", "10.0.0.99").unwrap();
     assert_ne!(bench.id("web/web1"), id);

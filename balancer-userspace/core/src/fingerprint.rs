@@ -1,7 +1,8 @@
-//! A number of the rule by which clients come to backends.
+//! A fingerprint of the rules by which clients are assigned to backends.
 //!
-//! Balancers of a fleet steer clients that nobody remembers alike only where they compute the same lookup tables from the same
-//! configuration. So the number is not a version that somebody must remember to raise: it is made of tables.
+//! Balancers of a fleet assign unknown clients alike only if they compute the same lookup tables from the same
+//! configuration. The number is therefore computed from tables, rather than being a version that a developer must
+//! remember to raise.
 
 use balancer_common::{
     client::{HashKey, hash_v4, hash_v6, slot},
@@ -18,8 +19,8 @@ const KEY: HashKey = HashKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3
 const TABLE_SIZE: u32 = 251;
 const NAMES: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
 
-/// The number. Balancers with different ones steer differently; those with the same one do so only by a chance of one in
-/// 2^32.
+/// The fingerprint. Balancers with different numbers steer differently; equal numbers mean equal steering, except by a
+/// chance of one in 2^32.
 #[must_use]
 pub fn of_steering() -> u32 {
     let tables = scenes().into_iter().flat_map(|(away, slow)| table(away, slow));
@@ -31,7 +32,7 @@ pub fn of_steering() -> u32 {
     (number ^ number >> 32) as u32
 }
 
-/// Backends that are away, by a bit for each, and one that starts slowly: none, one, several, most; and all primaries.
+/// Sets of absent backends as bits, and a backend in a slow start: none, one, several, most, and all primaries.
 fn scenes() -> [(u8, Option<usize>); 6] {
     [(0, None), (0b1, None), (0b1, Some(3)), (0b10_1010, None), (0b1_1111, None), (0b11_1111, None)]
 }
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_changes_how_clients_are_steered_tells_operators() {
+    fn when_steering_changes_then_operators_are_told() {
         assert_eq!(
             of_steering(),
             1_408_341_387,
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn each_scene_has_another_table() {
+    fn when_scenes_differ_then_their_tables_differ() {
         let tables: Vec<_> = scenes().into_iter().map(|(away, slow)| table(away, slow)).collect();
         for (index, table) in tables.iter().enumerate() {
             assert!(!tables[..index].contains(table), "scene {index}");

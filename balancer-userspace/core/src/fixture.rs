@@ -1,5 +1,3 @@
-//! Facts for tests.
-
 use balancer_common::map_types::Mac;
 
 use crate::io::NextHop;

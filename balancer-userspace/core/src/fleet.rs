@@ -1,4 +1,4 @@
-//! A fleet as one of its members shows it to users.
+//! The state of a fleet as one of its members shows it to users.
 
 use std::collections::BTreeMap;
 
@@ -11,24 +11,24 @@ pub struct FleetSnapshot {
     pub name: String,
     /// This member's name.
     pub member: String,
-    /// The number of the epoch that it applies; `None`: it has none yet.
+    /// The number of the epoch that this member applies; `None`: none yet.
     pub epoch: Option<u64>,
-    /// The member that decides, if one is known.
+    /// The deciding member, if it is known.
     pub leader: Option<String>,
-    /// Those that the engine knows, by name; this one always.
+    /// The members known to the engine, by name; always includes this one.
     pub members: Vec<FleetMember>,
-    /// The engine that the members speak through.
+    /// The engine through which the members communicate.
     pub engine: FleetEngine,
-    /// Counts of the records by which members tell each other of clients.
+    /// Counters of the records by which members inform each other about clients.
     pub records: FleetRecords,
-    /// Seconds from when the last epoch was decided, on its leader's clock, until it was applied here; `None`: none was
-    /// since it is in step.
+    /// Seconds from the decision of the last epoch, by its leader's clock, until this member applied it; `None`: no
+    /// epoch since the member is in step.
     pub commit_seconds: Option<f64>,
-    /// Problems of this member in the fleet, a line each.
+    /// Problems of this member in the fleet, one line each.
     pub troubles: Vec<String>,
 }
 
-/// A member.
+/// A member of the fleet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetMember {
     /// The name of the member.
@@ -37,68 +37,68 @@ pub struct FleetMember {
     pub version: String,
     /// `ready`, `degraded`, `not_ready` or `withdrawn`.
     pub ready: String,
-    /// The number of the epoch that it applies.
+    /// The number of the epoch that the member applies.
     pub epoch: Option<u64>,
-    /// How long it has applied another epoch than the one that holds; 0: it applies that.
+    /// Seconds for which the member has applied an outdated epoch; 0: it applies the current one.
     pub lag_seconds: f64,
-    /// Backends of which it sees something else than the fleet holds, as `service/backend`.
+    /// Backends about which the member's own view differs from the fleet's, as `service/backend`.
     pub votes_differ: Vec<String>,
-    /// How far its clock is ahead of this one's; `None`: that is not known, or it is this one's.
+    /// Seconds by which its clock is ahead of this member's; `None`: unknown, or this member itself.
     #[serde(default)]
     pub clock_ahead_seconds: Option<f64>,
-    /// Whether its configuration file says other services than the fleet's last one.
+    /// Whether its configuration file lists other services than the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
-    /// The member's address, as the engine sees it; empty where the engine does not say.
+    /// The member's address as the engine sees it; empty if the engine does not tell.
     #[serde(default)]
     pub address: String,
 }
 
-/// The engine as seen from here.
+/// The engine as seen from this member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetEngine {
     /// Whether it can be used.
     pub reachable: bool,
-    /// The endpoint in use, or the last one that was.
+    /// The current endpoint, or the last one.
     pub endpoint: Option<String>,
     /// The version of the engine.
     pub version: String,
-    /// The server that leads its cluster, in hexadecimal; `None`: none is known.
+    /// The leader of the engine's cluster, in hexadecimal; `None`: unknown.
     pub leader: Option<String>,
     /// The last obstacle to a session with the engine; `None` while there is a session.
     pub trouble: Option<String>,
-    /// Bytes sent to it since the start.
+    /// Bytes sent to the engine since the start.
     pub bytes_sent: u64,
-    /// Bytes received from it since the start.
+    /// Bytes received from the engine since the start.
     pub bytes_received: u64,
-    /// Why it takes no writes, in its own words; `None`: it does, as far as is known.
+    /// Why the engine refuses writes, in its own words; `None`: it accepts them, as far as known.
     #[serde(default)]
     pub denial: Option<String>,
     /// The size of the server's database on disk.
     pub database_bytes: u64,
-    /// How large the database may become, where the server tells.
+    /// The maximum size of the database, if the server tells.
     #[serde(default)]
     pub database_quota_bytes: Option<u64>,
-    /// Warnings to act on before the engine fails, a sentence each.
+    /// Warnings to act on before the engine fails, one sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// Records since the start.
+/// Counters of records since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetRecords {
-    /// Told to others.
+    /// Records sent to other members.
     pub told: u64,
-    /// Taken over from others: for clients that were not known here, or were known at another backend.
+    /// Records applied from other members, for clients that were unknown here or known at another backend.
     pub taken_over: u64,
-    /// Not taken over, by reason.
+    /// Records not applied, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// Clients that were found at two backends.
+    /// Clients that were recorded at two backends.
     pub conflicts: u64,
 }
 
 impl FleetSnapshot {
-    /// Backends of which members see something else than the fleet holds: how many do.
+    /// The backends about which members' views differ from the fleet's, with the number of such members.
     #[must_use]
     pub fn votes_that_differ(&self) -> BTreeMap<&str, usize> {
         let mut votes = BTreeMap::new();
@@ -108,7 +108,7 @@ impl FleetSnapshot {
         votes
     }
 
-    /// A fleet of two, of which one is behind, for tests.
+    /// A fleet of two members, one of which is behind, for tests.
     #[doc(hidden)]
     #[must_use]
     pub fn example() -> Self {

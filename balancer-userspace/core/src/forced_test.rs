@@ -1,4 +1,4 @@
-//! Health that the operator says, and checks that cannot be made.
+//! Health set by the operator, and checks that cannot be made.
 
 use balancer_model::{
     config::CheckKind,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 #[test]
-fn forced_health_overrides_the_checks_until_auto() {
+fn when_health_is_forced_then_it_overrides_the_checks_until_auto() {
     let mut bench = Bench::web();
     bench.pass("web/web1");
     let (message, commands) = bench.force("web/web1", Some(Forced::Down));
@@ -44,7 +44,7 @@ fn forced_health_overrides_the_checks_until_auto() {
 }
 
 #[test]
-fn a_backend_without_checks_can_be_forced_and_stays_so_over_a_reload() {
+fn when_a_backend_without_checks_is_forced_then_it_stays_so_over_a_reload() {
     let mut unchecked = web();
     unchecked.check.kind = CheckKind::None;
     let (mut bench, _) = Bench::new(vec![unchecked.clone()]);
@@ -61,7 +61,7 @@ fn a_backend_without_checks_can_be_forced_and_stays_so_over_a_reload() {
 }
 
 #[test]
-fn a_check_that_cannot_be_made_changes_nothing() {
+fn when_a_check_cannot_be_made_then_nothing_changes() {
     let mut bench = Bench::web();
     bench.pass("web/web1");
     for _ in 0..5 {

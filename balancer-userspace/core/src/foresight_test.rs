@@ -1,11 +1,11 @@
-//! Tables that are made before they are wanted.
+//! Tables that are computed before they are needed.
 
 use balancer_model::fixture::name;
 
 use crate::{controller_test::Bench, io::Change};
 
 #[test]
-fn a_change_takes_the_tables_of_its_proposal() {
+fn when_a_change_is_made_then_it_uses_the_tables_of_its_proposal() {
     let mut bench = Bench::web();
     for backend in ["web/web1", "web/web2", "web/web3", "web/web4"] {
         bench.pass(backend);

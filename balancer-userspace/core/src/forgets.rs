@@ -1,4 +1,4 @@
-//! Whom a change of a service makes strangers: the one rule that plans predict and the data path carries out.
+//! Which clients a change of a service forgets: the single rule that plans predict and the data path carries out.
 
 use std::time::Duration;
 
@@ -6,19 +6,19 @@ use balancer_common::clock::Clock;
 
 use crate::io::ServiceSpec;
 
-/// Which known clients of a service are forgotten.
+/// The known clients that a service forgets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgets {
-    /// All of them, and nobody can say where they go: they are hashed otherwise, or their service is gone.
+    /// All clients, to unknown destinations, because hashing has changed or the service was removed; with the reason.
     Everybody(&'static str),
-    /// Those that were not seen for longer than this clock remembers. Where they go the table says.
+    /// Clients not seen for longer than this clock remembers. The table determines where they go.
     Unseen(Clock),
-    /// All of them, for nobody is remembered any more. Where they go the table says.
+    /// All clients, because the service no longer remembers any. The table determines where they go.
     NobodyIsKnown,
 }
 
 impl Forgets {
-    /// Whether a client is forgotten that was seen so long ago.
+    /// Whether a client last seen this long ago is forgotten.
     #[must_use]
     pub fn includes(&self, seen: Duration) -> bool {
         match self {
@@ -27,7 +27,7 @@ impl Forgets {
         }
     }
 
-    /// Whether the live table says where they go.
+    /// Whether the live table determines where forgotten clients go.
     #[must_use]
     pub const fn table_says_where(&self) -> bool {
         match self {
@@ -36,7 +36,7 @@ impl Forgets {
         }
     }
 
-    /// Why, in a few words.
+    /// The reason in a few words.
     #[must_use]
     pub const fn why(&self) -> &'static str {
         match self {
@@ -48,7 +48,7 @@ impl Forgets {
 }
 
 impl ServiceSpec {
-    /// The clock of its memory. `None`: it has none.
+    /// The clock of the service's memory. `None`: it has no memory.
     #[must_use]
     pub fn clock(&self) -> Option<Clock> {
         let seconds = u32::try_from(self.remember.as_secs()).unwrap_or(u32::MAX);
@@ -58,18 +58,19 @@ impl ServiceSpec {
         })
     }
 
-    /// Whom it forgets when `next` takes its place; `None` as `next`: it is removed.
+    /// Which clients are forgotten when `next` replaces this service; `None` as `next`: it is removed.
     #[must_use]
     pub fn forgets(&self, next: Option<&Self>) -> Option<Forgets> {
-        // Nobody is known.
+        // Without memory there are no known clients.
         self.clock()?;
         let Some(next) = next else { return Some(Forgets::Everybody("the service is removed")) };
-        // Each field has to be thought of: a client is known by a hash, at a backend, for a time.
+        // The pattern names every field, so that new ones are considered: a client is known by a hash, at a backend,
+        // for a time.
         let Self {
             id: _,
             hash_key,
             family,
-            // A client is the same by all of them.
+            // All listeners share a client's entry.
             listeners: _,
             client_prefix,
             forwarding: _,
@@ -79,9 +80,9 @@ impl ServiceSpec {
             rules: _,
             reject: _,
             flows: _,
-            // What a connection says of an address is remembered as what a packet says.
+            // What a connection ID reveals about an address is recorded like what a packet reveals.
             quic: _,
-            // A client that is not steered any more stays known, for when it is again.
+            // A client that is no longer steered stays known until it is steered again.
             share: _,
             local: _,
             backends: _,

@@ -1,8 +1,8 @@
-//! Limits of backends: which of them are full.
+//! Limits of backends: which backends are full.
 //!
-//! A backend with as many clients or connections as it may have takes no new ones: its slots go to the next backends of the
-//! table's order. It takes some again once it has 5% fewer, and no earlier than [`DWELL`] after it was full, because each
-//! time the table changes.
+//! A backend with as many clients or connections as it may have takes no new ones, and its slots go to the next
+//! backends in the table's order. It takes new clients again once it has 5% fewer, but no earlier than [`DWELL`] after
+//! it became full, because each change alters the table.
 
 use std::{
     collections::BTreeMap,
@@ -13,23 +13,23 @@ use balancer_model::limits::{Full, Limits};
 
 use crate::service::Service;
 
-/// How long a backend is full, at least.
+/// The minimum time for which a backend stays full.
 pub const DWELL: Duration = Duration::from_secs(10);
-/// One in so many of the clients it may have must go before it takes new ones.
+/// The fraction of its maximum by which clients must fall before a full backend takes new ones: one in this many.
 const MARGIN: u32 = 20;
 
-/// A backend that has limits, as far as they depend on it, of all address families together.
+/// The facts about a backend with limits that matter here, over all address families.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
-    /// How much it takes at most.
+    /// The backend's limits.
     pub limits: Limits,
-    /// Known clients.
+    /// Number of known clients.
     pub clients: u64,
-    /// Connections, where they are counted.
+    /// Number of connections, if they are counted.
     pub connections: u64,
     /// Whether it takes or keeps clients at all.
     pub serves: bool,
-    /// What is in force.
+    /// The current state: what it has too much of.
     pub full: Option<Full>,
 }
 
@@ -47,12 +47,12 @@ pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, 
     members
 }
 
-/// When the backends of a service were found to be full.
+/// The times at which backends of a service became full.
 #[derive(Clone, Debug, Default)]
 pub struct Watch(BTreeMap<String, Instant>);
 
 impl Watch {
-    /// Looks at all `members`. Returns those that are to be full, if they are others than those that are.
+    /// Evaluates all `members`. Returns the backends that should be full if they differ from the current ones.
     pub fn look(&mut self, members: &BTreeMap<String, Member>, now: Instant) -> Option<BTreeMap<String, Full>> {
         self.0.retain(|name, _| members.get(name).is_some_and(|member| member.full.is_some()));
         let mut full = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Backends at their limits: who takes their new clients, and what ends it.
+//! Backends at their limits: which backends take their new clients, and what ends that.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
 const WEB1: &str = "web/web1";
 const MOST: Limits = Limits { clients: Some(100), connections: None };
 
-/// All backends take 100 clients at most.
+/// A service in which every backend takes at most 100 clients.
 fn limited(when_full: WhenFull) -> ServiceConfig {
     let mut service = ServiceConfig { when_full, remember: Duration::from_secs(600), ..web() };
     service.backends.iter_mut().for_each(|backend| backend.limits = MOST);
@@ -104,7 +104,7 @@ fn when_all_are_full_then_when_full_decides() {
             }
         }
         assert!(bench.controller.backend(&name(WEB1)).unwrap().keeps_known(), "{when_full:?}");
-        // One that is not up has no room.
+        // A backend that is not up has no room.
         bench.fill(&all[1..]).unwrap();
         bench.admin(WEB1, Admin::Maint);
         assert_eq!((bench.controller.services()[0].footing(), bench.rejects()), (footing, rejects), "{when_full:?}");
@@ -147,7 +147,7 @@ fn when_a_limit_is_set_at_run_time_then_it_is_merged_with_the_file_as_a_weight_i
     assert!(matches!(bench.limit(connections), Err(Refused::Invalid(why)) if why.contains("snat")));
     let listed = bench.controller.changed_at_run_time();
     assert_eq!(listed[0].change, "max_clients 200 (file: max_clients 100)");
-    // The file says what it said before: what was set stays. It says otherwise: that counts.
+    // While the file says the same, the run-time setting stays. When the file changes, the file wins.
     bench.reload(vec![limited(WhenFull::Drop)]).unwrap();
     assert_eq!(bench.controller.backend(&name(WEB1)).unwrap().config().limits, more);
     let mut file = limited(WhenFull::Drop);
@@ -172,7 +172,7 @@ fn when_something_happens_to_a_full_backend_then_it_stays_full_as_long_as_it_has
     bench.admin(WEB1, Admin::Maint);
     bench.admin(WEB1, Admin::Ready);
     assert!(!bench.is_full(), "its clients are gone");
-    // Without memory nobody is counted.
+    // Without memory, no clients are counted.
     bench.fill(&["web1"]).unwrap();
     bench.reload(vec![ServiceConfig { remember: Duration::ZERO, ..limited(WhenFull::Open) }]).unwrap();
     assert!(!bench.is_full());

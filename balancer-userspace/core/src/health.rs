@@ -1,23 +1,23 @@
-//! From single health checks to a verdict: `rise` and `fall`.
+//! Derives a verdict from single health checks: `rise` and `fall`.
 
 use balancer_model::config::CheckConfig;
 use serde::{Deserialize, Serialize};
 
-/// How a health check ended.
+/// The outcome of a health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
-    /// As expected.
+    /// The check passed.
     Passed,
-    /// It answered, and the answer says no (`status 503`, `body without "ok"`).
+    /// The backend answered with a failure (`status 503`, `body without "ok"`).
     Soft(String),
-    /// Nobody answered (`connect: refused`, `timeout after 1s`).
+    /// The backend did not answer (`connect: refused`, `timeout after 1s`).
     Hard(String),
-    /// This machine could not check, which says nothing of the backend.
+    /// This machine could not check, which says nothing about the backend.
     Hindered(String),
 }
 
 impl CheckOutcome {
-    /// `passed`, `soft`, `hard` or `hindered`, and why.
+    /// Returns `passed`, `soft`, `hard` or `hindered`, and the reason.
     #[must_use]
     pub fn words(&self) -> (&'static str, &str) {
         match self {
@@ -33,9 +33,9 @@ impl CheckOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// It answers, and the answer says no.
+    /// The backend answers with a failure.
     Soft,
-    /// Nobody answers.
+    /// The backend does not answer.
     Hard,
 }
 
@@ -43,16 +43,16 @@ pub enum FailureKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Nothing yet.
+    /// No verdict yet.
     #[default]
     Unknown,
-    /// It works.
+    /// The backend works.
     Up,
-    /// It does not.
+    /// The backend has failed.
     Down {
-        /// In which way.
+        /// Whether it answers at all.
         kind: FailureKind,
-        /// In words (`connect: refused`).
+        /// The reason in words (`connect: refused`).
         reason: String,
     },
 }
@@ -69,7 +69,8 @@ impl Verdict {
     }
 }
 
-/// The verdict on one backend and the checks counted towards the next one.
+/// The verdict on a backend, and the checks counted towards the next verdict.
+///
 ///
 /// ```text
 ///             1 pass                 fall failures
@@ -85,24 +86,24 @@ pub struct Health {
     verdict: Verdict,
     passes: u32,
     failures: u32,
-    /// The kind and reason of the last failure, and how many in a row were of that kind.
+    /// The kind and reason of the last failure, and the number of consecutive failures of that kind.
     last_failure: Option<Box<(FailureKind, String, u32)>>,
 }
 
 impl Health {
-    /// One whose verdict was found by others.
+    /// Makes a health with a verdict that other members found.
     #[must_use]
     pub fn agreed(verdict: Verdict) -> Self {
         Self { verdict, ..Self::default() }
     }
 
-    /// The verdict so far.
+    /// The current verdict.
     #[must_use]
     pub fn verdict(&self) -> &Verdict {
         &self.verdict
     }
 
-    /// Failures in a row that have not changed the verdict yet, and the last one's reason.
+    /// The number of consecutive failures that have not changed the verdict yet, and the reason of the last one.
     #[must_use]
     pub fn failing(&self) -> Option<(u32, &str)> {
         match (&self.verdict, self.last_failure.as_deref()) {
@@ -111,7 +112,7 @@ impl Health {
         }
     }
 
-    /// Counts a check that ended with `outcome`.
+    /// Records a check with this `outcome`.
     pub fn record(&mut self, outcome: &CheckOutcome, check: &CheckConfig) {
         match outcome {
             CheckOutcome::Passed => self.pass(check.rise),
@@ -121,13 +122,13 @@ impl Health {
         }
     }
 
-    /// Passes and failures in a row; one of them is 0.
+    /// Consecutive passes and failures; one of them is 0.
     #[must_use]
     pub const fn streak(&self) -> (u32, u32) {
         (self.passes, self.failures)
     }
 
-    /// Whether the last check speaks against the verdict, which more like it will change.
+    /// Whether the last check contradicts the verdict, so that more of its kind will change it.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         match (&self.verdict, self.last_failure.as_deref()) {
@@ -137,13 +138,13 @@ impl Health {
         }
     }
 
-    /// Keeps the verdict, and counts anew towards the next one.
+    /// Keeps the verdict, and restarts the count towards the next one.
     pub fn count_anew(&mut self) {
         (self.passes, self.failures, self.last_failure) = (0, 0, None);
     }
 
-    /// Says how many more passes or failures change the verdict (`down after 2 more failures`), given how many in a row
-    /// it takes (rise, fall).
+    /// Returns how many more passes or failures change the verdict (`down after 2 more failures`), given the required
+    /// numbers (rise, fall).
     #[must_use]
     pub fn next_verdict(&self, (rise, fall): (u32, u32)) -> String {
         let more = |count: u32, one: &str, many: &str| match count {
@@ -203,7 +204,7 @@ mod tests {
         CheckConfig { interval, timeout: interval, fast_interval: interval, fall, rise, ..fixture::check() }
     }
 
-    /// Verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard), as `?`, `+`, `s`, `h`.
+    /// Returns the verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard) as `?`, `+`, `s`, `h`.
     fn verdicts(outcomes: &str, fall: u32, rise: u32) -> String {
         let mut health = Health::default();
         outcomes
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_pass_makes_up_and_fall_failures_make_down() {
+    fn when_checks_pass_once_or_fail_fall_times_then_the_verdict_changes() {
         assert_eq!(verdicts("p", 3, 2), "+");
         assert_eq!(verdicts("hhh", 3, 2), "??h");
         assert_eq!(verdicts("hhphhh", 3, 2), "??+++h");
@@ -235,13 +236,13 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_failure_changes_after_fall_checks_too() {
+    fn when_the_kind_of_failure_changes_then_the_verdict_follows_after_fall_checks() {
         assert_eq!(verdicts("phsssh", 3, 2), "+++sss");
         assert_eq!(verdicts("sssshshhh", 3, 2), "??ssssssh");
     }
 
     #[test]
-    fn the_reason_is_the_latest_of_its_kind() {
+    fn when_failures_repeat_then_the_reason_is_the_latest_of_its_kind() {
         let mut health = Health::default();
         for reason in ["connect: refused", "timeout after 1s"] {
             health.record(&CheckOutcome::Hard(reason.to_owned()), &check(1, 1));
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(health.failing(), None);
     }
 
-    /// Whether a verdict is pending after `outcomes`, and what comes next.
+    /// Returns whether a verdict is pending after `outcomes`, and the text about the next one.
     fn pending(outcomes: &str) -> (bool, String) {
         let mut health = Health::default();
         for outcome in outcomes.chars() {
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_pending_while_checks_speak_against_it() {
+    fn when_checks_contradict_the_verdict_then_it_is_pending() {
         for (outcomes, is_pending, next) in [
             ("", false, "up after 1 more pass, down after 3 more failures"),
             ("h", true, "up after 1 more pass, down after 2 more failures"),
@@ -287,7 +288,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn flapping_below_fall_and_rise_changes_nothing(
+        fn when_a_backend_flaps_below_fall_and_rise_then_nothing_changes(
             fall in 1u32..6, rise in 1u32..6, flaps in prop::collection::vec((any::<u32>(), any::<bool>()), 0..40)
         ) {
             let mut up = "p".to_owned();

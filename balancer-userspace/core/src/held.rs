@@ -1,4 +1,4 @@
-//! The effects of commands that were carried out: the only thing that is certain after one of them has failed.
+//! The effects of completed commands: the only certain knowledge after a command has failed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes note of a command that was carried out.
+    /// Records a completed command.
     pub fn note(&mut self, command: &Command) {
         match command {
             Command::WriteBackend(backend) => {
@@ -43,7 +43,7 @@ impl Held {
             Command::StopChecks(id) => {
                 self.checks.remove(id);
             }
-            // Sent again whatever is there.
+            // Resynchronization sends these again in any case.
             Command::SwapTable { .. } | Command::SetRules { .. } | Command::Report(_) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! The counts of a service at earlier moments, from which those of the last minute and the last hour follow.
+//! Past counts of a service, from which the counts of the last minute and the last hour are computed.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::ratios;
 
-/// Time between two samples: as exact as "the last minute" is.
+/// The time between two samples, which is the precision of "the last minute".
 pub const STEP: Duration = Duration::from_secs(10);
-/// Samples a step apart: those of ten minutes.
+/// Number of samples one step apart: those of ten minutes.
 const STEPS: usize = 61;
-/// Samples for the hour are no closer than this: as one a minute is, late or early by half a step.
+/// The minimum distance of samples for the hour: one minute less half a step of jitter.
 pub(crate) const NEARLY_A_MINUTE: Duration = Duration::from_secs(55);
-/// Samples are no closer than this, also where a restart has come between.
+/// The minimum distance of samples, even across a restart.
 const HALF_A_STEP: Duration = Duration::from_secs(5);
-/// Samples for the hour: more than an hour's, however close they are.
+/// Number of samples for the hour: enough for more than an hour at the minimum distance.
 const MINUTES: usize = 67;
 
-/// Counters of a service, all its backends there are and were.
+/// Counters of a service, over all its current and removed backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
     /// New connections by decision.
     pub decisions: [u64; Decision::COUNT],
-    /// Known clients moved, by cause.
+    /// Known clients that moved, by cause.
     pub moves: [u64; MOVE_COUNTERS],
 }
 
@@ -39,7 +39,7 @@ impl Counted {
         difference
     }
 
-    /// Kept over kept and moved; `None` where no known client came.
+    /// The ratio of kept to kept plus moved; `None` if no known client came.
     #[must_use]
     pub fn stickiness(&self) -> Option<f64> {
         let [kept, moved] = [Decision::Kept, Decision::Moved]
@@ -48,19 +48,19 @@ impl Counted {
     }
 }
 
-/// The earlier moments of a service.
+/// Samples of a service's counters.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     steps: Moments,
     minutes: Moments,
 }
 
-/// Times, and what had been counted then: the same memory while nothing more is.
+/// Times with their counts; equal counts share memory.
 type Moments = VecDeque<(Duration, Arc<Counted>)>;
 
 impl History {
-    /// Keeps what is counted at `now`, a time on any clock that does not stand still. Comes every [`STEP`]; sooner after a
-    /// restart, which is passed over.
+    /// Stores the counts at `now`, on any clock that advances steadily. It is called every [`STEP`]; samples that come
+    /// sooner, after a restart, are skipped.
     pub fn keep(&mut self, now: Duration, counted: Counted) {
         let last = self.steps.back().map(|(_, last)| last).filter(|last| ***last == counted);
         let counted = last.map_or_else(|| Arc::new(counted), Arc::clone);
@@ -68,17 +68,17 @@ impl History {
         push(&mut self.minutes, MINUTES, NEARLY_A_MINUTE, (now, counted));
     }
 
-    /// The moments of the last ten minutes, a step apart, the oldest first.
+    /// The samples of the last ten minutes, one step apart, oldest first.
     pub fn steps(&self) -> impl Iterator<Item = (Duration, Counted)> {
         self.steps.iter().map(of)
     }
 
-    /// The moments of the last hour, a minute apart, the oldest first.
+    /// The samples of the last hour, one minute apart, oldest first.
     pub fn minutes(&self) -> impl Iterator<Item = (Duration, Counted)> {
         self.minutes.iter().map(of)
     }
 
-    /// The moment nearest to `ago` before `now`, and what had been counted then. `None`: nothing was kept.
+    /// The sample nearest to `ago` before `now`. `None`: there are no samples.
     #[must_use]
     pub fn before(&self, now: Duration, ago: Duration) -> Option<(Duration, Counted)> {
         let wanted = now.saturating_sub(ago);
@@ -113,10 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_and_an_hour_are_told_to_a_step() {
+    fn when_counts_are_kept_then_a_minute_and_an_hour_are_precise_to_a_step() {
         let mut history = History::default();
         assert!(history.before(Duration::ZERO, Duration::from_secs(60)).is_none());
-        // One kept a second, for three hours.
+        // Samples come every ten seconds for three hours.
         for step in 0..=1080u64 {
             history.keep(STEP * step as u32, counted(step * 10, 0));
         }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn many_restarts_make_no_hour_shorter() {
+    fn when_restarts_are_many_then_the_hour_stays_whole() {
         let mut history = History::default();
         for second in 0..=3600 {
             history.keep(Duration::from_secs(second), counted(second, 0));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn before_that_it_is_since_the_first() {
+    fn when_history_is_short_then_counts_are_since_the_first_sample() {
         let mut history = History::default();
         history.keep(Duration::from_secs(100), counted(5, 0));
         history.keep(Duration::from_secs(110), counted(6, 0));
@@ -151,10 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn stickiness_is_of_known_clients() {
+    fn when_stickiness_is_computed_then_only_known_clients_count() {
         assert_eq!(counted(0, 0).stickiness(), None);
         assert_eq!(counted(3, 1).stickiness(), Some(0.75));
-        // A service that was taken away and added again counts from zero.
+        // A service that was removed and added again counts from zero.
         assert_eq!(counted(3, 1).since(&counted(10, 0)), counted(0, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! Backend ids: which are free, longest unused first.
+//! Backend ids: which are free, the longest unused first.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -9,8 +9,8 @@ use balancer_common::map_types::{FEWEST_BACKEND_COUNTERS, LAST_BACKEND, MOST_BAC
 
 use crate::io::BackendId;
 
-/// Where in `all` the one with this id is. What came together has ids that follow each other, so that is tried first; then
-/// that they rise.
+/// Finds the position of an id in `all`. Backends that were added together have consecutive ids, so that is tried
+/// first, then ascending order.
 pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<usize> {
     let after_first = usize::from(id.wrapping_sub(id_of(all.first()?)));
     if all.get(after_first).is_some_and(|one| id_of(one) == id) {
@@ -20,24 +20,24 @@ pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<
     among_rising.or_else(|| all.iter().position(|one| id_of(one) == id))
 }
 
-/// The free backend ids. One that is given back is the last to be given out again, so that whatever still holds it has
-/// the longest possible time to let go.
+/// The free backend ids. A released id is reused last, so that everything that still refers to it has the longest time
+/// to let go.
 ///
-/// They are kept as runs of rising ids (first, last), none of which goes on where the one before it ends: nearly all ids
-/// are free nearly always, and a controller that decides for a fleet is copied and compared often.
+/// Ids are stored as runs (first, last), none of which continues the one before it: nearly all ids are free nearly
+/// always, and a deciding controller is copied and compared often.
 ///
-/// Ids are rows of maps, of which each CPU has some of its own for those below a power of two: these are used up before
-/// there are more.
+/// Ids are rows of maps, and each CPU has its own counters only for ids below a power of two. These ids are used up
+/// before higher ones.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ids {
     free: VecDeque<(u16, u16)>,
-    /// Ids below it are given out, a power of two.
+    /// The current limit of ids, a power of two.
     rows: u32,
-    /// The number that `rows` may grow to.
+    /// The highest limit to which `rows` may grow.
     most: u32,
 }
 
-/// The last id of so many rows.
+/// The highest id below this limit.
 fn last(rows: u32) -> u16 {
     u16::try_from(rows - 1).unwrap_or(LAST_BACKEND).min(LAST_BACKEND)
 }
@@ -48,17 +48,18 @@ impl Ids {
         Self { free: [(1, last(rows))].into(), rows, most: MOST_BACKEND_ROWS }
     }
 
-    /// All of them, with the same room.
+    /// The same number of ids, all free.
     pub(crate) fn all_free(&self) -> Self {
         Self { free: [(1, last(self.rows))].into(), ..*self }
     }
 
-    /// The free ids in their order, as runs of rising ids (first, last).
+    /// The free ids in their order, as runs (first, last).
     pub(crate) fn runs(&self) -> Vec<(u16, u16)> {
         self.free.iter().copied().collect()
     }
 
-    /// The ids that are not `used`: those in `runs` in their order, then the others, of as many rows as there must have been.
+    /// The ids that are not `used`: those in `runs` in their order, then the others, up to the limit that must have
+    /// been in effect.
     pub(crate) fn restored(runs: &[(u16, u16)], used: &HashSet<u16>) -> Self {
         let total = usize::from(LAST_BACKEND);
         let listed = runs.iter().take(total).flat_map(|&(first, end)| first.max(1)..=end.min(LAST_BACKEND)).take(total);
@@ -78,7 +79,7 @@ impl Ids {
         ids
     }
 
-    /// From now on there are so many rows, a power of two, and never more.
+    /// Fixes the limit of ids, a power of two.
     pub(crate) fn set_rows(&mut self, rows: u32) {
         let end = last(rows);
         for (first, last) in mem::take(&mut self.free) {
@@ -87,18 +88,18 @@ impl Ids {
         (self.rows, self.most) = (self.rows.min(rows), rows);
     }
 
-    /// How many can be given out.
+    /// The number of free ids.
     pub(crate) fn free(&self) -> usize {
         let free: usize = self.free.iter().map(|&(first, last)| usize::from(last - first) + 1).sum();
         free + usize::from(last(self.most) - last(self.rows))
     }
 
-    /// How many backends there can be over all services.
+    /// The maximum number of backends over all services.
     pub(crate) fn total(&self) -> usize {
         usize::from(last(self.most))
     }
 
-    /// Whether other maps would have room for more.
+    /// Whether maps with more rows would allow more ids.
     pub(crate) const fn lack_rows(&self) -> bool {
         self.most < MOST_BACKEND_ROWS
     }
@@ -118,7 +119,7 @@ impl Ids {
         Some(BackendId(id))
     }
 
-    /// Has a free id come after all others.
+    /// Moves a free id behind all others.
     pub(crate) fn postpone(&mut self, id: BackendId) {
         let id = id.0;
         if !self.free.iter().any(|&(first, last)| (first..=last).contains(&id)) {
@@ -162,7 +163,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_id_is_found_in_whatever_order_they_are(
+        fn when_ids_are_in_any_order_then_each_is_found(
             ids in prop_oneof![
                 prop::collection::hash_set(any::<u16>(), 0..40).prop_map(Vec::from_iter),
                 prop::collection::btree_set(any::<u16>(), 0..40).prop_map(Vec::from_iter),
@@ -177,20 +178,20 @@ mod tests {
     }
 
     #[test]
-    fn every_id_is_given_out_before_one_comes_again() {
+    fn when_ids_are_taken_then_every_id_comes_before_one_is_reused() {
         let mut ids = Ids::new();
         let first = ids.take().unwrap();
         ids.give_back(first);
         let round = all(ids);
         assert_eq!(round.len(), usize::from(LAST_BACKEND));
         assert_eq!(round[..3], [2, 3, 4]);
-        // Those of few rows before those of more.
+        // Ids below a lower limit come before higher ones.
         assert_eq!(round[4092..4097], [4094, 4095, 1, 4096, 4097]);
         assert_eq!(round.last(), Some(&LAST_BACKEND));
     }
 
     #[test]
-    fn rows_are_given_out_and_no_others() {
+    fn when_rows_are_set_then_no_higher_id_is_given_out() {
         let mut ids = Ids::new();
         ids.set_rows(32_768);
         assert_eq!((ids.free(), ids.total(), ids.lack_rows()), (32_767, 32_767, true));
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_as_many_as_there_must_have_been() {
+    fn when_ids_are_restored_then_there_are_as_many_rows_as_there_must_have_been() {
         for (runs, used, free) in [
             (vec![], vec![], vec![(1, 4095)]),
             (vec![], vec![16_384], vec![(1, 16_383), (16_385, 32_767)]),
@@ -223,14 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn runs_from_elsewhere_may_overlap_reach_beyond_all_ids_and_be_empty() {
+    fn when_runs_are_invalid_then_they_are_cleaned_up() {
         let ids = Ids::restored(&[(5, 7), (6, 9), (9, 3), (0, 2), (u16::MAX, u16::MAX)], &[1, 8].into());
         assert_eq!(all(ids)[..6], [5, 6, 7, 9, 2, 3]);
     }
 
     proptest! {
         #[test]
-        fn runs_are_a_queue_of_ids(steps in prop::collection::vec((0_u8..4, 1_u16..30), 0..200)) {
+        fn when_runs_are_used_then_they_behave_like_a_queue_of_ids(steps in prop::collection::vec((0_u8..4, 1_u16..30), 0..200)) {
             let mut ids = Ids::new();
             ids.set_rows(4096);
             let mut queue: VecDeque<u16> = (1..4096).collect();

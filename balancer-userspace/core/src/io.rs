@@ -29,7 +29,7 @@ use ipnet::IpNet;
 pub use crate::{health::CheckOutcome, refused::Refused};
 use crate::{health::Health, rules::Action};
 
-/// Index of a service in the kernel's maps; stable while the service exists.
+/// Index of a service in the kernel's maps, stable while the service exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ServiceId(pub u16);
 
@@ -41,69 +41,68 @@ pub struct ListenerId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendId(pub u16);
 
-/// Tells a check from those that ran before it on the same backend, or on another address of it. Never given twice in a
+/// Distinguishes a check from earlier ones of the same backend, or of another address of it. It is unique within a
 /// process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckNumber(pub u64);
 
-/// Something that happened outside of the core.
+/// An event outside of the core.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A health check ended. Ignored if the backend is gone, or is checked otherwise by now.
+    /// A health check ended. The event is ignored if the backend was removed or its check has changed.
     Checked {
         /// The backend that was checked.
         backend: BackendId,
-        /// Which of all that were started for it.
+        /// The number of the check.
         check: CheckNumber,
-        /// How.
+        /// The outcome.
         outcome: CheckOutcome,
-        /// How long it took.
+        /// The duration of the check.
         took: Duration,
-        /// Whether a suspicion caused it, so that it began after the packets that raised the suspicion.
+        /// Whether a suspicion triggered the check, so that it began after the suspicious packets.
         asked: bool,
     },
-    /// The way to an address was resolved, changed or was lost.
+    /// The path to an address was resolved, changed or lost.
     NextHop {
-        /// The backends' address.
+        /// The address of the backends.
         address: IpAddr,
         /// The next hop, or why there is none.
         next_hop: Result<NextHop, String>,
     },
     /// A sweep of the client table is complete.
     Swept {
-        /// Known clients by backend, in rising order of ids; a backend that is not listed has none.
+        /// Known clients by backend, in rising order of ids; backends not listed have none.
         known: Vec<(BackendId, u64)>,
     },
-    /// All connections of `snat` services were looked at.
+    /// All connections of `snat` services were counted.
     Flows {
-        /// Connections by backend; a backend that is not listed has none.
+        /// Connections by backend; backends not listed have none.
         of: BTreeMap<BackendId, u64>,
     },
-    /// A deadline given by `next_deadline` has come.
+    /// A deadline from `next_deadline` has passed.
     Tick,
 }
 
 /// How frames reach a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NextHop {
-    /// Egress interface.
     pub ifindex: u32,
     /// The egress interface's MAC.
     pub source_mac: Mac,
     /// The next hop's MAC.
     pub destination_mac: Mac,
-    /// The MTU of the egress interface, or of the route or path where that is smaller.
+    /// The MTU of the egress interface, or of the route or path if that is smaller.
     pub mtu: u32,
-    /// This machine's own address on the way, where the route names one.
+    /// This machine's own address on the path, if the route names one.
     pub source: Option<IpAddr>,
-    /// The router that it goes through. `None`: the address is on the same link.
+    /// The router on the path. `None`: the address is on the same link.
     pub gateway: Option<IpAddr>,
-    /// The address is this machine's own: its packets pass to the host, and only `mtu` means anything beside this.
+    /// The address belongs to this machine: its packets pass to the host, and besides this only `mtu` is meaningful.
     #[serde(default)]
     pub local: bool,
 }
 
-/// A change that a user asks for.
+/// A change requested by a user.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
@@ -115,54 +114,54 @@ pub enum Change {
         address: IpAddr,
         /// The IPv6 address of the new backend, for services of both families.
         address6: Option<IpAddr>,
-        /// The port of the new backend; `None`: the listener's.
+        /// The port of the new backend; `None`: the listener's port.
         port: Option<u16>,
         /// The weight of the new backend; `None`: 100.
         weight: Option<u16>,
         /// Whether it is a backup.
         backup: bool,
-        /// How much it takes at most.
+        /// The limits of the backend.
         #[serde(default)]
         limits: Limits,
     },
     /// Remove a backend.
     Remove {
-        /// Which.
+        /// The backend.
         name: BackendName,
-        /// Without draining it first.
+        /// Remove it without draining.
         force: bool,
     },
     /// Set the administrative state.
     SetAdmin {
-        /// Which.
+        /// The backend.
         name: BackendName,
-        /// To what.
+        /// The new state.
         admin: Admin,
-        /// With [`Admin::Drain`]: instead of the service's drain timeout.
+        /// With [`Admin::Drain`]: a timeout in place of the service's.
         timeout: Option<Duration>,
     },
     /// Set the weight.
     SetWeight {
-        /// Which.
+        /// The backend.
         name: BackendName,
-        /// To what.
+        /// The new weight.
         weight: u16,
     },
-    /// Set how much a backend takes at most.
+    /// Set a backend's limits.
     SetLimits {
-        /// Which.
+        /// The backend.
         name: BackendName,
-        /// To what.
+        /// The new limits.
         limits: Limits,
     },
     /// Set the share of a service's clients that are steered.
     SetSteer {
         /// The service's name.
         service: String,
-        /// In percent.
+        /// The new share in percent.
         steer: u8,
     },
-    /// Have servers of a service name themselves under another key. What they have named before is understood.
+    /// Give a service a new key for QUIC connection IDs. IDs under earlier keys are still understood.
     RotateQuicKey {
         /// The service's name.
         service: String,
@@ -180,35 +179,35 @@ pub enum Change {
     RemoveListener {
         /// The service's name.
         service: String,
-        /// Which.
+        /// The listener to be removed.
         listener: Listener,
     },
-    /// Override what the checks find.
+    /// Override the verdict of the checks.
     ForceHealth {
-        /// Which.
+        /// The backend.
         name: BackendName,
-        /// `None`: the checks decide again.
+        /// The verdict; `None`: the checks decide again.
         forced: Option<Forced>,
     },
-    /// Put in force what the agent of a backend says.
+    /// Apply the report of a backend's agent.
     Agent {
-        /// Which.
+        /// The backend.
         name: BackendName,
-        /// All that it has said so far.
+        /// The complete current report.
         said: Said,
     },
-    /// Put in force which backends of a service give slots away because of their load.
+    /// Set which backends of a service give slots away because of their load.
     Bound {
         /// The service's name.
         service: String,
-        /// By the names of backends. All others give nothing away.
+        /// Bounds by backend name. All other backends keep all slots.
         bounds: BTreeMap<String, Bound>,
     },
-    /// Have these backends of a service take no new clients, because they are at their limits.
+    /// Set which backends of a service take no new clients because they are at their limits.
     Full {
         /// The service's name.
         service: String,
-        /// By the names of backends. All others have room.
+        /// Full backends by name. All others have room.
         full: BTreeMap<String, Full>,
     },
     /// Add a rule for a client prefix; it replaces one for the same prefix.
@@ -217,90 +216,90 @@ pub enum Change {
         service: String,
         /// The prefix of the clients that the rule is for.
         prefix: IpNet,
-        /// How the rule treats its clients.
+        /// The treatment of these clients.
         action: Action,
-        /// After which it ends by itself.
+        /// Time after which the rule expires.
         ttl: Option<Duration>,
     },
     /// Remove the rule for a client prefix.
     RemoveRule {
         /// The service's name.
         service: String,
-        /// Exactly this prefix.
+        /// The exact prefix.
         prefix: IpNet,
     },
-    /// Take over what the configuration file says now. What was changed at run time stays where the file says what it
-    /// said before.
+    /// Apply the configuration file. Run-time changes stay where the file says the same as before.
     #[serde(skip)]
     Reload(Box<Config>),
-    /// The same, and undo what was changed at run time.
+    /// Apply the configuration file and undo all run-time changes.
     #[serde(skip)]
     Reset(Box<Config>),
-    /// Take over a list of targets.
+    /// Apply a list of targets.
     #[serde(skip)]
     Discover {
         /// The service's name.
         service: String,
         /// The list.
         source: Source,
-        /// All targets of it.
+        /// All targets in it.
         targets: Arc<Vec<Target>>,
     },
 }
 
-/// Something for the shell to do, in the order given.
+/// A task for the shell, to be done in the given order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Write a backend's row. Comes before a table names it.
+    /// Write a backend's row. It comes before a table names the backend.
     WriteBackend(Arc<BackendSpec>),
-    /// Forget a backend's row. Comes after the last table that names it is gone.
+    /// Clear a backend's row. It comes after the last table that names the backend is gone.
     RetireBackend(BackendId),
-    /// Replace a service's live table, whole.
+    /// Replace a service's whole live table.
     SwapTable {
-        /// Which service. It may be one that is published only afterwards.
+        /// The service, which may be published only afterwards.
         service: ServiceId,
-        /// `table_size` entries: a backend id, `NO_BACKEND` or `ALL_DOWN`.
+        /// `table_size` entries: backend ids, `NO_BACKEND` or `ALL_DOWN`.
         table: Arc<[u16]>,
-        /// The base table, where every client is at home. `None`: nobody is, all are steered to backups or to nobody.
+        /// The base table, which defines clients' homes. `None`: no client has a home, because all are steered to
+        /// backups or to no backend.
         home: Option<Arc<[u16]>>,
     },
-    /// Replace the directory of services (and the way back of `nat` replies), whole. Each has had a `SwapTable`.
-    /// Services that are no longer listed are gone, and their tables and rules with them.
+    /// Replace the whole directory of services (and the return table of `nat` replies). Each service has had a
+    /// `SwapTable`. Services that are not listed are removed with their tables and rules.
     PublishServices(Vec<ServiceSpec>),
-    /// Make these the rules of a service, each replaced in one piece. A service is published as one with rules before it
-    /// has any, and as one without after it has none.
+    /// Replace the rules of a service, each rule in one step. A service is published as having rules before it gets
+    /// any, and as having none after the last is removed.
     SetRules {
-        /// Which service.
+        /// The service.
         service: ServiceId,
-        /// All its rules, no prefix twice.
+        /// All its rules, with unique prefixes.
         rules: Arc<[RuleSpec]>,
     },
-    /// Keep the next hop of an address known: an `Event::NextHop` now and at each change.
+    /// Track the next hop of an address: an `Event::NextHop` now and at each change.
     WatchNextHop(IpAddr),
-    /// The address is of no more interest.
+    /// Stop tracking an address.
     UnwatchNextHop(IpAddr),
-    /// Check a backend from now on (replacing an earlier check of it).
+    /// Start checking a backend, in place of an earlier check of it.
     StartChecks(Box<CheckSpec>),
-    /// Check it no more.
+    /// Stop checking a backend.
     StopChecks(BackendId),
-    /// Tell the operator.
+    /// Inform the operator.
     Report(Report),
 }
 
-/// How a backend is checked.
+/// The specification of a backend's check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckSpec {
     /// The backend to be checked.
     pub backend: BackendId,
-    /// To tell its outcomes from those of the checks before.
+    /// The number that distinguishes its outcomes from those of earlier checks.
     pub number: CheckNumber,
-    /// For logs.
+    /// The name for logs.
     pub name: BackendName,
-    /// Where the check connects to.
+    /// The address to connect to.
     pub target: SocketAddr,
-    /// How; never `CheckKind::None`.
+    /// The kind of check; never `CheckKind::None`.
     pub check: CheckConfig,
-    /// The verdict and the counts so far.
+    /// The verdict and counts so far.
     pub health: Health,
 }
 
@@ -313,14 +312,14 @@ pub struct RuleSpec {
     pub action: RuleAction,
 }
 
-/// How a rule treats its clients.
+/// The treatment of a rule's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleAction {
-    /// To this backend, while its row says that it takes clients; `None`: there is none of that name.
+    /// Steer to this backend while its row says that it takes clients; `None`: no backend has the name.
     Pin(Option<BackendId>),
-    /// By the source port as well.
+    /// Steer by address and source port.
     Spread,
-    /// Dropped.
+    /// Drop.
     Deny,
 }
 
@@ -329,32 +328,32 @@ pub enum RuleAction {
 pub struct BackendSpec {
     /// The row of the backend in the kernel's maps.
     pub id: BackendId,
-    /// How it is reached.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// The backend's address; port 0: the one that the listener says.
+    /// The backend's address; port 0: the listener's port.
     pub address: SocketAddr,
-    /// `None`: unreachable, packets are dropped as `no_next_hop`.
+    /// The next hop; `None`: unreachable, packets are dropped as `no_next_hop`.
     pub next_hop: Option<NextHop>,
     /// The service it belongs to.
     pub service: ServiceId,
     /// Whether known clients stay with it.
     pub keeps_known: bool,
-    /// Why they are moved, where they do not.
+    /// The cause of moves, if known clients do not stay.
     pub cause: MoveCause,
     /// Whether rules may pin clients to it.
     pub takes_pinned: bool,
-    /// `ipip` and `gue`: this machine's address on the way to the backend, of the backend's family. A backend that needs
-    /// one and has none is unreachable.
+    /// `ipip` and `gue`: this machine's address on the path to the backend, of the backend's family. A backend that
+    /// needs one and has none is unreachable.
     pub tunnel_source: Option<IpAddr>,
-    /// The reaction to packets which suggest that the backend may have failed; `None`: there is none.
+    /// The reaction to signs of failure in packets; `None`: none.
     #[serde(default)]
     pub passive: Option<Passive>,
 }
 
-/// The reaction to packets which suggest that a backend may have failed. The backend is checked at once in any case.
+/// The reaction to signs of failure in packets. The backend is checked at once in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Passive {
-    /// `nat`: for how long resets that refuse connections are withheld meanwhile; zero: they are not.
+    /// `nat`: how long to withhold resets that refuse connections during the check; zero: not at all.
     pub withhold: Duration,
 }
 
@@ -367,41 +366,40 @@ pub struct ServiceSpec {
     pub hash_key: HashKey,
     /// The family of its clients.
     pub family: Family,
-    /// Where it is reached, in that family: at least one.
+    /// At least one listener of that family.
     pub listeners: Vec<ListenerSpec>,
-    /// Client prefix length for the family.
+    /// Client prefix length for this family.
     pub client_prefix: u8,
-    /// How packets reach its backends.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
     /// How long clients are remembered; zero: not at all.
     pub remember: Duration,
-    /// Seconds in a tick of its memory; 0: as suits `remember` best.
+    /// Seconds in a tick of its memory; 0: chosen to suit `remember`.
     pub tick_seconds: u32,
-    /// Where moved clients go when their home returns.
+    /// What happens to moved clients when their home returns.
     pub failback: Failback,
     /// Whether it has rules for client prefixes.
     pub rules: bool,
-    /// Whether clients that nobody takes are told so.
+    /// Whether clients that no backend takes get a rejection.
     pub reject: bool,
-    /// `snat`: its connections.
+    /// `snat`: pool and idle times of its connections.
     pub flows: FlowSpec,
-    /// How connection IDs of QUIC name its backends.
+    /// How QUIC connection IDs encode its backends.
     pub quic: Option<QuicSpec>,
     /// The share of clients that are steered.
     pub share: Share,
     /// The backends that are this machine itself, as their rows say.
     pub local: Vec<BackendId>,
-    /// The ids and addresses of the service's backends, from which `nat` replies come (port 0: the one that the
-    /// listener says).
+    /// The ids and addresses of the service's backends, from which `nat` replies come (port 0: the listener's port).
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }
 
-/// How connection IDs of QUIC name the backends of a service.
+/// How QUIC connection IDs encode the backends of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuicSpec {
-    /// Formats and keys.
+    /// The formats and keys.
     pub config: QuicConfig,
-    /// The names of the backends, no name twice.
+    /// The server IDs of the backends, which are unique.
     pub servers: Arc<[(BackendId, ServerId)]>,
 }
 
@@ -415,22 +413,22 @@ pub struct ListenerSpec {
     pub id: ListenerId,
     /// Address, ports and protocol.
     pub listener: Listener,
-    /// `nat`: the port of backends without one of their own, if it is not the listener's; 0: it is.
+    /// `nat`: the port of backends without their own port, if it differs from the listener's; 0: it does not.
     pub backend_port: u16,
-    /// Whether its packets are counted: where it is one of several of its service.
+    /// Whether its packets are counted, because it is one of several of its service.
     pub counted: bool,
 }
 
 /// A line for the log and the list of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// How serious.
+    /// The severity.
     pub level: ReportLevel,
-    /// About whom, where it is about a backend or (with an empty backend name) a service.
+    /// The backend or (with an empty backend name) service that the report is about, if any.
     pub about: Option<BackendName>,
-    /// One line, e.g. `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
+    /// One line, such as `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
     pub message: String,
-    /// The slots and clients that moved, where that is known.
+    /// The slots and clients that moved, if known.
     pub moves: Option<Moved>,
 }
 
@@ -439,18 +437,18 @@ pub struct Report {
 pub struct Moved {
     /// Slots of the live table.
     pub slots: u64,
-    /// Those among them whose old and new backend had not changed.
+    /// The number of those whose old and new backend had not changed.
     pub needless: u64,
-    /// Known clients of the backend, at the last sweep, that are moved with their next packets.
+    /// The backend's known clients at the last sweep, which move with their next packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_clients: Option<u64>,
 }
 
-/// How serious a report is.
+/// The severity of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportLevel {
-    /// As intended.
+    /// An intended change.
     Info,
-    /// Somebody should look.
+    /// A problem that needs attention.
     Warn,
 }

@@ -1,8 +1,8 @@
 //! The keys of a service, derived from the fleet's key and the service's name.
 //!
-//! Each key is two 64-bit halves, `SipHash-2-4(fleet key, purpose ‖ 0 ‖ half ‖ service name)` with `half` 0 and 1.
-//! The purpose contains no zero byte, so no two inputs coincide: services do not share keys, and knowing where one
-//! service's clients go says nothing about another's. Balancers with the same fleet key derive the same keys.
+//! Each key is two 64-bit halves, `SipHash-2-4(fleet key, purpose ‖ 0 ‖ half ‖ service name)` with `half` 0 and 1. The
+//! purpose contains no zero byte, so no two inputs coincide. Services do not share keys, and knowing where one
+//! service's clients go reveals nothing about another's. Balancers with the same fleet key derive the same keys.
 
 use std::hash::Hasher as _;
 
@@ -21,7 +21,7 @@ pub fn table_key(fleet: HashKey, service: &str) -> HashKey {
     derive(fleet, "table", service)
 }
 
-/// Tells keys apart without giving them away.
+/// A number that distinguishes keys without revealing them.
 #[must_use]
 pub fn fingerprint(fleet: HashKey) -> u64 {
     derive(fleet, "fingerprint", "").k0
@@ -47,7 +47,7 @@ mod tests {
     const FLEET: HashKey = HashKey::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f]);
 
     #[test]
-    fn keys_differ_by_fleet_purpose_half_and_service() {
+    fn when_fleet_purpose_half_or_service_differ_then_keys_differ() {
         let other = HashKey { k0: FLEET.k0 ^ 1, ..FLEET };
         let mut halves = HashSet::new();
         for fleet in [FLEET, other] {
@@ -61,8 +61,8 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_derivation_would_be_noticed() {
-        // Any other value means that an upgraded balancer steers clients elsewhere than the rest of its fleet.
+    fn when_the_derivation_changes_then_this_test_notices() {
+        // Any other value would make an upgraded balancer steer clients differently from the rest of its fleet.
         assert_eq!(client_key(FLEET, "web"), HashKey { k0: 0x36c5_dd49_4620_dc5e, k1: 0xfccd_0b1e_bd66_f3d2 },);
     }
 }

@@ -18,28 +18,28 @@ pub struct LastChange {
     pub message: String,
     /// Slots that changed backend.
     pub slots_moved: u64,
-    /// Those among them that need not have.
+    /// The number of those that moved without a reason of their own.
     pub needless_slots_moved: u64,
-    /// When.
+    /// Time of the change.
     pub at: Instant,
 }
 
 /// The last change of each service.
 #[derive(Clone, Debug, Default)]
 pub struct LastChanges {
-    /// Slots moved since start, required and needless.
+    /// Slots moved since the start, required and needless.
     moved: HashMap<ServiceId, (u64, u64)>,
     last: HashMap<ServiceId, LastChange>,
 }
 
 impl LastChanges {
-    /// The first tables are no change.
+    /// Starts the record; the first tables do not count as a change.
     pub fn begin(&mut self, controller: &Controller) {
         self.moved = controller.services().iter().map(|service| (service.id(), service.slots_moved())).collect();
     }
 
-    /// Takes note of what the core has decided, before it is carried out. `message` says what was asked for, where that
-    /// was the cause.
+    /// Records the core's decisions before they are carried out. `message` describes the request that caused them, if
+    /// one did.
     pub fn note(&mut self, commands: &[Command], message: Option<&str>, controller: &Controller, now: Instant) {
         let swapped = commands
             .iter()
@@ -70,7 +70,7 @@ impl LastChanges {
         }
     }
 
-    /// The last change of `service`, if there was one.
+    /// The last change of `service`, if there was any.
     #[must_use]
     pub fn of(&self, service: ServiceId) -> Option<LastChange> {
         self.last.get(&service).cloned()

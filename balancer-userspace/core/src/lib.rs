@@ -1,8 +1,8 @@
-//! The decisions of the controller. No I/O, no clock, no tokio: events in, commands out.
+//! The decisions of the controller, without I/O, clock or tokio: events in, commands out.
 //!
-//! Time comes in as the `now` of [`controller::Controller::handle`]. So that no code here reads a clock by accident,
-//! `balancer-userspace/clippy.toml` bans `std::time::Instant::now` and `std::time::SystemTime::now`; the daemon uses
-//! `tokio::time::Instant::now().into_std()`.
+//! Time is passed in as the `now` of [`controller::Controller::handle`]. `balancer-userspace/clippy.toml` bans
+//! `std::time::Instant::now` and `std::time::SystemTime::now`, so that no code here reads a clock by accident; the
+//! daemon uses `tokio::time::Instant::now().into_std()`.
 
 pub mod agreed;
 pub mod bits;

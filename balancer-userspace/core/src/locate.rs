@@ -1,4 +1,4 @@
-//! Which backend a client is steered to.
+//! Finding the backend that a client is steered to.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -21,7 +21,7 @@ use crate::{
     table::Footing,
 };
 
-/// Where a client of a service is steered to, and why.
+/// The backend of a client in a service, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
     /// The service's name.
@@ -30,26 +30,26 @@ pub struct Located {
     pub client: IpNet,
     /// The client's slot of the lookup table.
     pub slot: u32,
-    /// The backend it is steered to; `None`: dropped, or spread by a rule.
+    /// The backend; `None`: the client is dropped, or a rule spreads its connections.
     pub backend: Option<String>,
     /// The reason for this decision.
     pub why: Why,
     /// The rule that decides, if one does.
     pub rule: Option<Rule>,
-    /// How long ago its last recorded packet was. `None`: the client table does not hold it, or was not asked.
+    /// Time since its last recorded packet. `None`: the client table does not contain the client, or was not consulted.
     pub last_seen: Option<Duration>,
 }
 
-/// The reason why a client is steered where it is.
+/// The reason for a client's backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It is known at its backend, which keeps known clients.
+    /// The client is known at its backend, which keeps known clients.
     Known,
-    /// The lookup table.
+    /// The lookup table decides.
     Table,
-    /// A rule for its prefix.
+    /// A rule for its prefix decides.
     Rule,
-    /// The lookup table, as if all backends were up.
+    /// The lookup table decides as if all backends were up.
     Open,
 }
 
@@ -67,11 +67,11 @@ impl Why {
 }
 
 impl Controller {
-    /// Where the client at `address` is steered to, for each service of its family (or the one asked for).
+    /// The backend of the client at `address`, for each service of its family (or the requested one).
     ///
     /// # Errors
-    /// [`Refused::NotFound`] if there is no such service, or none of that family; [`Refused::Invalid`] if the service
-    /// asked for is of the other family.
+    /// [`Refused::NotFound`] if there is no such service, or none of that family; [`Refused::Invalid`] if the requested
+    /// service is of the other family.
     pub fn locate(&self, address: IpAddr, service: Option<&str>) -> Result<Vec<Located>, Refused> {
         let address = address.to_canonical();
         if let Some(name) = service {
@@ -90,7 +90,7 @@ impl Controller {
 }
 
 impl Located {
-    /// A list denies it by this prefix.
+    /// Marks the client as denied by a list with this prefix.
     pub fn deny(&mut self, prefix: IpNet) {
         (self.backend, self.why) = (None, Why::Rule);
         self.rule = Some(Rule { prefix, action: Action::Deny, ttl: None, ends: None });
@@ -98,19 +98,19 @@ impl Located {
 }
 
 impl Service {
-    /// The longest prefix of a rule that the data path has for a client, whether or not it does something just now.
+    /// The longest prefix of a rule in the data path for a client, whether or not the rule has an effect at the moment.
     #[must_use]
     pub fn rule_prefix(&self, address: IpAddr) -> Option<IpNet> {
         self.rules().longest(address, |rule| !self.is_part_of_a_client(rule)).map(|rule| rule.prefix)
     }
 
-    /// The file of prefixes whose clients are denied.
+    /// The file of denied prefixes.
     #[must_use]
     pub fn deny_file(&self) -> Option<&Path> {
         Some(&self.deny()?.file)
     }
 
-    /// Where `client` is steered to; `None` if it is of the other family.
+    /// The backend of `client`; `None` if it is of the other family.
     fn locate(&self, address: IpAddr) -> Option<Located> {
         let (prefix, key) = (self.client_prefix(), self.client_key());
         let (client, hash) = match (address, self.family()) {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_its_masked_address() {
+    fn when_an_address_is_located_then_it_is_masked() {
         let controller = controller();
         let views = locate(&controller, "203.0.113.77", None).unwrap();
         let clients: Vec<_> = views.iter().map(|view| (view.service.as_str(), view.client.to_string())).collect();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn twenty_thousand_clients_are_shared_within_five_per_cent() {
+    fn when_twenty_thousand_clients_are_located_then_shares_are_within_five_per_cent() {
         let controller = controller();
         let mut counts: HashMap<String, u32> = HashMap::new();
         for n in 0..20_000u32 {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nobody_eligible_the_answer_says_so() {
+    fn when_no_backend_is_eligible_then_the_answer_says_so() {
         let mut controller = controller();
         for backend in ["wide/a", "wide/b", "six/a"] {
             let change = Change::SetAdmin { name: name(backend), admin: Admin::Drain, timeout: None };
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_located_is_refused_with_a_hint() {
+    fn when_a_client_cannot_be_located_then_the_refusal_has_a_hint() {
         let controller = controller();
         let refused = |address, service| locate(&controller, address, service).unwrap_err().to_string();
         assert_eq!(refused("203.0.113.77", Some("wbe")), "no service \"wbe\": did you mean \"web\"?");

@@ -1,21 +1,25 @@
 //! Lookup tables: Maglev hashing.
 //!
-//! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), section 3.4: every backend
-//! prefers the slots in an order of its own that follows from its name, and the backends take turns at claiming the
-//! slot they like best of those still free. Three things differ from the paper:
-//! - How many slots a backend gets is settled beforehand, by largest remainders of `M·w/Σw` (`apportion`), and a
-//!   weighted backend takes its turns evenly spread over the whole filling (`turns`), so that heavy and light ones
-//!   meet the same share of taken slots.
+//! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), section 3.4: every
+//! backend has its own order of preference for slots, which follows from its name, and the backends take turns at
+//! claiming their best free slot. Three things differ from the paper:
+//! - The number of slots of a backend is fixed beforehand, by largest remainders of `M·w/Σw` (`apportion`), and a
+//!   weighted backend takes its turns evenly over the whole filling (`turns`), so that heavy and light backends
+//!   meet the same fraction of taken slots.
 //! - The preferences are the pseudo-random draws `mix(offset + j·skip)` of 64 bits, scaled to M, instead of the
-//!   progression `offset + j·skip mod M`. Two progressions whose skips have a simple ratio trail each other, and one more
-//!   backend then swaps whole stretches between them: of 1,000 tables with five equal backends, 6 to 9 moved over 0.6% of
+//!   progression `offset + j·skip mod M`. Two progressions whose skips have a simple ratio follow each other, and an
+//!   added
+//!   backend then swaps whole stretches between them: of 1,000 tables with five equal backends, 6 to 9 moved over 0.6%
+//!   of
 //!   the slots needlessly when one was added, the worst 2%. With draws it is 0.3% with little variance.
-//! - The last √M free slots, which would take most of the draws, go by rank instead: each turn takes the slot with the
+//! - The last √M free slots, which would need most of the draws, are assigned by rank instead: each turn takes the slot
+//!   with the
 //!   smallest `mix` of backend and slot (`Preference::best`).
 //!
-//! A slot's *runner-up* is the first backend whose draw fell on it when another had it already. It would mostly have had the slot
-//! if that other had not been there, so this is known without a table for each backend that may go. When the table is full, one slot
-//! in twenty of four equal backends has none: the backends take all their turns once more, with two draws each.
+//! A slot's *runner-up* is the first backend whose draw fell on it when another backend already had it. That backend
+//! would mostly have got the slot without the owner, so no table is needed for each backend that may be removed. With
+//! four equal backends, one slot in twenty of a full table has no runner-up yet, so the backends take all their turns
+//! once more, with two draws each.
 //!
 //! A table is a function of the set of (name, weight), of M and of the key. Ids only label the result.
 
@@ -27,16 +31,16 @@ use balancer_common::{
 };
 use siphasher::sip::SipHasher24;
 
-/// How often a backend draws for each of its slots once all are taken. More draws find runners-up that agree hardly better with
-/// the table without a slot's backend.
+/// Number of further draws of a backend for each of its slots once all are taken. More draws hardly improve how well
+/// runners-up match the table without a slot's backend.
 const FURTHER: u32 = 2;
 
 /// A backend of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// The id that the backend's slots are filled with.
+    /// The id to fill the backend's slots with.
     pub id: u16,
-    /// Unique in the table; its permutation depends on it.
+    /// The name, unique in the table; the backend's permutation depends on it.
     pub name: &'a str,
     /// The weight, to which the number of slots is proportional.
     pub weight: u16,
@@ -45,9 +49,9 @@ pub struct Member<'a> {
 /// A lookup table of M slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// M ids.
+    /// The M ids.
     pub slots: Vec<u16>,
-    /// M ids, none of them the slot's own; `NO_BACKEND`: no other one's draw fell on the slot.
+    /// M ids, none of them the slot's own; `NO_BACKEND`: no other backend's draw fell on the slot.
     pub runners_up: Vec<u16>,
 }
 
@@ -91,7 +95,7 @@ pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Ta
     Some(filling.table())
 }
 
-/// A table that is being filled.
+/// A table being filled.
 struct Filling {
     /// The backend of each slot, and its runner-up.
     entries: Vec<(u16, u16)>,
@@ -110,7 +114,7 @@ impl Filling {
         }
     }
 
-    /// A draw of `id` has fallen on a slot that is taken. Written whatever it was, as no processor could predict a branch.
+    /// Records a draw of `id` on a taken slot. It always writes, because a processor could not predict a branch.
     #[inline(always)]
     fn lose(&mut self, slot: u32, id: u16) {
         if let Some((taker, runner_up)) = self.entries.get_mut(slot as usize) {
@@ -125,8 +129,9 @@ impl Filling {
     }
 }
 
-/// How many of `slots` slots each of `weights` gets: `slots·w/Σw` rounded down, and the slots left over one each to the
-/// largest remainders, the first of equal ones first. So every count is within 1 of the exact share. Σw must not be 0.
+/// The number of slots for each of `weights`: `slots·w/Σw` rounded down, and one more for the largest remainders until
+/// all slots are used; among equal remainders the first wins. Every count is within 1 of the exact share. Σw must not
+/// be 0.
 fn apportion(weights: &[u16], slots: u32) -> Vec<u32> {
     let total: u64 = weights.iter().copied().map(u64::from).sum();
     let exact = |weight: u16| u64::from(slots) * u64::from(weight);
@@ -143,11 +148,13 @@ fn apportion(weights: &[u16], slots: u32) -> Vec<u32> {
     counts
 }
 
-/// Calls `take` with each index as often as its count says, each index's turns spread evenly from first to last.
+/// Calls `take` with each index as often as its count says, spreading the turns of each index evenly from first to
+/// last.
 ///
-/// In every round an index earns credit in proportion to its count and takes a turn when the credit reaches the largest
-/// count, which so has one turn a round. An index whose count is `2^c` times smaller is looked at only in every
-/// `2^c`-th round (and earns that much more), so that the work is proportional to the sum of the counts.
+/// In every round an index earns credit in proportion to its count, and takes a turn when the credit reaches the
+/// largest count; the index with that count has one turn a round. An index whose count is `2^c` times smaller is
+/// visited only in every `2^c`-th round (and earns that much more), so the work is proportional to the sum of the
+/// counts.
 fn turns(counts: &[u32], mut take: impl FnMut(usize)) {
     struct Pace {
         index: usize,
@@ -179,13 +186,13 @@ fn turns(counts: &[u32], mut take: impl FnMut(usize)) {
     }
 }
 
-/// The order in which a backend prefers the slots.
+/// A backend's order of preference for slots.
 struct Preference {
     offset: u64,
     skip: u64,
     /// Argument of the draw that gave `next`.
     position: u64,
-    /// The next slot to try: drawn ahead, so that no turn waits for its first draw.
+    /// The next slot to try, drawn ahead, so that no turn waits for its first draw.
     next: u32,
 }
 
@@ -195,7 +202,7 @@ impl Preference {
         Self { offset, skip: skip | 1, position: offset, next: slot(mix(offset), table_size) }
     }
 
-    /// The first draw of the backend `id` from here on that is not taken.
+    /// Returns the next draw of the backend `id` that is not taken.
     #[inline]
     fn draw(&mut self, id: u16, filling: &mut Filling) -> u32 {
         let table_size = filling.entries.len() as u32;
@@ -211,7 +218,7 @@ impl Preference {
         free
     }
 
-    /// Draws of the backend `id` from a table that is full. Inlined, it slowed the filling before it down by half.
+    /// Draws for the backend `id` in a full table. Inlining it slowed the filling above by half.
     #[inline(never)]
     fn lose(&mut self, id: u16, filling: &mut Filling) {
         let table_size = filling.entries.len() as u32;
@@ -221,7 +228,7 @@ impl Preference {
         }
     }
 
-    /// The best of the slots in `rest`, which is taken out. `rest` must not be empty.
+    /// Removes and returns the best slot in `rest`, which must not be empty.
     fn best(&self, rest: &mut Vec<u32>) -> u32 {
         let rank = |&slot: &u32| mix(!self.offset.wrapping_add(self.skip.wrapping_mul(u64::from(slot))));
         match rest.iter().enumerate().min_by_key(|(_, slot)| rank(slot)) {
@@ -231,7 +238,7 @@ impl Preference {
     }
 }
 
-/// SipHash-2-4 of what a hash is for and of a name.
+/// SipHash-2-4 of a hash purpose and a name.
 pub(crate) fn hash(key: HashKey, purpose: u8, name: &str) -> u64 {
     let mut hasher = SipHasher24::new_with_keys(key.k0, key.k1);
     hasher.write(&[purpose]);
@@ -246,7 +253,7 @@ pub(crate) const fn mix(counter: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// A set of slots, small enough to stay in the first-level cache.
+/// A set of slots that is small enough for the first-level cache.
 struct Bitmap(Vec<u64>);
 
 impl Bitmap {
@@ -259,7 +266,7 @@ impl Bitmap {
         self.0.get((slot / 64) as usize).is_some_and(|word| word >> (slot % 64) & 1 != 0)
     }
 
-    /// The slots below `slots` that it has not.
+    /// The slots below `slots` that are not in the set.
     fn others(&self, slots: u32) -> Vec<u32> {
         let words = (0..).step_by(64).zip(&self.0).filter(|&(_, word)| *word != u64::MAX);
         words.flat_map(|(first, _)| first..first + 64).filter(|&slot| slot < slots && !self.contains(slot)).collect()
@@ -310,7 +317,7 @@ mod tests {
         btree_map("[a-z0-9._-]{1,12}", weight, count).prop_map(|weights| weights.into_iter().collect::<Vec<_>>())
     }
 
-    /// The same tables by the definition: no bitmap, no draws ahead, every preference list from its start.
+    /// Builds the same tables by the definition: no bitmap, no draws ahead, every preference list from its start.
     fn by_definition(members: &[Member<'_>], table_size: u32, key: HashKey) -> Table {
         let mut members = members.to_vec();
         members.sort_by_key(|member| member.name);
@@ -351,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn known_weights_give_known_counts() {
+    fn when_weights_are_known_then_counts_are_known() {
         let cases: [(&[u16], &[u32]); 7] = [
             (&[1, 2], &[21_846, 43_691]),
             (&[10_000, 10_000], &[32_769, 32_768]),
@@ -371,21 +378,21 @@ mod tests {
     }
 
     #[test]
-    fn more_backends_than_slots_leave_some_without() {
+    fn when_backends_outnumber_slots_then_some_get_none() {
         let names: Weights = (0..12).map(|n| (format!("web{n}"), 1)).collect();
         let table = table(&members(&names), 7, HashKey { k0: 3, k1: 4 }).unwrap();
         assert_eq!(counts(&table.slots).len(), 7);
     }
 
     #[test]
-    fn without_weight_there_is_no_table() {
+    fn when_no_backend_has_weight_then_there_is_no_table() {
         assert_eq!(table(&[], M, HashKey { k0: 3, k1: 4 }), None);
         assert_eq!(table(&[Member { id: 1, name: "web1", weight: 0 }], M, HashKey { k0: 3, k1: 4 }), None);
     }
 
     #[test]
-    fn a_change_of_the_algorithm_would_be_noticed() {
-        // Any other table means that an upgraded balancer steers clients elsewhere than the rest of its fleet.
+    fn when_the_algorithm_changes_then_this_test_notices() {
+        // Any other table would make an upgraded balancer steer clients differently from the rest of its fleet.
         let weights = [("web1".to_owned(), 1), ("web2".to_owned(), 2), ("web3".to_owned(), 1)];
         let table = table(&members(&weights), 13, HashKey { k0: 3, k1: 4 }).unwrap();
         assert_eq!(table.slots, [3, 3, 3, 2, 2, 1, 2, 2, 2, 1, 2, 1, 2]);
@@ -393,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runner_up_mostly_has_the_slot_when_its_backend_is_gone() {
+    fn when_a_backend_is_removed_then_its_runners_up_mostly_get_its_slots() {
         for count in [3u16, 10, 60] {
             let names: Weights = (0..count).map(|n| (format!("web{n}"), 100)).collect();
             let all = members(&names);
@@ -406,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn twenty_thousand_clients_are_shared_evenly() {
+    fn when_twenty_thousand_clients_are_assigned_then_shares_are_even() {
         let weights = equal(&["web1", "web2", "web3", "web4"]);
         let key = HashKey { k0: 3, k1: 4 };
         let table = table(&members(&weights), M, key).unwrap();
@@ -418,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_spread_evenly() {
+    fn when_turns_are_taken_then_they_are_spread_evenly() {
         let mut order = Vec::new();
         turns(&[2, 8, 1, 4], |index| order.push(index));
         for (index, count) in [2, 8, 1, 4].into_iter().enumerate() {
@@ -433,13 +440,13 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_table_is_what_the_definition_says(weights in weights(1u16.., 1..20), key in key(), size in 1u32..400) {
+        fn when_a_table_is_built_then_it_matches_the_definition(weights in weights(1u16.., 1..20), key in key(), size in 1u32..400) {
             let members = members(&weights);
             prop_assert_eq!(table(&members, size, key).unwrap(), by_definition(&members, size, key));
         }
 
         #[test]
-        fn counts_are_exact_shares_rounded(weights in weights(any::<u16>(), 1..60), key in key()) {
+        fn when_slots_are_apportioned_then_counts_are_exact_shares_rounded(weights in weights(any::<u16>(), 1..60), key in key()) {
             let total: u64 = weights.iter().map(|&(_, weight)| u64::from(weight)).sum();
             prop_assume!(total > 0);
             let members = members(&weights);
@@ -453,7 +460,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_of_backends_changes_nothing(weights in weights(1u16.., 2..20), key in key(), turn in any::<Index>()) {
+        fn when_the_order_of_backends_changes_then_the_table_stays(weights in weights(1u16.., 2..20), key in key(), turn in any::<Index>()) {
             let mut shuffled = members(&weights);
             let before = table(&shuffled, 4_093, key);
             shuffled.reverse();
@@ -463,7 +470,7 @@ mod tests {
         }
 
         #[test]
-        fn a_fifth_backend_takes_a_fifth_and_hardly_any_other_slot_moves(
+        fn when_a_fifth_backend_is_added_then_it_takes_a_fifth_and_hardly_any_other_slot_moves(
             names in prop::collection::btree_set("[a-z0-9]{1,12}", 5), added in any::<Index>(), key in key()
         ) {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();

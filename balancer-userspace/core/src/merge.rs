@@ -1,8 +1,8 @@
-//! A configuration file that is read again, and what was changed at run time since it was last read.
+//! Merging a reloaded configuration file with the changes made at run time since it was last read.
 //!
-//! The file's word wins for what it has changed; what it says as before stays as it is at run time. Only the sets of
-//! listeners, backends and rules, the weights of backends, and the share of clients that are steered can differ at run time,
-//! so a service's other settings are always the file's.
+//! The file wins where it has changed; where it says the same as before, the run-time state stays. Only the sets of
+//! listeners, backends and rules, the weights of backends, and the share of steered clients can differ at run time, so
+//! all other settings of a service come from the file.
 
 mod rules;
 
@@ -27,14 +27,15 @@ pub use self::rules::{MergedRules, merge_rules};
 pub struct Merged {
     /// The services to be.
     pub services: Vec<Arc<ServiceConfig>>,
-    /// Backends that were about to be removed and are wanted by the file.
+    /// Backends that were about to be removed and are in the file again.
     pub called_back: Vec<BackendName>,
-    /// Where file and run time differ, one line each.
+    /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
 }
 
-/// Merges `file` into `now`, where `base` is what the file said before. `leaves` tells which backends
-/// of `now` are being removed. A service that all three have alike is the one of `file`, not a copy.
+/// Merges `file` into `now`, where `base` is the previous file. `leaves` tells which backends of `now` are being
+/// removed. If a service is equal in the old file, in `file` and at run time, the result shares it with `file` without a
+/// copy.
 #[must_use]
 pub fn merge(
     base: &[Arc<ServiceConfig>],
@@ -121,7 +122,7 @@ pub fn merge(
             }
         }
         let new = backends.iter().filter(|backend| !base.contains_key(&backend.name));
-        // The first of those with one address.
+        // The first backend with an address wins.
         let heirs: HashMap<SocketAddr, &BackendConfig> = new.rev().map(|backend| (backend.address, backend)).collect();
         let is_list = |list: &DiscoverConfig| list.source.backend().is_none();
         let discovered_before = before_all.get(service.name.as_str()).is_some_and(|of| of.discover.iter().any(is_list));
@@ -136,7 +137,7 @@ pub fn merge(
                 merged
                     .differences
                     .push(format!("backend {full} is no longer in the file: the targets of {source} decide about it"));
-                // One that was being removed comes back if it is listed.
+                // A listed backend that was being removed comes back.
                 let gone = leaves(&service.name, &name).then_some(Admin::Ready);
                 let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone }));
                 additions.push((merged.services.len(), BackendConfig { discovered, ..backend }));
@@ -165,7 +166,7 @@ pub fn merge(
             let found = services.get(service.name.as_str());
             found.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect()
         };
-        // One that was removed and added again at run time stays where it is then.
+        // A backend that was removed and added again at run time keeps its place.
         if names(&written) == names(&base) {
             let order = names(&now);
             let order: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
@@ -177,7 +178,7 @@ pub fn merge(
     merged
 }
 
-/// Whether a backend is elsewhere than the file says, which says what it said before: removed and added again at run time.
+/// Whether a backend was removed and added again elsewhere at run time, while the file says the same as before.
 fn moved_at_run_time(before: &BackendConfig, here: &BackendConfig, file: &BackendConfig) -> bool {
     same_but_for_numbers(before, file) && !same_but_for_numbers(before, here)
 }
@@ -187,8 +188,8 @@ fn same_but_for_numbers(one: &BackendConfig, other: &BackendConfig) -> bool {
     rest(one) == rest(other)
 }
 
-/// Puts the backends that were moved at run time to where they are, but for those that cannot live there with what the
-/// file says now. `moved`: where in the list they are, as number of the service and of the backend.
+/// Moves backends back to their run-time places, except where that contradicts the new file. `moved` holds their
+/// positions: number of the service and of the backend.
 fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged: &mut Merged) {
     if moved.is_empty() {
         return;
@@ -220,7 +221,7 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged:
     }
 }
 
-/// Leaves the share of clients that are steered as it was set at run time, unless the file says another one than before.
+/// Keeps the run-time share of steered clients unless the file has changed it.
 fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
     let of = |services: &ByName<'_>| services.get(service.name.as_str()).map(|service| service.steer);
     let (Some(before), Some(here)) = (of(base), of(now)) else { return };
@@ -236,8 +237,8 @@ fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, diffe
     }
 }
 
-/// Leaves the key of connection IDs as it was rotated at run time, unless the file says another one than before. Connection IDs
-/// under the key until now go on to be understood.
+/// Keeps the key of connection IDs as rotated at run time unless the file has changed it. IDs under earlier keys are
+/// still understood.
 fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
     let of = |services: &ByName<'_>| services.get(service.name.as_str()).and_then(|service| service.quic.clone());
     let (before, Some(here), Some(file)) = (of(base), of(now), &mut service.quic) else { return };
@@ -257,8 +258,8 @@ fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differ
     }
 }
 
-/// Takes out of `service`, which is number `index` of the file's, the listeners that were removed at run time, and puts
-/// those that came at run time to the `additions`.
+/// Removes from `service`, number `index` in the file, the listeners that were removed at run time, and collects those
+/// added at run time in `additions`.
 fn listen(
     base: &ByName<'_>,
     now: &ByName<'_>,
@@ -283,7 +284,7 @@ fn listen(
     service.listen.retain(stay);
 }
 
-/// Adds the listeners that came at run time, but for those that cannot live with what the file says now.
+/// Adds the listeners that were added at run time, except where they contradict the new file.
 fn add_listeners(additions: Vec<(usize, Listener)>, file: &Valid, merged: &mut Merged) {
     let Merged { services, differences, .. } = merged;
     for (index, listener) in additions {
@@ -303,8 +304,8 @@ fn add_listeners(additions: Vec<(usize, Listener)>, file: &Valid, merged: &mut M
     }
 }
 
-/// Adds the backends that came at run time, or are about to go. One that cannot live with what the file says now has to go
-/// at once.
+/// Adds the backends that were added at run time or are being removed. A backend that contradicts the new file is
+/// removed at once.
 fn add(
     additions: Vec<(usize, BackendConfig)>,
     leaves: &impl Fn(&str, &str) -> bool,
@@ -337,7 +338,7 @@ fn add(
     }
 }
 
-/// A backend that is in the file as before, and at run time, where the file says it is.
+/// Merges a backend that exists in the old file, at run time and in the new file.
 fn one(
     (service, name): (&ServiceConfig, &BackendName),
     before: &BackendConfig,
@@ -388,7 +389,7 @@ mod tests {
 
     use super::*;
 
-    /// A service of `NAME ADDRESS WEIGHT` lines; a name with `-` at its end is being removed.
+    /// A service from `NAME ADDRESS WEIGHT` lines; a `-` behind the name means that the backend is being removed.
     fn web(backends: &[&str]) -> Vec<Arc<ServiceConfig>> {
         let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &[]);
         for line in backends {
@@ -406,9 +407,9 @@ mod tests {
     }
 
     #[test]
-    fn the_file_wins_for_what_it_has_changed() {
+    fn when_the_file_has_changed_something_then_the_file_wins() {
         type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
-        // What it is, [what the file said, what is at run time, what the file says, what comes of it], what is told.
+        // Each case: its name, [old file, run time, new file, result], and the reported differences.
         let cases: &[Case<'_>] = &[
             ("nothing changed", [&["a 1 100"], &["a 1 100"], &["a 1 100"], &["a 1 100"]], &[]),
             ("weight in the file", [&["a 1 100"], &["a 1 100"], &["a 1 80"], &["a 1 80"]], &[]),
@@ -519,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_and_services_are_the_files() {
+    fn when_settings_or_services_differ_then_the_files_win() {
         let base = web(&["a 1 1"]);
         let mut file = base.clone();
         Arc::make_mut(&mut file[0]).remember = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! The merge, written a second time from what the book says of it: backend by backend, as values that three sides have.
+//! The merge, implemented a second time from its description in the book: backend by backend, as values of three sides.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use super::merge;
 
-/// A backend: where it is, and its weight.
+/// A backend's address and weight.
 type Place = (u8, u16);
 /// Backends by name, in order.
 type Side = Vec<(char, Place)>;
@@ -39,12 +39,12 @@ fn fits(side: &BTreeMap<char, Place>) -> bool {
     hosts.len() == side.len()
 }
 
-/// The one of `changed` that differs from `before`; what the file says comes first.
+/// Returns the value that differs from `before`; the file takes precedence.
 fn either<T: PartialEq + Copy>(before: T, now: T, file: T) -> T {
     if file == before { now } else { file }
 }
 
-/// Puts each to where it was at run time: all of them if they can live there together, else one after the other.
+/// Puts each backend to its run-time place: all of them if they fit together, else one after the other.
 fn keep(result: &mut BTreeMap<char, Place>, wanted: &[(char, Place)]) {
     let mut together = result.clone();
     together.extend(wanted.iter().copied());
@@ -65,9 +65,9 @@ fn plainly(base: &Side, now: &Side, leaving: &BTreeSet<char>, file: &Side) -> BT
     let (mut result, mut moved, mut last) = (BTreeMap::new(), Vec::new(), Vec::new());
     for &(name, said) in file {
         match (find(base, name), find(now, name)) {
-            // The file did not have it before: as the file says.
+            // The old file did not have it, so the new file wins.
             (None, _) => drop(result.insert(name, said)),
-            // It was taken away, or is being, and the file says nothing new of it.
+            // It was removed at run time, or is being, and the file says nothing new about it.
             (Some(before), None) if before == said => {}
             (Some(before), Some(here)) if before == said && leaving.contains(&name) => last.push((name, here)),
             (Some(_), None) => drop(result.insert(name, said)),
@@ -89,7 +89,7 @@ fn plainly(base: &Side, now: &Side, leaving: &BTreeSet<char>, file: &Side) -> BT
 }
 
 prop_compose! {
-    /// No name and no place occurs twice.
+    /// A strategy for sides without duplicate names or places.
     fn side()(
         names in Just(vec!['a', 'b', 'c', 'd', 'e']).prop_shuffle(),
         hosts in Just(vec![1_u8, 2, 3, 4, 5]).prop_shuffle(),
@@ -113,7 +113,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_merge_is_what_its_second_writing_says_and_always_valid(
+    fn when_files_are_merged_then_the_result_is_valid_and_matches_the_second_implementation(
         base in side(),
         now in side(),
         file in side(),

@@ -1,7 +1,7 @@
-//! Random sequences of events and changes, against a data plane in memory that refuses what the real one could not
-//! survive, and a model that says anew after each step what should be.
+//! Random sequences of events and changes, run against an in-memory data plane that refuses what the real one could not
+//! survive, and against a model that derives the expected state anew after each step.
 //!
-//! A hundred thousand of them: `cargo xtask soak`.
+//! `cargo xtask soak` runs a hundred thousand of them.
 
 mod disk;
 mod inspect;
@@ -17,10 +17,10 @@ use proptest::{
 
 use self::{step::step, world::World};
 
-/// How many sequences each test plays, unless `PROPTEST_CASES` says otherwise.
+/// Number of sequences of each test, unless `PROPTEST_CASES` sets another.
 const CASES: u32 = 500;
 
-/// Sequences that `seed` leads to; another one than these comes by `PROPTEST_RNG_SEED`.
+/// Runs the sequences of `seed`; `PROPTEST_RNG_SEED` selects others.
 fn the_data_plane_survives_everything(seed: u64) {
     let mut config = ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {
@@ -44,21 +44,21 @@ fn the_data_plane_survives_everything(seed: u64) {
 }
 
 #[test]
-fn the_data_plane_survives_everything_1() {
+fn when_anything_happens_then_the_data_plane_survives_1() {
     the_data_plane_survives_everything(1);
 }
 
 #[test]
-fn the_data_plane_survives_everything_2() {
+fn when_anything_happens_then_the_data_plane_survives_2() {
     the_data_plane_survives_everything(2);
 }
 
 #[test]
-fn the_data_plane_survives_everything_3() {
+fn when_anything_happens_then_the_data_plane_survives_3() {
     the_data_plane_survives_everything(3);
 }
 
 #[test]
-fn the_data_plane_survives_everything_4() {
+fn when_anything_happens_then_the_data_plane_survives_4() {
     the_data_plane_survives_everything(4);
 }

@@ -10,27 +10,27 @@ use crate::{
 
 /// The slots that differ between two live tables of a service.
 ///
-/// A move from backend A to backend B is *required* if A has come to deserve less (it is no longer steered to, is gone,
-/// or its weight was lowered) or B more (it was added, is steered to again, or its weight was raised), or if A or B is
-/// no backend at all. Every other move is *needless*: neither of the two has changed.
+/// A move from backend A to backend B is *required* if A's share fell (it is no longer steered to, was removed, or has
+/// a lower weight), if B's share rose (it was added, is steered to again, or has a higher weight), or if A or B is no
+/// backend at all. Every other move is *needless*: neither of the two has changed.
 ///
-/// Where the number of slots changed, each new slot is compared with the old one that its clients' hashes fell into.
+/// If the number of slots changed, each new slot is compared with the old slot of the same client hashes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moves {
-    /// From whom to whom, one for each slot moved.
+    /// Old and new backend of each moved slot.
     pairs: Vec<(u16, u16)>,
     needless: u32,
 }
 
 impl Moves {
-    /// Returns the moves that replace the live table `old` by `new`. `old` without slots: none, because there were no
-    /// clients yet.
+    /// Returns the moves from the live table `old` to `new`. An `old` table without slots gives none, because there
+    /// were no clients yet.
     #[must_use]
     pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
         if old.is_empty() {
             return Self::default();
         }
-        // By id: what it deserved and what it has come to deserve; 0: it was not, or is not, steered to.
+        // Old and new share by id; 0: not steered to.
         let mut shares = ById::new(old_shares.ids().chain(new_shares.ids()), (0, 0));
         old_shares.iter().for_each(|(id, share)| shares.set(id, |of| of.0 = share));
         new_shares.iter().for_each(|(id, share)| shares.set(id, |of| of.1 = share));
@@ -41,31 +41,32 @@ impl Moves {
         Self { pairs, needless }
     }
 
-    /// From whom to whom, one for each slot moved.
+    /// Old and new backend of each moved slot.
     #[must_use]
     pub fn pairs(&self) -> &[(u16, u16)] {
         &self.pairs
     }
 
-    /// Slots moved.
+    /// Number of moved slots.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.pairs.len() as u32
     }
 
-    /// Slots moved although neither the old nor the new backend has changed.
+    /// Number of slots moved although neither backend has changed.
     #[must_use]
     pub const fn needless(&self) -> u32 {
         self.needless
     }
 
-    /// Slots that left a backend, and over how many others (not counting entries that name none) they were spread.
+    /// Number of slots that left a backend, and of other backends that got them (not counting entries without a
+    /// backend).
     #[must_use]
     pub fn from(&self, id: u16) -> (u32, usize) {
         Self::count(self.pairs.iter().filter(|pair| pair.0 == id).map(|pair| pair.1))
     }
 
-    /// Slots that came to a backend, and from how many others.
+    /// Number of slots that a backend got, and of other backends that lost them.
     #[must_use]
     pub fn to(&self, id: u16) -> (u32, usize) {
         Self::count(self.pairs.iter().filter(|pair| pair.1 == id).map(|pair| pair.0))
@@ -87,7 +88,7 @@ const fn is_backend(id: u16) -> bool {
     id != NO_BACKEND && id != ALL_DOWN
 }
 
-/// Returns the entries that differ between two tables of one size. Few do, mostly, so whole runs are compared first.
+/// Returns the entries that differ between two tables of one size. Mostly few differ, so whole runs are compared first.
 fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     let mut all = Vec::new();
     for (old, new) in old.chunks(RUN).zip(new.chunks(RUN)).filter(|(old, new)| old != new) {
@@ -97,7 +98,7 @@ fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     all
 }
 
-/// The same of two sizes: each new slot, and the old one that its clients' hashes fell into.
+/// Pairs each new slot with the old slot of the same client hashes, for tables of two sizes.
 fn rescaled(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     let pair = |(slot, &to): (usize, &u16)| Some((*old.get(slot * old.len() / new.len())?, to));
     new.iter().enumerate().filter_map(pair).filter(|(from, to)| from != to).collect()
@@ -111,7 +112,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_slot_that_differs_is_told_of_once(
+        fn when_slots_differ_then_each_is_reported_once(
             slots in prop::collection::vec((0u16..3, prop_oneof![9 => Just(None), 1 => (0u16..3).prop_map(Some)]), 1..200)
         ) {
             let (old, new): (Vec<u16>, Vec<u16>) = slots.into_iter().map(|(old, new)| (old, new.unwrap_or(old))).unzip();
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn moves_are_required_where_a_share_changed() {
+    fn when_a_share_has_changed_then_its_moves_are_required() {
         let shares = |shares: &[(u16, u32)]| shares.iter().copied().collect::<Shares>();
         let (old, new) = (shares(&[(1, 10), (2, 10), (3, 10)]), shares(&[(1, 10), (2, 5), (4, 10)]));
         let needless = |from, to| Moves::between(&[from], &old, &[to], &new).needless();

@@ -1,4 +1,4 @@
-//! The next hops of the backends' addresses. Backends that share an address share one watch.
+//! The next hops of backends' addresses. Backends that share an address share one watch.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::NextHop;
 
-/// The known state of the way to an address.
+/// The known state of the path to an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
-    /// Nothing yet. The backend may be steered to, but has no row that forwards.
+    /// Unknown so far. The backend may be steered to, but has no row that forwards.
     #[default]
     Pending,
-    /// There it is.
+    /// The next hop is known.
     Resolved(NextHop),
-    /// Why there is none.
+    /// There is no next hop, for this reason.
     Failed(String),
 }
 
-/// Why a kind of forwarding cannot go this way to a backend at `address`; `None` where it can.
+/// Returns why a forwarding mode cannot use this path to a backend at `address`; `None` if it can.
 pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextHop) -> Option<String> {
     if next_hop.local {
         return None;
     }
     match forwarding {
         Forwarding::Nat => None,
-        // The frame would be the gateway's, which would send the packet where its destination says: to the VIP.
+        // The gateway would receive the frame and send the packet to its destination: the VIP.
         Forwarding::Dsr => next_hop.gateway.map(|gateway| {
             format!("dsr needs a backend on the same link; {address} is reached through gateway {gateway}")
         }),
         Forwarding::Snat | Forwarding::Ipip | Forwarding::Gue => {
             let (family, usable) = match (address, next_hop.source) {
                 (IpAddr::V4(_), source) => ("IPv4", matches!(source, Some(IpAddr::V4(_)))),
-                // One of link scope is no sender for packets that a gateway forwards.
+                // A gateway does not forward packets whose source has link scope.
                 (IpAddr::V6(_), Some(IpAddr::V6(source))) => {
                     ("IPv6", next_hop.gateway.is_none() || !source.is_unicast_link_local())
                 }
@@ -54,17 +54,17 @@ struct Watch {
     users: usize,
 }
 
-/// Every watched address.
+/// All watched addresses.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops {
-    /// Shared between copies until one of them changes.
+    /// Shared between copies until one changes it.
     watches: Arc<HashMap<IpAddr, Watch>>,
-    /// The state of addresses before a restart or a removal, kept until they are watched again.
+    /// States of addresses before a restart or a removal, kept until the addresses are watched again.
     before: HashMap<IpAddr, Hop>,
 }
 
 impl NextHops {
-    /// Nothing watched yet; what is watched begins with what was known `before`.
+    /// Starts without watches; a new watch begins with the state from `before`.
     pub(crate) fn restored(before: impl IntoIterator<Item = (IpAddr, Hop)>) -> Self {
         Self { before: before.into_iter().collect(), ..Self::default() }
     }
@@ -76,14 +76,14 @@ impl NextHops {
         all.into_iter()
     }
 
-    /// Has a watch of `address` that begins next start from `hop`, which was its next hop a moment ago.
+    /// Lets the next watch of `address` start from `hop`, its recent next hop.
     pub(crate) fn expect(&mut self, address: IpAddr, hop: NextHop) {
         if !self.watches.contains_key(&address) {
             self.before.insert(address, Hop::Resolved(hop));
         }
     }
 
-    /// Counts one more user of `address`; true if it is the first.
+    /// Adds a user of `address`; true if it is the first.
     pub(crate) fn watch(&mut self, address: IpAddr) -> bool {
         let before = &mut self.before;
         let watch = Arc::make_mut(&mut self.watches)
@@ -93,7 +93,7 @@ impl NextHops {
         watch.users == 1
     }
 
-    /// Counts one user of `address` less; true if it was the last.
+    /// Removes a user of `address`; true if it was the last.
     pub(crate) fn release(&mut self, address: IpAddr) -> bool {
         let watches = Arc::make_mut(&mut self.watches);
         let Some(watch) = watches.get_mut(&address) else { return false };
@@ -105,7 +105,7 @@ impl NextHops {
         true
     }
 
-    /// Takes over what was found out; false if it is known already, or nobody asked.
+    /// Records a result; false if it is known already, or the address is not watched.
     pub(crate) fn set(&mut self, address: IpAddr, next_hop: Result<NextHop, String>) -> bool {
         let hop = next_hop.map_or_else(Hop::Failed, Hop::Resolved);
         if self.watches.get(&address).is_none_or(|watch| watch.hop == hop) {
@@ -117,7 +117,7 @@ impl NextHops {
         true
     }
 
-    /// Returns the states that differ from those in `before`, in no order; `None`: the address is not watched any more.
+    /// Returns the states that differ from those in `before`, unordered; `None`: the address is no longer watched.
     pub(crate) fn changed_since(&self, before: &Self) -> Vec<(IpAddr, Option<Hop>)> {
         if Arc::ptr_eq(&self.watches, &before.watches) {
             return Vec::new();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn dsr_needs_the_same_link() {
+    fn when_forwarding_is_dsr_then_the_backend_must_be_on_the_same_link() {
         let address = "10.0.9.1".parse().unwrap();
         assert_eq!(obstacle(Forwarding::Dsr, address, &hop(None, None)), None);
         let routed = hop(Some("10.0.0.2"), Some("10.0.0.1"));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_needs_a_source_of_the_backends_family() {
+    fn when_a_backend_needs_a_tunnel_then_a_source_of_its_family_is_required() {
         let near = |source| hop(source, None);
         let far = |source| hop(source, Some("fe80::1"));
         for (address, way, works) in [

@@ -1,4 +1,5 @@
-//! Whether what looks like failures of single backends is an outage of (nearly) all of a service.
+//! Detecting that failures of single backends are an outage of (nearly) a whole service.
+//!
 //!
 //! ```text
 //!            a backend goes down while more than `share` of the eligible ones fail
@@ -12,7 +13,7 @@
 //!                         └────────── more than `share` fail again ──────────────┘
 //! ```
 //!
-//! Backends that go down meanwhile are *held*: they keep their known clients. All others that are down have *fallen*.
+//! Backends that go down during this are *held*: they keep their known clients. All other down backends have *fallen*.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,49 +28,49 @@ use crate::{
     state::{Clocks, SavedOutage, SavedPhase},
 };
 
-/// A backend as far as an outage depends on it.
+/// The facts about a backend that outages depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fact {
     pub(crate) id: BackendId,
-    /// Whether new clients would come to it if it worked.
+    /// Whether it would get new clients if it worked.
     pub(crate) eligible: bool,
-    /// Whether anything has been found out about it.
+    /// Whether anything is known about its health.
     pub(crate) known: bool,
-    /// Whether its latest check failed, or no way leads to it.
+    /// Whether its latest check failed, or it has no path.
     pub(crate) fails: bool,
     /// Whether the verdict is that it is down.
     pub(crate) down: bool,
-    /// Whether the verdict is that it is up, and it is the checks that say so.
+    /// Whether its checks found it up.
     pub(crate) up: bool,
 }
 
-/// The facts about a service's backends that outages are judged by, and how long checks take to find out.
+/// The facts about a service's backends by which outages are judged, and the time that checks need.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) backends: Vec<Fact>,
-    /// Whether backups are there to take over.
+    /// Whether backups can take over.
     pub(crate) relieved: bool,
-    /// The longest that a round of fast checks takes.
+    /// The longest duration of a round of fast checks.
     pub(crate) round: Duration,
-    /// How long after the first backend the last one may be found up again.
+    /// The maximum time between the first and the last backend being found up again.
     pub(crate) return_takes: Duration,
 }
 
-/// How far an outage has come.
+/// The phase of an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It may be one. Decided then.
+    /// An outage is suspected. The decision comes at this time.
     Suspected(Instant),
-    /// It is one.
+    /// The outage is declared.
     Lasts,
-    /// Some of its backends are back; the others are waited for until then. Without `declared` it was only suspected.
+    /// Some backends are back, and the others have until this time. Without `declared`, the outage was only suspected.
     Ebbing { until: Instant, declared: bool },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Episode {
     phase: Phase,
-    /// When the first of its backends would have been down.
+    /// When the first of its backends would have gone down.
     since: Instant,
     held: BTreeSet<BackendId>,
 }
@@ -78,59 +79,59 @@ struct Episode {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outage {
     episode: Option<Episode>,
-    /// Backends that are down like any other, and since when, if that is known.
+    /// Backends that are down outside of outages, with the time since when if known.
     fallen: BTreeMap<BackendId, Option<Instant>>,
-    /// Backends of the present outage that have just come back.
+    /// Backends of the current outage that have just come back.
     returned: BTreeSet<BackendId>,
-    /// Whether an eligible backend is not down.
+    /// Whether some eligible backend is not down.
     sound: bool,
 }
 
 /// A change of an outage that is to be reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// An outage began: so many of so many eligible backends fail.
+    /// An outage began: this many of the eligible backends fail.
     Began { failing: usize, eligible: usize },
-    /// It is over.
+    /// The outage is over.
     Ended { lasted: Duration, fallen: Vec<BackendId> },
 }
 
-/// The result of a look at the backends.
+/// The result of judging the backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Turn {
-    /// Whether another backend is held than before, or on another ground.
+    /// Whether the set of held backends or the reason has changed.
     pub(crate) changed: bool,
     pub(crate) news: Option<News>,
 }
 
 impl Outage {
-    /// Whether, and why, a backend keeps its clients although it is down.
+    /// Whether a backend keeps its clients although it is down, and why.
     pub(crate) fn holds(&self, id: BackendId) -> Option<Held> {
         let episode = self.episode.as_ref().filter(|episode| episode.held.contains(&id))?;
         Some(if episode.is_declared() { Held::Outage } else { Held::Suspect })
     }
 
-    /// Since when there is one.
+    /// Start of the current outage.
     pub(crate) fn since(&self) -> Option<Instant> {
         self.episode.as_ref().filter(|episode| episode.is_declared()).map(|episode| episode.since)
     }
 
-    /// Whether there is, or may be, one.
+    /// Whether an outage is declared or suspected.
     pub(crate) const fn is_under_way(&self) -> bool {
         self.episode.is_some()
     }
 
-    /// Whether a backend has just come back from an outage, which it shared with others.
+    /// Whether a backend has just come back from an outage that it shared with others.
     pub(crate) fn has_returned(&self, id: BackendId) -> bool {
         self.returned.contains(&id)
     }
 
-    /// Whether an eligible backend is not down.
+    /// Whether some eligible backend is not down.
     pub(crate) const fn spares_some(&self) -> bool {
         self.sound
     }
 
-    /// When something about it is due.
+    /// The time of the next decision.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.episode.as_ref()?.phase {
             Phase::Suspected(until) | Phase::Ebbing { until, .. } => Some(until),
@@ -138,14 +139,14 @@ impl Outage {
         }
     }
 
-    /// Those that are down and not held have been so for long.
+    /// Assumes that backends which are down and not held have been so for long.
     pub(crate) fn take_for_granted(&mut self, facts: &Facts) {
         let down = facts.backends.iter().filter(|fact| fact.down && self.holds(fact.id).is_none());
         self.fallen = down.map(|fact| (fact.id, None)).collect();
         self.sound = facts.has_sound();
     }
 
-    /// Takes note of what is known of the backends now.
+    /// Judges the current facts about the backends.
     pub(crate) fn judge(&mut self, facts: &Facts, rule: Rule, now: Instant) -> Turn {
         let was_sound = std::mem::replace(&mut self.sound, facts.has_sound());
         self.returned.clear();
@@ -165,7 +166,7 @@ impl Outage {
         Turn { changed, news }
     }
 
-    /// Whether one that was held is back.
+    /// Removes backends that are no longer down. Returns whether one of them was held.
     fn forget_those_that_are_not_down(&mut self, facts: &Facts) -> bool {
         let down: BTreeSet<BackendId> = facts.backends.iter().filter(|fact| fact.down).map(|fact| fact.id).collect();
         self.fallen.retain(|id, _| down.contains(id));
@@ -215,7 +216,7 @@ impl Outage {
                     episode.phase = Phase::Ebbing { until: now + facts.return_takes, declared: true };
                     return self.end_if_none_is_held(now);
                 }
-                // Those that have just been added prove nothing before their first check.
+                // Backends that were just added prove nothing before their first check.
                 let lasts = exceeds(self.count(facts, |fact| fact.known, |fact| fact.fails || fact.down, now));
                 if lasts { None } else { self.end(now) }
             }
@@ -234,7 +235,7 @@ impl Outage {
         }
     }
 
-    /// The round that backends were suspects for is over.
+    /// Decides after the round in which backends were suspected.
     fn decide(
         &mut self,
         facts: &Facts,
@@ -249,7 +250,7 @@ impl Outage {
         let held = &mut episode.held;
         let fail: Vec<BackendId> =
             facts.backends.iter().filter(|fact| fact.fails && held.remove(&fact.id)).map(|fact| fact.id).collect();
-        // The others are on their way back.
+        // The others are expected back.
         episode.phase = Phase::Ebbing { until: now + facts.return_takes, declared: false };
         self.fall(fail, now);
         self.end_if_none_is_held(now)
@@ -260,7 +261,7 @@ impl Outage {
         if is_empty { self.end(now) } else { None }
     }
 
-    /// Those that are still held are down like any other.
+    /// Ends the outage: backends that are still held go down.
     fn end(&mut self, now: Instant) -> Option<News> {
         let episode = self.episode.take()?;
         let fallen: Vec<BackendId> = episode.held.iter().copied().collect();
@@ -278,8 +279,8 @@ impl Outage {
         self.fallen.extend(ids.into_iter().map(|id| (id, Some(now))));
     }
 
-    /// Those that have fallen within the last round, before so many failed that it could be seen what it is. Clients of theirs
-    /// that have not come since are still known there.
+    /// Takes back backends that fell within the last round, before enough others failed. Their clients that have not
+    /// come since are still known there.
     fn take_back(&mut self, facts: &Facts, now: Instant) -> Vec<BackendId> {
         let fails = |id: BackendId| facts.backends.iter().any(|fact| fact.id == id && fact.fails);
         let is_recent =
@@ -290,8 +291,8 @@ impl Outage {
         recent
     }
 
-    /// How many of the eligible backends `fail`, and how many there are. One that has fallen is none, unless it was just now,
-    /// as the first of several that fail within a round.
+    /// Counts the eligible backends that `fail`, and all eligible ones. A fallen backend does not count, unless it fell
+    /// just now as the first of several within a round.
     fn count(
         &self,
         facts: &Facts,
@@ -330,7 +331,7 @@ impl Outage {
         Self { episode, ..Self::default() }
     }
 
-    /// Whether a later start would find the same.
+    /// Whether a later start would find the same state.
     pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
         self.episode == before.episode
     }

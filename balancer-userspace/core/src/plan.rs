@@ -1,4 +1,4 @@
-//! Plans: the moves that a change would cause, found out by making it in a copy.
+//! Plans: the moves that a change would cause, found by making it in a copy.
 
 mod joined;
 
@@ -32,26 +32,26 @@ use crate::{
 /// The effects of a planned change.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The message with which the change would be answered.
+    /// The message that would answer the change.
     pub message: String,
-    /// Further lines: what it would bring about beyond what it names.
+    /// Further lines about consequences beyond the named object.
     pub reports: Vec<String>,
-    /// With a configuration file: the run-time changes made until now.
+    /// With a configuration file: the run-time changes so far.
     pub changed: Vec<RunTimeChange>,
-    /// The services that there are before; one of both address families is two.
+    /// The services before the change; a service with both address families counts as two.
     pub services: Vec<ServicePlan>,
 }
 
 /// A plan with its known clients counted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// As in [`Plan`].
+    /// The message, as in [`Plan`].
     pub message: String,
-    /// As in [`Plan`].
+    /// The reports, as in [`Plan`].
     pub reports: Vec<String>,
-    /// As in [`Plan`].
+    /// The run-time changes, as in [`Plan`].
     pub changed: Vec<RunTimeChange>,
-    /// As in [`Plan`].
+    /// The services, as in [`Plan`].
     pub services: Vec<PlannedService>,
 }
 
@@ -60,44 +60,44 @@ pub struct Planned {
 pub struct PlannedService {
     /// The service's name.
     pub service: String,
-    /// M, before the change.
+    /// Number of slots before the change.
     pub table_size_before: u32,
-    /// M, after the change.
+    /// Number of slots after the change.
     pub table_size: u32,
-    /// Slots of the live table that would have another backend.
+    /// Slots of the live table that would get another backend.
     pub slots_moved: u32,
-    /// Those among them that move between backends of which neither came to deserve more or less.
+    /// The number of those that move between backends with unchanged shares.
     pub needless_slots_moved: u32,
-    /// Known clients that would be steered elsewhere at once.
+    /// Known clients that would move at once.
     pub known_clients_moved: u64,
-    /// Known clients that would stay with a backend that begins to drain, until its deadline.
+    /// Known clients that would stay with a draining backend until its deadline.
     pub known_clients_draining: u64,
-    /// Known clients that would be strangers.
+    /// Known clients that would be forgotten.
     pub known_clients_forgotten: u64,
-    /// Why, where there are some.
+    /// The reason for forgetting clients, if there is any.
     pub forgotten_because: Option<&'static str>,
-    /// The share of clients that are steered, in percent, before the change and after it.
+    /// The share of steered clients in percent, before and after the change.
     pub steer: [u8; 2],
-    /// Known clients that would come to be steered.
+    /// Known clients that would start being steered.
     pub known_clients_taken_over: u64,
-    /// Known clients that would go back to the host.
+    /// Known clients that would return to the host.
     pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     pub removed: bool,
-    /// Listeners that it does not have before; none if it would be removed.
+    /// Listeners that would be added; empty if the service would be removed.
     pub listeners_added: Vec<Listener>,
-    /// Listeners that it does not have afterwards; none if it would be removed.
+    /// Listeners that would be removed; empty if the service would be removed.
     pub listeners_removed: Vec<Listener>,
-    /// From whom to whom.
+    /// The moves by old and new backend.
     pub moves: Vec<PlannedMove>,
 }
 
-/// Slots and clients that would go the same way.
+/// Slots and clients with the same old and new backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedMove {
-    /// The backend that loses them; `None`: nobody had them.
+    /// The backend that loses them; `None`: they had none.
     pub from: Option<String>,
-    /// The backend that gets them; `None`: nobody, they would be dropped.
+    /// The backend that gets them; `None`: they would be dropped.
     pub to: Option<String>,
     /// Slots of the live table.
     pub slots: u32,
@@ -106,7 +106,7 @@ pub struct PlannedMove {
 }
 
 impl PlannedService {
-    /// Whether a slot, a known client or a listener is concerned.
+    /// Whether the plan affects a slot, a known client or a listener.
     #[must_use]
     pub const fn does_something(&self) -> bool {
         self.slots_moved > 0
@@ -128,15 +128,15 @@ pub struct ServicePlan {
     pub id: ServiceId,
     moves: Moves,
     before: Side,
-    /// `None`: the service is removed, or has no listener of this family any more.
+    /// The service afterwards; `None`: it is removed, or loses its last listener of this family.
     after: Option<Side>,
     /// Whether the service is removed.
     removed: bool,
     listeners_added: Vec<Listener>,
     listeners_removed: Vec<Listener>,
-    /// Names of its backends, before and after, by id.
+    /// Names of its backends by id, before and after.
     names: HashMap<u16, String>,
-    /// Whom it forgets.
+    /// The clients that it forgets.
     forgets: Option<Forgets>,
 }
 
@@ -148,13 +148,13 @@ struct Side {
     failback: bool,
     /// Backends that keep known clients.
     keeps: HashSet<u16>,
-    /// Those among them that do so only until a deadline.
+    /// Backends that keep known clients only until a deadline.
     drains: HashSet<u16>,
-    /// The share of clients that are steered.
+    /// The share of steered clients.
     share: Share,
 }
 
-/// Known clients by where they are and where they would be.
+/// Numbers of known clients by their current and future backends.
 #[derive(Clone, Debug, Default)]
 struct Census {
     moved: BTreeMap<(u16, u16), u64>,
@@ -165,7 +165,7 @@ struct Census {
 }
 
 impl Controller {
-    /// Plans `change` as if it were made now, by service. A backend that would be added is taken to be reachable.
+    /// Plans `change` as of now, by service. A backend that would be added is assumed reachable.
     ///
     /// # Errors
     /// [`Refused`] if the change would be refused.
@@ -173,7 +173,7 @@ impl Controller {
         self.plan_and_make(change, now).map(|(plan, _)| plan)
     }
 
-    /// As [`plan`](Self::plan), with a controller that has made the change.
+    /// Plans as [`plan`](Self::plan) does, and also returns a controller that has made the change.
     ///
     /// # Errors
     /// [`Refused`] if the change would be.
@@ -224,7 +224,7 @@ impl Controller {
         Ok((Plan { message, reports: reports.collect(), changed, services }, copy))
     }
 
-    /// Returns the remaining part, in `copy`, of the service that the removed `part` belonged to.
+    /// Returns the other part, in `copy`, of the service of the removed `part`.
     fn other_part<'a>(&self, part: &Service, copy: &'a Self) -> Option<&'a Service> {
         let parts: Vec<ServiceId> =
             self.services().iter().filter(|other| other.name() == part.name()).map(Service::id).collect();
@@ -233,15 +233,15 @@ impl Controller {
     }
 }
 
-/// The listeners that `more` has and `service` has not.
+/// The listeners of `more` that `service` does not have.
 fn listeners_beyond(service: &Service, more: &Service) -> Vec<Listener> {
     let present: HashSet<Listener> = service.listeners().map(|(listener, _)| listener).collect();
     more.listeners().map(|(listener, _)| listener).filter(|listener| !present.contains(listener)).collect()
 }
 
 impl Plan {
-    /// Counts the known clients whose entries `entries` gives, with the time since they were seen, each by the service of
-    /// its backend.
+    /// Counts known clients by the entries that `entries` supplies with the time since they were seen, each for the
+    /// service of its backend.
     #[must_use]
     pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
         let Self { mut message, reports, changed, services } = self;
@@ -254,7 +254,7 @@ impl Plan {
             }
         }
         let mut censuses = vec![Census::default(); services.len()];
-        // Without a service that is touched there is nobody to look for.
+        // If no service is affected, no client needs counting.
         if services.iter().any(|service| !service.names.is_empty()) {
             entries(&mut |entry, seen| {
                 let owner = owners.get(usize::from(entry.backend())).copied().flatten();
@@ -273,7 +273,7 @@ impl Plan {
     }
 }
 
-/// How many known clients go elsewhere, as a part of a sentence; nothing where nobody does.
+/// Returns the number of known clients that move as a part of a sentence, or nothing if none does.
 #[must_use]
 pub fn clients_moved(services: &[PlannedService]) -> String {
     match services.iter().map(|of| of.known_clients_moved).sum::<u64>() {
@@ -282,7 +282,7 @@ pub fn clients_moved(services: &[PlannedService]) -> String {
     }
 }
 
-/// How many known clients change sides, as a part of a sentence; nothing where nobody does.
+/// Returns the number of known clients that change sides as a part of a sentence, or nothing if none does.
 #[must_use]
 pub fn clients_changing_sides(services: &[PlannedService]) -> String {
     let said = |sum: u64, what: &str| {
@@ -292,7 +292,7 @@ pub fn clients_changing_sides(services: &[PlannedService]) -> String {
         + &said(services.iter().map(|of| of.known_clients_sent_back).sum(), "sent back")
 }
 
-/// A next hop that suits every kind of forwarding; where it leads makes no difference to a plan.
+/// A next hop that suits every forwarding mode; its target does not matter for a plan.
 const fn some_next_hop(address: IpAddr) -> NextHop {
     NextHop {
         ifindex: 1,
@@ -321,13 +321,13 @@ impl Side {
         }
     }
 
-    /// Where the live table sends a client.
+    /// The live table's backend for a client.
     fn live(&self, entry: Entry) -> Option<u16> {
         let place = slot(entry.0, self.table.len() as u32) as usize;
         self.table.get(place).copied().filter(|&live| live != ALL_DOWN && live != NO_BACKEND)
     }
 
-    /// Where a known client's next connection goes.
+    /// The backend of a known client's next connection.
     fn steer(&self, entry: Entry) -> Option<u16> {
         let place = slot(entry.0, self.table.len() as u32) as usize;
         let live = self.table.get(place).copied().filter(|&live| live != ALL_DOWN);
@@ -340,7 +340,8 @@ impl Side {
             cause: CauseIndex(MoveCause::Down as u8),
             opens: true,
             failback: self.failback,
-            // An entry does not tell which rule its client falls under. One that is pinned elsewhere has been moved.
+            // An entry does not tell which rule applies to its client. A client that is pinned elsewhere has already
+            // moved.
             pinned: false,
             now: entry.last_seen(),
         };
@@ -349,7 +350,7 @@ impl Side {
 }
 
 impl ServicePlan {
-    /// Returns the plan for a service that the change does not touch: its clients need not be counted.
+    /// Returns the plan for an unaffected service, whose clients need not be counted.
     fn none(service: &Service) -> Self {
         let (table, _) = service.tables();
         let (keeps, drains) = (HashSet::new(), HashSet::new());
@@ -369,8 +370,8 @@ impl ServicePlan {
         }
     }
 
-    /// Counts a known client of this service by its entry. One that is on its way to another backend already is not moved
-    /// by the change.
+    /// Counts a known client of this service by its entry. A client that is about to move already is not moved by the
+    /// change.
     fn count(&self, entry: Entry, seen: Duration, census: &mut Census) {
         let at = entry.backend();
         let forgets = self.forgets.filter(|forgets| forgets.includes(seen));
@@ -448,7 +449,7 @@ mod tests {
     use crate::{controller_test::Bench, fixture::next_hop};
 
     #[test]
-    fn a_plan_is_what_then_happens() {
+    fn when_a_change_is_planned_then_making_it_does_the_same() {
         let mut file = web();
         file.backends.push(backend("web5", "10.0.0.15:8080"));
         let address = "10.0.0.16".parse().unwrap();
@@ -483,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_counts_in_the_service_of_its_backend() {
+    fn when_clients_are_counted_then_each_counts_in_its_backends_service() {
         let remember = Duration::from_secs(60);
         let shop = service("shop", "198.51.100.11:80", Forwarding::Nat, &["shop1 10.0.0.21:80", "shop2 10.0.0.22:80"]);
         let services = [web(), shop].map(|service| ServiceConfig { remember, ..service });
@@ -495,7 +496,7 @@ mod tests {
         let known = [("web/web1", 5), ("web/web2", 6), ("shop/shop1", 7), ("shop/shop2", 8)];
         let ids = known.map(|(backend, clients)| (bench.id(backend).0, clients));
         let planned = bench.controller.plan(change, bench.now).unwrap().counted(|count| {
-            // The last one is nobody's backend.
+            // The last id belongs to no backend.
             for (id, clients) in ids.into_iter().chain([(9000, 9)]) {
                 (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1), Duration::ZERO));
             }

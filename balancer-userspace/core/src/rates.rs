@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::BackendId;
 
-/// Rates are over so long at least, once that much has been watched.
+/// The minimum time of a rate, once that much has been observed.
 const LEAST: Duration = Duration::from_secs(10);
-/// A shorter time says nothing of a rate.
+/// A shorter time does not give a rate.
 const ENOUGH: Duration = Duration::from_secs(1);
-/// Moments kept: one that is old enough, and one that will be.
+/// Number of samples kept: one that is old enough, and one that will be.
 const MOMENTS: usize = 2;
 
 /// The traffic forwarded to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Packets.
+    /// Number of packets.
     pub packets: u64,
-    /// Bytes.
+    /// Number of bytes.
     pub bytes: u64,
-    /// New connections.
+    /// Number of new connections.
     pub connections: u64,
 }
 
@@ -31,7 +31,7 @@ impl From<&BackendStats> for Traffic {
     }
 }
 
-/// The same in a second.
+/// The traffic per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Packets a second.
@@ -58,7 +58,7 @@ type Counted = Arc<[(BackendId, Traffic)]>;
 pub struct TrafficHistory(VecDeque<(Duration, Counted)>);
 
 impl TrafficHistory {
-    /// Keeps what is counted at `now`.
+    /// Stores the counters at `now`.
     pub fn keep(&mut self, now: Duration, backends: impl Iterator<Item = (BackendId, Traffic)>) {
         let mut counted: Vec<_> = backends.collect();
         counted.sort_unstable_by_key(|(id, _)| *id);
@@ -68,8 +68,8 @@ impl TrafficHistory {
         self.0.push_back((now, counted.into()));
     }
 
-    /// Returns the rates of a backend that has counted `traffic` until `now`; `None`: it has not been watched for long
-    /// enough. A backend that was not there before had counted nothing.
+    /// Returns the rates of a backend with the counters `traffic` at `now`; `None`: it was not observed for long
+    /// enough. A new backend is assumed to have started from zero.
     #[must_use]
     pub fn rates(&self, now: Duration, id: BackendId, traffic: Traffic) -> Option<Rates> {
         let old = self.0.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= LEAST);
@@ -107,7 +107,7 @@ mod tests {
         for (at, counted) in [(0, 1000), (10, 1000), (20, 1100)] {
             history.keep(SECOND * at, [(BackendId(2), traffic(7)), (BackendId(1), traffic(counted))].into_iter());
         }
-        // Of the moments at 10 and 20 s the younger one is old enough from 30 s on.
+        // From 30 s on, the sample at 20 s is old enough and replaces the one at 10 s.
         assert_eq!(packets(&history, 25, 1, 1300), Some(20.0));
         assert_eq!(packets(&history, 30, 1, 1300), Some(20.0));
         assert_eq!(packets(&history, 40, 1, 1300), Some(10.0));
@@ -122,7 +122,7 @@ mod tests {
         history.keep(SECOND * 100, [(BackendId(1), traffic(0))].into_iter());
         assert_eq!(history.rates(SECOND * 100, BackendId(1), traffic(5)), None);
         assert_eq!(packets(&history, 104, 1, 8), Some(2.0));
-        // One that has come since, and one whose counters began anew.
+        // A new backend, and one whose counters were reset.
         assert_eq!(packets(&history, 104, 9, 8), Some(2.0));
         history.keep(SECOND * 200, [(BackendId(1), traffic(50))].into_iter());
         assert_eq!(packets(&history, 210, 1, 3), Some(0.0));

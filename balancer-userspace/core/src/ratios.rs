@@ -1,21 +1,22 @@
-//! How well clients are kept, and how evenly they are spread.
+//! Ratios that tell how well clients are kept and how evenly they are spread.
 
-/// `part` of `whole`; `None` where there is nothing to divide by.
+/// `part` divided by `whole`; `None` if `whole` is 0.
 #[must_use]
 pub fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// Returns the ratio of kept connections to all connections of known clients; `None` where no known client came.
+/// Returns the ratio of kept connections to all connections of known clients; `None` if no known client came.
 #[must_use]
 pub fn stickiness(kept: u64, moved: u64) -> Option<f64> {
     let [kept, moved] = [kept, moved].map(|count| count as f64);
     (kept + moved > 0.0).then(|| kept / (kept + moved))
 }
 
-/// The largest share over expected share among backends that take new clients; each pair is the two of one backend.
+/// The largest ratio of actual to expected share among backends that take new clients; each pair belongs to one
+/// backend.
 ///
-/// Backends that expect nothing (drained, down, weight 0) are left out of both sides: their clients stay for a while and
+/// Backends with an expected share of zero (drained, down, weight 0) are left out of both sums: their remaining clients
 /// would make every other backend look too small.
 #[must_use]
 pub fn imbalance(shares: impl IntoIterator<Item = (Option<f64>, Option<f64>)>) -> Option<f64> {

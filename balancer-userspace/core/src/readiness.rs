@@ -1,20 +1,20 @@
-//! Whether this balancer is fit to be sent clients, and why not.
+//! Whether this balancer is fit to receive clients, and why not.
 
 use balancer_model::{config::WhenAlone, words::grouped};
 use serde::{Deserialize, Serialize};
 
-/// Backends that a reason names; a count stands for the others.
+/// The maximum number of backends named in a reason; the others are only counted.
 const NAMED: usize = 5;
 
-/// How fit it is.
+/// The fitness of a balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fitness {
-    /// It steers as it should.
+    /// It steers as intended.
     Ready,
-    /// It steers, but somebody should look.
+    /// It steers, but needs attention.
     Degraded,
-    /// It should not be sent clients.
+    /// It should not receive clients.
     #[default]
     NotReady,
 }
@@ -40,64 +40,64 @@ impl Fitness {
     }
 }
 
-/// A verdict with its grounds.
+/// A verdict with its reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// How fit it is.
+    /// The fitness.
     pub state: Fitness,
-    /// Why it is not simply ready, a sentence each; empty where it is.
+    /// Why it is not simply ready, one sentence each; empty if it is.
     pub reasons: Vec<String>,
 }
 
 /// The facts that the verdict is derived from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// How far it has come.
+    /// The stage of the process.
     pub stage: Stage,
-    /// How many interfaces its program is on.
+    /// The number of interfaces with its program.
     pub attached: usize,
-    /// Interfaces that it is to be on, and is not.
+    /// Wanted interfaces without its program.
     pub missing: Vec<String>,
-    /// Whether the data path could not be brought to where it should be.
+    /// Whether the data path could not be brought to the wanted state.
     pub out_of_step: bool,
-    /// Troubles of this machine, a sentence each.
+    /// Problems of this machine, one sentence each.
     pub troubles: Vec<String>,
-    /// The state of its fleet; `None`: it is alone.
+    /// The state of its fleet; `None`: it has none.
     pub fleet: Option<FleetFacts>,
 }
 
 /// The stages of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
-    /// Not everything is in place.
+    /// Startup is not complete.
     #[default]
     Starting,
-    /// It serves.
+    /// The process serves.
     Serving,
-    /// It was asked to end.
+    /// The process was asked to end.
     Leaving,
 }
 
 /// A member's knowledge of its place in the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetFacts {
-    /// Whether it has the fleet's present epoch and the records of clients.
+    /// Whether it has the fleet's current epoch and the records of clients.
     pub joined: bool,
     /// Whether the engine answers.
     pub engine_reachable: bool,
-    /// Why the engine does not answer, where it does not.
+    /// Why the engine does not answer, if it does not.
     pub engine_trouble: Option<String>,
-    /// Why the engine, which answers, takes no writes, in its own words.
+    /// Why the reachable engine refuses writes, in its own words.
     pub denial: Option<String>,
-    /// Why this member does not take part, though it could.
+    /// Why this member does not take part although it could.
     pub refused: Option<String>,
-    /// Steps to take about the engine before it fails, a sentence each.
+    /// Steps to take before the engine fails, one sentence each.
     pub engine_warnings: Vec<String>,
-    /// Whether it has not answered, or taken writes, for longer than the lease.
+    /// Whether the engine has not answered, or refused writes, for longer than the lease.
     pub alone: bool,
     /// The treatment of VIPs while the member is alone.
     pub when_alone: WhenAlone,
-    /// Backends (`SERVICE/NAME`) that the fleet holds up and this member does not reach.
+    /// Backends (`SERVICE/NAME`) that the fleet considers up but this member cannot reach.
     pub unreachable_here: Vec<String>,
 }
 
@@ -129,18 +129,18 @@ impl FleetFacts {
     }
 }
 
-/// A verdict, and what is no part of it.
+/// A verdict, and whether VIPs are withdrawn, which is no part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announcement {
     /// The verdict.
     pub readiness: Readiness,
-    /// Whether the operator has taken the VIPs away.
+    /// Whether the operator has withdrawn the VIPs.
     pub withdrawn: bool,
 }
 
 impl Announcement {
-    /// The verdict. With `announced` it is for those who cannot see whether the VIPs are there: one that is withdrawn is
-    /// not ready.
+    /// The verdict for readers. With `announced`, it is for readers who cannot see whether the VIPs are there, so a
+    /// withdrawn balancer is not ready.
     #[must_use]
     pub fn seen(self, announced: bool) -> Readiness {
         let Self { mut readiness, withdrawn } = self;
@@ -165,7 +165,7 @@ impl Facts {
         Readiness { state, reasons }
     }
 
-    /// Returns the reasons for which clients are kept away.
+    /// Returns the reasons to keep clients away.
     fn against(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         match self.stage {
@@ -191,7 +191,7 @@ impl Facts {
         reasons
     }
 
-    /// Returns the reasons that do not keep clients away.
+    /// Returns the reasons for the state `degraded`, in which clients still come.
     fn doubts(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.missing.is_empty() {
@@ -212,7 +212,7 @@ impl Facts {
     }
 }
 
-/// `web/web1, web/web2 and 3 more`.
+/// Returns names such as `web/web1, web/web2 and 3 more`.
 fn some(names: &[String]) -> String {
     let (shown, others) = names.split_at(names.len().min(NAMED));
     let shown = shown.join(", ");
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_serves_and_what_does_not() {
+    fn when_facts_are_judged_then_the_balancer_serves_or_not() {
         use Fitness::{Degraded, NotReady, Ready};
         let fleet = |change: fn(&mut FleetFacts)| {
             let mut member = member();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_withdrawn_is_not_ready_to_those_who_cannot_see_it() {
+    fn when_a_balancer_is_withdrawn_then_it_is_not_ready_to_those_who_cannot_see_its_vips() {
         let readiness = Facts { missing: owned(&["eth1"]), ..serving(None) }.readiness();
         for (withdrawn, announced) in [(false, false), (false, true), (true, false)] {
             assert_eq!(Announcement { readiness: readiness.clone(), withdrawn }.seen(announced), readiness);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_of_json() {
+    fn when_fitness_is_shown_then_the_word_is_that_of_json() {
         for fitness in [Fitness::Ready, Fitness::Degraded, Fitness::NotReady] {
             assert_eq!(serde_json::to_value(fitness).unwrap(), fitness.word());
         }

@@ -8,22 +8,22 @@ pub enum Refused {
     /// The change names something that does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The change contradicts what is there.
+    /// The change contradicts the current state.
     #[error("{0}")]
     Conflict(String),
     /// The change makes no sense.
     #[error("{0}")]
     Invalid(String),
-    /// The change was made for a configuration that has changed since.
+    /// The configuration has changed since the change was prepared.
     #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
     Stale(u64),
-    /// The change could not be kept over a restart.
+    /// The change could not be saved for a restart.
     #[error("{0}")]
     Unsaved(String),
 }
 
 impl Refused {
-    /// [`Refused::NotFound`] for `name`, with the nearest of the names there are.
+    /// Makes [`Refused::NotFound`] for `name`, with the most similar known name.
     #[must_use]
     pub fn not_found<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Self {
         Self::NotFound(match (nearest(name, known.clone()), { known }.next()) {
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_suggested() {
+    fn when_a_name_is_unknown_then_the_most_similar_one_is_suggested() {
         let hint =
             |name, known: &[&'static str]| Refused::not_found("service", name, known.iter().copied()).to_string();
         assert_eq!(hint("wbe", &["api", "web"]), "no service \"wbe\": did you mean \"web\"?");

@@ -1,4 +1,4 @@
-//! The lines that operators read.
+//! Builds log lines for operators.
 
 use std::{cmp::Ordering, time::Duration};
 
@@ -20,7 +20,7 @@ pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
     format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
 }
 
-/// Returns the change of the size of a service's lookup table, as a part of a sentence; nothing where the size stays.
+/// Returns the change of a lookup table's size as a part of a sentence, or nothing if the size stays.
 pub(crate) fn resized(before: u32, after: u32) -> String {
     let how = match after.cmp(&before) {
         Ordering::Equal => return String::new(),
@@ -33,7 +33,7 @@ pub(crate) fn resized(before: u32, after: u32) -> String {
 /// The answer to a configuration that changes nothing.
 pub const NOTHING_CHANGED: &str = "configuration applied: nothing changed";
 
-/// Known clients that are strangers from now on, as a part of a sentence; nothing where there are none.
+/// Returns the number of forgotten clients as a part of a sentence, or nothing if there are none.
 pub fn clients_forgotten(clients: u64) -> String {
     match clients {
         0 => String::new(),
@@ -41,24 +41,25 @@ pub fn clients_forgotten(clients: u64) -> String {
     }
 }
 
-/// A backend that is in another state than before.
+/// A backend whose state has changed.
 pub(crate) struct Transition {
     pub(crate) name: BackendName,
     pub(crate) id: u16,
     pub(crate) before: BackendState,
     pub(crate) after: BackendState,
-    /// How long the state before lasted.
+    /// Duration of the previous state.
     pub(crate) lasted: Duration,
-    /// Why it is in its new state; may be empty.
+    /// The reason of the new state; may be empty.
     pub(crate) reason: String,
-    /// Known clients at the last sweep that stayed with it until now.
+    /// Known clients at the last sweep that stayed with it so far.
     pub(crate) known: u64,
-    /// Whether they still do.
+    /// Whether they still stay.
     pub(crate) keeps_known: bool,
 }
 
 impl Transition {
-    /// `backend web/web1 down (connect: refused), 1,204 known clients and 16,384 of 65,537 slots moved to 3 backends`.
+    /// Returns a report such as `backend web/web1 down (connect: refused), 1,204 known clients and 16,384 of 65,537
+    /// slots moved to 3 backends`.
     pub(crate) fn report(&self, moves: &Moves, table_size: u32) -> Report {
         let mut message = format!("backend {} {}", self.name, self.after.word());
         if !self.reason.is_empty() {
@@ -111,13 +112,13 @@ pub(crate) fn footing(footing: Footing) -> &'static str {
     }
 }
 
-/// A service that stands on another ground than before.
+/// Reports a change of how a service treats its clients.
 pub(crate) fn footing_report(service: &str, label: &str, now: Footing) -> Report {
     let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
     about_service(service, level, format!("service {label} {}", footing(now)))
 }
 
-/// An outage that has begun: so many of so many eligible backends fail.
+/// Reports the start of an outage, in which this many of the eligible backends fail.
 pub(crate) fn outage_began(service: &str, label: &str, (failing, eligible): (usize, usize), known: u64) -> Report {
     let message = format!(
         "outage of {label}: {} of {} fail, {} kept",
@@ -128,7 +129,7 @@ pub(crate) fn outage_began(service: &str, label: &str, (failing, eligible): (usi
     about_service(service, ReportLevel::Warn, message)
 }
 
-/// An outage that is over; `down` are those of its backends that have not come back.
+/// Reports the end of an outage; `down` are its backends that have not come back.
 pub(crate) fn outage_ended(service: &str, label: &str, lasted: Duration, down: &[&str], moved: u64) -> Report {
     const NAMED: usize = 5;
     let still = match down {
@@ -143,7 +144,7 @@ pub(crate) fn outage_ended(service: &str, label: &str, lasted: Duration, down: &
     about_service(service, level, format!("outage of {label} over after {lasted}: {moved} moved{still}"))
 }
 
-/// An outage that lasts; `held` of its backends are down.
+/// Reports an outage that goes on; `held` of its backends are down.
 pub(crate) fn outage_lasts(label: &str, lasted: Duration, held: usize, backends: usize, known: u64) -> String {
     format!(
         "outage of {label} for {}: {} of {} down, {} kept",
@@ -164,7 +165,8 @@ mod tests {
     use super::*;
     use crate::table::Shares;
 
-    /// web1 (id 1) with 2 of 5 slots, 1,204 known clients, goes to `after`; its slots move as said.
+    /// Returns the report when web1 (id 1) with 2 of 5 slots and 1,204 known clients goes to the state `after` and its
+    /// slots move to `new`.
     fn message(after: BackendState, keeps_known: bool, new: &[u16]) -> Report {
         let shares = |ids: &[u16]| -> Shares { ids.iter().map(|&id| (id, 100)).collect() };
         let moves = Moves::between(&[1, 2, 1, 3, 2], &shares(&[1, 2, 3]), new, &shares(&[2, 3]));
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn known_clients_are_told_of() {
+    fn when_a_backend_changes_state_then_the_report_tells_its_known_clients() {
         let spread = [2, 2, 3, 3, 2];
         let down = message(BackendState::Down, false, &spread);
         assert_eq!(
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn digits_are_grouped() {
+    fn when_a_number_is_long_then_its_digits_are_grouped() {
         for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (65_537, "65,537"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number as u64), text);
         }

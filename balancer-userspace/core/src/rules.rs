@@ -1,4 +1,4 @@
-//! Rules for client prefixes: what there is, which one decides, when they end.
+//! Rules for client prefixes: the set of rules, which one decides, and when they expire.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,24 +21,24 @@ use crate::refused::Refused;
 /// A rule of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// The clients that the rule is for, by their address before it is masked. No host bits.
+    /// The prefix of the clients' unmasked addresses, without host bits.
     pub prefix: IpNet,
     /// The treatment of these clients.
     pub action: Action,
-    /// How long it was to hold when it came; `None`: until it is removed.
+    /// The time for which it was to hold when it was added; `None`: until it is removed.
     pub ttl: Option<Duration>,
-    /// When it ends by itself; `None`: not before it is removed.
+    /// The time at which it expires; `None`: never.
     pub ends: Option<Instant>,
 }
 
 impl Rule {
-    /// A rule as it is written, which comes now.
+    /// A rule that is added now.
     #[must_use]
     pub fn new(RuleConfig { prefix, action, ttl }: RuleConfig, now: Instant) -> Self {
         Self { prefix, action, ttl, ends: ttl.map(|ttl| now + ttl) }
     }
 
-    /// The rule as it would be written.
+    /// The rule as in a configuration file.
     #[must_use]
     pub fn written(&self) -> RuleConfig {
         RuleConfig { prefix: self.prefix, action: self.action.clone(), ttl: self.ttl }
@@ -49,24 +49,24 @@ impl Rule {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     there: BTreeMap<IpNet, Rule>,
-    /// Prefixes of rules of the configuration file whose time is over. They do not come back while the file says the same.
+    /// Prefixes of expired rules of the configuration file. They do not return while the file says the same.
     ended: BTreeSet<IpNet>,
 }
 
 impl Rules {
-    /// How many there are.
+    /// The number of rules.
     #[must_use]
     pub fn len(&self) -> usize {
         self.there.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no rules.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.there.is_empty()
     }
 
-    /// All, in the order of their prefixes.
+    /// Iterates over the rules in the order of their prefixes.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.there.values()
     }
@@ -77,23 +77,23 @@ impl Rules {
         self.there.get(&prefix)
     }
 
-    /// Adds a rule; gives the one for the same prefix that it replaces.
+    /// Adds a rule; returns the one for the same prefix that it replaces.
     pub fn set(&mut self, rule: Rule) -> Option<Rule> {
         self.ended.remove(&rule.prefix);
         self.there.insert(rule.prefix, rule)
     }
 
-    /// Takes the rule for exactly this prefix away.
+    /// Removes the rule for exactly this prefix.
     pub fn remove(&mut self, prefix: IpNet) -> Option<Rule> {
         self.there.remove(&prefix)
     }
 
-    /// A backend is called otherwise now.
+    /// Renames a backend in pins.
     pub(crate) fn rename(&mut self, from: &str, to: &str) {
         self.there.values_mut().for_each(|rule| rule.action.rename(from, to));
     }
 
-    /// The rule that decides about `client`: the one with the longest prefix that holds it, of those that `count`.
+    /// The rule that decides about `client`: the one with the longest matching prefix among those that `count`.
     pub fn longest(&self, client: IpAddr, count: impl Fn(&Rule) -> bool) -> Option<&Rule> {
         let bits = if client.is_ipv4() { 32 } else { 128 };
         let rule = |length| self.there.get(&IpNet::new(client, length).ok()?.trunc()).filter(|rule| count(rule));
@@ -106,13 +106,13 @@ impl Rules {
         self.iter().any(|rule| matches!(rule.action, Action::Pin { .. }))
     }
 
-    /// When the next rule ends by itself.
+    /// When the next rule expires.
     #[must_use]
     pub fn next_end(&self) -> Option<Instant> {
         self.iter().filter_map(|rule| rule.ends).min()
     }
 
-    /// Takes away the rules whose time is over. Those that are `written` in the configuration file are remembered.
+    /// Removes expired rules. Those `written` in the configuration file are remembered as ended.
     pub fn take_ended(&mut self, written: &[RuleConfig], now: Instant) -> Vec<Rule> {
         let over = |rule: &&Rule| rule.ends.is_some_and(|ends| ends <= now);
         let prefixes: Vec<IpNet> = self.iter().filter(over).map(|rule| rule.prefix).collect();
@@ -122,29 +122,29 @@ impl Rules {
         ended
     }
 
-    /// Prefixes of rules of the configuration file whose time is over.
+    /// Prefixes of expired rules of the configuration file.
     pub fn ended(&self) -> impl Iterator<Item = IpNet> {
         self.ended.iter().copied()
     }
 
-    /// Whether the configuration file's rule for this prefix has ended.
+    /// Whether the configuration file's rule for this prefix has expired.
     #[must_use]
     pub fn has_ended(&self, prefix: IpNet) -> bool {
         self.ended.contains(&prefix)
     }
 
-    /// Remembers that the configuration file's rule for this prefix has ended.
+    /// Records that the configuration file's rule for this prefix has expired.
     pub fn note_ended(&mut self, prefix: IpNet) {
         self.ended.insert(prefix);
     }
 
-    /// Takes in those of `other`.
+    /// Adds the rules of `other`.
     pub fn extend(&mut self, other: &Self) {
         other.iter().cloned().for_each(|rule| drop(self.set(rule)));
         self.ended.extend(other.ended().filter(|prefix| !self.there.contains_key(prefix)));
     }
 
-    /// Those with a prefix that is `wanted`.
+    /// The rules with `wanted` prefixes.
     #[must_use]
     pub fn those(&self, wanted: impl Fn(IpNet) -> bool) -> Self {
         Self {
@@ -154,7 +154,7 @@ impl Rules {
     }
 }
 
-/// Whether `prefix` can be a rule's in a service whose VIP is `vip`.
+/// Checks whether a rule may have `prefix` in a service with a VIP of family `ours`.
 ///
 /// # Errors
 /// [`Refused::Invalid`] says what would be right.
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_prefix_decides() {
+    fn when_prefixes_overlap_then_the_longest_decides() {
         let mut rules = Rules::default();
         for (prefix, backend) in [("0.0.0.0/0", "a"), ("10.0.0.0/8", "b"), ("10.1.2.0/24", "c"), ("10.1.2.3/32", "d")] {
             assert_eq!(rules.set(rule(prefix, Action::Pin { backend: backend.to_owned() }, None)), None);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_has_one_rule_and_ended_ones_go() {
+    fn when_a_prefix_gets_another_rule_then_it_replaces_the_first_and_ended_rules_go() {
         let mut rules = Rules::default();
         let start = now();
         let at = |seconds| Some(start + Duration::from_secs(seconds));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_would_be_right() {
+    fn when_a_prefix_is_refused_then_the_error_says_what_would_be_right() {
         let refused = |prefix| check_prefix("web", Family::V4, net(prefix)).unwrap_err();
         assert_eq!(
             refused("10.1.2.3/24").to_string(),

@@ -1,4 +1,4 @@
-//! Rules that the configuration file says, beside those of run time.
+//! Rules of the configuration file beside those of run time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     state_test::restart,
 };
 
-/// Rules of `PREFIX ACTION [SECONDS]` lines; any other word than an action is the backend of a pin.
+/// Rules from `PREFIX ACTION [SECONDS]` lines; any word that is no action is the backend of a pin.
 fn rules(lines: &[&str]) -> Vec<RuleConfig> {
     let one = |line: &&str| {
         let mut words = line.split(' ');
@@ -36,7 +36,7 @@ fn with(lines: &[&str]) -> ServiceConfig {
     ServiceConfig { rules: rules(lines), ..web() }
 }
 
-/// The rules there are, as [`rules`] reads them, with how long they still hold.
+/// The current rules in the form that [`rules`] reads, with the time they still hold.
 fn shown(bench: &Bench) -> Vec<String> {
     let all = bench.controller.services().iter().flat_map(|service| service.rules().iter());
     let shown = all.map(|rule| {
@@ -122,7 +122,7 @@ fn when_a_service_has_both_families_then_each_part_has_its_rules() {
         bench.controller.services().iter().map(|service| service.rules().len()).collect()
     };
     assert_eq!(of(&bench), [1, 1]);
-    // The rule of a family that has gone waits for its listener.
+    // The rule for a removed family waits for its listener.
     let listener: Listener = "[2001:db8::10]:80".parse().unwrap();
     bench.change(Change::RemoveListener { service: "shop".to_owned(), listener }).unwrap();
     bench.reload(vec![shop()]).unwrap();

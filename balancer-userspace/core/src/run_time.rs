@@ -1,4 +1,4 @@
-//! Changes made at run time: where services are not as the configuration file says.
+//! Changes made at run time: differences between services and the configuration file.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::Rules;
 
-/// A kind of thing that can be changed at run time.
+/// A kind of object that can be changed at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// The share of clients of a service that are steered.
+    /// The share of a service's steered clients.
     Service,
     /// A listener.
     Listener,
@@ -23,7 +23,7 @@ pub enum What {
 }
 
 impl What {
-    /// All, in the order in which they are told.
+    /// All kinds, in the order of output.
     pub const ALL: [Self; 4] = [Self::Service, Self::Listener, Self::Backend, Self::Rule];
 
     /// `service`, `listener`, `backend` or `rule`.
@@ -38,14 +38,14 @@ impl What {
     }
 }
 
-/// One thing that was changed at run time.
+/// An object that was changed at run time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunTimeChange {
-    /// The kind of thing.
+    /// The kind of object.
     pub what: What,
     /// `web`, `web 198.51.100.10:443/tcp`, `web/web1` or `web 203.0.113.0/24`.
     pub name: String,
-    /// The value now and the value in the file, such as `weight 50 (file: 100)`.
+    /// The current value and the value in the file, such as `weight 50 (file: 100)`.
     pub change: String,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for RunTimeChange {
     }
 }
 
-/// `3 backends, 1 rule`; nothing where there is nothing.
+/// Returns `3 backends, 1 rule`, or nothing if there are no changes.
 #[must_use]
 pub fn summary(changes: &[RunTimeChange]) -> Option<String> {
     let count = |what| changes.iter().filter(|change| change.what == what).count();
@@ -64,7 +64,7 @@ pub fn summary(changes: &[RunTimeChange]) -> Option<String> {
     Some(parts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
 }
 
-/// How a service's settings at run time differ from what the `file` says.
+/// The differences of a service's settings to the `file`.
 pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTimeChange> {
     let mut changes = Vec::new();
     let mut add =
@@ -87,7 +87,7 @@ pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTi
     changes
 }
 
-/// How the backends of a service differ from what the `file` says. `states` has what the operator wants of some of them.
+/// The differences of a service's backends to the `file`. `states` holds states set by the operator.
 pub(crate) fn of_backends(
     file: &ServiceConfig,
     now: &ServiceConfig,
@@ -134,7 +134,7 @@ pub(crate) fn of_backends(
     changes
 }
 
-/// How the rules of a service differ from what the file says.
+/// The differences of a service's rules to the file.
 pub(crate) fn of_rules(service: &str, file: &[RuleConfig], now: &Rules) -> Vec<RunTimeChange> {
     let mut all: BTreeMap<IpNet, [Option<RuleConfig>; 2]> = BTreeMap::new();
     for rule in file {

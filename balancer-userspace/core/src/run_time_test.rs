@@ -1,4 +1,4 @@
-//! Changes made at run time are listed and undone.
+//! Listing and undoing changes made at run time.
 
 use std::net::IpAddr;
 

@@ -1,15 +1,15 @@
-//! The runners-up of a table's slots, in as few bytes as they need: there may be thousands of tables.
+//! The runners-up of a table's slots in compact form, because there may be thousands of tables.
 
 use std::sync::Arc;
 
 use balancer_common::map_types::NO_BACKEND;
 
-/// M ids; `NO_BACKEND`: the slot has none.
+/// M ids; `NO_BACKEND`: the slot has no runner-up.
 #[derive(Clone, Debug)]
 pub(crate) enum RunnersUp {
-    /// Ids that lie near each other, as those of a service mostly do: how far above `below` each is; 0: none.
+    /// Ids close to each other, as those of a service mostly are: the distance of each above `below`; 0: none.
     Near { below: u16, distances: Arc<[u8]> },
-    /// Ids without a limit on their distance.
+    /// Ids at any distance.
     Far(Arc<[u16]>),
 }
 
@@ -50,7 +50,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_who_they_were(
+        fn when_runners_up_are_packed_then_each_can_be_read_back(
             least in 1u16..65_000,
             within in prop_oneof![0u16..3, 253u16..257, 0u16..500],
             places in prop::collection::vec(prop::option::of(0u16..500), 0..200),
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ids_of_one_service_take_a_byte() {
+    fn when_ids_are_of_one_service_then_each_takes_a_byte() {
         let ids: Vec<u16> = (40_000..40_255).collect();
         assert!(matches!(RunnersUp::new(&ids), RunnersUp::Near { .. }));
         assert!(matches!(RunnersUp::new(&[40_000, 40_255]), RunnersUp::Far(_)));

@@ -1,5 +1,5 @@
-//! Finds the clients of entries of the client table: addresses are hashed one after the other until their entries are
-//! found, because an entry holds no address.
+//! Finding the clients of client table entries. An entry holds no address, so addresses are hashed one after the other
+//! until their entries are found.
 
 use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration};
 
@@ -12,21 +12,21 @@ use ipnet::IpNet;
 
 use crate::io::BackendId;
 
-/// Clients that one search may look at: about a tenth of a second of work, so that a request for it is answered on a
-/// loaded machine as well.
+/// The maximum number of clients examined in one search: about a tenth of a second of work, so that a request is
+/// answered on a loaded machine as well.
 pub const MOST: u128 = 1 << 24;
 
-/// Bits of a tag that the first look goes by.
+/// Number of tag bits that the first comparison uses.
 const FIRST_BITS: u32 = 24;
 
-/// How clients of a service are told apart.
+/// The parameters by which a service distinguishes clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hashing {
     /// The key of their hash.
     pub key: HashKey,
     /// Their family.
     pub family: Family,
-    /// The length of the prefix that makes a client.
+    /// The client prefix length.
     pub prefix: u8,
 }
 
@@ -35,13 +35,13 @@ pub struct Hashing {
 pub struct Found {
     /// The first address of its prefix.
     pub address: IpAddr,
-    /// Where it is known.
+    /// The backend at which it is known.
     pub backend: BackendId,
-    /// How long ago it was seen.
+    /// Time since it was seen.
     pub seen: Duration,
 }
 
-/// Entries of one service, to be searched for.
+/// Entries of one service to search for.
 #[derive(Debug)]
 pub struct Sought {
     hashing: Hashing,
@@ -51,7 +51,7 @@ pub struct Sought {
 }
 
 impl Sought {
-    /// None yet, of a client table of so many buckets, a power of two.
+    /// An empty set, for a client table with this many buckets, a power of two.
     #[must_use]
     pub fn new(hashing: Hashing, buckets: u32) -> Self {
         let first = vec![0; (1 << FIRST_BITS) / u64::BITS as usize];
@@ -67,20 +67,20 @@ impl Sought {
         self.entries.insert((entry.tag(), bucket), (BackendId(entry.backend()), seen));
     }
 
-    /// Entries that were added.
+    /// The number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The clients among them that have addresses `within` these prefixes, of which each is looked at once. More than [`MOST`]
-    /// are not looked at.
+    /// The clients among them with addresses `within` these prefixes; each address is examined once, and at most
+    /// [`MOST`] are.
     #[must_use]
     pub fn within(&self, within: &[IpNet]) -> Vec<Found> {
         let own = |net: &&IpNet| Family::of(net.addr()) == self.hashing.family;
@@ -118,14 +118,14 @@ impl Sought {
     }
 }
 
-/// How many clients have addresses within a prefix.
+/// The number of clients with addresses within a prefix.
 #[must_use]
 pub fn count(net: IpNet, prefix: u8) -> u128 {
     let clients = clients_of(net, prefix);
     (clients.end() - clients.start()).saturating_add(1)
 }
 
-/// The clients with addresses within a prefix, by the bits that tell them apart.
+/// The clients with addresses within a prefix, by the bits that distinguish them.
 fn clients_of(net: IpNet, prefix: u8) -> RangeInclusive<u128> {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => (u128::from(u32::from(address)), 32 - u32::from(prefix.min(32))),
@@ -153,7 +153,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// As the kernel program hashes an address.
+    /// Hashes an address as the kernel program does.
     fn hash(address: IpAddr, prefix: u8) -> u64 {
         match address {
             IpAddr::V4(address) => hash_v4(KEY, u32::from_ne_bytes(address.octets()) & mask_v4(prefix)),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_of_a_prefix_are_counted() {
+    fn when_a_prefix_is_searched_then_its_clients_are_counted() {
         for (within, prefix, clients) in [
             ("0.0.0.0/0", 32, 1 << 32),
             ("0.0.0.0/0", 24, 1 << 24),

@@ -1,4 +1,4 @@
-//! Which part of a service's load each backend had in each minute of the last hour.
+//! The share of a service's load that each backend had in each minute of the last hour.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,31 +10,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::NEARLY_A_MINUTE;
 
-/// Minutes kept.
+/// Number of minutes kept.
 const MINUTES: usize = 60;
 
-/// The kind of load that a share is a part of.
+/// The kind of load that shares refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
     /// Known clients at the end of the minute.
     Clients,
-    /// Connections of the minute.
+    /// New connections within the minute.
     Connections,
 }
 
 /// The shares of a minute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minute {
-    /// When it ended, on the history's clock.
+    /// End of the minute, on the history's clock.
     pub at: Duration,
     names: Arc<[String]>,
-    /// As many as names, in parts of 65,535. Empty: there was nothing to divide.
+    /// A value for each name, in parts of 65,535. It is empty if there was no load.
     parts: Box<[u16]>,
 }
 
 impl Minute {
-    /// Each backend's share, 0 to 1, in the service's order of backends; none where there was no load.
+    /// Each backend's share, 0 to 1, in the service's order of backends; empty if there was no load.
     pub fn shares(&self) -> impl Iterator<Item = (&str, f64)> {
         let names = self.names.iter().map(String::as_str);
         names.zip(self.parts.iter().map(|&part| f64::from(part) / f64::from(u16::MAX)))
@@ -46,13 +46,13 @@ impl Minute {
 pub struct ShareHistory {
     load: Option<Load>,
     minutes: VecDeque<Minute>,
-    /// The counters of the backends at the last minute; only where shares are of connections.
+    /// The counters of the backends at the last minute; only for shares of connections.
     counted: Option<Vec<u64>>,
 }
 
 impl ShareHistory {
-    /// Keeps what each backend, by name, has at `now`: known clients, or connections since the start. What comes less
-    /// than a minute after the last time is passed over; whether it was kept.
+    /// Stores each backend's value at `now`: known clients, or connections since the start. Calls less than a minute
+    /// after the last stored one are skipped. Returns whether it was stored.
     pub fn keep(&mut self, now: Duration, load: Load, backends: &[(&str, u64)]) -> bool {
         self.expect(load);
         if self.minutes.back().is_some_and(|last| now.saturating_sub(last.at) < NEARLY_A_MINUTE) {
@@ -71,7 +71,7 @@ impl ShareHistory {
         true
     }
 
-    /// Goes on after a minute that another process kept.
+    /// Continues after a minute that another process stored.
     pub fn resume(&mut self, at: Duration, load: Load, parts: Vec<(String, u16)>) {
         self.expect(load);
         let names = self.names(parts.iter().map(|(name, _)| name.as_str()));
@@ -90,14 +90,14 @@ impl ShareHistory {
         self.minutes.iter()
     }
 
-    /// Shares of one kind of load say nothing beside those of another.
+    /// Clears the history if the kind of load has changed, because different kinds cannot be compared.
     fn expect(&mut self, load: Load) {
         if self.load != Some(load) {
             *self = Self { load: Some(load), ..Self::default() };
         }
     }
 
-    /// The last minute's names, if they are the same.
+    /// The last minute's names, if they are equal.
     fn names<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Arc<[String]> {
         match self.minutes.back() {
             Some(last) if last.names.iter().map(String::as_str).eq(names.clone()) => Arc::clone(&last.names),
@@ -105,8 +105,8 @@ impl ShareHistory {
         }
     }
 
-    /// Returns the count that each of `names` had a minute ago. Before the first minute none is known: `u64::MAX`, so
-    /// that no connections come out for it. A backend that is new since had counted nothing.
+    /// Returns the count of each of `names` a minute ago. Before the first minute it is `u64::MAX`, so that no
+    /// connections result. A new backend had counted nothing.
     fn counted_of(&self, names: &Arc<[String]>) -> Vec<u64> {
         let (Some(last), Some(counted)) = (self.minutes.back(), &self.counted) else {
             return vec![u64::MAX; names.len()];
@@ -126,13 +126,13 @@ impl ShareHistory {
     }
 }
 
-/// Each count's part of their sum, in parts of 65,535; none of nothing.
+/// Each count's share of their sum, in parts of 65,535; empty if the sum is 0.
 fn parts(counts: impl Iterator<Item = u64> + Clone) -> Box<[u16]> {
     let sum: u128 = counts.clone().map(u128::from).sum();
     if sum == 0 {
         return Box::default();
     }
-    // At most 65,535, as no count is more than the sum.
+    // The result is at most 65,535, because no count exceeds the sum.
     counts.map(|count| ((u128::from(count) * u128::from(u16::MAX) + sum / 2) / sum) as u16).collect()
 }
 
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_of_minutes_is_kept() {
+    fn when_minutes_pass_then_an_hour_of_them_is_kept() {
         let mut history = ShareHistory::default();
         for step in 0..720 {
             history.keep(SECOND * 10 * step, Load::Clients, &[("a", 1), ("b", u64::from(step))]);
@@ -170,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_those_of_the_minute() {
+    fn when_load_is_connections_then_shares_are_of_the_minute() {
         let mut history = ShareHistory::default();
         let keep = |history: &mut ShareHistory, minute, counts: &[(&str, u64)]| {
             assert!(history.keep(SECOND * 60 * minute, Load::Connections, counts));
         };
         keep(&mut history, 1, &[("a", 1000), ("b", 9000)]);
         keep(&mut history, 2, &[("a", 1300), ("b", 9100)]);
-        // `a` was removed and added again: it counts from zero. `c` is new.
+        // `a` was removed and added again, so it counts from zero. `c` is new.
         keep(&mut history, 3, &[("b", 9200), ("c", 100), ("a", 0)]);
         keep(&mut history, 4, &[("b", 9200), ("c", 100), ("a", 0)]);
         let expected = [
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn another_kind_of_load_begins_anew() {
+    fn when_the_kind_of_load_changes_then_the_history_begins_anew() {
         let mut history = ShareHistory::default();
         assert!(history.keep(SECOND * 60, Load::Connections, &[("a", 5)]));
         assert!(history.keep(SECOND * 61, Load::Clients, &[("a", 5)]));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_goes_on() {
+    fn when_another_process_continues_then_the_history_goes_on() {
         for load in [Load::Clients, Load::Connections] {
             let mut history = ShareHistory::default();
             assert!(history.last().is_none());
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_counts_are_divided() {
+    fn when_counts_are_huge_then_they_are_divided_without_overflow() {
         assert_eq!(&*parts([u64::MAX, u64::MAX].into_iter()), [32_768, 32_768]);
         assert_eq!(&*parts([u64::MAX, 0].into_iter()), [u16::MAX, 0]);
     }

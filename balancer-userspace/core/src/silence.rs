@@ -1,18 +1,18 @@
-//! Why a service may get no packets: what to look at first.
+//! Why a service may get no packets: the first thing to check.
 
 use crate::snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot};
 
 /// The state of the whole balancer that affects each of its services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
-    /// The names of attached interfaces, and whether frames have come in by each.
+    /// The names of attached interfaces, and whether each has received frames.
     pub interfaces: Vec<(String, bool)>,
-    /// Whether the operator has taken the VIPs away.
+    /// Whether the operator has withdrawn the VIPs.
     pub withdrawn: bool,
 }
 
 impl Around {
-    /// Returns the state that a snapshot shows.
+    /// Returns the state in a snapshot.
     #[must_use]
     pub fn of(interfaces: &[InterfaceSnapshot], withdrawn: bool) -> Self {
         let seen = |interface: &InterfaceSnapshot| interface.stats.verdicts.iter().any(|&count| count > 0);
@@ -20,7 +20,7 @@ impl Around {
     }
 }
 
-/// Returns the first thing that `balancer doctor` would look at for a service that gets no packets.
+/// Returns the first thing that `balancer doctor` would check for a service without packets.
 #[must_use]
 pub fn first_look(service: &ServiceSnapshot, around: &Around) -> String {
     let name = &service.name;
@@ -44,7 +44,7 @@ fn reason(backend: &BackendSnapshot) -> Option<String> {
     Some(format!(" ({name}: {why})")).filter(|_| !why.is_empty())
 }
 
-/// Nothing is known to be wrong: do its packets arrive at all?
+/// Suggests checking whether packets arrive, if nothing else is known to be wrong.
 fn arrival(service: &ServiceSnapshot, around: &Around) -> String {
     let names = |wanted: bool| {
         let names = around.interfaces.iter().filter(|(_, seen)| *seen == wanted).map(|(name, _)| name.as_str());

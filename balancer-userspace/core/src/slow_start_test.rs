@@ -1,4 +1,4 @@
-//! Slow starts: who begins one, in which steps it goes, and what ends it.
+//! Slow starts: when one begins, its steps, and what ends it.
 
 use std::time::{Duration, Instant};
 
@@ -30,13 +30,13 @@ fn slots(bench: &Bench, backend: &str) -> u32 {
     bench.controller.backend(&name(backend)).unwrap().slots()
 }
 
-/// Lets the clock run to the next deadline; gives the commands.
+/// Advances the clock to the next deadline; returns the commands.
 fn tick(bench: &mut Bench) -> Vec<Command> {
     bench.now = bench.controller.next_deadline().expect("something is due");
     bench.controller.handle(Event::Tick, bench.now)
 }
 
-/// The slots of `backend` after each step until nothing is due any more, which is at `end`.
+/// The slots of `backend` after each step until nothing is due any more, and the time of the end.
 fn steps(bench: &mut Bench, backend: &str) -> (Vec<u32>, Instant) {
     let mut seen = vec![slots(bench, backend)];
     while bench.controller.next_deadline().is_some() {
@@ -47,7 +47,7 @@ fn steps(bench: &mut Bench, backend: &str) -> (Vec<u32>, Instant) {
 }
 
 #[test]
-fn the_start_of_the_balancer_is_no_slow_start() {
+fn when_the_balancer_starts_then_there_is_no_slow_start() {
     let bench = bench();
     assert_eq!((bench.controller.next_deadline(), slots(&bench, "web/web1")), (None, 16_385));
     let mut patient = Bench::new(vec![ServiceConfig { start_down: true, ..slow() }]).0;
@@ -58,7 +58,7 @@ fn the_start_of_the_balancer_is_no_slow_start() {
 }
 
 #[test]
-fn a_returning_backend_gets_its_slots_in_ten_steps() {
+fn when_a_backend_returns_then_it_gets_its_slots_in_ten_steps() {
     let mut bench = bench();
     let whole = bench.service().live_table().to_vec();
     bench.refuse("web/web2");
@@ -81,7 +81,7 @@ fn a_returning_backend_gets_its_slots_in_ten_steps() {
 }
 
 #[test]
-fn drained_forced_and_added_backends_start_slowly_too() {
+fn when_a_backend_was_drained_forced_or_added_then_it_starts_slowly() {
     let mut bench = bench();
     for admin in [Admin::Drain, Admin::Maint] {
         bench.admin("web/web1", admin);
@@ -104,7 +104,7 @@ fn drained_forced_and_added_backends_start_slowly_too() {
 }
 
 #[test]
-fn a_failure_ends_it_and_the_next_return_begins_anew() {
+fn when_a_slow_start_fails_then_the_next_return_begins_anew() {
     let mut bench = bench();
     bench.refuse("web/web2");
     bench.pass("web/web2");
@@ -118,7 +118,7 @@ fn a_failure_ends_it_and_the_next_return_begins_anew() {
 }
 
 #[test]
-fn without_anybody_else_there_is_none() {
+fn when_no_other_backend_serves_then_there_is_no_slow_start() {
     let mut bench = bench();
     for number in 1..=4 {
         bench.refuse(&format!("web/web{number}"));
@@ -127,13 +127,13 @@ fn without_anybody_else_there_is_none() {
     assert_eq!((slots(&bench, "web/web1"), bench.controller.next_deadline()), (65_537, None));
     bench.pass("web/web2");
     assert!(slots(&bench, "web/web2") < 10_000);
-    // Left alone, it is needed whole.
+    // The only backend left is needed in full.
     bench.refuse("web/web1");
     assert_eq!((slots(&bench, "web/web2"), bench.controller.next_deadline()), (65_537, None));
 }
 
 #[test]
-fn several_at_once_never_trade_slots_with_each_other() {
+fn when_several_start_slowly_then_they_do_not_exchange_slots() {
     let mut bench = bench();
     let whole = bench.service().live_table().to_vec();
     bench.refuse("web/web2");
@@ -150,7 +150,7 @@ fn several_at_once_never_trade_slots_with_each_other() {
 }
 
 #[test]
-fn a_configuration_without_it_ends_it() {
+fn when_the_file_removes_slow_start_then_it_ends() {
     let mut bench = bench();
     bench.refuse("web/web2");
     bench.pass("web/web2");

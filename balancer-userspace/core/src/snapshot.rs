@@ -1,4 +1,4 @@
-//! Everything there is to see of a running balancer, copied out so that rendering never holds up the controller.
+//! Everything visible of a running balancer, copied, so that rendering never delays the controller.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,7 @@ use crate::{
     top::Top,
 };
 
-/// A moment's state.
+/// The state at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
     /// Attached interfaces.
@@ -55,25 +55,25 @@ pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
     pub services: Services,
     /// Dropped packets.
     pub drops: DropStats,
-    /// Packets that were answered in XDP.
+    /// Packets that the XDP program answered.
     pub replies: ReplyStats,
-    /// Frames that were redirected and not sent, by the interface that they were to leave by.
+    /// Frames that were redirected but not sent, by the name of the target interface.
     pub redirect_errors: BTreeMap<String, u64>,
-    /// The client table.
+    /// The state of the client table.
     pub memory: MemorySnapshot,
-    /// The table of connections; `None`: no service is `snat`.
+    /// The flow table; `None`: no service is `snat`.
     pub flows: Option<FlowsSnapshot>,
-    /// How often users have changed something.
+    /// Number of changes by users.
     pub generation: u64,
     /// The changes made at run time.
     pub changed: Vec<RunTimeChange>,
-    /// The state of this balancer that matters to the machines that send it clients.
+    /// The state of this balancer that matters to machines which send it clients.
     pub member: MemberSnapshot,
-    /// The fleet that it is in; `None`: in none.
+    /// The fleet that it belongs to; `None`: none.
     pub fleet: Option<FleetSnapshot>,
 }
 
-/// Services of a snapshot that are put together one at a time: of sixty thousand backends few are in memory then.
+/// Services of a snapshot that are assembled one at a time, so that only few of sixty thousand backends are in memory.
 pub struct Coming(Box<dyn Iterator<Item = ServiceSnapshot> + Send>);
 
 impl Coming {
@@ -99,7 +99,7 @@ impl Iterator for Coming {
 }
 
 impl<Services> Snapshot<Services> {
-    /// With what `make` makes of the services.
+    /// Replaces the services by the result of `make`.
     #[must_use]
     pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
         let Self {
@@ -133,7 +133,7 @@ impl<Services> Snapshot<Services> {
 }
 
 impl Snapshot<Coming> {
-    /// With all services at once.
+    /// Collects all services.
     #[must_use]
     pub fn whole(self) -> Snapshot {
         self.map(Iterator::collect)
@@ -146,38 +146,38 @@ impl From<Snapshot> for Snapshot<Coming> {
     }
 }
 
-/// The state of a balancer that matters to the machines that send it clients.
+/// The state of a balancer that matters to machines which send it clients.
 #[derive(Clone, Debug, Default)]
 pub struct MemberSnapshot {
-    /// Whether it is fit.
+    /// Whether it is fit to receive clients.
     pub readiness: Readiness,
-    /// Whether the operator has taken its VIPs away.
+    /// Whether the operator has withdrawn its VIPs.
     pub withdrawn: bool,
-    /// The VIPs that its machine has from a balancer, with their interfaces.
+    /// The VIPs that balancers have assigned to its machine, with their interfaces.
     pub vips: Vec<(IpAddr, String)>,
 }
 
-/// The client table.
+/// The state of the client table.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemorySnapshot {
-    /// Known clients that it is made for.
+    /// Number of known clients that it is sized for.
     pub capacity: u64,
     /// Known clients at the last sweep.
     pub entries: u64,
     /// Slots whose clients' entries must be read, over all services.
     pub exceptions: u64,
-    /// Counters, all CPUs.
+    /// Counters of the client table, summed over all CPUs.
     pub stats: MemoryStats,
-    /// Packets sampled, all CPUs.
+    /// Counters of samples, summed over all CPUs.
     pub samples: SampleStats,
 }
 
-/// The table of connections.
+/// The state of the flow table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowsSnapshot {
-    /// Connections that it is made for.
+    /// Number of connections that it is sized for.
     pub capacity: u64,
-    /// Rows that are taken, by connections and by what is left of them.
+    /// Rows in use, by connections or by their resting ports.
     pub entries: u64,
 }
 
@@ -194,32 +194,32 @@ pub struct InterfaceSnapshot {
     pub stats: InterfaceStats,
 }
 
-/// Statistics that are gathered by watching a service.
+/// Statistics from observing a service over time.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceStatistics {
-    /// One packet in so many is sampled.
+    /// The sampling interval: one packet in this many.
     pub interval: u32,
     /// The service's clients by traffic.
     pub top: Arc<Top>,
-    /// How long ago about a minute ago was, and what had been counted then.
+    /// The sample from about a minute ago: its age and its counts.
     pub minute: Option<(Duration, Counted)>,
-    /// The same for an hour.
+    /// The sample from about an hour ago: its age and its counts.
     pub hour: Option<(Duration, Counted)>,
-    /// Counters at every ten seconds of the last ten minutes.
+    /// Counters every ten seconds of the last ten minutes.
     pub history: Arc<History>,
-    /// Which shares its backends had in the minutes of the last hour.
+    /// The shares of its backends in the minutes of the last hour.
     pub shares: Arc<ShareHistory>,
     /// The moment of the snapshot on the history's clock.
     pub now: Duration,
-    /// Matters that need attention, a line each.
+    /// Matters that need attention, one line each.
     pub warnings: Vec<String>,
     /// Recent counters of its backends' forwarded traffic.
     pub traffic: Arc<TrafficHistory>,
-    /// The first thing to look at where no packets come; `None`: some come, or that is not known.
+    /// The first thing to check if no packets arrive; `None`: some arrive, or that is unknown.
     pub silence: Option<String>,
 }
 
-/// A removed backend that clients are still known at.
+/// A removed backend that clients still know.
 #[derive(Clone, Debug)]
 pub struct GoneSnapshot {
     /// Index of the backend's row in the kernel's maps.
@@ -228,7 +228,7 @@ pub struct GoneSnapshot {
     pub name: String,
     /// Known clients at the last sweep.
     pub known_clients: u64,
-    /// Counters, all CPUs.
+    /// Counters, summed over all CPUs.
     pub stats: BackendStats,
 }
 
@@ -237,120 +237,120 @@ pub struct GoneSnapshot {
 pub struct ListenerSnapshot {
     /// Address, ports and protocol.
     pub listener: Listener,
-    /// Counters, all CPUs; `None`: it is the only one, and is not counted by itself.
+    /// Counters, summed over all CPUs; `None`: it is the only listener and has none of its own.
     pub stats: Option<ListenerStats>,
 }
 
 /// The lookup table of a service, or of one of its address families.
 #[derive(Clone, Debug)]
 pub struct TableSnapshot {
-    /// Which family's.
+    /// The address family.
     pub family: Family,
-    /// M backend ids, or `ALL_DOWN` or `NO_BACKEND` throughout.
+    /// M backend ids; or all `ALL_DOWN` or all `NO_BACKEND`.
     pub live: Arc<[u16]>,
-    /// The same while all primary backends take new clients; `None`: none of them does.
+    /// The table while all primary backends take new clients; `None`: none of them does.
     pub base: Option<Arc<[u16]>>,
 }
 
-/// An outage of a service: so many of its backends fail that known clients stay where they are.
+/// An outage of a service: a large part of its backends fails, so that known clients stay where they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutageSnapshot {
-    /// How long it has lasted.
+    /// The duration so far.
     pub lasted: Duration,
-    /// How many backends are down, and how many clients kept.
+    /// A line with the numbers of down backends and kept clients.
     pub line: String,
 }
 
-/// A list of prefixes whose clients are denied.
+/// A deny list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedSnapshot {
-    /// The file.
+    /// The file with the prefixes.
     pub file: PathBuf,
-    /// How many prefixes are denied.
+    /// Number of denied prefixes.
     pub prefixes: usize,
-    /// Packets that these have denied.
+    /// Number of packets that they denied.
     pub packets: u64,
-    /// How long ago the file was read.
+    /// Time since the file was read.
     pub read: Option<Duration>,
-    /// Why the file, as it is now, is not what is denied.
+    /// Why the current file is not in effect.
     pub error: Option<String>,
 }
 
-/// From when on a rule `spread` is proposed for a client of a service.
+/// The threshold for suggesting a rule `spread` for a client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpreadHeavy {
-    /// The part of the service's bytes.
+    /// The fraction of the service's bytes.
     pub share: f64,
-    /// Prefixes that have a rule.
+    /// Prefixes that already have a rule.
     pub ruled: Vec<IpNet>,
 }
 
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
-    /// The service's index in the kernel's maps; for a service of both families two indices, first that of its first
+    /// The service's index in the kernel's maps; two for a service with both families, first that of its first
     /// listener's family.
     pub ids: Vec<ServiceId>,
     /// The client prefix lengths.
     pub client_prefix: ClientPrefix,
-    /// The change that last altered its table.
+    /// The last change of its table.
     pub last_change: Option<LastChange>,
-    /// Filled in by who watches.
+    /// Filled in by the task that collects statistics.
     pub statistics: ServiceStatistics,
     /// Name of the service.
     pub name: String,
-    /// Where it is reached.
+    /// Its listeners.
     pub listeners: Vec<ListenerSnapshot>,
-    /// How packets reach the backends.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// M.
+    /// Number of slots.
     pub table_size: u32,
-    /// The service's lookup table; for a service of both address families both tables.
+    /// The service's lookup table, or both tables if it has both address families.
     pub tables: Vec<TableSnapshot>,
-    /// How often the live table was replaced.
+    /// The number of live tables so far.
     pub table_generation: u64,
-    /// Slots moved because their backend may not keep them, since start.
+    /// Slots moved since the start because a backend's share changed.
     pub slots_moved_required: u64,
-    /// Other slots moved, since start.
+    /// Other slots moved since the start.
     pub slots_moved_needless: u64,
     /// How long the last table build took.
     pub table_build: Duration,
-    /// An outage that it has.
+    /// The current outage, if any.
     pub outage: Option<OutageSnapshot>,
     /// Whether clients are remembered.
     pub remembers: bool,
-    /// The share of clients that are steered.
+    /// The share of steered clients.
     pub share: Share,
-    /// Packets that passed to the host, which serves the others.
+    /// Packets that passed to the host, which serves the other clients.
     pub passed: ShareStats,
-    /// How connection IDs of QUIC name its backends, and what came of it.
+    /// How QUIC connection IDs encode its backends, and the counters.
     pub quic: Option<QuicSnapshot>,
     /// Packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
-    /// From when on a rule is proposed for a heavy client; `None`: none is.
+    /// The threshold for suggesting a rule for a heavy client; `None`: no suggestions.
     pub spread_heavy: Option<SpreadHeavy>,
-    /// The list of prefixes whose clients are denied.
+    /// The deny list.
     pub denied: Option<DeniedSnapshot>,
-    /// The lists of targets that are backends of it.
+    /// The lists of targets that become its backends.
     pub discover: Vec<DiscoverSnapshot>,
-    /// Counters of backends that are gone for good, by name; after an hour added up.
+    /// Counters of backends removed for good, by name; summed up after an hour.
     pub departed: Vec<(String, BackendStats)>,
-    /// Moves counted here that another member of the fleet has made as well, and counts; by cause.
+    /// Moves counted here that another member of the fleet has made and counts as well, by cause.
     pub repeated_moves: [u64; MOVE_COUNTERS],
-    /// Removed backends that clients are still known at.
+    /// Removed backends that clients still know.
     pub gone: Vec<GoneSnapshot>,
     /// The service's present backends.
     pub backends: Vec<BackendSnapshot>,
 }
 
-/// How connection IDs of QUIC name the backends of a service, and what came of it.
+/// How QUIC connection IDs encode the backends of a service, and the counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuicSnapshot {
-    /// Formats and keys.
+    /// The formats and keys.
     pub config: QuicConfig,
-    /// Packets and addresses.
+    /// Counters of packets and addresses.
     pub stats: QuicStats,
-    /// The names of the backends in the configuration, in connection IDs, and how many known clients left each because a
+    /// For each backend: its configured name, its server ID, and the number of known clients that left it because a
     /// connection named another one.
     pub servers: Vec<(String, ServerId, u64)>,
 }
@@ -362,7 +362,7 @@ impl ServiceSnapshot {
         if client.is_ipv4() { self.client_prefix.v4 } else { self.client_prefix.v6 }
     }
 
-    /// A counter of all backends there are and there were.
+    /// The sum of a counter over all current and removed backends.
     #[must_use]
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
         let present = self.backends.iter().map(|backend| &backend.stats);
@@ -371,7 +371,7 @@ impl ServiceSnapshot {
         present.chain(gone).chain(departed).map(counter).sum()
     }
 
-    /// The places of the counters of rows in the kernel's maps, before services of both families are put together.
+    /// The counters of all backends by id, before services of both families are joined.
     pub fn stats_mut(&mut self) -> impl Iterator<Item = (BackendId, &mut BackendStats)> {
         let gone = self.gone.iter_mut().map(|gone| (gone.id, &mut gone.stats));
         let present = self.backends.iter_mut();
@@ -392,7 +392,7 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Returns the effects of sharing its clients with the host, in a line. `None`: it steers every client, and has for
+    /// Returns the effects of sharing its clients with the host, in a line. `None`: it has steered every client for
     /// long.
     #[must_use]
     pub fn sharing_line(&self) -> Option<String> {
@@ -422,19 +422,19 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Whether every packet passes to the host, and what is counted is what would be.
+    /// Whether every packet passes to the host and counters show what would have happened.
     #[must_use]
     pub const fn is_watched(&self) -> bool {
         self.share.now == 0
     }
 
-    /// Returns the kind of load that shares are parts of.
+    /// Returns the kind of load that shares refer to.
     #[must_use]
     pub const fn load_kind(&self) -> Load {
         if self.remembers { Load::Clients } else { Load::Connections }
     }
 
-    /// Returns a backend's load of that kind; connections are counted since the start.
+    /// Returns a backend's load of that kind; connections count from the start.
     #[must_use]
     pub const fn load(&self, backend: &BackendSnapshot) -> u64 {
         match self.load_kind() {
@@ -443,8 +443,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Returns, for every backend in order, its part of the known clients (without memory: of the connections), and the
-    /// part that it would have if clients followed the weights. `None` where there is nothing to divide by.
+    /// Returns for each backend its share of the known clients (without memory: of the connections), and the share that
+    /// weights alone would give it. `None` if there is no load.
     #[must_use]
     pub fn shares(&self) -> Vec<(Option<f64>, Option<f64>)> {
         let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
@@ -470,7 +470,7 @@ impl ServiceSnapshot {
         })
     }
 
-    /// The largest share over expected share.
+    /// The largest ratio of actual to expected share.
     #[must_use]
     pub fn imbalance(&self) -> Option<f64> {
         ratios::imbalance(self.shares())
@@ -480,81 +480,81 @@ impl ServiceSnapshot {
 /// The agent of a backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentSnapshot {
-    /// All that it has said and is in force.
+    /// Its complete report that is in effect.
     pub said: Said,
-    /// How long ago it last answered. `None`: not yet, it is silent, or another member asks it.
+    /// Time since its last answer. `None`: no answer yet, it is silent, or another member queries it.
     pub heard: Option<Duration>,
-    /// The reason why there is no answer. `None`: the last one was right.
+    /// Why there is no answer. `None`: the last one was valid.
     pub silent: Option<String>,
 }
 
-/// Handshakes that clients have begun with a backend since one was last ended.
+/// Handshakes with a backend that began since one was last completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
-    /// How many, those that were begun again among them.
+    /// Their number, including repeated ones.
     pub begun: u32,
-    /// For how long the first of them has waited.
+    /// Waiting time of the first.
     pub lasted: Duration,
 }
 
 /// A backend.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
-    /// Indices of the backend's rows in the kernel's maps: one for each family of its service.
+    /// Indices of the backend's rows in the kernel's maps, one for each family of its service.
     pub ids: Vec<BackendId>,
-    /// The backend's state in each family, where its service has both.
+    /// The backend's state in each family, if its service has both.
     pub families: Vec<FamilySnapshot>,
     /// Name of the backend, unique in the service.
     pub name: String,
-    /// Address, with a port where it has one for all listeners.
+    /// The address, with a port if the backend has one for all listeners.
     pub address: String,
-    /// 0–65535.
+    /// The weight, 0–65535.
     pub weight: u16,
     /// Whether it is a backup.
     pub backup: bool,
-    /// Whether it is a target of a list.
+    /// Whether it comes from a list of targets.
     pub discovered: bool,
-    /// The backend's agent; `None`: its service asks none.
+    /// The backend's agent; `None`: its service queries none.
     pub agent: Option<AgentSnapshot>,
-    /// The part of its slots that its load leaves it; `None`: its service bounds no loads. Of one that gives nothing away, 100%.
+    /// The part of its slots that its load allows; 100% if it gives nothing away. `None`: its service bounds no loads.
     pub bound: Option<Bound>,
-    /// How much it takes at most.
+    /// The backend's limits.
     pub limits: Limits,
-    /// What it has too much of to take new clients; `None`: nothing.
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
     pub full: Option<Full>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
     /// `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// The state that the backend is shown with.
+    /// The displayed state.
     pub state: BackendState,
-    /// Why; may be empty.
+    /// The reason; may be empty.
     pub reason: String,
     /// Slots of the live table.
     pub slots: u32,
     /// Known clients at the last sweep.
     pub known_clients: u64,
-    /// `snat`: connections, at the last count.
+    /// `snat`: number of connections at the last count.
     pub active: Option<u64>,
-    /// Time left to a drain under way.
+    /// Time left of a drain in progress.
     pub drain_deadline: Option<Duration>,
     /// Whether it takes new clients.
     pub eligible: bool,
-    /// Counters, all CPUs.
+    /// Counters, summed over all CPUs.
     pub stats: BackendStats,
     /// Resets that refused connections and were withheld from clients.
     pub withheld: u64,
-    /// Signals that it may have failed, by kind.
+    /// Signs of failure by kind.
     pub signals: [u64; Signal::COUNT],
-    /// Handshakes with it that no client has ended.
+    /// Unfinished handshakes with it.
     pub unanswered: Option<Unanswered>,
-    /// Health checks passed, failed softly, failed hard.
+    /// Health checks: passed, failed softly, failed hard.
     pub checks: [u64; 3],
-    /// How long the last health check took.
+    /// Duration of the last health check.
     pub last_check: Option<Duration>,
-    /// How it is checked, and what was found: once for each family of its service.
+    /// Its check and the results, once for each family of its service.
     pub check: Vec<CheckSnapshot>,
-    /// How often it entered each of [`BackendState::ALL`].
+    /// The number of times it entered each of [`BackendState::ALL`].
     pub transitions: [u64; BackendState::ALL.len()],
 }
 
@@ -563,26 +563,26 @@ pub struct BackendSnapshot {
 pub struct DiscoverSnapshot {
     /// The list.
     pub source: Source,
-    /// Targets of it when it was last right.
+    /// Number of targets in the last valid list.
     pub targets: Option<usize>,
-    /// When that was read.
+    /// Time since that list was read.
     pub read: Option<Duration>,
-    /// Why it is not taken over as it is now.
+    /// Why the current list is not applied.
     pub error: Option<String>,
 }
 
 /// The state of a backend in one address family.
 #[derive(Clone, Debug)]
 pub struct FamilySnapshot {
-    /// Which.
+    /// The address family.
     pub family: Family,
-    /// Where it is reached.
+    /// The address by which it is reached.
     pub address: String,
     /// `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// The state that the backend is shown with in this family.
+    /// The displayed state in this family.
     pub state: BackendState,
-    /// Why; may be empty.
+    /// The reason; may be empty.
     pub reason: String,
     /// Slots of the family's live table.
     pub slots: u32,
@@ -595,24 +595,24 @@ pub struct FamilySnapshot {
 pub struct CheckSnapshot {
     /// Address and port that are checked.
     pub target: SocketAddr,
-    /// The check in words.
+    /// The check, described in words.
     pub words: Arc<str>,
     /// The results of the checks.
     pub health: Health,
-    /// Since when that is the verdict.
+    /// Age of the current verdict.
     pub verdict_age: Duration,
-    /// The verdict that the operator has set instead.
+    /// The verdict that the operator has set.
     pub forced: Option<Forced>,
-    /// The last check and how long ago it ended.
+    /// The last check and the time since its end.
     pub last: Option<(CheckOutcome, Duration)>,
-    /// How long it took.
+    /// The duration of the last check.
     pub took: Option<Duration>,
-    /// Passes and failures in a row that make a verdict; `None`: nothing is checked.
+    /// Consecutive passes and failures that make a verdict; `None`: there is no check.
     pub rise_fall: Option<(u32, u32)>,
 }
 
 impl CheckSnapshot {
-    /// Returns the results that it takes to reach another verdict; empty without checks.
+    /// Returns the results needed for another verdict; empty without checks.
     #[must_use]
     pub fn next_verdict(&self) -> String {
         self.rise_fall.map_or_else(String::new, |rise_fall| self.health.next_verdict(rise_fall))
@@ -628,7 +628,7 @@ impl CheckSnapshot {
 }
 
 impl BackendSnapshot {
-    /// Why it is what it is; where clients are still at one that takes no new ones, what keeps them there.
+    /// The reason for its state; if clients are still at a backend that takes no new ones, the reason why they stay.
     #[must_use]
     pub fn shown_reason(&self) -> String {
         let silent = self.agent.as_ref().and_then(|agent| agent.silent.as_ref());
@@ -648,7 +648,7 @@ impl BackendSnapshot {
 
     fn judged_reason(&self) -> String {
         let takes_new = self.eligible && self.effective_weight() > 0;
-        // The core says "weight 0" of one that nothing else is wrong with.
+        // The core gives "weight 0" as reason if nothing else is wrong.
         let by_weight = self.weight == 0 && matches!(self.state, BackendState::Up | BackendState::Checking);
         let says_enough = !self.reason.is_empty() && !by_weight;
         if says_enough || takes_new || self.known_clients == 0 {
@@ -666,7 +666,7 @@ impl BackendSnapshot {
         format!("takes no new clients, has {}: {why}", counted(self.known_clients as usize, "known client"))
     }
 
-    /// The weight that its slots go by.
+    /// The weight by which its slots are assigned.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
         self.agent.as_ref().map_or(self.weight, |agent| agent.said.weight(self.weight))

@@ -1,5 +1,6 @@
-//! A backend's standing, which follows from its administrative state and its health. Nothing here is stored: it is
+//! A backend's standing, which follows from its administrative state and its health. The standing is never stored but
 //! derived each time.
+//!
 //!
 //! ```text
 //!                                 first pass
@@ -30,12 +31,12 @@ use balancer_model::{
 
 use crate::health::FailureKind;
 
-/// The health of a backend, as far as its standing depends on it.
+/// The health of a backend as its standing sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HealthFact {
-    /// It has no check.
+    /// The backend has no check.
     Unchecked,
-    /// The first verdict is still to come.
+    /// There is no verdict yet.
     Unknown,
     /// The checks pass.
     Up,
@@ -55,7 +56,7 @@ impl HealthFact {
     }
 }
 
-/// Everything that a backend's standing follows from.
+/// Everything that determines a backend's standing.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {
     /// The administrative state that the operator wants.
@@ -66,38 +67,38 @@ pub struct Situation {
     pub start_down: bool,
     /// How a failure treats known clients.
     pub on_failure: OnFailure,
-    /// Whether the service remembers clients. Without memory there is nobody to keep.
+    /// Whether the service remembers clients. Without memory there are no clients to keep.
     pub remembers: bool,
-    /// Whether a drain has come to its end: its deadline passed, or no known client is left.
+    /// Whether a drain is over: its deadline has passed, or no known client is left.
     pub drained: bool,
-    /// Whether, and why, it keeps its clients although it has failed.
+    /// Why it keeps its clients although it has failed, if it does.
     pub held: Option<Held>,
 }
 
 /// Why a backend that has failed keeps its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Held {
-    /// So many fail that it may be an outage of all.
+    /// Whether enough backends fail that it may be an outage of all.
     Suspect,
-    /// It is one.
+    /// It is an outage.
     Outage,
 }
 
-/// The treatment of a backend's clients, and the state that it is shown with.
+/// The treatment of a backend's clients, and its displayed state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Whether it takes new clients (if its weight is not 0 and, for a backup, if it is needed).
     pub takes_new: bool,
     /// Whether known clients stay with it. Never without memory.
     pub keeps_known: bool,
-    /// Why known clients are moved, where they do not stay.
+    /// The cause of moves, if known clients do not stay.
     pub cause: MoveCause,
-    /// The state that it is shown with.
+    /// The displayed state.
     pub state: BackendState,
 }
 
 impl Situation {
-    /// The standing of a backend in this situation.
+    /// Derives the standing of a backend in this situation.
     #[must_use]
     pub const fn standing(self) -> Standing {
         let failure = match self.health {
@@ -134,8 +135,8 @@ impl Situation {
         Standing { takes_new, keeps_known: keeps_known && self.remembers, cause, state }
     }
 
-    /// The standing of one that has failed with so many others that its clients are better off where they are. Without
-    /// memory they stay only if its slots do.
+    /// The standing of a backend that has failed together with so many others that its clients are better off where
+    /// they are. Without memory they stay only if its slots do.
     const fn held(self, held: Held, action: FailureAction) -> Standing {
         let (cause, drains) = match action {
             FailureAction::Move => (MoveCause::Down, false),
@@ -149,7 +150,7 @@ impl Situation {
         Standing { takes_new: !self.remembers, keeps_known: self.remembers, cause, state }
     }
 
-    /// Whether known clients are kept only for a while, were the drain not over.
+    /// Whether known clients are kept only until a drain ends.
     #[must_use]
     pub const fn drains(self) -> bool {
         let beginning = Self { drained: false, held: None, ..self };
@@ -175,8 +176,8 @@ mod tests {
 
     type Row = (Admin, &'static [HealthFact], Option<FailureAction>, bool, bool, &'static str);
 
-    /// The rows of the table that users are told, with memory: what the operator wants, health, what a failure does
-    /// (`None`: any) -> takes new clients, keeps known ones, shown as.
+    /// The rows of the documented table, with memory: operator's state, health, what a failure does (`None`: any) ->
+    /// takes new clients, keeps known ones, displayed state.
     const TABLE: &[Row] = {
         use Admin::{Drain, Maint, Ready};
         use FailureKind::{Hard, Soft};
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn every_combination_is_one_row_of_the_table() {
+    fn when_facts_are_combined_then_the_result_is_a_row_of_the_table() {
         let mut seen = HashSet::new();
         let healths = [
             HealthFact::Unchecked,
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn states_are_counted_in_the_order_they_are_shown_in() {
+    fn when_states_are_listed_then_their_order_is_that_of_their_numbers() {
         for (index, state) in BackendState::ALL.into_iter().enumerate() {
             assert_eq!(state as usize, index);
         }

@@ -1,6 +1,6 @@
 //! The state of the controller that outlives its process.
 //!
-//! Plain data with no meaning of its own: [`Controller::export`](super::controller::Controller::export) makes it,
+//! Plain data: [`Controller::export`](super::controller::Controller::export) makes it,
 //! [`Controller::restore`](super::controller::Controller::restore) takes it. A field that is added gets
 //! `#[serde(default)]`, so that older files stay readable; what an older controller must not overlook gets a new
 //! [`VERSION`].
@@ -35,53 +35,54 @@ use crate::{
 
 pub use self::changes::{ListChanges, SavedChanges};
 
-/// Counters of backends that are gone for good, by service and name.
+/// Counters of backends removed for good, by service and name.
 pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>;
 
-/// The version written. A file of a later one is refused.
+/// The version that is written. Files of later versions are refused.
 pub const VERSION: u32 = 2;
 
-/// Everything that a restart must keep. To be written, its lists may be [`Listed`].
+/// Everything that a restart must preserve. For writing, its lists may be [`Listed`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, NextHops = Vec<(IpAddr, Hop)>> {
-    /// [`VERSION`].
+    /// The version of the state, see [`VERSION`].
     pub version: u32,
-    /// Which kernel maps belong to it: a number drawn when they were made.
+    /// The number of the kernel maps that belong to the state, drawn when they were made.
     pub instance: u64,
-    /// How often users have changed something.
+    /// Number of changes by users.
     pub generation: u64,
-    /// The fleet's hash key, where the configuration has none.
+    /// The fleet's hash key, if the configuration has none.
     pub hash_key: Option<HashKey>,
-    /// Tells whether the clients' hashes are the same as before, whoever gave the key.
+    /// A fingerprint of the hash key, which tells whether hashes are the same as before.
     pub key_fingerprint: u64,
-    /// The services as the configuration file last said.
+    /// The services of the last applied configuration file.
     pub file: File,
-    /// The services as they are.
+    /// The current services.
     pub services: Services,
-    /// Removed backends that clients may still be known at.
+    /// Removed backends that clients may still know.
     pub gone: Vec<SavedGone>,
     /// Free backend ids, next one first, as runs (first, last).
     pub free_ids: Vec<(u16, u16)>,
-    /// The known states of the ways to the backends.
+    /// The known states of the paths to backends.
     pub next_hops: NextHops,
-    /// Counters of backends that are gone for good, by service and name. Filled by the shell.
+    /// Counters of backends removed for good, by service and name. The shell fills this in.
     #[serde(default)]
     pub departed: SavedCountersByService,
-    /// Moves that other members of a fleet count, by service and cause. Filled by the shell.
+    /// Moves that other members of a fleet count, by service and cause. The shell fills this in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
-    /// Whether the operator has taken the VIPs away. Filled by the shell.
+    /// Whether the operator has withdrawn the VIPs. The shell fills this in.
     #[serde(default)]
     pub withdrawn: bool,
-    /// Which state of a fleet it is. Filled by the shell.
+    /// The fleet's epoch of this state. The shell fills this in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// The clock by which its moments can be told even if the wall clock is set. Filled by the shell.
+    /// A clock by which moments can be interpreted even if the wall clock is set. The shell fills this in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
 
-/// A list, each of whose items is made when it is written: all of a large state at once would be tens of megabytes.
+/// A list whose items are made one by one as they are written, because a large state as a whole would take tens of
+/// megabytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<List>(pub(crate) List);
 
@@ -92,7 +93,7 @@ impl<List: Fn() -> Items, Items: Iterator<Item: Serialize>> Serialize for Listed
 }
 
 impl SavedState {
-    /// Forgets what checks and sweeps count all the time.
+    /// Clears the counters that checks and sweeps increase constantly.
     pub fn forget_counts(&mut self) {
         for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
             (backend.known, backend.checks) = (0, [0; 3]);
@@ -100,9 +101,9 @@ impl SavedState {
         self.gone.iter_mut().for_each(|gone| gone.known = 0);
     }
 
-    /// Has all counters begin at 0, because the maps with their latest values are gone. The file may be minutes old, and a
-    /// counter that went on from it could go backwards, which Prometheus takes for a reset and counts twice. What a fleet
-    /// has counted together (`agreed`) stays.
+    /// Resets all counters to 0, because the maps with their latest values are gone. The file may be minutes old, and a
+    /// counter that continues from it could decrease, which Prometheus treats as a reset and counts twice. Counters
+    /// `agreed` by a fleet stay.
     pub fn restart_counters(&mut self, agreed: bool) {
         self.departed.clear();
         self.repeated_moves.clear();
@@ -118,7 +119,7 @@ impl SavedState {
         }
     }
 
-    /// Everything that a controller counts on.
+    /// All counters that a controller continues.
     pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
         let services = self
             .services
@@ -133,8 +134,8 @@ impl SavedState {
         [self.generation].into_iter().chain(services).chain(backends).chain(gone)
     }
 
-    /// Has nothing last longer from `now` on than it was to when it began. For a state whose moments were told by a clock
-    /// that may have been set since then.
+    /// Limits all times so that, from `now` on, nothing lasts longer than it was to last when it began. This is for a
+    /// state whose moments come from a clock that may have been set since then.
     pub fn bound(&mut self, now: Moment) {
         for service in &mut self.services {
             if let Some(outage) = &mut service.outage {
@@ -164,14 +165,14 @@ impl SavedState {
     }
 }
 
-/// A fleet's state by its name.
+/// The name of a fleet's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedEpoch {
     /// The epoch's lineage: see `balancer-fleet`.
     pub lineage: u64,
     /// The epoch's number in its lineage.
     pub number: u64,
-    /// When it was decided.
+    /// Time of the decision.
     pub at: Moment,
 }
 
@@ -180,17 +181,17 @@ pub struct SavedEpoch {
 pub struct SavedService {
     /// Index of the service.
     pub id: ServiceId,
-    /// The family of its clients; absent: that of its first listener.
+    /// The family of its clients; if absent, that of its first listener.
     #[serde(default)]
     pub family: Option<Family>,
     /// The ids of its listeners.
     #[serde(default)]
     pub listeners: Vec<(Listener, ListenerId)>,
-    /// The service's configuration; `backends` is empty, because the backends are below.
+    /// The service's configuration, without `backends`, which are stored below.
     pub settings: ServiceConfig,
-    /// How often the live table was replaced.
+    /// The number of live tables so far.
     pub table_generation: u64,
-    /// Slots moved because their backend might not keep them.
+    /// Slots moved because a backend's share changed.
     pub slots_moved_required: u64,
     /// Other slots moved.
     pub slots_moved_needless: u64,
@@ -200,57 +201,57 @@ pub struct SavedService {
     /// Rules for client prefixes.
     #[serde(default)]
     pub rules: Vec<SavedRule>,
-    /// Prefixes of rules of the configuration file whose time is over.
+    /// Prefixes of expired rules of the configuration file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended_rules: Vec<IpNet>,
-    /// An outage of it, or what may be one.
+    /// The outage or suspected outage, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SavedOutage>,
-    /// Where the share of clients that are steered has changed recently: what it was.
+    /// The earlier shares of steered clients, if the share has changed recently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<SavedShare>,
     /// The service's backends, in their order.
     pub backends: Vec<SavedBackend>,
 }
 
-/// The range of the recent shares of steered clients, beside the share that the settings give.
+/// The range of recent shares of steered clients; the settings hold the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedShare {
-    /// The smallest.
+    /// The smallest share.
     pub least: u8,
-    /// The largest.
+    /// The largest share.
     pub most: u8,
-    /// When that stops to matter.
+    /// The time from which on the earlier shares no longer matter.
     pub settles: Moment,
 }
 
-/// An outage of a service, or what may be one.
+/// An outage of a service, or a suspected one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedOutage {
-    /// How far it has come.
+    /// The phase.
     pub phase: SavedPhase,
-    /// When it began.
+    /// Time of its start.
     pub since: Moment,
     /// The backends that keep their known clients although they are down.
     pub held: Vec<BackendId>,
 }
 
-/// How far an outage has come.
+/// The phase of an outage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SavedPhase {
-    /// It may be one.
+    /// It is suspected.
     Suspected {
-        /// When that is decided.
+        /// Time of the decision.
         until: Moment,
     },
-    /// It is one.
+    /// It is declared.
     Lasts,
     /// Some of its backends are back.
     Ebbing {
-        /// How long the others are waited for.
+        /// The time until which the others may come back.
         until: Moment,
-        /// Whether it was one, not only suspected.
+        /// Whether it was declared, not only suspected.
         declared: bool,
     },
 }
@@ -263,22 +264,22 @@ pub struct SavedRule {
     /// The treatment of these clients.
     #[serde(flatten)]
     pub action: Action,
-    /// How long it was to hold when it came.
+    /// The time for which it was to hold when it was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
-    /// When it ends by itself.
+    /// The time at which it expires.
     #[serde(default)]
     pub ends: Option<Moment>,
 }
 
-/// A slow start under way.
+/// A slow start in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedSlowStart {
-    /// When it began.
+    /// Time of its start.
     pub since: Moment,
-    /// How long it takes.
+    /// Its total duration.
     pub lasts: Duration,
-    /// The step that the live table knows.
+    /// The step in the live table.
     pub step: u8,
 }
 
@@ -291,50 +292,50 @@ pub struct SavedBackend {
     pub config: BackendConfig,
     /// The administrative state that the operator wants.
     pub admin: Admin,
-    /// The verdict of its checks, and those counted towards the next.
+    /// The verdict of its checks, and the checks counted towards the next.
     pub health: Health,
-    /// The state that it was shown with.
+    /// The displayed state.
     pub state: BackendState,
-    /// Since when.
+    /// Start of that state.
     pub since: Moment,
-    /// The operator's drain timeout, instead of the service's.
+    /// The operator's drain timeout, in place of the service's.
     pub drain_timeout: Option<Duration>,
-    /// When a drain under way ends at the latest.
+    /// The deadline of a drain in progress.
     pub drain_until: Option<Moment>,
-    /// Whether it is removed once it is drained.
+    /// Whether it is removed once drained.
     pub leaving: bool,
-    /// The verdict that the operator has set instead of the checks'.
+    /// The verdict that the operator has set.
     #[serde(default)]
     pub forced: Option<Forced>,
-    /// The words of its agent that take something away; `None`: nothing is taken away.
+    /// The agent's report that reduces something; `None`: nothing is reduced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<Box<Said>>,
-    /// The part of its slots that its load leaves it; `None`: all.
+    /// The part of its slots that its load allows; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
-    /// What it has too much of to take new clients; `None`: nothing.
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
-    /// How far its slow start has come.
+    /// The progress of its slow start.
     #[serde(default)]
     pub slow_start: Option<SavedSlowStart>,
-    /// Whether it came to a service in use, and waits for its next hop.
+    /// Whether it was added while the service was in use, and waits for its next hop.
     pub late: bool,
     /// Known clients at the last sweep.
     pub known: u64,
-    /// Checks that passed, failed softly, failed hard.
+    /// Checks: passed, failed softly, failed hard.
     pub checks: [u64; 3],
-    /// How often it entered each state.
+    /// Number of times that it entered each state.
     pub transitions: Vec<u64>,
-    /// The way to the backend that its fleet has agreed on.
+    /// The path on which its fleet has agreed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
 }
 
-/// A removed backend that clients may still be known at.
+/// A removed backend that clients may still know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedGone {
-    /// Name of the backend in the service that it was in.
+    /// Its name in its former service.
     pub name: String,
     /// The backend's specification, from its row.
     pub row: BackendSpec,
@@ -347,7 +348,7 @@ pub struct SavedGone {
 pub struct SavedCounters {
     /// Packets forwarded.
     pub packets: u64,
-    /// Bytes of those.
+    /// Bytes forwarded.
     pub bytes: u64,
     /// New connections.
     pub connections: u64,
@@ -355,29 +356,30 @@ pub struct SavedCounters {
     pub decisions: Vec<u64>,
     /// Known clients moved away, by the index of the cause.
     pub moves: Vec<u64>,
-    /// When something was last added.
+    /// Time of the last addition.
     #[serde(default)]
     pub since: Option<Moment>,
 }
 
-/// A moment that means the same after a restart: time since the Unix epoch.
+/// A moment that is valid across restarts: the time since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment(pub Duration);
 
-/// The moment of a state by two clocks: the wall's, which may be set, and one that goes on evenly until the machine ends.
+/// The moment of a state on two clocks: the wall clock, which may be set, and one that advances steadily until the
+/// machine ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedClock {
-    /// Which start of the machine it was.
+    /// The boot id of the machine.
     pub boot: String,
-    /// Since that start.
+    /// Time since the boot.
     pub uptime: Duration,
-    /// On the wall.
+    /// The wall clock's time.
     pub wall: Moment,
 }
 
 impl SavedClock {
     /// Returns the time that the wall clock would show at this uptime if it had not been set since. `None` if the
-    /// uptime is before this moment: then it belongs to another start of the machine.
+    /// uptime is before this moment, which means another boot.
     #[must_use]
     pub fn wall_at(&self, uptime: Duration) -> Option<SystemTime> {
         let since = uptime.checked_sub(self.uptime)?;
@@ -385,12 +387,12 @@ impl SavedClock {
     }
 }
 
-/// The same moment on two clocks, to convert between them.
+/// The same moment on two clocks, for conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
-    /// On the monotonic clock.
+    /// The monotonic clock's time.
     pub now: Instant,
-    /// On the wall.
+    /// The wall clock's time.
     pub wall: SystemTime,
 }
 
@@ -399,7 +401,7 @@ impl Clocks {
         self.wall.duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// `instant` on the wall.
+    /// Converts `instant` to the wall clock.
     #[must_use]
     pub fn moment(self, instant: Instant) -> Moment {
         let ahead = instant.saturating_duration_since(self.now);
@@ -407,7 +409,7 @@ impl Clocks {
         Moment((self.since_epoch() + ahead).saturating_sub(behind))
     }
 
-    /// The same two clocks as they were at `moment`, or as they are, if it is to come.
+    /// The same clocks as they were at `moment`, or as they are if it is in the future.
     #[must_use]
     pub fn as_of(self, moment: Moment) -> Self {
         let now = self.instant(moment).min(self.now);
@@ -415,7 +417,7 @@ impl Clocks {
         Self { now, wall: self.wall.checked_sub(ago).unwrap_or(self.wall) }
     }
 
-    /// `moment` on the monotonic clock; the earliest it knows, if it was before.
+    /// Converts `moment` to the monotonic clock; limited to the clock's earliest time.
     #[must_use]
     pub fn instant(self, moment: Moment) -> Instant {
         let wall = self.since_epoch();

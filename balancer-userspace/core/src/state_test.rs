@@ -1,5 +1,5 @@
-//! Tests of the state that a restart keeps, with client memory; the tables and ids of random sequences are in the model
-//! test.
+//! Tests of the state that a restart preserves, with client memory; the model test covers tables and ids of random
+//! sequences.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ fn export(bench: &Bench) -> SavedState {
     serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap()
 }
 
-/// The controller goes on in another process, `pause` later, with `file` as its configuration file.
+/// Continues in another process, `pause` later, with `file` as its configuration file.
 pub(super) fn restart(bench: &mut Bench, pause: Duration, file: Vec<ServiceConfig>) -> Vec<Command> {
     let state = export(bench);
     bench.now += pause;
@@ -40,7 +40,7 @@ pub(super) fn restart(bench: &mut Bench, pause: Duration, file: Vec<ServiceConfi
 }
 
 #[test]
-fn a_down_backend_is_down_right_away_and_its_slots_stay_with_the_others() {
+fn when_a_backend_was_down_then_after_a_restart_it_is_down_at_once_and_slots_stay() {
     let mut bench = Bench::web();
     for backend in ["web/web1", "web/web2", "web/web4"] {
         bench.pass(backend);
@@ -56,7 +56,7 @@ fn a_down_backend_is_down_right_away_and_its_slots_stay_with_the_others() {
 }
 
 #[test]
-fn drains_go_on_and_end_when_they_were_to_end() {
+fn when_a_restart_happens_during_drains_then_they_end_at_their_time() {
     let mut bench = Bench::new(vec![remembering()]).0;
     let known = [("web/web1", 10), ("web/web2", 10)].map(|(backend, known)| (bench.id(backend), known));
     bench.controller.handle(Event::Swept { known: known.to_vec() }, bench.now);
@@ -76,7 +76,7 @@ fn drains_go_on_and_end_when_they_were_to_end() {
 }
 
 #[test]
-fn nothing_lasts_longer_after_the_wall_clock_was_set_back() {
+fn when_the_wall_clock_was_set_back_then_nothing_lasts_longer() {
     let timeout = Some(Duration::from_secs(100));
     let web = ServiceConfig { slow_start: Duration::from_secs(60), ..remembering() };
     let mut bench = Bench::new(vec![web.clone()]).0;
@@ -95,7 +95,7 @@ fn nothing_lasts_longer_after_the_wall_clock_was_set_back() {
 }
 
 #[test]
-fn ids_of_removed_backends_stay_reserved_while_they_are_known() {
+fn when_a_removed_backend_is_still_known_then_its_id_stays_reserved() {
     let mut bench = Bench::new(vec![remembering()]).0;
     bench.controller.handle(Event::Swept { known: vec![(bench.id("web/web2"), 7)] }, bench.now);
     let id = bench.id("web/web2");
@@ -113,7 +113,7 @@ fn ids_of_removed_backends_stay_reserved_while_they_are_known() {
 }
 
 #[test]
-fn a_changed_file_is_taken_over_where_it_has_changed() {
+fn when_the_file_has_changed_during_a_restart_then_the_changes_are_applied() {
     let mut bench = Bench::web();
     bench.add("web/web5", "10.0.0.15").unwrap();
     let address = "10.0.0.15".parse().unwrap();
@@ -137,7 +137,7 @@ fn a_changed_file_is_taken_over_where_it_has_changed() {
 }
 
 #[test]
-fn a_state_that_contradicts_itself_is_refused() {
+fn when_a_state_contradicts_itself_then_it_is_refused() {
     let bench = Bench::web();
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
     type Spoil = fn(&mut SavedState);
@@ -159,7 +159,7 @@ fn a_state_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn a_key_that_the_configuration_has_is_not_kept() {
+fn when_the_configuration_has_a_key_then_it_is_not_saved() {
     let bench = Bench::web();
     let state = export(&bench);
     assert_eq!(state.hash_key, None);
@@ -171,7 +171,7 @@ fn a_key_that_the_configuration_has_is_not_kept() {
     assert_eq!((kept.hash_key, kept.key_fingerprint), (Some(KEY), state.key_fingerprint));
 }
 
-/// `count` backends named after `letter`.
+/// A service of `count` backends named after `letter`.
 pub(super) fn many(letter: char, count: u32) -> ServiceConfig {
     let mut service = remembering();
     let address = |number: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + number);
@@ -180,7 +180,7 @@ pub(super) fn many(letter: char, count: u32) -> ServiceConfig {
 }
 
 #[test]
-fn a_file_that_cannot_replace_what_was_before_is_started_with_alone() {
+fn when_a_file_cannot_replace_the_saved_state_then_the_start_uses_the_file_alone() {
     let mut bench = Bench::new(vec![many('a', 33_000)]).0;
     let refused = bench.change(Change::Reload(Box::new(config(vec![many('b', 33_000)])))).unwrap_err();
     assert!(refused.to_string().contains("33,000 backends to add"), "{refused}");
@@ -189,13 +189,13 @@ fn a_file_that_cannot_replace_what_was_before_is_started_with_alone() {
     assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
     assert_eq!(bench.service().backends().len(), 33_000);
     assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
-    // What is told is of the file alone.
+    // The commands are only about the file.
     let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
     assert_eq!(written, 33_000);
 }
 
 #[test]
-fn ids_beyond_those_of_few_rows_outlive_a_restart() {
+fn when_ids_exceed_the_smallest_maps_then_they_survive_a_restart() {
     let mut bench = Bench::web();
     let mut state = export(&bench);
     state.services[0].backends[1].id = BackendId(40_000);
@@ -207,7 +207,7 @@ fn ids_beyond_those_of_few_rows_outlive_a_restart() {
     bench.controller.start(bench.now);
     assert_eq!(bench.id("web/web2"), BackendId(40_000));
 
-    // A file with other backends, beside which those from before are served at first.
+    // The file has other backends, beside which the old ones are served at first.
     let others = ["a 10.0.1.1:80", "b 10.0.1.2:80", "c 10.0.1.3:80"];
     let file = service("other", "198.51.100.11:80", Forwarding::Dsr, &others);
     bench.controller = Controller::restore(config(vec![file]), KEY, state.clone(), clocks).unwrap();
@@ -219,7 +219,7 @@ fn ids_beyond_those_of_few_rows_outlive_a_restart() {
 }
 
 #[test]
-fn a_state_with_a_count_that_nothing_comes_to_is_refused() {
+fn when_a_counter_of_a_state_is_absurd_then_the_state_is_refused() {
     let bench = Bench::web();
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
     let spoil: [fn(&mut SavedState); 5] = [
@@ -238,7 +238,7 @@ fn a_state_with_a_count_that_nothing_comes_to_is_refused() {
 }
 
 #[test]
-fn a_table_that_goes_by_the_number_of_backends_goes_on_so() {
+fn when_a_table_size_is_automatic_then_it_stays_so_over_a_restart() {
     for (size, text) in [(TableSize::Fixed(65_537), "65537"), (TableSize::Auto, "\"auto\"")] {
         assert_eq!(serde_json::to_string(&size).unwrap(), text);
         assert_eq!(serde_json::from_str::<TableSize>(text).unwrap(), size);
@@ -254,7 +254,7 @@ fn a_table_that_goes_by_the_number_of_backends_goes_on_so() {
     assert_eq!(table.len(), 16_411);
     restart(&mut bench, Duration::ZERO, vec![auto(40)]);
     assert_eq!(bench.service().live_table(), table);
-    // A file whose table is smaller, beside which that from before is served at first.
+    // The file's table is smaller; at first the old one is served beside it.
     let state = export(&bench);
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
     let restored = |file| Controller::restore(config(vec![file]), KEY, state.clone(), clocks).unwrap();

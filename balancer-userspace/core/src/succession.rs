@@ -1,16 +1,19 @@
-//! The succession: which backends take over the slots of backends that are not steered to.
+//! The succession: which backends get the slots of backends that currently take no clients.
 //!
-//! Behind each slot stands a sequence of backends: its runner-up ([`crate::maglev`]), then those that have the slots that it draws
-//! from the base table, pseudo-randomly, as DxHash draws nodes from an array (Dong, Wang and Feng, "DxHash: A Scalable
-//! Consistent Hash Based on the Pseudo-Random Sequence", arXiv:2107.07930). It goes to the first of them that is steered to. So:
+//! Each slot has a sequence of backends: its runner-up ([`crate::maglev`]), then the owners of slots drawn from the
+//! base table pseudo-randomly, as DxHash draws nodes from an array (Dong, Wang and Feng, "DxHash: A Scalable Consistent
+//! Hash Based on the Pseudo-Random Sequence", arXiv:2107.07930). The slot goes to the first of them that is steered to.
+//! Therefore:
 //!
 //! - Backends take slots over in proportion to their weights.
-//! - One that goes moves only the slots that it has, and gets them back when it returns: nothing moves between two others,
-//!   however many are away.
-//! - One that is removed while it is away moves hardly anything, as its slots are mostly with those already that have them in
+//! - A backend that fails moves only its own slots, and gets them back when it returns. No slot moves between two
+//!   others,
+//!   however many are absent.
+//! - Removing an absent backend moves hardly any slot, because its slots are mostly at the backends that own them in
 //!   the table without it.
 //!
-//! Where so few are left that [`DRAWS`] draws find none of them, the slot goes to whoever has it in a table of these alone.
+//! If so few backends are left that [`DRAWS`] draws find none of them, the slot goes to its owner in a table of these
+//! backends alone.
 
 use balancer_common::{
     client::{HashKey, slot},
@@ -22,11 +25,11 @@ use crate::{
     runners_up::RunnersUp,
 };
 
-/// As many draws find nobody for one slot in four billion where backends with half of the slots are left, and for one in 29
-/// where those with a tenth are.
+/// With backends of half of the slots left, this many draws fail for one slot in four billion; with a tenth left, for
+/// one in 29.
 const DRAWS: u64 = 32;
 
-/// The succession behind each slot of a base table.
+/// The sequence of successors of each slot of a base table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Succession<'a> {
     base: &'a [u16],
@@ -41,16 +44,16 @@ impl<'a> Succession<'a> {
         Self { base, runners_up, offset: hash(key, 2, ""), skip: hash(key, 3, "") | 1 }
     }
 
-    /// The first backend behind a slot that `may` have it. `None`: not among so many.
+    /// The first backend in the sequence of slot `of` for which `may` is true. `None`: none within the allowed draws.
     #[inline(always)]
     pub(crate) fn first(&self, of: usize, may: impl Fn(u16) -> bool) -> Option<u16> {
         let runner_up = self.runners_up.of(of);
-        // Mostly one backend is away, and hardly ever nobody is the runner-up.
+        // Mostly one backend is absent, and hardly ever is there no runner-up.
         if may(runner_up) {
             return Some(runner_up);
         }
         let draws = of as u64 * DRAWS..(of as u64 + 1) * DRAWS;
-        // Looked at together, as no processor could predict which of them is the first.
+        // The first three are examined together, because a processor could not predict which of them succeeds.
         let few = [0, 1, 2].map(|n| self.drawn(draws.start + n));
         let may_have = few.iter().zip(0..).fold(0u32, |bits, (&id, at)| bits | u32::from(may(id)) << at);
         if let Some(&id) = few.get(may_have.trailing_zeros() as usize) {

@@ -1,17 +1,18 @@
-//! Live tables: who is steered to now.
+//! Live tables: which backends are steered to now.
+//!
 //!
 //! ```text
 //! base = Maglev(configured backends, by name and weight)
-//! live = base, with the slots of backends that are not steered to gone to their successors among those that are
+//! live = base, where slots of backends that are not steered to belong to their successors
 //! ```
 //!
-//! A backend that starts slowly has only so many of every [`STEPS`] slots of its own; the others go to those
-//! that do not start slowly. So each step moves slots to it, and none between others or back. A backend with too much load
+//! A backend in a slow start has only a part of every [`STEPS`] of its slots; the others go to backends that do not
+//! start slowly. Each step therefore moves slots to it, and none between others or back. A backend with too much load
 //! gives slots away in the same manner.
 //!
-//! So a live table is a function of (configured backends, steered-to backends, M, key), without history: balancers with
-//! the same view agree, a failure or a drain moves the slots of that backend alone, and a return
-//! restores the table exactly. Backups have a base table of their own, used when no primary takes new clients.
+//! A live table is a function of (configured backends, steered-to backends, M, key), and of nothing that happened
+//! before. Balancers with the same view agree, a failure or a drain moves only that backend's slots, and its return
+//! restores the table exactly. Backups have their own base table, used when no primary takes new clients.
 
 use std::sync::Arc;
 
@@ -29,10 +30,10 @@ use crate::{
     succession::Succession,
 };
 
-/// How many steps a slow start has; with the last one it is over.
+/// Number of steps of a slow start, which ends with the last one.
 pub const STEPS: u8 = 10;
 
-/// A configured backend as far as the table depends on it.
+/// The facts about a configured backend that the table depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     /// Id, name and weight of the backend.
@@ -41,35 +42,35 @@ pub struct Candidate<'a> {
     pub backup: bool,
     /// Whether it is in maintenance.
     pub maint: bool,
-    /// Whether its standing lets it take new clients (the weight not considered).
+    /// Whether its standing allows new clients (weight not considered).
     pub takes_new: bool,
-    /// Which step of a slow start it is in, from 1. One that is through stays at [`STEPS`] until all of its service are.
+    /// The step of its slow start, from 1. A finished one stays at [`STEPS`] until all of the service are finished.
     pub step: Option<u8>,
-    /// How many of every [`STEPS`] of its slots its load leaves it. `None`: all.
+    /// How many of every [`STEPS`] of its slots its load allows. `None`: all.
     pub bound: Option<u8>,
 }
 
-/// On what ground a live table stands.
+/// Which kind of backends a live table steers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Footing {
     /// Primary backends take new clients.
     Primaries,
-    /// Backups do, because no primary does.
+    /// Backups take new clients, because no primary does.
     Backups,
-    /// Nobody does, and the service steers as if every backend outside of maintenance were up.
+    /// No backend takes new clients, and the service steers as if every backend outside of maintenance were up.
     AsIfUp,
-    /// Nobody does, and the service drops.
+    /// No backend takes new clients, and the service drops.
     AllDown,
-    /// There are no backends.
+    /// The service has no backends.
     NoBackend,
 }
 
-/// The weights of the backends that are steered to, times the steps they have taken, by id.
+/// The weights of the backends that are steered to, times their slow start steps, by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shares(Vec<(u16, u32)>);
 
 impl Shares {
-    /// Nobody's.
+    /// An empty set of shares.
     #[must_use]
     pub const fn new() -> Self {
         Self(Vec::new())
@@ -86,12 +87,12 @@ impl Shares {
         self.0.iter().map(|&(id, _)| id)
     }
 
-    /// All, by id in ascending order.
+    /// All shares, by id in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = (u16, u32)> {
         self.0.iter().copied()
     }
 
-    /// Whether all who have one have one of `others`.
+    /// Whether all backends with a share are among `others`.
     fn are_among(&self, others: &[u16]) -> bool {
         let mut others = others.iter();
         self.ids().all(|id| others.any(|&other| other == id))
@@ -109,19 +110,19 @@ impl FromIterator<(u16, u32)> for Shares {
 /// A live table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// Which kind of backends clients are steered to, if any.
+    /// The kind of backends that clients are steered to.
     pub footing: Footing,
     /// The backends that are steered to. Empty with [`Footing::AllDown`] and [`Footing::NoBackend`].
     pub shares: Shares,
-    /// M entries: ids out of `shares`, or else `ALL_DOWN` or `NO_BACKEND` throughout.
+    /// M entries: ids out of `shares`, or `ALL_DOWN` or `NO_BACKEND` throughout.
     pub slots: Arc<[u16]>,
-    /// The base table of the primaries. `None`: nobody is steered to one of them.
+    /// The base table of the primaries. `None`: no primary is steered to.
     pub home: Option<Arc<[u16]>>,
 }
 
-/// Builds the live tables of one service. Keeps the base tables, which change only when the configuration does, and the
-/// last table that slots without a successor were given from. A slot keeps its owner as long as that is steered to, so it goes on
-/// from the last live table where backends have only gone since.
+/// Builds the live tables of one service. It caches the base tables, which change only with the configuration, and the
+/// last table used for slots without a successor. A slot keeps its owner as long as that is steered to, so the builder
+/// continues from the last live table if backends were only removed since.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     primaries: Base,
@@ -130,18 +131,18 @@ pub struct Builder {
     last: Option<Last>,
 }
 
-/// A live table in which nobody starts slowly, and each slot has a successor.
+/// A live table without slow starts in which each slot has a successor.
 #[derive(Clone, Debug)]
 struct Last {
     base: Arc<[u16]>,
-    /// In ascending order.
+    /// The steered-to ids in ascending order.
     steered: Vec<u16>,
     slots: Arc<[u16]>,
 }
 
 impl Builder {
-    /// The live table of `candidates` with `table_size` slots under the service's table key. What of it is `made` already
-    /// is not made again.
+    /// The live table of `candidates` with `table_size` slots under the service's table key. Base tables in `made` are
+    /// reused.
     pub fn live(
         &mut self,
         candidates: &[Candidate<'_>],
@@ -161,14 +162,14 @@ impl Builder {
         base.update(&configured, (table_size, key), made);
         let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
-        // Where nobody could take what is given away for a load, nothing is.
+        // If no backend could take slots that are given away because of load, none are given away.
         let some_are_free = steered.iter().any(|candidate| candidate.step.is_none() && candidate.bound.is_none());
         let given = |candidate: &Candidate<'_>| {
             let steps = [candidate.step, candidate.bound.filter(|_| some_are_free)];
             steps.into_iter().flatten().min()
         };
         let settled = steered.iter().any(|&candidate| given(candidate).is_none());
-        // Where everybody starts slowly, nobody does.
+        // If every backend starts slowly, none does.
         let step = |candidate: &Candidate<'_>| given(candidate).filter(|_| settled).unwrap_or(STEPS);
         let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
         let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
@@ -222,19 +223,19 @@ impl Builder {
     }
 }
 
-/// A Maglev table, to be found where it is wanted.
+/// A precomputed Maglev table.
 #[derive(Clone, Debug)]
 pub struct Made(Base);
 
 impl Made {
-    /// Whether it is this very table, of which there is one.
+    /// Whether both are the same shared table.
     #[cfg(test)]
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0.slots, &other.0.slots)
     }
 }
 
-/// A base table and what it was made of.
+/// A base table with its inputs.
 #[derive(Clone, Debug, Default)]
 struct Base {
     of: Option<Arc<Ingredients>>,
@@ -244,7 +245,7 @@ struct Base {
 
 #[derive(Clone, Debug)]
 struct Ingredients {
-    /// Id, weight and name.
+    /// Id, weight and name of each member.
     members: Vec<(u16, u16, String)>,
     table_size: u32,
     key: HashKey,
@@ -281,20 +282,20 @@ impl Ingredients {
 }
 
 impl Last {
-    /// Whether of those that were steered to some have gone since, and nobody has come.
+    /// Whether backends were only removed since then, and none was added.
     fn precedes(&self, base: &Arc<[u16]>, shares: &Shares) -> bool {
         Arc::ptr_eq(&self.base, base) && shares.are_among(&self.steered)
     }
 }
 
-/// The backends' data that is needed for each slot while a live table is built.
+/// Per-backend data for building a live table, looked up for each slot.
 struct Rows(ById<Row>);
 
 #[derive(Clone, Copy, Default)]
 struct Row {
     /// How many of every [`STEPS`] of its slots it keeps.
     steps: u8,
-    /// The next slot's place among these.
+    /// The position of its next slot among these.
     place: u8,
     is_heir: bool,
 }
@@ -315,7 +316,7 @@ impl Rows {
     #[inline(always)]
     fn keeps(&mut self, id: u16) -> bool {
         let Some(row) = self.0.get_mut(id) else { return true };
-        // So that most slots wait for none before them.
+        // This way most slots do not depend on earlier ones.
         if row.steps == 0 || row.steps == STEPS {
             return row.steps != 0;
         }
@@ -324,7 +325,7 @@ impl Rows {
         keeps
     }
 
-    /// The only one of these that is no heir, if there is one.
+    /// The only one of these ids that is not steered to, if there is exactly one.
     fn only_one_gone(&self, ids: &[u16]) -> Option<u16> {
         let mut gone = ids.iter().copied().filter(|&id| !self.is_heir(id));
         gone.next().filter(|_| gone.next().is_none())
@@ -342,7 +343,7 @@ impl Candidate<'_> {
     }
 }
 
-/// Chooses the backends to steer to: all primaries or all backups, and none without weight.
+/// Chooses the backends to steer to: all primaries or all backups with a weight.
 fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Footing, Vec<&'b Candidate<'a>>) {
     let of = |backup: bool, usable: fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'a>> {
         candidates
@@ -398,7 +399,7 @@ mod tests {
     const KEY: HashKey = HashKey { k0: 8, k1: 9 };
 
     #[test]
-    fn the_slots_of_a_failed_backend_spread_evenly_and_no_other_moves() {
+    fn when_a_backend_fails_then_its_slots_spread_evenly_and_no_other_moves() {
         let names = names(4);
         let mut four = candidates(&names);
         let before = live(&four, 65_537, KEY);
@@ -414,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_of_a_failed_backend_spread_evenly() {
+    fn when_a_backend_fails_then_its_clients_spread_evenly() {
         let names = names(4);
         let mut four = candidates(&names);
         let before = live(&four, 65_537, KEY);
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_not_made_again() {
+    fn when_a_table_was_precomputed_then_it_is_reused() {
         let names = names(3);
         let mut set = candidates(&names);
         let mut builder = Builder::default();
@@ -453,21 +454,21 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_left_alone_has_everything() {
+    fn when_one_backend_is_left_then_it_has_every_slot() {
         let names = names(200);
         let mut set = candidates(&names);
         for candidate in &mut set[1..] {
             candidate.takes_new = false;
         }
         assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);
-        // It has no slot of the base table that anybody could draw.
+        // It has no slot of the base table that could be drawn.
         set[0].member.weight = 1;
         set[1..].iter_mut().for_each(|candidate| candidate.member.weight = u16::MAX);
         assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);
     }
 
     #[test]
-    fn among_few_that_are_left_there_is_no_history_either() {
+    fn when_few_backends_are_left_then_the_table_has_no_history() {
         let names = names(40);
         let mut set = candidates(&names);
         let mut builder = Builder::default();
@@ -480,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn the_removal_of_one_that_is_away_moves_hardly_anything() {
+    fn when_an_absent_backend_is_removed_then_hardly_any_slot_moves() {
         for count in [3, 4, 10] {
             let names = names(count);
             let mut set = candidates(&names);
@@ -494,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_of_many_are_taken_over_in_proportion_to_weights() {
+    fn when_many_backends_fail_then_slots_go_to_others_by_weight() {
         let names = names(40);
         let mut set = candidates(&names);
         for (index, candidate) in set.iter_mut().enumerate() {
@@ -510,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn grounds_come_in_order() {
+    fn when_backends_fail_then_footings_come_in_order() {
         let names = names(3);
         let mut three = candidates(&names);
         three[2].backup = true;
@@ -534,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn weight_zero_is_never_steered_to() {
+    fn when_a_weight_is_zero_then_the_backend_gets_no_clients() {
         let names = names(2);
         let mut two = candidates(&names);
         two[0].member.weight = 0;
@@ -549,7 +550,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_live_table_has_no_history(
+        fn when_backends_come_and_go_then_the_live_table_has_no_history(
             count in 2usize..9, changes in prop::collection::vec((any::<Index>(), any::<bool>()), 1..12)
         ) {
             let names = names(count);
@@ -577,7 +578,7 @@ mod tests {
         }
 
         #[test]
-        fn with_half_of_them_left_a_failure_and_a_return_move_no_slot_between_others(
+        fn when_half_of_them_are_left_then_a_failure_and_a_return_move_no_slot_between_others(
             count in 2usize..40, away in prop::collection::vec(any::<Index>(), 0..20), which in any::<Index>()
         ) {
             let names = names(count);
@@ -596,7 +597,7 @@ mod tests {
         }
 
         #[test]
-        fn a_slow_start_moves_slots_to_it_and_none_else(
+        fn when_a_backend_starts_slowly_then_slots_move_to_it_and_no_others(
             count in 2usize..9, which in any::<Index>(), down in prop::option::of(any::<Index>())
         ) {
             let names = names(count);
@@ -628,7 +629,7 @@ mod tests {
         }
 
         #[test]
-        fn one_failure_and_its_return_move_nothing_needlessly(count in 2usize..9, which in any::<Index>()) {
+        fn when_one_backend_fails_and_returns_then_no_slot_moves_needlessly(count in 2usize..9, which in any::<Index>()) {
             let names = names(count);
             let mut set = candidates(&names);
             let which = which.index(count);

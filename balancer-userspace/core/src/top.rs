@@ -1,9 +1,9 @@
 //! The heaviest clients of a service, from samples of its packets.
 //!
 //! Two summaries of [`COUNTERS`] counters each, one by packets and one by bytes, kept by the space-saving algorithm
-//! (Metwally, Agrawal, El Abbadi: *Efficient computation of frequent and top-k elements in data streams*, ICDT 2005):
-//! whoever has no counter takes over the smallest, with what it had counted as the possible error. Everything counted
-//! fades ([`Top::fade`]), so that the heaviest are those of about the last minute.
+//! (Metwally, Agrawal, El Abbadi: *Efficient computation of frequent and top-k elements in data streams*, ICDT 2005): a
+//! client without a counter takes over the smallest one, and its count becomes the possible error. All counts fade
+//! ([`Top::fade`]), so that the heaviest are those of about the last minute.
 
 use std::{
     collections::HashMap,
@@ -20,11 +20,12 @@ use balancer_model::config::ClientPrefix;
 
 use crate::io::BackendId;
 
-/// Counters of a summary: whoever has more than 1 in so many of the traffic has one.
+/// The number of counters in a summary: every client with more than this fraction (1 in the number) of the traffic has
+/// a counter.
 pub const COUNTERS: usize = 256;
 /// The time after which counted traffic has faded to 1/e.
 pub const MEMORY: Duration = Duration::from_secs(60);
-/// Less than this is as good as nothing.
+/// Smaller amounts count as nothing.
 const NOTHING: f64 = 1e-3;
 
 /// The measure of how heavy a client is.
@@ -43,7 +44,7 @@ pub enum By {
 pub struct Traffic {
     /// Packets sampled.
     pub packets: f64,
-    /// Their bytes.
+    /// Bytes sampled.
     pub bytes: f64,
 }
 
@@ -77,7 +78,7 @@ pub struct Heavy {
     pub seen: Traffic,
     /// The part of it that went to `backend`.
     pub there: Traffic,
-    /// The count of earlier clients that was taken over with the counter, in the summary's measure.
+    /// The count of earlier clients that came with the counter, in the summary's measure.
     inherited: f64,
 }
 
@@ -160,7 +161,7 @@ impl Default for Top {
 }
 
 impl Top {
-    /// Takes note of a sampled packet of `client`, a masked address, to `backend`.
+    /// Counts a sampled packet of `client`, a masked address, to `backend`.
     pub fn count(&mut self, client: IpAddr, backend: BackendId, bytes: u32) {
         let traffic = Traffic { packets: 1.0, bytes: f64::from(bytes) };
         self.total.add(traffic);
@@ -169,7 +170,7 @@ impl Top {
         self.packets.count(client, backend, traffic);
     }
 
-    /// Lets time pass.
+    /// Fades the counts by the elapsed time.
     pub fn fade(&mut self, elapsed: Duration) {
         let factor = (-elapsed.as_secs_f64() / MEMORY.as_secs_f64()).exp();
         self.observed += elapsed;
@@ -182,7 +183,7 @@ impl Top {
         self.packets.fade(factor);
     }
 
-    /// Clients from the heaviest on, at most [`COUNTERS`].
+    /// The heaviest clients in descending order, at most [`COUNTERS`].
     #[must_use]
     pub fn heaviest(&self, by: By) -> Vec<Heavy> {
         let summary = match by {
@@ -194,7 +195,7 @@ impl Top {
         heaviest
     }
 
-    /// All that was sampled of late.
+    /// All recently sampled traffic.
     #[must_use]
     pub const fn total(&self) -> Traffic {
         self.total
@@ -206,20 +207,20 @@ impl Top {
         self.backends.get(&backend).copied().unwrap_or_default()
     }
 
-    /// `part` of all of the service's traffic; 0 when there is none.
+    /// `part` as a fraction of all of the service's traffic; 0 if there is none.
     #[must_use]
     pub fn share(&self, part: &Traffic, by: By) -> f64 {
         ratio(part.by(by), self.total.by(by))
     }
 
-    /// The part of its backend's bytes that a client sends, and the samples that this is told from.
+    /// The fraction of its backend's bytes that a client sends, and the number of samples behind it.
     #[must_use]
     pub fn share_of_backend(&self, heavy: &Heavy) -> (f64, f64) {
         let all = self.to_backend(heavy.backend);
         (ratio(heavy.there.bytes, all.bytes), all.packets)
     }
 
-    /// Traffic in a second, where one packet in `interval` is sampled.
+    /// Traffic per second, if one packet in `interval` is sampled.
     #[must_use]
     pub fn rate(&self, sampled: &Traffic, interval: u32) -> Traffic {
         let memory = MEMORY.as_secs_f64();
@@ -229,9 +230,9 @@ impl Top {
         rate
     }
 
-    /// How unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients, 0 where all
-    /// send the same, towards 1 where few send everything. Those without a counter count as equal, so it is a lower
-    /// bound. `None` without traffic, or with fewer than two clients.
+    /// How unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients, from 0 (all
+    /// send the same) towards 1 (few send everything). Clients without a counter count as equal, so the result is a
+    /// lower bound. `None` without traffic, or with fewer than two clients.
     #[must_use]
     pub fn gini(&self, clients: u64) -> Option<f64> {
         let heavy: Vec<f64> = self.bytes.counters.iter().map(|heavy| heavy.seen.bytes).collect();
@@ -244,7 +245,7 @@ fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 }
 }
 
-/// The Gini coefficient of `values` and of as many more that share `rest` evenly as make `clients`.
+/// The Gini coefficient of `values` plus further values that share `rest` evenly, `clients` in total.
 fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
     let others = clients.saturating_sub(values.len() as u64);
     let clients = (values.len() as u64 + others) as f64;
@@ -254,7 +255,7 @@ fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
         return None;
     }
     values.sort_by(f64::total_cmp);
-    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over rising x_i; the equal ones are one run of ranks.
+    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over rising x_i; the equal values are one run of ranks.
     let below = values.partition_point(|&value| value < each);
     let mut rank = 0.0;
     let mut weighted = 0.0;
@@ -272,7 +273,7 @@ fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
     Some((2.0 * weighted / (clients * total) - (clients + 1.0) / clients).clamp(0.0, 1.0))
 }
 
-/// The client that a packet was sampled of, where `prefix` bits of an address make a client.
+/// The client of a sampled packet, with client prefixes of these lengths.
 #[must_use]
 pub fn client_of(sample: &Sample, prefix: ClientPrefix) -> IpAddr {
     if sample.family == u32::from(FAMILY_V4) {
@@ -300,9 +301,9 @@ mod tests {
         IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number))
     }
 
-    /// 100,000 clients, the i-th as heavy as i^-1.1. Samples of packets that come in no order are draws of their own.
+    /// 100,000 clients, the i-th of weight i^-1.1. Samples of unordered packets are independent draws.
     #[test]
-    fn the_heaviest_of_a_zipf_load_are_found_with_their_shares() {
+    fn when_the_load_is_zipf_then_the_heaviest_clients_are_found_with_their_shares() {
         const CLIENTS: u32 = 100_000;
         const SAMPLES: u32 = 300_000;
         let mut sum = 0.0;
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_ago_fades() {
+    fn when_traffic_is_long_ago_then_it_fades() {
         let mut top = Top::default();
         (0..1000).for_each(|_| top.count(client(1), WEB1, 100));
         top.fade(MEMORY * 3);
@@ -347,9 +348,9 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_those_of_late() {
+    fn when_rates_are_computed_then_they_are_recent() {
         let mut top = Top::default();
-        // 10 samples a second of 500 bytes, 1 in 1024: 10,240 packets a second.
+        // 10 samples of 500 bytes a second at 1 in 1024 mean 10,240 packets a second.
         for _ in 0..600 {
             top.fade(Duration::from_secs(1));
             (0..10).for_each(|_| top.count(client(1), WEB1, 500));
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_moves_is_heavy_where_it_is() {
+    fn when_a_client_moves_then_it_is_heavy_at_its_new_backend() {
         let mut top = Top::default();
         (0..60).for_each(|_| top.count(client(1), WEB1, 100));
         (0..40).for_each(|_| top.count(client(2), WEB2, 100));
@@ -372,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_is_not_taken_for_those_before_it() {
+    fn when_a_newcomer_takes_over_a_counter_then_it_is_not_taken_for_earlier_clients() {
         let mut top = Top::default();
         for number in 0..10_000 {
             top.count(client(number), WEB1, 100);
@@ -383,20 +384,20 @@ mod tests {
     }
 
     #[test]
-    fn gini_coefficients() {
+    fn when_values_are_given_then_the_gini_coefficient_is_right() {
         let of = |values: &[f64], rest, clients| gini(values.to_vec(), rest, clients);
         let near = |gini: Option<f64>, expected: f64| assert!((gini.unwrap() - expected).abs() < 1e-9, "{gini:?}");
         near(of(&[5.0, 5.0, 5.0, 5.0], 0.0, 4), 0.0);
         near(of(&[1.0, 3.0], 0.0, 2), 0.25);
         near(of(&[10.0], 0.0, 10), 0.9);
-        // The same whether the equal ones are listed or not.
+        // The result is the same whether the equal ones are listed or not.
         near(of(&[6.0, 2.0], 8.0, 6), of(&[6.0, 2.0, 2.0, 2.0, 2.0, 2.0], 0.0, 6).unwrap());
         assert_eq!(of(&[], 0.0, 10), None);
         assert_eq!(of(&[7.0], 0.0, 1), None);
     }
 
     #[test]
-    fn samples_are_masked() {
+    fn when_a_packet_is_sampled_then_its_client_is_masked() {
         let mut sample = Sample {
             source: [u32::from_ne_bytes([203, 0, 113, 77]), 0, 0, 0],
             bytes: 60,

@@ -1,4 +1,4 @@
-//! Which VIPs a machine is to have, and when.
+//! Which VIPs a machine should have, and when.
 
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ fn shown(bench: &Bench, ready: bool) -> Vec<String> {
 }
 
 #[test]
-fn a_vip_that_somebody_else_could_have_needs_somebody_to_steer_to() {
+fn when_another_machine_could_have_a_vip_then_it_needs_a_backend_to_steer_to() {
     use WhenAllDown::{Drop, Open};
     for (assign, when_all_down, [ready, not_ready, nobody]) in [
         (AssignVip::No, Drop, [None, None, None]),
@@ -53,7 +53,7 @@ fn a_vip_that_somebody_else_could_have_needs_somebody_to_steer_to() {
 }
 
 #[test]
-fn in_a_fleet_every_vip_follows_the_member() {
+fn when_a_balancer_is_in_a_fleet_then_its_vips_follow_its_readiness() {
     let text = "[fleet]\nname = \"a\"\nendpoints = [\"https://192.0.2.1:2379\"]\n[[service]]\nname = \"web\"\n\
                 address = \"198.51.100.10:80\"\nforwarding = \"nat\"\nassign_vip = true\nwhen_all_down = \"drop\"\n\
                 [[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n";
@@ -68,7 +68,7 @@ fn in_a_fleet_every_vip_follows_the_member() {
 }
 
 #[test]
-fn who_keeps_known_clients_is_somebody() {
+fn when_a_backend_keeps_known_clients_then_the_vip_stays() {
     let mut web = web(on("lo"), WhenAllDown::Drop);
     web.remember = std::time::Duration::from_secs(3600);
     let (mut bench, _) = Bench::new(vec![web]);
@@ -80,7 +80,7 @@ fn who_keeps_known_clients_is_somebody() {
 }
 
 #[test]
-fn each_family_has_its_own_and_one_vip_of_two_services_stays_for_either() {
+fn when_two_services_share_a_vip_then_it_stays_for_either_and_each_family_has_its_own() {
     let mut both = web(on("lo"), WhenAllDown::Drop);
     both.listen = ["198.51.100.10:80", "[2001:db8::10]:80"].map(|listener| listener.parse().unwrap()).to_vec();
     both.backends = vec![backend("web1", "10.0.0.11:80")];

@@ -1,4 +1,4 @@
-//! Questions to the agents of backends. Each agent is asked on its own, so that one that hangs delays no other.
+//! Queries to the agents of backends. Each agent is queried separately, so that a hanging agent delays no other.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -25,27 +25,27 @@ use crate::{
     prober::socket,
 };
 
-/// How long an answer may take, at most.
+/// The maximum time for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many agents are asked at once. Others wait.
+/// The maximum number of concurrent queries. Others wait.
 const AT_ONCE: usize = 256;
 
-/// How far an interval may be off either way, as with checks.
+/// The jitter of intervals, as for checks.
 const JITTER: f64 = CheckConfig::JITTER;
 
-/// Where an agent is asked, and how often.
+/// The address of an agent, and how often it is queried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agent {
     /// The address and port of the agent.
     pub at: SocketAddr,
-    /// Between the starts of two questions.
+    /// The time between the starts of two queries.
     pub interval: Duration,
 }
 
-/// The agents to ask.
+/// The agents to query.
 pub(crate) type Agents = BTreeMap<BackendName, Agent>;
 
-/// Asks the `wanted` agents, and tells each answer.
+/// Queries the `wanted` agents and reports each answer.
 pub(crate) async fn follow(mut wanted: watch::Receiver<Agents>, calls: Calls) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let (mut running, mut tasks) = (JoinSet::new(), BTreeMap::<BackendName, (Agent, AbortHandle)>::new());
@@ -71,9 +71,9 @@ pub(crate) async fn follow(mut wanted: watch::Receiver<Agents>, calls: Calls) {
     }
 }
 
-/// Asks one agent until nobody wants to know.
+/// Queries one agent until it is no longer wanted.
 async fn ask_on(name: BackendName, agent: Agent, permits: Arc<Semaphore>, calls: Calls) {
-    // Many agents are not asked at the same moment.
+    // A random delay keeps many agents from being queried at the same moment.
     let mut next = Instant::now() + agent.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64());
     loop {
         sleep_until(next).await;
@@ -88,10 +88,10 @@ async fn ask_on(name: BackendName, agent: Agent, permits: Arc<Semaphore>, calls:
     }
 }
 
-/// Asks once.
+/// Queries an agent once.
 ///
 /// # Errors
-/// Why there is no answer, or none of the protocol.
+/// Why there is no answer, or why it violates the protocol.
 async fn ask(Agent { at, interval }: Agent) -> Result<Answer, String> {
     let patience = interval.min(PATIENCE);
     match timeout(patience, read(at)).await {
@@ -111,7 +111,7 @@ async fn read(at: SocketAddr) -> io::Result<Vec<u8>> {
             Ok(0) => return Ok(text),
             Ok(_) if text.contains(&b'\n') => return Ok(text),
             Ok(_) => {}
-            // An agent that closes with our data unread resets the connection after its answer.
+            // An agent that closes without reading our data resets the connection after its answer.
             Err(_) if !text.is_empty() => return Ok(text),
             Err(error) => return Err(error),
         }

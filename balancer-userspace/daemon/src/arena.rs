@@ -1,15 +1,17 @@
-//! Where glibc's allocator takes memory from, and when it gives it back.
+//! Settings of glibc's allocator: where it takes memory from, and when it returns it.
 
-/// Size in bytes from which on an allocation is a mapping of its own, which is given back at once. Lookup tables are
-/// smaller.
+/// The allocation size in bytes from which on an allocation is a separate mapping, which is returned at once. Lookup
+/// tables are smaller.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 1 << 20;
 
-/// Has all threads share one arena, and what is large have none: to be called before there are other threads.
+/// Makes all threads share one arena, and gives large allocations their own mappings. It must be called before there
+/// are other threads.
 ///
-/// Otherwise each thread has an arena of its own, and what it gives back serves nobody else: a state that is written or a file
-/// that is read, each by whichever thread is free, leaves its size in one arena after the other. And what glibc takes for large
-/// grows with what is given back, to 32 MB, so that such texts come to lie between what stays. musl has no arenas.
+/// Otherwise each thread has its own arena, and memory freed there is unusable for other threads: writing a state or
+/// reading a file, each on whichever thread is free, would leave its size in one arena after another. Also, glibc
+/// raises its threshold for large allocations up to 32 MB as they are freed, so such texts would lie between long-lived
+/// data. musl has no arenas.
 pub fn share() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)]

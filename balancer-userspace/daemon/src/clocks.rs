@@ -1,4 +1,4 @@
-//! The clocks that moments in the state file are told by.
+//! The clocks behind moments in the state file.
 
 use std::{
     fs,
@@ -10,24 +10,25 @@ use balancer_core::state::{Clocks, SavedClock, SavedState};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-/// Not the core's clock: only to tell moments to the next process, and to other members of a fleet.
+/// The wall clock. The core does not use it: it only dates moments for the next process and for other members of a
+/// fleet.
 #[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
 pub(super) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// Now, by both clocks.
+/// The current time by both clocks.
 pub(super) fn clocks() -> Clocks {
     Clocks { now: Instant::now().into_std(), wall: wall() }
 }
 
-/// Pinned counters and this clock begin with the machine's start, and go on over restarts of the process.
+/// The time since the machine's start. Like pinned counters, it continues over restarts of the process.
 pub(super) fn uptime() -> Duration {
     // Linux has had this clock since 2.6.39.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
-/// Which start of the machine this is; nothing where the kernel does not tell.
+/// The boot id of the machine; `None` if the kernel does not tell.
 fn boot() -> Option<&'static str> {
     static BOOT: LazyLock<Option<String>> = LazyLock::new(|| {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -36,15 +37,15 @@ fn boot() -> Option<&'static str> {
     BOOT.as_deref()
 }
 
-/// Returns `clocks` by the uptime of this start of the machine as well, a clock that cannot be set; `None` where the
-/// kernel does not name the start.
+/// Returns `clocks` together with the uptime, a clock that cannot be set; `None` if the kernel does not tell the boot
+/// id.
 pub(super) fn saved(clocks: Clocks) -> Option<SavedClock> {
     let boot = boot()?.to_owned();
     Some(SavedClock { boot, uptime: uptime(), wall: clocks.moment(clocks.now) })
 }
 
-/// Now, by the clocks that the moments of `state` were told by. Where the machine has started anew since then, only the
-/// wall clock has gone on, and nothing is left to last longer than it was to.
+/// The current time by the clocks that dated the moments of `state`. If the machine has rebooted since, only the wall
+/// clock has gone on, so all times are limited to what they were to last.
 pub(super) fn as_saved(state: &mut SavedState) -> Clocks {
     let now = clocks();
     let kept = state.clock.as_ref().filter(|clock| Some(clock.boot.as_str()) == boot());
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wall_clock_that_was_set_does_not_count() {
+    fn when_the_wall_clock_was_set_then_saved_moments_are_not_affected() {
         let was = Clocks { wall: UNIX_EPOCH + Duration::from_secs(1000), ..clocks() };
         let clock = saved(was).unwrap();
         let wall = clock.wall_at(clock.uptime + Duration::from_secs(5)).unwrap();

@@ -1,4 +1,4 @@
-//! Configuration files, parsed one after the other, wherever they come from.
+//! Parsing of configuration files, one at a time, wherever they come from.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,22 +8,22 @@ use std::{
 use balancer_model::file::{self, Parsed, Parser};
 use tokio::task::{JoinError, spawn_blocking};
 
-/// The one parser, which knows what was parsed last.
+/// The parser, which remembers the last parsed configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Configurations {
     parser: Arc<Mutex<Parser>>,
-    /// The balancer's own file.
+    /// The balancer's own configuration file.
     own: Option<PathBuf>,
 }
 
 impl Configurations {
-    /// With what `parser` has parsed.
+    /// Starts with what `parser` has parsed.
     #[must_use]
     pub fn new(parser: Parser) -> Self {
         Self { parser: Arc::new(Mutex::new(parser)), own: None }
     }
 
-    /// The same of a balancer that was started with a file.
+    /// Sets the file that the balancer was started with.
     #[must_use]
     pub fn of(self, own: PathBuf) -> Self {
         Self { own: Some(own), ..self }
@@ -34,10 +34,10 @@ impl Configurations {
         self.own.as_deref()
     }
 
-    /// Reads and parses a file. A file that does not come holds up nobody else.
+    /// Reads and parses a file. A slow file delays no other task.
     ///
     /// # Errors
-    /// When the runtime ends meanwhile.
+    /// If the runtime ends meanwhile.
     pub(crate) async fn load(&self, path: PathBuf) -> Result<Parsed, JoinError> {
         let this = self.clone();
         spawn_blocking(move || file::read(&path).and_then(|bytes| this.parse_now(path, &bytes))).await
@@ -46,16 +46,16 @@ impl Configurations {
     /// Parses the contents of a file.
     ///
     /// # Errors
-    /// When the runtime ends meanwhile.
+    /// If the runtime ends meanwhile.
     pub(crate) async fn parse(&self, path: PathBuf, text: String) -> Result<Parsed, JoinError> {
         let this = self.clone();
-        // A large file takes a while.
+        // Parsing a large file takes a while.
         spawn_blocking(move || this.parse_now(path, text.as_bytes())).await
     }
 
     fn parse_now(&self, path: PathBuf, bytes: &[u8]) -> Parsed {
         let parsed = self.parser.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)?;
-        // A file whose lists could not be taken over is not.
+        // A file whose lists cannot be read is not applied.
         file::deny::check(&parsed.0)?;
         Ok(parsed)
     }

@@ -1,4 +1,4 @@
-//! `balancer decap`: strips tunnel headers on a backend, until it is asked to end.
+//! `balancer decap`: strips tunnel headers on a backend until it is asked to end.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -17,17 +17,19 @@ use crate::{
     shutdown::Signals,
 };
 
-/// How often the addresses are read without a notification, of which the kernel drops some when there are many at once.
+/// The interval at which addresses are read again without a notification, because the kernel drops some notifications
+/// in bursts.
 const REFRESH: Duration = Duration::from_secs(5);
-/// How long the kernel may take to answer.
+/// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Strips tunnel headers of packets that come in by `names` for `vips` and for this machine's addresses on its other
-/// interfaces, until SIGTERM or SIGINT. The tunnels must end at an address of this machine, and come from one of `from`, if
-/// any is given. Addresses are followed. Nothing stays attached when it returns, also on an error.
+/// Strips tunnel headers of packets that arrive by `names` for `vips` and for this machine's addresses on other
+/// interfaces, until SIGTERM or SIGINT. Tunnels must end at an address of this machine, and come from one of `from` if
+/// that is not empty. The addresses are kept up to date. When this returns, nothing is attached any more, even after an
+/// error.
 ///
 /// # Errors
-/// One line that says what stands in the way.
+/// One line that says what prevents it.
 pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
     privileges::check()?;
     let mut signals = Signals::new().context("catching signals")?;
@@ -95,9 +97,9 @@ fn say(vips: &BTreeSet<IpAddr>) {
 
 /// This machine's addresses.
 struct Local {
-    /// Those that packets in a tunnel may be for: on other interfaces than those that are attached to.
+    /// Allowed destinations inside tunnels: addresses on interfaces without the program.
     vips: BTreeSet<IpAddr>,
-    /// Those that a tunnel may end at: all.
+    /// Addresses at which tunnels may end: all.
     own: BTreeSet<IpAddr>,
 }
 
@@ -114,7 +116,8 @@ async fn local_addresses(handle: &Handle, attached: &[Interface]) -> anyhow::Res
     Ok(Local { vips: vips.collect(), own: own.collect() })
 }
 
-/// The local end: with IPv4 and on point-to-point links an attribute of its own, otherwise the address.
+/// The local address of a message: a separate attribute for IPv4 and on point-to-point links, otherwise the address
+/// itself.
 fn local(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_local_end_counts() {
+    fn when_a_message_has_two_ends_then_the_local_one_counts() {
         let [own, peer]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
         let both = vec![AddressAttribute::Address(peer), AddressAttribute::Local(own)];
         assert_eq!(local(&message(both)), Some(own));
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn vips_are_addresses_that_others_can_send_to() {
+    fn when_others_cannot_send_to_an_address_then_it_is_no_vip() {
         for (text, expected) in [
             ("198.51.100.10", true),
             ("10.0.0.1", true),

@@ -1,4 +1,4 @@
-//! Files of denied prefixes.
+//! Watching deny list files.
 
 use std::path::{Path, PathBuf};
 
@@ -57,7 +57,7 @@ mod tests {
         assert_eq!(told(&mut calls).await, Ok(1));
         fs::write(&file, "192.0.2.0/24\n198.51.100.0/24\n").unwrap();
         assert_eq!(told(&mut calls).await, Ok(2));
-        // Of the same size, and as old.
+        // The new file has the same size and age.
         let other = directory.path().join("new");
         fs::write(&other, "192.0.3.0/24\n198.51.101.0/2x\n").unwrap();
         fs::rename(&other, &file).unwrap();

@@ -1,5 +1,5 @@
-//! The counters of backends that are gone for good: for an hour under their names, then in one row of their service, so
-//! that names which never come again, such as those of pods, do not pile up.
+//! Counters of backends removed for good: kept by name for an hour, then summed up in one row of the service, so that
+//! unique names, such as those of pods, do not accumulate.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,31 +12,31 @@ use balancer_core::{
     state::{Clocks, SavedCounters},
 };
 
-/// Stands for all that have been gone for long. No backend can have this name.
+/// The name of the row for backends removed long ago. No backend can have this name.
 pub(crate) const TOGETHER: &str = "(departed)";
-/// For how long a name is kept.
+/// How long counters are kept by name.
 const BY_NAME: Duration = Duration::from_secs(3600);
 
-/// How often names are summed up.
+/// The interval for summing up.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Departed {
     services: HashMap<ServiceId, BTreeMap<String, Row>>,
-    /// When names were last summed up.
+    /// Time of the last summing up.
     summed: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Row {
     stats: BackendStats,
-    /// When something was last added.
+    /// Time of the last addition.
     since: Instant,
 }
 
 impl Departed {
-    /// Goes on from the state file.
+    /// Restores the counters from the state file.
     pub(super) fn restore(kept: BTreeMap<u16, BTreeMap<String, SavedCounters>>, clocks: Clocks) -> Self {
         let row = |counters: SavedCounters| Row {
             stats: stats(&counters),
@@ -48,7 +48,7 @@ impl Departed {
         Self { services, summed: None }
     }
 
-    /// For the state file.
+    /// Exports the counters for the state file.
     pub(super) fn export(&self, clocks: Clocks) -> BTreeMap<u16, BTreeMap<String, SavedCounters>> {
         let counted = |(name, row): (&String, &Row)| {
             (name.clone(), SavedCounters { since: Some(clocks.moment(row.since)), ..counters(&row.stats) })
@@ -56,7 +56,7 @@ impl Departed {
         self.services.iter().map(|(service, rows)| (service.0, rows.iter().map(counted).collect())).collect()
     }
 
-    /// Adds to what backends called `name` have counted that are gone.
+    /// Adds the counters of a removed backend called `name`.
     pub(super) fn add(&mut self, service: ServiceId, name: String, stats: &BackendStats, now: Instant) {
         let rows = self.services.entry(service).or_default();
         let row = rows.entry(name).or_insert_with(|| Row { stats: BackendStats::default(), since: now });
@@ -64,8 +64,7 @@ impl Departed {
         row.since = now;
     }
 
-    /// Sums up the names that nothing was added to for an hour, but for those that are still `present`; at most once a
-    /// minute.
+    /// Sums up names without an addition for an hour, except for those still `present`; at most once a minute.
     pub(super) fn sum_up(&mut self, now: Instant, present: impl Fn(ServiceId) -> HashSet<String>) {
         if self.summed.is_some_and(|summed| now.saturating_duration_since(summed) < PERIOD) {
             return;
@@ -116,7 +115,7 @@ fn counters(stats: &BackendStats) -> SavedCounters {
     }
 }
 
-/// Counters that are new since it was written are 0.
+/// Counters that did not exist when the row was written are 0.
 fn stats(counters: &SavedCounters) -> BackendStats {
     let mut stats = BackendStats {
         packets: counters.packets,
@@ -164,11 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn names_that_never_come_again_do_not_pile_up() {
+    fn when_names_never_come_again_then_they_are_summed_up() {
         let start = fixture::now();
         let mut departed = Departed::default();
         let mut all = BackendStats::default();
-        // A pod a minute for ten hours.
+        // A new pod comes every minute for ten hours.
         for number in 0..600 {
             let now = start + number * MINUTE;
             departed.add(WEB, format!("pod-{number}"), &counted(u64::from(number)), now);
@@ -183,10 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_there_or_comes_back_keeps_its_row() {
+    fn when_a_name_is_present_or_comes_back_then_it_keeps_its_row() {
         let start = fixture::now();
         let mut departed = Departed::default();
-        // Clients of a backend that is there were forgotten; another went, came back, and went again.
+        // Clients of a present backend were forgotten; another backend was removed, added and removed again.
         departed.add(WEB, "web1".to_owned(), &counted(1), start);
         departed.add(WEB, "web2".to_owned(), &counted(2), start);
         departed.add(WEB, "web3".to_owned(), &counted(4), start);
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_their_age_outlive_the_process() {
+    fn when_the_process_restarts_then_rows_keep_their_age() {
         let start = fixture::now();
         let mut departed = Departed::default();
         departed.add(WEB, "old".to_owned(), &counted(5), start);
@@ -218,7 +217,7 @@ mod tests {
         restored.sum_up(start + 121 * MINUTE, |_| HashSet::new());
         assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&departed)));
 
-        // As written before rows had an age.
+        // Earlier versions wrote rows without an age.
         let before: BTreeMap<u16, BTreeMap<String, SavedCounters>> = serde_json::from_str(
             r#"{"3":{"web9":{"packets":9,"bytes":90,"connections":3,"decisions":[1],"moves":[]}}}"#,
         )

@@ -1,5 +1,5 @@
-//! The history of the balancer: what changed, why, who asked for it. Kept in memory, bounded, and in a file beside the
-//! state file, so that it outlives the process.
+//! The history of the balancer: what changed, why, and who requested it. It is kept in memory, bounded, and in a file
+//! beside the state file, so that it outlives the process.
 
 mod file;
 
@@ -22,20 +22,20 @@ use tracing::{info, warn};
 use self::file::EventFile;
 use crate::supervisor::Supervisor;
 
-/// Events kept in memory.
+/// The number of events kept in memory.
 const KEPT: usize = 10_000;
-/// Events in one answer.
+/// The maximum number of events in one answer.
 const PAGE: usize = 1_000;
-/// Readers that may wait for the next event at once; each holds a control connection.
+/// The maximum number of readers that wait for the next event; each holds a control connection.
 const WAITERS: usize = 16;
 
-/// The history. Clones are of the same one.
+/// The history. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// The member of a fleet that this is the history of.
+    /// The name of this member of a fleet.
     member: Option<String>,
     kept: Mutex<Ring>,
     newest: watch::Sender<Newest>,
@@ -54,30 +54,31 @@ struct Newest {
     closed: bool,
 }
 
-/// Where to begin to read.
+/// The point from which to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
     /// After the event of this number.
     Sequence(u64),
-    /// With the first that is not older.
+    /// Events not older than this.
     Age(Duration),
-    /// With the last so many.
+    /// The last this many events.
     Last(usize),
 }
 
-/// Too many readers wait already.
+/// The error if too many readers wait already.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("{WAITERS} readers wait for events already; ask without wait")]
 pub struct TooManyWaiters;
 
 impl Events {
-    /// A history in memory alone.
+    /// A history in memory only.
     #[must_use]
     pub fn new() -> Self {
         Self::from_kept(VecDeque::new(), None, None)
     }
 
-    /// Goes on with the history kept beside `state_file`, as this `member` of a fleet. Where that cannot be read or written, a warning says so.
+    /// Continues the history kept beside `state_file`, as this `member` of a fleet. If the file cannot be read or
+    /// written, a warning is logged.
     #[must_use]
     pub fn beside(state_file: &Path, member: Option<String>, supervisor: &Supervisor) -> Self {
         let path = state_file.with_file_name("events.jsonl");
@@ -96,24 +97,24 @@ impl Events {
         }))
     }
 
-    /// Logs and keeps what the controller reports.
+    /// Logs and stores a report of the controller.
     pub fn report(&self, report: &Report) {
         let Report { level, about, message, moves } = report;
         let kind = if about.is_some() { "state" } else { "note" };
         self.tell(kind, *level, about.as_ref(), message, None, *moves);
     }
 
-    /// Logs and keeps what was done for a user.
+    /// Logs and stores a change made for a user.
     pub fn change(&self, about: Option<&BackendName>, message: &str, uid: Option<u32>, moves: Option<Moved>) {
         self.tell("change", ReportLevel::Info, about, message, uid, moves);
     }
 
-    /// Logs and keeps a word about the balancer itself.
+    /// Logs and stores a message about the balancer itself.
     pub fn note(&self, message: &str) {
         self.tell("note", ReportLevel::Info, None, message, None, None);
     }
 
-    /// As [`Events::note`], where somebody should look.
+    /// Logs and stores a message that needs attention.
     pub fn warn(&self, message: &str) {
         self.tell("note", ReportLevel::Warn, None, message, None, None);
     }
@@ -134,7 +135,7 @@ impl Events {
             ReportLevel::Warn => warn!(service, backend, uid, "{message}"),
         }
         let mut kept = self.kept();
-        // Never less than what was handed out, whatever became of the ring.
+        // The number must exceed those already handed out, even if the ring has lost events.
         let sequence = self.0.newest.borrow().sequence + 1;
         let event = EventView {
             sequence,
@@ -159,12 +160,12 @@ impl Events {
             kept.events.pop_front();
         }
         kept.events.push_back(event);
-        // Under the lock, so that numbers never go back.
+        // This happens under the lock, so that numbers never decrease.
         self.0.newest.send_modify(|newest| newest.sequence = sequence);
         drop(kept);
     }
 
-    /// A part of the history. Where there is nothing after `since`, waits for the next event, at most `wait`.
+    /// Returns a part of the history. If there is nothing after `since`, it waits for the next event, at most `wait`.
     ///
     /// # Errors
     /// [`TooManyWaiters`].
@@ -175,12 +176,12 @@ impl Events {
             return Ok(found);
         }
         let _waiter = self.0.waiters.try_acquire().map_err(|_| TooManyWaiters)?;
-        // An error says that nothing more will come, the end of the wait that nothing came.
+        // An error means that no more events will come; a timeout means that none came.
         let _ = timeout(wait, newest.wait_for(|newest| newest.closed || newest.sequence > found.next)).await;
         Ok(self.page(Since::Sequence(found.next)))
     }
 
-    /// Ends the wait of every reader, for good.
+    /// Ends every reader's wait for good.
     pub fn close(&self) {
         self.0.newest.send_modify(|newest| newest.closed = true);
     }
@@ -189,7 +190,7 @@ impl Events {
         let kept = self.kept();
         let newest = kept.events.back().map_or(0, |event| event.sequence);
         let (first, missed) = match since {
-            // Of a history that is lost: this one is all new to the reader.
+            // The number belongs to a lost history, so all of this one is new to the reader.
             Since::Sequence(sequence) if sequence > newest => (0, 0),
             Since::Sequence(sequence) => {
                 let first = kept.events.partition_point(|event| event.sequence <= sequence);
@@ -227,7 +228,7 @@ fn time(event: &EventView) -> SystemTime {
     humantime::parse_rfc3339(&event.time).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Which backend, or (with an empty name of the backend) which service, a change is about.
+/// The backend that a change is about, or (with an empty backend name) the service.
 #[must_use]
 pub fn subject(change: &Change) -> Option<BackendName> {
     match change {
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readers_go_on_where_they_were() {
+    async fn when_a_reader_returns_then_it_continues_where_it_was() {
         let events = Events::new();
         assert_eq!(events.read(Since::Sequence(0), Duration::ZERO).await.unwrap().next, 0);
         for number in 1..=1500 {
@@ -276,12 +277,12 @@ mod tests {
             events.read(Since::Age(Duration::from_secs(3600)), Duration::ZERO).await.unwrap().events.len(),
             1000
         );
-        // Of a history that there was before this one.
+        // The number belongs to an earlier history.
         assert_eq!(events.read(Since::Sequence(9000), Duration::ZERO).await.unwrap().events.len(), 1000);
     }
 
     #[tokio::test]
-    async fn a_slow_reader_is_told_what_it_missed() {
+    async fn when_a_reader_is_slow_then_it_is_told_what_it_missed() {
         let events = Events::new();
         for number in 1..=KEPT + 5 {
             events.note(&number.to_string());
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_hears_of_the_next_event_and_of_the_end() {
+    async fn when_a_reader_waits_then_it_gets_the_next_event_and_the_end() {
         let events = Events::new();
         events.note("first");
         let reader = events.clone();
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_history_outlives_the_process() {
+    async fn when_the_process_restarts_then_the_history_continues() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("lib/state.json");
         let events = Events::beside(&state, None, &Supervisor::default());
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_file_is_bounded() {
+    async fn when_events_are_many_then_the_file_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
         let events = Events::beside(&state, None, &Supervisor::default());
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_file_the_history_is_kept_in_memory() {
+    async fn when_the_file_cannot_be_written_then_the_history_stays_in_memory() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("lib"), "not a directory").unwrap();
         let events = Events::beside(&directory.path().join("lib/state.json"), None, &Supervisor::default());

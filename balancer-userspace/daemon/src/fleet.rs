@@ -1,5 +1,5 @@
-//! This balancer as a member of a fleet: what the engine says goes to the protocol (`balancer-fleet`), and what that says
-//! is done here.
+//! This balancer as a member of a fleet: passes the engine's messages to the protocol (`balancer-fleet`), and carries
+//! out the protocol's outputs.
 
 mod file;
 mod home;
@@ -54,14 +54,14 @@ use crate::{
     supervisor::{Supervisor, Task},
 };
 
-/// How long a start waits for the fleet's state. Then it goes on with what it has.
+/// How long a start waits for the fleet's state, before it continues with its own.
 const FIRST_STATE: Duration = Duration::from_secs(5);
 
-/// Newcomers, seen in one tick only, that are told of in a second. Beyond that only those are that come back, so that a
-/// flood of sources does not become the engine's.
+/// The maximum number of newcomers reported a second if they were seen in only one tick. Beyond that, only clients seen
+/// again are reported, so that a flood of sources does not reach the engine.
 const NEWCOMERS: usize = 2_000;
 
-/// A state of the fleet, as of a moment.
+/// A state of the fleet at a moment.
 pub(crate) type Held = (Epoch, SavedState, Moment);
 
 /// See the [module](self).
@@ -71,14 +71,14 @@ pub(crate) struct Fleet {
     engine: Engine,
     /// The task that runs the engine's driver.
     driving: Task<()>,
-    /// The fleet's key, once it is known.
+    /// The fleet's key, once known.
     key: Option<HashKey>,
-    /// Outputs of the protocol from before there was an owner to carry them out.
+    /// Outputs of the protocol before the owner exists.
     early: VecDeque<Output>,
     wishes: HashMap<u64, Asked>,
-    /// Requests for the members' counts that wait for an answer.
+    /// Pending requests for the members' counters.
     readers: HashMap<u64, oneshot::Sender<Result<Tallies, Refused>>>,
-    /// The last number given to either.
+    /// The last number given to a request of either kind.
     last_asked: u64,
     ballot: Ballot,
     sweeps: u64,
@@ -92,14 +92,13 @@ pub(crate) struct Fleet {
 struct Asked {
     uid: Option<u32>,
     about: Option<BackendName>,
-    /// Clients that this member knew at a backend that is to be removed.
+    /// Number of clients that this member knew at a backend to be removed.
     known: Option<u64>,
     reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
 impl Fleet {
-    /// Looks for the fleet and waits for its state, for a while. `key` is what the configuration, or the state from before,
-    /// says.
+    /// Joins the fleet and waits a while for its state. `key` comes from the configuration or the previous state.
     pub(crate) async fn join(
         fleet: &FleetConfig,
         config: &Config,
@@ -155,7 +154,7 @@ impl Fleet {
         Ok(this)
     }
 
-    /// Handles news until there is a state to follow, or it takes too long.
+    /// Handles inputs until there is a state to follow, or until it takes too long.
     async fn await_state(&mut self) {
         let deadline = Instant::now() + FIRST_STATE;
         loop {
@@ -188,14 +187,14 @@ impl Fleet {
                 }
             }
             let follows = |output: &Output| matches!(output, Output::Follow { .. });
-            // In step: the epoch that was kept from before is the one that holds.
+            // The member is in step: its stored epoch is the current one.
             if self.early.iter().any(follows) || self.key.is_some() && self.member.is_in_step() {
                 return;
             }
         }
     }
 
-    /// Why there is no state to follow.
+    /// Explains why there is no state to follow.
     fn what_is_missing(&self) -> String {
         let engine = self.engine.facts.borrow();
         let refused = self.member.troubles().into_iter().next();
@@ -210,7 +209,7 @@ impl Fleet {
     }
 
     fn ask_early(&mut self, request: Ask) {
-        // Without a session nobody waits for an answer; with one there is room.
+        // Without a session no answer is expected; with a session the channel has room.
         let _ = self.engine.requests.send(request);
     }
 
@@ -224,27 +223,27 @@ impl Fleet {
         self.key
     }
 
-    /// The state that it is about to follow.
+    /// The state that this member will follow first.
     pub(crate) fn first_state(&self) -> Option<&SavedState> {
         self.early
             .iter()
             .find_map(|output| if let Output::Follow { state, .. } = output { Some(&**state) } else { None })
     }
 
-    /// Waits for the next input of the protocol. Nothing is lost if the wait is cancelled.
+    /// Waits for the next input of the protocol. Cancelling the wait loses nothing.
     pub(crate) async fn next(&mut self) -> Input {
         let deadline = Instant::from_std(self.member.next_deadline(Instant::now().into_std()));
         tokio::select! {
             news = self.engine.news.recv() => match news {
                 Some(news) => Input::News(news),
-                // Its task has ended, which its supervisor tells.
+                // The task has ended, which its supervisor reports.
                 None => pending().await,
             },
             () = sleep_until(deadline) => Input::Tick,
         }
     }
 
-    /// Does what was said before there was anybody to do it.
+    /// Carries out outputs from before the owner existed.
     pub(crate) fn catch_up(&mut self, owner: &mut Owner<KernelDataplane>) {
         if self.config.share_clients {
             owner.dataplane().share_clients();
@@ -258,8 +257,7 @@ impl Fleet {
         self.look(owner);
     }
 
-    /// Takes note of something, and does what follows. What has become different here is told with the next
-    /// [`look`](Self::look).
+    /// Handles an input and carries out its consequences. The next [`look`](Self::look) reports what has changed here.
     pub(crate) fn handle(&mut self, input: Input, owner: &mut Owner<KernelDataplane>) {
         self.handle_all(VecDeque::from([input]), owner);
     }
@@ -275,7 +273,7 @@ impl Fleet {
         }
     }
 
-    /// Tells the protocol what has become different here.
+    /// Reports to the protocol what has changed here.
     pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
         self.shown.look(&self.member);
         let mut inputs = VecDeque::new();
@@ -312,7 +310,7 @@ impl Fleet {
 
     fn facts(&self, owner: &Owner<KernelDataplane>) -> FleetFacts {
         let member = &self.member;
-        // Once it has been in step, clients go on being sent to it while it comes back.
+        // Once the member has been in step, clients are still sent to it while it recovers.
         let joined =
             member.epoch().is_some() && (member.is_in_step() || !member.is_connected() || member.has_been_in_step());
         let engine = self.engine.facts.borrow();
@@ -336,7 +334,7 @@ impl Fleet {
             Output::Key(key) => self.key = Some(key),
             Output::Follow { epoch, state, at, age, changed, lines } => {
                 let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
-                // As this machine's clock would have told it, as it tells the moments of the state that is saved.
+                // This gives the time by this machine's clock, like the moments in the saved state.
                 let decided = clocks().moment(clocks().now).0.saturating_sub(age);
                 let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at: Moment(decided) };
                 let result = owner.follow(*state, saved, clocks_at(at, age));
@@ -387,7 +385,7 @@ impl Fleet {
     }
 
     fn epoch(&self) -> u32 {
-        // Only compared, and never that many.
+        // The number is only compared, and never grows that large.
         self.member.epoch().map_or(0, |epoch| u32::try_from(epoch.number).unwrap_or(u32::MAX))
     }
 
@@ -400,19 +398,18 @@ impl Fleet {
         }
     }
 
-    /// Tells the protocol under which address the engine sees this machine.
+    /// Reports to the protocol the address under which the engine sees this machine.
     fn tell_address(&mut self) {
         let Some(address) = self.engine.facts.borrow().local.map(|local| local.to_string()) else { return };
         self.member.note_address(address);
     }
 
-    /// Why the engine, which answers, takes no writes.
+    /// Why the reachable engine refuses writes.
     fn engine_denial(&self) -> Option<String> {
         let engine = self.engine.facts.borrow();
         engine.denial.as_deref().filter(|_| engine.reachable).map(shown::in_its_words)
     }
 
-    /// Asks the fleet for a change.
     /// Whether this member decides for the fleet.
     pub(crate) const fn leads(&self) -> bool {
         self.member.leads()
@@ -457,11 +454,11 @@ impl Fleet {
             owner.events().change(asked.about.as_ref(), &message, asked.uid, None);
             Changed { message }
         });
-        // A caller that has gone away does not want its answer.
+        // A caller that is gone no longer needs its answer.
         let _ = asked.reply.send(result);
     }
 
-    /// Returns the state of the fleet, to be shown.
+    /// Returns the state of the fleet for display.
     pub(crate) fn snapshot(&mut self, owner: &Owner<KernelDataplane>) -> FleetSnapshot {
         let own = FleetMember {
             name: self.member.name().to_owned(),
@@ -479,7 +476,7 @@ impl Fleet {
         self.shown.snapshot(&self.config.name, &self.member, own, engine, owner)
     }
 
-    /// Ends the session, so that nobody waits for this member.
+    /// Ends the session, so that other members do not wait for this one.
     pub(crate) async fn leave(self) {
         self.driving.release();
         self.engine.stop().await;
@@ -500,14 +497,14 @@ fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
     Ballot::of(owner.controller(), owner.suspected())
 }
 
-/// When something was decided, so long ago, and what the leader's clock said then.
+/// The clocks at a decision made `age` ago, and the leader's clock at that time.
 fn clocks_at(at: Moment, age: Duration) -> Clocks {
     let now = clocks().now;
     Clocks { now: now.checked_sub(age).unwrap_or(now), wall: UNIX_EPOCH + at.0 }
 }
 
 impl Owner<KernelDataplane> {
-    /// Follows a state of the fleet, whole or not at all.
+    /// Follows a state of the fleet completely or not at all.
     fn follow(&mut self, state: SavedState, epoch: SavedEpoch, clocks: Clocks) -> Result<(), String> {
         let before = self.controller().clone();
         let commands = self.controller_mut().follow(state, clocks)?;
@@ -516,7 +513,7 @@ impl Owner<KernelDataplane> {
         Ok(())
     }
 
-    /// Known clients of backends that are drained or removed: what the fleet waits for.
+    /// Known clients of backends that are draining or being removed, for which the fleet waits.
     fn known_where_it_matters(&self) -> Vec<(BackendId, u64)> {
         let controller = self.controller();
         let backends = controller.services().iter().flat_map(|service| service.backends());
@@ -526,7 +523,7 @@ impl Owner<KernelDataplane> {
         drained.chain(gone).filter(|&(_, known)| known > 0).collect()
     }
 
-    /// Backends that the fleet holds up and this balancer does not reach.
+    /// Backends that the fleet considers up but this balancer cannot reach.
     fn unreachable_here(&self) -> Vec<String> {
         let unreachable = self.controller().opinions().filter_map(|(service, backend, opinion)| {
             backend.unreachable_here(&opinion).map(|_| service.name_of(backend).to_string())

@@ -1,4 +1,4 @@
-//! Looking at the connections of `snat` services.
+//! Listing the connections of `snat` services.
 
 use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
@@ -6,12 +6,12 @@ use balancer_api::model::FlowView;
 use balancer_core::io::{BackendId, ServiceId};
 use balancer_dataplane::{FlowTable, KnownFlow};
 
-/// The table that connections are listed from, with the names of services and backends.
+/// A flow table for listing, with the names of services and backends.
 #[derive(Clone, Default)]
 pub struct FlowLook {
-    /// `None`: there is no table.
+    /// The table; `None`: there is none.
     pub(crate) table: Option<Arc<FlowTable>>,
-    /// The services asked for: one for each family.
+    /// The requested services, one for each family.
     pub(crate) services: Vec<(ServiceId, String)>,
     pub(crate) backends: HashMap<BackendId, String>,
 }
@@ -23,7 +23,7 @@ impl fmt::Debug for FlowLook {
 }
 
 impl FlowLook {
-    /// The connections, of all clients or of one, at most `most`. Goes through the whole table.
+    /// Lists up to `most` connections, of all clients or of one. It reads the whole table.
     pub(crate) fn list(&self, client: Option<IpAddr>, most: usize) -> Vec<FlowView> {
         let wanted = |flow: &KnownFlow| client.is_none_or(|client| flow.client.ip() == client);
         let mut found = Vec::new();

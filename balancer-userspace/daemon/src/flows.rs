@@ -1,4 +1,4 @@
-//! The connections of `snat` services are counted again and again.
+//! Counting the connections of `snat` services periodically.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,10 @@ use tokio::{
 
 use crate::call::{Call, Calls};
 
-/// How often all are looked at.
+/// The interval of the counts.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Counts the connections again and again, and gives up the rows of those that have ended; the owner hears what there is.
+/// Counts the connections periodically, frees the rows of ended ones, and reports the result to the owner.
 pub(crate) async fn watch(table: Arc<FlowTable>, calls: Calls) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

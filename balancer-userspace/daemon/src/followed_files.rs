@@ -1,7 +1,7 @@
-//! Files that services name: read at the start, and again when they change.
+//! Files named by services: read at the start and again when they change.
 //!
-//! A file is looked at every second. Inode, size and times tell a new file that was renamed into its place, and one that was
-//! written in place; there is nothing to lose where a directory is replaced or a file system is mounted over it.
+//! Each file is checked every second. Inode, size and times reveal a new file renamed into its place, and one written
+//! in place. This also works when a directory is replaced or a file system is mounted over it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,16 +22,16 @@ use tracing::error;
 
 use crate::call::{Call, Calls};
 
-/// How often each file is looked at.
+/// The interval of the checks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The metadata that tell one version of a file from another; `None`: they cannot be read.
+/// The metadata that distinguish versions of a file; `None`: they cannot be read.
 pub(crate) type Version = Option<(u64, u64, u64, [i64; 4])>;
 
-/// The contents of a file, or the reason why they cannot be taken over.
+/// The contents of a file, or why they cannot be used.
 type Read<T> = Result<Arc<T>, String>;
 
-/// The contents of one kind of file.
+/// The contents of a kind of file.
 pub(crate) trait Followed: Sized + Send + Sync + 'static {
     /// The name of such files in the log, in the plural.
     const WHAT: &str;
@@ -42,14 +42,14 @@ pub(crate) trait Followed: Sized + Send + Sync + 'static {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be read, or is not valid.
+    /// If it cannot be read, or is not valid.
     fn load(file: &Path) -> Result<Self, Finding>;
 
-    /// Returns the message that a file was read.
+    /// Makes the message that a file was read.
     fn told(file: PathBuf, read: Read<Self>) -> Call;
 }
 
-/// Files as they were read.
+/// Files with their contents.
 #[derive(Debug)]
 pub(crate) struct Files<T>(BTreeMap<PathBuf, (Version, Read<T>)>);
 
@@ -77,18 +77,18 @@ impl<T: Followed> Files<T> {
         Self(read.await.unwrap_or_default())
     }
 
-    /// All files, each with its contents or the reason why it has none.
+    /// All files, each with its contents or why it has none.
     pub(crate) fn all(&self) -> impl Iterator<Item = (PathBuf, Read<T>)> {
         self.0.iter().map(|(file, (_, read))| (file.clone(), read.clone()))
     }
 
-    /// The contents of one file, if it was read without an error.
+    /// The contents of a file, if it was read without an error.
     pub(crate) fn contents(&self, file: &Path) -> Option<&T> {
         Some(self.0.get(file)?.1.as_ref().ok()?)
     }
 }
 
-/// Reads those of the `wanted` files that are new or have changed, and tells what they say.
+/// Reads those of the `wanted` files that are new or have changed, and reports their contents.
 pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
     let mut versions: BTreeMap<PathBuf, Version> =
         files.0.into_iter().map(|(file, (version, _))| (file, version)).collect();
@@ -127,13 +127,13 @@ pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Rece
     }
 }
 
-/// Reads a file. The version is the one before the read, so that a write meanwhile makes another one.
+/// Reads a file. The version is taken before the read, so that a write in between leads to another read.
 fn read<T: Followed>(file: &Path) -> (Version, Read<T>) {
     let version = version(file);
     (version, T::load(file).map(Arc::new).map_err(|finding| finding.to_string()))
 }
 
-/// The version of a file that is there now.
+/// The current version of a file.
 pub(crate) fn version(file: &Path) -> Version {
     let of = fs::metadata(file).ok()?;
     Some((of.dev(), of.ino(), of.size(), [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]))

@@ -1,4 +1,4 @@
-//! The state that this machine is to have, and the one that it has.
+//! The wanted and the actual state of this machine.
 
 use std::{
     collections::BTreeSet,
@@ -13,39 +13,38 @@ use balancer_model::{
     listeners::{Family, PortRange},
 };
 
-/// The state that this machine is to have.
+/// The wanted state of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Where the program is to be.
+    /// The interfaces with the program.
     pub interfaces: Vec<String>,
-    /// How it is attached.
+    /// The mode of attachment.
     pub mode: XdpMode,
     /// Whether IPv4 packets are translated.
     pub v4: bool,
-    /// Whether IPv6 packets are.
+    /// Whether IPv6 packets are translated.
     pub v6: bool,
-    /// Ranges of ports that the kernel is not to give to its own sockets.
+    /// Port ranges that the kernel must not assign to its own sockets.
     pub reserved: BTreeSet<(u16, u16)>,
-    /// The VIPs that this machine is to have, with the names of their interfaces; `None`: the first, where they are
-    /// announced.
+    /// The VIPs of this machine, with the names of their interfaces; `None`: the first interface, with announcements.
     pub vips: BTreeSet<(Option<String>, IpAddr)>,
-    /// Addresses of which services take every port.
+    /// Addresses for which services take every port.
     pub whole: BTreeSet<IpAddr>,
-    /// The names of interfaces that VIPs may come to, beside the first.
+    /// The names of interfaces that may get VIPs, besides the first.
     pub vip_interfaces: BTreeSet<String>,
-    /// Whether all its VIPs are to go, however the process ends, unless the data path outlives it. Those on
-    /// interfaces that are named are in any case.
+    /// Whether all VIPs are removed however the process ends, unless the data path outlives it. VIPs on named
+    /// interfaces are removed in any case.
     pub guarded: bool,
-    /// Whether the data path is to outlive the process.
+    /// Whether the data path outlives the process.
     pub keep: bool,
-    /// Where metrics are.
+    /// The address of the metrics listener.
     pub metrics: Listen,
-    /// The group that may use the control socket besides root.
+    /// The group that may use the control socket, besides root.
     pub group: Option<String>,
 }
 
 impl Wanted {
-    /// Returns the state that a controller needs, which is `ready` for clients or not.
+    /// Returns the state that a controller needs, given whether it is `ready` for clients.
     #[must_use]
     pub fn by(controller: &Controller, ready: bool) -> Self {
         let settings = controller.settings();
@@ -77,22 +76,22 @@ fn whole(controller: &Controller) -> BTreeSet<IpAddr> {
     listeners.filter(|(at, _)| at.ports == PortRange::EVERY).map(|(at, _)| at.address).collect()
 }
 
-/// Where metrics are served, and whether with a page for people.
+/// The address of the metrics listener, and whether it serves the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// `None`: nowhere.
+    /// The address; `None`: no listener.
     pub at: Option<SocketAddr>,
-    /// The page at `/`.
+    /// Whether it serves the page at `/`.
     pub page: bool,
 }
 
-/// The state that this machine has.
+/// The actual state of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
-    /// Where the program is.
+    /// The attachments of the program.
     pub attached: Vec<Attachment>,
     /// VIPs that a balancer has added, with the names of their interfaces.
     pub vips: BTreeSet<(IpAddr, String)>,
-    /// The obstacles to the state that is wanted, a sentence each.
+    /// Problems that prevent the wanted state, one sentence each.
     pub troubles: Vec<String>,
 }

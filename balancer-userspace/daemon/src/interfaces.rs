@@ -1,4 +1,4 @@
-//! The machine's network interfaces, as rtnetlink shows them.
+//! The machine's network interfaces as rtnetlink shows them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::Handle;
 
-/// How long the kernel may take to answer.
+/// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An Ethernet interface that a program can be attached to.
@@ -32,7 +32,7 @@ pub struct Interface {
 pub(super) struct Link {
     pub(super) ifindex: u32,
     pub(super) name: String,
-    /// `None` where frames are not Ethernet's, and for the loopback.
+    /// `None` for the loopback and for frames other than Ethernet.
     pub(super) mac: Option<Mac>,
     pub(super) mtu: u32,
     pub(super) loopback: bool,
@@ -42,11 +42,11 @@ pub(super) struct Link {
     pub(super) running: bool,
     /// The kind of virtual device; `None`: hardware.
     pub(super) kind: Option<InfoKind>,
-    /// The device of this namespace that it is made upon, or its peer.
+    /// The device of this namespace below it, or its peer.
     pub(super) lower: Option<u32>,
-    /// The bridge, bond or the like that it is a part of.
+    /// The bridge, bond or similar device that it is a member of.
     pub(super) master: Option<u32>,
-    /// How often its carrier has come.
+    /// Number of times that its carrier came up.
     pub(super) carrier_ups: u32,
 }
 
@@ -92,7 +92,7 @@ impl Link {
                     .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind.clone()) } else { None });
             }
         }
-        // Indices of another namespace mean nothing here.
+        // Indices of another namespace are meaningless here.
         link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
@@ -110,8 +110,8 @@ pub(super) async fn links(handle: &Handle) -> anyhow::Result<Vec<Link>> {
 /// Finds the interfaces called `names`, in that order.
 ///
 /// # Errors
-/// When a name does not exist (the error names the nearest one and all that exist), comes twice, or belongs to the
-/// loopback or another interface without Ethernet frames; when the kernel does not answer.
+/// If a name does not exist (the error names the most similar one and all that exist), occurs twice, or belongs to
+/// the loopback or another interface without Ethernet frames; when the kernel does not answer.
 pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -120,10 +120,10 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     select(names, &links?)
 }
 
-/// The indices of those of the interfaces `names` that exist, and of what they are made of.
+/// The indices of the existing interfaces among `names`, and of their members.
 ///
 /// # Errors
-/// When none exists, and otherwise as [`resolve`].
+/// If none exists, and otherwise as [`resolve`].
 pub(super) async fn resolve_present(names: &[String]) -> anyhow::Result<Vec<u32>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -140,15 +140,14 @@ pub(super) async fn resolve_present(names: &[String]) -> anyhow::Result<Vec<u32>
     Ok(found.iter().flat_map(with_parts).collect())
 }
 
-/// The devices that a bond or team is made of. The driver has them run the program that is attached to it, under their own
-/// indices.
+/// The members of a bond or team. The driver runs the attached program for them, under their own indices.
 pub(super) fn parts(ifindex: u32, links: &[Link]) -> impl Iterator<Item = &Link> {
     let is_made_of_others =
         links.iter().any(|link| link.ifindex == ifindex && matches!(link.kind, Some(InfoKind::Bond | InfoKind::Team)));
     links.iter().filter(move |link| is_made_of_others && link.master == Some(ifindex))
 }
 
-/// An interface, or what it is made of, if VLANs lie upon it: these carry tags. By index and name.
+/// The interface and its lower devices that have VLANs stacked on them and therefore carry tags, by index and name.
 pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
     let carries = links.iter().any(|link| link.kind == Some(InfoKind::Vlan) && link.lower == Some(ifindex));
     let own = links.iter().filter(|link| link.ifindex == ifindex);
@@ -156,7 +155,7 @@ pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
     all.map(|link| (link.ifindex, link.name.clone())).collect()
 }
 
-/// As [`resolve`], among `links`.
+/// Like [`resolve`], among `links`.
 pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
     for name in names {
@@ -177,7 +176,7 @@ pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Int
     Ok(interfaces)
 }
 
-/// Whether there is an interface of this name, of whatever kind.
+/// Checks that an interface with this name exists, of whatever kind.
 pub(super) fn find(name: &str, links: &[Link]) -> anyhow::Result<()> {
     if links.iter().any(|link| link.name == name) {
         return Ok(());
@@ -223,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn finds_interfaces_in_the_order_asked_for() {
+    fn when_interfaces_are_named_then_they_are_found_in_that_order() {
         let found = select(&names(&["eth1", "eth0"]), &links()).unwrap();
         assert_eq!(found.iter().map(|interface| interface.ifindex).collect::<Vec<_>>(), [3, 2]);
         assert_eq!(found[0].mac, [2, 0, 0, 0, 0, 3]);
     }
 
     #[test]
-    fn refuses_with_what_would_be_right() {
+    fn when_an_interface_is_refused_then_the_error_says_what_would_be_right() {
         assert_eq!(error(&["eht0"]), "interface eht0 does not exist: did you mean eth0? There are: eth0, eth1");
         assert_eq!(error(&["wlp3s0"]), "interface wlp3s0 does not exist: there are: eth0, eth1");
         assert!(error(&["eth0", "eth0"]).contains("named twice"));
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bond_and_a_team_have_parts_and_a_bridge_has_none() {
+    fn when_a_device_is_a_bond_or_team_then_it_has_members_and_a_bridge_has_none() {
         for (kind, expected) in [(InfoKind::Bond, &[2, 3][..]), (InfoKind::Team, &[2, 3]), (InfoKind::Bridge, &[])] {
             let part = |ifindex, name| Link { master: Some(9), ..link(ifindex, name) };
             let links = [
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn asks_the_kernel() {
+    async fn when_the_kernel_is_asked_then_the_loopback_and_unknown_names_are_refused() {
         let error = resolve(&names(&["lo"])).await.unwrap_err().to_string();
         assert!(error.contains("is the loopback"), "{error}");
         assert!(resolve(&names(&["no-such-if"])).await.unwrap_err().to_string().contains("does not exist"));

@@ -1,9 +1,9 @@
-//! Keeps the state file up to date.
+//! Keeping the state file up to date.
 //!
-//! A change is on disk before it is made: the state that it would lead to is worked out and written while the owner goes on
-//! handling events, then the change is made and answered. If the file cannot be written, nothing has changed. Where the
-//! change needs something of this machine, that is prepared before. Changes are made in the order asked for. What happens
-//! by itself is written soon after, what is only counted now and then.
+//! A change is on disk before it is made: its resulting state is computed and written while the owner goes on handling
+//! events, and then the change is made and answered. If the file cannot be written, nothing has changed. If the change
+//! needs something of this machine, that is prepared before. Changes are made in the order of their requests.
+//! Spontaneous changes are written soon afterwards, and counters periodically.
 
 use std::{
     collections::VecDeque,
@@ -30,17 +30,17 @@ use super::{
     supervisor::panicked,
 };
 
-/// How long what happens by itself may wait to be written.
+/// The maximum delay for writing spontaneous changes.
 const SOON: Duration = Duration::from_millis(500);
-/// How often it is looked whether there is something to write that nobody has noted, and how long after a failure it is tried again.
+/// Periodic save interval, and the delay before a retry.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
-/// Where the state is kept.
+/// A store for the state.
 pub trait Save: Send + 'static {
-    /// Keeps the state; it is kept when this returns.
+    /// Stores the state durably before it returns.
     ///
     /// # Errors
-    /// When it cannot be kept; what was there is then as before.
+    /// If it cannot be stored; the earlier state is intact then.
     fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()>;
 }
 
@@ -53,12 +53,12 @@ impl Save for StateFile {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Keeper<F = StateFile> {
-    /// While nothing is written.
+    /// The file, while nothing is being written.
     idle: Option<F>,
     writing: Option<Writing<F>>,
     waiting: VecDeque<Request>,
     stage: Option<Stage>,
-    /// When to write what has happened, or was counted.
+    /// The next time to write spontaneous changes or counters.
     due: Instant,
     failing: bool,
 }
@@ -66,18 +66,17 @@ pub struct Keeper<F = StateFile> {
 /// A change that may be made.
 #[derive(Debug)]
 pub struct Ready {
-    /// It.
     pub request: Request,
     /// The preparation of this machine for it.
     pub prepared: Option<Prepared>,
-    /// The lookup tables that it takes, and known clients that it is about.
+    /// The precomputed tables and numbers of known clients.
     pub foresight: Foresight,
 }
 
 type Proposed = Result<Box<Proposal>, Refused>;
 
-/// How far the first change that waits has come: what it leads to is worked out, this machine is made ready for that if it
-/// must be, and it is worked out again, as things may have happened meanwhile.
+/// The progress of the first waiting change: its result is computed, this machine is prepared if necessary, and the
+/// result is computed again, because the state may have changed meanwhile.
 #[derive(Debug)]
 enum Stage {
     Proposing(JoinHandle<Proposed>, Request, Option<Prepared>),
@@ -86,7 +85,7 @@ enum Stage {
     Prepared(Prepared, Request),
 }
 
-/// The result of a stage that has ended.
+/// The result of a finished stage.
 enum Staged {
     Proposed(Result<Proposed, JoinError>),
     Prepared(Result<anyhow::Result<Prepared>, JoinError>),
@@ -95,12 +94,12 @@ enum Staged {
 #[derive(Debug)]
 struct Writing<F> {
     task: JoinHandle<(F, anyhow::Result<()>)>,
-    /// The change that is made when it is done.
+    /// The change to make once the write is done.
     change: Option<Ready>,
 }
 
 impl<F: Save> Keeper<F> {
-    /// Writes to `file`, at once for the first time.
+    /// Starts with a write to `file` at once.
     #[must_use]
     pub fn new(file: F) -> Self {
         Self {
@@ -113,32 +112,31 @@ impl<F: Save> Keeper<F> {
         }
     }
 
-    /// Takes a change on; [`progress`](Self::progress) gives it back when it may be made.
+    /// Accepts a change; [`progress`](Self::progress) returns it when it may be made.
     pub fn ask(&mut self, request: Request) {
         self.waiting.push_back(request);
     }
 
-    /// Something has happened.
+    /// Records that something has happened.
     pub fn note(&mut self) {
         if !self.failing {
             self.due = self.due.min(Instant::now() + SOON);
         }
     }
 
-    /// When to call [`advance`](Self::advance) at the latest.
+    /// The latest time for the next call of [`advance`](Self::advance).
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         (self.idle.is_some() && !self.is_proposing()).then_some(self.due)
     }
 
-    /// Whether a proposal is under way. Its state is the next to be written, and would lack anything written before it
-    /// ends.
+    /// Whether a proposal is being computed. Its state is written next, and would miss anything written in between.
     const fn is_proposing(&self) -> bool {
         matches!(self.stage, Some(Stage::Proposing(..)))
     }
 
-    /// Begins to work out, to prepare or to write, if there is something to write and nothing is under way. Refuses what
-    /// cannot be done.
+    /// Starts computing, preparing or writing if there is something to write and nothing is in progress. Refuses
+    /// impossible changes.
     pub fn advance<D: Dataplane>(&mut self, owner: &mut Owner<D>, host: &Host) {
         while self.idle.is_some() {
             match self.stage.take() {
@@ -167,7 +165,7 @@ impl<F: Save> Keeper<F> {
     }
 
     fn propose<D: Dataplane>(&mut self, owner: &mut Owner<D>, request: Request, prepared: Option<Prepared>) {
-        // Nobody waits for the answer: the caller was told that the outcome is unknown.
+        // The answer is no longer awaited: the caller was told that the outcome is unknown.
         if request.reply.is_closed() {
             return;
         }
@@ -187,7 +185,7 @@ impl<F: Save> Keeper<F> {
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
             let save = || file.keep(state, occasion);
-            // A panic is the end of this state, not of the file.
+            // A panic loses this state, but not the file.
             let saved = panic::catch_unwind(AssertUnwindSafe(save));
             let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
             (file, saved)
@@ -195,8 +193,8 @@ impl<F: Save> Keeper<F> {
         self.writing = Some(Writing { task, change });
     }
 
-    /// Waits for the end of what is being worked out, prepared or written: for ever if nothing is. Gives a change that may
-    /// be made now; one that may not has been answered.
+    /// Waits for the end of the current computation, preparation or write; forever if there is none. Returns a change
+    /// that may be made now; refused changes were answered.
     pub async fn progress(&mut self) -> Option<Ready> {
         let Self { writing, stage, .. } = self;
         let written = async {
@@ -249,7 +247,7 @@ impl<F: Save> Keeper<F> {
                 self.idle = Some(file);
                 saved
             }
-            // Only when the runtime ends.
+            // This happens only when the runtime ends.
             Err(error) => Err(error.into()),
         };
         let Err(error) = saved else {
@@ -267,7 +265,7 @@ impl<F: Save> Keeper<F> {
         None
     }
 
-    /// Writes the last state. Changes that still wait are not made.
+    /// Writes the last state. Waiting changes are not made.
     pub async fn finish<D: Dataplane>(mut self, owner: &Owner<D>) {
         self.waiting.clear();
         self.stage = None;
@@ -296,7 +294,7 @@ mod tests {
     use super::*;
     use crate::call::Wish;
 
-    /// Panics with the first state.
+    /// A store that panics with the first state.
     struct Broken {
         saved: u32,
     }
@@ -328,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_panics_refuses_its_change_and_holds_up_no_other() {
+    async fn when_a_write_panics_then_its_change_is_refused_and_later_ones_go_on() {
         let mut controller = Controller::new(config(vec![web()]), KEY);
         let now = now();
         controller.start(now);

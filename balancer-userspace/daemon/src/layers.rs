@@ -1,4 +1,4 @@
-//! How the links of this namespace lie upon each other. Pure.
+//! The stacking of links in this namespace. Pure.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
         if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
             layers.put_upon(lower, link.ifindex);
         }
-        // A VRF is a table of routes, which several interfaces may have.
+        // A VRF is a table of routes that several interfaces may share.
         if let Some(master) = link.master.filter(|master| !vrfs.contains(master)) {
             layers.put_upon(link.ifindex, master);
         }
@@ -24,8 +24,8 @@ pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
     layers
 }
 
-/// Whether devices of this kind are given frames that their lower device receives. A `veth` names its peer as that, a
-/// tunnel the device that its outer packets leave by.
+/// Whether devices of this kind get frames that their lower device receives. A `veth` reports its peer as lower device,
+/// and a tunnel the device by which its outer packets leave.
 fn takes_frames_of_lower(kind: &InfoKind) -> bool {
     matches!(
         kind,
@@ -68,10 +68,10 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_takes_the_frames_of_what_lies_upon_it() {
+    fn when_devices_are_stacked_then_an_interface_accepts_their_frames() {
         let links = [
             device(2),
-            // VRRP's virtual MAC, and a VLAN of the bond that the interface is a part of.
+            // The interface has VRRP's virtual MAC address, and is a member of a bond that has a VLAN.
             upon(3, InfoKind::MacVlan, 2),
             Link { master: Some(5), ..device(4) },
             Link { kind: Some(InfoKind::Bond), ..device(5) },
@@ -85,20 +85,20 @@ mod tests {
     }
 
     #[test]
-    fn a_vlan_has_the_mac_of_its_parent() {
+    fn when_a_vlan_has_the_mac_of_its_parent_then_there_is_one_station() {
         let links = [device(2), Link { mac: Some(mac(2)), ..upon(3, InfoKind::Vlan, 2) }];
         assert_eq!(stations(&links, 2), [mac(2)]);
     }
 
     #[test]
-    fn the_peer_of_a_veth_is_another_station() {
+    fn when_devices_are_veth_peers_then_they_are_separate_stations() {
         let links = [upon(2, InfoKind::Veth, 3), upon(3, InfoKind::Veth, 2)];
         assert_eq!(stations(&links, 2), [mac(2)]);
         assert!(!layers(&links).related(2, 3));
     }
 
     #[test]
-    fn replies_come_by_what_a_device_is_made_of() {
+    fn when_a_device_has_members_then_replies_may_come_by_them() {
         let links = [
             Link { master: Some(9), ..device(2) },
             Link { master: Some(9), ..device(3) },

@@ -1,5 +1,5 @@
-//! The balancer at work, the tokio shell round the core: the task that owns the controller and the maps, health checks,
-//! netlink, both listeners, and what is changed on this machine.
+//! The running balancer, a tokio shell around the core: the task that owns the controller and the maps, health checks,
+//! netlink, both listeners, and changes to this machine.
 
 mod agents;
 pub mod api_server;

@@ -1,5 +1,5 @@
-//! Files of lines, each written by a thread of its own, so that a disk that hangs holds up nobody. One that is full
-//! becomes the previous one.
+//! Files of lines, each written by a separate thread, so that a hanging disk delays nothing else. A full file becomes
+//! the previous one.
 
 use std::{
     fs::{self, File},
@@ -12,19 +12,19 @@ use tracing::warn;
 
 use super::supervisor::{Supervisor, Thread};
 
-/// Lines that may wait for the disk; more are not written.
+/// The maximum number of lines waiting for the disk; further ones are dropped.
 const WAITING: usize = 4096;
 
-/// A kind of lines, and the size of the files that hold them.
+/// A kind of line file, and the size of its files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
-    /// Plural, for the log.
+    /// A plural name for the log.
     pub(super) name: &'static str,
-    /// The thread, as it is called when it ends.
+    /// The name of the thread, for reporting its end.
     pub(super) writer: &'static str,
-    /// Size of a file, in bytes.
+    /// The maximum size of a file, in bytes.
     pub(super) bytes: u64,
-    /// Lines that one process writes into it.
+    /// The maximum number of lines that one process writes into it.
     pub(super) lines: u64,
 }
 
@@ -49,7 +49,7 @@ impl LineFile {
         Self { kind, path, lines: Some(lines), writer: writer.ok(), lagging: false }
     }
 
-    /// Has a line written, which has no end yet.
+    /// Queues a line (without line end) for writing.
     pub(super) fn append(&mut self, mut line: Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         line.push(b'\n');
@@ -63,7 +63,7 @@ impl LineFile {
 }
 
 impl Drop for LineFile {
-    /// Waits until all is written.
+    /// Waits until everything is written.
     fn drop(&mut self) {
         let writer = self.writer.take().inspect(Thread::release);
         drop(self.lines.take());
@@ -88,7 +88,7 @@ fn write(path: &Path, kind: Kind, lines: &Receiver<Vec<u8>>) {
     }
 }
 
-/// A file, and the lines written to it.
+/// A file, and the number of lines written to it.
 type Open = (File, u64);
 
 fn append(path: &Path, kind: Kind, open: &mut Option<Open>, line: &[u8]) -> io::Result<()> {
@@ -106,7 +106,7 @@ fn append(path: &Path, kind: Kind, open: &mut Option<Open>, line: &[u8]) -> io::
     file.write_all(line)
 }
 
-/// Opens the file to append, after the end of a line.
+/// Opens the file for appending after a line end.
 fn begin(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -127,7 +127,7 @@ fn previous(path: &Path) -> PathBuf {
     path.with_extension("jsonl.previous")
 }
 
-/// The lines of the previous file and of the file itself. The last of each may be torn.
+/// Reads the lines of the previous and the current file. The last line of each may be torn.
 pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
     let files = [previous(path), path.to_owned()].into_iter().filter_map(move |path| match File::open(&path) {
         Ok(file) => Some(file),
@@ -138,14 +138,14 @@ pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
             None
         }
     });
-    // Never more than twice what is written, whoever put it there.
+    // At most twice the written size is read, in case another program has put the file there.
     files.flat_map(move |file| BufReader::new(file.take(2 * kind.bytes)).split(b'\n').map_while(Result::ok))
 }
 
 /// Removes both files.
 ///
 /// # Errors
-/// When one of them is there and stays.
+/// If an existing file cannot be removed.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     for path in [previous(path), path.to_owned()] {
         match fs::remove_file(path) {

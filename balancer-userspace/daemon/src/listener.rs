@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thousand_idle_connections_keep_nobody_out() {
+    async fn when_a_thousand_connections_are_idle_then_others_are_served() {
         let files = nix::sys::resource::Resource::RLIMIT_NOFILE;
         let (_, hard) = nix::sys::resource::getrlimit(files).unwrap();
         nix::sys::resource::setrlimit(files, hard.min(4096), hard).unwrap();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_head_of_a_request_has_its_time() {
+    async fn when_the_head_of_a_request_takes_too_long_then_the_connection_ends() {
         let (address, _gate, _server) = serving(Limits { ask: Duration::from_millis(200), ..PATIENT }).await;
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_busy_is_left_alone_and_one_too_many_waits() {
+    async fn when_all_connections_are_busy_then_they_stay_and_another_waits() {
         let (address, gate, _server) = serving(PATIENT).await;
         let mut busy = Vec::new();
         for _ in 0..PATIENT.connections {
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_idle_connection_makes_room_for_one_that_waits() {
+    async fn when_a_connection_waits_then_an_idle_one_makes_room() {
         let (address, gate, _server) = serving(Limits { connections: 1, ..PATIENT }).await;
         let mut kept = TcpStream::connect(address).await.unwrap();
         kept.write_all(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_nobody_takes_has_its_time() {
+    async fn when_an_answer_is_not_read_then_its_connection_ends_in_time() {
         let (address, _gate, _server) =
             serving(Limits { connections: 1, answer: Duration::from_millis(500), ..PATIENT }).await;
         let mut stuck = asking(address, "/large").await;
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_begins_requests_for_its_lifetime_alone() {
+    async fn when_a_connection_is_too_old_then_it_begins_no_request() {
         let (address, gate, _server) = serving(Limits { lifetime: Duration::from_millis(300), ..PATIENT }).await;
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_that_is_broken_is_no_secret() {
+    async fn when_a_listener_is_broken_then_the_error_is_reported() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
         let served = timeout(Duration::from_secs(60), serve(listener, PATIENT, |_| Router::new(), pending::<()>()));

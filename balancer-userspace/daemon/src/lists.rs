@@ -1,4 +1,4 @@
-//! Lists of targets.
+//! Watching files with lists of targets.
 
 use std::path::{Path, PathBuf};
 

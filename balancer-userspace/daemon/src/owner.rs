@@ -1,4 +1,5 @@
-//! The one owner of the controller's core and of every map write: events and changes in, commands carried out.
+//! The single owner of the controller's core and of every map write: receives events and changes, and carries out
+//! commands.
 
 mod agents;
 mod beginning;
@@ -69,39 +70,39 @@ use crate::{
     restorable::Restorable,
 };
 
-/// How often it is asked whether something is over that takes a moment.
+/// The interval for polling short operations.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// The core with everything that its commands act on.
 pub struct Owner<D> {
     controller: Controller,
-    /// Commands that are carried out at the start.
+    /// Commands to carry out at the start.
     first: Vec<Command>,
     dataplane: D,
     neighbours: Neighbours,
     prober: Prober,
     events: Events,
-    /// How long the last table of each service took, from event to swap.
+    /// Duration of each service's last table change, from event to swap.
     builds: HashMap<ServiceId, Duration>,
-    /// Which service each backend's counters belong to, and the backend's name.
+    /// The service and name of the backend behind each row of counters.
     owners: HashMap<BackendId, (ServiceId, String)>,
     departed: Departed,
     recently_retired: RecentlyRetired,
     /// Moves that other members of the fleet count, by cause.
     repeated_moves: HashMap<ServiceId, [u64; MOVE_COUNTERS]>,
     last_changes: LastChanges,
-    /// Where the clocks of client memory began.
+    /// The start of the clocks of client memory.
     started: Instant,
-    /// Whether something has happened since somebody asked.
+    /// Whether something has happened since the last query.
     changed: bool,
     held: Held,
-    /// The work that the last change leaves to be done in the client table.
+    /// The work of the last change left in the client table.
     rereading: Option<Rereading>,
-    /// Known clients forgotten by changes that are not told of yet.
+    /// Known clients forgotten by changes that were not reported yet.
     forgotten: u64,
-    /// The results of changes that forgot clients part by part, not collected yet.
+    /// Results of changes that forgot clients in parts, not collected yet.
     told: VecDeque<Changed>,
-    /// Whether bringing it to what it should be has failed, so that it is to be tried again.
+    /// Whether bringing the data path to the wanted state has failed and must be retried.
     out_of_step: bool,
     member: Member,
     denied: Denied,
@@ -111,13 +112,13 @@ pub struct Owner<D> {
     fullness: Fullness,
     suspects: Suspects,
     flow_counts: FlowCounts,
-    /// How often connections were counted.
+    /// The number of times that connections were counted.
     flows_counted: u64,
-    /// Which state of a fleet it follows.
+    /// The fleet's epoch that it follows.
     epoch: Option<SavedEpoch>,
-    /// Complete sweeps.
+    /// Number of complete sweeps.
     sweeps: u64,
-    /// When to go on with the sweep's part that is under way.
+    /// When to continue the current part of the sweep.
     sweeps_at: Option<Instant>,
 }
 
@@ -160,7 +161,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Goes on counting for backends that are gone, and moves that others count, where another process has ended.
+    /// Continues the counters of removed backends, and of moves counted by other members, from an ended process.
     pub fn take_over_counters(
         &mut self,
         departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
@@ -172,7 +173,7 @@ impl<D: Dataplane> Owner<D> {
             repeated_moves.into_iter().map(|(service, kept)| (ServiceId(service), moves(kept))).collect();
     }
 
-    /// Moves were counted here that another member counts.
+    /// Records moves that another member counts as well.
     pub fn count_repeated(&mut self, moves: impl IntoIterator<Item = ((ServiceId, usize), u64)>) {
         for ((service, cause), count) in moves {
             if let Some(sum) = self.repeated_moves.entry(service).or_default().get_mut(cause) {
@@ -181,7 +182,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns a copy of everything that a restart must keep.
+    /// Returns a copy of everything that a restart must preserve.
     pub fn restorable(&self) -> Restorable {
         let clocks = clocks::clocks();
         Restorable {
@@ -195,15 +196,15 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Whether something has happened since this was asked last.
+    /// Whether something has happened since the last call.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// Brings the data path to where the controller's configuration wants it.
+    /// Brings the data path to the configured state.
     ///
     /// # Errors
-    /// When the data path refuses.
+    /// If the data path refuses.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let commands = std::mem::take(&mut self.first);
@@ -214,7 +215,7 @@ impl<D: Dataplane> Owner<D> {
             } else if let Command::SetRules { service, .. } = command {
                 ruled.push(*service);
             } else if let Command::PublishServices(services) = command {
-                // Those of the first directory, which is the one from before.
+                // The first directory is the one from before, and its listeners are needed.
                 if listeners.is_empty() {
                     let all = services.iter().flat_map(|spec| &spec.listeners);
                     listeners.extend(all.filter(|listener| listener.counted).map(|listener| listener.id));
@@ -222,7 +223,7 @@ impl<D: Dataplane> Owner<D> {
             }
         }
         if !self.controller.goes_on() {
-            // Ids mean something else than they did.
+            // Ids have new meanings.
             (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
             self.departed = Departed::default();
             self.recently_retired = RecentlyRetired::default();
@@ -239,7 +240,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// How many services there are.
+    /// The number of services.
     pub fn services(&self) -> usize {
         self.controller.services().len()
     }
@@ -254,12 +255,11 @@ impl<D: Dataplane> Owner<D> {
         self.controller.settings()
     }
 
-    /// The history.
     pub const fn events(&self) -> &Events {
         &self.events
     }
 
-    /// The neighbours watched.
+    /// The watched neighbours.
     pub fn neighbours(&self) -> &Neighbours {
         &self.neighbours
     }
@@ -269,17 +269,17 @@ impl<D: Dataplane> Owner<D> {
         self.controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip())
     }
 
-    /// When the controller next wants an [`Event::Tick`].
+    /// The time of the controller's next [`Event::Tick`].
     pub fn next_deadline(&self) -> Option<Instant> {
         self.controller.next_deadline().map(Instant::from_std)
     }
 
-    /// Lets the controller act on an event. A data path that refuses is brought back in step and reported.
+    /// Passes an event to the controller. If the data path refuses, it is resynchronized and a report is made.
     pub fn handle(&mut self, event: Event) {
         self.handle_all([event]);
     }
 
-    /// The same for all events that wait, so that each service's table is replaced at most once.
+    /// Passes all pending events at once, so that each service's table is replaced at most once.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
         let Self { controller, dataplane, suspects, .. } = self;
@@ -312,17 +312,17 @@ impl<D: Dataplane> Owner<D> {
         &mut self.controller
     }
 
-    /// Complete sweeps of the client table.
+    /// The number of complete sweeps of the client table.
     pub(crate) const fn sweeps(&self) -> u64 {
         self.sweeps
     }
 
-    /// Follows this state of its fleet from now on.
+    /// Sets the followed epoch of the fleet.
     pub(crate) const fn set_epoch(&mut self, epoch: SavedEpoch) {
         self.epoch = Some(epoch);
     }
 
-    /// Whether its fleet's engine is out of reach, so that what it sees itself counts.
+    /// Sets whether the fleet's engine is unreachable, so that this member's own findings count.
     pub(crate) fn set_alone(&mut self, alone: bool) {
         let now = Instant::now();
         let commands = self.controller.set_alone(alone, now.into_std());
@@ -334,10 +334,10 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Does what follows from the fleet's state. What is to be told of it, the fleet has told.
+    /// Carries out the consequences of the fleet's state, which the fleet reports.
     ///
     /// # Errors
-    /// When the data path refuses; the controller is what it was `before` then.
+    /// If the data path refuses; the controller is restored to `before` then.
     pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
         let now = Instant::now();
         self.changed = true;
@@ -355,11 +355,11 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// Makes a change whole or not at all; the tables of its proposal are not made again. `None`: what it comes to is
-    /// [told](Self::take_told) once its clients are forgotten.
+    /// Makes a change completely or not at all, using the precomputed tables. `None`: the result is available from
+    /// [`take_told`](Self::take_told) once clients are forgotten.
     ///
     /// # Errors
-    /// When it is refused, by the controller or by the data path; nothing has changed then.
+    /// If the controller or the data path refuses; nothing has changed then.
     pub fn change(
         &mut self,
         change: Change,
@@ -397,7 +397,7 @@ impl<D: Dataplane> Owner<D> {
         }
         let moves =
             Moved { known_clients: (leaving > 0).then_some(leaving), ..moved(slots_before, self.all_slots_moved()) };
-        // One that waits for its next hop is told of once it is known what comes of it.
+        // A backend that waits for its next hop is reported once the outcome is known.
         let is_event = !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name)));
         let report = Report { message, about, uid, moves, is_event };
         match &mut self.rereading {
@@ -407,12 +407,12 @@ impl<D: Dataplane> Owner<D> {
         Ok(None)
     }
 
-    /// How many known clients stay with a backend; none where there is no such backend.
+    /// The number of known clients that stay with a backend; 0 if it does not exist.
     fn keeps(&self, name: &BackendName) -> u64 {
         self.controller.parts(name).filter(|backend| backend.keeps_known()).map(Backend::known_clients).sum()
     }
 
-    /// Slots moved since start in a service (required, needless); none in one that does not exist.
+    /// Slots moved in a service since the start (required, needless); zero if it does not exist.
     pub fn slots_moved(&self, service: &str) -> (u64, u64) {
         sum(self.controller.legs(service).map(Service::slots_moved))
     }
@@ -422,23 +422,23 @@ impl<D: Dataplane> Owner<D> {
         self.controller.waits_for_next_hop(name)
     }
 
-    /// Reports and returns the result of adding a backend for the user `uid`; `before` is how many slots of its service
-    /// had moved by then.
+    /// Reports and returns the result of adding a backend for the user `uid`; `before` are the slots of its service
+    /// that had moved before.
     pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
         let message = self.controller.added(name, before);
         self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
         Changed { message }
     }
 
-    /// As [`Owner::slots_moved`], of all services. One that goes takes its own along.
+    /// Sums [`Owner::slots_moved`] over all services. Removing a service removes its part.
     fn all_slots_moved(&self) -> (u64, u64) {
         sum(self.controller.services().iter().map(Service::slots_moved))
     }
 
-    /// Which backend a client is steered to.
+    /// Finds the backend that a client is steered to.
     ///
     /// # Errors
-    /// When the service asked for does not exist.
+    /// If the requested service does not exist.
     pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
         let mut located = self.controller.locate(query.address, query.service.as_deref())?;
         let address = query.address.to_canonical();
@@ -463,7 +463,7 @@ impl<D: Dataplane> Owner<D> {
     /// The rules for client prefixes, of one service or of all.
     ///
     /// # Errors
-    /// When the service asked for does not exist, or a counter cannot be read.
+    /// If the requested service does not exist, or a counter cannot be read.
     pub fn rules(&self, service: Option<&str>) -> Result<Vec<RuleView>, Refused> {
         let now = Instant::now().into_std();
         if let Some(name) = service {
@@ -491,7 +491,7 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// Advances the clocks of client memory and goes on with the sweep of the client table.
+    /// Advances the clocks of client memory and continues the sweep of the client table.
     pub fn sweep(&mut self) {
         let swept = self.dataplane.sweep(self.started.elapsed());
         self.sweeps_at = matches!(swept, Swept::GoesOn).then(|| Instant::now() + PAUSE);
@@ -501,12 +501,12 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// When to go on with the part of the sweep that is under way, if there is one.
+    /// When to continue the current part of the sweep, if there is one.
     pub const fn sweeps_at(&self) -> Option<Instant> {
         self.sweeps_at
     }
 
-    /// Tells a data path that is out of step everything again, and sums up what backends have counted that are long gone.
+    /// Resynchronizes a data path that is out of step, and sums up the counters of backends removed long ago.
     pub fn keep_up(&mut self) {
         self.dataplane.watch_handshakes(self.started.elapsed());
         if self.out_of_step {
@@ -517,7 +517,7 @@ impl<D: Dataplane> Owner<D> {
         self.sum_up_departed();
     }
 
-    /// Adds what packets have counted for backends since these were retired.
+    /// Adds the packets counted for backends after they were retired.
     fn count_the_last_packets(&mut self, all: impl IntoIterator<Item = Retired>) {
         for Retired { id, service, name, counted, at } in all {
             match self.dataplane.backend_stats(id) {
@@ -555,13 +555,13 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
-        // Every directory that was replaced.
+        // It collects every replaced directory.
         let mut before: Vec<ServiceSpec> = Vec::new();
         let published = publishes(&commands);
         if published {
             self.reread_all();
         }
-        // Nobody was to be told of these.
+        // These counts must not be reported.
         self.forgotten = 0;
         for command in commands {
             self.carry_out(&command, since)?;
@@ -573,14 +573,14 @@ impl<D: Dataplane> Owner<D> {
         if !published {
             return Ok(());
         }
-        // Not before: what fails is undone.
+        // This must not happen earlier, because failed changes are undone.
         self.dataplane.complete();
         self.rereading = Some(Rereading { before, report: None, at: Instant::now() });
         self.reread();
         Ok(())
     }
 
-    /// Backends of services that were touched since `before` count under the names that they have now.
+    /// Updates the names of backends' counters in services changed since `before`.
     fn name_owners(&mut self, before: &Services) {
         for service in self.controller.services().touched_since(before) {
             for backend in service.backends() {
@@ -639,12 +639,12 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// Whether the directory of services is replaced.
+/// Whether the commands replace the directory of services.
 fn publishes(commands: &[Command]) -> bool {
     commands.iter().any(|command| matches!(command, Command::PublishServices(_)))
 }
 
-/// Slots moved (required, needless) in all.
+/// The sum of moved slots (required, needless).
 fn sum(moved: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
     moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
 }

@@ -1,22 +1,22 @@
-//! Packet sockets, which send past the kernel's routes and neighbours.
+//! Packet sockets, which bypass the kernel's routes and neighbours.
 
 use std::io;
 
 use balancer_common::map_types::Mac;
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
-/// One that does not block, and receives nothing until it is bound: `RAW` for frames, `DGRAM` for what is in them.
+/// Opens a non-blocking socket that receives nothing until it is bound: `RAW` for frames, `DGRAM` for their payload.
 ///
 /// # Errors
-/// When this process may not.
+/// If this process lacks the permission.
 pub(crate) fn open(kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, kind, None)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// An interface, 0 for all, as packet sockets name it. `protocol` is that of Ethernet, host order; whole frames say
-/// themselves whom they are for.
+/// The packet socket address of an interface; 0: all. `protocol` is that of Ethernet in host order; whole frames
+/// contain their destination.
 pub(crate) fn link_address(protocol: u16, ifindex: u32, to: Option<Mac>) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: it is one of the platform's address types, for which all bytes are valid.

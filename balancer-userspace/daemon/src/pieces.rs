@@ -1,4 +1,4 @@
-//! Text that may be long, sent while it is being written: a few pieces of it are in memory, however long it is.
+//! Text of any length, sent while it is being written, with only a few pieces in memory.
 
 use std::{
     io::{self, Write},
@@ -11,33 +11,33 @@ use axum::body::{Body, Bytes};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// Pieces that may wait for whoever reads them.
+/// The number of pieces that may wait for the reader.
 const AHEAD: usize = 2;
 
-/// Where a text goes.
+/// The destination of a text.
 pub(crate) struct Pieces<F> {
-    /// Texts up to this length are sent whole, and say how long they are.
+    /// Texts up to this length are sent as a whole, with their length.
     whole: usize,
-    /// Takes the body, once.
+    /// Receives the body, once.
     begin: Option<F>,
-    /// The text that is written before the body is taken.
+    /// The text written before the body is passed on.
     kept: Vec<u8>,
     rest: Option<mpsc::Sender<Piece>>,
 }
 
 enum Piece {
     Text(Vec<u8>),
-    /// Without it the text is not whole: its writer has failed.
+    /// The end of the text; without it the text is incomplete because its writer has failed.
     End,
 }
 
 impl<F: FnOnce(Body)> Pieces<F> {
-    /// `begin` has the body as soon as the text ends, or has more than `whole` bytes, so that its beginning is sent.
+    /// `begin` gets the body as soon as the text ends or exceeds `whole` bytes, so that sending starts.
     pub(crate) const fn new(whole: usize, begin: F) -> Self {
         Self { whole, begin: Some(begin), kept: Vec::new(), rest: None }
     }
 
-    /// A piece that others follow. Waits until there is room; goes nowhere when nobody reads any more.
+    /// Adds a piece that others follow. Waits for room; discards the piece if the reader is gone.
     pub(crate) fn more(&mut self, text: impl Into<Vec<u8>>) {
         let text = text.into();
         if let Some(rest) = &self.rest {
@@ -55,7 +55,7 @@ impl<F: FnOnce(Body)> Pieces<F> {
         }
     }
 
-    /// The last piece.
+    /// Adds the last piece.
     pub(crate) fn end(mut self, text: impl Into<Vec<u8>>) {
         self.more(text);
         if let Some(begin) = self.begin {
@@ -105,7 +105,7 @@ mod tests {
 
     const WHOLE: usize = 1 << 20;
 
-    /// The body of a text that `write` writes on a thread of its own.
+    /// The body of a text that `write` writes on a separate thread.
     async fn written(write: impl FnOnce(Pieces<Box<dyn FnOnce(Body) + Send>>) + Send + 'static) -> Body {
         let (sender, body) = oneshot::channel();
         let begin = Box::new(|body| sender.send(body).unwrap());
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_short_text_has_a_length_and_a_long_one_comes_in_pieces() {
+    async fn when_a_text_is_short_then_it_has_a_length_and_a_long_one_comes_in_pieces() {
         let short = written(|mut pieces| {
             pieces.more("not ");
             pieces.end("all");
@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_text_whose_writer_fails_is_not_taken_for_whole() {
+    async fn when_a_writer_fails_then_its_text_is_not_taken_for_whole() {
         let broken = written(|mut pieces| pieces.more("the first of two".repeat(WHOLE / 10))).await;
         assert!(broken.collect().await.is_err());
     }
 
     #[tokio::test]
-    async fn a_writer_does_not_wait_for_a_reader_that_is_gone() {
+    async fn when_a_reader_is_gone_then_the_writer_does_not_wait() {
         let (done, ended) = oneshot::channel();
         let body = written(|mut pieces| {
             (0..100).for_each(|_| pieces.more("more".repeat(WHOLE / 100)));

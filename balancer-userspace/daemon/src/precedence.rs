@@ -1,18 +1,18 @@
-//! Which threads run first where there are more than processors: those between a failed check and the packet that goes
-//! elsewhere.
+//! Thread priorities when there are more runnable threads than processors: the threads between a failed check and the
+//! redirected packet come first.
 
 use std::io;
 
-/// By how much the nice value is lowered.
+/// The amount by which the nice value is lowered.
 pub(crate) const STEPS: i32 = 10;
-/// The lowest nice value that there is.
+/// The lowest possible nice value.
 const LOWEST: i32 = -20;
 
-/// From now on the calling thread runs before those that have no precedence; threads and programs that it starts have none. An
-/// operator's choice of another scheduling policy stays, and one of a nice value counts.
+/// Gives the calling thread precedence; threads and programs that it starts have none. An operator's choice of another
+/// scheduling policy stays, and a nice value is taken into account.
 ///
 /// # Errors
-/// Where the kernel does not let this process have it.
+/// If the kernel refuses.
 pub(crate) fn take() -> io::Result<()> {
     let Some(wanted) = lowered(attributes()?) else { return Ok(()) };
     // SAFETY: the kernel reads as much of the attributes as they say they have, which is all of them.
@@ -20,7 +20,7 @@ pub(crate) fn take() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The calling thread's.
+/// The attributes of the calling thread.
 fn attributes() -> io::Result<libc::sched_attr> {
     let size = size_of::<libc::sched_attr>() as u32;
     let mut attributes = libc::sched_attr {
@@ -44,7 +44,7 @@ fn lowered(attributes: libc::sched_attr) -> Option<libc::sched_attr> {
     is_other.then(|| libc::sched_attr {
         sched_flags: libc::SCHED_FLAG_RESET_ON_FORK as u64,
         sched_nice: attributes.sched_nice.saturating_sub(STEPS).max(LOWEST),
-        // Some kernels tell of a slice here, and take only that of a thread that has chosen one.
+        // Some kernels report a slice here, but accept it only from threads that have chosen one.
         sched_runtime: 0,
         ..attributes
     })
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_choice_counts() {
+    fn when_an_operator_has_chosen_a_policy_or_nice_value_then_it_counts() {
         assert_eq!(nice(0, libc::SCHED_OTHER), Some(-10));
         assert_eq!(nice(5, libc::SCHED_OTHER), Some(-5));
         assert_eq!(nice(-15, libc::SCHED_OTHER), Some(-20));

@@ -1,4 +1,4 @@
-//! Reports of the kernel program about rare and puzzling packets, in the log at level debug.
+//! The kernel program's reports about rare and puzzling packets, logged at level debug.
 
 use anyhow::Context as _;
 use balancer_dataplane::KernelDataplane;
@@ -7,12 +7,12 @@ use tracing::{Level, enabled};
 
 use super::supervisor::Supervisor;
 
-/// Whether anybody would see it. If not, the program is loaded without it.
+/// Whether the log would show them. If not, the program is loaded without them.
 pub(super) fn wanted() -> bool {
     enabled!(target: "balancer_ebpf", Level::DEBUG)
 }
 
-/// Has it written to the log from now on.
+/// Starts copying the reports to the log.
 pub(super) fn read(dataplane: &mut KernelDataplane, supervisor: &Supervisor) -> anyhow::Result<()> {
     let log = dataplane.take_log(log::logger())?;
     // SAFETY: the log owns its descriptor, which stays the same and open for as long as it lives.

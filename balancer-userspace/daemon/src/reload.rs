@@ -1,4 +1,4 @@
-//! The configuration file, read again when SIGHUP asks for it: by a task of its own, because a file may take its time.
+//! Rereading the configuration file on SIGHUP, in a separate task because a file may be slow.
 
 use std::{fs, path::PathBuf, time::SystemTime};
 
@@ -12,7 +12,7 @@ use super::{
     service_manager,
 };
 
-/// Has what `file` says taken over at each SIGHUP, one after the other, while there is a controller. One that is not valid
+/// Applies the configuration in `file` at each SIGHUP, one at a time, while there is a controller. An invalid file
 /// changes nothing, and the log says why.
 pub(super) async fn follow(mut hangup: Signal, calls: Calls, configurations: Configurations, file: PathBuf) {
     while hangup.recv().await.is_some() {
@@ -20,13 +20,13 @@ pub(super) async fn follow(mut hangup: Signal, calls: Calls, configurations: Con
         match reload(&calls, &configurations, file.clone()).await {
             Some(Ok(services)) => service_manager::reloaded(Ok(services)),
             Some(Err(reason)) => service_manager::reloaded(Err(&reason)),
-            // It ends.
+            // The controller ends.
             None => return,
         }
     }
 }
 
-/// Reads the file once and takes over what it says: how many services there are then, or why nothing was changed. `None`: the
+/// Reads the file once and applies it. Returns the number of services, or why nothing was changed. `None`: the
 /// controller ends.
 pub(super) async fn reread(
     calls: &Calls,
@@ -38,7 +38,7 @@ pub(super) async fn reread(
     Some(done)
 }
 
-/// How many services there are now, or why nothing was changed.
+/// The number of services now, or why nothing was changed.
 async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
     let modified = last_changed(file.clone()).await;
@@ -71,7 +71,7 @@ async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -
     }
 }
 
-/// Has the fleet take over the services of the file, if they are newer than its own.
+/// Makes the fleet apply the services of the file, if they are newer than its own.
 async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTime>) -> Option<Result<usize, String>> {
     let services = config.services.len();
     let (reply, answer) = oneshot::channel();
@@ -87,7 +87,7 @@ async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTim
     }
 }
 
-/// When a file was last changed. One that does not come holds up nothing else.
+/// The time of a file's last change. A slow file delays nothing else.
 async fn last_changed(file: PathBuf) -> Option<SystemTime> {
     spawn_blocking(move || fs::metadata(file)?.modified()).await.ok()?.ok()
 }

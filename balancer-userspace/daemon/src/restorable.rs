@@ -1,4 +1,4 @@
-//! The state that a restart must keep.
+//! The state that a restart must preserve.
 
 use std::collections::BTreeMap;
 
@@ -8,28 +8,28 @@ use balancer_core::{
 };
 use serde::Serialize;
 
-/// A copy of everything that a restart must keep, as it was at a moment. It shares nearly all with the controller, so that
-/// it costs little; writing its [`SavedState`] does not.
+/// A copy of everything that a restart must preserve, as of a moment. It shares nearly all data with the controller, so
+/// copying is cheap; writing its [`SavedState`] is not.
 #[derive(Clone, Debug)]
 pub struct Restorable {
-    /// The services and all that follows from them.
+    /// The services and everything that follows from them.
     pub controller: Controller,
-    /// The counters of backends that are gone.
+    /// The counters of removed backends.
     pub departed: SavedCountersByService,
     /// Moves that other members of a fleet count, by service and cause.
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
-    /// Whether the operator has taken the VIPs away.
+    /// Whether the operator has withdrawn the VIPs.
     pub withdrawn: bool,
-    /// Which state of a fleet it is.
+    /// The epoch of the fleet.
     pub epoch: Option<SavedEpoch>,
-    /// The moment.
+    /// The moment of the copy.
     pub clocks: Clocks,
-    /// The clock that tells the moment even when the wall clock is set.
+    /// A clock that dates the moment even if the wall clock is set.
     pub clock: Option<SavedClock>,
 }
 
 impl Restorable {
-    /// The whole state, to be written.
+    /// The whole state for writing.
     #[must_use]
     pub fn state(&self) -> SavedState<impl Serialize + '_, impl Serialize + '_, impl Serialize + '_> {
         SavedState {
@@ -56,7 +56,7 @@ impl Restorable {
     }
 }
 
-/// Moments are told anew each time, and differ by what the two clocks were read after each other.
+/// Compares counters without their moments, which vary slightly because two clocks are read one after the other.
 fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> bool {
     let counts = |of: &SavedCountersByService| {
         let mut of = of.clone();
@@ -68,7 +68,7 @@ fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> 
 
 #[cfg(test)]
 impl Restorable {
-    /// A controller's own, at `now` on the wall clock of the beginning of 1970.
+    /// A controller's state, with `now` at the beginning of 1970 on the wall clock.
     pub(crate) fn of(controller: Controller, now: std::time::Instant) -> Self {
         let (departed, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
         let clocks = Clocks { now, wall: std::time::UNIX_EPOCH };

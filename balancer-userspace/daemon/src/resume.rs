@@ -1,4 +1,4 @@
-//! Going on where the last controller ended.
+//! Resuming where the previous controller ended.
 
 use std::collections::BTreeMap;
 
@@ -22,26 +22,26 @@ use super::{
     supervisor::Supervisor,
 };
 
-/// A controller that has not started, and where its state is kept.
+/// A controller that has not started, and the file of its state.
 pub(super) struct Resumed {
     pub(super) controller: Controller,
-    /// The counters of backends that are gone.
+    /// The counters of removed backends.
     pub(super) departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
     /// Moves that other members of a fleet count.
     pub(super) repeated_moves: BTreeMap<u16, Vec<u64>>,
-    /// Whether the operator has taken the VIPs away.
+    /// Whether the operator has withdrawn the VIPs.
     pub(super) withdrawn: bool,
     pub(super) file: StateFile,
-    /// The services, backends and ids that there must be room for.
+    /// The services, backends and ids for which there must be room.
     pub(super) largest: Largest,
-    /// Which state of a fleet it has followed.
+    /// The fleet's epoch that it has followed.
     pub(super) epoch: Option<SavedEpoch>,
     /// The state itself.
     state: Option<SavedState>,
 }
 
 impl Resumed {
-    /// Becomes a member of a fleet: from now on it follows what the fleet decides.
+    /// Joins a fleet, so that it follows the fleet's decisions.
     pub(super) async fn join(
         &mut self,
         fleet: &config::Fleet,
@@ -75,17 +75,17 @@ impl Resumed {
         }
         if let Some(state) = member.first_state() {
             let both = Controller::restore(config.clone(), fleets, state.clone(), clocks());
-            // What contradicts itself is refused when it is followed.
+            // A contradictory state is refused when it is followed.
             self.largest.extend(both.map(|both| both.largest()).unwrap_or_default());
         }
         Ok(member)
     }
 }
 
-/// Makes the controller of the state file, or a new one where there is none. `as_written` is the configuration without
-/// what the command line said.
+/// Makes the controller from the state file, or a new one if there is none. `as_written` is the configuration without
+/// command line overrides.
 ///
-/// The maps in `pins` belong to one state; their counters are later than those of the file.
+/// The maps in `pins` belong to one state; their counters are newer than those of the file.
 pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -> anyhow::Result<Resumed> {
     let notes = pins.and_then(Pins::left);
     let mut file = StateFile::open(&config.state_file)?;
@@ -143,7 +143,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
             );
         }
         warn!("the hash key is another one than before: clients are steered elsewhere, and nobody is known");
-        // What the kernel remembers is under the old key.
+        // The kernel's data was hashed under the old key.
         controller.set_instance(random()?);
     }
     let largest = controller.largest();

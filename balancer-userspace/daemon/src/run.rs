@@ -1,5 +1,5 @@
-//! `balancer run`: start-up, the loop of the one task that owns the controller, and a clean end. Each is a type that the
-//! next is made of; what a step has set up belongs to a value that undoes it when it is dropped.
+//! `balancer run`: startup, the loop of the task that owns the controller, and a clean end. Each phase is a type built
+//! from the one before. Everything that a step sets up belongs to a value that undoes it when dropped.
 
 mod calls;
 mod leaving;
@@ -17,29 +17,30 @@ use tracing::info;
 use self::{shutdown::Shutdown, startup::Startup};
 use crate::{configuration::Configurations, precedence};
 
-/// How long somebody waits for the first answers about next hops: start-up, so that the first packet finds its way, and
-/// who adds a backend.
+/// How long to wait for the first next hops: at startup, so that the first packet finds its path, and after adding a
+/// backend.
 const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 
 /// The arguments of `balancer run`.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// The configuration, with what the command line said instead.
+    /// The configuration with command line overrides.
     pub config: Config,
-    /// The configuration as it is in the file.
+    /// The configuration as in the file.
     pub as_written: Config,
-    /// The interfaces that the command line names; none if it leaves that to the configuration.
+    /// The interfaces named on the command line; empty if the configuration decides.
     pub named: Vec<String>,
-    /// The file, to be read again.
+    /// The path of the file, for rereading.
     pub file: PathBuf,
     /// The parser that read it.
     pub configurations: Configurations,
 }
 
-/// Attaches and serves until SIGTERM or SIGINT, or the second of them where clients can be sent elsewhere first. Whatever it set up is gone when it returns, also on an error.
+/// Attaches and serves until SIGTERM or SIGINT, or until the second signal if clients can be sent elsewhere first.
+/// Everything that it set up is gone when it returns, even after an error.
 ///
 /// # Errors
-/// One line that says what stands in the way.
+/// One line that says what prevents it.
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
     privileges::check()?;
     let mut running = Startup::new(launch).await?.finish().await?;

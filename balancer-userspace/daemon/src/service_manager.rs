@@ -1,5 +1,5 @@
 //! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): ready, alive, reloading, ending, and
-//! why the balancer did not start. Without a service manager none are sent.
+//! why the balancer did not start. Without a service manager, none are sent.
 
 use std::{future::pending, time::Duration};
 
@@ -8,7 +8,7 @@ use sd_notify::{NotifyState, notify, watchdog_enabled};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
-/// How long taking everything down may take: as in the unit, `TimeoutStopSec`.
+/// How long taking everything down may take, as in the unit's `TimeoutStopSec`.
 const AT_THE_END: Duration = Duration::from_secs(20);
 
 /// The service manager that started this process, if one did.
@@ -19,13 +19,13 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// From `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and tells it that the program is attached and requests are answered, for so
-    /// many `services`. Must be called on a tokio runtime.
+    /// Reads `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and reports that the program is attached and requests are answered,
+    /// for this many `services`. It must be called on a tokio runtime.
     #[must_use]
     pub fn ready(services: usize) -> Self {
         tell(&[NotifyState::Ready, NotifyState::Status(&serving(services))]);
         let keep_alive = watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| {
-            // Twice as often as must be, so that one that is late does no harm.
+            // The interval is half of the limit, so that a late notification does no harm.
             let mut keep_alive = interval((limit / 2).max(Duration::from_millis(1)));
             keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
             keep_alive
@@ -33,7 +33,7 @@ impl ServiceManager {
         Self { keep_alive, services }
     }
 
-    /// There are so many services now.
+    /// Reports the number of services.
     pub fn serves(&mut self, services: usize) {
         if self.services != services {
             self.services = services;
@@ -41,19 +41,19 @@ impl ServiceManager {
         }
     }
 
-    /// The end has begun, and takes so long before anything is taken down.
+    /// Reports that the end has begun, and how long it takes until things are taken down.
     pub fn lingers(&self, time: Duration) {
         let more = u32::try_from((time + AT_THE_END).as_micros()).unwrap_or(u32::MAX);
         let status = NotifyState::Status("leaving: clients are steered until they come no more");
         tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(more), status]);
     }
 
-    /// The end has begun.
+    /// Reports that the end has begun.
     pub fn stopping(&self, status: &str) {
         tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
     }
 
-    /// When to say that all is well; never where nobody asks.
+    /// When to report that the process is alive; never if that is not expected.
     pub async fn keep_alive_due(&mut self) {
         match &mut self.keep_alive {
             Some(keep_alive) => {
@@ -63,13 +63,13 @@ impl ServiceManager {
         }
     }
 
-    /// All is well.
+    /// Reports that the process is alive.
     pub fn keep_alive(&self) {
         tell(&[NotifyState::Watchdog]);
     }
 }
 
-/// A SIGHUP has come.
+/// Reports a SIGHUP.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -77,7 +77,7 @@ pub fn reloading() {
     }
 }
 
-/// Reports that a reload for a SIGHUP is done, for so many `services`, or why it is not.
+/// Reports that a reload for a SIGHUP is done with this many `services`, or why it failed.
 pub fn reloaded(done: Result<usize, &str>) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status(done))]);
 }
@@ -89,12 +89,12 @@ fn status(done: Result<usize, &str>) -> String {
     }
 }
 
-/// The same, where no SIGHUP has asked for it.
+/// Reports a reload without a SIGHUP.
 pub fn reread(done: Result<usize, &str>) {
     tell(&[NotifyState::Status(&status(done))]);
 }
 
-/// The start has failed.
+/// Reports that the start has failed.
 pub fn failed(reason: &str) {
     tell(&[NotifyState::Status(first_line(reason))]);
 }
@@ -103,7 +103,7 @@ fn serving(services: usize) -> String {
     format!("serving {}", counted(services, "service"))
 }
 
-/// A second one would be another word to the service manager.
+/// A second line would be a separate message to the service manager.
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }

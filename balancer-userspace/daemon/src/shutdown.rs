@@ -22,7 +22,7 @@ impl fmt::Display for ShutdownSignal {
     }
 }
 
-/// Catches the signals from its making on. One that comes before it is waited for is not lost.
+/// Catches the signals from its creation on. A signal that arrives before it is awaited is not lost.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -30,10 +30,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Must be called on a tokio runtime.
+    /// Installs the handlers. It must be called on a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel refuses to install a handler.
+    /// If the kernel refuses to install a handler.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn says_which_signal_came_each_time() {
+    async fn when_a_signal_comes_then_it_is_told_each_time() {
         let mut signals = Signals::new().unwrap();
         for (sent, seen) in [
             (Signal::SIGTERM, ShutdownSignal::Terminate),

@@ -1,16 +1,17 @@
-//! The file that keeps the controller's state, and the journal beside it.
+//! The file with the controller's state, and the journal beside it.
+//!
 //!
 //! ```text
-//! state.json                    {"balancer_state":2,"checksum":"…","body":{…}}    the CRC-32 is of the version and the body
-//! state.json.journal            what was changed since, where the state is large
-//! state.json.previous           the state before, with the journal that belonged to it
+//! state.json                    {"balancer_state":2,"checksum":"…","body":{…}}    the CRC-32 covers the version and the body
+//! state.json.journal            later changes, if the state is large
+//! state.json.previous           the previous state, with its journal
 //! state.json.previous.journal
 //! state.json.lock               locked by the controller that works with them; holds its process id
 //! ```
 //!
-//! A state is written beside, synchronised and renamed, so that there is a whole one at every moment. That takes as long as
-//! the state is large, so where it is, what became different since is appended to the journal instead, until that has
-//! become large as well.
+//! A state is written to a temporary file, synchronised and renamed, so that a complete state exists at every moment.
+//! That takes time in proportion to its size, so changes of a large state are appended to the journal instead, until
+//! the journal is large as well.
 
 mod journal;
 mod older;
@@ -36,24 +37,24 @@ pub(crate) use self::{
 };
 use crate::restorable::Restorable;
 
-/// How often counts are written that nothing else has come with.
+/// The interval at which counters are written if nothing else has changed.
 const COUNTS_EVERY: Duration = Duration::from_secs(300);
-/// Largest file read, in bytes; far above what the largest state needs.
+/// The maximum file size in bytes that is read, far above what the largest state needs.
 const MAX_SIZE: u64 = 256 << 20;
-/// Smaller states are always written whole, in bytes: that takes as long as the disk needs for the first of them.
+/// States below this size in bytes are always written as a whole, because even the first bytes take as long.
 const SMALL: u64 = 256 << 10;
-/// By how much the wall clock may have been set for the moments in a journal to be told by the clock of its state.
+/// The difference by which the wall clock may have been set for a journal's moments to be dated by its state's clock.
 const SLEW: Duration = Duration::from_secs(1);
 
-/// A state file that no other controller works with.
+/// A state file that this controller has locked.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    /// Whether what is there may become the previous one.
+    /// Whether the current file may become the previous one.
     good: bool,
     /// The contents, if this process has written them.
     written: Option<Written>,
-    /// The length from which on there is a journal, in bytes.
+    /// The size in bytes from which on a journal is used.
     small: u64,
     _lock: Flock<File>,
 }
@@ -62,10 +63,10 @@ pub struct StateFile {
 #[derive(Debug)]
 struct Written {
     state: Restorable,
-    /// When it was last written whole.
+    /// When it was last written as a whole.
     at: Instant,
     clock: Option<SavedClock>,
-    /// Bytes of the whole state.
+    /// Size of the whole state in bytes.
     length: u64,
     journal: Journal,
 }
@@ -73,11 +74,11 @@ struct Written {
 /// The contents of a state file when it was loaded.
 #[derive(Debug)]
 pub enum Loaded {
-    /// There is none.
+    /// There is no state.
     Nothing,
     /// The state.
     State(Box<SavedState>),
-    /// An earlier state, and why.
+    /// An earlier state, and why it is used.
     Older(Box<SavedState>, String),
 }
 
@@ -86,17 +87,17 @@ pub enum Loaded {
 pub enum Occasion {
     /// A change is about to be made.
     Change,
-    /// Something may have happened. Where nothing has but counts, nothing is written for five minutes.
+    /// Something may have happened. If only counters have changed, nothing is written for five minutes.
     Refresh,
-    /// The whole state is wanted in one file: at the start and at the end.
+    /// The whole state must be in one file: at the start and at the end.
     Whole,
 }
 
 impl StateFile {
-    /// Takes the file at `path` for this process, making its directory where that is missing.
+    /// Locks the file at `path` for this process, and makes its directory if necessary.
     ///
     /// # Errors
-    /// When another controller has it, and where the kernel refuses; the path is named.
+    /// If another controller has it, and when the kernel refuses; the error names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot keep the state in {}", path.display());
         if let Some(directory) = path.parent() {
@@ -139,7 +140,6 @@ impl StateFile {
         create(&new).and_then(|_| fs::remove_file(&new))
     }
 
-    /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -148,7 +148,7 @@ impl StateFile {
     /// Reads the state.
     ///
     /// # Errors
-    /// When there is one and it cannot be used, nor the one before: what is wrong with them, and the way out.
+    /// If neither the current state nor the previous one is usable: what is wrong with them, and what to do.
     pub fn load(&mut self) -> anyhow::Result<Loaded> {
         let previous = with_suffix(&self.path, "previous");
         let (path, before) = (self.path.display(), previous.display());
@@ -189,10 +189,10 @@ impl StateFile {
         )
     }
 
-    /// Has the files say `state`; they do when this returns.
+    /// Writes `state` durably before it returns.
     ///
     /// # Errors
-    /// Where the kernel refuses; the files then say what they said.
+    /// If the kernel refuses; the files then are as before.
     pub fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()> {
         let before = self.written.take().filter(|_| occasion != Occasion::Whole);
         let Some(mut written) = before else { return self.keep_whole(state) };
@@ -228,7 +228,7 @@ impl StateFile {
         format!("cannot write the state file {}", self.path.display())
     }
 
-    /// Replaces the state; gives its checksum and its length in bytes.
+    /// Replaces the state; returns its checksum and its size in bytes.
     fn save(
         &mut self,
         state: &SavedState<impl Serialize, impl Serialize, impl Serialize>,
@@ -251,13 +251,13 @@ impl StateFile {
         }
         fs::rename(&new, &self.path)?;
         sync_directory(&self.path)?;
-        // It belongs to the state before, and says so.
+        // It belongs to the previous state, as its contents show.
         let _ = remove(&journal);
         Ok(written)
     }
 }
 
-/// Whether the wall clock has gone on from one moment to the other as the machine has.
+/// Whether the wall clock has advanced from one moment to the other like the uptime.
 fn goes_on(from: Option<&SavedClock>, to: Option<&SavedClock>) -> bool {
     match (from, to) {
         (None, None) => true,
@@ -269,7 +269,7 @@ fn goes_on(from: Option<&SavedClock>, to: Option<&SavedClock>) -> bool {
     }
 }
 
-/// A file for its owner alone: it may hold the hash key.
+/// Creates a file for its owner only, because it may contain the hash key.
 fn create(path: &Path) -> io::Result<File> {
     remove(path)?;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
@@ -282,18 +282,18 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Has `previous` be what is at `path`, which stays; nothing if there is nothing.
+/// Makes `previous` a link to the file at `path`, which stays; does nothing if there is none.
 fn keep(path: &Path, previous: &Path) -> io::Result<()> {
     remove(previous)?;
     match fs::hard_link(path, previous) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Not every file system has links.
+        // Some file systems have no links.
         Err(_) => fs::copy(path, previous).map(drop),
         Ok(()) => Ok(()),
     }
 }
 
-/// Has the directory of `path` be on disk as it is.
+/// Makes the directory of `path` durable on disk.
 fn sync_directory(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
@@ -305,7 +305,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The state in the file at `path` and its journal, and what of the latter is of no use.
+/// Reads the state in the file at `path` with its journal, and what is unusable in the journal.
 fn read(path: &Path) -> Result<(SavedState, Option<String>), Bad> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {

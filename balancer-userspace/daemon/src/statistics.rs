@@ -1,7 +1,7 @@
-//! Watching: who is heavy, what was counted a minute and an hour ago, what somebody should look at.
+//! Statistics from observation: heavy clients, counts of a minute and an hour ago, and matters that need attention.
 //!
-//! A task of its own looks into the ring of samples four times a second, asks the controller for a snapshot every ten
-//! seconds, and shares what comes of it with whoever reads a snapshot later.
+//! A separate task reads the ring of samples four times a second, requests a snapshot from the controller every ten
+//! seconds, and adds its results to later snapshots.
 
 mod file;
 
@@ -43,23 +43,23 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// How often the ring is looked into.
+/// The interval for reading the ring.
 const LOOK: Duration = Duration::from_millis(250);
-/// How often what was sampled fades.
+/// The interval for fading samples.
 const FADE: Duration = Duration::from_secs(1);
-/// How soon a service that nobody has heard of is asked about.
+/// The delay before asking about an unknown service.
 const ASK: Duration = Duration::from_secs(1);
-/// Fewer samples of a backend's packets tell nothing of who is heavy.
+/// With fewer samples of a backend's packets, heavy clients cannot be determined.
 const ENOUGH_SAMPLES: f64 = 64.0;
-/// How long the log is silent about a client that it has named.
+/// How long the log stays silent about a client that it has named.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// The largest number of backends with shares in the file. With more it would become too large: their shares begin anew
-/// with each process.
+/// The maximum number of backends with shares in the file. With more, the file would become too large, and their shares
+/// begin anew with each process.
 const SHARES_KEPT: usize = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A client with a line that says what is the matter with it.
+/// A client with a line about its problem.
 pub(crate) type Named = (IpAddr, String);
 
 /// The last hour of a service.
@@ -70,11 +70,11 @@ struct Past {
     traffic: Arc<TrafficHistory>,
 }
 
-/// The statistics seen so far.
+/// The statistics so far.
 #[derive(Debug)]
 pub struct Statistics {
     started: Instant,
-    /// How long the machine had run then.
+    /// The machine's uptime at that moment.
     uptime: Duration,
     seen: Mutex<Seen>,
 }
@@ -82,33 +82,33 @@ pub struct Statistics {
 #[derive(Debug, Default)]
 struct Seen {
     settings: StatisticsConfig,
-    /// By service: its client prefix, and who is heavy.
+    /// The client prefix and the heavy clients of each service.
     services: HashMap<ServiceId, (ClientPrefix, Arc<Top>)>,
-    /// The other parts of services of both families, by their first.
+    /// For each service with both address families, maps its first part to the other part.
     parts: HashMap<ServiceId, ServiceId>,
-    /// By name: ids may be others' after a restart.
+    /// Histories by name, because ids may change with a restart.
     histories: HashMap<String, Past>,
-    /// Where they are kept for the next controller.
+    /// The file that keeps them for the next controller.
     file: Option<HistoryFile>,
     warnings: HashMap<ServiceId, Vec<String>>,
-    /// Clients that their backends answer past the balancer.
+    /// Clients that their backends reply to directly, bypassing the balancer.
     near: HashMap<ServiceId, Vec<String>>,
-    /// Where proposals are told.
+    /// The history for suggestions.
     events: Option<Events>,
     /// When the log last named a client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
 }
 
 impl Statistics {
-    /// Nothing seen yet.
+    /// Starts without statistics.
     #[must_use]
     pub fn new(settings: StatisticsConfig) -> Self {
         let seen = Seen { settings, ..Seen::default() };
         Self { started: Instant::now(), uptime: uptime(), seen: Mutex::new(seen) }
     }
 
-    /// Keeps the last hour beside `state_file`. If the kernel's counters were `adopted` from another process, so is what is
-    /// there.
+    /// Keeps the last hour beside `state_file`, and continues it if the kernel's counters were `adopted` from another
+    /// process.
     #[must_use]
     pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool, supervisor: &Supervisor) -> Self {
         let this = Self::new(settings);
@@ -121,17 +121,17 @@ impl Statistics {
         this
     }
 
-    /// Tells proposals to `events` from now on.
+    /// Reports suggestions to `events` from now on.
     pub fn tell(&self, events: Events) {
         self.seen().events = Some(events);
     }
 
-    /// From now on these settings hold.
+    /// Sets the settings.
     pub fn set(&self, settings: StatisticsConfig) {
         self.seen().settings = settings;
     }
 
-    /// From now on the last hour is kept beside `state_file`, or is not.
+    /// Starts or stops keeping the last hour beside `state_file`.
     pub fn keep(&self, state_file: Option<&PathBuf>, supervisor: &Supervisor) {
         let mut seen = self.seen();
         match state_file {
@@ -144,7 +144,7 @@ impl Statistics {
         }
     }
 
-    /// From now on it is these clients that their backends answer past the balancer, by a part of their service.
+    /// Replaces the set of clients that their backends reply to directly, by a part of their service.
     pub(crate) fn name_near_clients(&self, clients: HashMap<ServiceId, Vec<Named>>) {
         let (mut seen, now) = (self.seen(), Instant::now());
         seen.near.clear();
@@ -164,7 +164,7 @@ impl Statistics {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what was seen to the services of a snapshot.
+    /// Adds the statistics to the services of a snapshot.
     #[must_use]
     pub fn complete(self: Arc<Self>, snapshot: Snapshot<Coming>) -> Snapshot<Coming> {
         let now = self.now();
@@ -182,7 +182,7 @@ impl Statistics {
         snapshot.map(|services| Coming::new(services.map(complete)))
     }
 
-    /// Watches until the controller is gone.
+    /// Observes until the controller is gone.
     pub async fn watch(self: Arc<Self>, mut samples: RingBuf<MapData>, calls: Calls) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +207,7 @@ impl Statistics {
             }
             if let Ok(Ok(snapshot)) = answer.await {
                 let this = Arc::clone(&self);
-                // There may be sixty thousand backends, and nobody else has to wait for their counters.
+                // There may be sixty thousand backends, and no other task should wait for their counters.
                 if spawn_blocking(move || this.note(snapshot.services, step, now)).await.is_err() {
                     return;
                 }
@@ -218,7 +218,7 @@ impl Statistics {
         }
     }
 
-    /// Counts what is in the ring; whether some of it was of services not heard of.
+    /// Counts the samples in the ring. Returns whether some belong to unknown services.
     fn take(&self, samples: &mut RingBuf<MapData>) -> bool {
         let mut seen = self.seen();
         let mut strangers = false;
@@ -260,7 +260,7 @@ impl Statistics {
     }
 }
 
-/// The counts of all services at one time, as they are kept.
+/// The counts of all services at one time, for storing.
 struct Step {
     at: Duration,
     moment: Moment,
@@ -305,7 +305,7 @@ impl Seen {
         }
     }
 
-    /// Looks for heavy clients of a service, which is heard of from now on.
+    /// Finds heavy clients of a service, which becomes known by this.
     fn note(&mut self, service: &ServiceSnapshot, now: Instant) {
         let id = first(service);
         let (prefix, top) = self.services.entry(id).or_insert_with(|| (service.client_prefix, Arc::default()));
@@ -324,7 +324,7 @@ impl Seen {
         self.warnings.insert(id, proposed.into_iter().chain(heavy).map(|(_, text)| text).collect());
     }
 
-    /// Tells of clients of a service for which a rule is proposed, once in a while each.
+    /// Reports clients for which a rule is suggested, each from time to time.
     fn propose(&mut self, id: ServiceId, service: &str, clients: &[Named], now: Instant) {
         for (client, text) in clients {
             let Entry::Vacant(unnamed) = self.named.entry((id, *client)) else { continue };
@@ -338,7 +338,7 @@ impl Seen {
         }
     }
 
-    /// Has the log name clients of a service that it has not named of late.
+    /// Logs clients of a service that were not named recently.
     fn name(&mut self, id: ServiceId, clients: &[Named], now: Instant) {
         for (client, text) in clients {
             if let Entry::Vacant(unnamed) = self.named.entry((id, *client)) {
@@ -365,7 +365,7 @@ impl Seen {
         }
     }
 
-    /// Whether the service is known.
+    /// Counts a sample. Returns whether its service is known.
     fn count(&mut self, sample: &Sample) -> bool {
         let Some(first) = self.parts.get(&ServiceId(sample.service)) else { return false };
         let Some((prefix, top)) = self.services.get_mut(first) else { return false };
@@ -379,8 +379,8 @@ fn first(service: &ServiceSnapshot) -> ServiceId {
     service.ids.first().copied().unwrap_or(ServiceId(u16::MAX))
 }
 
-/// Clients that send `least` or more of their backends' bytes, each with a line that says so and what would help. With
-/// `least` 0 nobody.
+/// Clients that send at least the fraction `least` of their backends' bytes, each with a line that says so and suggests
+/// a remedy. With `least` 0, none.
 fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named> {
     if least <= 0.0 {
         return Vec::new();
@@ -405,7 +405,7 @@ fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named>
 }
 
 /// Clients without a rule that send more than `spread_heavy` of a service's bytes, each with a line that says so and
-/// the rule that would help.
+/// suggests the rule.
 fn proposals((name, prefixes): (&str, ClientPrefix), rule: &SpreadHeavy, top: &Top) -> Vec<Named> {
     if top.total().packets < ENOUGH_SAMPLES {
         return Vec::new();

@@ -1,6 +1,6 @@
-//! The tasks and threads that the balancer cannot be without. When one of them ends, the process is to end as well, with
-//! the reason: with `on_exit = "keep"` the kernel goes on steering, and a service manager starts another balancer. One
-//! that went on without health checks, or without its control socket, would look well and be of no use.
+//! Supervision of essential tasks and threads. When one of them ends, the process ends as well, with the reason: with
+//! `on_exit = "keep"` the kernel continues to steer, and a service manager starts another balancer. A balancer that
+//! continued without health checks or without its control socket would look healthy but be useless.
 
 use std::{
     any::Any,
@@ -19,20 +19,20 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-/// Starts tasks and threads, and hears of their end. Clones tell the same [`Endings`]; one that is made by `default` tells
-/// nobody.
+/// Starts tasks and threads, and reports their end. Clones report to the same [`Endings`]; one made by `default`
+/// reports to none.
 #[derive(Clone, Debug)]
 pub struct Supervisor(mpsc::UnboundedSender<Ended>);
 
-/// Those that ended, though nobody wanted them to.
+/// Unexpected ends of tasks and threads.
 #[derive(Debug)]
 pub struct Endings {
     receiver: mpsc::UnboundedReceiver<Ended>,
-    /// So that there is always somebody who may tell.
+    /// It keeps the channel open.
     _supervisor: Supervisor,
 }
 
-/// The end of a supervised task, and why it ended.
+/// The end of a supervised task, with the reason.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} ended: {why}")]
 pub struct Ended {
@@ -47,7 +47,7 @@ impl Default for Supervisor {
 }
 
 impl Endings {
-    /// The next.
+    /// Waits for the next unexpected end.
     pub async fn next(&mut self) -> Ended {
         match self.receiver.recv().await {
             Some(ended) => ended,
@@ -57,7 +57,7 @@ impl Endings {
 }
 
 impl Supervisor {
-    /// With the end at which it tells.
+    /// Makes a supervisor with its receiver.
     #[must_use]
     pub fn new() -> (Self, Endings) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -65,7 +65,7 @@ impl Supervisor {
         (this.clone(), Endings { receiver, _supervisor: this })
     }
 
-    /// Starts a task on the current runtime, called `what` in the plural or as a name.
+    /// Starts a task on the current runtime; `what` is a plural or a name.
     pub fn spawn<T, F>(&self, what: &'static str, task: F) -> Task<T>
     where
         T: Send + 'static,
@@ -88,7 +88,7 @@ impl Supervisor {
         Task { wanted, abort, outer }
     }
 
-    /// Starts a task that ends with whoever holds what this gives.
+    /// Starts a task that ends when the returned value is dropped.
     pub fn attend(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Attended<()> {
         Attended(self.spawn(what, async {
             task.await;
@@ -96,17 +96,17 @@ impl Supervisor {
         }))
     }
 
-    /// Starts a thread of the name `what`.
+    /// Starts a thread named `what`.
     ///
     /// # Errors
-    /// When there can be no more threads.
+    /// If the system allows no more threads.
     pub fn thread(&self, what: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
         let (told, wanted) = (self.0.clone(), Expected::default());
         let theirs = wanted.clone();
         // The kernel keeps fifteen bytes of a name.
         let handle =
             thread::Builder::new().name(what.trim_start_matches("the ").replace(' ', "-")).spawn(move || {
-                // Whatever it left broken is not looked at again: the process ends.
+                // Broken state after a panic is never used again, because the process ends.
                 let why = match panic::catch_unwind(AssertUnwindSafe(run)) {
                     Ok(()) => "without a reason".to_owned(),
                     Err(payload) => panicked(payload.as_ref()),
@@ -123,7 +123,7 @@ impl Threads for Supervisor {
     }
 }
 
-/// Whether somebody wants it to end.
+/// Whether the end is expected.
 #[derive(Clone, Debug, Default)]
 struct Expected(Arc<AtomicBool>);
 
@@ -134,13 +134,13 @@ impl Expected {
 
     fn tell(&self, told: &mpsc::UnboundedSender<Ended>, what: &'static str, why: String) {
         if !self.0.load(Ordering::Acquire) {
-            // Nobody listens while the process ends.
+            // While the process ends, the receiver may be gone.
             let _ = told.send(Ended { what, why });
         }
     }
 }
 
-/// A running task. It goes on when this is dropped.
+/// A running task. Dropping this does not end it.
 #[derive(Debug)]
 pub struct Task<T> {
     wanted: Expected,
@@ -149,18 +149,18 @@ pub struct Task<T> {
 }
 
 impl<T> Task<T> {
-    /// From now on its end is nobody's concern.
+    /// Declares that its end is expected from now on.
     pub fn release(&self) {
         self.wanted.set();
     }
 
-    /// Ends it where it is.
+    /// Aborts the task.
     pub fn abort(&self) {
         self.release();
         self.abort.abort();
     }
 
-    /// Waits for its end, which is wanted. `None` if it failed.
+    /// Waits for a task that is expected to finish. `None` if it failed.
     pub async fn ended(self) -> Option<T> {
         self.release();
         self.outer.await.ok().flatten()
@@ -177,7 +177,7 @@ impl<T> Drop for Attended<T> {
     }
 }
 
-/// A running thread. It goes on when this is dropped.
+/// A running thread. Dropping this does not end it.
 #[derive(Debug)]
 pub struct Thread {
     wanted: Expected,
@@ -185,15 +185,15 @@ pub struct Thread {
 }
 
 impl Thread {
-    /// From now on its end is nobody's concern.
+    /// Declares that its end is expected from now on.
     pub fn release(&self) {
         self.wanted.set();
     }
 
-    /// Waits for its end, which is wanted.
+    /// Waits for a thread that is expected to finish.
     pub fn join(self) {
         self.release();
-        // It catches its panics, and has told of them.
+        // The thread catches and reports its own panics.
         let _ = self.handle.join();
     }
 }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_ends_fails_or_panics_is_told_with_its_reason() {
+    async fn when_a_task_ends_fails_or_panics_then_it_is_told_with_its_reason() {
         let (supervisor, mut endings) = Supervisor::new();
         let _running = supervisor.spawn::<(), _>("the control socket", pending());
         let _ended = supervisor.spawn("the next hops", async { Ok(7) });
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thread_that_ends_or_panics_is_told_with_its_reason() {
+    async fn when_a_thread_ends_or_panics_then_it_is_told_with_its_reason() {
         let (supervisor, mut endings) = Supervisor::new();
         let _ended = supervisor.thread("the health checks", || {}).unwrap();
         assert_eq!(told(&mut endings).await, "the health checks ended: without a reason");
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_that_is_wanted_is_not_told() {
+    async fn when_an_end_is_expected_then_it_is_not_told() {
         let (supervisor, mut endings) = Supervisor::new();
         supervisor.spawn::<(), _>("one", pending()).abort();
         let (stop, stopped) = oneshot::channel::<()>();

@@ -1,4 +1,4 @@
-//! Traces: the program that tells of packets takes the place of the other as long as somebody asks what it has told.
+//! Traces: the tracing program replaces the plain one as long as a client keeps polling for packets.
 
 use std::{
     collections::VecDeque,
@@ -26,23 +26,23 @@ use tokio::{
 };
 use tracing::warn;
 
-/// How long a trace goes on while nobody asks.
+/// How long a trace continues without being polled.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often that is looked at, and the program told to go on.
+/// The interval for checking that, and for extending the program's time.
 const LOOK: Duration = Duration::from_secs(1);
-/// Packets that wait to be asked for, at most, and bytes of their frames.
+/// The maximum numbers of waiting packets, and of bytes of their frames.
 const MOST_WAITING: usize = 16_384;
 const MOST_BYTES: usize = 32 << 20;
-/// Packets of one answer, at most, and bytes of their frames.
+/// The maximum numbers of packets in one answer, and of bytes of their frames.
 const MOST_AT_ONCE: usize = 1024;
 const BYTES_AT_ONCE: usize = 8 << 20;
 
-/// A trace that is under way.
+/// A running trace.
 pub struct Trace {
-    /// Names it.
+    /// The number by which it is addressed.
     pub number: u64,
     waiting: Mutex<Waiting>,
-    /// `None`: nothing tells.
+    /// The program's settings; `None`: nothing reports.
     knobs: Mutex<Option<Knobs>>,
     lost: AtomicU64,
     ended: AtomicBool,
@@ -63,7 +63,7 @@ impl std::fmt::Debug for Trace {
 }
 
 impl Trace {
-    /// One without packets.
+    /// A trace without packets.
     #[must_use]
     pub fn silent(number: u64) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Trace {
         }
     }
 
-    /// One that is told of by `rings`, until nobody asks any more. `gone` is done then.
+    /// Starts a trace of the packets in `rings`, until it is no longer polled. Then it calls `gone`.
     pub(crate) fn begin(
         number: u64,
         (rings, mut knobs): (Vec<Ring>, Knobs),
@@ -100,7 +100,7 @@ impl Trace {
         Ok(this)
     }
 
-    /// The packets that have come since it was asked last, waiting up to `wait` for the first.
+    /// Returns the packets since the last call, waiting up to `wait` for the first.
     pub(crate) async fn take(&self, wait: Duration) -> Vec<TracedPacket> {
         let news = self.news.notified();
         tokio::pin!(news);
@@ -113,7 +113,7 @@ impl Trace {
         self.take_now()
     }
 
-    /// Has the counters of these backends compared as well.
+    /// Adds the counters of these backends to those compared.
     pub(crate) fn watch(&self, hops: &[HopView]) {
         let ids = hops.iter().filter(|hop| hop.in_use).map(|hop| hop.id);
         if let Err(error) = self.turn(|knobs| knobs.watch(ids)) {
@@ -129,12 +129,12 @@ impl Trace {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends it before its time.
+    /// Ends the trace early.
     pub(crate) fn end(&self) {
         self.end.notify_one();
     }
 
-    /// Has the program tell, as long as somebody asks.
+    /// Keeps the program reporting while the trace is polled.
     async fn go_on(&self) {
         let mut looks = interval(LOOK);
         loop {
@@ -187,15 +187,15 @@ impl Trace {
     }
 }
 
-/// Whoever panicked did not hold it in the middle of a change.
+/// Locks; a panicking thread did not hold the lock during a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes what one CPU's program tells, as long as there is the trace.
+/// Reads one CPU's reports while the trace exists.
 async fn follow(mut ring: AsyncFd<Ring>, trace: Weak<Trace>) {
     loop {
-        // Also looked at now and then, because the trace may have ended.
+        // The wait is limited because the trace may have ended.
         let ready = timeout(LOOK, ring.readable_mut()).await;
         let Some(trace) = trace.upgrade().filter(|trace| !trace.has_ended()) else { return };
         let Ok(ready) = ready else { continue };

@@ -1,5 +1,4 @@
-//! Entry points for data that others send, one function for each reader of it: for fuzz targets, and for the replay of
-//! what they found.
+//! Entry points for untrusted data, one function for each parser: for fuzz targets, and for replaying their findings.
 
 use std::{io, net::SocketAddr};
 
@@ -10,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use crate::neighbours::heard as netlink;
 use crate::{api_server, call::Calls, prober, state_file};
 
-/// The bytes of a state file.
+/// Parses the bytes of a state file.
 ///
 /// # Errors
 /// The fault in them.
@@ -18,24 +17,24 @@ pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
     state_file::open_sealed(bytes).map_err(|bad| bad.to_string())
 }
 
-/// The bytes of the journal of a state that is under this checksum: `state` becomes what they make of it.
+/// Applies the bytes of a journal to `state`, which has this checksum.
 ///
 /// # Errors
-/// The fault in them; all records before it have been taken.
+/// The fault in them; all records before it have been applied.
 pub fn journal(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
     state_file::replay_lines(state, checksum, bytes)
 }
 
-/// A state file of `version` with this body, under the right checksum.
+/// Seals a state file of `version` with this body under the right checksum.
 #[must_use]
 pub fn sealed(version: u32, body: &str) -> String {
     state_file::sealed(version, body)
 }
 
-/// Returns a check's verdict on what comes over `stream`, a connection to `target`.
+/// Returns a check's verdict on data from `stream`, a connection to `target`.
 ///
 /// # Errors
-/// When this machine lacks the means.
+/// If this machine lacks the means.
 pub async fn answer(
     target: SocketAddr,
     check: &HttpCheck,
@@ -44,7 +43,7 @@ pub async fn answer(
     prober::ask_over(target, check, stream).await
 }
 
-/// A connection to the control socket, to its end.
+/// Serves a connection to the control socket until its end.
 pub async fn control(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
     api_server::serve_one(stream, calls).await;
 }

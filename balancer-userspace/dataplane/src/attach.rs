@@ -1,4 +1,4 @@
-//! Attaching the program to interfaces, and saying what stands in the way.
+//! Attaching the program to interfaces, and reporting what prevents it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ use super::{
     telling::{self, Filter, Knobs, Ring},
 };
 
-/// Where the program is.
+/// The place where the program is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// The interface's name.
@@ -40,18 +40,18 @@ pub struct Attachment {
     pub ifindex: u32,
     /// Whether the driver runs the program; otherwise the kernel's generic hook does.
     pub native: bool,
-    /// The indices of the members, if it is a bond or team: packets may come in by these.
+    /// The indices of the members of a bond or team, by which packets may arrive.
     pub parts: BTreeSet<u32>,
-    /// The same, and what it was made of: their counters are its own, so that those never fall.
+    /// The members, and former members: their counters belong to the interface, so that its counters never fall.
     pub counted: BTreeSet<u32>,
 }
 
-/// So many parts that have left are counted, the latest.
+/// The maximum number of former members that are counted, the most recent ones.
 const COUNTED_PARTS: usize = 32;
 
 impl Attachment {
-    /// Takes note of its parts. `counting` are the ways in of all attachments: a part that has left and counts elsewhere is that
-    /// one's.
+    /// Updates the counted members. `counting` are the ingress indices of all attachments: a former member that counts
+    /// for another attachment belongs to that one.
     pub fn count_parts(&mut self, counting: &BTreeSet<u32>) {
         let Self { parts, counted, .. } = self;
         counted.retain(|part| !parts.contains(part) && !counting.contains(part));
@@ -67,7 +67,7 @@ impl Attachment {
         if self.native { "native" } else { "generic" }
     }
 
-    /// The indices that packets which the program sees there come in by.
+    /// The ingress indices of the packets that the program sees on this attachment.
     pub fn ways_in(&self) -> impl Iterator<Item = u32> {
         std::iter::once(self.ifindex).chain(self.parts.iter().copied())
     }
@@ -76,32 +76,32 @@ impl Attachment {
 /// An interface with the program on it.
 #[derive(Debug)]
 pub struct Attached {
-    /// Which, and how.
+    /// The attachment.
     pub at: Attachment,
-    /// Whether it was attached by an earlier controller, and only the program was replaced.
+    /// Whether an earlier controller attached it, so that only the program was replaced.
     pub adopted: bool,
-    /// The present name of the interface.
+    /// The current name of the interface.
     called: String,
-    /// Closed when this is dropped: the program is then off the interface, unless the link is pinned.
+    /// Closing the link takes the program off the interface, unless the link is pinned.
     link: Option<XdpLink>,
     pin: Option<PathBuf>,
-    /// The merging of packets, which generic mode must not have: switched off until the program is off.
+    /// Packet merging, which generic mode does not support, switched off while the program is attached.
     offload: Option<SwitchedOff>,
-    /// The same of the stripping of VLAN tags, by interface: this one, or what it is made of. `None`: it is off anyway, or
+    /// VLAN tag stripping, switched off by interface: this one, or its lower devices. `None`: it was off already, or
     /// cannot be switched.
     tags: BTreeMap<u32, Option<SwitchedOff>>,
-    /// Attached before the program, and taken off after it.
+    /// Attached before the program and detached after it.
     classifiers: Vec<OnInterface>,
 }
 
 impl Attached {
-    /// Returns the present name of the interface.
+    /// Returns the current name of the interface.
     #[must_use]
     pub fn called(&self) -> &str {
         &self.called
     }
 
-    /// The interface has this name now.
+    /// Records the new name of the interface.
     pub fn call(&mut self, name: String) {
         if let Some(offload) = &mut self.offload {
             offload.follow(&name);
@@ -109,19 +109,20 @@ impl Attached {
         self.called = name;
     }
 
-    /// Whether this process switched the interface's receive offload off, or has taken that over.
+    /// Whether this process has switched the interface's receive offload off, or has taken that over.
     #[must_use]
     pub const fn receive_offload_off(&self) -> bool {
         self.offload.is_some()
     }
 
-    /// Interfaces of which this process has switched the stripping of VLAN tags off, or has taken that over.
+    /// Interfaces whose VLAN tag stripping this process has switched off, or has taken over as switched off.
     pub fn keep_tags(&self) -> impl Iterator<Item = &str> {
         self.tags.values().flatten().map(SwitchedOff::interface)
     }
 
-    /// Switches off, or keeps off, the offloads that merge packets or take tags off: `tagged` carry VLANs, by index and
-    /// name. Interfaces that an earlier process has told to keep tags are taken out of `inherited`.
+    /// Switches off, and keeps off, the offloads that merge packets or strip tags; `tagged` are the interfaces that
+    /// carry VLANs, by index and name. Removes from `inherited` the interfaces whose tag stripping an earlier process
+    /// switched off.
     pub fn settle_offloads(&mut self, tagged: &BTreeMap<u32, String>, inherited: &mut Vec<String>) {
         match &self.offload {
             Some(offload) => offload.again(),
@@ -146,8 +147,8 @@ impl Attached {
         }
     }
 
-    /// Takes over that an earlier process has switched the receive offload off. Where generic mode is gone, it is switched
-    /// on again.
+    /// Takes over the receive offload that an earlier process switched off. If the mode is no longer generic, it is
+    /// switched on again.
     pub fn take_over_receive_offload(&mut self) {
         if self.offload.is_none() {
             let offload = SwitchedOff::left_off(Offload::Merging, self.called.clone());
@@ -155,14 +156,14 @@ impl Attached {
         }
     }
 
-    /// Has another program take the place of the one that runs, in one step.
+    /// Replaces the running program by another in one step.
     fn replace(&mut self, program: &mut Xdp) -> anyhow::Result<()> {
         let name = &self.at.name;
         let link = self.link.take().with_context(|| format!("the program of {name} is off"))?;
         let replaced = program.attach_to_link(link);
         let id = match (&replaced, &self.pin) {
             (Ok(_), _) => replaced?,
-            // The link that it refuses is closed.
+            // Dropping the link that refuses closes it.
             (Err(_), Some(pin)) => {
                 self.link = Some(open_link(pin, name)?);
                 return replaced.map(drop).with_context(|| format!("replacing the program of {name}"));
@@ -177,16 +178,16 @@ impl Attached {
         Ok(())
     }
 
-    /// Leaves everything as it is for the next controller.
+    /// Leaves everything in place for the next controller.
     pub fn leave(self) {
         self.classifiers.into_iter().for_each(OnInterface::leave);
         self.offload.into_iter().chain(self.tags.into_values().flatten()).for_each(SwitchedOff::leave_off);
     }
 
-    /// Takes the program off.
+    /// Detaches the program.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn detach(self) -> anyhow::Result<()> {
         let off =
             self.pin.as_deref().map_or(Ok(()), take_off).with_context(|| format!("detaching from {}", self.at.name));
@@ -195,7 +196,7 @@ impl Attached {
         off
     }
 
-    /// Has it outlive this process.
+    /// Pins the link, so that it outlives this process.
     fn pin(&mut self, links: &LinkPins) -> anyhow::Result<()> {
         let link = self.link.take().context("the program is off")?;
         let path = links.link(self.at.ifindex, self.at.native);
@@ -205,7 +206,7 @@ impl Attached {
         self.classifiers.iter_mut().try_for_each(|classifier| classifier.pin(self.at.ifindex, links))
     }
 
-    /// Forgets it: the interface is gone.
+    /// Forgets an interface that no longer exists.
     pub fn let_go(mut self) {
         if let Some(Err(error)) = self.pin.as_deref().map(take_off) {
             warn!("interface {}: {error:#}", self.at.name);
@@ -215,12 +216,13 @@ impl Attached {
     }
 }
 
-/// The loaded program, to be attached to interfaces. That may take a driver a while, so it is apart from what writes maps.
+/// The loaded program, ready to be attached to interfaces. Attaching may take a driver a while, so it is separate from
+/// the code that writes maps.
 pub struct Attacher {
     ebpf: Ebpf,
-    /// Maps to be pinned if the data path is to outlive this process.
+    /// Maps to pin if the data path is to outlive this process.
     maps: Vec<(&'static str, MapData)>,
-    /// Where links are pinned, if they are to be.
+    /// The directory for pinned links, if they are to be pinned.
     links: Option<LinkPins>,
     interface_multiplier: u32,
     handover_key: u64,
@@ -237,10 +239,10 @@ impl Attacher {
         Self { ebpf, maps, links, interface_multiplier, handover_key }
     }
 
-    /// Pins the maps, the links `attached`, and those to come, in a directory of pins that is new.
+    /// Pins the maps, the links in `attached` and all later links in a new directory of pins.
     ///
     /// # Errors
-    /// When the kernel refuses. [`unpin`](Self::unpin) then.
+    /// If the kernel refuses; call [`unpin`](Self::unpin) then.
     pub fn pin(&mut self, pins: &Pins, attached: &mut [Attached]) -> anyhow::Result<()> {
         for (name, map) in &self.maps {
             map.pin(pins.map(name)).with_context(|| format!("pinning the map {name}"))?;
@@ -249,7 +251,7 @@ impl Attacher {
         attached.iter_mut().try_for_each(|attached| attached.pin(links))
     }
 
-    /// The pins are removed, or about to be: nothing counts on them.
+    /// Forgets the pins, which are removed or about to be.
     pub fn unpin(&mut self, attached: &mut [Attached]) {
         self.links = None;
         for attached in attached {
@@ -258,10 +260,10 @@ impl Attacher {
         }
     }
 
-    /// Attaches the program to an interface; it is on those with the indices `others`.
+    /// Attaches the program to an interface; it is already attached to the interfaces with the indices `others`.
     ///
     /// # Errors
-    /// When another program is attached, or no allowed mode works: one line that says what to do.
+    /// If another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
         self.tell_apart(name, ifindex, others)?;
         let links = self.links.as_ref();
@@ -275,10 +277,11 @@ impl Attacher {
         Ok(Attached { classifiers, ..attached })
     }
 
-    /// Has the program tell of packets, on all these interfaces: a ring for each CPU, and what the program is told.
+    /// Replaces the program by the tracing program on all these interfaces. Returns a ring for each CPU, and the
+    /// tracing settings.
     ///
     /// # Errors
-    /// When the kernel refuses the program or has no rings. Packets are steered as before then.
+    /// If the kernel refuses the program or offers no rings. Packets are then steered as before.
     pub fn tell(&mut self, attached: &mut [Attached], filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
         let prepared = telling::prepare(&self.ebpf, filter)?;
         let program = telling::program(&mut self.ebpf)?;
@@ -294,21 +297,21 @@ impl Attacher {
         }
     }
 
-    /// Has the program that tells replaced by the one that does not.
+    /// Replaces the tracing program by the plain one.
     pub fn tell_no_more(&mut self, attached: &mut [Attached]) {
         let replaced = program(&mut self.ebpf).and_then(|program| {
             attached.iter_mut().map(|attached| attached.replace(program)).fold(Ok(()), Result::and)
         });
-        // What could not be replaced tells no more either: nobody puts its end off.
+        // A program that could not be replaced stops reporting as well, because its deadline is no longer extended.
         if let Err(error) = replaced {
             warn!("the program that tells of packets stays: {error:#}");
         }
     }
 
-    /// Whether an interface's counters can be beside those of the interfaces `others`.
+    /// Checks whether an interface can have counters separate from those of the interfaces `others`.
     ///
     /// # Errors
-    /// When they cannot.
+    /// If it cannot.
     pub fn tell_apart(&self, name: &str, ifindex: u32, others: &[u32]) -> anyhow::Result<()> {
         let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
         if others.iter().any(|&other| row(other) == row(ifindex)) {
@@ -318,11 +321,11 @@ impl Attacher {
     }
 }
 
-/// Attaches `program` to an interface. With `pins`, the link that an earlier controller left there is taken over, and the
-/// program that runs is replaced in one step; a new link is pinned.
+/// Attaches `program` to an interface. With `pins`, it takes over the link that an earlier controller left there and
+/// replaces the running program in one step, or pins the new link.
 ///
 /// # Errors
-/// When another program is attached, or no allowed mode works: one line that says what to do.
+/// If another program is attached, or no allowed mode works: one line that says what to do.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &str,
@@ -380,12 +383,12 @@ fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> any
     }
 }
 
-/// Replaces the program behind a pinned link. `None`: its interface is gone, and the pin with it.
+/// Replaces the program behind a pinned link. `None`: the interface no longer exists, and the pin is removed.
 fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<XdpLink>> {
     let link = open_link(&pin.path, name)?;
     match program.attach_to_link(link) {
         Ok(id) => Ok(Some(program.take_link(id).with_context(|| format!("interface {name}"))?)),
-        // The interface it was made for is gone; this is another one with its index.
+        // The link's interface no longer exists; this is another one with the same index.
         Err(error) if errno(&error) == Some(libc::ENOLINK) => {
             take_off(&pin.path)?;
             Ok(None)
@@ -404,7 +407,7 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
     Ok(XdpLink::try_from(FdLink::from(link.pin(path)?))?)
 }
 
-/// Takes the program off all these interfaces.
+/// Detaches the program from all these interfaces.
 ///
 /// # Errors
 /// The first failure, after all were tried.

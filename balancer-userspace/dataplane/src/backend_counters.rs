@@ -1,11 +1,11 @@
-//! The counters of many backends, to be read away from the task that owns the controller.
+//! Counters of many backends, readable outside the task that owns the controller.
 
 use balancer_common::map_types::BackendStats;
 use balancer_core::io::BackendId;
 
 use super::cpu_rows::CpuRows;
 
-/// Reads counters of backends.
+/// A reader for the counters of backends.
 #[derive(Debug)]
 pub struct BackendCounters(CpuRows<BackendStats>);
 

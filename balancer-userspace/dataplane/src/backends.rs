@@ -20,11 +20,11 @@ use super::{
     mapped::MappedArray,
 };
 
-/// Two rows for each backend, one of them in use.
+/// Two rows for each backend, one of which is in use.
 pub(super) struct Backends {
     rows: MappedArray<BackendRows>,
     grace_periods: Arc<GracePeriods>,
-    /// Before these are over, packets may read the row that is not in use any more.
+    /// Grace periods after which packets no longer read the row that went out of use.
     replaced: HashMap<BackendId, Grace>,
 }
 
@@ -33,7 +33,7 @@ impl Backends {
         Ok(Self { rows: MappedArray::new(map)?, grace_periods, replaced: HashMap::new() })
     }
 
-    /// Makes `row` a backend's, with `standing`: a packet sees the row before or this one.
+    /// Replaces a backend's row and `standing`: each packet sees either the old row or the new one.
     pub(super) fn write(&mut self, id: BackendId, standing: BackendStanding, row: BackendRow) {
         let index = usize::from(id.0);
         let rows = self.rows.load(index).rows;
@@ -43,7 +43,7 @@ impl Backends {
             return;
         }
         if let Some(replaced) = self.replaced.get(&id) {
-            // Only where a next hop changes twice within milliseconds.
+            // This waits only if a next hop changes twice within milliseconds.
             self.grace_periods.wait(*replaced);
         }
         let first = usize::from(!second) * size_of::<BackendRow>();
@@ -58,12 +58,12 @@ impl Backends {
         self.replaced.insert(id, self.grace_periods.begin());
     }
 
-    /// Whether a backend's known clients stay, as packets see it.
+    /// Whether packets see that a backend keeps its known clients.
     pub(super) fn keeps_known(&self, id: u16) -> bool {
         self.standing(id).flags & BACKEND_KEEPS_KNOWN != 0
     }
 
-    /// Why clients leave a backend, as packets count it.
+    /// The cause that packets count when clients leave a backend.
     pub(super) fn cause_of_moves(&self, id: u16) -> CauseIndex {
         if self.keeps_known(id) { MoveCause::Failback.into() } else { CauseIndex(self.standing(id).cause) }
     }
@@ -73,7 +73,7 @@ impl Backends {
         BackendStanding::from_word(word)
     }
 
-    /// Makes of each backend's row what `of` makes of it.
+    /// Replaces each backend's row by the result of `of`.
     pub(super) fn rewrite(&mut self, of: impl Fn(BackendRow) -> BackendRow) {
         for id in (0..self.rows.len()).filter_map(|index| u16::try_from(index).ok()).map(BackendId) {
             let rows = self.rows.load(usize::from(id.0)).rows;
@@ -87,7 +87,8 @@ impl Backends {
         }
     }
 
-    /// Nothing leads to the backend any more. Packets on their way, which have read that it serves them, still find its row.
+    /// Marks a backend that nothing refers to any more. Packets that have already read that it serves them still find
+    /// its row.
     pub(super) fn retire(&mut self, id: BackendId) {
         let before = self.standing(id.0);
         let kept = BACKEND_SECOND | BACKEND_REACHABLE | BACKEND_V6;

@@ -1,8 +1,8 @@
 //! The BPF file system, in which maps and links outlive the process that made them.
 //!
-//! Below `ip netns exec`, `/sys` is a mount of that process's own, and whatever is mounted there goes with it. So if the
-//! process lives in a mount namespace of its own, the file system is looked for, and mounted, in the namespace that it
-//! came from; a descriptor of the directory leads there from anywhere.
+//! Under `ip netns exec`, `/sys` is a mount private to that process, which disappears with it, including everything
+//! mounted below. A process with its own mount namespace therefore finds or mounts the file system in the namespace
+//! from which it was started; a descriptor of the directory gives access from any namespace.
 
 use std::{
     fs::{self, File},
@@ -23,9 +23,9 @@ use nix::{
     },
 };
 
-/// Where it is mounted by custom.
+/// The customary mount point.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
-/// The balancer's own, below its root.
+/// The balancer's own directory in it.
 pub(crate) const DIRECTORY: &str = "balancer";
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const MAGIC: FsType = FsType(0xcafe_4a11);
@@ -37,20 +37,20 @@ pub(crate) struct Bpffs {
 }
 
 impl Bpffs {
-    /// Finds it. `None`: it is mounted nowhere, so nothing was ever left in it.
+    /// Finds the file system. `None`: it is mounted nowhere, so no controller has left anything in it.
     pub(crate) fn find() -> Option<Self> {
         look(false).ok().flatten()
     }
 
-    /// Finds it, or mounts it.
+    /// Finds the file system, or mounts it.
     ///
     /// # Errors
-    /// When it is mounted nowhere and cannot be; the error gives the command.
+    /// If it is mounted nowhere and cannot be mounted; the error gives the command.
     pub(crate) fn find_or_mount() -> anyhow::Result<Self> {
         look(true)?.context("no BPF file system")
     }
 
-    /// A path to a file below the root, good in this process alone, in whatever namespace.
+    /// A path to a file below the root, valid only in this process but in every namespace.
     pub(crate) fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         Path::new("/proc/self/fd").join(self.root.as_raw_fd().to_string()).join(below)
     }
@@ -61,7 +61,7 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
         return Ok(Some(here));
     }
     match outer_mount_namespace() {
-        // A thread of its own: it cannot come back, and the others must not follow.
+        // A separate thread enters the namespace: it cannot return, and the other threads must not follow.
         Some(outer) => thread::spawn(move || {
             unshare(CloneFlags::CLONE_FS).context("leaving the shared working directory")?;
             setns(outer.as_fd(), CloneFlags::CLONE_NEWNS).context("entering the outer mount namespace")?;
@@ -74,8 +74,8 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
     }
 }
 
-/// The file system at its customary place in this thread's mount namespace, or as much of it as a service manager lets
-/// this process see: the balancer's own directory.
+/// The file system at its customary place in this thread's mount namespace, or as much of it as a service manager shows
+/// this process: the balancer's own directory.
 fn here() -> Option<Bpffs> {
     let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == MAGIC);
     let root = Path::new(MOUNT_POINT);
@@ -97,7 +97,7 @@ fn mounted() -> anyhow::Result<Bpffs> {
     here().with_context(|| format!("{MOUNT_POINT} is no BPF file system"))
 }
 
-/// The mount namespace of the nearest ancestor that is in another one than this process.
+/// The mount namespace of the nearest ancestor that does not share this process's.
 fn outer_mount_namespace() -> Option<File> {
     let own = fs::read_link("/proc/self/ns/mnt").ok()?;
     let mut process = parent("self").ok()?;

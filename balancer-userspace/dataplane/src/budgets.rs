@@ -1,9 +1,9 @@
-//! How often each CPU does what anybody from outside can have it do, by the number of CPUs.
+//! Budgets of each CPU for work that outsiders can cause, by the number of CPUs.
 
-/// In a period of 2^30 ns.
+/// Limits for a period of 2^30 ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
-    /// Senders told that a packet is too big.
+    /// "Packet too big" errors sent.
     pub errors: u32,
     /// Packets rejected with a reset or an ICMP error.
     pub rejections: u32,
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpus_share_what_the_machine_may() {
+    fn when_cpus_are_many_then_they_share_the_machines_budget() {
         assert_eq!(Budgets::of_each(0), MACHINE);
         assert_eq!(Budgets::of_each(1), MACHINE);
         assert_eq!(

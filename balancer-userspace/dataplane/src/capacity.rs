@@ -1,4 +1,4 @@
-//! How large the maps are made.
+//! The sizes of the maps.
 
 use std::sync::Arc;
 
@@ -13,25 +13,26 @@ use balancer_common::{
 use balancer_core::controller::Largest;
 use balancer_model::config::{Config, ServiceConfig};
 
-/// Backends of a `snat` service that may be this machine.
+/// The maximum number of backends of a `snat` service that are this machine.
 const MOST_LOCAL: usize = 64;
 
-/// How large the maps are made. They cannot grow while the program runs.
+/// The sizes of the maps, which cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Slots of all live tables, old ones on their way out included.
+    /// Slots of all live tables, including replaced ones that packets may still read.
     pub slots: u32,
-    /// Services, one for each family of a configured one; the ids of all are below.
+    /// Services, one for each family of a configured service; every service id is below this.
     pub services: u32,
     /// Listeners and VIP addresses.
     pub listeners: u32,
-    /// Disjoint ranges of ports.
+    /// Disjoint port ranges.
     pub ranges: u32,
-    /// Backends of `nat` services, by their listeners, and their addresses.
+    /// Return rows of `nat` backends, one for each of their listeners and addresses.
     pub returns: u32,
-    /// Rows of backends, which ids are below: a power of two.
+    /// Rows of backends, a power of two; every backend id is below this.
     pub backends: u32,
-    /// Backends that each CPU counts for itself: those with ids below this power of two. CPUs share the counters of others.
+    /// Backends with counters on each CPU: those with ids below this power of two. CPUs share the counters of the
+    /// others.
     pub counted: u32,
     /// Known clients.
     pub clients: u32,
@@ -39,19 +40,21 @@ pub struct Capacity {
     pub flows: u32,
 }
 
-/// Entries for each known client that the table is made for, so that a bucket of eight practically never overflows.
+/// Entries of the table for each known client that it is sized for, so that a bucket of eight practically never
+/// overflows.
 const ENTRIES_PER_CLIENT: u32 = 4;
-/// Where no service remembers its clients: the smallest table there is.
+/// The smallest possible table, for a configuration that remembers no clients.
 pub(super) const NOBODY: u32 = 1;
 
-/// The table's capacity in clients, divided by this, is the number of newcomers recorded a second, over all CPUs: a
-/// flood takes half a minute to fill the table, and clients that come back are established by then.
+/// The table's capacity in clients divided by this is the number of newcomers recorded a second, over all CPUs. A flood
+/// takes half a minute to fill the table, and returning clients are established by then.
 const NEWCOMERS_PART: u32 = 8;
 const FEWEST_NEWCOMERS: u32 = 4096;
 
 impl Capacity {
-    /// Newcomers to be recorded a second, where so many services remember: of each service, and of all beyond that. One
-    /// half is shared out, so that no service is starved by a flood on others; the other is whose newcomers come first.
+    /// The number of newcomers to record a second if so many services remember clients: for each service, and for all
+    /// services beyond that. One half is divided equally, so that a flood at one service cannot starve another; the
+    /// rest goes to the newcomers that come first.
     pub(super) fn newcomers(&self, services: usize) -> (u32, u32) {
         let all = (self.clients / NEWCOMERS_PART).max(FEWEST_NEWCOMERS);
         let services = u32::try_from(services).unwrap_or(u32::MAX).max(1);
@@ -59,7 +62,7 @@ impl Capacity {
         (own, all.saturating_sub(own.saturating_mul(services)))
     }
 
-    /// Buckets of the client table.
+    /// Number of buckets of the client table.
     #[must_use]
     pub fn buckets(&self) -> u32 {
         let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
@@ -67,37 +70,37 @@ impl Capacity {
         u32::try_from(buckets).unwrap_or(1 << 31)
     }
 
-    /// Buckets of the table of connections: with half as many rows again, so that none finds its buckets full.
+    /// Number of buckets of the flow table, with half as many spare rows, so that no flow finds its buckets full.
     pub(super) fn flow_lines(&self) -> u32 {
         let rows = u64::from(self.flows) * 3 / 2;
         let lines = u32::try_from(rows.div_ceil(u64::from(FLOWS_PER_LINE))).unwrap_or(u32::MAX);
         lines.clamp(1, MAX_FLOW_ROWS / FLOWS_PER_LINE)
     }
 
-    /// Buckets of the index of replies: with four places for each connection a bucket hardly ever overflows.
+    /// Number of buckets of the index of replies. With four places for each flow, a bucket hardly ever overflows.
     pub(super) fn flow_returns(&self) -> u32 {
         self.flow_lines().saturating_mul(4)
     }
 
-    /// Bytes of the client table.
+    /// Size of the client table in bytes.
     #[must_use]
     pub fn client_table_bytes(&self) -> u64 {
         u64::from(self.buckets()) * size_of::<Bucket>() as u64
     }
 
-    /// Rows for what outlives the controller of each service: a power of two.
+    /// Rows for the per-service data that outlives the controller: a power of two.
     pub(super) fn service_histories(&self) -> u32 {
         self.services.clamp(FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES).next_power_of_two()
     }
 
-    /// Room for what `config` holds and for as much again; for half as many slots again, and for three quarters of the ways
-    /// back.
+    /// The capacity for `config` and growth: twice the services, listeners and backends, one and a half times the
+    /// slots, and one and three quarters times the return rows.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
         Self::for_largest(config, &config.services.to_vec().into())
     }
 
-    /// Room for `largest`, which is what `config` holds or more, and for the clients of the former.
+    /// The capacity for `largest`, which is at least as large as `config`, and for the clients of `config`.
     #[must_use]
     pub fn for_largest(config: &Config, largest: &Largest) -> Self {
         let services = &largest.services;
@@ -111,19 +114,19 @@ impl Capacity {
         };
         let ways: usize = services.iter().map(|service| come_back(service) * (service.listen.len() + 1)).sum();
         let total: u32 = tables.fold(0, u32::saturating_add);
-        // One that goes by the number of backends may come to have twice as many of them.
+        // A table that follows the number of backends may grow to twice as many.
         let grown = |service: &Arc<ServiceConfig>| lines(service.table_size.slots(2 * service.backends.len()));
         let longest = services.iter().map(grown).max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
-            // One half again: these are most of the memory where there are thousands of backends. Besides the longest table
-            // while it is replaced, also where what is free does not lie together.
+            // Slots get only one half more, because with thousands of backends they are most of the memory. The longest
+            // table is added twice: once while it is replaced, and once because free lines may not be consecutive.
             slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
             services: at_least(2 * services.len(), 128).max(u32::from(largest.highest_service) + 1),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
-            // Most of the memory beside slots: 60,000 backends with one listener each have a power of two.
+            // After slots, these use most memory: 60,000 backends with one listener each need a power of two.
             returns: at_least(ways - ways / 8, 512),
             backends: backend_rows(largest).max(FEWEST_BACKEND_ROWS),
             counted: backend_rows(largest).max(FEWEST_BACKEND_COUNTERS),
@@ -141,7 +144,7 @@ impl Capacity {
     }
 }
 
-/// Rows for as many backends again. No id is 0.
+/// Rows for twice as many backends. No id is 0.
 fn backend_rows(largest: &Largest) -> u32 {
     let twice = u32::try_from(largest.ids).unwrap_or(u32::MAX / 4).saturating_mul(2);
     let most = twice.max(largest.highest_id.into()).min(MOST_BACKEND_ROWS - 1);
@@ -153,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backends_have_room_for_as_many_again() {
+    fn when_backends_are_counted_then_there_is_room_for_as_many_again() {
         for (ids, highest_id, rows) in [
             (0, 0, 1),
             (3, 0, 8),
@@ -195,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn newcomers_of_all_services_are_an_eighth_of_the_capacity() {
+    fn when_newcomers_of_all_services_come_then_an_eighth_of_the_capacity_is_recorded_a_second() {
         let capacity = |clients| Capacity {
             slots: 0,
             services: 0,

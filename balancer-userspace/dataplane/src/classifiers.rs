@@ -1,5 +1,5 @@
-//! The classifiers beside the XDP program: one at the ingress sends what XDP cannot, one at the egress translates replies of
-//! servers on this machine.
+//! The classifiers beside the XDP program: one at ingress sends what XDP cannot send, one at egress translates replies
+//! of servers on this machine.
 
 use std::{
     mem,
@@ -19,21 +19,21 @@ use aya::{
 
 use super::{link_pins::LinkPins, load::load_with, pinned_link::take_off};
 
-/// A classifier, and where it is attached.
+/// A classifier, and the hook that it uses.
 #[derive(Debug)]
 pub(super) struct Classifier {
     program: &'static str,
     at: TcAttachType,
     /// The prefix of the names of its pins.
     pins: &'static str,
-    /// The end of "the program that …", in errors.
+    /// The end of "the program that …" in error messages.
     does: &'static str,
 }
 
-/// Sends what XDP cannot.
+/// Sends frames that XDP cannot send.
 const HANDOVER: Classifier =
     Classifier { program: "handover", at: TcAttachType::Ingress, pins: "HANDOVER", does: "hands frames over" };
-/// Has replies of servers on this machine leave as the VIP's.
+/// Gives replies of servers on this machine the VIP as source.
 const LOCAL_REPLIES: Classifier = Classifier {
     program: "local_replies",
     at: TcAttachType::Egress,
@@ -42,22 +42,22 @@ const LOCAL_REPLIES: Classifier = Classifier {
 };
 /// The prefixes of all names of pins.
 pub(super) const KINDS: [&str; 2] = [HANDOVER.pins, LOCAL_REPLIES.pins];
-/// All of them.
+/// Both classifiers.
 pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];
 
-/// A number that frames handed over are known by. Another one for each load, so that two of these programs can be attached
-/// while one takes the other's place.
+/// Draws the number that marks frames as handed over. Each load draws another one, so that two instances can be
+/// attached while one replaces the other.
 ///
 /// # Errors
-/// When the kernel has no random numbers.
+/// If the kernel has no random numbers.
 pub(super) fn draw_key() -> anyhow::Result<u64> {
     Ok(getrandom::u64().context("drawing the key of handed-over frames")? >> 16)
 }
 
-/// Has the kernel take the programs.
+/// Loads both programs into the kernel.
 ///
 /// # Errors
-/// With the verifier's log, when it refuses.
+/// With the verifier's log, when the kernel refuses.
 pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     for classifier in CLASSIFIERS {
         let program = program(ebpf, classifier)?;
@@ -73,7 +73,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, classifier: &Classifier) -> anyhow::Result<&'
         .try_into()?)
 }
 
-/// A classifier on an interface. It goes off when this is dropped, unless it is pinned.
+/// A classifier on an interface. Dropping it detaches the program, unless it is pinned.
 #[derive(Debug)]
 pub(super) struct OnInterface {
     classifier: &'static Classifier,
@@ -82,16 +82,16 @@ pub(super) struct OnInterface {
     kept: Kept,
 }
 
-/// The mark that tells this program from an earlier controller's.
+/// The property that distinguishes this program from an earlier controller's.
 #[derive(Debug)]
 enum Kept {
-    /// A link, pinned here.
+    /// A link, with the path of its pin.
     Link(Option<PathBuf>),
-    /// A filter, and the priority that another one would have.
+    /// A filter, with the priority of the alternate one.
     Filter { other: u16 },
 }
 
-/// Filters of this program (before Linux 6.6) have one of these priorities, so that one can take the other's place.
+/// Filters of this program (before Linux 6.6) alternate between these priorities, so that one can replace the other.
 const PRIORITIES: [u16; 2] = [0xba10, 0xba11];
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
@@ -101,10 +101,11 @@ fn has_links() -> bool {
 }
 
 impl OnInterface {
-    /// Attaches the program to an interface. An earlier controller's stays beside it, until [`OnInterface::alone`].
+    /// Attaches the program to an interface. An earlier controller's program stays beside it until
+    /// [`OnInterface::alone`].
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub(super) fn attach(
         ebpf: &mut Ebpf,
         classifier: &'static Classifier,
@@ -128,10 +129,10 @@ impl OnInterface {
         Ok(this)
     }
 
-    /// Has it outlive this process.
+    /// Pins the link, so that it outlives this process.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub(super) fn pin(&mut self, ifindex: u32, pins: &LinkPins) -> anyhow::Result<()> {
         let Kept::Link(pin) = &mut self.kept else { return Ok(()) };
         let path = pins.classifier(self.classifier.pins, ifindex, self.key);
@@ -150,7 +151,7 @@ impl OnInterface {
         }
     }
 
-    /// Takes earlier controllers' programs off the interface.
+    /// Detaches earlier controllers' programs from the interface.
     pub(super) fn alone(&self, name: &str, ifindex: u32, pins: Option<&LinkPins>) {
         match &self.kept {
             Kept::Link(own) => {
@@ -163,13 +164,13 @@ impl OnInterface {
         }
     }
 
-    /// Leaves the program where it is.
+    /// Leaves the program attached.
     pub(super) fn leave(self) {
         // A link is pinned, and a filter stays until it is removed.
         mem::forget(self.link);
     }
 
-    /// Takes the program off.
+    /// Detaches the program.
     pub(super) fn detach(self) {
         if let Kept::Link(Some(path)) = &self.kept {
             remove_pin(path);
@@ -177,7 +178,7 @@ impl OnInterface {
     }
 }
 
-/// Takes what an earlier controller has left off an interface whose links are not pinned.
+/// Removes the filters that an earlier controller left on an interface, if links are not pinned.
 pub(super) fn remove_filters(ifindex: u32) {
     if let Ok(name) = nix::net::if_::if_indextoname(ifindex)
         && !has_links()
@@ -194,7 +195,7 @@ fn attach_filter(
     name: &str,
     key: u64,
 ) -> anyhow::Result<OnInterface> {
-    // If it is there already, that is as well; if it cannot be, attaching says so.
+    // The qdisc may exist already; if it cannot be created, attaching reports it.
     let _there = tc::qdisc_add_clsact(name);
     let mut attach = |priority| {
         let filter = NlOptions { priority, handle: HANDLE, classid: None };
@@ -225,7 +226,7 @@ fn remove_pin(path: &Path) {
     }
 }
 
-/// Removes a filter, if it is there.
+/// Removes a filter if it exists.
 fn remove_filter(classifier: &Classifier, name: &str, priority: u16) {
     if let Ok(link) = SchedClassifierLink::attached(name, classifier.at, priority, HANDLE, None) {
         let _not_there = link.detach();

@@ -1,4 +1,5 @@
-//! The controller's side of the client table: whose it is, who is known, and who is forgotten.
+//! The controller's view of the client table: which clients are known, to which service they belong, and how they are
+//! forgotten.
 
 use std::{
     collections::HashMap,
@@ -22,11 +23,11 @@ use super::{Forgotten, mapped::MappedArray, memory::Memory};
 /// The mapped client table.
 pub(super) struct ClientTable {
     buckets: Arc<MappedArray<Bucket>>,
-    /// By backend id: the service it belongs to. Shared with looks that are being taken.
+    /// The service of each backend, by backend id. Scans in progress share it.
     services: Arc<Vec<Option<ServiceId>>>,
 }
 
-/// One bucket for a look from user space.
+/// A bucket as user space sees it.
 pub(super) struct Look<'a>(pub(super) &'a [AtomicU64]);
 
 impl Look<'_> {
@@ -48,10 +49,10 @@ impl Entries for Look<'_> {
     }
 }
 
-/// The client table as another thread may look at it.
+/// A view of the client table for another thread.
 pub struct KnownClients {
     buckets: Arc<MappedArray<Bucket>>,
-    /// By backend id: its service's clock, and the present tick.
+    /// The clock and current tick of each backend's service, by backend id.
     clocks: Vec<Option<(Clock, u16)>>,
 }
 
@@ -62,12 +63,12 @@ impl KnownClients {
         self.buckets.len() as u32
     }
 
-    /// Calls `each` with every entry that is not expired, and the time since its client was seen.
+    /// Calls `each` with every valid entry and the time since its client was seen.
     pub fn for_each(&self, mut each: impl FnMut(Entry, Duration)) {
         self.for_each_placed(|_, entry, seen| each(entry, seen));
     }
 
-    /// The same with the bucket that the entry is in.
+    /// Calls `each` with every valid entry, its bucket, and the time since its client was seen.
     pub fn for_each_placed(&self, mut each: impl FnMut(u32, Entry, Duration)) {
         for (index, word) in self.buckets.words().iter().enumerate() {
             let entry = Entry(word.load(Ordering::Relaxed));
@@ -84,12 +85,12 @@ impl KnownClients {
     }
 }
 
-/// How long ago a client was seen, to a tick.
+/// The time since a client was seen, to the precision of a tick.
 pub(super) fn seen(entry: Entry, now: u16, clock: Clock) -> Duration {
     Duration::from_secs(u64::from(entry.age(now)) * u64::from(clock.tick_seconds))
 }
 
-/// Empties an entry, if it is `wanted`, however often a packet rewrites it meanwhile.
+/// Empties an entry while it is `wanted`, even if packets keep rewriting it.
 pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
     let empty = |raw| wanted(Entry(raw)).then_some(0);
     word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, empty).ok().map(Entry)
@@ -103,7 +104,7 @@ pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
     Forgotten { clients: 1, moved: u64::from(goes_elsewhere(entry, memory)) }
 }
 
-/// Whether the live table sends a client that is not known any more to another backend.
+/// Whether the live table sends the client to another backend once it is forgotten.
 pub(super) fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
     let live = memory.table.get(slot(entry.0, memory.table.len() as u32) as usize).copied();
     live.is_some_and(|live| live != NO_BACKEND && live != ALL_DOWN && live != entry.backend())
@@ -124,12 +125,12 @@ impl ClientTable {
         }
     }
 
-    /// The entries, as packets change them, and the service of each backend by its id, as it is now.
+    /// The entries, which packets change, and the current service of each backend by id.
     pub(super) fn shared(&self) -> (Arc<MappedArray<Bucket>>, Arc<Vec<Option<ServiceId>>>) {
         (Arc::clone(&self.buckets), Arc::clone(&self.services))
     }
 
-    /// All entries, as packets change them.
+    /// All entries, which packets change.
     pub(super) fn words(&self) -> &[AtomicU64] {
         self.buckets.words()
     }
@@ -166,7 +167,7 @@ impl ClientTable {
         KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect() }
     }
 
-    /// The entry of a client, and its index.
+    /// The entry of a client with its index.
     pub(super) fn find(&self, hash: u64) -> Option<(usize, Entry)> {
         let bucket = self.bucket(hash);
         let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
@@ -178,18 +179,18 @@ impl ClientTable {
         hash as usize & (self.buckets.len() - 1)
     }
 
-    /// Forgets the client of a hash, and gives what was known of it.
+    /// Forgets the client with this hash, and returns its last entry.
     pub(super) fn forget(&self, hash: u64) -> Option<Entry> {
         let bucket = self.bucket(hash);
         let words = self.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
         let tag = (hash >> 32) as u32;
         let is_it = |entry: Entry| !entry.is_empty() && entry.tag() == tag;
-        // Two CPUs may have recorded it, each in a place of its own; the first one is what packets find.
+        // Two CPUs may have recorded the client in different places; packets find the first one.
         words.iter().filter_map(|word| take(word, is_it)).reduce(|first, _| first)
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, where its service remembers by `memory`, and says
-    /// where the next part begins.
+    /// Forgets the clients of a backend in `words` entries from `from` on, if its service remembers clients by
+    /// `memory`. Returns the start of the next part.
     pub(super) fn forget_all(
         &self,
         backend: BackendId,

@@ -1,4 +1,4 @@
-//! How many rows of counters there are, for how many CPUs.
+//! The layout of counter maps: rows for each CPU.
 
 use std::fs;
 
@@ -14,29 +14,29 @@ const RULES: &str = "RULE_STATS";
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 
-/// How a map with many rows of counters for each CPU is laid out. CPUs beyond and rows beyond count in a map that all CPUs
-/// share.
+/// The layout of a map with many rows of counters for each CPU. CPUs without a block, and rows beyond a block, count in
+/// a map that all CPUs share.
 ///
-/// A map is as many rows longer than its blocks as the exponent of their rows says: so the size alone tells both, also
-/// where a controller was killed while it replaced maps.
+/// A map is longer than its blocks by a number of rows equal to the exponent of a block's size. The size alone
+/// therefore tells both numbers, even after a controller was killed while it replaced maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterRows {
-    /// One more than the greatest number of a CPU that has a block.
+    /// The highest number of a CPU with a block, plus one.
     pub(super) blocks: u32,
-    /// Rows of each block: a power of two.
+    /// Rows of each block, a power of two.
     pub(super) rows: u32,
 }
 
 impl CounterRows {
-    /// Rows of the map.
+    /// Rows of the whole map.
     pub(super) const fn entries(self) -> u32 {
         self.blocks.saturating_mul(self.rows).saturating_add(self.rows.trailing_zeros())
     }
 
-    /// Derives the layout of a map with so many rows. Earlier versions made maps without rows to spare, for all
+    /// Derives the layout of a map with this many rows. Earlier versions made maps without spare rows, for all
     /// `possible` CPUs.
     pub(super) const fn of(entries: u32, possible: u32) -> Self {
-        // Blocks have more rows than this.
+        // Blocks have more rows than the highest exponent.
         const EXPONENTS: u32 = 64;
         let exponent = entries % EXPONENTS;
         match (exponent, 1u32.checked_shl(exponent)) {
@@ -46,7 +46,7 @@ impl CounterRows {
     }
 }
 
-/// How many rows the maps of counters have for each CPU.
+/// The layouts of the maps of counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterMaps {
     pub(super) backends: CounterRows,
@@ -55,7 +55,7 @@ pub(super) struct CounterMaps {
 }
 
 impl CounterMaps {
-    /// For so many CPUs that are online.
+    /// The layouts for this many online CPUs.
     pub(super) const fn new(capacity: &Capacity, blocks: u32) -> Self {
         Self {
             backends: CounterRows { blocks, rows: capacity.counted },
@@ -64,24 +64,26 @@ impl CounterMaps {
         }
     }
 
-    /// By the names of the maps.
+    /// The layouts by the names of the maps.
     pub(super) const fn all(self) -> [(&'static str, CounterRows); 3] {
         [(BACKENDS, self.backends), (LISTENERS, self.listeners), (RULES, self.rules)]
     }
 }
 
-/// CPUs of this machine, each one more than the greatest number of one.
+/// Numbers of CPUs of this machine; each is one more than a highest CPU number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cpus {
-    /// That it can have.
+    /// CPUs that the machine can have.
     pub(super) possible: u32,
-    /// That it has now.
+    /// CPUs that the machine has now.
     pub(super) online: u32,
 }
 
 impl Cpus {
+    /// Reads the numbers from the kernel.
+    ///
     /// # Errors
-    /// When the kernel does not say, or not as expected.
+    /// If the kernel does not tell, or in an unexpected form.
     pub(super) fn here() -> anyhow::Result<Self> {
         let possible = read(POSSIBLE)?;
         Ok(Self { possible, online: read(ONLINE)?.min(possible) })
@@ -103,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpus_are_counted_by_the_greatest() {
+    fn when_the_kernel_lists_cpus_then_the_highest_number_counts() {
         for (text, cpus) in
             [("0\n", Some(1)), ("0-3\n", Some(4)), ("0-3,8-11", Some(12)), ("0,2", Some(3)), ("", None), ("0-x", None)]
         {
@@ -112,14 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_a_map_says_for_how_many_cpus_it_has_how_many_rows() {
+    fn when_a_map_has_a_size_then_its_cpus_and_rows_follow_from_it() {
         for blocks in (1..600).chain([8192]) {
             for rows in (10..=16).map(|exponent| 1 << exponent) {
                 let made = CounterRows { blocks, rows };
                 assert_eq!(CounterRows::of(made.entries(), 8192), made);
             }
         }
-        // Made by an earlier version.
+        // An earlier version made this map.
         assert_eq!(CounterRows::of(128 * 65_536, 128), CounterRows { blocks: 128, rows: 65_536 });
         assert_eq!(CounterRows::of(3 * 16_384, 3), CounterRows { blocks: 3, rows: 16_384 });
     }

@@ -1,4 +1,4 @@
-//! The counters that packets keep: for each CPU, added up when somebody asks.
+//! Counters that packets update on each CPU; reading adds them up.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -24,7 +24,7 @@ use super::{
     attach::Attachment, backend_counters::BackendCounters, cpu_rows::CpuRows, mapped::MappedArray, object::take,
 };
 
-/// All but those of rules, which are in [`super::rules`].
+/// All counters except those of rules, which are in [`super::rules`].
 pub(super) struct Counters {
     interfaces: PerCpuArray<MapData, InterfaceStats>,
     backends: Arc<BackendCounters>,
@@ -34,11 +34,11 @@ pub(super) struct Counters {
     samples: PerCpuArray<MapData, SampleStats>,
     replies: PerCpuArray<MapData, ReplyStats>,
     shares: MappedArray<ShareStats>,
-    /// Services whose counters are theirs.
+    /// Services that own the counters under their ids.
     sharing: HashSet<ServiceId>,
-    /// Backends whose counters are theirs: not those of whoever had the id before.
+    /// Backends that own the counters under their ids, as opposed to an earlier backend with the same id.
     counted: HashSet<BackendId>,
-    /// The same for listeners.
+    /// Listeners that own the counters under their ids.
     listening: HashSet<ListenerId>,
     interface_multiplier: u32,
     /// [`Attachment::counted`], by the interface's index.
@@ -46,7 +46,8 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// With rows of so many backends for each CPU; `interface_multiplier` is that of [`interface_row`].
+    /// Opens the counters, with rows for this many backends on each CPU; `interface_multiplier` is that of
+    /// [`interface_row`].
     pub(super) fn new(ebpf: &mut Ebpf, backends: u32, interface_multiplier: u32) -> anyhow::Result<Self> {
         Ok(Self {
             interfaces: per_cpu(ebpf, "INTERFACE_STATS")?,
@@ -74,7 +75,7 @@ impl Counters {
         self.interface_multiplier
     }
 
-    /// The interfaces are told apart in another way than before, so the counters are nobody's.
+    /// Clears the interfaces' counters, because the rows of interfaces have changed.
     pub(super) fn forget_interfaces(&mut self) -> anyhow::Result<()> {
         for row in 0..MAX_INTERFACES {
             let zero = PerCpuValues::try_from(vec![InterfaceStats::default(); cpu_count()?])?;
@@ -83,12 +84,12 @@ impl Counters {
         Ok(())
     }
 
-    /// Goes on counting for a backend that had its id before.
+    /// Keeps the counters of a backend that had its id already.
     pub(super) fn adopt(&mut self, id: BackendId) {
         self.counted.insert(id);
     }
 
-    /// Counts for a backend: from zero, if its id was another's. Whether it was.
+    /// Starts the counters of a backend, from zero if another backend had its id. Returns whether one had.
     pub(super) fn begin(&mut self, id: BackendId) -> bool {
         let begins = self.counted.insert(id);
         if begins {
@@ -97,12 +98,12 @@ impl Counters {
         begins
     }
 
-    /// Goes on counting for a listener that had its id before.
+    /// Keeps the counters of a listener that had its id already.
     pub(super) fn adopt_listener(&mut self, id: ListenerId) {
         self.listening.insert(id);
     }
 
-    /// Counts for these listeners and no others: those that are new from zero.
+    /// Counts exactly these listeners; new ones start from zero.
     pub(super) fn listen(&mut self, ids: HashSet<ListenerId>) {
         for id in ids.difference(&self.listening) {
             self.listeners.clear(u32::from(id.0));
@@ -117,7 +118,7 @@ impl Counters {
         })
     }
 
-    /// Counts for these services and no others: those that are new from zero.
+    /// Counts exactly these services; new ones start from zero.
     pub(super) fn share(&mut self, ids: HashSet<ServiceId>) {
         for id in ids.difference(&self.sharing).filter(|id| usize::from(id.0) < self.shares.len()) {
             for offset in [offset_of!(ShareStats, unsteered), offset_of!(ShareStats, host_connections)] {
@@ -127,7 +128,7 @@ impl Counters {
         self.sharing = ids;
     }
 
-    /// Packets of a service that have passed to the host.
+    /// Packets of a service that passed to the host.
     pub(super) fn shared(&self, id: ServiceId) -> ShareStats {
         let place = usize::from(id.0);
         if place >= self.shares.len() {
@@ -140,7 +141,7 @@ impl Counters {
         }
     }
 
-    /// The id is free.
+    /// Releases the id of a backend.
     pub(super) fn end(&mut self, id: BackendId) {
         self.counted.remove(&id);
     }
@@ -153,12 +154,12 @@ impl Counters {
         Arc::clone(&self.backends)
     }
 
-    /// The program is on these interfaces now.
+    /// Records the interfaces that the program is attached to.
     pub(super) fn count_by_parts(&mut self, attached: &[Attachment]) {
         self.parts = attached.iter().map(|attached| (attached.ifindex, attached.counted.clone())).collect();
     }
 
-    /// An interface's counters, with those of its parts.
+    /// The counters of an interface, including those of its members.
     pub(super) fn interface(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
         let parts = self.parts.get(&ifindex).into_iter().flatten().copied();
         let rows: BTreeSet<u32> =
@@ -168,7 +169,7 @@ impl Counters {
             let cpus = self.interfaces.get(&row, 0).context("reading an interface's counters")?;
             cpus.iter().for_each(|cpu| add(&mut sum.verdicts, &cpu.verdicts));
         }
-        // The program counts what passes to this machine as a backend in both.
+        // The program counts a packet to this machine as a backend twice: as passed and as local.
         let local = sum.verdicts[Verdict::Local.index()];
         let passed = &mut sum.verdicts[Verdict::Pass.index()];
         *passed = passed.saturating_sub(local);
@@ -228,8 +229,8 @@ pub(super) fn cpu_count() -> anyhow::Result<usize> {
     aya::util::nr_cpus().map_err(|(what, error)| anyhow!("counting the CPUs ({what}): {error}"))
 }
 
-/// A multiplier for [`interface_row`] that gives every interface a row of its own: the one before, if that still does, or
-/// one that does it for `others` as well, which may be attached to later, if there is one.
+/// Chooses a multiplier for [`interface_row`] that gives every interface its own row. The previous multiplier is kept
+/// if it still works. Otherwise the choice also separates `others`, which may be attached later, if possible.
 pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
     // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
     let candidates = || (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
@@ -253,17 +254,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interfaces_that_may_be_attached_to_later_have_rows_of_their_own() {
+    fn when_interfaces_may_be_attached_later_then_they_have_rows_of_their_own() {
         let others: Vec<u32> = (1..=20).map(|number| number * number).collect();
         let multiplier = interface_multiplier(&[2, 3], &others, None).unwrap();
         let rows: HashSet<u32> =
             others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
         assert_eq!(rows.len(), 22);
-        // More than there are rows: only those that are needed.
+        // There are more interfaces than rows, so only the required interfaces get their own rows.
         let many: Vec<u32> = (1..=1000).collect();
         let multiplier = interface_multiplier(&[7, 700], &many, None).unwrap();
         assert_ne!(interface_row(7, multiplier), interface_row(700, multiplier));
-        // Counters go on.
+        // The same multiplier keeps the counters.
         assert_eq!(interface_multiplier(&[2, 3], &others, Some(0x9e37_79b9)).unwrap(), 0x9e37_79b9);
     }
 }

@@ -1,5 +1,5 @@
-//! Many rows of counters for each CPU, in an array in which each CPU has a block of rows, CPU 0 the first; and an array with
-//! one row of each, in which CPUs without a block count, and what is beyond the rows of a block.
+//! Many rows of counters for each CPU: an array in which each CPU has a block of rows, CPU 0 the first, and an array
+//! with one of each row, for CPUs without a block and rows beyond a block.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
@@ -9,14 +9,14 @@ use bytemuck::Pod;
 
 use super::{mapped::MappedArray, object::take};
 
-/// Rows of `T`, which are words of 64 bits.
+/// Rows of `T`, which consists of 64-bit words.
 #[derive(Debug)]
 pub(super) struct CpuRows<T> {
     blocks: Blocks<T>,
     shared: MappedArray<T>,
 }
 
-/// Those of CPUs that have some of their own.
+/// The rows of CPUs with blocks.
 #[derive(Debug)]
 pub(super) struct Blocks<T> {
     array: MappedArray<T>,
@@ -24,23 +24,23 @@ pub(super) struct Blocks<T> {
 }
 
 impl<T: Pod> CpuRows<T> {
-    /// The map `name`, which has `rows` for each CPU, and the map `shared`.
+    /// Opens the map `name` with `rows` for each CPU, and the map `shared`.
     ///
     /// # Errors
-    /// When there is none, or it cannot be mapped.
+    /// If a map does not exist or cannot be mapped.
     pub(super) fn take(ebpf: &mut Ebpf, name: &str, rows: u32, shared: &str) -> anyhow::Result<Self> {
         let blocks = Blocks::of(take(ebpf, name)?, rows).with_context(|| format!("the map {name}"))?;
         let shared = MappedArray::new(take(ebpf, shared)?).with_context(|| format!("the map {shared}"))?;
         Ok(Self { blocks, shared })
     }
 
-    /// The values of a row: of each CPU, and the one that CPUs share. Of a row that is not there nothing.
+    /// The values of a row: one for each CPU, and the shared one. A row that does not exist has no values.
     pub(super) fn read(&self, row: u32) -> impl Iterator<Item = T> {
         let blocks = self.blocks.places(row).map(|place| load(&self.blocks.array, place));
         blocks.chain(self.shared_place(row).map(|place| load(&self.shared, place)))
     }
 
-    /// Has the row count from zero. What a packet counts there at that moment may be lost, or stay.
+    /// Resets a row to zero. A packet that counts at that moment may be lost, or may survive.
     pub(super) fn clear(&self, row: u32) {
         let clear = |array: &MappedArray<T>, place| {
             let words = array.words().get::<Range<usize>>(place).unwrap_or_default();
@@ -58,13 +58,13 @@ impl<T: Pod> CpuRows<T> {
 
 impl<T: Pod> Blocks<T> {
     /// # Errors
-    /// When it cannot be mapped.
+    /// If it cannot be mapped.
     pub(super) fn of(map: MapData, rows: u32) -> anyhow::Result<Self> {
         const { assert!(align_of::<T>() == align_of::<u64>()) };
         Ok(Self { array: MappedArray::new(map)?, rows: rows as usize })
     }
 
-    /// Takes over the counters of another one, as many rows and CPUs as both have.
+    /// Copies the counters of another map, for the rows and CPUs that both have.
     pub(super) fn copy_from(&self, other: &Self) {
         for row in 0..self.rows.min(other.rows) as u32 {
             for (from, to) in other.places(row).zip(self.places(row)) {
@@ -76,8 +76,8 @@ impl<T: Pod> Blocks<T> {
         }
     }
 
-    /// Where the words of a row are, for each CPU. A map is a little longer than its blocks: the last ones are the first rows
-    /// of one CPU more.
+    /// The positions of a row's words, for each CPU. A map is slightly longer than its blocks, so its end holds the
+    /// first rows of one more CPU.
     fn places(&self, row: u32) -> impl Iterator<Item = Range<usize>> + use<T> {
         let (row, rows) = (row as usize, self.rows);
         let there = self.array.len();
@@ -106,7 +106,7 @@ fn load<T: Pod>(array: &MappedArray<T>, place: Range<usize>) -> T {
 mod tests {
     use super::*;
 
-    /// With blocks for three CPUs: as the controller has it, and as the kernel program.
+    /// Makes blocks for three CPUs, as seen by the controller and by the kernel program.
     fn rows(rows: usize) -> [CpuRows<[u64; 2]>; 2] {
         let [ours, kernels] = MappedArray::twice(3 * rows + 1).unwrap();
         let [shared, common] = MappedArray::twice(8).unwrap();
@@ -120,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn every_cpu_has_a_row_of_its_own_and_all_share_one() {
+    fn when_cpus_count_then_each_has_its_own_row_and_all_share_one() {
         let [ours, kernels] = rows(4);
         number(&kernels.blocks.array, 0);
         number(&kernels.shared, 100);
-        // Two words a row, eight a block.
+        // Each row has two words, each block eight.
         assert_eq!(ours.read(1).collect::<Vec<_>>(), [[2, 3], [10, 11], [18, 19], [102, 103]]);
         assert_eq!(ours.read(0).collect::<Vec<_>>(), [[0, 1], [8, 9], [16, 17], [24, 25], [100, 101]]);
         ours.clear(1);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn more_and_fewer_rows_are_taken_over() {
+    fn when_the_number_of_rows_changes_then_common_rows_are_copied() {
         let [few, _] = rows(2);
         number(&few.blocks.array, 1);
         let [more, _] = rows(3);

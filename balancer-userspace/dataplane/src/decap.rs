@@ -28,7 +28,7 @@ use super::{
     rows::{address_words, family},
 };
 
-/// The loaded program and its maps. It goes off its interfaces when this is dropped.
+/// The loaded program and its maps. Dropping it detaches the program from its interfaces.
 pub struct Decap {
     map: HashMap<MapData, DecapKey, u32>,
     addresses: BTreeMap<IpAddr, u32>,
@@ -38,11 +38,11 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// Loads the program. It is attached nowhere yet, and has no addresses. Tunnels may come from `from`; with none
-    /// given, from everywhere.
+    /// Loads the program, without attaching it or giving it addresses. Tunnels are accepted from `from`, or from
+    /// everywhere if it is empty.
     ///
     /// # Errors
-    /// When there are too many prefixes, or the kernel refuses the program or a map.
+    /// If there are too many prefixes, or the kernel refuses the program or a map.
     pub fn load(from: &[IpNet]) -> anyhow::Result<Self> {
         if from.len() > MAX_DECAP_PREFIXES as usize {
             bail!("{} prefixes: tunnels may come from at most {MAX_DECAP_PREFIXES}", from.len());
@@ -70,7 +70,7 @@ impl Decap {
     /// The loaded program.
     ///
     /// # Errors
-    /// When the object holds none, which would be a broken build.
+    /// If the object holds none, which would be a broken build.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         Ok(self.ebpf.program_mut("decap").context("the kernel object holds no program decap")?.try_into()?)
     }
@@ -82,11 +82,11 @@ impl Decap {
         vips.map(|(&address, _)| address).collect()
     }
 
-    /// Strips packets for exactly `vips` from tunnels that end at `own` from now on. Packets for addresses that stay are
-    /// not disturbed.
+    /// Accepts packets for exactly `vips` in tunnels that end at `own` from now on. Packets for addresses that remain
+    /// are not disturbed.
     ///
     /// # Errors
-    /// When there are too many, and nothing has changed then; or when the kernel refuses a write.
+    /// If there are too many addresses, and nothing has changed then; or when the kernel refuses a write.
     pub fn set_addresses(&mut self, vips: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
         let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (addresses, kind) in [(vips, DECAP_VIP), (own, DECAP_OWN)] {
@@ -117,14 +117,14 @@ impl Decap {
     /// Attaches the program to an interface.
     ///
     /// # Errors
-    /// When another program is attached, or no allowed mode works: one line that says what to do.
+    /// If another program is attached, or no allowed mode works: one line that says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let attached = attach::attach(self.program()?, name, ifindex, mode, None)?;
         self.attached.push(attached);
         self.attached.last().context("just attached")
     }
 
-    /// Takes the program off every interface.
+    /// Detaches the program from every interface.
     ///
     /// # Errors
     /// The first failure, after all were tried.
@@ -135,7 +135,7 @@ impl Decap {
     /// The counters, summed over the CPUs.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn stats(&self) -> anyhow::Result<DecapStats> {
         let cpus = self.stats.get(&0, 0).context("reading the counters of tunnel packets")?;
         Ok(cpus.iter().fold(DecapStats::default(), |sum, cpu| DecapStats {

@@ -1,4 +1,4 @@
-//! Lists of prefixes whose clients are denied: which of them the trie of rules has, and what is left to be done there.
+//! Deny lists: their prefixes in the trie of rules, and the work left to write them.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -10,15 +10,15 @@ use balancer_core::io::ServiceId;
 use balancer_model::{deny::DenyList, listeners::Family};
 use ipnet::IpNet;
 
-/// `RuleRow::backend` of a row that is a list's. The kernel program looks at the backend of pins alone.
+/// `RuleRow::backend` of a row that belongs to a list. The kernel program reads this field only in pin rules.
 const OF_A_LIST: u16 = u16::MAX;
 
-/// The row of every prefix of a list.
+/// The row for every prefix of a list.
 pub(super) const fn row(counters: u32) -> RuleRow {
     RuleRow { action: RULE_DENY, backend: OF_A_LIST, counters }
 }
 
-/// Whether a row is a list's, not a rule's.
+/// Whether a row belongs to a list rather than to a rule.
 pub(super) const fn is_of_a_list(row: &RuleRow) -> bool {
     row.action == RULE_DENY && row.backend == OF_A_LIST
 }
@@ -30,11 +30,11 @@ pub(super) enum Step {
     Remove(IpNet),
 }
 
-/// The list of one service.
+/// The deny list of one service.
 pub(super) struct Listed {
-    /// The row of counters of all its prefixes.
+    /// The counter row that all prefixes of the list share.
     pub(super) counters: u32,
-    /// The prefixes that the trie has, or would have if no rule were in their place.
+    /// The prefixes that the trie contains, or would contain if no rule had their place.
     there: BTreeSet<IpNet>,
     steps: VecDeque<Step>,
 }
@@ -52,7 +52,7 @@ impl Listed {
         self.there.len()
     }
 
-    /// Has what is there become `list`, instead of what it was to become.
+    /// Sets the target: the trie is to contain `list`, in place of an earlier target.
     pub(super) fn become_list(&mut self, list: &DenyList, family: Family) {
         let stays = |prefix: &IpNet| Family::of(prefix.addr()) == family && list.contains(*prefix);
         let gone = self.there.iter().filter(|prefix| !stays(prefix)).map(|prefix| Step::Remove(*prefix));
@@ -64,7 +64,7 @@ impl Listed {
         self.steps.front().copied()
     }
 
-    /// The next step is done.
+    /// Records that the next step is done.
     pub(super) fn done(&mut self) {
         match self.steps.pop_front() {
             Some(Step::Add(prefix)) => drop(self.there.insert(prefix)),
@@ -73,13 +73,13 @@ impl Listed {
         }
     }
 
-    /// The trie has this prefix already.
+    /// Records that the trie contains this prefix already.
     pub(super) fn adopt(&mut self, prefix: IpNet) {
         self.there.insert(prefix);
     }
 }
 
-/// The list that a service is to have, and its clients' family.
+/// The list that a service should have, and the family of its clients.
 #[derive(Clone, Debug)]
 pub struct DeniedBy {
     /// The service.

@@ -1,4 +1,4 @@
-//! Facts about interfaces that the kernel program must know, and the notes in backends' rows that it must ask for them.
+//! Facts about interfaces that the kernel program must know, and the flags in backends' rows that make it look them up.
 
 use std::{collections::BTreeMap, mem::offset_of, sync::atomic::Ordering};
 
@@ -14,7 +14,7 @@ use balancer_common::map_types::{
 
 use super::{backends::Backends, mapped::MappedArray};
 
-/// `DEVICE_*` of the interfaces that have some, by index.
+/// `DEVICE_*` flags by interface index, for interfaces that have some.
 pub type Devices = BTreeMap<u32, u32>;
 
 pub(super) struct DeviceTable {
@@ -23,16 +23,17 @@ pub(super) struct DeviceTable {
 }
 
 impl DeviceTable {
-    /// Nothing is known of any interface.
+    /// Starts without facts about any interface.
     ///
     /// # Errors
-    /// When the object holds no such map, which would be a broken build.
+    /// If the object holds no such map, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map("DEVICES").context("the kernel object holds no map DEVICES")?.try_into()?;
         Ok(Self { map, known: Devices::new() })
     }
 
-    /// `row`, with a note that interfaces must be asked about where its frames may meet one of which something is known.
+    /// Returns `row` with a flag that makes the program check interfaces, if its frames may meet an interface with
+    /// `DEVICE_*` flags.
     pub(super) fn asking(&self, row: BackendRow) -> BackendRow {
         if row.is_local() {
             return row;
@@ -48,10 +49,10 @@ impl DeviceTable {
         BackendRow { forwarding: row.mode() | asks, asking, ..row }
     }
 
-    /// Replaces what is known, in the map and in the rows of `backends`.
+    /// Replaces the facts, in the map and in the rows of `backends`.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn set(
         &mut self,
         known: &Devices,
@@ -66,7 +67,7 @@ impl DeviceTable {
         let before = std::mem::replace(&mut self.known, known.clone());
         backends.rewrite(|row| self.asking(row));
         for ifindex in before.keys().filter(|ifindex| !known.contains_key(ifindex)) {
-            // One that is not there is as good as removed.
+            // A missing entry counts as removed.
             let _gone = self.map.remove(ifindex);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The connections of `snat` services: what the kernel program must know for them, and what it tells of them.
+//! The connections of `snat` services: settings for the kernel program, and readings from its table.
 
 mod ports;
 mod sweep;
@@ -21,7 +21,7 @@ pub use self::sweep::{FlowCounts, KnownFlow};
 use self::sweep::{FlowTimes, Limits};
 use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
 
-/// Those that are pinned.
+/// The maps of flows that are pinned.
 pub(super) const FLOW_MAPS: [&str; 3] = ["FLOW_LINES", "FLOWS", "FLOW_RETURNS"];
 
 /// The maps of flows.
@@ -31,12 +31,12 @@ pub(super) struct FlowMaps {
     table: Arc<FlowTable>,
 }
 
-/// The table itself, which other threads look at as well.
+/// The table of flows, which other threads read as well.
 pub struct FlowTable {
     lines: MappedArray<FlowLine>,
     rows: MappedArray<FlowRow>,
     returns: MappedArray<FlowReturns>,
-    /// Connections that it is made for; 0: there is no table.
+    /// The number of connections that the table is sized for; 0: there is no table.
     capacity: u32,
     times: RwLock<FlowTimes>,
 }
@@ -67,10 +67,10 @@ impl FlowMaps {
         Arc::clone(&self.table)
     }
 
-    /// Tells the program what the flows of these services may use. Whether there are any such services.
+    /// Writes the pools of these services for the program. Returns whether there are any `snat` services.
     ///
     /// # Errors
-    /// When there is no table for flows, or no range of ports.
+    /// If there is no table for flows, or no range of ports.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<bool> {
         let snat: Vec<_> = services.iter().filter(|spec| spec.forwarding == Forwarding::Snat).collect();
         anyhow::ensure!(
@@ -93,7 +93,8 @@ impl FlowMaps {
         Ok(all.last_port > 0)
     }
 
-    /// Word by word: packets read it meanwhile. What says how many addresses there are comes after them.
+    /// Writes word by word, because packets read the pool meanwhile. The number of addresses is written after the
+    /// addresses.
     fn write_pool(&self, index: usize, pool: &FlowPool) {
         const COUNTS: usize = offset_of!(FlowPool, count);
         let words = bytemuck::bytes_of(pool).chunks_exact(8).map(|word| {
@@ -156,7 +157,7 @@ fn longest(one: IdleTicks, other: IdleTicks) -> IdleTicks {
     }
 }
 
-/// An address of a row of this family.
+/// An address from a row of this family.
 fn address(words: [u32; 4], family: u8) -> IpAddr {
     if family == balancer_common::map_types::FAMILY_V4 {
         IpAddr::from(words[0].to_ne_bytes())
@@ -166,7 +167,7 @@ fn address(words: [u32; 4], family: u8) -> IpAddr {
 }
 
 impl FlowTable {
-    /// Connections that it is made for; 0: there is no table.
+    /// The number of connections that the table is sized for; 0: there is no table.
     #[must_use]
     pub const fn capacity(&self) -> u32 {
         self.capacity

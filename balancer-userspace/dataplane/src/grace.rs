@@ -1,5 +1,5 @@
-//! Waiting until packets that may be reading something given up have left the program, without holding up whoever gave it
-//! up: a thread of its own waits.
+//! Waiting until packets that may be reading discarded data have left the program. A separate thread waits, so that the
+//! owner of the data does not have to.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use anyhow::Context as _;
 
 use super::threads::Threads;
 
-/// A grace period, by number: it is over with any later one.
+/// A numbered grace period. It is over once any later one is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Grace(u64);
 
@@ -29,14 +29,14 @@ impl Grace {
     }
 }
 
-/// The thread that waits. It ends when this is dropped.
+/// The thread that waits. Dropping this ends it.
 #[derive(Debug)]
 pub(super) struct GracePeriods(Arc<Shared>);
 
 struct Shared {
     periods: Mutex<Periods>,
     changed: Condvar,
-    /// Waits until every packet on its way has left.
+    /// Waits until every packet in progress has left.
     wait: Wait,
 }
 
@@ -52,18 +52,20 @@ impl fmt::Debug for Shared {
 struct Periods {
     wanted: u64,
     over: u64,
-    /// Whether nobody waits any more: the thread, or whoever had it.
+    /// Whether waiting has ended, because the thread or its owner is gone.
     ended: bool,
 }
 
 impl GracePeriods {
+    /// Starts the thread.
+    ///
     /// # Errors
-    /// When there can be no more threads.
+    /// If the system allows no more threads.
     pub(super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         Self::waiting_by(threads, Box::new(wait_for_packets))
     }
 
-    /// The same, where `wait` waits for packets.
+    /// Starts the thread with `wait` as the way to wait for packets.
     pub(super) fn waiting_by(threads: &dyn Threads, wait: Wait) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared { periods: Mutex::default(), changed: Condvar::new(), wait });
         let ending = Ending(Arc::clone(&shared));
@@ -73,7 +75,7 @@ impl GracePeriods {
         Ok(Self(shared))
     }
 
-    /// One that begins after everything that this thread has done.
+    /// Begins a grace period that covers everything that this thread has done so far.
     pub(super) fn begin(&self) -> Grace {
         let mut periods = self.0.lock();
         periods.wanted += 1;
@@ -81,12 +83,12 @@ impl GracePeriods {
         Grace(periods.wanted)
     }
 
-    /// Whether it is over.
+    /// Whether a grace period is over.
     pub(super) fn is_over(&self, grace: Grace) -> bool {
         self.0.lock().over >= grace.0
     }
 
-    /// Waits until it is over.
+    /// Waits until a grace period is over.
     pub(super) fn wait(&self, grace: Grace) {
         let waiting = |periods: &mut Periods| periods.over < grace.0 && !periods.ended;
         let periods = self.0.changed.wait_while(self.0.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +106,7 @@ impl Drop for GracePeriods {
     }
 }
 
-/// However the thread ends, nobody waits for it.
+/// Releases waiting threads when the thread ends, in whatever way.
 struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
@@ -135,13 +137,13 @@ impl Shared {
     }
 }
 
-/// Waits until every packet that may be reading a table given up by now has left the program.
+/// Waits until every packet that may be reading a discarded table has left the program.
 fn wait_for_packets() {
     // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
     // RCU read-side critical sections.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
-        // Not offered on this kernel (`nohz_full`). A program run takes microseconds.
+        // This kernel does not offer it (`nohz_full`). A program run takes microseconds.
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -158,7 +160,7 @@ mod tests {
     const SCHEDULES: usize = 500;
 
     #[test]
-    fn grace_periods_end_in_their_order() {
+    fn when_grace_periods_follow_each_other_then_they_end_in_order() {
         shuttle::check_random(
             || {
                 let periods = GracePeriods::waiting_by(&Shuttled, Box::new(shuttle::thread::yield_now)).unwrap();
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grace_period_is_over_only_after_a_wait_that_began_after_it() {
+    fn when_a_grace_period_begins_then_it_ends_only_after_a_later_wait() {
         shuttle::check_random(
             || {
                 let packet_has_left = Arc::new(AtomicBool::new(true));
@@ -186,7 +188,7 @@ mod tests {
                     }
                 };
                 let periods = Arc::new(GracePeriods::waiting_by(&Shuttled, Box::new(wait)).unwrap());
-                // One that the thread may be waiting for already.
+                // The thread may be waiting for this one already.
                 periods.begin();
                 packet_has_left.store(false, Ordering::SeqCst);
                 let grace = periods.begin();
@@ -200,7 +202,7 @@ mod tests {
         );
     }
 
-    /// Threads that end at once, as if they had panicked.
+    /// Threads that end at once, as after a panic.
     struct Lost;
 
     impl Threads for Lost {
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_thread_that_is_gone() {
+    fn when_the_waiting_thread_is_gone_then_no_caller_waits_for_it() {
         shuttle::check_random(
             || {
                 let periods = GracePeriods::spawn(&Lost).unwrap();

@@ -1,11 +1,11 @@
-//! Maps of which one half is read by packets and the other written.
+//! Maps with two halves: packets read one, the controller writes the other.
 
 use aya::maps::MapData;
 use balancer_common::map_types::ServiceKey;
 
 use super::{mapped::MappedArray, placement};
 
-/// One of the two-halved maps.
+/// A map with two halves.
 pub(super) struct Halves<T> {
     pub(super) rows: MappedArray<T>,
     half: u32,
@@ -19,12 +19,13 @@ impl<T: bytemuck::Pod> Halves<T> {
         Ok(Self { rows, half, second_active: false })
     }
 
-    /// The first row of the half that is not in use.
+    /// The first row of the inactive half.
     pub(super) fn inactive_base(&self) -> u32 {
         if self.second_active { 0 } else { self.half }
     }
 
-    /// Writes `rows` one after the other into the inactive half, which no packet reads, and says where the first lies.
+    /// Writes `rows` consecutively into the inactive half, which no packet reads, and returns the position of the
+    /// first.
     pub(super) fn fill_densely(&mut self, rows: &[T], what: &str) -> anyhow::Result<u32> {
         let base = self.inactive_base();
         anyhow::ensure!(
@@ -39,7 +40,7 @@ impl<T: bytemuck::Pod> Halves<T> {
         Ok(base)
     }
 
-    /// Writes `rows` into the inactive half, which no packet reads, and says where they lie.
+    /// Writes `rows` into the inactive half, which no packet reads, and returns their positions.
     pub(super) fn fill(&mut self, rows: &[T], keys: &[ServiceKey]) -> anyhow::Result<placement::Placement> {
         let base = self.inactive_base();
         let placement = placement::place(keys, base, self.half)?;

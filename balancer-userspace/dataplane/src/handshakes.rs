@@ -1,4 +1,4 @@
-//! Handshakes that clients have begun and not continued: whether some are of clients whose addresses are known.
+//! Handshakes that clients have begun and not continued: finding those of clients with known addresses.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -10,18 +10,18 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::rows::address_words;
 
-/// A handshake that waits for its client.
+/// An unfinished handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begun {
     /// The client's address.
     pub client: IpAddr,
     /// The backend that its first packet went to.
     pub backend: BackendId,
-    /// How long ago that was, or a multiple of some 18 minutes longer.
+    /// Time since that packet; the real time may be longer by a multiple of about 18 minutes.
     pub ago: Duration,
 }
 
-/// The kernel program's notes of them.
+/// The kernel program's record of unfinished handshakes.
 pub struct Handshakes(Array<MapData, u64>);
 
 impl Handshakes {
@@ -29,10 +29,11 @@ impl Handshakes {
         Ok(Self(Array::try_from(map)?))
     }
 
-    /// Those of `clients`. A note does not hold an address, so each of a client's ports is tried: some 0.1 ms for a client.
+    /// The unfinished handshakes of `clients`. The records do not contain addresses, so each port of a client is tried,
+    /// which takes about 0.1 ms for a client.
     ///
     /// # Errors
-    /// When the kernel does not let them be read.
+    /// If the kernel does not let them be read.
     pub fn begun(&self, clients: &[IpAddr]) -> anyhow::Result<Vec<Begun>> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from)?;
         let notes: Result<Vec<u64>, _> = (0..HANDSHAKES).map(|place| self.0.get(&place, 0)).collect();

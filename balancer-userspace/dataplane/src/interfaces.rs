@@ -1,5 +1,5 @@
-//! The rows of the interfaces that the kernel program is attached to. They say which frames are for this machine, and
-//! by which interfaces the replies of `nat` backends come in.
+//! The rows of the interfaces to which the kernel program is attached. They tell which frames are for this machine, and
+//! by which interfaces replies of `nat` backends arrive.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -15,8 +15,8 @@ use balancer_core::io::BackendId;
 use super::mapped::MappedArray;
 use crate::Layers;
 
-/// How long replies may still come in as before once a backend's next hop is on another interface: its own routes may
-/// change later.
+/// The time for which replies may still arrive by the old interface after a backend's next hop has moved to another:
+/// the backend's own routes may change later.
 const OVERLAP: Duration = Duration::from_secs(60);
 
 /// The rows of interfaces.
@@ -24,14 +24,14 @@ pub(super) struct Interfaces {
     rows: MappedArray<InterfaceRow>,
     multiplier: u32,
     layers: Layers,
-    /// Attached to, or about to be.
+    /// Interfaces with the program attached, or about to be.
     steered: BTreeSet<u32>,
-    /// Told to have more MACs than can be told apart.
+    /// Interfaces with more MACs than a row can hold, which were reported.
     crowded: HashSet<u32>,
 }
 
 impl Interfaces {
-    /// Makes the rows of the interfaces `steered`. Nothing is known of them yet, so every frame is taken.
+    /// Makes the rows of the interfaces `steered`. Their MACs are not known yet, so every frame is accepted.
     pub(super) fn new(map: MapData, multiplier: u32, steered: &[u32]) -> anyhow::Result<Self> {
         Ok(Self {
             rows: MappedArray::new(map)?,
@@ -65,7 +65,7 @@ impl Interfaces {
         }
     }
 
-    /// A word at a time: a frame in between is judged by the old row or by the new one, or taken.
+    /// Writes word by word: a frame in between is judged by the old row or the new one, or accepted.
     fn write(&mut self, ifindex: u32) {
         let row = row(ifindex, self.multiplier);
         let named = self.rows.word32(row, offset_of!(InterfaceRow, ifindex));
@@ -96,14 +96,15 @@ impl Interfaces {
         named.store(ifindex, Ordering::Release);
     }
 
-    /// A bit of a row that no attached interface has, for what comes in by none. 0: there is no such row.
+    /// The bit of a row that no attached interface has, for packets that arrive by no attached interface. 0: there is
+    /// no such row.
     fn no_way_in(&self) -> u64 {
         let taken = self.steered.iter().fold(0, |taken: u64, &ifindex| taken | 1 << row(ifindex, self.multiplier));
         1u64.checked_shl(taken.trailing_ones()).unwrap_or(0)
     }
 
-    /// The interfaces that packets from beyond `egress` come in by, a bit for each row. 0: none that is attached to, so
-    /// they come by another way.
+    /// The interfaces by which packets from beyond `egress` arrive, one bit for each row. 0: no attached interface, so
+    /// they arrive by another path.
     fn ways_in(&self, egress: u32) -> u64 {
         let related = self.steered.iter().filter(|&&ifindex| self.layers.related(ifindex, egress));
         related.fold(0, |ways, &ifindex| ways | 1 << row(ifindex, self.multiplier))
@@ -114,22 +115,23 @@ fn row(ifindex: u32, multiplier: u32) -> usize {
     interface_row(ifindex, multiplier) as usize
 }
 
-/// The way of a backend that is this machine, in place of an interface.
+/// Stands for an interface if the backend is this machine.
 pub(super) const THIS_MACHINE: u32 = 0;
 
-/// Which interfaces the replies of `nat` backends come in by.
+/// The interfaces by which replies of `nat` backends arrive.
 #[derive(Debug, Default)]
 pub(super) struct WaysIn {
-    /// Interfaces of the next hops that are known.
+    /// The egress interfaces of known next hops.
     now: HashMap<BackendId, u32>,
-    /// Where they were, and until when that counts.
+    /// Former egress interfaces, and the time until which they count.
     before: HashMap<BackendId, (u32, Duration)>,
     /// Backends' rows in the active half of the return table, in rising order of ids.
     rows: Vec<(BackendId, u32)>,
 }
 
 impl WaysIn {
-    /// A backend's next hop is on `now`; `None`: not known. Whether that changes and it has a row.
+    /// Records that a backend's next hop is on `now`; `None`: unknown. Returns whether that is a change and the backend
+    /// has a row.
     pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> bool {
         let before = match now {
             Some(now) => self.now.insert(backend, now),
@@ -142,24 +144,24 @@ impl WaysIn {
         !self.rows_of(backend).is_empty()
     }
 
-    /// The backend is no more.
+    /// Forgets a removed backend.
     pub(super) fn forget(&mut self, backend: BackendId) {
         self.now.remove(&backend);
         self.before.remove(&backend);
     }
 
-    /// Where backends' rows are from now on.
+    /// Records the positions of backends' rows.
     pub(super) fn published(&mut self, rows: impl Iterator<Item = (BackendId, u32)>) {
         self.rows = rows.collect();
         self.rows.sort_unstable();
     }
 
-    /// Lets go of the ways of long ago; gives the backends that had one.
+    /// Drops former interfaces whose time is over, and returns their backends.
     pub(super) fn expire(&mut self, at: Duration) -> Vec<BackendId> {
         self.before.extract_if(|_, (_, until)| at >= *until).map(|(backend, _)| backend).collect()
     }
 
-    /// The word of [`ReturnRow::interfaces`] for a backend. Where its next hop is not known its replies are not lost, too.
+    /// The word of [`ReturnRow::interfaces`] for a backend. If its next hop is unknown, its replies are still accepted.
     pub(super) fn word(&self, backend: BackendId, interfaces: &Interfaces) -> u64 {
         let Some(&now) = self.now.get(&backend) else { return 0 };
         if now == THIS_MACHINE {
@@ -170,7 +172,7 @@ impl WaysIn {
         if ways == 0 { 0 } else { ways | before }
     }
 
-    /// Writes the words of these backends, where they have a row.
+    /// Writes the words of these backends if they have rows.
     pub(super) fn write(
         &self,
         backends: impl IntoIterator<Item = BackendId>,
@@ -185,7 +187,7 @@ impl WaysIn {
         }
     }
 
-    /// Backends with a row.
+    /// All backends with a row.
     pub(super) fn all(&self) -> Vec<BackendId> {
         let mut all: Vec<BackendId> = self.rows.iter().map(|&(backend, _)| backend).collect();
         all.dedup();

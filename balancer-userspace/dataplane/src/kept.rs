@@ -1,5 +1,4 @@
-//! The part of the data path that outlives the controller, if it is to: pins, notes, and counters that only controllers
-//! keep.
+//! The part of the data path that may outlive the controller: pins, notes, and counters that only controllers update.
 
 use std::{
     mem::{self, offset_of},
@@ -32,7 +31,7 @@ pub struct Kept {
     pins: Option<Pins>,
     /// The notes of the previous controller.
     left: Option<Notes>,
-    /// To be pinned, by name.
+    /// Maps to pin, by name.
     maps: Vec<(&'static str, MapData)>,
     notes: Option<Array<MapData, NotesRow>>,
     backends: MappedArray<BackendHistory>,
@@ -51,7 +50,7 @@ impl Kept {
         Ok(Self { pins, left, maps, notes: Some(notes), backends, services, elapsed_before })
     }
 
-    /// Whether an earlier controller's maps and links are gone on with.
+    /// Whether this controller continues with an earlier controller's maps and links.
     #[must_use]
     pub fn adopted(&self) -> bool {
         self.notes().is_some()
@@ -63,18 +62,19 @@ impl Kept {
         self.left.as_ref()
     }
 
-    /// The pins, if anything is to outlive this process or has outlived another, and the maps that are in them or could be.
+    /// Takes the pins, if anything is to outlive this process or has outlived another, and the maps that are or could
+    /// be pinned.
     pub(super) fn take_pins(&mut self) -> (Option<Pins>, Vec<(&'static str, MapData)>) {
         (self.pins.take(), mem::take(&mut self.maps))
     }
 
-    /// Where notes are written, with what is in all of them. Can be taken once.
+    /// Takes the writer of notes; `notes` is the part that all of them share. It can be taken once.
     pub(super) fn take_notes(&mut self, notes: Notes) -> anyhow::Result<NotesWriter> {
         let map = self.notes.take().context("the notes were taken before")?;
         Ok(NotesWriter { map, notes, written: false })
     }
 
-    /// How long the clocks of client memory had run when this process began.
+    /// The time for which the clocks of client memory had run when this process began.
     pub(super) const fn elapsed_before(&self) -> Duration {
         self.elapsed_before
     }
@@ -96,7 +96,7 @@ impl Kept {
         self.keep_word(id, offset_of!(ServiceHistory, tick), tick.into());
     }
 
-    /// Keeps the fallbacks that rules of a service which are gone have counted.
+    /// Stores the fallbacks counted by removed rules of a service.
     pub(super) fn keep_rule_fallbacks(&self, id: ServiceId, fallbacks: u64) {
         self.keep_word(id, offset_of!(ServiceHistory, rule_fallbacks), fallbacks);
     }
@@ -107,29 +107,29 @@ impl Kept {
         }
     }
 
-    /// Those of every service that has some.
+    /// The stored fallbacks of every service that has some.
     pub(super) fn rule_fallbacks(&self) -> impl Iterator<Item = (ServiceId, u64)> {
         let all = (0..self.services.len()).map(|index| (index, self.services.load(index).rule_fallbacks));
         all.filter(|&(_, fallbacks)| fallbacks > 0).map(|(index, fallbacks)| (ServiceId(index as u16), fallbacks))
     }
 
-    /// The tick of a service's clock when it was last kept; 0 at first.
+    /// The last stored tick of a service's clock; 0 if there is none.
     pub(super) fn tick(&self, id: ServiceId) -> u16 {
         load::<ServiceHistory>(&self.services, usize::from(id.0)).tick as u16
     }
 
-    /// Forgets what was kept of a service whose id was another's.
+    /// Clears the stored data of a service id that belonged to another service.
     pub(super) fn forget_service(&self, id: ServiceId) {
         store(&self.services, usize::from(id.0), &ServiceHistory::zeroed());
     }
 
-    /// Forgets what was counted before of a backend whose id was another's.
+    /// Clears the stored counters of a backend id that belonged to another backend.
     pub(super) fn forget_backend(&self, id: BackendId) {
         store(&self.backends, usize::from(id.0), &BackendHistory::zeroed());
     }
 }
 
-/// Writes down what the next controller must know. No packet touches it.
+/// Writes the notes for the next controller. No packet touches them.
 pub struct NotesWriter {
     map: Array<MapData, NotesRow>,
     notes: Notes,
@@ -137,10 +137,10 @@ pub struct NotesWriter {
 }
 
 impl NotesWriter {
-    /// Writes the notes, in which `host` is everything that was changed on this machine.
+    /// Writes the notes; `host` is the list of all changes to this machine.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     pub fn write(&mut self, host: HostChanges) -> anyhow::Result<()> {
         if self.written && self.notes.host == host {
             return Ok(());
@@ -149,7 +149,7 @@ impl NotesWriter {
         let mut row = NotesRow::zeroed();
         let text = serde_json::to_vec(&self.notes).context("writing notes for the next controller")?;
         let place = row.text.as_flattened_mut();
-        // One byte stays zero: the end.
+        // The last byte stays zero as the terminator.
         anyhow::ensure!(text.len() < place.len(), "the notes for the next controller are too long");
         for (place, byte) in place.iter_mut().zip(text) {
             *place = byte;
@@ -181,7 +181,7 @@ impl Histories {
     /// Opens them.
     ///
     /// # Errors
-    /// When they are not there.
+    /// If they are not there.
     pub fn open(pins: &Pins) -> anyhow::Result<Self> {
         let map =
             |name: &str| MapData::from_pin(pins.map(name)).with_context(|| format!("opening the pinned map {name}"));
@@ -191,7 +191,7 @@ impl Histories {
         })
     }
 
-    /// Takes over what has been counted since the state was saved.
+    /// Updates the saved state with what has been counted since it was saved.
     pub fn bring_up_to_date(&self, state: &mut SavedState) {
         for service in &mut state.services {
             let kept: ServiceHistory = load(&self.services, usize::from(service.id.0));
@@ -209,7 +209,7 @@ impl Histories {
     }
 }
 
-/// Word by word, so that a process that is killed leaves no half of one.
+/// Writes word by word, so that a killed process leaves no half-written word.
 fn store<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize, value: &T) {
     if index >= array.len() {
         return;

@@ -74,13 +74,14 @@ use super::{
     telling,
 };
 
-/// Entries looked at in one part of a sweep, by another thread: about a millisecond's work.
+/// Number of entries that another thread scans in one part of a sweep: about a millisecond's work.
 const SWEEP_PART: usize = 1 << 18;
-/// Entries gone through at a time for a change: about an eighth of a millisecond's work, for which a failure may have to wait.
+/// Number of entries processed at a time after a change: about an eighth of a millisecond's work, for which handling a
+/// failure may have to wait.
 const CHANGE_PART: usize = 1 << 15;
-/// Prefixes of lists that are written at a time: about a millisecond's work.
+/// Number of list prefixes written at a time: about a millisecond's work.
 const STEPS: usize = 1 << 9;
-/// Why there is no program.
+/// The error if the program is not available any more.
 const TAKEN: &str = "the kernel program was handed on before";
 
 /// The kernel's data path.
@@ -98,18 +99,18 @@ pub struct KernelDataplane {
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
-    /// The bytes that the maps take.
+    /// Total size of the maps in bytes.
     map_bytes: u64,
     pub(super) directory: Vec<ServiceSpec>,
-    /// The directory when what was told was last complete; `None`: nothing was published yet.
+    /// The directory as of the last completed change; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
-    /// The memory, as it was then, of services whose clocks were set since, or that are gone.
+    /// The memory, as of that change, of services whose clocks were set since or that are gone.
     former: HashMap<ServiceId, Memory>,
-    /// The work that is left to be done in the client table.
+    /// The work left in the client table after a change.
     rereading: Option<Rereading>,
     pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
-    /// Before it is over packets may read the half of the directory that is not active.
+    /// The grace period after which packets no longer read the inactive half of the directory.
     published: Option<Grace>,
     attached: Vec<Attachment>,
     handover_key: u64,
@@ -120,9 +121,9 @@ pub struct KernelDataplane {
     signs: SignTable,
     quic: QuicTable,
     kept: Kept,
-    /// The knowledge that the other members of a fleet have of the clients; `None` where there is no fleet.
+    /// Records of what the other members of a fleet know about clients; `None` without a fleet.
     pub(super) sharing: Option<Sharing>,
-    /// Until it is handed on.
+    /// The loaded object, until it is handed on.
     ebpf: Option<Ebpf>,
 }
 
@@ -137,7 +138,7 @@ pub struct HostEnds {
 }
 
 impl KernelDataplane {
-    /// Rows of backends, which ids are below.
+    /// Number of rows of backends; every id is below it.
     #[must_use]
     pub const fn backend_rows(&self) -> u32 {
         self.capacity.backends
@@ -150,19 +151,19 @@ impl KernelDataplane {
         Ok(())
     }
 
-    /// Known clients that there is room for.
+    /// Number of known clients that the table has room for.
     #[must_use]
     pub const fn room_for_clients(&self) -> u32 {
         self.capacity.clients
     }
 
-    /// Bytes of memory that its maps take.
+    /// Size of all maps in bytes.
     #[must_use]
     pub const fn map_bytes(&self) -> u64 {
         self.map_bytes
     }
 
-    /// Parts of a complete sweep.
+    /// Number of parts in a complete sweep.
     #[must_use]
     pub fn sweep_parts(&self) -> usize {
         self.stickiness.clients.words().len().div_ceil(SWEEP_PART)
@@ -173,12 +174,12 @@ impl KernelDataplane {
         &mut self.kept
     }
 
-    /// Takes the parts that change this machine: the program, to be attached to interfaces, the pins, which outlive
-    /// this process, and the notes for the next controller, whose state is `instance` in `state_file`. Can be taken
-    /// once.
+    /// Takes the parts that change this machine: the program, which is to be attached to interfaces, the pins, which
+    /// outlive this process, and the notes for the next controller, whose state is `instance` in `state_file`. They can
+    /// be taken once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// If they were taken before.
     pub fn take_host_ends(&mut self, instance: u64, state_file: &Path) -> anyhow::Result<HostEnds> {
         let notes = Notes {
             layout_version: LAYOUT_VERSION,
@@ -199,10 +200,10 @@ impl KernelDataplane {
         Ok(HostEnds { attacher, pins, notes: self.kept.take_notes(notes)? })
     }
 
-    /// Takes note of the interfaces that XDP cannot simply send frames to.
+    /// Records the interfaces to which XDP cannot simply send frames.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub fn set_devices(&mut self, known: &Devices) -> anyhow::Result<()> {
         self.devices.set(known, &self.control, &mut self.backends)
     }
@@ -216,22 +217,22 @@ impl KernelDataplane {
     /// The loaded program.
     ///
     /// # Errors
-    /// When the object holds none, which would be a broken build, or when it was taken.
+    /// If the object holds none, which would be a broken build, or when it was taken.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         object::program(self.ebpf.as_mut().context(TAKEN)?)
     }
 
-    /// The program that tells of packets, which the kernel takes now.
+    /// Loads the tracing program into the kernel.
     ///
     /// # Errors
-    /// When the object holds none or was taken, or the kernel refuses the program.
+    /// If the object holds none or was taken, or the kernel refuses the program.
     pub fn load_telling(&mut self) -> anyhow::Result<&mut Xdp> {
         let program = telling::program(self.ebpf.as_mut().context(TAKEN)?)?;
         load_program(telling::PROGRAM, program)?;
         Ok(program)
     }
 
-    /// The program is now on these interfaces.
+    /// Records the interfaces that the program is attached to.
     pub fn set_attached(&mut self, attached: Vec<Attachment>) {
         let there: BTreeSet<u32> = attached.iter().flat_map(Attachment::ways_in).collect();
         self.interfaces.remove(|ifindex| !there.contains(&ifindex));
@@ -241,7 +242,8 @@ impl KernelDataplane {
         self.attached = attached;
     }
 
-    /// Takes note of this machine's network devices: whose frames are for it, and where backends' replies come in.
+    /// Records this machine's network devices, which determine whose frames are for it and by which interfaces
+    /// backends' replies arrive.
     pub fn set_layers(&mut self, layers: Layers) {
         self.interfaces.set_layers(layers);
         self.write_ways_in();
@@ -251,10 +253,10 @@ impl KernelDataplane {
         self.ways_in.write(self.ways_in.all(), &self.interfaces, &self.returns.rows);
     }
 
-    /// The neighbours that `nat` replies were dropped for. Can be taken once.
+    /// Takes the buffer of neighbours for which `nat` replies were dropped. It can be taken once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -264,10 +266,10 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Signs of backends that may have failed. Can be taken once.
+    /// Takes the buffer of signs of failing backends. It can be taken once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn take_suspects(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -277,19 +279,19 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Handshakes that clients have begun and not continued. Can be taken once.
+    /// Takes the record of unfinished handshakes. It can be taken once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// If they were taken before.
     pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
         let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map("HANDSHAKES"));
         Handshakes::new(map.context("the handshakes were taken before")?)
     }
 
-    /// Packets sampled of what is forwarded. Can be taken once.
+    /// Takes the buffer of sampled packets. It can be taken once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// If they were taken before.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -299,30 +301,30 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Takes the log of the program, for the `log` crate; it is empty unless the program was loaded to log. Can be
+    /// Takes the program's log, for the `log` crate; it is empty unless the program was loaded with logging. It can be
     /// taken once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
         EbpfLogger::init_with_logger(self.ebpf.as_mut().context(TAKEN)?, logger)
             .context("the log of the kernel program")
     }
 
-    /// From now on one packet in `interval` is sampled, on average; with 0 none.
+    /// Sets the average interval of samples; with 0 no packet is sampled.
     pub fn sample_every(&self, interval: u32) {
         self.control.word32(0, offset_of!(Control, sample_interval)).store(interval, Ordering::Release);
     }
 
-    /// Makes these what packets see.
+    /// Makes these tables visible to packets.
     fn publish(&mut self, listeners: TableView, returns: TableView, flags: u32, vips: u64) {
-        // Until the new listeners are seen, the VIPs of both are known.
+        // Until packets see the new listeners, the filter must contain the VIPs of both tables.
         let known = self.control.word64(0, offset_of!(Control, vips));
         known.store(known.load(Ordering::Acquire) | vips, Ordering::Release);
         // Between these stores a packet may see new listeners with old returns. Every order is safe for a connection
-        // that exists in both; a new service's replies are only sent after its first packet.
+        // that exists in both; the replies of a new service are sent only after its first packet.
         self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
-        // A flag says that something is looked at: it comes before what needs it, and goes after that.
+        // A flag makes packets look something up: it is set before that is needed, and cleared afterwards.
         let looks = self.control.word32(0, offset_of!(Control, flags));
         looks.store(looks.load(Ordering::Acquire) | flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
@@ -345,7 +347,7 @@ impl KernelDataplane {
         self.kept.keep_elapsed(elapsed);
         let settled = self.ways_in.expire(elapsed);
         self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
-        // What cannot be read leaves the period as long as it is.
+        // If the counters cannot be read, the period keeps its length.
         let counted = self.counters.memory().unwrap_or_default();
         if let Some(salt) = self.seen.advance(elapsed, counted, rows::only_openers(&self.directory)) {
             self.begin_period(salt);
@@ -360,7 +362,7 @@ impl KernelDataplane {
         }
     }
 
-    /// From now on `salt` says which bit of the filter is a client's, and nobody has been seen.
+    /// Starts a period with `salt`, which chooses clients' bits in the filter; no client has been seen in it.
     fn begin_period(&self, salt: u64) {
         self.control.word64(0, offset_of!(Control, seen_salt)).store(salt, Ordering::Release);
         self.seen.clear();
@@ -378,7 +380,7 @@ impl Dataplane for KernelDataplane {
         }
         self.signs.set(id, backend.passive, begins);
         self.stickiness.clients.belongs(id, Some(backend.service));
-        // Before the first packet goes another way.
+        // This happens before the first packet takes the new path.
         let egress = backend.next_hop.map(|hop| if hop.local { THIS_MACHINE } else { hop.ifindex });
         if self.ways_in.moved(id, egress, self.elapsed) {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
@@ -401,13 +403,14 @@ impl Dataplane for KernelDataplane {
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
         let is_new = !self.stickiness.memories.contains_key(&service);
-        // One that is told again was given up by a change that is undone: its clients are where they were.
+        // A change that is being undone announces a service again that it had given up; its clients are where they
+        // were.
         let former = self.former.get(&service).filter(|_| is_new).cloned();
         let adopted = self.kept.adopted() || former.is_some();
         let begin = || {
             former.unwrap_or_else(|| {
                 if !self.directory.is_empty() {
-                    // Not one that an earlier controller knew under this id.
+                    // An earlier controller may have used this id for another service.
                     self.kept.forget_service(service);
                 }
                 Memory::new(self.kept.tick(service))
@@ -422,7 +425,7 @@ impl Dataplane for KernelDataplane {
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         self.reread_all();
-        // Clocks are set when nothing can fail any more.
+        // Clocks are set only when nothing can fail any more.
         let mut memories = Vec::with_capacity(services.len());
         let mut clocked = Vec::with_capacity(services.len());
         for spec in services {
@@ -443,7 +446,7 @@ impl Dataplane for KernelDataplane {
         let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
         return_rows.extend(rows::return_markers(&return_rows));
 
-        // Both halves that are about to be written were active until the last change.
+        // Both inactive halves were active until the last change.
         if let Some(published) = self.published {
             self.grace_periods.wait(published);
         }
@@ -534,13 +537,14 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let in_part = spec.is_some_and(|spec| wanted.iter().any(|&prefix| is_part(prefix, spec)));
         if in_part || !pinned.is_subset(&wanted) {
-            // Before the first client that was pinned follows the table: it stays where it is. While rules pin a client, all
-            // its packets read its entry; one that only a part of is pinned has its entry read by the flag.
+            // Flags are set before the first formerly pinned client follows the table; it stays where it is. While
+            // rules pin a whole client, all its packets read its entry; a client that is only partly pinned has its
+            // entry read because of the flag.
             self.stickiness.flag_all(service);
         }
         let set = self.rules.set(service, rules, &self.kept);
         if !wanted.is_empty() || !pinned.is_empty() {
-            // A packet on its way may still obey the old rules.
+            // A packet in progress may still obey the old rules.
             self.stickiness.distrust(service);
         }
         set
@@ -587,7 +591,8 @@ impl Dataplane for KernelDataplane {
         }
         self.stickiness.clients.forget_strangers();
         if self.rules.pinned_before() {
-            // Tables of this controller begin with all flags, and those of the one before are read until then.
+            // This controller's tables begin with all flags set, and packets read the previous controller's tables
+            // until then.
             self.stickiness.tables.flag_everything();
         }
         self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
@@ -661,7 +666,7 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self, elapsed: Duration) -> Swept {
         self.advance(elapsed);
-        // Ages are not in ticks of their clocks yet.
+        // Ages may still be in ticks of other clocks.
         if self.rereading.is_some() {
             return Swept::Rests;
         }
@@ -693,7 +698,7 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let Some(hash) = spec.and_then(|spec| rows::client_hash(spec, address)) else { return Forgotten::default() };
         let forgotten = self.stickiness.forget(service, hash);
-        // So that its next packet makes it known where that goes.
+        // The client's next packet then records it again where that packet goes.
         self.seen.forget(hash);
         forgotten
     }
@@ -731,12 +736,12 @@ impl Dataplane for KernelDataplane {
     }
 }
 
-/// Whether a rule of a service pins less than a client, whose entry is then that of clients that are not pinned.
+/// Whether a rule of a service pins a part of a client; the client's entry then belongs to its unpinned part.
 fn pins_in_part(rules: &RuleTable, spec: &ServiceSpec) -> bool {
     rules.pinned(spec.id).any(|prefix| is_part(prefix, spec))
 }
 
-/// Whether a prefix holds less than a client of a service.
+/// Whether a prefix is smaller than a client of a service.
 fn is_part(prefix: IpNet, spec: &ServiceSpec) -> bool {
     prefix.prefix_len() > spec.client_prefix
 }

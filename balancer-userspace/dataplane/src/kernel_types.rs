@@ -1,18 +1,19 @@
-//! Where the running kernel's structures hold their members: its BPF Type Format (the kernel's `Documentation/bpf/btf.rst`).
+//! Offsets of members in the running kernel's structures, from its BPF Type Format (the kernel's
+//! `Documentation/bpf/btf.rst`).
 
 use anyhow::{Context as _, ensure};
 
-/// Where the kernel tells of its own types.
+/// The file with the kernel's own types.
 pub(super) const OWN: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u32 = 0xeb9f;
 const STRUCT: u32 = 4;
 const MEMBER: usize = 12;
 
-/// The offset in bytes of each `(structure, member)` in `btf`. Members of unnamed structures within are not found.
+/// The offset in bytes of each `(structure, member)` in `btf`. Members of unnamed inner structures are not found.
 ///
 /// # Errors
-/// When it is no such data, or a member is not there or does not begin with a byte.
+/// If the data is invalid, or a member does not exist or does not begin at a byte.
 pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> anyhow::Result<[u32; N]> {
     let [magic, header, types, types_length, strings, strings_length] =
         [0, 4, 8, 12, 16, 20].map(|offset| word(btf, offset));
@@ -45,12 +46,12 @@ pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> 
     Ok(found.map(Option::unwrap_or_default))
 }
 
-/// The offset of `member` among the members of a structure, which lie at `members`.
+/// The offset of `member` in a structure whose member list begins at `members`.
 fn offset(types: &[u8], strings: &[u8], members: usize, info: u32, member: &str) -> anyhow::Result<Option<u32>> {
     for index in 0..(info & 0xffff) as usize {
         let at = members + index * MEMBER;
         if is(strings, word(types, at)?, member) {
-            // With bit fields the upper byte is a size.
+            // In a structure with bit fields, the upper byte is a size.
             let mask = if info >> 31 == 0 { u32::MAX } else { 0x00ff_ffff };
             let bits = word(types, at + 8)? & mask;
             ensure!(bits.is_multiple_of(8), "{member} does not begin with a byte");
@@ -60,7 +61,7 @@ fn offset(types: &[u8], strings: &[u8], members: usize, info: u32, member: &str)
     Ok(None)
 }
 
-/// Bytes that follow the first twelve of a type.
+/// Number of bytes that follow the first twelve of a type.
 fn rest(kind: u32, count: usize) -> anyhow::Result<usize> {
     Ok(match kind {
         1 | 14 | 17 => 4,
@@ -86,7 +87,7 @@ fn is(strings: &[u8], offset: u32, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// An `int`, and `struct pair { int first; int second; }`.
+    /// Test data: an `int`, and `struct pair { int first; int second; }`.
     fn pair() -> Vec<u8> {
         let strings = b"\0int\0pair\0first\0second\0";
         let types: [u32; 13] = [1, 1 << 24, 4, 32, 5, STRUCT << 24 | 2, 8, 10, 1, 0, 16, 1, 32];
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_found() {
+    fn when_a_structure_has_members_then_their_offsets_are_found() {
         assert_eq!(offsets(&pair(), [("pair", "second"), ("pair", "first")]).unwrap(), [4, 0]);
         let error = offsets(&pair(), [("pair", "third")]).unwrap_err().to_string();
         assert_eq!(error, "the kernel tells of no pair.third");
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_refused() {
+    fn when_type_information_is_cut_off_then_it_is_refused() {
         let whole = pair();
         for length in 0..whole.len() {
             assert!(offsets(&whole[..length], [("pair", "second")]).is_err(), "{length}");
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn this_kernel_tells() {
+    fn when_this_kernel_is_asked_then_it_tells_the_offsets() {
         let btf = std::fs::read(OWN).unwrap();
         let [ifindex, namespace] = offsets(&btf, [("net_device", "ifindex"), ("net_device", "nd_net")]).unwrap();
         assert!(ifindex > 0 && namespace > 0 && ifindex != namespace);

@@ -1,23 +1,24 @@
-//! How network devices lie upon each other: VLAN sub-interfaces and macvlans (VRRP's virtual MACs among them) upon what they
-//! are made from, bridges and bonds upon their parts. A frame that comes in by the lowest may be for any of them. Pure.
+//! The stacking of network devices: VLAN sub-interfaces and macvlans (such as VRRP's virtual MACs) on their parents,
+//! bridges and bonds on their members. A frame that arrives by the lowest device may be for any device above it. This
+//! module is pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use balancer_common::map_types::Mac;
 
-/// The devices of this namespace by index.
+/// The devices of this network namespace, by index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layers(BTreeMap<u32, Device>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Device {
     mac: Option<Mac>,
-    /// Directly upon it.
+    /// Devices directly on top.
     above: BTreeSet<u32>,
 }
 
 impl Layers {
-    /// Devices with nothing upon them.
+    /// Devices without others on top.
     #[must_use]
     pub fn flat(devices: &[(u32, Mac)]) -> Self {
         Self(
@@ -33,12 +34,13 @@ impl Layers {
         self.0.entry(ifindex).or_default().mac = mac;
     }
 
-    /// Puts one device upon another.
+    /// Stacks one device on another.
     pub fn put_upon(&mut self, lower: u32, upper: u32) {
         self.0.entry(lower).or_default().above.insert(upper);
     }
 
-    /// The destinations of frames that an interface takes: its own MAC first. `None`: it has none, or is not known.
+    /// The MACs that an interface accepts: its own, then those of devices stacked on it. `None`: the interface has no
+    /// MAC or is unknown.
     #[must_use]
     pub fn stations(&self, ifindex: u32) -> Option<(Mac, BTreeSet<Mac>)> {
         let own = self.0.get(&ifindex)?.mac?;
@@ -48,7 +50,8 @@ impl Layers {
         Some((own, others))
     }
 
-    /// Whether what leaves by one device may be answered by the other: one lies upon the other, or a third upon both.
+    /// Whether packets that leave by one device may be answered by the other: one is stacked on the other, or a third
+    /// on both.
     #[must_use]
     pub fn related(&self, one: u32, other: u32) -> bool {
         !self.with_above(one).is_disjoint(&self.with_above(other))

@@ -1,4 +1,4 @@
-//! Clients that are known from elsewhere: where they are is written into the client table that packets use.
+//! Clients that are known from elsewhere: their places are written into the client table that packets use.
 
 use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
@@ -10,43 +10,43 @@ use balancer_core::io::{BackendId, ServiceId};
 
 use super::{KernelDataplane, clients::Look, rows, stickiness::Stickiness};
 
-/// Tries to replace an entry that packets change meanwhile.
+/// Attempts to replace an entry that packets keep changing.
 const TRIES: usize = 8;
 
-/// A client that is to be known at a backend.
+/// A client to be recorded at a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Learnt {
-    /// An address of it.
+    /// An address of the client.
     pub address: IpAddr,
-    /// Where it is.
+    /// The client's backend.
     pub backend: BackendId,
-    /// When it was seen last.
+    /// When the client was last seen.
     pub seen: Seen,
 }
 
-/// When a client was seen last.
+/// When a client was last seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// So long ago.
+    /// This long ago.
     Ago(Duration),
-    /// So long ago that it is remembered for this time from now on.
+    /// Long enough ago that the client is remembered for this time from now on.
     Left(Duration),
 }
 
-/// The outcome for clients that were to be learnt.
+/// The number of clients by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Learning {
-    /// Not known before.
+    /// Clients that were unknown before.
     pub new: u64,
-    /// Known at that backend before.
+    /// Clients that were known at that backend before.
     pub known: u64,
-    /// Known at another backend before.
+    /// Clients that were known at another backend before.
     pub moved: u64,
-    /// Not seen for longer than clients are remembered.
+    /// Clients not seen for longer than they are remembered.
     pub expired: u64,
-    /// Without room in their buckets.
+    /// Clients without room in their buckets.
     pub full: u64,
-    /// Not of the service's family, or of a service that remembers nobody.
+    /// Clients outside the service's family, or of a service without memory.
     pub strangers: u64,
 }
 
@@ -58,7 +58,7 @@ enum Written {
 }
 
 impl KernelDataplane {
-    /// Has clients of a service be known at its backends, whatever was known of them before.
+    /// Records clients of a service at its backends, whatever was known about them.
     pub fn learn_clients(&mut self, service: ServiceId, clients: &[Learnt]) -> Learning {
         self.reread_all();
         let mut sum = Learning::default();
@@ -94,7 +94,7 @@ impl KernelDataplane {
         let (tag, now) = ((hash >> 32) as u32, memory.tick);
         let place = slot(hash, memory.table.len() as u32);
         if memory.table.get(place as usize) != Some(&backend.0) {
-            // Before packets can meet the entry: only those of flagged slots look for one.
+            // The flag comes first, because only packets in flagged slots read an entry.
             tables.flag(service, place);
             sweep.found_elsewhere(service, place);
         }

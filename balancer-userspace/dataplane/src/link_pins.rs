@@ -1,4 +1,4 @@
-//! Where links are pinned, and which are.
+//! The pins of links: their paths, and which exist.
 
 use std::{fs, path::PathBuf};
 
@@ -10,7 +10,7 @@ pub(super) struct LinkPin {
     pub(super) path: PathBuf,
 }
 
-/// The directory of pins, where links are in it.
+/// The directory that contains pinned links.
 #[derive(Clone, Debug)]
 pub(super) struct LinkPins(PathBuf);
 
@@ -19,17 +19,17 @@ impl LinkPins {
         Self(directory)
     }
 
-    /// Where a link to an interface is to be pinned.
+    /// The path of the pin for a link to an interface.
     pub(super) fn link(&self, ifindex: u32, native: bool) -> PathBuf {
         self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
     }
 
-    /// Where the link of a classifier is to be pinned.
+    /// The path of the pin for a classifier's link.
     pub(super) fn classifier(&self, kind: &str, ifindex: u32, key: u64) -> PathBuf {
         self.0.join(format!("{kind}-{ifindex}-{key:012x}"))
     }
 
-    /// The pinned links of a kind of classifier on an interface.
+    /// The pins of a kind of classifier on an interface.
     pub(super) fn classifiers(&self, kind: &str, ifindex: u32) -> Vec<PathBuf> {
         let prefix = format!("{kind}-{ifindex}-");
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();

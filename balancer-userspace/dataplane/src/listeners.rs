@@ -1,5 +1,5 @@
-//! The rows by which packets find their services: a row for each listener with one port, and for each address and protocol
-//! one for every port or for ranges of them.
+//! The rows by which packets find their services: a row for each listener with one port, and for each address and
+//! protocol a row for every port or for ranges of ports.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,22 +14,22 @@ use balancer_model::{config::Protocol, listeners::PortRange};
 
 use super::rows;
 
-/// The rows that are written into one half of the maps.
+/// The rows for one half of the maps.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) listeners: Vec<ListenerRow>,
     pub(super) ranges: Vec<RangeRow>,
-    /// Whether ports are looked up that have no listener of their own.
+    /// Whether ports without their own listener are looked up.
     pub(super) wildcard: bool,
 }
 
-/// A listener that is not for one port.
+/// A listener for more than one port.
 struct Wide<'a> {
     spec: &'a ListenerSpec,
     service: u32,
 }
 
-/// The rows of the listeners of `services`, whose rows begin at `first_service` in their order. Ranges begin at
+/// The rows for the listeners of `services`, whose own rows begin at `first_service` in the same order. Ranges begin at
 /// `first_range`.
 #[must_use]
 pub(super) fn rows(services: &[ServiceSpec], first_service: u32, first_range: u32) -> Rows {
@@ -107,8 +107,8 @@ fn markers(services: &[ServiceSpec]) -> impl Iterator<Item = ListenerRow> {
     })
 }
 
-/// Disjoint ranges in rising order, each with the index of the narrowest of `ranges` around it. Those are in rising order of
-/// their first ports, the wider ones first, and any two of them are apart or one is within the other.
+/// Splits ranges into disjoint ones in rising order, each with the index of the narrowest of `ranges` that contains it.
+/// The input is in rising order of first ports, wider ranges first, and any two ranges are disjoint or nested.
 fn disjoint(ranges: &[PortRange]) -> Vec<(PortRange, usize)> {
     let mut found = Vec::new();
     let mut open: Vec<(u16, usize)> = Vec::new();
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Ranges that are apart or within each other, by halving.
+    /// Makes ranges that are disjoint or nested, by halving.
     fn laminar(bits: &[bool], first: u16, last: u16, found: &mut Vec<PortRange>) {
         let [keep, rest @ ..] = bits else { return };
         if first == last {
@@ -159,7 +159,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_port_has_the_narrowest_range(bits in prop::collection::vec(any::<bool>(), 0..200), last in 1u16..) {
+        fn when_ranges_are_nested_then_each_port_has_the_narrowest(bits in prop::collection::vec(any::<bool>(), 0..200), last in 1u16..) {
             let mut ranges = Vec::new();
             laminar(&bits, 1, last, &mut ranges);
             ranges.sort_by_key(|range| (range.first, u16::MAX - range.last));

@@ -1,4 +1,4 @@
-//! Having the kernel take a program.
+//! Loading a program into the kernel.
 
 use std::{
     env,
@@ -21,7 +21,8 @@ use crate::{
     privileges,
 };
 
-/// Why the kernel does not take a whole object: maps that it does not make, mostly. `sizes` are those of the large maps.
+/// Explains why the kernel does not load a whole object, mostly because of maps that it does not make. `sizes` are
+/// those of the large maps.
 pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
         return anyhow::Error::new(error).context("loading the kernel program");
@@ -41,21 +42,22 @@ pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
     anyhow!("the kernel does not make the map {name}: {io_error}{advice}")
 }
 
-/// Has the kernel verify and take the program.
+/// Loads the program into the kernel, which verifies it.
 ///
 /// # Errors
-/// When the kernel refuses: one line. The verifier's log goes into a file that is named in it.
+/// If the kernel refuses: one line, which names the file with the verifier's log.
 pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> {
     load_with(name, || program.load())
 }
 
-/// The same for a program of any type, which `load` has the kernel take. Signals wait meanwhile: the verifier gives up for
-/// one, and the next attempt, which is made with a log, takes ten times as long.
+/// Loads a program of any type by `load`. Signals are blocked meanwhile: the verifier stops for a signal, and the next
+/// attempt, which writes a log, takes ten times as long.
 ///
 /// # Errors
 /// As above.
 pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> anyhow::Result<()> {
-    // It also gives up, with EAGAIN, where the process is to stop or to freeze, which says nothing about the program.
+    // The verifier also stops, with EAGAIN, if the process is to be stopped or frozen, which says nothing about the
+    // program.
     const ATTEMPTS: u32 = 50;
     const PAUSE: Duration = Duration::from_millis(2);
     let unmasked = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).ok();
@@ -70,7 +72,7 @@ pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), Program
         }
     }
     if let Some(unmasked) = unmasked {
-        // A mask that was in force cannot be refused.
+        // A mask that was valid before cannot be refused.
         let _refused = unmasked.thread_set_mask();
     }
     result.map_err(|error| {
@@ -98,19 +100,19 @@ fn refused(kernel: &str, program: &str, error: &io::Error, word: &str, log: io::
     )
 }
 
-/// Returns the verifier's objection: the last line of its log but for its figures.
+/// Returns the verifier's objection: the last line of its log that is not statistics.
 fn last_word(log: &str) -> Option<&str> {
     const FIGURES: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise: "];
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.rev().find(|line| !FIGURES.iter().any(|figure| line.starts_with(figure)))
 }
 
-/// Where a service manager lets a service keep files, else where everybody does.
+/// The directory where a service manager lets a service keep files, or the system's temporary directory.
 fn directory() -> PathBuf {
     env::var_os("STATE_DIRECTORY").map_or_else(env::temp_dir, PathBuf::from)
 }
 
-/// Writes a log to a new file, in the place of one of an earlier start. A link that lies there is not followed.
+/// Writes a log to a new file, replacing that of an earlier start. It does not follow a symbolic link.
 fn save(directory: &Path, program: &str, log: &str) -> io::Result<PathBuf> {
     let path = directory.join(format!("{program}-verifier.log"));
     match fs::remove_file(&path) {
@@ -146,7 +148,7 @@ processed 58321 insns (limit 1000000) max_states_per_insn 21 total_states 3021 p
     }
 
     #[test]
-    fn a_refusal_says_kernel_program_reason_and_where_the_log_is() {
+    fn when_the_kernel_refuses_a_program_then_the_error_names_program_reason_and_log() {
         let directory = tempfile::tempdir().unwrap();
         let error = io::Error::from_raw_os_error(libc::EINVAL);
         let path = directory.path().join("decap-verifier.log");
@@ -172,7 +174,7 @@ processed 58321 insns (limit 1000000) max_states_per_insn 21 total_states 3021 p
     }
 
     #[test]
-    fn the_last_word_is_no_figure() {
+    fn when_a_verifier_log_ends_with_statistics_then_the_objection_is_found() {
         let large = "BPF program is too large. Processed 1000001 insn\nverification time 33123 usec\nstack depth 168+0\n\
                      processed 1000001 insns (limit 1000000) max_states_per_insn 4";
         assert_eq!(last_word(large), Some("BPF program is too large. Processed 1000001 insn"));

@@ -1,4 +1,4 @@
-//! How large each map is made, and what that takes.
+//! The size of each map in entries and bytes.
 
 use std::fmt;
 
@@ -22,42 +22,42 @@ use super::{
     placement,
 };
 
-/// How large a map is.
+/// The size of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MapSize {
     pub(super) name: &'static str,
-    /// `None`: the object says it.
+    /// `None`: the object file says it.
     pub(super) entries: Option<u32>,
     pub(super) bytes: u64,
     of_cpus: OfCpus,
-    /// The part of the configuration by which the map can be made smaller.
+    /// The part of the configuration that determines the map's size.
     depends_on: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OfCpus {
     All,
-    /// A part for each that was online.
+    /// One value for each CPU that was online.
     Online(u32),
-    /// A part for each that there may be.
+    /// One value for each possible CPU.
     Possible(u32),
 }
 
-/// Bytes of a row in the cache of next hops, whose type is the kernel program's.
+/// Size in bytes of a row in the cache of next hops, whose type is private to the kernel program.
 const RECENT_HOP: u64 = 64;
-/// Bytes that the kernel adds to each entry of a hash: its links, and its place among the buckets.
+/// Bytes that the kernel adds to each entry of a hash map: its links and its place in the bucket array.
 const HASH_ENTRY: u64 = 48 + 16;
-/// Bytes of a hash for each entry that it has room for.
+/// Bytes of a hash map's bucket array for each entry of its capacity.
 const HASH_BUCKET: u64 = 16;
-/// Bytes for each CPU of the maps that have a few words for each.
+/// Bytes for each CPU in the maps that hold a few words for each CPU.
 const FEW_WORDS: u64 = 1024;
-/// Bytes of the ring buffers but for the log, and of other maps whose size the object says.
+/// Bytes of the ring buffers except the log, and of other maps whose size is fixed in the object file.
 const OTHERS: u64 = (512 + 64 + 256) << 10;
 const PAGE: u64 = 4096;
-/// Room for the new row of a rule that is replaced: older kernels ask for it even where no row is added.
+/// Spare room for replacing a rule's row: older kernels require it even if no row is added.
 const SPARE_RULE: u32 = 1;
 
-/// All maps: those of `counters` have rows for CPUs.
+/// The sizes of all maps; those in `counters` have rows for each CPU.
 pub(super) fn sizes(
     capacity: &Capacity,
     buckets: u32,
@@ -96,7 +96,7 @@ pub(super) fn sizes(
         array::<BackendStats>("SHARED_BACKENDS", capacity.backends).depends_on(backends),
         array::<ListenerStats>("SHARED_LISTENERS", MAX_LISTENERS),
         array::<RuleStats>("SHARED_RULES", MAX_RULES),
-        // Memory is taken as rules come.
+        // Memory is allocated as rules are added.
         MapSize { bytes: 0, ..of("RULES", Some(MAX_RULES + MAX_DENIED as u32 + SPARE_RULE), 0) },
         MapSize { of_cpus: OfCpus::Online(blocks), ..of("RECENT_HOPS", Some(blocks * RECENT_HOPS_OF_CPU), RECENT_HOP) },
         hash::<NeighbourWanted, NeighbourAsked>("ASKED", MAX_ASKED),
@@ -105,7 +105,7 @@ pub(super) fn sizes(
         hash::<u64, u32>("PEERS", MAX_PEERS),
         array::<u64>("MIGRATED", capacity.backends).depends_on(backends),
         array::<QuicRow>("QUIC", QUIC_ROWS).by_object(),
-        // One for each backend, for which memory is taken as they come.
+        // One entry for each backend; memory is allocated as entries are added.
         of("QUIC_SERVERS", Some(capacity.backends), HASH_BUCKET).depends_on(backends),
         per_cpu("QUIC_STATS", None, MAX_QUIC_SERVICES as u32 + 1, size_of::<QuicStats>() as u64, cpus),
         per_cpu("REDIRECT_ERRORS", Some(redirects), redirects, size_of::<u64>() as u64, cpus),
@@ -119,7 +119,7 @@ pub(super) fn sizes(
     ]
 }
 
-/// Interfaces whose failed redirects are counted.
+/// The number of interfaces whose failed redirects are counted.
 fn redirect_errors(interfaces: usize) -> u32 {
     u32::try_from(4 * interfaces).unwrap_or(MAX_DEVICES).next_power_of_two().clamp(256, MAX_DEVICES)
 }
@@ -129,7 +129,7 @@ fn of(name: &'static str, entries: Option<u32>, bytes_each: u64) -> MapSize {
     MapSize { name, entries, bytes, of_cpus: OfCpus::All, depends_on: None }
 }
 
-/// One that is mapped, which takes whole pages.
+/// A memory-mapped array, which occupies whole pages.
 fn array<T>(name: &'static str, entries: u32) -> MapSize {
     of(name, Some(entries), size_of::<T>() as u64)
 }
@@ -190,13 +190,13 @@ impl fmt::Display for Mebibytes {
     }
 }
 
-/// Bytes of all.
+/// The total size in bytes.
 pub(super) fn total(sizes: &[MapSize]) -> u64 {
     sizes.iter().map(|map| map.bytes).sum()
 }
 
-/// Returns the end of a sentence about the map `name`: the size that the map would have, the size of all maps, and the
-/// largest others. Empty where there are no `sizes`.
+/// Returns the end of a sentence about the map `name`: the map's size, the size of all maps, and the largest other
+/// maps. Empty if there are no `sizes`.
 pub(super) fn told(sizes: &[MapSize], name: &str) -> String {
     if sizes.is_empty() {
         return String::new();
@@ -239,7 +239,8 @@ mod tests {
         });
         let [least, many_possible, most_possible, many, most] = figures;
         assert!(least < 26 << 10 && many_possible < 27 << 10 && most_possible < 29 << 10, "{figures:?}");
-        // Of each CPU online 720 KiB: half a mebibyte of backends, 128 KiB of next hops, 64 and 16 KiB of rules and listeners.
+        // Each CPU online needs 720 KiB: half a mebibyte for backends, 128 KiB for next hops, 64 and 16 KiB for rules
+        // and listeners.
         let of_each = 512 + 128 + 64 + 16 + 1;
         assert!(many - many_possible <= 126 * of_each && most - most_possible <= 254 * of_each, "{figures:?}");
     }

@@ -1,5 +1,5 @@
-//! Arrays that the kernel program and the controller share by memory mapping (`BPF_F_MMAPABLE`): no system call for a
-//! write, and a single word is replaced in one piece.
+//! Arrays that the kernel program and the controller share by memory mapping (`BPF_F_MMAPABLE`): a write needs no
+//! system call, and a single word is replaced in one store.
 
 use std::{
     io,
@@ -21,21 +21,21 @@ pub(super) struct MappedArray<T> {
     memory: NonNull<T>,
     entries: usize,
     bytes: NonZeroUsize,
-    // Keeps the map alive for as long as it is mapped, and its descriptor for pinning. A test has none.
+    // This keeps the map alive while it is mapped, and its descriptor for pinning. Tests have none.
     _map: Option<MapData>,
     owns: PhantomData<T>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and all access goes through `&self` or `&mut self`.
 unsafe impl<T: Send> Send for MappedArray<T> {}
-// SAFETY: as above; what a shared reference gives are words to be read and written atomically, and copies.
+// SAFETY: as above; a shared reference gives only atomic access to words, and copies.
 unsafe impl<T: Sync> Sync for MappedArray<T> {}
 
 impl<T: Pod> MappedArray<T> {
     /// Maps the whole array.
     ///
     /// # Errors
-    /// When the map is of another value size, or the kernel refuses to map it.
+    /// If the map's value size differs, or the kernel refuses to map it.
     pub(super) fn new(map: MapData) -> anyhow::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 4096) };
         let info = map.info().context("reading the map's description")?;
@@ -47,7 +47,7 @@ impl<T: Pod> MappedArray<T> {
         Ok(Self { memory, entries, bytes, _map: Some(map), owns: PhantomData })
     }
 
-    /// An array of zeroes in memory, mapped twice: as the controller has it, and as the kernel program.
+    /// An array of zeroes, mapped twice: for the controller and for the kernel program.
     #[cfg(test)]
     pub(super) fn twice(entries: usize) -> anyhow::Result<[Self; 2]> {
         let bytes = (entries * size_of::<T>()).next_multiple_of(page_size()?);
@@ -73,27 +73,27 @@ impl<T: Pod> MappedArray<T> {
         unsafe { self.memory.as_ptr().add(index) }
     }
 
-    /// The entry at `index`. The kernel may be reading it, never writing.
+    /// The entry at `index`. The kernel may be reading the entry but never writes it.
     #[must_use]
     pub(super) fn load(&self, index: usize) -> T {
         // SAFETY: within the mapping; only this process writes these maps, through `&mut self`.
         unsafe { self.pointer(index).read_volatile() }
     }
 
-    /// Replaces the entry at `index`, not in one piece: a reader in the kernel may see half of it.
+    /// Replaces the entry at `index` in several stores: a reader in the kernel may see half of it.
     pub(super) fn store(&mut self, index: usize, value: T) {
         // SAFETY: within the mapping; any bit pattern is valid to the reader.
         unsafe { self.pointer(index).write_volatile(value) };
     }
 
-    /// The whole array as 64-bit words, which the kernel program writes as well, each in one piece.
+    /// The whole array as 64-bit words, which the kernel program also writes, each in one store.
     pub(super) fn words(&self) -> &[AtomicU64] {
         let words = self.entries * (size_of::<T>() / 8);
         // SAFETY: the mapping holds that many aligned words and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<AtomicU64>(), words) }
     }
 
-    /// The 32-bit word at `offset` of the entry at `index`, to be replaced in one piece.
+    /// The 32-bit word at `offset` of the entry at `index`, replaced in one store.
     #[must_use]
     pub(super) fn word32(&self, index: usize, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= size_of::<T>());
@@ -101,7 +101,7 @@ impl<T: Pod> MappedArray<T> {
         unsafe { AtomicU32::from_ptr(self.pointer(index).byte_add(offset).cast()) }
     }
 
-    /// The 64-bit word at `offset` of the entry at `index`, to be replaced in one piece.
+    /// The 64-bit word at `offset` of the entry at `index`, replaced in one store.
     #[must_use]
     pub(super) fn word64(&self, index: usize, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
@@ -112,13 +112,13 @@ impl<T: Pod> MappedArray<T> {
 
 impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size, and nothing borrows from it any more.
+        // SAFETY: `new` mapped it with this size, and nothing borrows from it any more.
         let _unmapped = unsafe { munmap(self.memory.cast(), self.bytes.get()) };
     }
 }
 
 fn map_shared(fd: BorrowedFd<'_>, bytes: NonZeroUsize) -> io::Result<NonNull<std::ffi::c_void>> {
-    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    // SAFETY: a fresh mapping at an address that the kernel chooses.
     unsafe { mmap(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) }
         .map_err(io::Error::from)
 }

@@ -1,4 +1,4 @@
-//! The memory of the clients of one service: how long they are remembered, and the service's present tick.
+//! The memory of one service's clients: how long they are remembered, and the service's current tick.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,20 +14,20 @@ use super::KnownClient;
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     pub(super) table: Arc<[u16]>,
-    /// `None`: the service remembers nothing any more.
+    /// `None`: the service no longer remembers clients.
     pub(super) clock: Option<Clock>,
-    /// In whose ticks ages are written, while they are to be written in those of another clock. Time stands still until they
-    /// are.
+    /// The clock whose ticks the ages are in, while they are being converted to another clock's. The service's time
+    /// stands still until that is done.
     written: Option<Clock>,
     pub(super) tick: u16,
-    /// The tick that it was when so much time had passed: from there on it is counted.
+    /// A tick and the elapsed time at which it was current; ticks are counted from there.
     since: (u16, Duration),
-    /// Rises with each swap.
+    /// Number of swaps so far.
     pub(super) swaps: u64,
 }
 
 impl Memory {
-    /// Makes the memory of a service that remembers nothing yet, in this tick.
+    /// The memory of a service that remembers no clients yet, in this tick.
     pub(super) fn new(tick: u16) -> Self {
         Self { table: Arc::default(), clock: None, written: None, tick, since: (0, Duration::ZERO), swaps: 0 }
     }
@@ -40,7 +40,7 @@ impl Memory {
         tick.wrapping_add(ticks as u16) & TICK_MASK
     }
 
-    /// The live table is another one.
+    /// Records a new live table.
     pub(super) fn swapped(&mut self, table: Arc<[u16]>) {
         self.table = table;
         self.swaps += 1;
@@ -52,38 +52,38 @@ impl Memory {
         let tick_seconds = |clock: Option<Clock>| clock.map(|clock| clock.tick_seconds);
         if tick_seconds(before) != tick_seconds(self.clock) {
             self.since = (self.tick, elapsed);
-            // Back to the ticks of before: nothing has been written in others.
+            // If the clock returns to the earlier tick length, no entry has an age in another one.
             let written = self.written.take().or(before);
             self.written = written.filter(|&written| tick_seconds(Some(written)) != tick_seconds(self.clock));
         }
         self.tick = self.tick_at(elapsed);
     }
 
-    /// The clock that packets are to go by. Until ages are in its ticks, nobody is too old by those that they are in.
+    /// The clock for packets. Until ages are converted to its ticks, no client expires by the old ones.
     pub(super) fn published(&self) -> Option<Clock> {
         let clock = self.clock?;
         Some(self.written.map_or(clock, |written| Clock { remember: clock.remember.max(written.remember), ..clock }))
     }
 
-    /// In whose ticks ages are, and in whose they are to be, if these are not the same.
+    /// The clocks to convert ages from and to, if they differ.
     pub(super) fn ages(&self) -> Option<(Clock, Clock)> {
         self.written.zip(self.clock)
     }
 
-    /// All ages are in ticks of the clock; time goes on.
+    /// Records that all ages are in ticks of the clock; time goes on.
     pub(super) const fn settle(&mut self, elapsed: Duration) {
         if self.written.take().is_some() {
             self.since = (self.tick, elapsed);
         }
     }
 
-    /// Whether a client of this service is remembered.
+    /// Whether the client of this entry is still remembered.
     pub(super) fn remembers(&self, entry: Entry) -> bool {
         self.clock.is_some_and(|clock| entry.age(self.tick) <= clock.remember)
     }
 
-    /// Returns the client that an entry stands for after `elapsed`. The entry `is_reread`, or its age is still in the
-    /// ticks of before. `None`: it is expired.
+    /// Returns the client of an entry after `elapsed`. If the entry was not processed yet (`is_reread`), its age is in
+    /// the earlier ticks. `None`: the entry has expired.
     pub(super) fn known(&self, entry: Entry, is_reread: bool, elapsed: Duration) -> Option<KnownClient> {
         let written = self.written.filter(|_| !is_reread);
         let seconds = u64::from(entry.age(self.tick_at(elapsed))) * u64::from(written.or(self.clock)?.tick_seconds);
@@ -98,12 +98,12 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-    /// Ticks of two seconds.
+    /// A clock with ticks of two seconds.
     const TWO_HOURS: Clock = Clock::new(7200);
-    /// Ticks of 22 seconds.
+    /// A clock with ticks of 22 seconds.
     const DAY: Clock = Clock::new(86_400);
 
-    /// A memory that has worked by the first clock for 100 s, an entry of its 30th second, and how old that is.
+    /// A memory that has used the first clock for 100 s, with an entry from its 30th second.
     fn working() -> (Memory, Entry) {
         let mut memory = Memory::new(7);
         memory.retime(Some(TWO_HOURS), Duration::ZERO);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_undone_leaves_ages_as_they_were() {
+    fn when_a_change_of_clocks_is_undone_then_ages_are_as_before() {
         for between in [Some(DAY), Some(Clock::new(60)), None] {
             let (mut memory, entry) = working();
             assert_eq!(seen(&memory, entry, 100), Some(70));
@@ -133,13 +133,13 @@ mod tests {
     }
 
     #[test]
-    fn until_ages_are_in_new_ticks_time_stands_still_and_nobody_is_too_old_by_the_old_ones() {
+    fn when_ages_are_not_converted_yet_then_time_stands_still_and_no_client_expires() {
         let (mut memory, entry) = working();
         memory.retime(Some(DAY), 100 * SECOND);
         assert_eq!(memory.ages(), Some((TWO_HOURS, DAY)));
         assert_eq!(memory.published(), Some(Clock { remember: DAY.remember.max(TWO_HOURS.remember), ..DAY }));
         assert_eq!(seen(&memory, entry, 5000), Some(70));
-        // Another one comes before anybody has looked at the table.
+        // Another change follows before the table was processed.
         memory.retime(Some(Clock::new(60)), 200 * SECOND);
         assert_eq!(memory.ages(), Some((TWO_HOURS, Clock::new(60))));
         assert_eq!(memory.published().map(|clock| clock.remember), Some(TWO_HOURS.remember));

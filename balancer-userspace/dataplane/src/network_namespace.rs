@@ -1,4 +1,5 @@
-//! Which network namespace this is. The kernel gives the inode of one that is gone to another at once, and never its cookie.
+//! The identity of this network namespace. The kernel reuses the inode of a removed namespace at once, but never its
+//! cookie.
 
 use std::{fs, io, mem::size_of, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::Path};
 
@@ -16,10 +17,10 @@ pub(super) struct NetworkNamespace {
 }
 
 impl NetworkNamespace {
-    /// That of this thread.
+    /// The namespace of this thread.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// If the kernel does not tell.
     pub(super) fn here() -> anyhow::Result<Self> {
         let inode = fs::metadata("/proc/thread-self/ns/net").context("looking at the network namespace")?.ino();
         let cookie = cookie().context("asking for the cookie of the network namespace")?;
@@ -31,7 +32,7 @@ fn cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the value is as long as is said, and both live through the call.
+    // SAFETY: the value is as long as stated, and both live through the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -44,8 +45,8 @@ fn cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Whether no thread lives in a network namespace of this inode, and none is mounted. `false` as well where that cannot be
-/// told, because this process does not see all others.
+/// Whether no thread lives in a network namespace with this inode, and none is mounted. It is also `false` if this
+/// process cannot see all processes and therefore cannot tell.
 pub(super) fn is_deserted(inode: u64) -> bool {
     let inode_of = |path: &Path| fs::metadata(path).map(|found| found.ino());
     let sees_all = inode_of(Path::new("/proc/self/ns/pid")).is_ok_and(|found| found == FIRST_PROCESS_NAMESPACE);
@@ -55,13 +56,13 @@ pub(super) fn is_deserted(inode: u64) -> bool {
         return false;
     }
     let Ok(processes) = fs::read_dir("/proc") else { return false };
-    // What is no process has no tasks.
+    // Entries that are not processes have no tasks.
     let mut threads = processes
         .flatten()
         .flat_map(|process| fs::read_dir(process.path().join("task")).into_iter().flatten().flatten());
     !threads.any(|thread| match inode_of(&thread.path().join("ns/net")) {
         Ok(found) => found == inode,
-        // It has ended.
+        // The process has ended.
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     })
 }

@@ -3,10 +3,10 @@
 use anyhow::{Context as _, bail};
 use aya::{Ebpf, maps::MapData, programs::Xdp};
 
-/// An array, which is the caller's from then on.
+/// Takes an array out of the object.
 ///
 /// # Errors
-/// When there is none of this name, which would be a broken build, or it was taken before.
+/// If there is none of this name, which would be a broken build, or it was taken before.
 pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     let Some(aya::maps::Map::Array(map)) = ebpf.take_map(name) else {
         bail!("the kernel object holds no array {name}")
@@ -14,10 +14,10 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-/// The program that steers.
+/// The steering program.
 ///
 /// # Errors
-/// When there is none, which would be a broken build.
+/// If there is none, which would be a broken build.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
 }

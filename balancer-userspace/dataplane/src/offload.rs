@@ -1,13 +1,13 @@
-//! Offloads by which an interface changes frames before the program sees them, and which must be off.
+//! Offloads that change frames before the program sees them and must therefore be off.
 //!
 //! The generic hook sees packets after generic receive offload has merged them: larger than any MTU, and with the
-//! checksum of a merged packet left unfinished, which an incremental update would ruin. (Large receive offload goes off by
-//! itself when a generic program is attached.)
+//! checksum of a merged packet left unfinished, which an incremental update would ruin. (Large receive offload goes off
+//! by itself when a generic program is attached.)
 //!
-//! A card that takes VLAN tags off gives them to the kernel beside the frame, where the program does not see them: what it
-//! sends back by the same interface would leave without a tag.
+//! A card that strips VLAN tags passes them to the kernel beside the frame, where the program does not see them, so
+//! packets sent back by the same interface would leave without a tag.
 //!
-//! Both are switched off, and on again at the end.
+//! The balancer switches both off, and on again when it ends.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -27,7 +27,6 @@ struct EthtoolValue {
     data: u32,
 }
 
-/// An offload that can be switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
     /// Packets are merged.
@@ -76,12 +75,12 @@ impl Offload {
                 ethtool(interface, ETHTOOL_SFLAGS, others | if on { ETH_FLAG_RXVLAN } else { 0 })?
             }
         };
-        // Some drivers have wishes of their own.
+        // Some drivers ignore the request.
         if self.is_on(interface)? == on { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 }
 
-/// An offload that was switched off; dropping this switches it on again.
+/// An offload that was switched off; dropping it switches the offload on again.
 #[derive(Debug)]
 pub(super) struct SwitchedOff {
     offload: Offload,
@@ -89,7 +88,7 @@ pub(super) struct SwitchedOff {
 }
 
 impl SwitchedOff {
-    /// Switches it off. `None`: it was off, or cannot be switched, which is warned of.
+    /// Switches the offload off. `None`: it was off, or it cannot be switched, which is logged as a warning.
     pub(super) fn new(offload: Offload, interface: &str) -> Option<Self> {
         let switched = offload.is_on(interface).and_then(|on| {
             if on {
@@ -111,12 +110,12 @@ impl SwitchedOff {
         }
     }
 
-    /// As an earlier process left it.
+    /// An offload that an earlier process left off.
     pub(super) const fn left_off(offload: Offload, interface: String) -> Self {
         Self { offload, interface }
     }
 
-    /// Switches it off where another program has switched it on.
+    /// Switches the offload off if another program has switched it on.
     pub(super) fn again(&self) {
         let Self { offload, interface } = self;
         if offload.is_on(interface).unwrap_or(false) && offload.switch(interface, false).is_ok() {
@@ -124,7 +123,7 @@ impl SwitchedOff {
         }
     }
 
-    /// The interface has another name.
+    /// Records the new name of the interface.
     pub(super) fn follow(&mut self, name: &str) {
         name.clone_into(&mut self.interface);
     }
@@ -140,7 +139,7 @@ impl SwitchedOff {
     }
 }
 
-/// Switches an offload of an interface on again that an earlier process left off.
+/// Switches on an offload that an earlier process left off.
 pub fn switch_on(offload: Offload, interface: String) {
     drop(SwitchedOff::left_off(offload, interface));
 }

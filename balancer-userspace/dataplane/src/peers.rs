@@ -1,4 +1,5 @@
-//! The MACs of other backends of services of which this machine is a `dsr` backend: what they send is not steered again.
+//! The MACs of other backends of services of which this machine is a `dsr` backend; packets from these MACs are not
+//! steered again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,18 +14,18 @@ use balancer_core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 /// See the [module](self).
 pub(super) struct Peers {
     map: HashTable<MapData, u64, u32>,
-    /// Where frames to `dsr` backends go.
+    /// The MACs of `dsr` backends.
     macs: HashMap<BackendId, (ServiceId, Mac)>,
-    /// Which backend of a service this machine is.
+    /// This machine's backend id in each service.
     local: HashMap<ServiceId, BackendId>,
     written: HashMap<u64, u32>,
 }
 
 impl Peers {
-    /// None.
+    /// Starts without backends.
     ///
     /// # Errors
-    /// When the object holds no such map, which would be a broken build.
+    /// If the object holds no such map, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map("PEERS").context("the kernel object holds no map PEERS")?.try_into()?;
         Ok(Self { map, macs: HashMap::new(), local: HashMap::new(), written: HashMap::new() })
@@ -35,10 +36,10 @@ impl Peers {
         !self.local.is_empty()
     }
 
-    /// A backend has this row from now on.
+    /// Records a backend's new row.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn set(&mut self, row: &BackendSpec) -> anyhow::Result<()> {
         let mac = row.next_hop.filter(|hop| row.forwarding == Forwarding::Dsr && !hop.local);
         let place = mac.map(|hop| (row.service, hop.destination_mac));
@@ -49,18 +50,18 @@ impl Peers {
         if before == place { Ok(()) } else { self.write() }
     }
 
-    /// A backend is no more.
+    /// Forgets a removed backend.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn forget(&mut self, id: BackendId) -> anyhow::Result<()> {
         if self.macs.remove(&id).is_some() { self.write() } else { Ok(()) }
     }
 
-    /// These are all services from now on.
+    /// Records the services, which are all that exist now.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         let dsr = services.iter().filter(|spec| spec.forwarding == Forwarding::Dsr);
         let local = dsr.filter_map(|spec| Some((spec.id, *spec.local.first()?))).collect();

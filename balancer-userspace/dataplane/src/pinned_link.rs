@@ -1,4 +1,4 @@
-//! Taking a program off where its link is pinned.
+//! Detaching a program whose link is pinned.
 
 use std::{
     ffi::CString,
@@ -14,16 +14,16 @@ use std::{
 use anyhow::Context as _;
 use tracing::warn;
 
-/// Commands of the system call `bpf`, as `linux/bpf.h` has them.
+/// Commands of the system call `bpf` from `linux/bpf.h`.
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
-/// Takes the program off its interface and removes the pin. The program is off when this returns: without its pin alone the
-/// kernel takes it off some time later, and until then it steers, and no other program can be attached.
+/// Detaches the program from its interface and removes the pin. The program is off when this returns. Removing the pin
+/// alone would leave the program steering, and block other programs, until the kernel detaches it some time later.
 ///
 /// # Errors
-/// When the pin cannot be removed.
+/// If the pin cannot be removed.
 pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
     if let Err(error) = open(pin).and_then(|link| detach(link.as_fd())) {
         warn!("the program of {} goes off its interface later: {error}", pin.display());
@@ -31,10 +31,10 @@ pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
     fs::remove_file(pin).with_context(|| format!("removing the pin of a link, {}", pin.display()))
 }
 
-/// Whether the interface of a pinned link is gone.
+/// Whether the interface of a pinned link no longer exists.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// If the kernel does not tell.
 pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
     let link = open(pin)?;
     let mut info = LinkInfo { kind: 0, id: 0, program: 0, padding: 0, ifindex: 0, rest: [0; 11] };
@@ -43,7 +43,7 @@ pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
         info_len: size_of::<LinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
-    // SAFETY: the question points to room of the length that it says, and both live through the call.
+    // SAFETY: the question points to room of the stated length, and both live through the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -93,7 +93,7 @@ fn open(pin: &Path) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     let descriptor = RawFd::try_from(opened).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made it for this process, and nobody else knows it.
+    // SAFETY: the kernel has just made it for this process, and nothing else uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

@@ -1,7 +1,7 @@
-//! Objects that outlive the controller: maps, links and notes, pinned in a directory of their own.
+//! Objects that outlive the controller (maps, links and notes), pinned in their own directory.
 //!
-//! There is one directory for each network namespace and state file, `balancer/INODE-cCOOKIE-STATEFILE` below the BPF file
-//! system. The process that works with it holds a lock on it.
+//! There is one directory for each network namespace and state file, `balancer/INODE-cCOOKIE-STATEFILE` below the BPF
+//! file system. The process that uses it holds a lock on it.
 
 use std::{
     fs, io,
@@ -31,10 +31,10 @@ use crate::{
     bpffs::{Bpffs, DIRECTORY},
 };
 
-/// How often a start tries to lock its directory, with 10 ms in between.
+/// Attempts to lock the directory at a start, 10 ms apart.
 const LOCK_TRIES: u32 = 100;
 
-/// The maps that are pinned. The others are made anew from the configuration by each controller.
+/// The maps that are pinned. Each controller makes the others anew from the configuration.
 pub(super) const MAPS: [&str; 21] = [
     "NOTES",
     "BACKEND_HISTORY",
@@ -65,9 +65,9 @@ const NOTES: &str = "NOTES";
 pub struct Pins {
     bpffs: Bpffs,
     name: String,
-    /// Whether they are of this network namespace.
+    /// Whether they belong to this network namespace.
     here: bool,
-    /// Made by this process, for a controller that has not started yet.
+    /// This process made the directory for a controller that has not started yet.
     unfinished: bool,
     /// The notes of the previous controller.
     left: Option<Notes>,
@@ -77,9 +77,9 @@ pub struct Pins {
 /// Every directory of pins.
 #[derive(Debug)]
 pub struct AllPins {
-    /// Those that no living controller has.
+    /// Directories that no living controller has locked.
     pub free: Vec<Pins>,
-    /// The notes of the others, and whether they are of this network namespace.
+    /// The notes of the others, and whether they belong to this network namespace.
     pub held: Vec<(bool, Notes)>,
 }
 
@@ -88,24 +88,24 @@ pub struct AllPins {
 pub struct Notes {
     /// The layout version of the pinned maps.
     pub layout_version: u32,
-    /// The balancer's version that made them.
+    /// The version of the balancer that made them.
     pub version: String,
-    /// A number that the state file must have as well: names and ids in it are those of the maps.
+    /// A number that the state file must also have, because names and ids in it refer to the maps.
     pub instance: u64,
-    /// By which interfaces are told apart in the map of their counters.
+    /// The multiplier by which the map of interface counters distinguishes interfaces.
     pub interface_multiplier: u32,
     /// Buckets of the client table.
     pub buckets: u32,
-    /// Known clients that the client table is made for.
+    /// The number of known clients that the client table is sized for.
     pub clients: u32,
-    /// Connections that the table of them is made for; 0: there is none.
+    /// The number of connections that the flow table is sized for; 0: there is no table.
     #[serde(default)]
     pub flows: u32,
     /// The process that holds the lock, while it lives.
     pub process: u32,
-    /// Where the state is saved.
+    /// The path of the saved state.
     pub state_file: PathBuf,
-    /// Changes on this machine that are to be put back.
+    /// Changes to this machine that must be undone.
     pub host: HostChanges,
 }
 
@@ -113,7 +113,7 @@ impl Notes {
     /// Reads the notes from their row, up to its first zero. `None`: the row is empty.
     ///
     /// # Errors
-    /// When that is no note.
+    /// If the row does not contain notes.
     pub fn read(row: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let text = row.split(|&byte| byte == 0).next().unwrap_or_default();
         if text.is_empty() { Ok(None) } else { serde_json::from_slice(text).map(Some) }
@@ -124,8 +124,8 @@ impl Pins {
     /// The pins left by an earlier controller with this state file in this network namespace. `None`: there are none.
     ///
     /// # Errors
-    /// When a living controller has them, and when they have layouts that this program cannot go on with: the error says
-    /// what to do.
+    /// If a living controller uses them, or when this program cannot continue with their layouts: the error says what
+    /// to do.
     pub fn find(state_file: &Path) -> anyhow::Result<Option<Self>> {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
         let here = NetworkNamespace::here()?;
@@ -143,17 +143,17 @@ impl Pins {
                 Ok(Some(pins))
             }
             None => {
-                // Its maker did not get as far as attaching anything.
+                // The process that made it ended before it attached a program.
                 pins.remove()?;
                 Ok(None)
             }
         }
     }
 
-    /// A new, empty directory. It is removed again when this is dropped before [`finish`](Self::finish).
+    /// Makes a new, empty directory. Dropping it before [`finish`](Self::finish) removes it.
     ///
     /// # Errors
-    /// When there is no BPF file system and none can be mounted, and when a living controller has the directory.
+    /// If there is no BPF file system and none can be mounted, or when a living controller uses the directory.
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
         let here = NetworkNamespace::here()?;
@@ -165,11 +165,11 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins of every network namespace. Only those of this one stay locked, or with `everywhere` all of them: the
-    /// controllers of other namespaces may be about to start.
+    /// The pins of every network namespace. Only those of this namespace stay locked, or all of them with `everywhere`,
+    /// because controllers of other namespaces may be about to start.
     ///
     /// # Errors
-    /// When the file system cannot be read.
+    /// If the file system cannot be read.
     pub fn all(everywhere: bool) -> anyhow::Result<AllPins> {
         let (mut free, mut held) = (Vec::new(), Vec::new());
         let here = NetworkNamespace::here()?;
@@ -187,13 +187,13 @@ impl Pins {
         Ok(AllPins { free, held })
     }
 
-    /// Whether they are of this network namespace.
+    /// Whether the pins belong to this network namespace.
     #[must_use]
     pub const fn here(&self) -> bool {
         self.here
     }
 
-    /// Every directory of pins, without a lock.
+    /// Every directory of pins, without locking it.
     fn every(here: NetworkNamespace) -> anyhow::Result<Vec<Self>> {
         let Some(first) = Bpffs::find() else { return Ok(Vec::new()) };
         let entries = match fs::read_dir(first.path(DIRECTORY)) {
@@ -215,8 +215,8 @@ impl Pins {
         Self { bpffs, name, here, unfinished: false, left: None, lock: None }
     }
 
-    /// Removes what was left in network namespaces that are certainly gone. Their programs went with their interfaces; only
-    /// the memory of the maps is still taken.
+    /// Removes what was left in network namespaces that certainly no longer exist. Their programs went with their
+    /// interfaces; only the maps still occupy memory.
     fn clear_dead(here: NetworkNamespace) -> anyhow::Result<()> {
         for mut pins in Self::every(here)? {
             let is_dead = Named::read(&pins.name).is_some_and(|named| pins.are_dead(named, here));
@@ -234,21 +234,22 @@ impl Pins {
 
     fn are_dead(&self, Named { inode, cookie }: Named, here: NetworkNamespace) -> bool {
         match cookie {
-            // Two namespaces cannot have an inode at once.
+            // Two existing namespaces never share an inode.
             Some(cookie) if inode == here.inode => cookie != here.cookie,
             Some(_) => self.are_defunct() && is_deserted(inode),
             None => false,
         }
     }
 
-    /// Whether there are links, and the interfaces of all of them are gone.
+    /// Whether there are links, and none of their interfaces exists any more.
     fn are_defunct(&self) -> bool {
         let links = self.links();
         !links.is_empty() && links.iter().all(|link| is_defunct(&link.path).unwrap_or(false))
     }
 
-    /// Takes over the pins of an earlier version, whose directory was named by the inode alone. Whether there are some. Those
-    /// whose interfaces are gone may be another namespace's, which had the inode before, and are removed.
+    /// Takes over the pins of an earlier version, which named the directory by the inode alone. Returns whether there
+    /// are some. Pins whose interfaces no longer exist may belong to an earlier namespace with the same inode, and are
+    /// removed.
     fn take_former(&self, former: String) -> anyhow::Result<bool> {
         let bpffs = Bpffs::find().context("the BPF file system went away")?;
         let mut former = Self { bpffs, name: former, here: true, unfinished: false, left: None, lock: None };
@@ -264,10 +265,10 @@ impl Pins {
         Ok(true)
     }
 
-    /// From now on they stay when this is dropped. Links to interfaces that are not among `ifindexes` go.
+    /// Keeps the pins when this is dropped, from now on. Removes links to interfaces that are not among `ifindexes`.
     ///
     /// # Errors
-    /// When such a link cannot be removed.
+    /// If such a link cannot be removed.
     pub fn finish(&mut self, ifindexes: &[u32]) -> anyhow::Result<()> {
         for link in self.links().into_iter().filter(|link| !ifindexes.contains(&link.ifindex)) {
             take_off(&link.path)?;
@@ -279,7 +280,7 @@ impl Pins {
     /// Reads the pinned notes. `None`: there are none.
     ///
     /// # Errors
-    /// When it cannot be read, or was written by a version that nobody knows.
+    /// If they cannot be read, or an unknown version wrote them.
     pub fn notes(&self) -> anyhow::Result<Option<Notes>> {
         let path = self.map(NOTES);
         if !path.exists() {
@@ -301,12 +302,12 @@ impl Pins {
         anyhow!("the pins in {} are of another version of balancer; remove them with `balancer detach`", self.name)
     }
 
-    /// Where a map is pinned.
+    /// The path of a map's pin.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.directory().join(name)
     }
 
-    /// Has a map made anew at the next load: nobody needs what is in the pinned one.
+    /// Makes the next load create a map anew, because the contents of the pinned one are not needed.
     pub(super) fn make_anew(&self, name: &str) -> anyhow::Result<()> {
         match fs::remove_file(self.map(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -316,7 +317,7 @@ impl Pins {
         }
     }
 
-    /// Where links are pinned. It can be reached while this lives.
+    /// The directory of pinned links, accessible while this value lives.
     pub(super) fn link_pins(&self) -> LinkPins {
         LinkPins::new(self.directory())
     }
@@ -326,10 +327,10 @@ impl Pins {
         self.link_pins().links()
     }
 
-    /// Takes off every interface what a controller that is gone has left there, and removes everything.
+    /// Detaches from every interface what an ended controller has left there, and removes everything.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// If a pin cannot be removed.
     pub fn detach(&mut self) -> anyhow::Result<usize> {
         let links = self.links();
         links.iter().try_for_each(|link| take_off(&link.path))?;
@@ -345,10 +346,10 @@ impl Pins {
         Ok(links.len())
     }
 
-    /// Removes everything. Programs whose links this process has open stay on.
+    /// Removes everything. Programs whose links this process holds open stay attached.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// If a pin cannot be removed.
     pub fn remove(&mut self) -> anyhow::Result<()> {
         let directory = self.directory();
         for entry in fs::read_dir(&directory).context("reading the directory of pins")?.flatten() {
@@ -356,7 +357,7 @@ impl Pins {
                 .with_context(|| format!("removing the pin {}", entry.file_name().to_string_lossy()))?;
         }
         fs::remove_dir(&directory).context("removing the directory of pins")?;
-        // The last one takes the common directory with it.
+        // Removing the last directory also removes the common one.
         let _ = fs::remove_dir(self.bpffs.path(DIRECTORY));
         self.unfinished = false;
         Ok(())
@@ -366,7 +367,7 @@ impl Pins {
         self.bpffs.path(DIRECTORY).join(&self.name)
     }
 
-    /// Takes the lock of the directory, which another process may have for a moment: `balancer detach`, which looks at all
+    /// Locks the directory. Another process may hold the lock for a moment: `balancer detach`, which reads all
     /// directories, or a child of an ended controller that has not executed its program yet.
     fn lock(&mut self) -> anyhow::Result<()> {
         for _ in 0..LOCK_TRIES {
@@ -382,7 +383,7 @@ impl Pins {
         bail!("another controller{who} is running with these maps; stop it first")
     }
 
-    /// Takes the lock. Gives whether it could be had.
+    /// Tries to lock the directory. Returns whether that worked.
     fn try_lock(&mut self) -> anyhow::Result<bool> {
         let directory = fs::File::open(self.directory()).context("opening the directory of pins")?;
         match Flock::lock(OwnedFd::from(directory), FlockArg::LockExclusiveNonblock) {
@@ -419,11 +420,11 @@ fn adoptable(notes: &Notes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Which network namespace a directory's name says.
+/// The network namespace in a directory's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Named {
     inode: u64,
-    /// `None`: it is an earlier version's.
+    /// `None`: an earlier version made the name.
     cookie: Option<u64>,
 }
 
@@ -447,7 +448,7 @@ fn names(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path
     (format!("{inode}-c{cookie}-{hash:016x}"), format!("{inode}-{hash:016x}"))
 }
 
-/// FNV-1a: the same in every version, unlike the standard library's hashes.
+/// FNV-1a, which is the same in every version, unlike the standard library's hashes.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -457,10 +458,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_says_whose_it_is() {
+    fn when_a_directory_has_a_name_then_it_tells_the_namespace() {
         let here = NetworkNamespace { inode: 4_026_531_840, cookie: 7 };
         let other = NetworkNamespace { cookie: 8, ..here };
-        // A state file whose hash begins with the letter of a cookie.
+        // For one of these state files, the hash begins with the letter of a cookie.
         for number in 0..64 {
             let (name, former) = names(here, Path::new(&format!("/var/lib/balancer/{number}")));
             assert_eq!(Named::read(&name), Some(Named { inode: here.inode, cookie: Some(7) }), "{name}");

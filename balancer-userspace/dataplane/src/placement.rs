@@ -1,4 +1,4 @@
-//! Building an open-addressed array whole: every key within its probes.
+//! Building a whole open-addressed table, in which every key lies in one of its rows.
 
 use anyhow::bail;
 use balancer_common::{
@@ -6,49 +6,49 @@ use balancer_common::{
     service_table::{PROBES, TableView, factor},
 };
 
-/// Factors of the hash that are tried.
+/// Number of hash factors to try.
 const FACTORS: u32 = 64;
-/// Up to so many keys have sixteen rows each; beyond, rows are memory that counts.
+/// Up to this many keys get sixteen rows each; beyond that, the memory of rows matters.
 const MANY: usize = 4096;
-/// How many keys may be pushed from their rows to place one.
+/// How many keys may be displaced to place one.
 const PUSHES: u32 = 1000;
 /// The exponent of the largest number of rows in each half of a map, which is a power of two.
 const MOST_BITS: u32 = 23;
-/// No key.
+/// Marks a free row.
 const FREE: u32 = u32::MAX;
 
-/// Rows for so many keys where there is room, a power of two: for few, so many that nearly every key is found with the first
-/// probe; for many, so few that there is hardly more memory than keys need. Two pairs of rows hold 0.897 keys a row at the most
-/// (Dietzfelbinger and Weidling, 2007). More keys never have fewer.
+/// Number of rows for this many keys if there is room, a power of two. A small table has so many that the first probe
+/// finds nearly every key; a large one has hardly more memory than its keys need. Two pairs of rows can be filled to at
+/// most 0.897 keys a row (Dietzfelbinger and Weidling, 2007). The number never falls as keys increase.
 fn most_rows(keys: usize) -> usize {
     let rows = if keys <= MANY { 16 * keys.max(4) } else { (keys + keys / 7).max(16 * MANY) };
     rows.next_power_of_two()
 }
 
-/// Where every key lies.
+/// The position of every key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placement {
     /// The parameters with which the kernel program finds them.
     pub(super) view: TableView,
-    /// Row of the map for each key, in the order given.
+    /// The map row of each key, in the given order.
     pub(super) rows: Vec<u32>,
 }
 
-/// Rows that a table of up to `keys` keys may take, a power of two.
+/// Number of rows that a table of up to `keys` keys may use, a power of two.
 #[must_use]
 pub(super) fn rows_for(keys: usize) -> u32 {
     u32::try_from(most_rows(keys)).unwrap_or(1 << MOST_BITS).min(1 << MOST_BITS)
 }
 
-/// Places `keys` (all different) in the rows from `base` on, of which there are `room`. `base` must be a multiple of the
-/// greatest power of two in `room`.
+/// Places `keys` (all different) in the `room` rows from `base` on. `base` must be a multiple of the largest power of
+/// two in `room`.
 ///
 /// # Errors
-/// When they do not fit.
+/// If they do not fit.
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
     let Some(most) = room.checked_ilog2().filter(|&most| most > 0) else { bail!(no_room(keys, room)) };
     let most = most.min(MOST_BITS);
-    // Of many, the fewer to a row, the sooner they are found: all that there is.
+    // A large table uses all rows that exist, because a sparse table is faster to search.
     let bits = if keys.len() <= MANY { most_rows(keys.len()).trailing_zeros().min(most) } else { most };
     if keys.len() > 1 << bits {
         bail!(no_room(keys, room));
@@ -74,12 +74,12 @@ fn try_place(keys: &[ServiceKey], view: TableView) -> Option<Vec<u32>> {
     Some(rows.of_keys())
 }
 
-/// Rows that are being filled.
+/// A table that is being filled.
 struct Rows {
     base: u32,
-    /// For each key the rows that its probes look at, counted from `base`.
+    /// The rows that may hold each key, counted from `base`.
     probes: Vec<[u32; PROBES]>,
-    /// Which key a row has, or [`FREE`].
+    /// The key of each row, or [`FREE`].
     keys: Vec<u32>,
 }
 
@@ -89,10 +89,10 @@ impl Rows {
         Self { base: view.base, probes: keys.iter().map(of).collect(), keys: vec![FREE; 1 << view.bits] }
     }
 
-    /// Gives `key` the first of its rows that is free. If none is, it pushes another key from one of them, which then looks
-    /// for a row as well. `None`: that goes on for too long.
+    /// Puts `key` into the first of its rows that is free. If none is, it displaces another key from one of them, which
+    /// then needs a row as well. `None`: this goes on for too long.
     ///
-    /// A row that has a key always has one from then on, so that no key is ever beyond a free row of its own.
+    /// An occupied row stays occupied, so a key is never behind a free row of its own.
     fn insert(&mut self, mut key: u32) -> Option<()> {
         for push in 0..PUSHES {
             let probes = self.probes[key as usize];
@@ -100,7 +100,7 @@ impl Rows {
                 self.keys[row as usize] = key;
                 return Some(());
             }
-            // Any of them, so that two keys do not push each other for ever.
+            // The choice varies, so that two keys do not displace each other forever.
             let row = probes[(factor(push ^ key) >> 16) as usize % probes.len()];
             key = std::mem::replace(&mut self.keys[row as usize], key);
         }
@@ -128,13 +128,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_key_lies_within_its_probes_alone(
+        fn when_keys_are_placed_then_each_lies_in_one_of_its_own_rows(
             keys in prop::collection::hash_set((any::<u32>(), any::<u16>()), 0..600),
             tight in any::<bool>(),
             second in any::<bool>(),
         ) {
             let keys: Vec<_> = keys.into_iter().map(|(host, port)| key(host, port)).collect();
-            // At least one key in sixteen rows, at most seven in eight.
+            // There is at least one key in sixteen rows, and at most seven in eight.
             let tightest = (keys.len() + keys.len() / 7).next_power_of_two().max(2) as u32;
             let room = if tight && keys.len() >= 64 { tightest } else { rows_for(keys.len()) };
             let base = if second { room } else { 0 };
@@ -142,7 +142,7 @@ mod tests {
             let used: HashSet<u32> = placement.rows.iter().copied().collect();
             prop_assert_eq!(used.len(), keys.len());
             for (key, row) in keys.iter().zip(&placement.rows) {
-                // Rows that are looked at before are another's, as looking ends at a free one.
+                // The rows before it must be occupied, because a lookup stops at a free row.
                 let before: Vec<u32> = placement.view.rows(key).into_iter().take_while(|probe| probe != row).collect();
                 prop_assert!(before.len() < PROBES && before.iter().all(|row| used.contains(row)));
                 prop_assert!((base..base + room).contains(row));
@@ -151,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_fit() {
+    fn when_keys_are_many_then_they_fit() {
         for (keys, mebibytes) in [(4096, 4), (16_384, 4), (57_344, 4), (65_536, 8), (131_072, 16), (229_376, 16)] {
             let keys: Vec<_> = (0..keys).map(|host| key(0x0a00_0000 + host, 8080)).collect();
             let room = rows_for(keys.len());
-            // Of rows of 64 bytes, as those of the way back are.
+            // Rows have 64 bytes, as in the return table.
             assert_eq!(room / (16 << 10), mebibytes);
             assert!(place(&keys, 0, room).is_ok(), "{}", keys.len());
             assert!(rows_for(keys.len() + 1) >= room, "more than {} keys have less room", keys.len());
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_a_pattern_fit() {
+    fn when_keys_follow_a_pattern_then_they_fit() {
         let v6 = |subnet: u32, host: u32, port: u16| ServiceKey {
             address: [0x2001_0db8_u32.to_be(), subnet.to_be(), 0, host.to_be()],
             port: port.to_be(),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_sized_for_fewer_takes_them_denser() {
+    fn when_a_map_was_sized_for_fewer_keys_then_they_are_packed_denser() {
         let keys: Vec<_> = (0..804).map(|host| key(0xc633_6400 + host / 2, 80 + (host % 2) as u16 * 363)).collect();
         let placement = place(&keys, 0, rows_for(256)).unwrap();
         let rows: HashSet<_> = placement.rows.iter().collect();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_room_is_refused() {
+    fn when_the_room_is_too_small_then_placing_fails() {
         let keys: Vec<_> = (0..100).map(|host| key(host, 80)).collect();
         assert!(place(&keys, 0, 127).is_err());
     }

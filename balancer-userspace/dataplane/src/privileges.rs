@@ -1,10 +1,10 @@
-//! Whether this process and this kernel can carry the data path.
+//! Checks that this process and this kernel can run the data path.
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
 use anyhow::{Context as _, bail};
 
-/// A capability that is needed, and those that include it. Numbers as in `linux/capability.h`.
+/// A required capability, and those that include it; numbers as in `linux/capability.h`.
 struct Needed {
     name: &'static str,
     number: u8,
@@ -13,14 +13,14 @@ struct Needed {
 
 const CAP_SYS_ADMIN: u8 = 21;
 
-/// In alphabetical order.
+/// The required capabilities in alphabetical order.
 const NEEDED: [Needed; 3] = [
     Needed { name: "CAP_BPF", number: 39, included_in: Some(CAP_SYS_ADMIN) },
     Needed { name: "CAP_NET_ADMIN", number: 12, included_in: None },
     Needed { name: "CAP_PERFMON", number: 38, included_in: Some(CAP_SYS_ADMIN) },
 ];
 
-/// The oldest kernel whose verifier was seen to take the programs.
+/// The oldest kernel whose verifier is known to accept the programs.
 const KERNEL: (u32, u32) = (6, 1);
 
 /// Checks that the kernel is new enough and the process may load programs and attach them to interfaces.
@@ -33,17 +33,17 @@ pub fn check() -> anyhow::Result<()> {
     check_capabilities(&status)
 }
 
-/// Whether this process lives in another user namespace than the machine's first: capabilities mean less there.
+/// Whether this process is not in the machine's first user namespace, so that its capabilities are limited.
 pub(super) fn in_user_namespace() -> bool {
     /// `PROC_USER_INIT_INO` of `linux/proc_ns.h`.
     const FIRST: u64 = 0xefff_fffd;
     fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() != FIRST)
 }
 
-/// The running kernel's version, as `uname -r` says it.
+/// The running kernel's version, as in `uname -r`.
 ///
 /// # Errors
-/// When `/proc` is not there.
+/// If `/proc` is missing.
 pub fn kernel() -> anyhow::Result<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's version")?;
     Ok(release.trim().to_owned())
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn says_which_capability_is_missing() {
+    fn when_a_capability_is_missing_then_the_error_names_it() {
         assert_eq!(capabilities("000001ffffffffff"), Ok(()));
         assert_eq!(
             capabilities("0000004000000000"),
@@ -102,13 +102,13 @@ mod tests {
         );
         let nothing = capabilities("0000000000000000").unwrap_err();
         assert!(nothing.starts_with("missing capability CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON: "), "{nothing}");
-        // CAP_SYS_ADMIN and CAP_NET_ADMIN.
+        // The bits are CAP_SYS_ADMIN and CAP_NET_ADMIN.
         assert_eq!(capabilities("0000000000201000"), Ok(()));
         assert!(check_capabilities("Name:\tx\n").is_err());
     }
 
     #[test]
-    fn says_which_kernel_is_needed() {
+    fn when_the_kernel_is_too_old_then_the_error_names_the_needed_version() {
         for good in ["6.1.0-13-amd64", "6.1.192", "6.18", "10.0-rc1"] {
             assert!(check_kernel(good).is_ok(), "{good}");
         }

@@ -1,5 +1,5 @@
-//! Formats and server IDs of QUIC connection IDs in the kernel. What a packet may read is not written: a service whose formats
-//! change gets another row.
+//! Formats and server IDs of QUIC connection IDs in the kernel. A row that packets may read is not rewritten: a service
+//! whose formats change gets another row.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,7 +21,7 @@ pub(super) struct QuicTable {
     rows: MappedArray<QuicRow>,
     servers: HashTable<MapData, QuicServer, u32>,
     stats: PerCpuArray<MapData, QuicStats>,
-    /// The row of each service of the directory, and its contents.
+    /// The row of each service in the directory, with its contents.
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     written: HashMap<QuicServer, BackendId>,
     /// Known clients that have migrated, by backend.
@@ -29,10 +29,10 @@ pub(super) struct QuicTable {
 }
 
 impl QuicTable {
-    /// No service.
+    /// Starts without services.
     ///
     /// # Errors
-    /// When the object does not hold the maps, which would be a broken build.
+    /// If the object does not hold the maps, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let servers = ebpf.take_map("QUIC_SERVERS").context("the kernel object holds no map QUIC_SERVERS")?;
         let stats = ebpf.take_map("QUIC_STATS").context("the kernel object holds no map QUIC_STATS")?;
@@ -46,11 +46,11 @@ impl QuicTable {
         })
     }
 
-    /// Writes what packets are to find once `services` are published. No packet reads what was published before the last time.
-    /// Returns the rows of the services that have some.
+    /// Writes the rows that packets will use once `services` are published. Packets no longer read what was published
+    /// before the last time. Returns the rows by service.
     ///
     /// # Errors
-    /// When there is no room, or the kernel refuses a write; what packets find now stays.
+    /// If there is no room, or the kernel refuses a write; what packets use now stays.
     pub(super) fn prepare(&mut self, services: &[ServiceSpec]) -> anyhow::Result<Prepared> {
         let mut taken: HashSet<u8> = self.of.values().map(|(row, _)| *row).collect();
         let listed: HashSet<ServiceId> = quics(services).map(|(id, _)| id).collect();
@@ -87,10 +87,10 @@ impl QuicTable {
         Ok(Prepared { of, servers })
     }
 
-    /// Takes note that what was prepared is published.
+    /// Records that the prepared rows are published.
     ///
     /// # Errors
-    /// When the kernel refuses to remove a server ID.
+    /// If the kernel refuses to remove a server ID.
     pub(super) fn published(&mut self, Prepared { of, servers }: Prepared) -> anyhow::Result<()> {
         self.of = of;
         let gone: Vec<QuicServer> =
@@ -117,7 +117,7 @@ impl QuicTable {
         self.migrated.load(usize::from(id.0))
     }
 
-    /// A backend has this id from now on.
+    /// Starts the counter of a backend with this id.
     pub(super) fn begin(&mut self, id: BackendId) {
         self.migrated.store(usize::from(id.0), 0);
     }
@@ -132,14 +132,14 @@ impl QuicTable {
     }
 }
 
-/// Rows and server IDs for packets, once they are published.
+/// Rows and server IDs that packets use once they are published.
 pub(super) struct Prepared {
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     servers: HashMap<QuicServer, BackendId>,
 }
 
 impl Prepared {
-    /// The row of a service; 0: it has none.
+    /// The row of a service; 0: none.
     pub(super) fn row(&self, id: ServiceId) -> u8 {
         self.of.get(&id).map_or(0, |(place, _)| *place)
     }
@@ -162,7 +162,7 @@ fn row(config: &QuicConfig) -> QuicRow {
     for ((number, Keyed { config: bits, key }), format) in (1..).zip(config.live()).zip(&mut row.formats) {
         *format = QuicFormat::new(config.server_id_length, config.nonce_length, key.map(|key| key.0));
         match config.format {
-            // The first byte may be any.
+            // The first byte is arbitrary.
             Format::Nlb => row.format_of = [number; 8],
             Format::Draft => row.format_of[usize::from(*bits % 8)] = number,
         }

@@ -1,4 +1,4 @@
-//! The programs that count what was redirected and not sent.
+//! The programs that count frames which were redirected but not sent.
 
 use std::{collections::BTreeMap, fs};
 
@@ -13,20 +13,20 @@ use tracing::warn;
 
 use super::{kernel_types, load::load_with};
 
-/// The programs, and the kernel's tracepoints for them.
+/// The programs, and the tracepoints that they attach to.
 const PROGRAMS: [(&str, &str); 2] = [("redirect_refused", "xdp_redirect_err"), ("redirect_lost", "xdp_devmap_xmit")];
 
-/// How the programs know whose a frame was.
+/// The values by which the programs recognize this balancer's frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Whose {
     namespace: u64,
-    /// Bytes: `net_device.ifindex`, `net_device.nd_net`, `net.net_cookie`.
+    /// Offsets in bytes of `net_device.ifindex`, `net_device.nd_net` and `net.net_cookie`.
     offsets: [u32; 3],
 }
 
 impl Whose {
-    /// Finds the values for this thread's network namespace and the running kernel. `None`, with a warning: nothing can
-    /// be counted.
+    /// Finds the values for this thread's network namespace and the running kernel. `None`, with a warning: failed
+    /// redirects cannot be counted.
     pub(super) fn here() -> Option<Self> {
         Self::find().inspect_err(|error| warn!("redirects that fail later are not counted: {error:#}")).ok()
     }
@@ -37,7 +37,7 @@ impl Whose {
         Ok(Self { namespace: cookie()?, offsets: kernel_types::offsets(&btf, wanted)? })
     }
 
-    /// Tells the programs, which are about to be loaded.
+    /// Sets the values in the programs, which are about to be loaded.
     pub(super) fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         let [ifindex, namespace, cookie] = &self.offsets;
         loader
@@ -53,7 +53,7 @@ fn cookie() -> anyhow::Result<u64> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: a socket that is open, and a place of the length that is given.
+    // SAFETY: a socket that is open, and room of the stated length.
     let result = unsafe {
         libc::getsockopt(
             std::os::fd::AsRawFd::as_raw_fd(&socket),
@@ -67,10 +67,10 @@ fn cookie() -> anyhow::Result<u64> {
     Ok(cookie)
 }
 
-/// Has the kernel take the programs and run them from now on, until `ebpf` is dropped. Where it refuses, a warning says so.
+/// Loads the programs and runs them until `ebpf` is dropped. If the kernel refuses, a warning is logged.
 ///
 /// # Errors
-/// When the object holds no such program, which would be a broken build.
+/// If the object holds no such program, which would be a broken build.
 pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     for (name, tracepoint) in PROGRAMS {
         let program: &mut RawTracePoint =
@@ -94,10 +94,10 @@ impl RedirectErrors {
         Ok(Self { map: map.try_into()? })
     }
 
-    /// Frames by the index of the interface that they were redirected to.
+    /// Number of such frames by the index of the target interface.
     ///
     /// # Errors
-    /// When the kernel refuses to tell.
+    /// If the kernel refuses the read.
     pub(super) fn read(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
         let sums = self.map.iter().map(|row| row.map(|(ifindex, cpus)| (ifindex, cpus.iter().sum())));
         sums.collect::<Result<_, _>>().context("reading the counters of failed redirects")

@@ -1,5 +1,5 @@
-//! Which part of the map of slots belongs to whom. A table that was replaced may still be read by a packet on its way,
-//! so its lines come back into use only after a grace period.
+//! Allocation of the map of slots. Packets in progress may still read a table that was replaced, so its lines are
+//! reused only after a grace period.
 
 use std::ops::Range;
 
@@ -9,19 +9,19 @@ use super::grace::Grace;
 #[derive(Clone, Debug)]
 pub(super) struct Regions {
     free: Vec<Range<u32>>,
-    /// Regions that were given up, and when no packet reads them any more; the earliest first.
+    /// Discarded regions with the grace periods after which no packet reads them; the earliest first.
     retired: Vec<(Grace, Range<u32>)>,
 }
 
 impl Regions {
-    /// All of `lines` lines free.
+    /// An allocator with `lines` free lines.
     #[must_use]
     pub(super) fn new(lines: u32) -> Self {
         let all = 0..lines;
         Self { free: vec![all], retired: Vec::new() }
     }
 
-    /// The first of `lines` consecutive free lines.
+    /// Allocates `lines` consecutive lines, and returns their range.
     pub(super) fn allocate(&mut self, lines: u32) -> Option<Range<u32>> {
         let index = self.free.iter().position(|range| range.end - range.start >= lines)?;
         let start = self.free[index].start;
@@ -32,18 +32,18 @@ impl Regions {
         Some(start..start + lines)
     }
 
-    /// Gives up a range that packets may still be reading until the grace period is over.
+    /// Discards a range that packets may read until the grace period is over.
     pub(super) fn retire(&mut self, range: Range<u32>, grace: Grace) {
         self.retired.push((grace, range));
     }
 
-    /// Returns the grace period after which everything that was retired can be had; `None`: nothing is retired.
+    /// Returns the grace period after which every discarded range is free; `None`: there is none.
     #[must_use]
     pub(super) fn last_retired(&self) -> Option<Grace> {
         self.retired.iter().map(|&(grace, _)| grace).max()
     }
 
-    /// Frees what was retired, where the grace period `is_over`.
+    /// Frees discarded ranges whose grace period `is_over`.
     pub(super) fn release(&mut self, is_over: impl Fn(Grace) -> bool) {
         let released = self.retired.extract_if(.., |(grace, _)| is_over(*grace));
         self.free.extend(released.map(|(_, range)| range));
@@ -64,7 +64,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn retired_lines_wait_for_their_grace_periods() {
+    fn when_lines_are_retired_then_they_wait_for_their_grace_periods() {
         let mut regions = Regions::new(10);
         let (first, second) = (regions.allocate(4).unwrap(), regions.allocate(6).unwrap());
         assert_eq!(regions.last_retired(), None);
@@ -84,7 +84,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_never_overlap_and_all_lines_come_back(sizes in prop::collection::vec(1u32..40, 1..60)) {
+        fn when_ranges_are_allocated_then_they_never_overlap_and_all_lines_come_back(sizes in prop::collection::vec(1u32..40, 1..60)) {
             let mut regions = Regions::new(400);
             let mut held: Vec<Range<u32>> = Vec::new();
             for size in sizes {

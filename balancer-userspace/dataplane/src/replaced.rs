@@ -1,5 +1,4 @@
-//! Pinned maps with a row for each backend or service, or for each CPU, where there are more or fewer rows than an earlier
-//! controller had.
+//! Replacing pinned maps with a row for each backend, service or CPU, if an earlier controller had more or fewer rows.
 
 use std::{fmt, fs, path::PathBuf};
 
@@ -24,14 +23,14 @@ const BACKENDS: &str = "BACKEND_HISTORY";
 const SERVICES: &str = "SERVICE_HISTORY";
 const SHARED: &str = "SHARED_BACKENDS";
 
-/// Maps that are made anew, with what was counted. Until all of that is in them, the pins of those from before stay.
+/// Maps that are made anew. The pins of the old maps stay until all counts are copied.
 pub(super) struct Replaced(Vec<One>);
 
 struct One {
     name: &'static str,
-    /// Where it is pinned.
+    /// The path of its pin.
     pin: PathBuf,
-    /// Where the map that is to replace it is pinned at first.
+    /// The path at which the replacement is pinned first.
     new: PathBuf,
     /// The sizes of the old and of the new map.
     sizes: (Size, Size),
@@ -53,8 +52,8 @@ impl fmt::Display for Size {
 }
 
 impl Replaced {
-    /// Those of the pinned maps that have not as many rows as `capacity` says, or have counters of fewer CPUs than are online.
-    /// With it: how many rows the maps of counters are to have. CPUs that have counters keep them while the maps live.
+    /// The pinned maps that have another number of rows than `capacity` requires, or counters of fewer CPUs than are
+    /// online. Also returns the layouts of the maps of counters. CPUs with counters keep them while the maps exist.
     pub(super) fn before_load(
         pins: Option<&Pins>,
         capacity: &Capacity,
@@ -83,7 +82,7 @@ impl Replaced {
         let mut all = Vec::new();
         for (name, before, rows) in replaced {
             let temporary = format!("NEW-{name}");
-            // Of a controller that was killed on its way.
+            // A controller that was killed half way left it.
             pins.make_anew(&temporary)?;
             if before != rows {
                 all.push(One { name, pin: pins.map(name), new: pins.map(&temporary), sizes: (before, rows) });
@@ -92,12 +91,12 @@ impl Replaced {
         Ok((Self(all), wanted))
     }
 
-    /// Where a map is to be pinned, if it replaces another.
+    /// The path at which to pin a map, if it replaces another.
     pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         self.0.iter().find(|one| one.name == name).map(|one| one.new.clone())
     }
 
-    /// Copies what there is room for, and has the new maps take the places of those from before.
+    /// Copies as many rows as fit, and moves the new maps to the paths of the old ones.
     pub(super) fn carry_over(self) -> anyhow::Result<()> {
         for One { name, pin, new, sizes: (before, now) } in self.0 {
             let (from, to) = (open(&pin)?, open(&new)?);
@@ -120,7 +119,7 @@ impl Replaced {
     }
 }
 
-/// How many a pinned map has; `None`: it is not there.
+/// The number of entries of a pinned map; `None`: it does not exist.
 fn entries(pins: &Pins, name: &str) -> anyhow::Result<Option<u32>> {
     let pin = pins.map(name);
     if !pin.exists() {
@@ -141,7 +140,7 @@ fn copy_rows<Row: Pod>(from: MapData, to: MapData) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Between maps with so many rows for each CPU.
+/// Copies counters between maps with these numbers of rows for each CPU.
 fn copy_counters(name: &str, from: (MapData, u32), to: (MapData, u32)) -> anyhow::Result<()> {
     fn copy<T: Pod>((from, had): (MapData, u32), (to, has): (MapData, u32)) -> anyhow::Result<()> {
         Blocks::<T>::of(to, has)?.copy_from(&Blocks::of(from, had)?);

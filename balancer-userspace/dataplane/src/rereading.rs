@@ -1,8 +1,8 @@
-//! The work that a change leaves to be done in the client table, a part at a time: clients are forgotten, and ages are
-//! written in ticks of another length.
+//! The work that a change leaves in the client table, done in parts: clients are forgotten, and ages are converted to
+//! ticks of another length.
 //!
-//! Until an entry has been looked at, its age is in the ticks of before. The clock of such a service stands still meanwhile,
-//! so that what packets write has the age 0, which is the same in both.
+//! Until an entry is processed, its age is in the earlier ticks. The clock of such a service stands still meanwhile, so
+//! that packets write the age 0, which is the same in both.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,14 +22,14 @@ use super::{
     memory::Memory,
 };
 
-/// An age above that of every client that is remembered, in ticks.
+/// An age in ticks above that of every remembered client.
 const OLDEST: u16 = 16_000;
 
 /// The effect of a change of one service on its clients.
 pub(super) struct ServiceChange {
-    /// The memory of before.
+    /// The memory before the change.
     pub(super) before: Memory,
-    /// In whose ticks ages are, and in whose they are to be.
+    /// The clocks to convert ages from and to.
     pub(super) ages: Option<(Clock, Clock)>,
     pub(super) forgets: Option<Forgets>,
 }
@@ -37,15 +37,15 @@ pub(super) struct ServiceChange {
 /// A pass over the client table after a change.
 pub(super) struct Rereading {
     services: HashMap<ServiceId, ServiceChange>,
-    /// Before it is over a packet on its way may still record its client as before.
+    /// The grace period after which no packet in progress records its client in the old way.
     grace: Option<Grace>,
-    /// Entries before this one have been looked at.
+    /// Entries before this one are processed.
     next: usize,
     forgotten: BTreeMap<u16, Forgotten>,
 }
 
 impl Rereading {
-    /// To begin after `grace`.
+    /// A pass that begins after `grace`.
     pub(super) const fn new(services: HashMap<ServiceId, ServiceChange>, grace: Option<Grace>) -> Self {
         Self { services, grace, next: 0, forgotten: BTreeMap::new() }
     }
@@ -55,26 +55,26 @@ impl Rereading {
         self.grace
     }
 
-    /// Whether the entry at this index has been looked at.
+    /// Whether the entry at this index has been processed.
     pub(super) const fn has_read(&self, index: usize) -> bool {
         index < self.next
     }
 
-    /// Whether all have been.
+    /// Whether all entries have been processed.
     pub(super) fn is_over(&self, clients: &ClientTable) -> bool {
         self.next >= clients.words().len()
     }
 
-    /// The services that it is for.
+    /// The services that the pass is for.
     pub(super) fn services(&self) -> impl Iterator<Item = ServiceId> {
         self.services.keys().copied()
     }
 
-    /// Looks at up to `words` more entries. Services are remembered by these `memories`, if they are still there.
+    /// Processes up to `words` more entries. `memories` holds the current memory of services that still exist.
     pub(super) fn part(&mut self, clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, words: usize) {
         let Self { services, grace, next, forgotten } = self;
         *grace = None;
-        // By number, so that the inner loop needs no hashing.
+        // Memories are indexed by number, so that the inner loop needs no hashing.
         let highest = services.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0);
         let mut by_number = Vec::new();
         by_number.resize_with(highest, || None);
@@ -103,17 +103,17 @@ impl Rereading {
         *next = end;
     }
 
-    /// How many clients of each backend were forgotten.
+    /// The number of clients forgotten for each backend.
     pub(super) fn forgotten(self) -> Vec<(BackendId, Forgotten)> {
         self.forgotten.into_iter().map(|(id, forgotten)| (BackendId(id), forgotten)).collect()
     }
 }
 
 impl ServiceChange {
-    /// Empties the place of a client that is forgotten; what that comes to, if it was known.
+    /// Empties the entry of a client that is to be forgotten. Returns the effect if the client was known.
     fn forget(&self, word: &AtomicU64, entry: Entry, after: Option<&Memory>) -> Option<Forgotten> {
         let forgets = self.forgets?;
-        // Ages are written in ticks of the clock that there is.
+        // Ages are in ticks of the clock that exists.
         let memory = after.filter(|after| after.clock.is_some()).unwrap_or(&self.before);
         let (clock, before) = (memory.clock?, self.before.clock?);
         let seen = |entry: Entry| seen(entry, memory.tick, clock);
@@ -128,9 +128,9 @@ impl ServiceChange {
     }
 }
 
-/// Writes an age in ticks of another clock, unless a packet has touched the entry meanwhile.
+/// Converts an age to ticks of another clock, unless a packet has touched the entry meanwhile.
 fn convert(word: &AtomicU64, entry: Entry, (old, new): (Clock, Clock), now: u16) {
-    // Rounded down: nobody is forgotten early.
+    // Ages are rounded down, so that no client is forgotten early.
     let age = u64::from(entry.age(now)) * u64::from(old.tick_seconds) / u64::from(new.tick_seconds);
     let aged = entry.aged(u16::try_from(age).unwrap_or(u16::MAX).min(OLDEST), now);
     let _ = word.compare_exchange(entry.0, aged.0, Ordering::Relaxed, Ordering::Relaxed);
@@ -151,7 +151,8 @@ mod tests {
     const NOW: u16 = 9000;
     const OLD: Clock = Clock { tick_seconds: 2, remember: 3600 };
 
-    /// One client in each place, at a backend from 1 to 4, of so many ticks of age. Backend 4 is another service's.
+    /// A table with one client in each place, at a backend from 1 to 4, with this age in ticks. Backend 4 belongs to
+    /// another service.
     fn table(clients: &[(u16, u16)]) -> ClientTable {
         let [buckets, _] = MappedArray::<Bucket>::twice(BUCKETS).unwrap();
         let mut table = ClientTable::new(buckets, 5);
@@ -172,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn in_however_many_parts_ages_are_rounded_down_and_exactly_the_old_are_forgotten(
+        fn when_ages_are_converted_in_parts_then_they_are_rounded_down_and_exactly_the_old_clients_are_forgotten(
             clients in prop::collection::vec((1u16..5, 0u16..3600), ENTRIES),
             touched in prop::collection::vec(0..ENTRIES, 0..8),
             minutes in 1u32..3000,
@@ -191,7 +192,7 @@ mod tests {
             touched.iter().for_each(|&index| touch(index));
             while !rereading.is_over(&table) {
                 rereading.part(&table, &memories, part);
-                // Who has been looked at, and is still known, may come once more.
+                // A client whose entry is processed and still known may send another packet.
                 touched.iter().filter(|&&index| rereading.has_read(index) && table.words()[index].load(Ordering::Relaxed) != 0).for_each(|&index| touch(index));
             }
             let mut forgotten = HashMap::<u16, u64>::new();

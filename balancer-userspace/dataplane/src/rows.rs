@@ -27,7 +27,7 @@ use bytemuck::Zeroable as _;
 /// Seconds of silence after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
 
-/// An address as the maps hold it: network order, IPv4 in the first word.
+/// An address as in the maps: network order, IPv4 in the first word.
 #[must_use]
 pub(super) fn address_words(address: IpAddr) -> [u32; 4] {
     match address {
@@ -49,8 +49,8 @@ pub(super) fn key(address: SocketAddr, protocol: u8) -> ServiceKey {
     }
 }
 
-/// The deltas of replacing `old` by `new`: of the address alone, and of address and port. A port of 0 on either side
-/// leaves the port alone.
+/// The checksum deltas of replacing `old` by `new`: of the address alone, and of address and port. A port of 0 on
+/// either side leaves the port alone.
 fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     let address = checksum::replace_address(&address_words(old.ip()), &address_words(new.ip()));
     let port = if old.port() == 0 || new.port() == 0 {
@@ -61,8 +61,8 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     (checksum::fold(address), checksum::fold(address + port))
 }
 
-/// How the kernel program has packets reach a backend. To this machine itself nothing is wrapped, and no connection needs an
-/// address of the machine's.
+/// The forwarding mode of the kernel program for a backend. Packets to this machine itself are not wrapped, and their
+/// connections need no address of the pool.
 fn forwarding(spec: &BackendSpec) -> Forwarding {
     if !spec.next_hop.is_some_and(|hop| hop.local) {
         return spec.forwarding;
@@ -73,7 +73,7 @@ fn forwarding(spec: &BackendSpec) -> Forwarding {
     }
 }
 
-/// The row of a backend, and what of it is a word of its own.
+/// The row of a backend, and the word of it that is stored separately.
 #[must_use]
 pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     let forwarding = forwarding(spec);
@@ -128,7 +128,8 @@ pub(super) fn service(
     if !spec.remember.is_zero() {
         flags |= SERVICE_REMEMBERS;
     }
-    // A connection of a known client that a slot says nothing of must find its entry: its packets read no slot.
+    // A new `snat` connection must find the entry of a known client whether or not its slot is flagged, because
+    // the flow's later packets read no slot.
     if seen_period(spec).is_none() || spec.forwarding == Forwarding::Snat {
         flags |= SERVICE_READS_ALWAYS;
     }
@@ -169,13 +170,14 @@ pub(super) fn service(
     row
 }
 
-/// Seconds in which a client's entry is read once, in slots without exceptions. `None`: with every packet, or never.
+/// Seconds in which a client's entry is read once, in slots without exceptions. `None`: it is read with every packet,
+/// or never.
 #[must_use]
 pub(super) fn seen_period(spec: &ServiceSpec) -> Option<u32> {
     seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX))
 }
 
-/// Whether connections to all these services begin with a packet that says so.
+/// Whether connections to all these services begin with a packet that opens them.
 #[must_use]
 pub(super) fn only_openers(services: &[ServiceSpec]) -> bool {
     services.iter().flat_map(|spec| &spec.listeners).all(|listener| listener.listener.protocol == Protocol::Tcp)
@@ -187,7 +189,7 @@ pub(super) fn idle(clock: Clock) -> u16 {
     IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16
 }
 
-/// The hash of a client of a service, which names its slot and its bucket. `None`: not of the service's family.
+/// The hash of a client, which determines its slot and its bucket. `None`: the address is not of the service's family.
 #[must_use]
 pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
     match (spec.family, address) {
@@ -204,7 +206,7 @@ pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
     }
 }
 
-/// The rows that mark the addresses that `returns` come from.
+/// The marker rows for the source addresses of `returns`.
 #[must_use]
 pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     let mut backends: HashMap<ServiceKey, Portless> = HashMap::new();
@@ -212,7 +214,7 @@ pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     for row in returns {
         let address = ServiceKey { port: 0, protocol: 0, ..row.key };
         let portless = backends.entry(address).or_default();
-        // A fragment without ports has only its address changed.
+        // In a fragment without ports, only the address changes.
         if known.insert((address, row.key.protocol, row.vip)) {
             portless.add(row.key.protocol, row.key.port);
         }
@@ -220,13 +222,14 @@ pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     backends.into_iter().map(|(key, portless)| ReturnRow { key, portless, ..ReturnRow::zeroed() }).collect()
 }
 
-/// Whether the kernel program must know that this machine is one of a service's backends, before a backend is chosen.
+/// Whether the kernel program must know, before a backend is chosen, that this machine is one of the service's
+/// backends.
 #[must_use]
 pub(super) fn is_local(spec: &ServiceSpec) -> bool {
     matches!(spec.forwarding, Forwarding::Dsr | Forwarding::Snat) && !spec.local.is_empty()
 }
 
-/// The ways back of a service's backends: of all if it is `nat`, and of this machine if it is `snat`.
+/// The return rows of a service's backends: of all backends for `nat`, and of this machine for `snat`.
 #[must_use]
 pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
     let mut rows: Vec<ReturnRow> = Vec::new();
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_needs_a_source_of_the_backends_family() {
+    fn when_a_backend_is_reached_by_a_tunnel_then_it_needs_a_source_of_its_family() {
         for (source, flags) in
             [(None, BACKEND_V6), (Some("10.0.0.1"), BACKEND_V6), (Some("fd00::1"), BACKEND_V6 | BACKEND_REACHABLE)]
         {

@@ -1,4 +1,4 @@
-//! The filter of clients that rules may concern, kept as the rules come and go.
+//! The filter of clients that rules may concern, updated as rules are added and removed.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::{mapped::MappedArray, rows::address_words};
 
-/// The mapped filter, and how many rules each of its bits stands for.
+/// The mapped filter, and the number of rules behind each of its bits.
 pub(super) struct RuleFilter {
     words: MappedArray<u64>,
     rules: Vec<u32>,
@@ -23,7 +23,7 @@ impl RuleFilter {
         Self { words, rules: vec![0; 2 * PLACES as usize] }
     }
 
-    /// A rule of `service` is there, or about to be. `None`: its prefix is not known.
+    /// Adds a rule of `service`, before the rule itself is written. `None`: its prefix is unknown.
     pub(super) fn add(&mut self, service: ServiceId, prefix: Option<IpNet>) {
         for place in places(service, prefix) {
             if let Some(rules) = self.rules.get_mut(place as usize) {
@@ -36,7 +36,7 @@ impl RuleFilter {
         }
     }
 
-    /// A rule that was added as this is gone.
+    /// Removes a rule that was added with these arguments.
     pub(super) fn remove(&mut self, service: ServiceId, prefix: Option<IpNet>) {
         for place in places(service, prefix) {
             let Some(rules) = self.rules.get_mut(place as usize) else { continue };
@@ -51,7 +51,7 @@ impl RuleFilter {
     }
 }
 
-/// The places of a rule's clients, where the bit of all clients of a service counts as one.
+/// The places of a rule's clients; the bit for all clients of a service counts as a place.
 fn places(service: ServiceId, prefix: Option<IpNet>) -> Vec<u32> {
     match prefix {
         Some(IpNet::V4(net)) => {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_client_of_a_prefix_has_its_place() {
+    fn when_a_rule_has_a_prefix_then_every_client_of_it_has_a_place() {
         let service = ServiceId(300);
         for (prefix, inside, outside) in [
             ("10.1.2.0/24", "10.1.2.200", Some("10.2.2.200")),

@@ -1,6 +1,6 @@
-//! Rules for client prefixes in the kernel: a trie of longest prefixes, and counters.
+//! Rules for client prefixes in the kernel: a longest-prefix-match trie, and counters.
 //!
-//! Both maps may be those of an earlier controller. A rule that is asked for again keeps its row of counters.
+//! Both maps may come from an earlier controller. A rule that is requested again keeps its row of counters.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -39,20 +39,20 @@ pub(super) struct RuleTable {
     stats: CpuRows<RuleStats>,
     filter: RuleFilter,
     services: HashMap<ServiceId, ServiceRules>,
-    /// Rules of an earlier controller that nobody has asked for yet.
+    /// Rules of an earlier controller that have not been requested yet.
     left: HashMap<(u32, RuleKey), RuleRow>,
     /// Lists of denied prefixes.
     lists: Lists,
-    /// Those of an earlier controller that nobody has asked for yet, with their rows of counters.
+    /// Lists of an earlier controller that have not been requested yet, with their rows of counters.
     left_lists: HashMap<ServiceId, (u32, Vec<(u32, RuleKey)>)>,
-    /// Rows of counters that no rule uses: those that each CPU has for itself, and the others.
+    /// Free rows of counters: those with a row on each CPU, and the others.
     free: [VecDeque<u32>; 2],
 }
 
 #[derive(Default)]
 struct ServiceRules {
     rules: BTreeMap<IpNet, RuleRow>,
-    /// Fallbacks counted by rules that are gone.
+    /// Fallbacks counted by removed rules.
     fallbacks: u64,
 }
 
@@ -67,11 +67,11 @@ impl RuleTable {
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
             let (bits, key) = parts(key);
-            // Of which family they are, their services will say.
+            // The family of these rules is known only from their services.
             let service = ServiceId(key.service);
             if denied::is_of_a_list(&row) {
                 let (_, keys) = left_lists.entry(service).or_insert_with(|| {
-                    // One for all.
+                    // One entry is enough for all of these rules.
                     filter.add(service, None);
                     (row.counters, Vec::new())
                 });
@@ -90,7 +90,7 @@ impl RuleTable {
         Ok(Self { trie, stats, filter, services, left, lists: Lists::new(), left_lists, free })
     }
 
-    /// Makes `rules` those of `service`.
+    /// Replaces the rules of `service` by `rules`.
     pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec], kept: &Kept) -> anyhow::Result<()> {
         for rule in rules {
             if let Some(row) = self.left.remove(&parts(key(service, rule.prefix))) {
@@ -122,7 +122,7 @@ impl RuleTable {
                 None => self.take_counters()?,
             };
             let row = RuleRow { action, backend, counters };
-            // The kernel replaces a rule in one piece.
+            // The kernel replaces a rule in one step.
             let inserted = self.trie.insert(&key(service, rule.prefix), row, 0);
             if let Err(error) = inserted {
                 if old.is_none() {
@@ -138,7 +138,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Drops the rules of services that are not `listed`.
+    /// Removes the rules of services that are not `listed`.
     pub(super) fn keep(&mut self, listed: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
         let gone: Vec<ServiceId> = self.services.keys().copied().filter(|&service| !listed(service)).collect();
         for service in gone {
@@ -149,8 +149,8 @@ impl RuleTable {
         gone.into_iter().try_for_each(|service| self.drop_list(service))
     }
 
-    /// Has the trie come to deny the clients of a list, beside what the rules of the service say. That takes some
-    /// [steps](Self::step). The list that an earlier controller left is gone on with.
+    /// Sets a deny list beside the service's rules. Writing it takes several [steps](Self::step). A list that an
+    /// earlier controller left is updated.
     pub(super) fn set_list(&mut self, DeniedBy { service, family, list }: &DeniedBy) -> anyhow::Result<()> {
         if !self.lists.contains_key(service) {
             let listed = match self.left_lists.remove(service) {
@@ -173,7 +173,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Does so many steps of what is left to be done to lists; whether that was all.
+    /// Does up to `steps` steps of the remaining work on lists. Returns whether all are done.
     pub(super) fn step(&mut self, steps: usize) -> anyhow::Result<bool> {
         for _ in 0..steps {
             let next =
@@ -181,7 +181,7 @@ impl RuleTable {
             let Some((service, step, counters)) = next else { return Ok(true) };
             match step {
                 Step::Add(prefix) => {
-                    // A rule for the very prefix decides.
+                    // A rule for the same prefix takes precedence.
                     if self.row(service, prefix).is_none() {
                         self.trie
                             .insert(&key(service, prefix), denied::row(counters), 0)
@@ -205,7 +205,7 @@ impl RuleTable {
         Ok(false)
     }
 
-    /// Takes the list of a service out of the trie, at once.
+    /// Removes the list of a service from the trie at once.
     pub(super) fn drop_list(&mut self, service: ServiceId) -> anyhow::Result<()> {
         let Some(listed) = self.lists.get_mut(&service) else { return self.forget_left_list(service) };
         listed.become_list(&DenyList::default(), Family::V4);
@@ -218,7 +218,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Takes out of the trie the lists that an earlier controller left, but those of services that are `spared`.
+    /// Removes from the trie the lists that an earlier controller left, except those of services that are `spared`.
     pub(super) fn forget_left_lists(&mut self, spared: impl Fn(ServiceId) -> bool) -> anyhow::Result<()> {
         let strangers: Vec<ServiceId> = self.left_lists.keys().copied().filter(|&service| !spared(service)).collect();
         strangers.into_iter().try_for_each(|service| self.forget_left_list(service))
@@ -241,12 +241,12 @@ impl RuleTable {
         Ok(())
     }
 
-    /// How many prefixes of the service's list the trie has, and packets that these have denied.
+    /// The number of prefixes of the service's list in the trie, and the number of packets that they denied.
     pub(super) fn denied(&self, service: ServiceId) -> (usize, u64) {
         self.lists.get(&service).map_or((0, 0), |listed| (listed.len(), self.sum(listed.counters).packets))
     }
 
-    /// Drops the rules of an earlier controller that nobody has asked for, but those of services that are `spared`.
+    /// Removes the rules of an earlier controller that were not requested, except those of services that are `spared`.
     pub(super) fn forget_left(&mut self, spared: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
         let strangers = self.left.keys().filter(|(_, key)| !spared(ServiceId(key.service))).copied();
         for (bits, key) in strangers.collect::<Vec<_>>() {
@@ -263,12 +263,12 @@ impl RuleTable {
         rules.filter(|(_, row)| row.action == RULE_PIN).map(|(&prefix, _)| prefix)
     }
 
-    /// Whether a rule of an earlier controller that nobody has asked for yet pins clients.
+    /// Whether a rule of an earlier controller that was not requested yet pins clients.
     pub(super) fn pinned_before(&self) -> bool {
         self.left.values().any(|row| row.action == RULE_PIN)
     }
 
-    /// The counters of one rule.
+    /// The counters of a rule.
     pub(super) fn stats(&self, service: ServiceId, prefix: IpNet) -> RuleStats {
         self.row(service, prefix).map(|row| self.sum(row.counters)).unwrap_or_default()
     }
@@ -296,7 +296,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Takes a rule out of the trie, or puts a list's row into its place; its fallbacks are its service's from then on.
+    /// Removes a rule from the trie, or puts a list's row in its place. Its fallbacks are then counted for its service.
     fn give_up(
         &mut self,
         service: ServiceId,
@@ -305,7 +305,7 @@ impl RuleTable {
         kept: &Kept,
     ) -> anyhow::Result<()> {
         let before = self.services.entry(service).or_default().fallbacks;
-        // First, so that a controller that is killed in between takes no counter backwards.
+        // This comes first, so that a controller that is killed in between does not decrease a counter.
         kept.keep_rule_fallbacks(service, before + self.sum(row.counters).fallbacks);
         let taken = match instead {
             Some(row) => self.trie.insert(&key, row, 0),
@@ -319,7 +319,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// A row of counters, the longest unused first: a packet on its way may still count there.
+    /// Takes a free row of counters, the longest unused first, because a packet in progress may still count there.
     fn take_counters(&mut self) -> anyhow::Result<u32> {
         let counters = self.free.iter_mut().find_map(VecDeque::pop_front);
         let counters = counters.with_context(|| format!("more than {MAX_RULES} rules"))?;
@@ -345,7 +345,7 @@ fn key(service: ServiceId, prefix: IpNet) -> Key<RuleKey> {
     Key::new(RULE_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
 }
 
-/// The prefix of a key in a service whose clients are of this family.
+/// The prefix of a key, in a service whose clients are of this family.
 fn prefix(bits: u32, key: &RuleKey, family: Family) -> Option<IpNet> {
     let length = u8::try_from(bits.checked_sub(RULE_PREFIX_BASE)?).ok()?;
     let bytes: [u8; 16] = bytemuck::cast(key.address);

@@ -1,4 +1,4 @@
-//! The filter of known clients that have been seen: its periods.
+//! Periods of the filter of recently seen clients.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -6,9 +6,9 @@ use balancer_common::{map_types::MemoryStats, seen};
 
 use super::mapped::MappedArray;
 
-/// No period is shorter.
+/// The shortest period.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
-/// A period ends early if of so many clients that have been seen in it one is a newcomer that the filter hides.
+/// A period ends early if the filter hides one newcomer for this many clients seen in it.
 const HIDDEN: u64 = 1000;
 
 /// The mapped filter.
@@ -17,9 +17,9 @@ pub(super) struct Seen {
     bucket_mask: u32,
     /// Number of the period, for its salt.
     number: u64,
-    /// When it began.
+    /// Start of the period.
     since: Duration,
-    /// How long it lasts. `None`: nobody asks the filter.
+    /// Length of the period. `None`: no packet uses the filter.
     period: Option<Duration>,
     /// The counters at the beginning of the period.
     before: MemoryStats,
@@ -38,19 +38,19 @@ impl Seen {
         }
     }
 
-    /// The salt of the present period.
+    /// The salt of the current period.
     pub(super) const fn salt(&self) -> u64 {
         seen::salt(self.number)
     }
 
-    /// From now on periods last so long; gives the new salt, if that begins another one.
+    /// Sets the length of periods. Returns the new salt if that begins another period.
     pub(super) fn set_period(&mut self, seconds: Option<u32>, elapsed: Duration) -> Option<u64> {
         let period = seconds.map(|seconds| Duration::from_secs(seconds.into()));
         (std::mem::replace(&mut self.period, period) != period).then(|| self.next(elapsed))
     }
 
-    /// The new salt, if the period is over. `counted` tells of newcomers, `openers` that each has been recorded by the packet that
-    /// opens its connection, if not too many came at once.
+    /// Returns the new salt if the period is over. `counted` are the counters of newcomers. `openers`: each newcomer is
+    /// recorded by the packet that opens its connection, unless too many come at once.
     pub(super) fn advance(&mut self, elapsed: Duration, counted: MemoryStats, openers: bool) -> Option<u64> {
         let period = self.period?;
         let lasted = elapsed.saturating_sub(self.since);
@@ -63,32 +63,32 @@ impl Seen {
         Some(self.next(elapsed))
     }
 
-    /// Whether, beside so many newcomers that were recorded, too many are hidden: their bits are others', so their packets do not
-    /// read the table, and they are not recorded in this period.
+    /// Whether too many newcomers are hidden, given the number recorded: other clients have set all their bits, so
+    /// their packets do not read the table, and they are not recorded in this period.
     fn hides(&self, newcomers: u64) -> bool {
         let words = self.words.words();
         let bits = u128::from(u64::BITS) * words.len() as u128;
-        // Of n newcomers n·(set/bits)² are hidden, among set/2 clients.
+        // Of n newcomers, n·(set/bits)² are hidden among set/2 clients.
         let hides = |set: u128| 2 * u128::from(HIDDEN) * u128::from(newcomers) * set >= bits * bits;
-        // Most seconds end here.
+        // In most seconds, the first comparison already decides.
         hides(bits) && hides(words.iter().map(|word| u128::from(word.load(Ordering::Relaxed).count_ones())).sum())
     }
 
-    /// Begins another period; gives its salt. Whoever publishes it calls [`Self::clear`] then.
+    /// Begins another period and returns its salt. After publishing it, the caller calls [`Self::clear`].
     pub(super) fn next(&mut self, elapsed: Duration) -> u64 {
         self.number += 1;
         self.since = elapsed;
         self.salt()
     }
 
-    /// Nobody has been seen. What packets still note under the salt before are somebody's bits, for a period.
+    /// Clears the filter. Bits that packets still set under the earlier salt count for other clients for one period.
     pub(super) fn clear(&self) {
         for word in self.words.words() {
             word.store(0, Ordering::Relaxed);
         }
     }
 
-    /// The client of this hash has not been seen, nor have those who share a bit with it: they are looked up once more.
+    /// Clears the bits of a client's hash. Clients that share a bit with it are looked up once more as well.
     pub(super) fn forget(&self, hash: u64) {
         let (word, bits) = seen::place(hash, self.salt(), self.bucket_mask);
         if let Some(word) = self.words.words().get(word as usize) {

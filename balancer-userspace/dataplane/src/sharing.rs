@@ -1,4 +1,4 @@
-//! Clients that all members of a fleet know: told from, and written into, the client table that packets use.
+//! Clients that all members of a fleet know: exported from and imported into the client table that packets use.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,36 +19,37 @@ use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::M
 /// The outcome of importing records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportedClients {
-    /// Clients that were not known here.
+    /// Clients that were unknown here.
     pub new: u64,
-    /// Clients that were known there.
+    /// Clients that were already known at that backend.
     pub known: u64,
     /// Clients that have moved.
     pub moved: u64,
-    /// Moves that were made here as well, and count where they are told of: by service and the index of the cause.
+    /// Moves that this member has made as well, and that the reporting member counts: by service and index of the
+    /// cause.
     pub repeated: BTreeMap<(ServiceId, usize), u64>,
     /// Clients that were known at two backends.
     pub conflicts: u64,
-    /// Records that said less than was known.
+    /// Records that contained less than was known.
     pub stale: u64,
     /// Clients without room in their buckets.
     pub full: u64,
-    /// Records of backends that are not there, or remember nobody.
+    /// Records of backends that do not exist here, or of services without memory.
     pub strangers: u64,
     /// Clients that were not seen for too long.
     pub expired: u64,
-    /// Records that are no client's of a table of this size.
+    /// Records that do not fit a table of this size.
     pub outside: u64,
 }
 
 impl ImportedClients {
-    /// Clients that are known here, or known elsewhere, because of records.
+    /// Number of clients that are known, or known elsewhere, because of records.
     #[must_use]
     pub const fn taken_over(&self) -> u64 {
         self.new + self.moved
     }
 
-    /// Records that were dropped, by why.
+    /// Number of dropped records by reason.
     #[must_use]
     pub const fn dropped(&self) -> [(&'static str, u64); 4] {
         [("full", self.full), ("stranger", self.strangers), ("expired", self.expired), ("outside", self.outside)]
@@ -109,14 +110,14 @@ impl fleet::Backends for AllFacts {
 }
 
 impl KernelDataplane {
-    /// From now on takes note of what other members know.
+    /// Starts tracking what other members know.
     pub fn share_clients(&mut self) {
         self.sharing = Some(Sharing::new(self.stickiness.clients.words().len()));
     }
 
-    /// Returns the records that the others are to be told in `epoch`: those that they do not know, or no longer know.
-    /// Clients that were seen in one tick only are among them if their slots are `changed`, by service; of the others,
-    /// `newcomers` at most.
+    /// Returns the records to send to the other members in `epoch`: clients that they do not know, or no longer know.
+    /// Clients seen in only one tick are included if their slots are `changed`, by service; of the others at most
+    /// `newcomers`.
     pub fn tell_clients(
         &mut self,
         epoch: u32,
@@ -143,7 +144,7 @@ impl KernelDataplane {
         records
     }
 
-    /// Everything that is known, for a member that knows nothing.
+    /// All known clients, for a member that knows none.
     #[must_use]
     pub fn dump_clients(&mut self, epoch: u32) -> Vec<Record> {
         self.reread_all();
@@ -154,17 +155,17 @@ impl KernelDataplane {
         sharing.dump(&Words(clients.words()), &AllFacts::of(clients, memories, backends), epoch)
     }
 
-    /// Others may have forgotten what they were told.
+    /// Assumes that other members may have forgotten what they were sent.
     pub fn doubt_clients(&mut self) {
         self.sharing.iter_mut().for_each(Sharing::doubt);
     }
 
-    /// Somebody has told everything that the others know.
+    /// Records that a member has sent everything that the others know.
     pub fn confirm_clients(&mut self) {
         self.sharing.iter_mut().for_each(Sharing::confirm);
     }
 
-    /// Takes over what another member tells, in `epoch`, by which these backends were `emptied`.
+    /// Imports another member's records, in `epoch`, by which these backends were `emptied`.
     pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
         self.reread_all();
         let mut sum = ImportedClients::default();
@@ -186,7 +187,7 @@ impl KernelDataplane {
                 record,
                 heard,
                 &facts,
-                // Before packets can meet the entry: only those of flagged slots look for one.
+                // The flag comes first, because only packets in flagged slots read an entry.
                 |service, tag, backend| {
                     let service = ServiceId(service);
                     let Some(memory) = memories.get(&service) else { return };

@@ -1,4 +1,4 @@
-//! Signs in packets that backends may have failed.
+//! Signs of failing backends in packets: the controller's side.
 
 use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
@@ -13,15 +13,15 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::mapped::MappedArray;
 
-/// Packets per second whose clients' handshakes are watched, more or less: a look takes 5 to 10 ns.
+/// The approximate number of packets per second whose clients' handshakes are watched; each costs 5 to 10 ns.
 const WATCHED: u64 = 50_000;
-/// The fewest clients that are watched: one in 256.
+/// The limit for sampling: at least one client in 256 is watched.
 const MOST_BITS: u32 = 8;
 
-/// The row of each backend.
+/// The signs of each backend.
 pub(super) struct SignTable {
     rows: MappedArray<Signs>,
-    /// All packets that have come in, and when that was looked at.
+    /// The total number of packets, and the time at which it was read.
     seen: Option<(Duration, u64)>,
 }
 
@@ -30,8 +30,8 @@ impl SignTable {
         Ok(Self { rows: MappedArray::new(map)?, seen: None })
     }
 
-    /// Sets whether a backend's packets tell of failures, and how long resets are withheld. A backend that `begins`
-    /// inherits nothing from one that had its id before.
+    /// Sets whether signs of a backend are reported, and how long resets are withheld. A backend that `begins` inherits
+    /// nothing from an earlier backend with its id.
     pub(super) fn set(&mut self, id: BackendId, passive: Option<Passive>, begins: bool) {
         let index = usize::from(id.0);
         if begins {
@@ -43,7 +43,7 @@ impl SignTable {
         self.rows.word32(index, offset_of!(Signs, tells)).store(passive.is_some().into(), Ordering::Release);
     }
 
-    /// A backend was found to work: what it refuses it refuses by intent.
+    /// Records that a backend works, so the connections that it refuses it refuses on purpose.
     pub(super) fn works(&self, id: BackendId) {
         let index = usize::from(id.0);
         let since = self.rows.word64(index, offset_of!(Signs, refused_since));
@@ -57,7 +57,7 @@ impl SignTable {
         }
     }
 
-    /// Handshakes that have begun and that no client has ended; `None`: there are none.
+    /// Unfinished handshakes with a backend; `None`: there are none.
     pub(super) fn unanswered(&self, id: BackendId) -> Option<Unanswered> {
         let waiting = self.rows.load(usize::from(id.0)).waiting();
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).ok()?;
@@ -72,8 +72,8 @@ impl SignTable {
         self.rows.word64(usize::from(id.0), offset_of!(Signs, withheld)).load(Ordering::Relaxed)
     }
 
-    /// Which bits of a client's port are to be clear, for its handshakes to be watched, where `packets` have come in until `now`.
-    /// At first nothing is known of how many there are.
+    /// The bits of a client's port that must be clear for its handshakes to be watched, given that `packets` have
+    /// arrived until `now`. At first the rate is unknown.
     pub(super) fn unsampled(&mut self, packets: u64, now: Duration) -> u32 {
         let Some((before, then)) = self.seen.replace((now, packets)) else { return mask(MOST_BITS) };
         let millis = u64::try_from(now.saturating_sub(before).as_millis()).unwrap_or(u64::MAX).max(1);
@@ -83,7 +83,7 @@ impl SignTable {
     }
 }
 
-/// So many of the lowest bits of a port in network order, which differ from client to client.
+/// This many of the lowest bits of a port in network order, which differ between clients.
 fn mask(bits: u32) -> u32 {
     let mask = (1u16 << bits) - 1;
     u32::from(mask.to_be()) & WATCH_NO_HANDSHAKE

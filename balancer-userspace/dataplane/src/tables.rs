@@ -1,4 +1,4 @@
-//! The live tables in the map of slots: where each lies, what is in it, and which of its slots have exceptions.
+//! The live tables in the map of slots: their locations, their contents, and which slots have exceptions.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use super::{
     regions::Regions,
 };
 
-/// [`SLOT_EXCEPTIONS`] of each slot of a line.
+/// [`SLOT_EXCEPTIONS`] of every slot in a line.
 const EXCEPTIONS: u64 = ((1 << SLOTS_PER_LINE) - 1) * SLOT_EXCEPTIONS;
 
 /// The live table of a service.
@@ -30,9 +30,9 @@ struct Table {
     size: u32,
     /// The backends of its slots.
     slots: Arc<[u16]>,
-    /// How many of them have exceptions.
+    /// Number of slots with exceptions.
     exceptions: u64,
-    /// Row of the active half of the service map, once published.
+    /// Row in the active half of the service map, once published.
     row: Option<u32>,
 }
 
@@ -41,7 +41,7 @@ impl Table {
         LiveTable { first: self.lines.start, size: self.size }
     }
 
-    /// Whether a slot has exceptions, from now on.
+    /// Sets whether a slot has exceptions.
     fn set_exception(&mut self, slots: &MappedArray<SlotLine>, slot: u32, has: bool) {
         if slot >= self.size {
             return;
@@ -61,17 +61,17 @@ impl Table {
     }
 }
 
-/// The state that the lines of a new table depend on besides its own slots.
+/// The state on which the lines of a new table depend, besides its slots.
 struct Before<'a> {
-    /// The base table, if it is as long.
+    /// The base table, if it has the same length.
     home: Option<&'a [u16]>,
-    /// The table that it comes after, if that is as long.
+    /// The previous table, if it has the same length.
     same: Option<&'a Table>,
-    /// Known clients may be anywhere.
+    /// Whether known clients may be anywhere.
     anywhere: bool,
 }
 
-/// Those of all services.
+/// The tables of all services.
 pub(super) struct Tables {
     slots: MappedArray<SlotLine>,
     regions: Regions,
@@ -79,22 +79,22 @@ pub(super) struct Tables {
     of: HashMap<ServiceId, Table>,
 }
 
-/// The reasons why clients may be known where a table comes.
+/// Reasons why clients may be known when a table is written.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
     /// The service remembers its clients.
     pub(super) remembers: bool,
-    /// An earlier controller may have left some anywhere.
+    /// An earlier controller may have left clients anywhere.
     pub(super) adopted: bool,
 }
 
 impl Tables {
-    /// None, in a map of `lines` lines.
+    /// Starts without tables, in a map of `lines` lines.
     pub(super) fn new(slots: MappedArray<SlotLine>, lines: u32, grace_periods: Arc<GracePeriods>) -> Self {
         Self { slots, regions: Regions::new(lines), grace_periods, of: HashMap::new() }
     }
 
-    /// Where a service's table lies.
+    /// The location of a service's table.
     pub(super) fn location(&self, service: ServiceId) -> Option<LiveTable> {
         self.of.get(&service).map(Table::location)
     }
@@ -109,13 +109,13 @@ impl Tables {
         self.of.get(&service).is_some_and(|table| table.exceptions > 0)
     }
 
-    /// Slots with exceptions, of all tables.
+    /// Number of slots with exceptions in all tables.
     pub(super) fn exceptions(&self) -> u64 {
         self.of.values().map(|table| table.exceptions).sum()
     }
 
-    /// Writes a service's table beside the one before, and has the service's row name it, by `publish`, if it has one.
-    /// Gives the grace period with which nobody reads the one before any more.
+    /// Writes a service's table beside the previous one, and calls `publish` to switch the service's row, if it has
+    /// one. Returns the grace period after which no packet reads the previous table.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
@@ -154,7 +154,7 @@ impl Tables {
         Ok(grace)
     }
 
-    /// Takes note of the rows that services have now. Tables of services without one are given up; gives those.
+    /// Records the services' new rows. Discards the tables of services without a row, and returns those services.
     pub(super) fn published(&mut self, rows: &HashMap<ServiceId, u32>) -> Vec<ServiceId> {
         for (id, table) in &mut self.of {
             table.row = rows.get(id).copied();
@@ -168,7 +168,7 @@ impl Tables {
         .collect()
     }
 
-    /// Flags every slot of the map, of tables of an earlier controller as well.
+    /// Flags every slot of the map, including tables of an earlier controller.
     pub(super) fn flag_everything(&self) {
         for line in 0..self.slots.len() {
             self.slots.word64(line, offset_of!(SlotLine, flags)).fetch_or(EXCEPTIONS, Ordering::Release);
@@ -188,14 +188,14 @@ impl Tables {
         }
     }
 
-    /// Takes the flags of these slots of a service back.
+    /// Clears the flags of these slots of a service.
     pub(super) fn take_back_exceptions(&mut self, service: ServiceId, slots: &[u32]) {
         if let Some(table) = self.of.get_mut(&service) {
             slots.iter().for_each(|&slot| table.set_exception(&self.slots, slot, false));
         }
     }
 
-    /// A line of `table`.
+    /// Makes a line of `table`.
     fn line(&self, index: usize, table: &[u16], &Before { home, same, anywhere }: &Before<'_>) -> SlotLine {
         let mut line = SlotLine::zeroed();
         let begin = index * SLOTS_PER_LINE as usize;
@@ -203,7 +203,7 @@ impl Tables {
         let backends = &table[slots.clone()];
         let all = (1 << backends.len()) - 1;
         let refilled = home.map_or(all, |home| differing(backends, &home[slots.clone()]));
-        // The clients of a slot that changes stay where they are known, and those of a flagged slot may be anywhere.
+        // Clients of a slot that changes stay where they are known, and clients of a flagged slot may be anywhere.
         let moved = same.map_or(0, |old| differing(backends, &old.slots[slots]));
         let elsewhere = if anywhere { all } else { moved };
         let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
@@ -227,12 +227,12 @@ impl Tables {
     }
 }
 
-/// A bit for each slot of a line that is another backend's than in `others`. Mostly none is.
+/// The slots of a line whose backend differs from the one in `others`, one bit each; mostly none.
 fn differing(backends: &[u16], others: &[u16]) -> u64 {
     if backends == others { 0 } else { bits(backends.iter().zip(others), |(one, other)| one != other) }
 }
 
-/// The flags of a line, which this controller alone writes.
+/// The flags of a line, which only this controller writes.
 fn flags(slots: &MappedArray<SlotLine>, line: u32) -> &AtomicU64 {
     slots.word64(line as usize, offset_of!(SlotLine, flags))
 }

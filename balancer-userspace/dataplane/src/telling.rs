@@ -1,5 +1,5 @@
-//! The program that steers and tells of packets as they come and as they leave. It takes the place of the other while somebody
-//! traces or captures.
+//! The program that steers and also reports packets on arrival and departure. It replaces the plain program while a
+//! user traces or captures.
 
 use std::{
     collections::BTreeSet,
@@ -25,47 +25,47 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::rows::{address_words, family};
 
-/// The program, as it is named in the object and in the kernel.
+/// The program's name in the object and in the kernel.
 pub const PROGRAM: &str = "tell_and_steer";
-/// Bytes of a frame that can be told, at most.
+/// The maximum number of bytes reported of a frame.
 pub const MAX_SNAPLEN: u32 = MAX_KEPT;
-/// Backends whose counters are compared before and after a packet, at most.
+/// The maximum number of backends whose counters are compared before and after a packet.
 pub const WATCHED: usize = MAX_WATCHED as usize;
-/// Pages of each CPU's ring: a MiB.
+/// The number of pages in each CPU's ring: one MiB.
 const PAGES: usize = 256;
-/// How long the program tells without the controller.
+/// The time for which the program goes on reporting without the controller.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// Which packets are told of.
+/// The packets to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Only the packets of these clients.
+    /// Report only packets of these clients.
     pub client: Option<IpNet>,
-    /// All virtual addresses, or those of the only service.
+    /// The virtual addresses of all services, or of the only one.
     pub vips: BTreeSet<IpAddr>,
-    /// Only packets from or for one of `vips`; otherwise all that the program does something with.
+    /// Report only packets from or to one of `vips`; otherwise all packets that the program handles.
     pub only_vips: bool,
-    /// Bytes of each frame to keep.
+    /// Bytes to report of each frame.
     pub snaplen: u32,
 }
 
-/// A packet as it came and as it left.
+/// A packet on arrival and on departure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// As it came.
+    /// The packet on arrival.
     pub came: (Head, Vec<u8>),
-    /// As it left, with what became of it.
+    /// The packet on departure, with its outcome.
     pub left: (Head, Vec<u8>),
 }
 
-/// One CPU's packets.
+/// The packets of one CPU.
 pub struct Ring {
     buffer: PerfEventArrayBuffer<MapData>,
-    /// The packet that came and has not left yet.
+    /// A packet that has arrived and not departed yet.
     came: Option<(Head, Vec<u8>)>,
 }
 
-/// What the program is told.
+/// The settings of the tracing program.
 pub struct Knobs {
     settings: Array<MapData, Settings>,
     value: Settings,
@@ -74,7 +74,7 @@ pub struct Knobs {
 }
 
 impl Ring {
-    /// Takes what is there, and gives how many frames were lost because they were not taken fast enough.
+    /// Reads the pending packets. Returns the number of frames lost because they were not read fast enough.
     pub fn take(&mut self, mut told: impl FnMut(Told)) -> u64 {
         let came = &mut self.came;
         let taken = self.buffer.try_fold(0, |lost, event| match event {
@@ -90,7 +90,7 @@ impl Ring {
                 ControlFlow::<u64, u64>::Continue(lost)
             }
             PerfEvent::Lost { count } => {
-                // Whatever comes next may belong to a packet that is not known.
+                // The next record may belong to a packet that was lost.
                 *came = None;
                 ControlFlow::Continue(lost + count)
             }
@@ -108,31 +108,31 @@ impl AsRawFd for Ring {
 }
 
 impl Knobs {
-    /// Has the program tell for some seconds from now on.
+    /// Extends reporting by some seconds from now.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     pub fn go_on(&mut self) -> anyhow::Result<()> {
         let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
         self.value.until = u64::try_from((now + LEASE).as_nanos())?;
         Ok(self.settings.set(0, self.value, 0)?)
     }
 
-    /// Has the program tell no more.
+    /// Stops reporting.
     ///
     /// # Errors
-    /// When the kernel refuses the write.
+    /// If the kernel refuses the write.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         self.value.until = 0;
         Ok(self.settings.set(0, self.value, 0)?)
     }
 
-    /// Has the counters of these backends compared as well, as far as there is room.
+    /// Adds these backends to those whose counters are compared, as far as there is room.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub fn watch(&mut self, backends: impl IntoIterator<Item = u16>) -> anyhow::Result<()> {
-        // Places stay as they are: a packet may be on its way.
+        // Positions do not change, because a packet may be in progress.
         for id in backends {
             if self.watching.len() < WATCHED && !self.watching.contains(&id) {
                 self.watched.set(self.watching.len() as u32, u32::from(id), 0)?;
@@ -144,7 +144,7 @@ impl Knobs {
     }
 }
 
-/// The program's maps, made ready for `filter`: a ring for each CPU, and what the program is told.
+/// Prepares the program's maps for `filter`. Returns a ring for each CPU, and the settings.
 pub(super) fn prepare(ebpf: &Ebpf, filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
     let mut vips: HashMap<MapData, Address, u32> = again(ebpf, "TRACE_VIPS")?.try_into()?;
     put_vips(&mut vips, &filter.vips)?;
@@ -164,10 +164,10 @@ pub(super) fn prepare(ebpf: &Ebpf, filter: &Filter) -> anyhow::Result<(Vec<Ring>
     Ok((cpus.into_iter().map(ring).collect::<anyhow::Result<_>>()?, knobs))
 }
 
-/// The program that tells.
+/// The tracing program.
 ///
 /// # Errors
-/// When there is none, which would be a broken build.
+/// If there is none, which would be a broken build.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf
         .program_mut(PROGRAM)
@@ -206,7 +206,7 @@ fn put_vips(map: &mut HashMap<MapData, Address, u32>, vips: &BTreeSet<IpAddr>) -
     Ok(())
 }
 
-/// A head, and the bytes of the frame that follow it; padding goes. `None`: it is neither.
+/// Splits a record into a head and the bytes of its frame, without padding. `None`: the record is invalid.
 fn frame(first: &[u8], second: &[u8]) -> Option<(Head, Vec<u8>)> {
     let mut bytes = first.to_vec();
     bytes.extend_from_slice(second);
@@ -215,7 +215,7 @@ fn frame(first: &[u8], second: &[u8]) -> Option<(Head, Vec<u8>)> {
     Some((head, frame))
 }
 
-/// Another handle of a map.
+/// A second handle of a map.
 fn again(ebpf: &Ebpf, name: &str) -> anyhow::Result<Map> {
     let missing = || anyhow!("the kernel object holds no map {name}");
     let map = ebpf.map(name).ok_or_else(missing)?;

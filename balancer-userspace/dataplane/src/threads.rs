@@ -1,17 +1,17 @@
-//! The data path's own threads.
+//! Threads of the data path.
 
 use std::{io, thread};
 
-/// A starter of the threads that the data path cannot be without.
+/// Starts the threads that the data path cannot work without.
 pub trait Threads {
-    /// Starts a thread that does `work`, called `what`.
+    /// Starts a thread named `what` that does `work`.
     ///
     /// # Errors
-    /// When there can be no more threads.
+    /// If the system allows no more threads.
     fn start(&self, what: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 }
 
-/// Nobody hears of their end.
+/// Starts threads whose end is not reported.
 pub(super) struct Unwatched;
 
 impl Threads for Unwatched {
@@ -20,7 +20,7 @@ impl Threads for Unwatched {
     }
 }
 
-/// Threads of which a scheduler runs one at a time, in an order of its choice.
+/// Threads that a scheduler runs one at a time, in an order that it chooses.
 #[cfg(test)]
 pub(crate) struct Shuttled;
 

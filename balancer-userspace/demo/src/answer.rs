@@ -1,4 +1,4 @@
-//! The answer of the demo's web servers, as servers write and clients read it.
+//! The format of the demo servers' answers, for servers and clients.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +13,10 @@ pub const SESSION_COOKIE: &str = "demo_session";
 pub struct Answer {
     /// The name of the backend that answers.
     pub backend: String,
-    /// Name of the client's session, to be sent back as [`SESSION_COOKIE`].
+    /// The id of the client's session, which the client sends back as [`SESSION_COOKIE`].
     pub session: String,
-    /// Requests of this session that this backend has seen, this one included. One backend knows nothing of another's.
+    /// The number of this session's requests that this backend has seen, including this one. Backends do not share
+    /// sessions.
     pub requests: u64,
     /// The client's address as the backend sees it.
     pub client: String,

@@ -1,4 +1,4 @@
-//! The configuration files of balancers that are shown.
+//! The configuration files of the demo's balancers.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -10,17 +10,17 @@ use crate::topology::{Family, Topology};
 /// The service's port.
 pub(crate) const PORT: u16 = 80;
 
-/// The settings in which the configurations differ.
+/// The settings that differ between the configurations.
 pub(crate) struct Config<'a> {
     pub(crate) forwarding: Forwarding,
     pub(crate) remember: Duration,
-    /// How many backends the service has at first.
+    /// The number of backends at the start.
     pub(crate) backends: u16,
-    /// Where state and socket are.
+    /// The directory of state and socket.
     pub(crate) files: &'a Path,
-    /// More tables.
+    /// Additional tables.
     pub(crate) tables: &'a str,
-    /// More lines of the service.
+    /// Additional lines of the service.
     pub(crate) service_lines: &'a str,
 }
 
@@ -57,17 +57,17 @@ check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "50
     }
 }
 
-/// `web1` for index 0.
+/// Returns `web1` for index 0.
 pub(crate) fn name(index: u16) -> String {
     format!("web{}", index + 1)
 }
 
-/// The address of backend `index` as the balancer knows it.
+/// The address of backend `index` in the balancer's configuration.
 pub(crate) fn backend_address(topology: &Topology, forwarding: Forwarding, index: u16) -> SocketAddr {
     SocketAddr::new(topology.backend_address(Family::V4, index), backend_port(forwarding))
 }
 
-/// Where backend `index` listens.
+/// The addresses on which backend `index` listens.
 pub(crate) fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<SocketAddr> {
     let port = backend_port(forwarding);
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, index), port));
@@ -78,7 +78,7 @@ pub(crate) fn listen(topology: &Topology, forwarding: Forwarding, index: u16) ->
     }
 }
 
-/// With `nat` and `snat` the port changes on the way.
+/// With `nat` and `snat`, the balancer changes the port.
 const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,

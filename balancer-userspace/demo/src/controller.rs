@@ -1,4 +1,4 @@
-//! A running `balancer`, reached the way its users reach it.
+//! A running `balancer`, controlled like users control it.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,10 +12,10 @@ use balancer_api::model::StatusView;
 
 use crate::{namespace::Namespace, process::Process};
 
-/// Names the control socket to whoever talks to it.
+/// The environment variable with the path of the control socket.
 pub(crate) const SOCKET_VARIABLE: &str = "BALANCER_SOCKET";
 
-/// A `balancer run` in a namespace. Dropping it ends it cleanly.
+/// A `balancer run` in a namespace. Dropping the value ends it cleanly.
 #[derive(Debug)]
 pub struct Controller {
     process: Process,
@@ -27,10 +27,10 @@ impl Controller {
     /// Starts it; `config` must name `socket` as its control socket.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn start(namespace: &Namespace, binary: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let mut command = namespace.command(binary);
-        // It would take the place of the configuration's.
+        // The variable would override the configuration's socket.
         command.env_remove(SOCKET_VARIABLE);
         command.arg("run").arg("--config").arg(config);
         let process = Process::spawn("balancer", &mut command, log)?;
@@ -42,10 +42,10 @@ impl Controller {
         &mut self.process
     }
 
-    /// A command line such as `["backend", "drain", "web/web2"]`, as any user would type it.
+    /// Runs a command line such as `["backend", "drain", "web/web2"]`, like a user.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         Command::new(&self.binary)
             .args(arguments)
@@ -54,10 +54,10 @@ impl Controller {
             .with_context(|| format!("cannot start {}", self.binary.display()))
     }
 
-    /// Runs `balancer status --json` and returns the status that it prints.
+    /// Runs `balancer status --json` and returns the status.
     ///
     /// # Errors
-    /// When it refuses, or says something else than a status.
+    /// If the command fails, or its output is no status.
     pub fn status(&self) -> Result<StatusView> {
         let output = self.cli(&["status", "--json"])?;
         ensure!(
@@ -69,10 +69,10 @@ impl Controller {
         serde_json::from_slice(&output.stdout).context("`balancer status --json` printed something else")
     }
 
-    /// Waits until a status is there.
+    /// Waits until the controller answers with a status.
     ///
     /// # Errors
-    /// When the controller has ended, with the last lines of its log, or `limit` is over.
+    /// If the controller has ended (with the last lines of its log), or `limit` is over.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<StatusView> {
         self.wait_for(limit, "a status", |_| true)
     }
@@ -80,7 +80,7 @@ impl Controller {
     /// Waits until the status is as `expected`.
     ///
     /// # Errors
-    /// When the controller has ended, with the last lines of its log, or `limit` is over.
+    /// If the controller has ended (with the last lines of its log), or `limit` is over.
     pub fn wait_for(
         &mut self,
         limit: Duration,
@@ -104,10 +104,10 @@ impl Controller {
         }
     }
 
-    /// Complains if the controller has ended.
+    /// Returns an error if the controller has ended.
     ///
     /// # Errors
-    /// When it has, with the last lines of its log.
+    /// If it has ended, with the last lines of its log.
     pub fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.process.exited()? {
             bail!(

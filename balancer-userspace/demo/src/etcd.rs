@@ -1,4 +1,4 @@
-//! Servers of etcd, each where it is told, in one namespace or in several.
+//! Servers of etcd, each in the given namespace.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -11,16 +11,16 @@ use nix::sys::signal::Signal;
 
 use crate::{http_client::Request, namespace::Namespace, process::Process};
 
-/// Where clients are answered, and where servers speak with each other.
+/// The ports for clients and for other servers.
 const CLIENTS: u16 = 2379;
 const PEERS: u16 = 2380;
-/// How soon a server says whether it is well.
+/// The time limit for a server's health check.
 const HEALTH_LIMIT: Duration = Duration::from_millis(500);
 
-/// Files in PEM with which a server speaks TLS with clients; each client shows a certificate.
+/// PEM files for TLS between a server and its clients. Each client needs a certificate.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// The certificate that signs clients' certificates.
+    /// The certificate that signs the clients' certificates.
     pub ca: PathBuf,
     /// The server's certificate.
     pub cert: PathBuf,
@@ -28,8 +28,8 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// One of the servers that are one etcd. Dropping it kills it: there is nothing to keep, and a frozen process would not
-/// hear a request to end.
+/// A server of an etcd cluster. Dropping the value kills the server, because nothing has to be stored and a frozen
+/// process would not react to SIGTERM.
 #[derive(Debug)]
 pub struct Server {
     name: String,
@@ -40,8 +40,8 @@ pub struct Server {
     process: Option<Process>,
 }
 
-/// The servers `etcd1`, `etcd2`, … at these addresses, none of them started; data and logs are in `directory`, `more` are
-/// arguments of each.
+/// Returns the servers `etcd1`, `etcd2`, … at these addresses, not yet started. Data and logs are in `directory`;
+/// `more` are additional arguments.
 #[must_use]
 pub fn servers(addresses: &[IpAddr], tls: Option<&Tls>, directory: &Path, more: &[String]) -> Vec<Server> {
     let named: Vec<(String, IpAddr)> =
@@ -65,7 +65,7 @@ pub fn servers(addresses: &[IpAddr], tls: Option<&Tls>, directory: &Path, more: 
 }
 
 impl Server {
-    /// `etcd1`, for the first one.
+    /// The server's name, such as `etcd1`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -94,22 +94,22 @@ impl Server {
         self.process.as_mut()
     }
 
-    /// The last `lines` lines of its output; `None`: it does not run.
+    /// The last `lines` lines of the server's output; `None` if the server does not run.
     #[must_use]
     pub fn tail(&self, lines: usize) -> Option<String> {
         self.process.as_ref()?.tail(lines).ok()
     }
 
-    /// Whether it was started, and not killed since.
+    /// Whether the server was started and not killed since.
     #[must_use]
     pub const fn is_started(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Starts it, with what it knew. It ends with the calling thread at the latest.
+    /// Starts the server with its stored data. It ends with the calling thread at the latest.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start(&mut self, namespace: &Namespace) -> Result<()> {
         let mut command = namespace.command("etcd");
         command.args(&self.arguments);
@@ -117,10 +117,10 @@ impl Server {
         Ok(())
     }
 
-    /// Kills it, as a power failure does.
+    /// Kills the server, like a power failure.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn kill(&mut self) -> Result<()> {
         match self.process.take() {
             Some(mut process) => process.kill().map(drop),
@@ -128,7 +128,7 @@ impl Server {
         }
     }
 
-    /// Whether it can be read from, as seen on its host.
+    /// Whether clients on the server's host can read from it.
     #[must_use]
     pub fn is_well(&self, host: &Namespace) -> bool {
         let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
@@ -137,10 +137,10 @@ impl Server {
         host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200))
     }
 
-    /// Sends it a signal.
+    /// Sends the server a signal.
     ///
     /// # Errors
-    /// When it does not run, or the kernel refuses.
+    /// If the server does not run, or if the kernel refuses.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         self.process.as_mut().with_context(|| format!("{} does not run", self.name))?.signal(signal)
     }

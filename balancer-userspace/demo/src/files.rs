@@ -1,4 +1,4 @@
-//! A directory that goes away with its owner.
+//! A directory that is removed with its owner.
 
 use std::{
     fs::{self, DirBuilder},
@@ -9,27 +9,27 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Only root writes here.
+/// The parent directory, in which only root can write.
 const PARENT: &str = "/run";
 
-/// For more than fits into memory.
+/// The parent directory for data that does not fit into memory.
 const ON_DISK: &str = "/var/tmp";
 
-/// First part of every name, before the owner's process id.
+/// The first part of every name, before the owner's process id.
 const PREFIX: &str = "balancer-demo-";
 
-/// `balancer-demo-PID`, for root alone. Dropping it removes it and what is in it.
+/// `balancer-demo-PID`, accessible only for root. Dropping the value removes the directory with its contents.
 #[derive(Debug)]
 pub(crate) struct Files(PathBuf);
 
 impl Files {
-    /// Makes it in `/run`, and removes those of processes that are gone.
+    /// Creates the directory in `/run`, and removes the directories of processes that have ended.
     pub(crate) fn new() -> Result<Self> {
         [PARENT, ON_DISK].into_iter().for_each(remove_leftovers);
         Self::within(PARENT)
     }
 
-    /// Makes it in `/var/tmp`.
+    /// Creates the directory in `/var/tmp`.
     pub(crate) fn on_disk() -> Result<Self> {
         Self::within(ON_DISK)
     }
@@ -71,7 +71,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// The process id in a name made by [`Files::new`].
+/// The process id in a name that [`Files::new`] has made.
 fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.parse().ok()
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::owner;
 
     #[test]
-    fn only_own_names_have_an_owner() {
+    fn when_a_directory_has_another_name_then_it_has_no_owner() {
         assert_eq!(owner("balancer-demo-4711"), Some(4711));
         for other in ["balancer", "balancer-demo-", "balancer-demo-x", "balancer-demo-1-2"] {
             assert_eq!(owner(other), None, "{other}");

@@ -1,4 +1,4 @@
-//! The guide of the tour, which goes on by itself until a key is pressed.
+//! The guide of the tour. The tour runs by itself until the user presses a key.
 
 use anyhow::Result;
 use balancer_api::model::StatusView;
@@ -10,7 +10,7 @@ use crate::{
     tour::Tour,
 };
 
-/// The tour, as long as there is one.
+/// The tour, while it runs.
 pub(crate) struct Guide(Option<Led>);
 
 struct Led {
@@ -24,13 +24,13 @@ impl Guide {
         Ok(Self(Some(Led { tour: Tour::in_a_minute(), keys: Keys::new()? })))
     }
 
-    /// No tour: all clients come at once.
+    /// A guide without a tour: all clients come at once.
     pub(crate) fn absent(load: &Load) -> Self {
         load.admit_newcomers();
         Self(None)
     }
 
-    /// Does what is due.
+    /// Runs the steps that are due.
     pub(crate) fn advance(&mut self, status: &StatusView, hosts: &mut Hosts, load: &Load) -> Result<()> {
         let Some(led) = &mut self.0 else { return Ok(()) };
         if led.tour.is_over() {

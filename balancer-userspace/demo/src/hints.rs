@@ -15,7 +15,7 @@ use crate::{
     topology::Family,
 };
 
-/// Prints the commands, ready to be copied.
+/// Prints the commands, ready to copy.
 pub(crate) fn print(hosts: &mut Hosts, status: &StatusView) -> Result<()> {
     let text = text(hosts, status)?;
     io::stdout().write_all(text.as_bytes())?;

@@ -1,4 +1,4 @@
-//! The balancer and its backends, running.
+//! The running balancer and its backends.
 
 use std::{
     fs,
@@ -23,13 +23,13 @@ use crate::{
     topology::{Shape, Topology},
 };
 
-/// Backends that are started.
+/// The number of backends that the demo starts.
 pub(crate) const STARTED: u16 = 3;
 
-/// A backend that is prepared but not started, by index.
+/// The index of a backend that is prepared but not started.
 pub(crate) const SPARE: u16 = 3;
 
-/// Everything there is. The order of the fields is the order in which it ends.
+/// Everything that runs. Fields are dropped, and thus ended, in their order.
 pub(crate) struct Hosts {
     pub(crate) running: Running,
     pub(crate) topology: Topology,
@@ -45,7 +45,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Waits for the first status; `None` when interrupted.
+    /// Waits for the first status; `None` if a signal came first.
     pub(crate) fn wait_ready(&mut self, limit: Duration, interrupt: &Interrupt) -> Result<Option<StatusView>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -65,7 +65,7 @@ impl Running {
         }
     }
 
-    /// Runs the command line on the balancer.
+    /// Runs a command of the balancer.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Result<Output> {
         self.controller.cli(arguments)
     }
@@ -75,14 +75,14 @@ impl Running {
         self.backends.retain_mut(|backend| backend.process().what() != name);
     }
 
-    /// Returns the balancer's status. Also takes note of backends that have ended.
+    /// Returns the balancer's status. Also notices backends that have ended.
     pub(crate) fn status(&mut self) -> Result<StatusView> {
         for backend in &mut self.backends {
             backend.process().exited()?;
         }
         let status = self.controller.status();
         if status.is_err() {
-            // Perhaps because it is about to end; then its log says why.
+            // The balancer may be about to end; then its log has the reason.
             for _ in 0..10 {
                 self.controller.ensure_running()?;
                 thread::sleep(Duration::from_millis(50));
@@ -93,7 +93,7 @@ impl Running {
 }
 
 impl Hosts {
-    /// Starts everything; whatever was started is ended again if something goes wrong.
+    /// Starts everything. After an error, ends everything that it has started.
     pub(crate) fn start(options: &Options) -> Result<Self> {
         let Options { forwarding, ref program, ref balancer, remember, .. } = *options;
         let files = Files::new()?;
@@ -122,7 +122,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// The address of backend `index` as the balancer knows it.
+    /// The address of backend `index` in the balancer's configuration.
     pub(crate) fn backend_address(&self, index: u16) -> SocketAddr {
         config::backend_address(&self.topology, self.forwarding, index)
     }
@@ -135,17 +135,17 @@ impl Hosts {
         format!("ip netns exec {namespace} {} {arguments} &", program.display())
     }
 
-    /// The program, as it is typed.
+    /// The path of the program, for commands to type.
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }
 
-    /// Where the balancer listens for commands.
+    /// The path of the control socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.files.path().join("balancer.sock")
     }
 
-    /// Where the balancer writes its log.
+    /// The path of the balancer's log.
     pub(crate) fn log(&self) -> PathBuf {
         self.files.path().join("balancer.log")
     }

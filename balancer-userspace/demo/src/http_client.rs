@@ -1,4 +1,4 @@
-//! A small blocking HTTP/1.1 client that chooses its own source address: one connection a request.
+//! A small blocking HTTP/1.1 client that chooses its own source address and opens a connection for each request.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -10,23 +10,23 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::answer::{Answer, BACKEND_HEADER, SESSION_COOKIE};
 
-/// The longest answer that is read, in bytes.
+/// The largest answer that the client reads, in bytes.
 const MAX_ANSWER: u64 = 64 << 20;
 
 /// One request, and the connection it is sent over.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Where the connection comes from; port 0: any.
+    /// The connection's source address; port 0 for any port.
     pub source: SocketAddr,
-    /// Where it goes.
+    /// The connection's target.
     pub target: SocketAddr,
     /// `GET`, `POST`, …
     pub method: &'static str,
     /// Path and query.
     pub path: String,
-    /// The session that the client believes it has.
+    /// The client's session cookie, if any.
     pub session: Option<String>,
-    /// For all of it, connecting included.
+    /// The time limit of the whole request, including connecting.
     pub timeout: Duration,
 }
 
@@ -37,22 +37,22 @@ impl Request {
         Self { source, target, method: "GET", path: "/".to_owned(), session: None, timeout: Duration::from_secs(2) }
     }
 
-    /// Another path.
+    /// Sets another path.
     #[must_use]
     pub fn path(self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// With a session.
+    /// Sets the session.
     #[must_use]
     pub fn session(self, session: Option<String>) -> Self {
         Self { session, ..self }
     }
 
-    /// Sends it and reads the answer to its end.
+    /// Sends the request and reads the whole answer.
     ///
     /// # Errors
-    /// The errors of the sockets; `TimedOut` when time is up, `InvalidData` when the answer is not HTTP.
+    /// The errors of the sockets; `TimedOut` after the time limit, `InvalidData` if the answer is not HTTP.
     pub fn send(&self) -> io::Result<Reply> {
         let deadline = Instant::now() + self.timeout;
         let mut stream = self.connect()?;
@@ -105,19 +105,19 @@ impl Reply {
         Ok(Self { status, backend: header(BACKEND_HEADER).unwrap_or_default(), body })
     }
 
-    /// The body, as a web server of the demo writes it.
+    /// The body in the format of the demo's web server.
     ///
     /// # Errors
-    /// When something else wrote it.
+    /// If the body has another format.
     pub fn answer(&self) -> io::Result<Answer> {
         serde_json::from_slice(&self.body).map_err(invalid)
     }
 }
 
-/// A body that ends where the connection does, without the framing of its chunks.
+/// Returns a body that ends with the connection, without the framing of chunks.
 ///
 /// # Errors
-/// `UnexpectedEof` when it was cut.
+/// `UnexpectedEof` if the body is incomplete.
 pub fn whole_body(body: &[u8], transfer_encoding: Option<String>, length: Option<String>) -> io::Result<Vec<u8>> {
     let cut = |what: String| io::Error::new(io::ErrorKind::UnexpectedEof, what);
     if transfer_encoding.is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
@@ -131,13 +131,13 @@ pub fn whole_body(body: &[u8], transfer_encoding: Option<String>, length: Option
     }
 }
 
-/// The bytes in chunks that have all come.
+/// Joins the chunks of a complete body.
 fn joined(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut whole = Vec::new();
     loop {
         let httparse::Status::Complete((begin, length)) = httparse::parse_chunk_size(rest).ok()? else { return None };
         if length == 0 {
-            // Nothing follows but the empty line: no trailer is asked for.
+            // Only the empty line follows, because the client asks for no trailer.
             return (rest.get(begin..)? == b"\r\n").then_some(whole);
         }
         let end = begin.checked_add(usize::try_from(length).ok()?)?;
@@ -183,13 +183,13 @@ mod tests {
     use super::Reply;
 
     #[test]
-    fn an_answer_is_taken_apart() {
+    fn when_an_answer_is_parsed_then_its_parts_are_found() {
         let reply = Reply::parse(b"HTTP/1.1 503 Busy\r\nX-Backend: web1\r\nContent-Length: 2\r\n\r\nno").unwrap();
         assert_eq!(reply, Reply { status: 503, backend: "web1".to_owned(), body: b"no".to_vec() });
     }
 
     #[test]
-    fn answers_come_whole_or_in_chunks_and_a_cut_one_is_an_error() {
+    fn when_an_answer_comes_whole_or_in_chunks_then_it_is_read_and_a_cut_one_is_an_error() {
         let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         let chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n";
         for answer in [&whole[..], chunks] {

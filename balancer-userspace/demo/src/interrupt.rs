@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP as something to wait for, so that whatever was begun is also undone.
+//! Ctrl-C, SIGTERM and SIGHUP as events to wait for, so that the demo can clean up.
 
 use std::{os::fd::AsFd as _, time::Duration};
 
@@ -12,11 +12,11 @@ use nix::{
     },
 };
 
-/// The signals that ask for an end.
+/// The signals that end the demo.
 pub(crate) struct Interrupt(SignalFd);
 
 impl Interrupt {
-    /// Takes the signals over for the calling thread and the threads it makes.
+    /// Blocks the signals in the calling thread and the threads that it creates, and receives them here.
     pub(crate) fn new() -> Result<Self> {
         let mut signals = SigSet::empty();
         signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
@@ -24,7 +24,7 @@ impl Interrupt {
         Ok(Self(SignalFd::new(&signals).context("signalfd")?))
     }
 
-    /// Waits for `time`; true as soon as one of the signals has come. It stays true.
+    /// Waits for `time`; returns true as soon as a signal has come, and on every later call.
     pub(crate) fn wait(&self, time: Duration) -> Result<bool> {
         let timeout = PollTimeout::try_from(time).context("too long a wait")?;
         match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {

@@ -1,10 +1,11 @@
-//! Whom nginx's `ip_hash` would move, with servers of equal weight.
+//! Computes which clients nginx's `ip_hash` would move, with servers of equal weight.
 
 use std::net::Ipv4Addr;
 
 use balancer_simulate::rules::{Peer, nginx};
 
-/// How many of `clients` another list of servers moves; a list says of each configured server whether it is in service.
+/// How many of `clients` move between two lists of servers. A list says for each configured server whether it is in
+/// service.
 pub(crate) fn moved(clients: impl IntoIterator<Item = Ipv4Addr>, before: &[bool], after: &[bool]) -> usize {
     let peers = |up: &[bool]| up.iter().map(|&up| Peer { up, ..Peer::UP }).collect::<Vec<_>>();
     let (before, after) = (peers(before), peers(after));
@@ -23,7 +24,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_down_moves_its_clients_and_its_return_moves_them_again() {
+    fn when_a_server_goes_down_and_returns_then_its_clients_move_twice() {
         let (all, without) = ([true; 4], [true, false, true, true]);
         let own = moved(clients(), &all, &without);
         assert!((1..128).contains(&own), "{own}");
@@ -31,7 +32,7 @@ mod tests {
     }
 
     #[test]
-    fn one_more_server_moves_most_clients() {
+    fn when_a_server_is_added_then_most_clients_move() {
         assert!(moved(clients(), &[true; 3], &[true; 4]) > 256 / 2);
     }
 }

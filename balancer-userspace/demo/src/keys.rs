@@ -1,4 +1,4 @@
-//! Single keys, without waiting for the end of a line.
+//! Reads single keys, without waiting for the end of a line.
 
 use std::{
     io::{self, IsTerminal as _, Stdin},
@@ -11,14 +11,14 @@ use nix::{
     sys::termios::{FlushArg, LocalFlags, SetArg, Termios, tcflush, tcgetattr, tcsetattr},
 };
 
-/// Standard input that gives each key at once; put back by `Drop`.
+/// Standard input in a mode that returns each key at once. `Drop` restores the old mode.
 pub(crate) struct Keys {
     input: Stdin,
     before: Termios,
 }
 
 impl Keys {
-    /// `None` where standard input is no terminal.
+    /// `None` if standard input is no terminal.
     pub(crate) fn new() -> Result<Option<Self>> {
         let input = io::stdin();
         if !input.is_terminal() {
@@ -26,7 +26,7 @@ impl Keys {
         }
         let before = tcgetattr(&input).context("tcgetattr")?;
         let mut single = before.clone();
-        // Signals stay: Ctrl-C ends the demo.
+        // Keep signals: Ctrl-C ends the demo.
         single.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
         tcsetattr(&input, SetArg::TCSANOW, &single).context("tcsetattr")?;
         Ok(Some(Self { input, before }))
@@ -41,7 +41,7 @@ impl Keys {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        // The terminal may be gone; then there is nothing to put back.
+        // If the terminal is gone, there is no mode to restore.
         let _ = tcflush(&self.input, FlushArg::TCIFLUSH);
         let _ = tcsetattr(&self.input, SetArg::TCSANOW, &self.before);
     }

@@ -1,7 +1,7 @@
-//! The balancer at work on one machine: clients, a balancer and web servers in network namespaces of their own, and a
-//! tour of who moves when servers are added, drained and killed. Needs root, and the program `ip`.
+//! The balancer at work on one machine: clients, a balancer and web servers in their own network namespaces. A tour
+//! shows which clients move when servers are added, drained and killed. The demo needs root and the program `ip`.
 //!
-//! The hosts and what runs on them are what the privileged tests are made of, too.
+//! The privileged tests use the same hosts and programs.
 
 pub mod answer;
 pub mod backend;
@@ -42,13 +42,13 @@ use balancer_common::map_types::Forwarding;
 use crate::{guide::Guide, hosts::Hosts, interrupt::Interrupt, load::Load, screen::Screen, tour::Tour};
 pub use load::MAX_CLIENTS;
 
-/// How long the balancer may take until it answers.
+/// How long the balancer may take to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
-/// Until the first table has something to show.
+/// The time until the first table has results.
 const FIRST_TABLE: Duration = Duration::from_millis(300);
 
-/// Between two looks at a tour that takes no longer than it has to.
+/// The time between two checks of a tour that runs as fast as possible.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// The options of a demo.
@@ -56,40 +56,40 @@ const GLANCE: Duration = Duration::from_millis(50);
 pub struct Options {
     /// How packets reach the servers: `dsr` or `nat`.
     pub forwarding: Forwarding,
-    /// Client addresses that send requests, 1 to [`MAX_CLIENTS`].
+    /// The number of client addresses that send requests, 1 to [`MAX_CLIENTS`].
     pub clients: u16,
-    /// `remember` of the service.
+    /// The service's setting `remember`.
     pub remember: Duration,
-    /// The course of the demo: events, and its end.
+    /// The events of the demo, and when it ends.
     pub course: Course,
     /// This program, `balancer`.
     pub program: PathBuf,
-    /// The balancer that is shown.
+    /// The balancer program that the demo runs.
     pub balancer: PathBuf,
 }
 
 /// The events of a demo, and when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course {
-    /// The tour, once, as fast as its steps take, with a line for each.
+    /// The tour, once, as fast as possible, with a line for each step.
     Once,
-    /// The table, live, until this time is over or a signal comes.
+    /// The live table, until the time limit or a signal.
     Live {
-        /// With the tour beside it, in a minute.
+        /// Whether to show the tour of a minute beside the table.
         tour: bool,
-        /// From the start.
+        /// The time limit, from the start.
         limit: Option<Duration>,
     },
 }
 
-/// Shows the balancer at work. Ctrl-C, `SIGTERM` and `SIGHUP` end it; nothing is left afterwards.
+/// Runs the balancer. Ctrl-C, `SIGTERM` and `SIGHUP` end the demo and clean up.
 ///
 /// # Errors
-/// Without root or `ip`; when something does not start or a step of the tour has no effect; when standard output is
-/// gone.
+/// If the process is not root, if `ip` is missing, if a part does not start, if a step of the tour has no effect, or if
+/// standard output is closed.
 pub fn run(options: &Options) -> Result<()> {
     needs::of_the_demo()?;
-    // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
+    // Before threads or children exist, so that the signals end none of them.
     let interrupt = Interrupt::new()?;
     let started = Instant::now();
     let mut hosts = Hosts::start(options)?;

@@ -1,4 +1,4 @@
-//! Clients that keep asking, and what they see.
+//! Clients that send requests all the time, and what they see.
 
 use std::{
     collections::BTreeMap,
@@ -21,25 +21,25 @@ use crate::{
     topology::{Family, Topology},
 };
 
-/// Requests per second, all clients together.
+/// Requests per second of all clients.
 const RATE: f64 = 300.0;
 
 /// How long a client waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Requests under way at once. Each worker speaks for clients of its own, so that one client's requests have an order.
+/// The number of concurrent requests. Each worker has its own clients, so that one client's requests have an order.
 const WORKERS: usize = 16;
 
-/// Address numbers between two clients, so that few of them share a /24.
+/// The distance between the address numbers of two clients, so that few clients share a /24.
 const STRIDE: u16 = 61;
 
-/// The most clients that there are addresses for.
+/// The largest number of clients that have an address.
 pub const MAX_CLIENTS: u16 = 20_000 / STRIDE * STRIDE;
 
-/// One client in so many waits for [`Load::admit_newcomers`].
+/// One in this number of clients waits for [`Load::admit_newcomers`].
 const NEWCOMERS: usize = 6;
 
-/// The address of a client, counted from 0. Neighbours in this order lie in different networks.
+/// The address of a client, counted from 0. Neighbours in this order are in different networks.
 pub(crate) fn address(topology: &Topology, client: u16) -> IpAddr {
     let rows = MAX_CLIENTS / STRIDE;
     topology.client_address(Family::V4, 1 + client % rows * STRIDE + client / rows % STRIDE)
@@ -53,7 +53,7 @@ pub(crate) struct Load {
     timeout: Duration,
     seen: Mutex<Seen>,
     newcomers: AtomicBool,
-    /// For each worker, how often all of its clients have been asked for.
+    /// For each worker, how often all of its clients have sent a request.
     rounds: Vec<AtomicU64>,
 }
 
@@ -64,15 +64,15 @@ pub(crate) struct Seen {
     pub(crate) answered: u64,
     /// Requests without an answer.
     pub(crate) failed: u64,
-    /// Why the latest of them failed.
+    /// The reason for the latest failure.
     pub(crate) last_failure: Option<String>,
-    /// When that was.
+    /// The time of the latest failure.
     pub(crate) failed_at: Option<Instant>,
-    /// Sessions that had to begin again.
+    /// Sessions that had to start again.
     pub(crate) sessions_lost: u64,
-    /// By backend.
+    /// The observations of each backend.
     pub(crate) backends: BTreeMap<String, SeenBackend>,
-    /// Clients that have been answered.
+    /// Clients that have received an answer.
     addresses: Vec<Ipv4Addr>,
 }
 
@@ -89,7 +89,7 @@ pub(crate) struct SeenBackend {
     pub(crate) moved_out: u64,
 }
 
-/// Ends the workers.
+/// Stops the workers when dropped.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -119,18 +119,18 @@ impl Load {
         }
     }
 
-    /// With clients that wait so long for an answer.
+    /// Sets how long clients wait for an answer.
     pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// Keeps the clients asking, from inside `namespace`, for as long as `meanwhile` runs.
+    /// Lets clients send requests from `namespace` while `meanwhile` runs.
     pub(crate) fn run(&self, namespace: &Entrance, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = AtomicBool::new(false);
         let chunks = self.sources.chunks(share(self.sources.len()));
         let period = Duration::from_secs(1).mul_f64(chunks.len() as f64 / RATE);
         thread::scope(|scope| {
-            // Also when `meanwhile` panics: the scope waits for its threads.
+            // Stop also if `meanwhile` panics, because the scope waits for its threads.
             let _stop = StopOnDrop(&stop);
             let stop = &stop;
             for (sources, rounds) in chunks.zip(&self.rounds) {
@@ -144,17 +144,17 @@ impl Load {
         })
     }
 
-    /// Lets those come, too, who have waited.
+    /// Lets the waiting clients start.
     pub(crate) fn admit_newcomers(&self) {
         self.newcomers.store(true, Ordering::Relaxed);
     }
 
-    /// How often each client has asked. Whatever happens now, all clients have met it two rounds later.
+    /// How often each client has sent a request. Two rounds after an event, every client has met its effects.
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).min().unwrap_or(0)
     }
 
-    /// A copy of what was seen so far.
+    /// A copy of the observations so far.
     pub(crate) fn seen(&self) -> Seen {
         self.lock().clone()
     }
@@ -176,7 +176,7 @@ impl Load {
         let mut next = Instant::now();
         loop {
             for (index, (&source, client)) in sources.iter().zip(&mut clients).enumerate() {
-                // After a slow answer the pace goes on from now: what was missed is not made up for.
+                // After a slow answer, continue at the normal pace without making up for missed requests.
                 next = (next + period).max(Instant::now());
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 if stop.load(Ordering::Relaxed) {
@@ -194,18 +194,18 @@ impl Load {
     }
 }
 
-/// How many clients a worker speaks for.
+/// The number of clients of a worker.
 fn share(clients: usize) -> usize {
     clients.div_ceil(WORKERS).max(1)
 }
 
 impl Seen {
-    /// Clients that have been answered.
+    /// The number of clients that have received an answer.
     pub(crate) fn clients(&self) -> u64 {
         self.backends.values().map(|backend| backend.clients).sum()
     }
 
-    /// Clients whose latest answer came from this backend.
+    /// The number of clients whose latest answer came from this backend.
     pub(crate) fn clients_of(&self, backend: &str) -> u64 {
         self.backends.get(backend).map_or(0, |backend| backend.clients)
     }
@@ -215,12 +215,12 @@ impl Seen {
         self.backends.get(backend).map_or(0, |backend| backend.moved_out)
     }
 
-    /// How often a client came to another backend than before.
+    /// How often a client came to a different backend than before.
     pub(crate) fn moves(&self) -> u64 {
         self.backends.values().map(|backend| backend.moved_in).sum()
     }
 
-    /// The addresses of clients that have been answered.
+    /// The addresses of clients that have received an answer.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
         self.addresses.iter().copied()
     }
@@ -275,7 +275,7 @@ mod tests {
     const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 7));
 
     #[test]
-    fn a_move_is_counted_once_and_on_both_sides() {
+    fn when_a_client_moves_then_both_backends_count_it_once() {
         let (mut seen, mut client) = (Seen::default(), Client::default());
         seen.note(ADDRESS, &mut client, reply("web1", 1));
         seen.note(ADDRESS, &mut client, reply("web1", 2));

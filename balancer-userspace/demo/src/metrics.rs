@@ -1,4 +1,4 @@
-//! The samples of `/metrics`, as numbers.
+//! Reads the samples of `/metrics`.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{http_client::Request, namespace::Namespace};
 
-/// Scrapes the balancer in `namespace`, which must answer within `limit`, and returns the text.
+/// Scrapes the balancer in `namespace` within `limit`, and returns the text.
 ///
 /// # Errors
-/// When it does not answer, or with something else.
+/// If the balancer does not answer in time, or answers with something else.
 pub fn scrape_text(namespace: &Namespace, limit: Duration) -> Result<String> {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
@@ -24,18 +24,18 @@ pub fn scrape_text(namespace: &Namespace, limit: Duration) -> Result<String> {
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    /// Asks the balancer in `namespace`, which must answer within this time.
+    /// Scrapes the balancer in `namespace` within `limit`.
     ///
     /// # Errors
-    /// When it does not, or says something else than metrics.
+    /// If the balancer does not answer in time, or the answer has no metrics.
     pub fn scrape(namespace: &Namespace, limit: Duration) -> Result<Self> {
         Self::parse(&scrape_text(namespace, limit)?)
     }
 
-    /// Reads the text; comments are left out.
+    /// Parses the text without comments.
     ///
     /// # Errors
-    /// When a line is not a sample, or a sample comes twice.
+    /// If a line is no sample, or if a sample comes twice.
     pub fn parse(text: &str) -> Result<Self> {
         let mut samples = BTreeMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -46,14 +46,14 @@ impl Metrics {
         Ok(Self(samples))
     }
 
-    /// Every sample of a counter: its name ends in `_total` before the labels.
+    /// All samples of counters, whose names end in `_total` before the labels.
     pub fn counters(&self) -> impl Iterator<Item = (&str, f64)> {
         let counters =
             self.0.iter().filter(|(sample, _)| sample.split('{').next().is_some_and(|n| n.ends_with("_total")));
         counters.map(|(sample, &value)| (sample.as_str(), value))
     }
 
-    /// The value of a sample with exactly these labels, as the text has it.
+    /// The value of the sample with exactly this name and these labels.
     #[must_use]
     pub fn sample(&self, sample: &str) -> Option<f64> {
         self.0.get(sample).copied()
@@ -62,7 +62,7 @@ impl Metrics {
     /// The sum of the samples called `name` (after `balancer_`) that have all `labels`, each written `label="value"`.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is no such sample.
     pub fn sum(&self, name: &str, labels: &[&str]) -> Result<f64> {
         let mut values = self.0.iter().filter_map(|(sample, &value)| {
             let rest = sample.strip_prefix("balancer_")?.strip_prefix(name)?;
@@ -80,7 +80,7 @@ mod tests {
     use super::Metrics;
 
     #[test]
-    fn samples_are_summed_by_label() {
+    fn when_samples_have_labels_then_they_are_summed_by_label() {
         let text = "# TYPE balancer_x counter\nbalancer_x_total{a=\"1\",b=\"1\"} 2\nbalancer_x_total{a=\"1\",b=\"2\"} 3\n\
                     balancer_x_total_more{a=\"1\"} 9\n# EOF\n";
         let metrics = Metrics::parse(text).unwrap();

@@ -1,4 +1,4 @@
-//! Network namespaces that go away with their owner, and with everything that runs in them.
+//! Network namespaces that disappear with their owner, together with all processes in them.
 
 use std::{
     ffi::OsStr,
@@ -25,20 +25,21 @@ use nix::{
 
 use crate::offload::{self, Offload};
 
-/// Where `ip netns` keeps its names.
+/// The directory in which `ip netns` keeps names.
 const NAMES: &str = "/run/netns";
 
-/// First part of every name, before the owner's process id.
+/// The first part of every name, before the owner's process id.
 const PREFIX: &str = "bal";
 
-/// A network namespace, known to `ip netns` as `bal-PID-N-ROLE`. Dropping it kills the processes in it and deletes it.
+/// A network namespace, known to `ip netns` as `bal-PID-N-ROLE`. Dropping the value kills the namespace's processes and
+/// deletes it.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
     file: Arc<File>,
 }
 
-/// A way into a namespace.
+/// A handle with which threads enter a namespace.
 #[derive(Clone, Debug)]
 pub struct Entrance(Arc<File>);
 
@@ -46,18 +47,18 @@ impl Entrance {
     /// Moves the calling thread into the namespace, as [`Namespace::enter`] does.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn enter(&self) -> Result<()> {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")
     }
 }
 
 impl Namespace {
-    /// Makes a namespace with a loopback interface that is up and IPv6 addresses that need no duplicate detection.
-    /// The first call of a process also removes what processes that are gone have left.
+    /// Creates a namespace with an active loopback interface and without duplicate detection of IPv6 addresses. The
+    /// first call of a process also removes the namespaces of processes that have ended.
     ///
     /// # Errors
-    /// Without root, without `ip`, or when the kernel refuses.
+    /// If the process is not root, if `ip` is missing, or if the kernel refuses.
     pub fn new(role: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
@@ -86,7 +87,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The name that `ip netns exec` takes.
+    /// The name for `ip netns exec`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -95,15 +96,15 @@ impl Namespace {
     /// Runs `ip` on this namespace; `arguments` are separated by white space.
     ///
     /// # Errors
-    /// When `ip` fails; the error has its words.
+    /// If `ip` fails; the error has its output.
     pub fn ip(&self, arguments: &str) -> Result<String> {
         run(tool("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
     }
 
-    /// Sets a value under `/proc/sys` as this namespace sees it.
+    /// Sets a value under `/proc/sys` of this namespace.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
         self.run_in_thread(|| fs::write(&path, value))?
@@ -113,20 +114,20 @@ impl Namespace {
     /// Switches offloads of an interface on and off.
     ///
     /// # Errors
-    /// When there is no such interface, or its driver refuses.
+    /// If there is no such interface, or its driver refuses.
     pub fn offload(&self, interface: &str, switches: &[(Offload, bool)]) -> Result<()> {
         let switched = self
             .run_in_thread(|| switches.iter().try_for_each(|&(offload, on)| offload::switch(interface, offload, on)))?;
         switched.with_context(|| format!("offloads of {interface} in namespace {}", self.name))
     }
 
-    /// A command that will run in this namespace, in a process group of its own, with no signal blocked, and be killed
-    /// when the thread that spawned it ends. Unlike `ip netns exec` it keeps the mounts.
+    /// Returns a command that will run in this namespace, in its own process group and with no signal blocked. The
+    /// kernel kills it when the thread that spawned it ends. Unlike with `ip netns exec`, the mounts stay.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let file = Arc::clone(&self.file);
         command.process_group(0);
-        // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+        // SAFETY: between fork and exec the code makes only system calls; it does not allocate or lock.
         unsafe {
             command.pre_exec(move || {
                 set_pdeathsig(Signal::SIGKILL)?;
@@ -138,24 +139,24 @@ impl Namespace {
         command
     }
 
-    /// A way into this namespace for threads that do not hold it.
+    /// Returns a handle with which other threads can enter this namespace.
     #[must_use]
     pub fn entrance(&self) -> Entrance {
         Entrance(Arc::clone(&self.file))
     }
 
-    /// Moves the calling thread into this namespace: sockets that it makes from then on belong to it.
+    /// Moves the calling thread into this namespace. Sockets that it creates later belong to the namespace.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn enter(&self) -> Result<()> {
         setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter namespace {}", self.name))
     }
 
-    /// Runs `work` in a thread of its own inside this namespace and waits for it.
+    /// Runs `work` in a new thread inside this namespace and waits for it.
     ///
     /// # Errors
-    /// When the namespace cannot be entered. A panic of `work` goes on in the caller.
+    /// If the thread cannot enter the namespace. A panic of `work` continues in the caller.
     pub fn run_in_thread<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let outcome = thread::scope(|scope| {
             scope
@@ -176,15 +177,15 @@ impl Drop for Namespace {
     }
 }
 
-/// Joins two namespaces by a veth pair; each end is `(namespace, interface name)`, up, with an MTU of 1,500.
+/// Joins two namespaces by a veth pair. Each end is `(namespace, interface name)`, up, with an MTU of 1,500.
 ///
-/// Checksums are complete on the wire, because XDP drops the note that one is still to be computed, and verified on
-/// arrival. Receive offload (GRO) makes an end poll, without which frames redirected to its peer are lost; an end that
-/// runs an XDP program polls anyway and should see frames as they were sent. Frames that the peer sends by native
-/// `XDP_TX` wake an end only if that runs a program of its own, such as a [`Passer`](crate::xdp::Passer).
+/// Checksums are complete on the wire, because XDP drops the mark of an unfinished checksum. The receiver verifies
+/// them. GRO makes an end poll; otherwise, frames redirected to its peer are lost. An end that runs an XDP program
+/// polls anyway and should see frames as they were sent. Frames that the peer sends by native `XDP_TX` wake an end only
+/// if the end runs its own program, such as a [`Passer`](crate::xdp::Passer).
 ///
 /// # Errors
-/// When `ip` fails or the kernel refuses.
+/// If `ip` fails or the kernel refuses.
 pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     run(tool("ip").args(["link", "add", a.1, "netns", a.0.name(), "type", "veth"]).args([
         "peer",
@@ -196,7 +197,8 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     for (namespace, interface) in [a, b] {
         namespace.ip(&format!("link set {interface} up"))?;
     }
-    // Only now: the driver makes an interface a target for redirects when its peer starts to poll, not before it is up.
+    // Only now: the driver allows redirects to an interface when its peer starts to poll, and that needs the peer to
+    // be up.
     for (namespace, interface) in [a, b] {
         namespace
             .offload(interface, &[(Offload::Transmit, false), (Offload::Receive, false), (Offload::Merging, true)])?;
@@ -204,10 +206,10 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to its end and returns its output.
 ///
 /// # Errors
-/// When it cannot be started or fails; the error has the command and what it wrote to its error output.
+/// If the command cannot be started or fails; the error has the command and its error output.
 pub fn run(command: &mut Command) -> Result<String> {
     let shown = || {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -221,14 +223,14 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A tool of the system, out of reach of the terminal's Ctrl-C, so that clean-up is not cut short.
+/// A system tool that the terminal's Ctrl-C does not reach, so that Ctrl-C does not interrupt the clean-up.
 fn tool(program: &str) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);
     command
 }
 
-/// Removes the namespaces that processes which no longer exist have left, and kills what runs in them.
+/// Removes the namespaces of processes that have ended, and kills the processes in them.
 pub fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(NAMES) else { return };
     for entry in entries.flatten() {
@@ -243,7 +245,7 @@ pub fn remove_leftovers() {
     }
 }
 
-/// The process id in a name made by [`Namespace::new`].
+/// The process id in a name that [`Namespace::new`] has made.
 fn owner(name: &str) -> Option<u32> {
     let mut parts = name.splitn(4, '-');
     (parts.next()? == PREFIX).then_some(())?;
@@ -258,7 +260,7 @@ fn delete(name: &str) {
     }
 }
 
-/// Kills every process whose network namespace is the open one.
+/// Kills every process in the network namespace of this file.
 fn kill_inside(namespace: &File) {
     let Ok(wanted) = namespace.metadata() else { return };
     let Ok(entries) = fs::read_dir("/proc") else { return };
@@ -267,7 +269,7 @@ fn kill_inside(namespace: &File) {
         let inside = fs::metadata(PathBuf::from(format!("/proc/{pid}/ns/net")))
             .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
         if inside && pid.cast_unsigned() != process::id() {
-            // One that is gone already is as good as killed.
+            // A process that has already ended needs no signal.
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -278,7 +280,7 @@ mod tests {
     use super::owner;
 
     #[test]
-    fn only_own_names_have_an_owner() {
+    fn when_a_namespace_has_another_name_then_it_has_no_owner() {
         assert_eq!(owner("bal-123-0-client"), Some(123));
         assert_eq!(owner("bal-123-7-two-words"), Some(123));
         for other in ["bal-123-0", "bal-x-0-client", "bal-1-x-client", "ball-1-0-client", "blue", "bal--1-0-a"] {

@@ -1,17 +1,17 @@
-//! Switches an interface's offloads: its work on checksums and segments on behalf of the kernel (`ethtool -K`).
+//! Switches an interface's offloads, the work on checksums and segments that it does for the kernel (`ethtool -K`).
 
 use std::{io, os::fd::AsRawFd as _};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The offloads that can be switched, by the command of `SIOCETHTOOL`.
+/// The offloads, numbered by their command of `SIOCETHTOOL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
-    /// Verifying checksums on arrival is left to the interface.
+    /// The interface verifies checksums on arrival.
     Receive = 0x15,
-    /// Computing checksums is left to the interface.
+    /// The interface computes checksums.
     Transmit = 0x17,
-    /// Segments that arrive are merged (GRO).
+    /// The interface merges arriving segments (GRO).
     Merging = 0x2c,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn switch(interface: &str, offload: Offload, on: bool) -> io::Result<
     }
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
     let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
-    // SAFETY: the request names an interface and points to a value of the command's size; both live through the call.
+    // SAFETY: the request names an interface and points to a value of the command's size; both outlive the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -27,10 +27,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, without input, with its output appended to the file `log`.
+    /// Starts `command` without input. It appends its output to the file `log`.
     ///
     /// # Errors
-    /// When the log cannot be made or the program not be started.
+    /// If the log cannot be created or the program cannot be started.
     pub fn spawn(what: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let out = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
         let err = out.try_clone().with_context(|| log.display().to_string())?;
@@ -56,24 +56,24 @@ impl Process {
         self.child.id()
     }
 
-    /// Where its output goes.
+    /// The path of the process's output.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
     }
 
-    /// How it ended, if it has.
+    /// The process's exit status, if it has ended.
     ///
     /// # Errors
-    /// When the kernel does not know the process.
+    /// If the kernel does not know the process.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("waiting for {}", self.what))
     }
 
-    /// Sends a signal, if it is still running.
+    /// Sends a signal if the process is still running.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if self.exited()?.is_none() {
             kill(Pid::from_raw(self.child.id().cast_signed()), signal)
@@ -82,10 +82,10 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM, and waits until the process has ended.
     ///
     /// # Errors
-    /// When the kernel refuses to signal it or to wait for it.
+    /// If the kernel refuses to signal it or to wait for it.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         let deadline = Instant::now() + GRACE;
@@ -98,19 +98,19 @@ impl Process {
         self.kill()
     }
 
-    /// Kills it and waits until it is gone.
+    /// Kills the process and waits until it has ended.
     ///
     /// # Errors
-    /// When the kernel refuses to signal it or to wait for it.
+    /// If the kernel refuses to signal it or to wait for it.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.child.kill().with_context(|| format!("killing {}", self.what))?;
         self.child.wait().with_context(|| format!("waiting for {}", self.what))
     }
 
-    /// The last `lines` lines of its output.
+    /// Returns the last `lines` lines of the output.
     ///
     /// # Errors
-    /// When its log cannot be read.
+    /// If the log cannot be read.
     pub fn tail(&self, lines: usize) -> Result<String> {
         tail(&self.log, lines).with_context(|| self.log.display().to_string())
     }
@@ -125,7 +125,7 @@ impl Drop for Process {
 }
 
 fn tail(path: &Path, lines: usize) -> std::io::Result<String> {
-    /// Enough for any tail a person reads.
+    /// The number of bytes to read, enough for the lines that anyone asks for.
     const WINDOW: u64 = 64 << 10;
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();

@@ -1,4 +1,5 @@
-//! Routing daemons with the configurations in `contrib/`: BIRD or FRR on a router and on balancers, keepalived on a pair.
+//! Runs routing daemons with the configurations in `contrib/`: BIRD or FRR on a router and on balancers, keepalived on
+//! a pair.
 
 use std::{
     fmt::Write as _,
@@ -23,13 +24,13 @@ const FRR_ROUTER: &str = include_str!("../../../contrib/frr/router.conf");
 const FRR_BALANCER: &str = include_str!("../../../contrib/frr/balancer.conf");
 const KEEPALIVED: &str = include_str!("../../../contrib/keepalived/keepalived.conf");
 
-/// Balancers that the sample for the router names.
+/// The number of balancers in the router's sample.
 const NAMED: u16 = 2;
 
 /// BIRD's configuration on the router in front of the balancers.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn router(balancers: u16) -> Result<String> {
     let mut text = for_router(ROUTER)?;
     for index in NAMED..balancers {
@@ -43,7 +44,7 @@ pub fn router(balancers: u16) -> Result<String> {
 /// BIRD's configuration on balancer `index`, counted from 0.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn balancer(index: u16) -> Result<String> {
     for_balancer(BALANCER, index)
 }
@@ -51,7 +52,7 @@ pub fn balancer(index: u16) -> Result<String> {
 /// FRR's configuration on the router in front of two balancers.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn frr_router() -> Result<String> {
     for_router(FRR_ROUTER)
 }
@@ -59,7 +60,7 @@ pub fn frr_router() -> Result<String> {
 /// FRR's configuration on balancer `index`, counted from 0.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample is not as it was.
 pub fn frr_balancer(index: u16) -> Result<String> {
     for_balancer(FRR_BALANCER, index)
 }
@@ -92,11 +93,11 @@ fn for_balancer(sample: &str, index: u16) -> Result<String> {
     )
 }
 
-/// keepalived's configuration on one of two balancers, 0 or 1; `ready` is the command that says whether it may have the
-/// VIPs. The first one has the higher priority.
+/// keepalived's configuration on one of two balancers, 0 or 1; `ready` is the command that checks whether it may have
+/// the VIPs. The first one has the higher priority.
 ///
 /// # Errors
-/// When the sample is not as it was.
+/// If the sample has changed.
 pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String> {
     let address = |index| Topology::balancers_address(Family::V4, index).to_string();
     let vip = |family| topology.vip(family).to_string();
@@ -104,7 +105,7 @@ pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String
         KEEPALIVED,
         &[
             ("router_id lb1", if index == 0 { "router_id lb1" } else { "router_id lb2" }),
-            // The program may lie below a directory that anybody may write to.
+            // The program may be in a directory in which any user can write.
             ("enable_script_security", ""),
             ("/usr/sbin/balancer ready --announced", ready),
             ("priority 150", if index == 0 { "priority 150" } else { "priority 100" }),
@@ -116,10 +117,10 @@ pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String
     )
 }
 
-/// Starts BIRD with this configuration; its log, its socket and its process id lie beside it.
+/// Starts BIRD with this configuration. Its log, socket and process id are next to it.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If BIRD cannot be started.
 pub fn start_bird(namespace: &Namespace, config: &Path) -> Result<Process> {
     let at = |end: &str| config.with_extension(end);
     let mut command = namespace.command("bird");
@@ -127,17 +128,17 @@ pub fn start_bird(namespace: &Namespace, config: &Path) -> Result<Process> {
     Process::spawn("bird", &mut command, &at("log"))
 }
 
-/// Starts FRR's daemons and gives them this configuration, as its service does with `/etc/frr/frr.conf`. What they write lies
-/// in a directory beside it.
+/// Starts FRR's daemons with this configuration, like FRR's service does with `/etc/frr/frr.conf`. They write into a
+/// directory next to it.
 ///
 /// # Errors
-/// When one of them cannot be started, or refuses a line.
+/// If a daemon cannot be started or refuses a line.
 pub fn start_frr(namespace: &Namespace, config: &Path) -> Result<Vec<Process>> {
     let programs = ["/usr/lib/frr", "/usr/libexec/frr"].map(Path::new).into_iter().find(|place| place.exists());
     let programs = programs.context("FRR is not installed")?;
     let place = config.with_extension("frr");
     fs::create_dir_all(&place)?;
-    // The daemons run as a user of their own.
+    // The daemons run as their own user.
     fs::set_permissions(&place, Permissions::from_mode(0o777))?;
     let within = config.parent().context("a file lies in a directory")?;
     fs::set_permissions(within, Permissions::from_mode(0o711))?;
@@ -175,10 +176,10 @@ fn wait_for(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts keepalived with this configuration; its log and its process ids lie beside it.
+/// Starts keepalived with this configuration. Its log and process ids are next to it.
 ///
 /// # Errors
-/// When it cannot be started.
+/// If keepalived cannot be started.
 pub fn start_keepalived(namespace: &Namespace, config: &Path) -> Result<Process> {
     let at = |end: &str| config.with_extension(end);
     let mut command = namespace.command("keepalived");
@@ -187,7 +188,7 @@ pub fn start_keepalived(namespace: &Namespace, config: &Path) -> Result<Process>
     Process::spawn("keepalived", &mut command, &at("log"))
 }
 
-/// A sample with the addresses of this place.
+/// Replaces a sample's addresses by the demo's.
 fn adapted(sample: &str, replaced: &[(&str, &str)]) -> Result<String> {
     let mut text = sample.to_owned();
     for (from, to) in replaced {
@@ -202,7 +203,7 @@ mod tests {
     use super::{balancer, frr_balancer, frr_router, router};
 
     #[test]
-    fn nothing_of_the_samples_addresses_is_left() {
+    fn when_a_sample_is_adapted_then_none_of_its_addresses_is_left() {
         let bird = [router(2).unwrap(), router(8).unwrap(), balancer(0).unwrap(), balancer(7).unwrap()];
         for text in bird.into_iter().chain([frr_router().unwrap(), frr_balancer(1).unwrap()]) {
             let settings: Vec<&str> = text.lines().filter(|line| !line.starts_with(['#', '!'])).collect();

@@ -11,10 +11,10 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::load::{Seen, SeenBackend};
 
-/// Standard output, redrawn in place where it is a terminal.
+/// Standard output. On a terminal, tables replace each other in place.
 pub(crate) struct Screen {
     terminal: bool,
-    /// Lines of the table that stands there.
+    /// The number of lines of the table on the screen.
     drawn: usize,
 }
 
@@ -28,15 +28,15 @@ impl Screen {
         Duration::from_secs(if self.terminal { 1 } else { 3 })
     }
 
-    /// Shows whole lines in the place of those before.
+    /// Replaces the lines on the screen.
     pub(crate) fn show(&mut self, text: &str) -> Result<()> {
         let mut out = io::stdout().lock();
         if self.terminal {
             if self.drawn > 0 {
-                // To the first column of the old table's first line, then clear what follows.
+                // Go to the first line of the old table, then clear the rest of the screen.
                 write!(out, "\x1b[{}F\x1b[J", self.drawn)?;
             }
-            // Long lines are cut rather than wrapped, so that they can be counted.
+            // Cut long lines, so that the number of lines is known.
             write!(out, "\x1b[?7l{text}\x1b[?7h")?;
         } else {
             out.write_all(text.as_bytes())?;
@@ -54,7 +54,7 @@ pub(crate) fn line(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// The table of backends and what clients saw.
+/// The table of backends, and a line about the clients.
 pub(crate) fn render(status: &StatusView, seen: &Seen) -> String {
     let mut text = backends(status, seen) + &summary(seen);
     if let Some(failure) = &seen.last_failure {
@@ -106,7 +106,7 @@ pub(crate) fn backends(status: &StatusView, seen: &Seen) -> String {
     table.trim_fmt() + "\n"
 }
 
-/// A line on all clients.
+/// A line about all clients.
 pub(crate) fn summary(seen: &Seen) -> String {
     format!(
         " {} clients, {} requests answered, {} failed; {} moves, {} sessions begun again\n",
@@ -134,7 +134,7 @@ mod tests {
     use super::{Seen, SeenBackend, render};
 
     #[test]
-    fn every_backend_has_a_line_with_its_share() {
+    fn when_a_table_is_rendered_then_every_backend_has_a_line_with_its_share() {
         let backend = |name: &str, state: &str| BackendView {
             agent: None,
             bound: None,

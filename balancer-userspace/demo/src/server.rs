@@ -1,5 +1,5 @@
-//! A small web application that keeps its users' sessions in memory, as many do: a client that is sent to another
-//! server starts over. It can be made to fail its health check.
+//! A small web application that keeps sessions in memory, like many applications: a client that reaches another server
+//! starts a new session. Its health check can be made to fail.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,19 +31,19 @@ use tokio::{
 
 use crate::answer::{Answer, BACKEND_HEADER, SESSION_COOKIE};
 
-/// How long a hanging health check is held before its connection is given up.
+/// How long a hanging health check lasts before the server closes the connection.
 const HANG: Duration = Duration::from_secs(60);
-/// How long a slow one takes.
+/// The duration of a slow health check.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// How many sessions a server keeps; the oldest are forgotten first.
+/// The largest number of sessions; the server forgets the oldest first.
 const MAX_SESSIONS: usize = 100_000;
 
-/// Serves until it is asked to end: `GET /` answers with the server's name and the session's request count,
-/// `GET /healthz` with 200, and `POST /fail?mode=503|body|hang|slow|reset|flap|ok` changes what `/healthz` does.
+/// Serves until SIGTERM: `GET /` returns the server's name and the session's request count, `GET /healthz` returns 200,
+/// and `POST /fail?mode=503|body|hang|slow|reset|flap|ok` changes the answer of `/healthz`.
 ///
 /// # Errors
-/// When an address cannot be listened on, or the name not be sent in a header.
+/// If an address cannot be used, or if the name cannot stand in a header.
 pub async fn serve(name: &str, listen: &[SocketAddr]) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -76,7 +76,7 @@ fn app(name: &str) -> Result<Router> {
         .with_state(shared))
 }
 
-/// IPv6 sockets take IPv6 alone, so that `0.0.0.0` and `[::]` can both be listened on.
+/// IPv6 sockets accept only IPv6, so that the server can listen on both `0.0.0.0` and `[::]`.
 fn listener(address: SocketAddr) -> Result<TcpListener> {
     let bound = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -97,7 +97,7 @@ struct Shared {
     header: HeaderValue,
     sessions: Mutex<Sessions>,
     mode: Mutex<Mode>,
-    /// Health checks answered in [`Mode::Flap`].
+    /// The number of health checks answered in [`Mode::Flap`].
     flaps: AtomicU64,
 }
 
@@ -166,7 +166,7 @@ async fn health(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInf
         }
         Mode::Reset => {
             let _ = peer.socket.map(|socket| socket.set_linger(Some(Duration::ZERO)));
-            // Ends the connection's task without an answer, and closes the socket with it.
+            // Ends the connection's task without an answer, which also closes the socket.
             std::panic::resume_unwind(Box::new(()))
         }
     }
@@ -200,7 +200,7 @@ async fn answer(
 }
 
 fn page(answer: &Answer) -> String {
-    // The name is the only text that is not made here.
+    // The name is the only text from outside.
     let name = answer.backend.replace('&', "&amp;").replace('<', "&lt;");
     format!(
         "<!doctype html><title>{name}</title><h1>{name}</h1><p>Request {} of session {}, from {}.</p>\n",
@@ -221,7 +221,7 @@ fn session_cookie(headers: &HeaderMap) -> Option<u64> {
 /// Request counts by session.
 struct Sessions {
     counts: HashMap<u64, u64>,
-    /// In the order in which they began.
+    /// The sessions in the order of their start.
     order: VecDeque<u64>,
     limit: usize,
     names: RandomState,
@@ -239,7 +239,7 @@ impl Sessions {
         }
     }
 
-    /// Counts a request; a session that is not known begins with it.
+    /// Counts a request. An unknown session starts with it.
     fn count(&mut self, session: Option<u64>) -> (u64, u64) {
         let session = session.unwrap_or_else(|| self.names.hash_one(self.begun));
         if !self.counts.contains_key(&session) {
@@ -264,7 +264,7 @@ mod tests {
     use super::{Sessions, session_cookie};
 
     #[test]
-    fn sessions_count_and_the_oldest_goes_first() {
+    fn when_there_are_too_many_sessions_then_the_oldest_is_forgotten() {
         let mut sessions = Sessions::new(2);
         let (first, one) = sessions.count(None);
         assert_eq!(one, 1);
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cookie_is_found_among_others() {
+    fn when_a_request_has_several_cookies_then_the_sessions_is_found() {
         let mut headers = HeaderMap::new();
         assert_eq!(session_cookie(&headers), None);
         headers.append(COOKIE, HeaderValue::from_static("a=b; demo_session=00000000000000ff; c=d"));

@@ -1,6 +1,7 @@
-//! Clients, a balancer and backends, each in a namespace of its own.
+//! Clients, a balancer and backends, each in its own namespace.
 //!
 //! One-legged, all on one segment:
+//!
 //!
 //! ```text
 //! client ──┐
@@ -8,14 +9,16 @@
 //! balancer ┘
 //! ```
 //!
-//! Two-legged, the balancer between the clients and the backends (with `dsr` the client host is on the backends'
-//! segment as well, and answers come back there):
+//! Two-legged, the balancer between the clients and the backends (with `dsr`, the client host is also on the backends'
+//! segment and receives the answers there):
+//!
 //!
 //! ```text
 //! client ── balancer ── switch ── web1, web2, …
 //! ```
 //!
 //! Routed, for several balancers:
+//!
 //!
 //! ```text
 //! client ── router ── switch ── lb1, lb2, …, web1, web2, …
@@ -42,19 +45,19 @@ use crate::{
 /// The MAC address of the balancer's interface on the segment.
 const BALANCER_MAC: &str = "02:00:5e:10:00:01";
 
-/// Where the balancer's interfaces are.
+/// The positions of the balancer's interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// One interface, on the segment that clients and backends share.
+    /// One interface, on the segment shared by clients and backends.
     OneLegged,
-    /// `eth0` towards the clients, `eth1` towards the backends.
+    /// `eth0` towards the clients and `eth1` towards the backends.
     TwoLegged,
-    /// As one-legged, but the clients' host is behind a router, which has no route to the service's address yet, and no
-    /// balancer has that address.
+    /// Like one-legged, but the clients' host is behind a router. The router has no route to the service's address yet,
+    /// and no balancer has that address.
     Routed,
 }
 
-/// The hosts. Dropping it removes them.
+/// The hosts. Dropping the value removes them.
 #[derive(Debug)]
 pub struct Topology {
     shape: Shape,
@@ -65,17 +68,17 @@ pub struct Topology {
     more_balancers: Vec<Namespace>,
     switch: Namespace,
     backends: Vec<Namespace>,
-    /// The receivers that native `XDP_TX` wakes: the driver asks for a program at the other end, polling alone does not
-    /// do.
+    /// The XDP programs on the receivers. Native `XDP_TX` needs a program at the other end; polling alone is not
+    /// enough.
     receivers: Vec<Passer>,
 }
 
 impl Topology {
-    /// Makes the hosts and their routes, for backends that are reached by `forwarding`. A service's address belongs to
-    /// the balancer, and with `dsr` to the backends as well.
+    /// Creates the hosts and their routes, for backends with this forwarding mode. A service's address belongs to the
+    /// balancer, and with `dsr` also to the backends.
     ///
     /// # Errors
-    /// Without root, without `ip`, or when the kernel refuses.
+    /// If the process is not root, if `ip` is missing, or if the kernel refuses.
     pub fn new(shape: Shape, forwarding: Forwarding, backends: usize) -> Result<Self> {
         let mut topology = Self {
             shape,
@@ -129,7 +132,7 @@ impl Topology {
         &self.backends
     }
 
-    /// The interfaces that the balancer is to attach to.
+    /// The interfaces for the balancer's programs.
     #[must_use]
     pub const fn interfaces(&self) -> &'static [&'static str] {
         match self.shape {
@@ -144,13 +147,13 @@ impl Topology {
         VIP.host(family, VIP_HOST)
     }
 
-    /// The prefix that services' addresses lie in.
+    /// The prefix of the services' addresses.
     #[must_use]
     pub fn vips(family: Family) -> String {
         VIP.prefix(family)
     }
 
-    /// The source address of client `index`: any number from 1 to 65,534 is one.
+    /// The source address of client `index`, from 1 to 65,534.
     #[must_use]
     pub const fn client_address(&self, family: Family, index: u16) -> IpAddr {
         CLIENTS.host(family, index)
@@ -168,27 +171,27 @@ impl Topology {
         (SEGMENT.host(family, BALANCER), Net::length(family))
     }
 
-    /// Makes the balancer's host a plain router, or not.
+    /// Switches the balancer host's forwarding on or off.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn forward(&self, forward: bool) -> Result<()> {
         let value = if forward { "1" } else { "0" };
         self.balancer.sysctl("net/ipv4/conf/all/forwarding", value)?;
         self.balancer.sysctl("net/ipv6/conf/all/forwarding", value)
     }
 
-    /// One more backend's host, `web` and its number counted from 1.
+    /// Adds a backend's host, named `web` with its number counted from 1.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn add_backend(&mut self) -> Result<()> {
         let backend = self.make_backend(self.backends.len())?;
         self.backends.push(backend);
         Ok(())
     }
 
-    /// Side by side, as each waits for some ten commands.
+    /// Creates the hosts in parallel, because each waits for about ten commands.
     fn make_backends(&self, backends: usize) -> Result<Vec<Namespace>> {
         thread::scope(|scope| {
             let made: Vec<_> = (0..backends).map(|index| scope.spawn(move || self.make_backend(index))).collect();
@@ -206,7 +209,7 @@ impl Topology {
         self.switch.ip(&format!("link set web{number} master br0"))?;
         let translated = matches!(self.forwarding, Forwarding::Nat | Forwarding::Snat);
         if !translated {
-            // The address is the balancer's to answer for.
+            // Only the balancer answers ARP for the address.
             backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
             backend.sysctl("net/ipv4/conf/all/arp_announce", "2")?;
         }
@@ -215,7 +218,7 @@ impl Topology {
             let gateway = match self.forwarding {
                 Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => Some(CLIENT),
                 Forwarding::Nat => Some(BALANCER),
-                // It needs no way to its clients.
+                // The backend needs no route to its clients.
                 Forwarding::Snat => None,
             };
             if let Some(gateway) = gateway {
@@ -228,19 +231,19 @@ impl Topology {
         Ok(backend)
     }
 
-    /// Takes the balancer's only interface away.
+    /// Removes the balancer's only interface.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn unplug_balancer(&mut self) -> Result<()> {
         self.receivers.remove(0);
         self.balancer.ip("link del eth0").map(drop)
     }
 
-    /// Makes it anew, under another index.
+    /// Creates the interface again, with another index.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn plug_balancer(&mut self) -> Result<()> {
         self.make_balancers_interfaces()?;
         self.receivers.insert(0, Passer::attach(&self.switch, "balancer", Hook::Native)?);
@@ -264,10 +267,10 @@ impl Topology {
             }
         };
         join((&self.balancer, segment_interface), (&self.switch, "balancer"))?;
-        // As an interface whose driver is loaded anew: neighbours need not learn another.
+        // Like after a reload of the driver, the hardware address stays the same.
         self.balancer.ip(&format!("link set {segment_interface} address {BALANCER_MAC}"))?;
         self.switch.ip("link set balancer master br0")?;
-        // The controller's to switch on.
+        // The controller switches it on.
         self.forward(false)?;
         for interface in self.interfaces() {
             self.balancer.offload(interface, &[(Offload::Merging, false)])?;
@@ -286,7 +289,7 @@ impl Topology {
     }
 
     fn make_clients_addresses(&self) -> Result<()> {
-        // Thousands of addresses at the cost of one route.
+        // One route gives the host thousands of addresses.
         self.client.ip(&format!("route add local {} dev lo", CLIENTS.prefix(Family::V4)))?;
         self.client.ip(&format!("-6 route add local {} dev lo", CLIENTS.prefix(Family::V6)))?;
         self.client.sysctl("net/ipv6/ip_nonlocal_bind", "1")

@@ -1,4 +1,4 @@
-//! A tour that runs by itself: what happens to a cluster in a day, in a minute, and who moves.
+//! A tour that shows in a minute what happens to a cluster in a day, and which clients move.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::{
     load::{Load, Seen},
 };
 
-/// The explanation of the sign ¹.
+/// The footnote for the sign ¹.
 pub(crate) const FOOTNOTE: &str =
     " ¹ clients that nginx's rule for ip_hash sends elsewhere, computed for the same addresses";
 
-/// How long what a step does may take to show.
+/// How long a step's effect may take to show.
 const EFFECT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The server that is drained, by index.
+/// The index of the server that is drained.
 const DRAINED: u16 = 1;
 
-/// The server that is killed, by index.
+/// The index of the server that is killed.
 const KILLED: u16 = 0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ enum Action {
     End,
 }
 
-/// When each begins in a tour of a minute, in seconds from its start.
+/// The start of each step in a tour of a minute, in seconds.
 const STEPS: [(u64, Action); 7] = [
     (0, Action::LogIn),
     (8, Action::Add),
@@ -61,7 +61,7 @@ impl Action {
         }
     }
 
-    /// Which server shows that it has happened, by index, and in which states.
+    /// The index of the server whose state shows the effect, and the expected states.
     const fn effect(self) -> Option<(u16, &'static [BackendState])> {
         match self {
             Self::LogIn | Self::End => None,
@@ -80,7 +80,7 @@ impl Action {
         backends.any(|backend| backend.name == name && states.iter().any(|state| state.word() == backend.state))
     }
 
-    /// Which servers are in service for nginx, in the order of its configuration: before the action and after it.
+    /// The servers that nginx would have in service, in the order of its configuration, before and after the action.
     const fn servers(self) -> Option<(&'static [bool], &'static [bool])> {
         const THREE: &[bool] = &[true; 3];
         const FOUR: &[bool] = &[true; 4];
@@ -97,16 +97,16 @@ impl Action {
     }
 }
 
-/// A step of the tour and its effect, as far as that was seen.
+/// A step of the tour and its effect so far.
 #[derive(Clone, Debug)]
 struct Step {
     action: Action,
     begun: Instant,
     /// The clients' observations when the step began.
     before: Seen,
-    /// Clients that nginx would have moved, of those that were there.
+    /// The number of clients that nginx would have moved, among the clients at that time.
     ip_hash: usize,
-    /// The clients' rounds when its effect showed.
+    /// The number of the clients' rounds when the effect showed.
     shown: Option<u64>,
 }
 
@@ -133,7 +133,7 @@ impl Step {
         format!("{sentence} Moved: {moved} of {clients}{details}; nginx ip_hash: {} ¹", self.ip_hash)
     }
 
-    /// Whether its effect shows and all clients have met it.
+    /// Whether the effect shows and all clients have met it.
     fn is_settled(&mut self, status: &StatusView, load: &Load) -> Result<bool> {
         let rounds = load.rounds();
         if self.shown.is_none() && self.action.has_happened(status) {
@@ -149,31 +149,31 @@ impl Step {
     }
 }
 
-/// When the next step begins.
+/// The rule for the start of the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// When its time has come, so that people can follow.
+    /// At its fixed time, so that people can follow.
     Minute,
     /// When all clients have met the step before.
     Settled,
 }
 
-/// The tour and how far it has come.
+/// The tour and its progress.
 pub(crate) struct Tour {
     pace: Pace,
     begun: Instant,
     steps: Vec<Step>,
-    /// Lines of steps that are over.
+    /// The lines of finished steps.
     done: Vec<String>,
 }
 
 impl Tour {
-    /// A tour to be watched.
+    /// A tour for people to watch.
     pub(crate) fn in_a_minute() -> Self {
         Self::at(Pace::Minute)
     }
 
-    /// A tour that takes no longer than it has to.
+    /// A tour that runs as fast as possible.
     pub(crate) fn at_once() -> Self {
         Self::at(Pace::Settled)
     }
@@ -182,12 +182,12 @@ impl Tour {
         Self { pace, begun: Instant::now(), steps: Vec::new(), done: Vec::new() }
     }
 
-    /// Whether its last step has begun.
+    /// Whether the last step has begun.
     pub(crate) const fn is_over(&self) -> bool {
         self.steps.len() == STEPS.len()
     }
 
-    /// Begins the steps that are due, and gives the lines of those that are over thereby.
+    /// Begins the steps that are due, and returns the lines of the steps that end thereby.
     pub(crate) fn advance(&mut self, status: &StatusView, hosts: &mut Hosts, load: &Load) -> Result<Vec<String>> {
         let before = self.done.len();
         while let Some(&(at, action)) = STEPS.get(self.steps.len())
@@ -270,7 +270,7 @@ mod tests {
     use super::{Action, STEPS, Seen, Step};
 
     #[test]
-    fn a_step_tells_what_moved_since_it_began() {
+    fn when_a_step_is_over_then_it_tells_what_moved_since_it_began() {
         let mut before = Seen::default();
         for (server, clients) in [("web1", 40), ("web2", 60)] {
             before.backends.entry(server.to_owned()).or_default().clients = clients;
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_follow_each_other() {
+    fn when_the_steps_are_listed_then_each_continues_from_the_one_before() {
         assert!(STEPS.is_sorted_by_key(|&(at, _)| at));
         for pair in STEPS.windows(2) {
             if let (Some((_, after)), Some((before, _))) = (pair[0].1.servers(), pair[1].1.servers()) {

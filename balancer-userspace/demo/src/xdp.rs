@@ -1,4 +1,4 @@
-//! Programs on interfaces, such as one of two instructions: it makes a veth end poll, or is in another's way.
+//! Attaches programs to interfaces. A program of two instructions makes a veth end poll, or occupies the interface.
 
 use std::{
     io,
@@ -21,7 +21,7 @@ const PASS: [Instruction; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 
 /// `struct bpf_insn`.
 pub type Instruction = [u8; 8];
 
-/// Where the kernel runs a program.
+/// The hook at which the kernel runs a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// `XDP_FLAGS_SKB_MODE`.
@@ -30,17 +30,17 @@ pub enum Hook {
     Native = 1 << 2,
 }
 
-/// A program that passes every frame, attached to an interface until this is dropped.
+/// A program that passes every frame. It stays attached until this value is dropped.
 #[derive(Debug)]
 pub struct Passer {
     _link: OwnedFd,
 }
 
 impl Passer {
-    /// Attaches it.
+    /// Attaches the program.
     ///
     /// # Errors
-    /// When there is no such interface, or the kernel refuses.
+    /// If there is no such interface, or if the kernel refuses.
     pub fn attach(namespace: &Namespace, interface: &str, hook: Hook) -> Result<Self> {
         let link = namespace.run_in_thread(|| attach(load(&PASS, 0)?.as_fd(), interface, hook))?;
         let link = link.with_context(|| format!("a passing program on {interface} of {}", namespace.name()))?;
@@ -58,10 +58,10 @@ struct Link {
     flags: u32,
 }
 
-/// Attaches a program to an interface of this thread's namespace, until what is returned is dropped.
+/// Attaches a program to an interface of this thread's namespace until the returned descriptor is dropped.
 ///
 /// # Errors
-/// When there is no such interface, or the kernel refuses.
+/// If there is no such interface, or if the kernel refuses.
 pub fn attach(program: BorrowedFd<'_>, interface: &str, hook: Hook) -> io::Result<OwnedFd> {
     let mut link = Link {
         prog_fd: program.as_raw_fd().cast_unsigned(),
@@ -93,10 +93,10 @@ struct Load {
     expected_attach_type: u32,
 }
 
-/// Has the kernel verify and take an XDP program; `flags` are those of `BPF_PROG_LOAD`.
+/// Loads an XDP program; `flags` are those of `BPF_PROG_LOAD`.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn load(instructions: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = Load {
         prog_type: BPF_PROG_TYPE_XDP,
@@ -107,7 +107,7 @@ pub fn load(instructions: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
         expected_attach_type: BPF_XDP,
         ..Load::default()
     };
-    // SAFETY: the attributes point to the instructions and a string, which live through the call.
+    // SAFETY: the attributes point to the instructions and a string, which outlive the call.
     descriptor(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attributes, size_of::<Load>() as libc::c_uint)
     })
@@ -116,12 +116,12 @@ pub fn load(instructions: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
 /// The descriptor that the system call `bpf` has returned.
 ///
 /// # Errors
-/// When it has failed, with the thread's latest error.
+/// The thread's last error if the call has failed.
 pub fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     let descriptor = RawFd::try_from(result).map_err(io::Error::other)?;
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made it for this process, and nobody else knows it.
+    // SAFETY: the kernel has just created it for this process, and no other code has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -1,4 +1,4 @@
-//! Carries out what can be taken back, on this machine.
+//! Carries out cures that can be undone, on this machine.
 
 use std::{
     path::Path,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::finding::{Finding, Step};
 
-/// Returns the commands of all findings' cures that can be taken back, in their order, each once.
+/// Returns the commands of all cures that can be undone, in their order, each once.
 #[must_use]
 pub fn steps(findings: &[Finding]) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -19,7 +19,7 @@ pub fn steps(findings: &[Finding]) -> Vec<Step> {
     steps
 }
 
-/// Runs one of them. `balancer` is this program, with the control socket `socket`.
+/// Runs a step. `balancer` in it is this program, with the control socket `socket`.
 ///
 /// # Errors
 /// The command's error output, or the reason why it could not be started.

@@ -1,4 +1,5 @@
-//! The facts that findings are made of. What could not be looked at is absent, and says so in [`Facts::unseen`].
+//! The facts from which the doctor derives findings. Facts that it could not find out are absent, and [`Facts::unseen`]
+//! says why.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,18 +11,18 @@ use crate::finding::Unseen;
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// Everything that was seen.
+/// All facts.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The kernel's release, such as `6.12.1`.
     pub kernel: String,
-    /// The controller; `None`: none is reachable.
+    /// The controller; `None` if none is reachable.
     pub controller: Option<Controller>,
     /// The network interfaces of the controller's network namespace.
     pub links: Vec<Link>,
     /// The addresses of those interfaces.
     pub addresses: Vec<Address>,
-    /// The backends of the services that were asked for, once for each address.
+    /// The backends of the requested services, once for each address.
     pub backends: Vec<Backend>,
     /// The virtual addresses of those services.
     pub vips: Vec<Vip>,
@@ -42,29 +43,29 @@ pub struct Controller {
     pub health: Vec<HealthView>,
     /// The rules for client prefixes.
     pub rules: Vec<RuleView>,
-    /// Whether the configuration asks for generic mode; `None`: the configuration could not be read.
+    /// Whether the configuration asks for generic mode; `None` if it could not be read.
     pub asks_generic: Option<bool>,
-    /// The prefix of the route to a client that was seen of late.
+    /// The prefix of the route to a recently seen client.
     pub clients: Option<ipnet::IpNet>,
-    /// How often its control group ran out of memory, by the kernel's count.
+    /// How often the controller's control group ran out of memory, by the kernel's count.
     pub oom_kills: Option<u64>,
 }
 
 /// A chain of a firewall.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// The chain as `nft` names it: family, table and name.
+    /// The chain's family, table and name, as in `nft`.
     pub place: String,
-    /// The point at which packets pass it: `input`, `output` and so on.
+    /// The chain's hook: `input`, `output` and so on.
     pub hook: String,
 }
 
 /// The XDP features that a driver supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpFeatures {
-    /// It runs programs itself (native mode).
+    /// Whether the driver runs programs itself (native mode).
     pub runs_programs: bool,
-    /// It takes frames that are redirected to it.
+    /// Whether the driver accepts redirected frames.
     pub takes_frames: bool,
 }
 
@@ -75,58 +76,58 @@ pub struct Link {
     pub ifindex: u32,
     /// The interface's name.
     pub name: String,
-    /// Whether the operator has switched it on.
+    /// Whether the interface is administratively up.
     pub up: bool,
-    /// Whether frames can pass, such as with a cable in its socket.
+    /// Whether the interface has a carrier, such as a plugged cable.
     pub carrier: bool,
-    /// The largest packet, in bytes.
+    /// The MTU, in bytes.
     pub mtu: u32,
     /// The kind of a virtual interface, such as `veth`.
     pub kind: Option<String>,
     /// The hardware address.
     pub mac: Option<Mac>,
-    /// Receive queues.
+    /// The number of receive queues.
     pub rx_queues: u32,
-    /// XDP programs that are attached to it.
+    /// The XDP programs on the interface.
     pub programs: Vec<Program>,
-    /// The XDP features that its driver supports; `None`: the kernel does not say.
+    /// The XDP features of the driver; `None` if the kernel does not report them.
     pub xdp: Option<XdpFeatures>,
-    /// Whether VLAN interfaces lie upon it.
+    /// Whether the interface has VLAN interfaces.
     pub carries_vlans: bool,
-    /// Offloads; `None`: they could not be asked for.
+    /// The offloads; `None` if they are unknown.
     pub offloads: Option<Offloads>,
-    /// Whether the kernel forwards packets that come in by it; `None`: not known, or the family is switched off.
+    /// Whether the kernel forwards packets from this interface; `None` if that is unknown or the family is off.
     pub forwards: Forwards,
 }
 
 /// Forwarding of an interface by address family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forwards {
-    /// IPv4's.
+    /// Whether it forwards IPv4.
     pub v4: Option<bool>,
-    /// IPv6's.
+    /// Whether it forwards IPv6.
     pub v6: Option<bool>,
 }
 
-/// The changes that an interface makes to frames before a program sees them.
+/// The offloads that change frames before a program sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Large receive offload.
     pub lro: bool,
     /// Generic receive offload.
     pub gro: bool,
-    /// Taking VLAN tags off.
+    /// Whether the interface removes VLAN tags.
     pub strips_tags: bool,
 }
 
 /// An XDP program on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// The kernel's number for it.
+    /// The program's id in the kernel.
     pub id: u32,
-    /// The program's name, which may be empty; `None`: it could not be read.
+    /// The program's name, which may be empty; `None` if it could not be read.
     pub name: Option<String>,
-    /// Whether it runs in the driver.
+    /// Whether the program runs in the driver.
     pub native: bool,
 }
 
@@ -137,7 +138,7 @@ pub struct Address {
     pub ifindex: u32,
     /// The address.
     pub address: IpAddr,
-    /// The length of its prefix.
+    /// The prefix length.
     pub length: u8,
 }
 
@@ -148,50 +149,50 @@ pub struct Backend {
     pub service: String,
     /// The backend's name.
     pub name: String,
-    /// How packets reach it: `dsr`, `nat`, `ipip` or `gue`.
+    /// The forwarding mode: `dsr`, `nat`, `ipip` or `gue`.
     pub forwarding: String,
-    /// The backend's own address, with the port that is checked.
+    /// The backend's own address, with the port of its health check.
     pub address: SocketAddr,
-    /// The listener that the probe went to.
+    /// The listener that the probe was for.
     pub vip: Option<SocketAddr>,
-    /// The way of packets to it.
+    /// The route of packets to the backend.
     pub way: Way,
-    /// This machine's address for packets to it.
+    /// This machine's source address for packets to the backend.
     pub source: Option<IpAddr>,
-    /// The answer of the neighbour that packets are handed to; `None`: it was not asked.
+    /// The answer of the neighbour on the way to the backend; `None` if the doctor did not ask it.
     pub neighbour: Option<Neighbour>,
-    /// A TCP connection from this machine to its own address; `None`: not tried.
+    /// The result of a TCP connection to the backend's own address; `None` if not tried.
     pub direct: Option<Direct>,
-    /// A probe to the VIP, sent as the data path sends clients' packets; `None`: not tried.
+    /// The result of a probe to the VIP, sent like clients' packets; `None` if not tried.
     pub service_probe: Option<ServiceProbe>,
-    /// Whether whole packets reach it; `None`: not tried, or it answers no ping.
+    /// Whether packets of full size reach the backend; `None` if not tried, or if the backend does not answer pings.
     pub path: Option<Path>,
 }
 
-/// Where packets for an address go.
+/// The route of packets to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By an interface to a neighbour.
+    /// The packets go to a neighbour.
     Known {
         /// The interface's index.
         ifindex: u32,
         /// The neighbour: a gateway or the host itself.
         next_hop: IpAddr,
     },
-    /// It is an address of this machine.
+    /// The address belongs to this machine.
     Local,
-    /// The kernel knows no way.
+    /// The kernel has no route.
     None(String),
 }
 
-/// The kernel's entry of a neighbour, and its own answer.
+/// The kernel's entry for a neighbour, and the neighbour's own answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbour {
     /// The hardware address in the kernel's table.
     pub known: Option<Mac>,
-    /// Whether that entry was written by hand.
+    /// Whether the entry is permanent, set by an operator.
     pub permanent: bool,
-    /// Those that answered for the address.
+    /// The hardware addresses that answered ARP.
     pub answered: Vec<Mac>,
 }
 
@@ -200,25 +201,25 @@ pub struct Neighbour {
 pub struct Direct {
     /// The outcome that the kernel reported.
     pub outcome: Outcome,
-    /// Whether the request was seen on its way out.
+    /// Whether the doctor saw the request leave.
     pub left: bool,
-    /// Whether an answer was seen on its way in.
+    /// Whether the doctor saw an answer arrive.
     pub came: bool,
     /// Whether that answer's checksum was wrong.
     pub checksum_wrong: bool,
 }
 
-/// How an attempt to connect ended.
+/// The result of an attempt to connect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was accepted.
+    /// The server accepted the connection.
     Connected,
-    /// A reset came back.
+    /// The server sent a reset.
     Refused,
-    /// Nothing came back.
+    /// No answer came.
     #[default]
     Silent,
-    /// The kernel did not send it.
+    /// The kernel did not send the request.
     NotSent(String),
 }
 
@@ -227,20 +228,21 @@ pub enum Outcome {
 pub struct ServiceProbe {
     /// Whether the VIP on the backend answered a ping.
     pub echo: bool,
-    /// Whether it answered a ping without an outer header; `None`: not tried, because the backend is behind a gateway.
+    /// Whether the VIP answered a ping without an outer header; `None` if not tried, because the backend is behind a
+    /// gateway.
     pub bare_echo: Option<bool>,
-    /// The answer to a request to connect; `None`: not tried, because the service is not TCP's.
+    /// The answer to a SYN; `None` if not tried, because the service does not use TCP.
     pub tcp: Option<Outcome>,
-    /// The backend or a router has said that nothing takes the outer header.
+    /// Whether the backend or a router reported that the outer header is not understood.
     pub refused_outer: bool,
 }
 
-/// The size of packets on the way to a backend.
+/// The largest packet on the way to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The largest that was tried.
+    /// The largest size that was tried.
     pub wanted: u32,
-    /// The largest that was answered.
+    /// The largest size that was answered.
     pub passed: u32,
 }
 
@@ -253,33 +255,33 @@ pub struct Vip {
     pub address: IpAddr,
     /// Hosts that answer ARP for it: the interface's index and the hardware address.
     pub answered: Vec<(u32, Mac)>,
-    /// Whether somebody was asked.
+    /// Whether the doctor sent ARP requests.
     pub asked: bool,
     /// The listeners of the service at this address.
     pub listeners: Vec<Listener>,
-    /// Connections that clients tried to open, and that the program did not see or left to the kernel.
+    /// SYNs from clients that the program did not see or passed to the kernel.
     pub unsteered: Vec<Unsteered>,
 }
 
-/// Packets for a VIP that were seen behind the place where the program would have taken them.
+/// Packets for a VIP that the program did not take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsteered {
     /// The index of the interface.
     pub ifindex: u32,
-    /// Whether their frames were for another hardware address.
+    /// Whether the frames were for another hardware address.
     pub for_another: bool,
-    /// How many.
+    /// The number of packets.
     pub packets: u32,
 }
 
 impl Backend {
-    /// Whether the backend itself has the VIP in its forwarding mode.
+    /// Whether the backend has the VIP itself in its forwarding mode.
     #[must_use]
     pub fn has_the_vip(&self) -> bool {
         matches!(self.forwarding.as_str(), "dsr" | "ipip" | "gue")
     }
 
-    /// Whether its replies pass the balancer.
+    /// Whether the backend's replies pass the balancer.
     #[must_use]
     pub fn answers_the_balancer(&self) -> bool {
         matches!(self.forwarding.as_str(), "nat" | "snat")
@@ -287,19 +289,19 @@ impl Backend {
 }
 
 impl Facts {
-    /// The interface of this index.
+    /// Returns the interface with this index.
     #[must_use]
     pub fn link(&self, ifindex: u32) -> Option<&Link> {
         self.links.iter().find(|link| link.ifindex == ifindex)
     }
 
-    /// Whether this machine has an address.
+    /// Whether the address belongs to this machine.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|own| own.address == address)
     }
 
-    /// The interface whose prefix an address lies in, by index.
+    /// Returns the index of the interface whose prefix contains the address.
     #[must_use]
     pub fn on_link(&self, address: IpAddr) -> Option<u32> {
         let covers = |own: &&Address| {

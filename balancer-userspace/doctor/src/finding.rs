@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-/// Everything that an examination says.
+/// All results of an examination.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Whether a controller was reachable.
     pub controller: bool,
-    /// The troubles found, causes only.
+    /// The causes of trouble, without their consequences.
     pub findings: Vec<Finding>,
     /// The things that were examined and are right, a few words each.
     pub looked_at: Vec<String>,
@@ -15,7 +15,7 @@ pub struct Report {
     pub not_looked_at: Vec<Unseen>,
 }
 
-/// Something that was not looked at.
+/// A fact that the doctor could not find out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unseen {
     /// The thing that was not examined.
@@ -25,7 +25,7 @@ pub struct Unseen {
 }
 
 impl Unseen {
-    /// `what` was not looked at, because of `why`.
+    /// `what` could not be examined, because of `why`.
     pub fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { what: what.into(), why: why.into() }
     }
@@ -34,15 +34,15 @@ impl Unseen {
 /// One cause of trouble.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The kind of trouble, in one word that stays the same.
+    /// The kind of trouble, as a stable identifier.
     pub kind: Kind,
-    /// The service that suffers; `None`: all of them.
+    /// The affected service; `None`: all services.
     pub service: Option<String>,
-    /// The backend that it is about.
+    /// The affected backend.
     pub backend: Option<String>,
     /// The trouble, in one sentence.
     pub what: String,
-    /// How that was seen.
+    /// The observation that shows the trouble.
     pub seen: String,
     /// The cure for the trouble.
     pub cure: Cure,
@@ -51,20 +51,20 @@ pub struct Finding {
 /// The cure for a finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cure {
-    /// The machine that the commands are for: `this machine`, or a backend's name and address.
+    /// The machine on which to run the commands: `this machine`, or a backend's name and address.
     pub on: String,
-    /// The commands, or, where none is known, what to do.
+    /// The commands, or if there are none, instructions.
     pub commands: Vec<String>,
-    /// The same for `--fix`, where it can be taken back; empty where `--fix` leaves it alone.
+    /// The steps for `--fix`, if they can be undone; empty if `--fix` does not apply them.
     pub fix: Vec<Step>,
 }
 
-/// A command that can be taken back.
+/// A command that can be undone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
-    /// The words of the command.
+    /// The command's words.
     pub run: Vec<String>,
-    /// The command that takes it back.
+    /// The command that undoes it.
     pub undo: String,
 }
 
@@ -75,7 +75,7 @@ impl Cure {
         Self { on: "this machine".to_owned(), commands: commands.to_vec(), fix: Vec::new() }
     }
 
-    /// A cure on this machine that `--fix` carries out. Words are separated by one space.
+    /// A cure on this machine that `--fix` carries out. Words are separated by single spaces.
     #[must_use]
     pub fn fixable(command: &str, undo: &str) -> Self {
         let step = Step { run: command.split(' ').map(str::to_owned).collect(), undo: undo.to_owned() };
@@ -97,21 +97,22 @@ pub enum Kind {
     Kernel,
     /// The controller's control group runs out of memory.
     Memory,
-    /// The controller says that it is not, or not fully, fit.
+    /// The controller reports that it is not ready, or degraded.
     NotReady,
-    /// The operator has taken the VIPs away.
+    /// The operator has withdrawn the VIPs.
     Withdrawn,
     /// An interface that packets need is off or without carrier.
     Link,
-    /// The interface is in generic mode, which nobody has asked for, and its driver has native mode.
+    /// The interface is in generic mode although the configuration does not ask for that and the driver has native
+    /// mode.
     Generic,
-    /// An offload spoils packets.
+    /// An offload damages packets.
     Offload,
-    /// The program on an interface is another one than the balancer's.
+    /// Another program than the balancer's is on an interface.
     ForeignProgram,
-    /// Frames are redirected to an interface that does not take them.
+    /// The program redirects frames to an interface that does not accept them.
     Redirect,
-    /// Clients' packets come in by an interface that the program is not attached to.
+    /// Clients' packets arrive on an interface without the program.
     NotAttached,
     /// Clients' packets are for another hardware address.
     WrongMac,
@@ -123,7 +124,7 @@ pub enum Kind {
     VipUnowned,
     /// A service has no backends.
     NoBackends,
-    /// The operator has every backend of a service out of use.
+    /// The operator has taken every backend of a service out of use.
     NoneEligible,
     /// A rule denies every client.
     DeniesAll,
@@ -131,13 +132,13 @@ pub enum Kind {
     Route,
     /// A neighbour does not answer.
     Neighbour,
-    /// The kernel's entry of a neighbour is wrong.
+    /// The kernel's neighbour entry is wrong.
     NeighbourEntry,
-    /// This machine's firewall drops what passes.
+    /// This machine's firewall drops packets that should pass.
     Firewall,
     /// Packets of a backend arrive with unfinished checksums.
     Checksum,
-    /// A server does not run, or does not answer.
+    /// A server does not run or does not answer.
     Server,
     /// A server answers, and its health check fails.
     Unhealthy,
@@ -147,14 +148,14 @@ pub enum Kind {
     VipAnswered,
     /// A server does not listen on the VIP.
     ServerBound,
-    /// Nothing on a backend removes the outer header.
+    /// The backend does not remove the outer header.
     NoDecap,
     /// Large packets do not reach a backend.
     Mtu,
     /// Replies do not come back through the balancer, or do not reach the clients.
     Replies,
-    /// The client table loses clients that are known.
+    /// The client table loses known clients.
     ClientTable,
-    /// The clock of a member of the fleet is off.
+    /// The clock of a fleet member is wrong.
     Clock,
 }

@@ -1,4 +1,4 @@
-//! Calls of etcd's API over one connection.
+//! Calls to etcd's API over one connection.
 
 use futures_util::stream;
 use http::uri::PathAndQuery;
@@ -13,11 +13,11 @@ use crate::message::{
     WatchRequest, WatchResponse,
 };
 
-/// The largest answer that is read, in bytes. A transaction has at most 1.5 MiB, but a watch that catches up gets up to
-/// a thousand at once.
+/// The largest answer that this driver reads, in bytes. A transaction has at most 1.5 MiB, but a watch that catches up
+/// gets up to a thousand events at once.
 const LARGEST_ANSWER: usize = 64 << 20;
 
-/// A connection; clones share it.
+/// A connection to etcd. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     grpc: Grpc<Channel>,
@@ -48,7 +48,8 @@ impl Calls {
         self.unary("/etcdserverpb.Maintenance/Status", StatusRequest {}).await
     }
 
-    /// Renews a lease: a stream of one request and one answer. Says for how many seconds; 0: there is no such lease.
+    /// Renews a lease, by a stream of one request and one answer. Returns the lease's new time to live in seconds; 0 if
+    /// the lease does not exist.
     pub(crate) async fn keep_alive(&self, id: i64) -> Result<i64, Status> {
         let requests = stream::iter([LeaseKeepAliveRequest { id }]);
         let mut answers: Streaming<LeaseKeepAliveResponse> =
@@ -57,7 +58,7 @@ impl Calls {
         Ok(answer.ok_or_else(|| Status::unavailable("no answer to a keep-alive"))?.ttl)
     }
 
-    /// Begins a stream of watches; it ends when the sender of requests is dropped.
+    /// Begins a stream of watches. It ends when the caller drops the sender of requests.
     pub(crate) async fn watch(
         &self,
         requests: mpsc::Receiver<WatchRequest>,
@@ -100,7 +101,7 @@ impl Calls {
     }
 }
 
-/// A request that a server refuses, and a stream that it ends, while it knows no leader.
+/// Marks a request so that a server without a leader refuses it, or ends its stream.
 fn asked<T>(content: T) -> Request<T> {
     let mut request = Request::new(content);
     request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));

@@ -1,4 +1,4 @@
-//! The watch: every change once, in the order of revisions, whatever becomes of servers.
+//! The watch: passes on every change once, in the order of revisions, also when servers fail.
 
 use std::collections::HashMap;
 
@@ -15,22 +15,22 @@ use crate::{
     words,
 };
 
-/// Follows what is below a prefix, from a copy on.
+/// Follows the keys below a prefix, from the revision of a copy on.
 pub(crate) struct Changes<'a> {
     links: &'a Links,
     keys: &'a Keys,
     prefix: &'a str,
     news: &'a NewsSender,
-    /// Everything up to here has been passed on.
+    /// The driver has passed on all changes up to this revision.
     last: i64,
     sizes: Sizes,
 }
 
-/// Why following stopped.
+/// The reason why the watch stopped.
 enum Stop {
-    /// Another link may do.
+    /// Another link may work.
     Broken(String),
-    /// Changes were missed, or nobody listens.
+    /// The watch missed changes, or the receiver is gone.
     Final(String),
 }
 
@@ -43,7 +43,7 @@ impl<'a> Changes<'a> {
         Self { links, keys, prefix, news, last: revision.0, sizes: Sizes::of(entries) }
     }
 
-    /// Passes changes on; says why that cannot go on.
+    /// Passes changes on. Returns the reason why it cannot continue.
     pub(crate) async fn follow(mut self) -> String {
         loop {
             let link = self.links.link().await;
@@ -87,8 +87,9 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// Fragments are not asked for, so that all of a revision comes in one answer. Progress is told by etcd of its own
-    /// accord, every ten minutes: what it is asked for may overtake changes, or never come, in one version or another.
+    /// The request asks for no fragments, so that one answer holds all changes of a revision. etcd reports progress by
+    /// itself every ten minutes. The driver does not ask for progress: depending on etcd's version, the answer may
+    /// overtake changes or never come.
     fn create(&self) -> WatchCreateRequest {
         let key = self.keys.full(self.prefix);
         WatchCreateRequest {
@@ -131,7 +132,7 @@ impl<'a> Changes<'a> {
                     self.sizes.delete(&key);
                     deleted.push(key);
                 }
-                // As if it were not there, like in a copy.
+                // Treat the key as absent, like in a copy.
                 (Event::PUT, Verdict::TooLong(key)) => {
                     skipped += 1;
                     self.sizes.delete(&key);
@@ -158,13 +159,13 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// Decides what a failure means for the watch. An answer that is too large would be as large at another server.
+/// Decides what a failure means for the watch. An answer that is too large would be as large from another server.
 fn stop(status: &Status) -> Stop {
     let words = words::status(status);
     if status.code() == Code::OutOfRange { Stop::Final(words) } else { Stop::Broken(words) }
 }
 
-/// Events after `last`, revision by revision.
+/// Groups the events after `last` by revision.
 fn by_revision(events: Vec<Event>, last: i64) -> Vec<(i64, Vec<Event>)> {
     let mut groups: Vec<(i64, Vec<Event>)> = Vec::new();
     for event in events {
@@ -179,7 +180,7 @@ fn by_revision(events: Vec<Event>, last: i64) -> Vec<(i64, Vec<Event>)> {
     groups
 }
 
-/// How much there is, without the values.
+/// The number and sizes of keys, without their values.
 struct Sizes {
     by_key: HashMap<String, usize>,
     total: usize,
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_grouped_and_none_comes_twice_or_late() {
+    fn when_events_arrive_then_they_are_grouped_by_revision_without_repeats() {
         let revisions = |given: &[i64], last| {
             let groups = by_revision(given.iter().copied().map(event).collect(), last);
             groups.iter().map(|(revision, events)| (*revision, events.len())).collect::<Vec<_>>()
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_follow_what_is_there() {
+    fn when_keys_change_then_the_sizes_follow() {
         let entry = |key: &str, length| Entry {
             key: key.to_owned(),
             value: vec![0; length],

@@ -1,4 +1,4 @@
-//! Reading all keys that begin so, as of one revision, page by page.
+//! Reads all keys with a prefix, as of one revision, page by page.
 
 use std::time::Duration;
 
@@ -12,34 +12,34 @@ use crate::{
     words,
 };
 
-/// Keys on the first page, and on the largest.
+/// The number of keys on the first page, and on the largest page.
 const FIRST_PAGE: i64 = 32;
 const LARGEST_PAGE: i64 = 4096;
 
-/// How large a page should be, in bytes.
+/// The target size of a page, in bytes.
 const PAGE: usize = 1 << 20;
 
-/// How often a read begins anew because its revision was compacted meanwhile.
+/// How often the driver starts a read again because etcd compacted its revision meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// All of it, in the order of keys.
+/// All keys and values, in the order of keys.
 #[derive(Debug)]
 pub(crate) struct Copy {
     pub(crate) revision: Revision,
     pub(crate) entries: Vec<Entry>,
 }
 
-/// Why a page could not be read.
+/// The reason why the driver could not read a page.
 enum Trouble {
-    /// The page's revision is compacted away.
+    /// etcd has compacted the page's revision.
     Compacted,
-    /// The answer is larger than any that is read.
+    /// The answer is larger than the driver accepts.
     TooLarge,
-    /// Nothing of it can be mended here.
+    /// An error that another attempt does not mend.
     Final(String),
 }
 
-/// Reads everything below `prefix`. Goes on at other endpoints for as long as it is polled.
+/// Reads everything below `prefix`. Tries other endpoints for as long as the caller polls it.
 pub(crate) async fn read(links: &Links, keys: &Keys, prefix: &str, limit: Duration) -> Result<Copy, String> {
     for _ in 0..ATTEMPTS {
         match Reading::new(links, keys, prefix, limit).all().await {
@@ -58,9 +58,9 @@ struct Reading<'a> {
     limit: Duration,
     /// The first key of the next page.
     from: Vec<u8>,
-    /// Keys on a page.
+    /// The number of keys on a page.
     page: i64,
-    /// 0 until the first answer.
+    /// 0 until the first answer arrives.
     revision: i64,
     entries: Vec<Entry>,
     total: usize,
@@ -98,7 +98,7 @@ impl<'a> Reading<'a> {
         Ok(Copy { revision: Revision(self.revision), entries: self.entries })
     }
 
-    /// Asks until there is an answer.
+    /// Asks until an answer arrives.
     async fn range(&self, limit: i64, keys_only: bool) -> Result<RangeResponse, Trouble> {
         loop {
             let link = self.links.link().await;
@@ -120,7 +120,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Takes a page over. Says whether there is another.
+    /// Adds a page to the copy. Returns whether another page follows.
     fn take(&mut self, answer: RangeResponse) -> Result<bool, Trouble> {
         self.note_revision(&answer)?;
         let more = answer.more;
@@ -153,7 +153,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Leaves out a value that is too large to be read at all.
+    /// Skips a value that is too large to read.
     async fn skip_one(&mut self) -> Result<bool, Trouble> {
         let answer = self.range(1, true).await?;
         self.note_revision(&answer)?;
@@ -184,7 +184,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Classifies a refusal; `None`: another endpoint may do better.
+/// Classifies a refusal; `None` if another endpoint may succeed.
 fn trouble(status: &Status) -> Option<Trouble> {
     let is_out_of_range = status.code() == Code::OutOfRange;
     if is_out_of_range && status.message().contains("compacted") {

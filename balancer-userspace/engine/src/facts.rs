@@ -16,14 +16,14 @@ use tokio::{
     net::TcpStream,
 };
 
-/// The engine as seen from here.
+/// The state of the engine as this process sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Whether there is a connection to a server that knows a leader.
+    /// Whether a connection to a server that knows a leader exists.
     pub reachable: bool,
-    /// The endpoint in use, or the last one that was.
+    /// The endpoint in use, or the last one used.
     pub endpoint: Option<String>,
-    /// The address that it sees this machine under, if it is not translated on the way.
+    /// This machine's address on the connection. NAT on the way may make the server see another one.
     pub local: Option<IpAddr>,
     /// Version of the server, such as `3.4.23`.
     pub version: String,
@@ -31,31 +31,32 @@ pub struct Facts {
     pub member: u64,
     /// The leader's number; 0: none is known.
     pub leader: u64,
-    /// Size of the server's database on disk, in bytes.
+    /// The size of the server's database on disk, in bytes.
     pub database_bytes: u64,
-    /// Bytes of these that hold something. A defragmentation gives the others back.
+    /// The part of `database_bytes` that holds data. A defragmentation frees the rest.
     pub database_bytes_used: u64,
-    /// How large the database may become, where the server tells (etcd 3.6 and newer).
+    /// The limit on the database's size, if the server reports it (etcd 3.6 and newer).
     pub database_quota: Option<u64>,
-    /// Errors that the server reports of itself, in its own words.
+    /// Errors that the server reports about itself, in its own words.
     pub errors: Vec<String>,
-    /// Why whatever is written is refused, in the server's words.
+    /// The reason why the server refuses all writes, in the server's words.
     pub denial: Option<String>,
-    /// Whether changes that are long past can still be read: nothing compacts the history.
+    /// Whether etcd still has changes from long ago, because nothing compacts the history.
     pub keeps_history: bool,
-    /// The last trouble; `None` while there is a session.
+    /// The last failure; `None` while a session exists.
     pub trouble: Option<String>,
-    /// Keys and values that were not passed on since the start: keys that are not UTF-8, values that are too long.
+    /// The number of keys and values that the driver has not passed on since the start: keys that are not UTF-8, and
+    /// values that are too long.
     pub skipped: u64,
 }
 
-/// The largest database of an etcd that is told nothing else.
+/// The database limit of an etcd server whose configuration sets none.
 const DEFAULT_QUOTA: u64 = 2 << 30;
-/// From this part of its quota on, in percent, the database is warned of.
+/// The driver warns when the database fills this part of its limit, in percent.
 const NEARLY_FULL: u64 = 80;
 
 impl Facts {
-    /// Returns steps to take about the engine before it fails, a sentence each.
+    /// Returns steps that an operator should take before the engine fails, a sentence each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = self.errors.iter().map(|error| explained(error)).collect();
@@ -83,12 +84,13 @@ impl Facts {
     }
 }
 
-/// How many changes back the history need not reach: with retention of five minutes, more than 300 changes a second.
+/// The driver warns if etcd keeps more changes than this. With retention of five minutes, that means more than 300
+/// changes a second.
 pub(crate) const HISTORY: i64 = 100_000;
 
 const NO_SPACE: &str = "alarm:NOSPACE";
 
-/// Returns an error that etcd reports of itself, with an explanation.
+/// Returns an error that etcd reports about itself, with an explanation.
 fn explained(error: &str) -> String {
     let error = error.trim();
     if error.contains(NO_SPACE) {
@@ -103,7 +105,7 @@ fn explained(error: &str) -> String {
     }
 }
 
-/// Bytes to and from the engine since the start, below TLS.
+/// The bytes sent to the engine and received from it since the start, below TLS.
 #[derive(Debug, Default)]
 pub struct Traffic {
     sent: AtomicU64,
@@ -124,7 +126,7 @@ impl Traffic {
     }
 }
 
-/// A connection whose bytes are counted.
+/// A connection that counts its bytes.
 #[derive(Debug)]
 pub(crate) struct Counted {
     stream: TcpStream,

@@ -1,4 +1,4 @@
-//! The two ends of the queues: requests belong to the session that the asker knew of.
+//! The two ends of the queues. A request belongs to the session that its sender knew of.
 
 use std::sync::{
     Arc,
@@ -8,42 +8,44 @@ use std::sync::{
 use balancer_fleet::engine::{News, Request};
 use tokio::sync::mpsc;
 
-/// Requests, and news, that may wait.
+/// The largest number of requests, and of news, that may wait.
 const WAITING: usize = 1024;
 
 /// No session has this number.
 const NONE: u64 = 0;
 
-/// A request as it waits.
+/// A request in the queue.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) session: u64,
     pub(crate) request: Request,
 }
 
-/// Where requests go. They belong to the session whose `Joined` was received last, and are dropped when it has ended.
+/// Sends requests to the driver. A request belongs to the session whose `Joined` was received last. The driver drops it
+/// when that session has ended.
 #[derive(Clone, Debug)]
 pub struct Requests {
     sender: mpsc::Sender<Asked>,
     session: Arc<AtomicU64>,
 }
 
-/// A request that is not carried out.
+/// A request that the driver does not carry out.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsent {
-    /// There is no session.
+    /// No session exists.
     #[error("there is no connection to the engine")]
     NoSession(Request),
-    /// Too many wait.
+    /// Too many requests wait.
     #[error("too many requests to the engine wait")]
     Full(Request),
 }
 
 impl Requests {
-    /// Asks, without waiting: who waits here cannot receive the news that must go first.
+    /// Sends a request without waiting. A sender that waited here could not receive the news that the driver must
+    /// deliver first.
     ///
     /// # Errors
-    /// Returns the request if there is no session, or 1024 wait.
+    /// Returns the request if no session exists, or if 1024 requests wait.
     pub fn send(&self, request: Request) -> Result<(), Unsent> {
         let session = self.session.load(Relaxed);
         if session == NONE {
@@ -56,7 +58,7 @@ impl Requests {
     }
 }
 
-/// Where news come from. Dropping it ends the session: the lease is revoked.
+/// Receives news. Dropping it ends the session, and the driver revokes the lease.
 #[derive(Debug)]
 pub struct Newsfeed {
     receiver: mpsc::Receiver<(u64, News)>,
@@ -64,7 +66,7 @@ pub struct Newsfeed {
 }
 
 impl Newsfeed {
-    /// The next; `None` when the engine's task has ended. Nothing is lost if it is not waited for to the end.
+    /// Receives the next news; `None` when the engine's task has ended. A caller that stops waiting loses nothing.
     pub async fn recv(&mut self) -> Option<News> {
         let (session, news) = self.receiver.recv().await?;
         match news {
@@ -76,7 +78,7 @@ impl Newsfeed {
     }
 }
 
-/// The other end of [`Newsfeed`], for one session.
+/// The sending end of [`Newsfeed`], for one session.
 #[derive(Clone, Debug)]
 pub(crate) struct NewsSender {
     sender: mpsc::Sender<(u64, News)>,
@@ -84,12 +86,12 @@ pub(crate) struct NewsSender {
 }
 
 impl NewsSender {
-    /// Waits while too many wait. Says whether somebody listens.
+    /// Sends news; waits while the queue is full. Returns whether the receiver still exists.
     pub(crate) async fn send(&self, news: News) -> bool {
         self.sender.send((self.session, news)).await.is_ok()
     }
 
-    /// Waits until nobody listens.
+    /// Waits until the receiver is gone.
     pub(crate) async fn closed(&self) {
         self.sender.closed().await;
     }
@@ -98,7 +100,7 @@ impl NewsSender {
         self.session
     }
 
-    /// For the next session.
+    /// Switches to the next session.
     pub(crate) fn next(&mut self) {
         self.session += 1;
     }
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_belongs_to_the_session_that_the_asker_knows_of() {
+    async fn when_a_session_ends_then_its_requests_are_dropped() {
         let (requests, mut asked, mut news, mut feed) = queues();
         assert!(matches!(requests.send(read()), Err(Unsent::NoSession(_))));
         news.next();

@@ -1,16 +1,16 @@
-//! A fleet's keys, and the judgement of what is found below them.
+//! A fleet's keys, and checks of the keys and values found below them.
 
 use balancer_fleet::engine::{Entry, LONGEST_VALUE, Revision};
 
 use crate::message::KeyValue;
 
-/// The most that a copy, or an answer, may hold, in bytes of keys and values.
+/// The largest total size of keys and values in a copy or an answer, in bytes.
 pub(crate) const MOST: usize = 256 << 20;
 
-/// Overhead of an entry beside its key and value, in bytes.
+/// The overhead of an entry in addition to its key and value, in bytes.
 const OVERHEAD: usize = 64;
 
-/// Where a fleet's keys are.
+/// The prefix of a fleet's keys.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys(String);
 
@@ -19,18 +19,18 @@ impl Keys {
         Self(format!("/balancer/{fleet}/"))
     }
 
-    /// A key as etcd has it.
+    /// The full key in etcd.
     pub(crate) fn full(&self, key: &str) -> Vec<u8> {
         [self.0.as_bytes(), key.as_bytes()].concat()
     }
 
-    /// The fleet's own name of a key, if it has one that can be said.
+    /// The key without the fleet's prefix; `None` if it is foreign or not UTF-8.
     pub(crate) fn own(&self, full: &[u8]) -> Option<String> {
         let own = full.strip_prefix(self.0.as_bytes())?;
         String::from_utf8(own.to_vec()).ok()
     }
 
-    /// Decides whether a key and its value may be passed on.
+    /// Decides whether the driver may pass on a key and its value.
     pub(crate) fn judge(&self, found: KeyValue) -> Verdict {
         let Some(key) = self.own(&found.key) else { return Verdict::Nameless };
         if found.value.len() > LONGEST_VALUE {
@@ -49,7 +49,7 @@ impl Keys {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Good(Entry),
-    /// The value is longer than any that is put.
+    /// The value is longer than members write.
     TooLong(String),
     /// The key is foreign, or not UTF-8.
     Nameless,
@@ -60,7 +60,7 @@ pub(crate) fn weight(entry: &Entry) -> usize {
     entry.key.len() + entry.value.len() + OVERHEAD
 }
 
-/// The end of the range of all keys that begin so.
+/// The end of the range of all keys with this prefix.
 pub(crate) fn end(prefix: &[u8]) -> Vec<u8> {
     match prefix.iter().rposition(|&byte| byte < u8::MAX) {
         Some(last) => {
@@ -68,7 +68,7 @@ pub(crate) fn end(prefix: &[u8]) -> Vec<u8> {
             end[last] += 1;
             end
         }
-        // There is none: to the end of all keys.
+        // Without an end, the range has all further keys.
         None => vec![0],
     }
 }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_below_the_fleet() {
+    fn when_a_key_is_below_the_fleets_prefix_then_it_has_a_name() {
         let keys = Keys::new("site1");
         assert_eq!(keys.full("live/a"), b"/balancer/site1/live/a");
         assert_eq!(keys.own(b"/balancer/site1/live/a").as_deref(), Some("live/a"));
@@ -92,14 +92,14 @@ mod tests {
     }
 
     #[test]
-    fn a_range_ends_behind_its_prefix() {
+    fn when_a_prefix_is_given_then_the_range_ends_behind_it() {
         for (prefix, expected) in [(&b"a/"[..], &b"a0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"\0"), (b"", b"\0")] {
             assert_eq!(end(prefix), expected, "{prefix:?}");
         }
     }
 
     #[test]
-    fn what_cannot_be_passed_on_is_named_where_it_has_a_name() {
+    fn when_a_value_cannot_be_passed_on_then_its_key_is_named_if_possible() {
         let keys = Keys::new("f");
         let entry = Entry {
             key: "live/a".to_owned(),

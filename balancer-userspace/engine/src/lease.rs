@@ -1,4 +1,4 @@
-//! The lease, and how long it is certain.
+//! The lease, and the time for which it is certain.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use crate::{
     words,
 };
 
-/// A lease that is longer is treated as if it were not.
+/// The driver treats longer leases as if they had this length.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Why no lease is granted.
+/// The reason why etcd granted no lease.
 #[derive(Debug)]
 pub(crate) enum NotGranted {
-    /// Another server may do.
+    /// Another server may grant it.
     Broken(String),
-    /// The server said no.
+    /// The server refused.
     Denied(String),
 }
 
-/// A lease as granted.
+/// A granted lease.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lease {
     pub(crate) id: i64,
     ttl: Duration,
-    /// When its last renewal was asked for: it runs out `ttl` later at the earliest.
+    /// The time of the last renewal request. The lease expires `ttl` later at the earliest.
     asked: Instant,
 }
 
@@ -50,11 +50,11 @@ impl Lease {
         Ok(Self { id: granted.id, ttl, asked })
     }
 
-    /// Renews it for as long as that works; says why it is lost.
+    /// Renews the lease for as long as that works. Returns the reason why the lease is lost.
     pub(crate) async fn keep(mut self, links: &Links) -> String {
         loop {
             let end = self.asked + self.ttl;
-            // A process that was stopped for long finds itself here before it asks.
+            // A process that the system stopped for long notices here that its lease has expired, before it asks.
             let renewing = async {
                 sleep_until(self.asked + self.ttl / 3).await;
                 self.renew(links).await
@@ -74,7 +74,8 @@ impl Lease {
         }
     }
 
-    /// Asks one endpoint after the other. Says when what was answered was asked; `None`: there is no such lease.
+    /// Asks one endpoint after the other. Returns the time of the request that was answered; `None` if the lease does
+    /// not exist.
     async fn renew(&self, links: &Links) -> Option<Instant> {
         let patience = links.settings().patience();
         loop {

@@ -1,9 +1,10 @@
 //! The engine of a fleet: a driver of etcd, version 3.4 or newer, for what [`balancer_fleet::engine`] relies on.
 //!
 //! It stays connected to one of the endpoints, by two connections: one for the watch and the lease, the other for what
-//! may be large. A watch says nothing of a server that dies without a word. So the server is asked how it is, on the same
-//! connection, and its silence is noticed within a third of the lease, or half a second. Then another endpoint takes its
-//! place, and the session goes on, as long as the lease is certain and the history of changes whole.
+//! may be large. A watch does not notice a server that dies silently. Therefore the driver asks the server for its
+//! status on the same connection, and notices a silent server within a third of the lease, or half a second. Then
+//! another endpoint takes its place. The session continues as long as the lease is certain and the history of changes
+//! is complete.
 
 mod calls;
 mod changes;
@@ -36,64 +37,64 @@ use links::Links;
 use persist::{Persistent, persist};
 use session::Sessions;
 
-/// How long to wait after a fault in the driver, which the next session may run into as well.
+/// The time to wait after a fault in the driver, because the next session may meet the same fault.
 const AFTER_A_PANIC: Duration = Duration::from_secs(2);
 
-/// Where the engine is, and how it is used.
+/// The engine's endpoints and credentials, and how the driver uses the engine.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The fleet's name: its keys are below `/balancer/<fleet>/`.
     pub fleet: String,
-    /// URLs, `http` or `https`, of which one is used at a time. Port 2379 where none is given.
+    /// URLs, `http` or `https`; the driver uses one at a time. The default port is 2379.
     pub endpoints: Vec<String>,
-    /// Certificates that the servers' are signed by, a file in PEM; `None`: the system's roots. This and the following
-    /// two are read anew for every connection, and only for `https`.
+    /// A PEM file with the certificates that have signed the servers' certificates; `None`: the system's roots. The
+    /// driver reads this file and the next two again for every connection, and only for `https`.
     pub ca: Option<PathBuf>,
     /// The client's certificate, a file in PEM, with `key`.
     pub cert: Option<PathBuf>,
     /// The private key of `cert`, a file in PEM.
     pub key: Option<PathBuf>,
-    /// How long leased keys stay when nothing is heard of this process. Rounded up to seconds; etcd has a minimum, 2 s
-    /// unless its elections are set otherwise.
+    /// How long leased keys remain after this process has fallen silent. Rounded up to seconds; etcd's minimum is 2 s
+    /// unless its election timeout differs.
     pub lease: Duration,
 }
 
 impl Settings {
-    /// How long a server may be silent, or take to be connected to, before another is tried.
+    /// How long a server may be silent, or take to connect, before the driver tries another one.
     fn patience(&self) -> Duration {
         (self.lease / 3).max(Duration::from_millis(500))
     }
 
-    /// How long a transaction may take. What a server was asked while it had no leader is lost, and it does not say so
-    /// before 7 s have passed: an election takes 1 to 2 s.
+    /// The time limit of a transaction. A server without a leader loses requests and reports that only after 7 s; an
+    /// election takes 1 to 2 s.
     fn transaction_limit(&self) -> Duration {
         self.patience().max(Duration::from_secs(2)).min(self.limit())
     }
 
-    /// How long any request may take. etcd itself gives up after 7 s.
+    /// The time limit of any request. etcd itself gives up after 7 s.
     fn limit(&self) -> Duration {
         self.lease.clamp(Duration::from_secs(1), Duration::from_secs(7))
     }
 }
 
-/// A driver at work. It stops when `news` is dropped, or every clone of `requests`: the lease is revoked then, if a
-/// server can be told.
+/// A running driver. It stops when the caller drops `news` or every clone of `requests`. It then revokes the lease if
+/// it can reach a server.
 #[derive(Debug)]
 pub struct Engine {
-    /// Where requests go.
+    /// Sends requests to the driver.
     pub requests: Requests,
-    /// Where news come from.
+    /// Receives news from the driver.
     pub news: Newsfeed,
-    /// How it is, at any time.
+    /// The current facts about the engine.
     pub facts: watch::Receiver<Facts>,
-    /// Counters of the bytes sent and received.
+    /// Counts the bytes sent and received.
     pub traffic: Arc<Traffic>,
-    /// Ends when the driver has stopped.
+    /// Resolves when the driver has stopped.
     ended: oneshot::Receiver<()>,
 }
 
 impl Engine {
-    /// Starts a driver on the current tokio runtime. It tries for ever: what stands in the way is in `facts`.
+    /// Starts a driver on the current tokio runtime. It tries for ever; `facts` has the reason if it does not succeed.
     #[must_use]
     pub fn start(settings: Settings) -> Self {
         let (this, work) = Self::new(settings);
@@ -101,8 +102,8 @@ impl Engine {
         this
     }
 
-    /// A driver, and its work, which has to be polled. That ends when the driver is stopped, and at no other time: a fault
-    /// in it costs the session.
+    /// Returns a driver and its future, which the caller has to poll. The future ends only when the driver is stopped.
+    /// A fault in it ends only the session.
     pub fn new(settings: Settings) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (requests, asked, sender, news) = handle::queues();
         let traffic = Arc::<Traffic>::default();
@@ -120,7 +121,7 @@ impl Engine {
     /// Ends the session, revokes the lease, and waits until that is done.
     pub async fn stop(self) {
         drop(self.news);
-        // An error says that the other end is gone, which is the end.
+        // An error means that the other end is gone: the driver has stopped.
         let _ = self.ended.await;
     }
 }

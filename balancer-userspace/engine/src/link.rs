@@ -18,32 +18,32 @@ use crate::{
     tls, words,
 };
 
-/// etcd's, where the endpoint names none.
+/// etcd's port, if the endpoint names none.
 const PORT: u16 = 2379;
 
-/// Why a server is not used.
+/// The reason why the driver does not use a server.
 pub(crate) const NO_LEADER: &str = "it knows no leader";
 
-/// How much of one stream may be under way, in bytes, and how much of a connection's.
+/// The window of one stream and of a connection, in bytes.
 const WINDOWS: (u32, u32) = (2 << 20, 4 << 20);
 
-/// An endpoint, connected to.
+/// A connected endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
-    /// Each has another.
+    /// Each link has a different number.
     pub(crate) number: u64,
     pub(crate) endpoint: String,
-    /// For the watch and the lease. What is large does not get in their way.
+    /// The connection for the watch and the lease. Large answers do not delay it.
     pub(crate) watching: Calls,
-    /// For everything else.
+    /// The connection for everything else.
     pub(crate) working: Calls,
-    /// Where this endpoint belongs.
+    /// The number of the cluster that this endpoint belongs to.
     pub(crate) cluster: u64,
-    /// This end's address.
+    /// The local address of the connection.
     pub(crate) local: Option<IpAddr>,
 }
 
-/// Connects to an endpoint, and asks the server how it is.
+/// Connects to an endpoint and asks the server for its status.
 pub(crate) async fn connect(
     settings: &Settings,
     endpoint: &str,
@@ -67,7 +67,7 @@ pub(crate) async fn connect(
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(no_answer(limit)))
 }
 
-/// A connection that is made once: when it ends, calls fail.
+/// A connection that does not reconnect: when it ends, calls fail.
 async fn channel(
     settings: &Settings,
     endpoint: &str,
@@ -94,7 +94,7 @@ async fn channel(
     Ok((channel, local))
 }
 
-/// Why the first call failed. A server that speaks TLS ends other connections without a word.
+/// Explains why the first call failed. A server that expects TLS closes plain connections silently.
 fn first_words(endpoint: &str, status: &Status) -> String {
     let why = words::status(status);
     if words::is_broken(status) && endpoint.starts_with("http:") {
@@ -104,7 +104,7 @@ fn first_words(endpoint: &str, status: &Status) -> String {
     }
 }
 
-/// In words, how long was waited in vain.
+/// Says how long the driver waited in vain.
 pub(crate) fn no_answer(limit: Duration) -> String {
     format!("no answer within {} ms", limit.as_millis())
 }

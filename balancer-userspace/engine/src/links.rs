@@ -1,4 +1,4 @@
-//! Which endpoint is in use: one that works, found in turn.
+//! Chooses the endpoint to use: tries the endpoints in turn until one works.
 
 use std::{
     sync::{
@@ -26,24 +26,24 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT_WHEN_REFUSED: Duration = Duration::from_secs(5);
 
-/// The link in use, if there is one, and the search for another.
+/// The link in use, if any, and the search for another.
 #[derive(Debug)]
 pub(crate) struct Links {
     settings: Settings,
     current: watch::Sender<Option<Link>>,
     failures: AtomicU32,
-    /// The cluster that the session is in; 0: any will do.
+    /// The cluster of the session; 0 accepts any cluster.
     cluster: AtomicU64,
     pub(crate) facts: watch::Sender<Facts>,
     traffic: Arc<Traffic>,
 }
 
-/// Why a call came to nothing.
+/// The reason why a call failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It may have been carried out, or not; another link may do.
+    /// The server may have carried the call out or not. Another link may work.
     Broken(String),
-    /// The server said no.
+    /// The server refused.
     Refused(Status),
 }
 
@@ -57,7 +57,7 @@ impl Links {
         &self.settings
     }
 
-    /// The link in use; waits until there is one.
+    /// Returns the link in use; waits until one exists.
     pub(crate) async fn link(&self) -> Link {
         let mut current = self.current.subscribe();
         loop {
@@ -69,23 +69,23 @@ impl Links {
         }
     }
 
-    /// The link in use, if there is one.
+    /// Returns the link in use, if any.
     pub(crate) fn now(&self) -> Option<Link> {
         self.current.borrow().clone()
     }
 
-    /// Endpoints of other clusters are passed over from now on; 0: of none.
+    /// Makes the search skip endpoints of other clusters; 0 accepts all clusters.
     pub(crate) fn expect(&self, cluster: u64) {
         self.cluster.store(cluster, Relaxed);
     }
 
-    /// Waits until this link is not in use any more.
+    /// Waits until this link is no longer in use.
     pub(crate) async fn gone(&self, link: &Link) {
         let mut current = self.current.subscribe();
         let _ = current.wait_for(|now| now.as_ref().is_none_or(|now| now.number != link.number)).await;
     }
 
-    /// Gives a link up. Says nothing if it is not in use any more.
+    /// Gives a link up. Does nothing if the link is no longer in use.
     pub(crate) fn broken(&self, link: &Link, why: &str) {
         let given_up = self.current.send_if_modified(|now| {
             let is_in_use = now.as_ref().is_some_and(|now| now.number == link.number);
@@ -101,7 +101,7 @@ impl Links {
         }
     }
 
-    /// The link in use does what it should: when it breaks, the next is tried at once.
+    /// Notes that the link in use works: when it breaks, the driver tries the next one at once.
     pub(crate) fn proved(&self) {
         self.failures.store(0, Relaxed);
     }
@@ -110,17 +110,17 @@ impl Links {
         self.facts.send_modify(|facts| facts.trouble = Some(why));
     }
 
-    /// The engine refuses whatever is written.
+    /// Notes that the engine refuses all writes.
     pub(crate) fn denies(&self, why: String) {
         self.facts.send_if_modified(|facts| facts.denial.replace(why.clone()).is_none_or(|known| known != why));
     }
 
-    /// The engine has written something.
+    /// Notes that the engine has accepted a write.
     pub(crate) fn takes_writes(&self) {
         self.facts.send_if_modified(|facts| facts.denial.take().is_some());
     }
 
-    /// Whether the history of keys reaches back further than any member needs it.
+    /// Notes whether etcd keeps more history than any member needs.
     pub(crate) fn keeps_history(&self, keeps: bool) {
         self.facts.send_if_modified(|facts| std::mem::replace(&mut facts.keeps_history, keeps) != keeps);
     }
@@ -131,7 +131,7 @@ impl Links {
         }
     }
 
-    /// Makes a call within the time for one, for as long as the link is in use; gives the link up when it fails.
+    /// Makes a call within its time limit while the link is in use. Gives the link up if the call fails.
     pub(crate) async fn attempt<T>(
         &self,
         link: &Link,
@@ -152,10 +152,10 @@ impl Links {
         Err(Failure::Broken(format!("{}: {why}", link.endpoint)))
     }
 
-    /// Connects whenever there is no link; never returns.
+    /// Connects whenever no link exists. Never returns.
     pub(crate) async fn keep(&self) {
         let endpoints = &self.settings.endpoints;
-        // Members that start together do not all begin at the same server.
+        // Members that start together should not all begin at the same server.
         let turns = (fastrand::usize(..endpoints.len().max(1))..).zip(1..);
         let mut current = self.current.subscribe();
         for (turn, number) in turns {
@@ -194,7 +194,7 @@ impl Links {
         self.current.send_replace(Some(link));
     }
 
-    /// Notes how the server says it is.
+    /// Notes the status that the server reported.
     pub(crate) fn heard(&self, status: &StatusResponse) {
         self.facts.send_if_modified(|facts| {
             let before = facts.clone();
@@ -210,7 +210,7 @@ impl Links {
     }
 }
 
-/// How long to wait after so many failures in a row.
+/// The time to wait after this number of failures in a row.
 pub(crate) fn wait(failures: u32) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
@@ -219,7 +219,7 @@ pub(crate) fn wait(failures: u32) -> Duration {
     SHORTEST_WAIT.max(longest.mul_f64(fastrand::f64().mul_add(0.5, 0.5)))
 }
 
-/// How long to wait after so many refusals in a row, each of which costs the engine a little.
+/// The time to wait after this number of refusals in a row, because each attempt costs the engine a little.
 pub(crate) fn wait_longer(refusals: u32) -> Duration {
     let longest = SHORTEST_WAIT.saturating_mul(1 << refusals.min(8)).min(LONGEST_WAIT_WHEN_REFUSED);
     longest.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_a_second() {
+    fn when_failures_repeat_then_waits_grow_to_a_second() {
         assert_eq!(wait(0), Duration::ZERO);
         for failures in 1..40 {
             let wait = wait(failures);

@@ -1,5 +1,5 @@
-//! The messages of etcd's API, version 3, that are used here, with the fields that are used. Numbers of fields are
-//! those of `etcdserverpb/rpc.proto` and `mvccpb/kv.proto`; what is not listed is skipped when read.
+//! The messages of etcd's API, version 3, with only the fields that this driver uses. The field numbers are those of
+//! `etcdserverpb/rpc.proto` and `mvccpb/kv.proto`. The decoder skips other fields.
 
 use prost::Message;
 
@@ -187,7 +187,7 @@ pub(crate) struct LeaseGrantRequest {
 pub(crate) struct LeaseGrantResponse {
     #[prost(int64, tag = "2")]
     pub(crate) id: i64,
-    /// Seconds; it may be more than was asked for.
+    /// Seconds; possibly more than requested.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
     #[prost(string, tag = "4")]
@@ -211,7 +211,7 @@ pub(crate) struct LeaseKeepAliveRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseKeepAliveResponse {
-    /// Seconds; 0 if there is no such lease.
+    /// Seconds; 0 if the lease does not exist.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
 }
@@ -228,16 +228,16 @@ pub(crate) struct StatusResponse {
     /// Bytes on disk.
     #[prost(int64, tag = "3")]
     pub(crate) db_size: i64,
-    /// 0: none is known.
+    /// 0 if the server knows no leader.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
     /// Errors of the server, such as `memberID:10501334649042878790 alarm:NOSPACE`.
     #[prost(string, repeated, tag = "8")]
     pub(crate) errors: Vec<String>,
-    /// Bytes that hold something. The others are given back by a defragmentation only.
+    /// Bytes that hold data. Only a defragmentation frees the others.
     #[prost(int64, tag = "9")]
     pub(crate) db_size_in_use: i64,
-    /// How large the database may become; 0: etcd before 3.6 does not say.
+    /// The limit on the database's size; 0: etcd before 3.6 does not report it.
     #[prost(int64, tag = "12")]
     pub(crate) db_size_quota: i64,
 }
@@ -247,20 +247,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_written_as_etcd_reads_them() {
+    fn when_a_message_is_encoded_then_it_matches_protoc() {
         let txn = TxnRequest {
             compare: vec![Compare::created(b"a".to_vec(), 0), Compare::modified(b"b".to_vec(), 7)],
             success: vec![RequestOp {
                 op: Some(Op::Put(PutRequest { key: b"c".to_vec(), value: b"d".to_vec(), lease: 9 })),
             }],
         };
-        // By `protoc --encode=etcdserverpb.TxnRequest`.
+        // The output of `protoc --encode=etcdserverpb.TxnRequest`.
         let bytes = b"\x0a\x07\x10\x01\x1a\x01a\x28\x00\x0a\x07\x10\x02\x1a\x01b\x30\x07\x12\x0a\x12\x08\x0a\x01c\x12\x01d\x18\x09";
         assert_eq!(txn.encode_to_vec(), bytes);
     }
 
     #[test]
-    fn what_is_not_known_is_skipped_and_what_is_broken_is_refused() {
+    fn when_fields_are_unknown_then_they_are_skipped_and_broken_messages_are_refused() {
         let status = StatusResponse::decode(&b"\x12\x063.4.23\x18\x05\x48\x04\xa2\x06\x03abc"[..]);
         assert_eq!(status.map(|status| (status.version, status.db_size)), Ok(("3.4.23".to_owned(), 5)));
         assert!(StatusResponse::decode(&b"\x12\xff\xff\xff\x0f"[..]).is_err());

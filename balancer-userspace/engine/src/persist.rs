@@ -1,19 +1,19 @@
-//! Work that goes on after a panic, because a member cannot be without it.
+//! Restarts work after a panic, because a member needs it to continue.
 
 use std::{any::Any, panic::AssertUnwindSafe};
 
 use futures_util::FutureExt as _;
 
-/// Work that can be begun anew.
+/// Work that can start again.
 pub(crate) trait Persistent {
-    /// Does it; returns when there is nothing left to do.
+    /// Does the work; returns when nothing is left to do.
     fn work(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Sees to what a panic has left behind; it should take a while.
+    /// Cleans up after a panic. It should take some time, so that panics do not follow each other quickly.
     fn clean_up(&mut self, panic: String) -> impl Future<Output = ()> + Send;
 }
 
-/// Does the work to its end, whatever it panics of.
+/// Does the work to its end, and restarts it after each panic.
 pub(crate) async fn persist(work: &mut impl Persistent) {
     while let Err(panic) = AssertUnwindSafe(work.work()).catch_unwind().await {
         let said = said(panic.as_ref());

@@ -1,4 +1,4 @@
-//! Sessions, one after the other.
+//! Runs sessions, one after the other.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,19 +26,19 @@ use crate::{
     work::{Over, Work},
 };
 
-/// How long to wait when there is something that makes every attempt fail, and each is dear.
+/// The time to wait when every attempt fails and each attempt is expensive.
 const LONG: Duration = Duration::from_secs(10);
 
-/// How often the length of the history is looked at.
+/// How often the driver checks the length of the history.
 const LOOKS_AT_HISTORY_EVERY: Duration = Duration::from_secs(60);
 
-/// Has sessions until nobody listens.
+/// Runs sessions until the receiver is gone.
 pub(crate) struct Sessions<'a> {
     pub(crate) links: &'a Links,
     pub(crate) keys: Keys,
     pub(crate) news: NewsSender,
     pub(crate) requests: mpsc::Receiver<Asked>,
-    /// A lease that may still be there.
+    /// A lease that may still exist.
     pub(crate) stale: Option<i64>,
 }
 
@@ -77,7 +77,7 @@ impl Sessions<'_> {
         }
     }
 
-    /// Tells of a fault in the driver, which has cost the session.
+    /// Reports a fault in the driver that has ended the session.
     pub(crate) async fn give_up(&mut self, why: String) {
         let reason = format!("a fault in the driver of the engine: {why}");
         tracing::error!("{reason}");
@@ -85,7 +85,7 @@ impl Sessions<'_> {
             self.links.broken(&link, &reason);
         }
         self.links.trouble(reason.clone());
-        // If nobody listens, the driver is about to stop.
+        // If the receiver is gone, the driver is about to stop.
         let _ = self.news.send(News::Lost { reason }).await;
     }
 
@@ -109,7 +109,7 @@ impl Sessions<'_> {
                 links.broken(&link, &why);
                 Over::Lost(why)
             }
-            // Another server would say the same.
+            // Another server would refuse as well.
             Err(NotGranted::Denied(why)) => {
                 links.proved();
                 Over::Denied(why)
@@ -119,7 +119,7 @@ impl Sessions<'_> {
         over
     }
 
-    /// A session from the granting of its lease on.
+    /// Runs a session after etcd has granted its lease.
     async fn hold(&mut self, lease: Lease, began: &AtomicBool) -> Over {
         let Self { links, keys, news, requests, .. } = self;
         let (links, keys, news) = (*links, &*keys, &*news);
@@ -147,7 +147,7 @@ impl Sessions<'_> {
         }
     }
 
-    /// Lets the lease go at once, if somebody can be told.
+    /// Revokes the old lease at once, if a server can be reached.
     async fn revoke_stale(&mut self) {
         let (Some(id), Some(link)) = (self.stale, self.links.now()) else { return };
         match timeout(self.links.settings().patience(), link.working.revoke(id)).await {
@@ -158,7 +158,7 @@ impl Sessions<'_> {
     }
 }
 
-/// Finds out whether the server still lives, on the connection that the watch is on, which says nothing of it itself.
+/// Checks whether the server is alive, on the connection of the watch, because the watch itself does not show that.
 /// Never returns.
 async fn feel_pulse(links: &Links, keys: &Keys) {
     let beat = links.settings().patience() / 2;
@@ -181,7 +181,7 @@ async fn feel_pulse(links: &Links, keys: &Keys) {
     }
 }
 
-/// Finds out whether what was long ago can still be read.
+/// Checks whether etcd still keeps changes from long ago.
 async fn look_at_history(links: &Links, keys: &Keys, link: &Link, revision: i64) {
     let long_ago = revision - HISTORY;
     if long_ago <= 0 {
@@ -192,7 +192,7 @@ async fn look_at_history(links: &Links, keys: &Keys, link: &Link, revision: i64)
     match links.attempt(link, links.settings().limit(), link.working.range(request)).await {
         Ok(_) => links.keeps_history(true),
         Err(Failure::Refused(status)) if status.code() == Code::OutOfRange => links.keeps_history(false),
-        // Whether it can be read is not known.
+        // The driver does not know whether etcd keeps them.
         Err(Failure::Refused(_) | Failure::Broken(_)) => {}
     }
 }

@@ -1,14 +1,14 @@
-//! Errors in words.
+//! Describes errors in words.
 
 use std::{error::Error, iter};
 
 use tonic::{Code, Status};
 
-/// An error and what it comes from, without repetitions.
+/// An error with its sources, without repetitions.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let errors = iter::successors(Some(error), |&error| error.source());
     let mut words: Vec<String> = Vec::new();
-    // These say no more than that something failed.
+    // These say only that something failed.
     let empty = ["transport error", "connection error"];
     for error in errors.map(ToString::to_string).filter(|error| !empty.contains(&error.as_str())) {
         if words.iter().all(|earlier| !earlier.contains(&error)) {
@@ -24,7 +24,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     if words.is_empty() { error.to_string() } else { explained(words.join(": ")) }
 }
 
-/// Describes the status that a call ended with.
+/// Describes the status with which a call ended.
 pub(crate) fn status(status: &Status) -> String {
     match status.source() {
         // The server said nothing: the connection failed.
@@ -34,12 +34,12 @@ pub(crate) fn status(status: &Status) -> String {
     }
 }
 
-/// Whether the connection failed, rather than the server refused.
+/// Whether the connection failed, as opposed to a refusal by the server.
 pub(crate) fn is_broken(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Cancelled)
 }
 
-/// Whether the server says for certain that it carries the request out neither now nor later.
+/// Whether the server states that it will never carry the request out.
 pub(crate) fn is_denial(status: &Status) -> bool {
     !is_broken(status)
         && matches!(
@@ -52,12 +52,12 @@ pub(crate) fn is_denial(status: &Status) -> bool {
         )
 }
 
-/// Whether other writes are refused as well, rather than one that is not as it should be.
+/// Whether the server refuses other writes as well, and not only a malformed one.
 pub(crate) fn concerns_all_writes(status: &Status) -> bool {
     matches!(status.code(), Code::ResourceExhausted | Code::PermissionDenied | Code::Unauthenticated)
 }
 
-/// With what it means, where TLS' own words do not say whose certificate it is.
+/// Adds an explanation where the TLS library's words do not say whose certificate is meant.
 fn explained(words: String) -> String {
     let refused =
         ["received fatal alert: BadCertificate", "CertificateRequired", "alert: UnknownCA", "alert: Certificate"];

@@ -1,4 +1,4 @@
-//! Requests, carried out one after the other.
+//! Carries out requests, one after the other.
 
 use balancer_fleet::engine::{Answer, Condition, News, Request, Revision, Write};
 use tokio::{sync::mpsc, time::timeout};
@@ -15,7 +15,7 @@ use crate::{
     words,
 };
 
-/// How many times the time for one call a read may take.
+/// The time limit of a read, as a multiple of the limit of one call.
 const READS: u32 = 6;
 
 /// Carries out a session's requests.
@@ -24,20 +24,20 @@ pub(crate) struct Work<'a> {
     pub(crate) keys: &'a Keys,
     pub(crate) news: &'a NewsSender,
     pub(crate) lease: Lease,
-    /// Requests of other sessions are dropped.
+    /// The session's number. Requests of other sessions are dropped.
     pub(crate) session: u64,
 }
 
-/// Why a session is over.
+/// The reason why a session is over.
 #[derive(Debug)]
 pub(crate) enum Over {
-    /// Nobody asks or listens any more.
+    /// The requests' senders or the news' receiver are gone.
     Stopped,
-    /// The lease, or changes, are lost.
+    /// The session lost its lease or missed changes.
     Lost(String),
-    /// The same would happen to the next session.
+    /// The next session would end in the same way.
     Hopeless(String),
-    /// The server refuses what a session needs.
+    /// The server refuses a request that a session needs.
     Denied(String),
 }
 
@@ -64,7 +64,8 @@ impl Work<'_> {
         Over::Stopped
     }
 
-    /// Asks once, as a transaction whose answer is lost may have been made. `Err`: the lease is gone.
+    /// Sends the transaction only once, because etcd may have applied it even if the answer is lost. `Err`: the lease
+    /// is gone.
     async fn transaction(&self, conditions: Vec<Condition>, writes: Vec<Write>) -> Result<Answer, String> {
         let limit = self.links.settings().transaction_limit();
         let Ok(link) = timeout(limit, self.links.link()).await else {

@@ -1,21 +1,21 @@
-//! A chapter as a manual page.
+//! Formats a chapter as a manual page.
 
 use std::fmt::Write as _;
 
 use balancer::book::document::{Block, Line, Span, Style, details, is_wide, plain};
 
-/// Has the preprocessor for tables run; the first line of a page.
+/// The first line of a page, which requests the preprocessor for tables.
 pub(crate) const TABLES: &str = "'\\\" t\n";
 
-/// A table's columns share what its lines have, as far as they need it.
+/// The columns of a table share the width of its lines, according to their needs.
 const COLUMNS: usize = 72;
 const NARROW: usize = 24;
 
-/// The start of a page.
+/// The beginning of a page.
 pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
     let name = escaped(name);
     let about = escaped(about);
-    // Titles and code are not hyphenated, and nothing is stretched to the margin.
+    // Disable hyphenation and justification, because titles and code must stay as they are.
     format!("{TABLES}.TH \"{name}\" {section}\n.nh\n.ad l\n.SH NAME\n{name} \\- {about}\n.SH DESCRIPTION\n")
 }
 
@@ -62,7 +62,7 @@ fn table(head: &[Line], rows: &[Vec<Line>]) -> String {
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let all_fit = widths.iter().sum::<usize>() + 3 * widths.len() <= COLUMNS;
     let columns: Vec<_> = widths.iter().map(|&width| if all_fit || width <= NARROW { "l" } else { "lx" }).collect();
-    // A row of cells, each a block of text that may take several lines.
+    // A row of cells. Each cell is a block of text, possibly with several lines.
     let row =
         |cells: &[Line]| cells.iter().map(|cell| format!("T{{\n{}\nT}}", text(cell))).collect::<Vec<_>>().join("\t");
     let body = rows.iter().map(|cells| format!("{}\n", row(cells))).collect::<Vec<_>>().join("_\n");
@@ -86,7 +86,7 @@ fn escaped(text: &str) -> String {
         .replace('`', "\\(ga")
 }
 
-/// A line that starts with a dot would be a request.
+/// Escapes a dot at the start of a line, which would be a request.
 fn at_start(line: &str) -> String {
     if line.starts_with('.') { format!("\\&{line}") } else { line.to_owned() }
 }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_become_requests() {
+    fn when_blocks_are_formatted_then_they_become_requests() {
         let text = "## A b\n\nOne `-x` it's.\n\n- item\n\n```\n.dot \\n\n```\n\n| h | i |\n| --- | --- |\n| a | b |\n| c | |\n";
         assert_eq!(
             body(&parse(text, |_| None)),

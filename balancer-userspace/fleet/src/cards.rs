@@ -1,5 +1,5 @@
-//! The documents in the store, as JSON. Everything that is read is input from outside: a document that cannot be read,
-//! or that has a later format, is refused whole.
+//! The documents in the store, as JSON. All of them are untrusted input: an unreadable document, or one of a later
+//! format, is refused as a whole.
 
 use std::time::Duration;
 
@@ -16,27 +16,27 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::emptied::Emptied;
 
-/// The format written. What says a later one is refused.
+/// The format that is written. Later formats are refused.
 pub const FORMAT: u32 = 1;
 
-/// Failures of each kind whose reasons a ballot says.
+/// The maximum number of failures of each kind with their reasons in a ballot.
 const REASONS: usize = 1000;
 
-/// Why a card cannot be used.
+/// Why a card is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCard {
-    /// No JSON, or not of this kind.
+    /// It is no JSON, or not of this kind.
     #[error("cannot be read: {0}")]
     Unreadable(String),
     /// A later version of the balancer wrote it.
     #[error("has format {0}; this balancer reads up to {FORMAT}: upgrade it")]
     Later(u32),
-    /// Numbers that no fleet comes to.
+    /// It contains numbers that no fleet can reach.
     #[error("says what cannot be: {0}")]
     Impossible(&'static str),
 }
 
-/// The settings that all members must have in common.
+/// The settings that all members must share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
     /// [`FORMAT`].
@@ -47,46 +47,47 @@ pub struct Common {
     pub key: HashKey,
 }
 
-/// The card of the leader, which is the member that decides.
+/// The card of the leader, the member that decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
     /// [`FORMAT`].
     pub format: u32,
     /// The name of the leading member.
     pub member: String,
-    /// A number drawn by its process.
+    /// A random number of its process.
     pub instance: u64,
 }
 
-/// An epoch's name. Numbers rise by one within a lineage; a new one begins where a fleet's store was lost.
+/// The identity of an epoch. Numbers rise by one within a lineage. If the fleet's store
+/// is lost, a new lineage begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch {
-    /// Made of a number that the member which wrote the first epoch drew; never given twice.
+    /// A number derived from one that the member which wrote the first epoch drew; it is unique.
     pub lineage: u64,
-    /// From 1.
+    /// The number, from 1.
     pub number: u64,
 }
 
-/// A state, in the store's documents.
+/// A state in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateCard {
     /// [`FORMAT`].
     pub format: u32,
-    /// Which epoch it is, or is to be.
+    /// The current or future epoch of the state.
     pub epoch: Epoch,
-    /// When it was decided.
+    /// Time of the decision.
     pub at: Moment,
-    /// The document's name, which no other state has.
+    /// The unique name of the state's document.
     pub document: u64,
-    /// The member that decided it: the clock of this member tells its moments.
+    /// The member that decided, whose clock dates the state's moments.
     #[serde(default)]
     pub by: String,
-    /// When a user last changed something, on the same clock.
+    /// Time of the last change by a user, by the same clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Moment>,
-    /// In how many parts.
+    /// The number of parts of the document.
     pub parts: usize,
-    /// Which backends could not keep their clients, and when.
+    /// The backends that could not keep their clients, and when.
     #[serde(default, skip_serializing_if = "Emptied::is_empty")]
     pub emptied: Emptied,
     /// Events, as lines for the log.
@@ -95,16 +96,16 @@ pub struct StateCard {
 }
 
 impl StateCard {
-    /// The longest time since 1970 that a card says.
+    /// The latest time since 1970 that a card may contain.
     const LATEST: Duration = Duration::from_secs(1 << 38);
 
-    /// A stored card.
+    /// Parses a stored card.
     ///
     /// # Errors
-    /// [`BadCard`]; nothing of it is used then.
+    /// [`BadCard`]; no part of it is used then.
     pub fn read(value: &[u8]) -> Result<Self, BadCard> {
         let card: Self = read(value)?;
-        // Records say epochs in 32 bits.
+        // Records store epochs in 32 bits.
         if card.epoch.number >= u64::from(u32::MAX) {
             return Err(BadCard::Impossible("the epoch's number"));
         }
@@ -121,11 +122,11 @@ impl StateCard {
 /// A line for the log and the events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// Whether something is wrong.
+    /// Whether the line is a warning.
     pub warning: bool,
-    /// The service and the backend that it is about, where it is about one.
+    /// The affected service and backend, if any.
     pub about: Option<(String, String)>,
-    /// In words.
+    /// The text.
     pub message: String,
 }
 
@@ -136,67 +137,67 @@ pub struct Member {
     pub format: u32,
     /// The balancer's version.
     pub version: String,
-    /// [`balancer_core::fingerprint`]; 0: it does not say.
+    /// The fingerprint of its steering, see [`balancer_core::fingerprint`]; 0: unknown.
     #[serde(default)]
     pub steering: u32,
-    /// A number drawn by its process.
+    /// A random number of its process.
     pub instance: u64,
     /// The epoch that it applies.
     pub epoch: Option<Epoch>,
-    /// The document of the state whose clients it has told.
+    /// The document of the state for which it has sent its clients.
     pub prepared: Option<u64>,
-    /// Whether it has epoch and records.
+    /// Whether it has the current epoch and all records.
     pub in_step: bool,
-    /// Whether it needs to be told all clients.
+    /// Whether it needs a dump of all clients.
     pub wants_clients: bool,
-    /// `ready`, `degraded`, `not_ready`, `withdrawn`.
+    /// Its readiness: `ready`, `degraded`, `not_ready` or `withdrawn`.
     pub readiness: String,
     /// Complete sweeps of its client table.
     pub sweeps: u64,
-    /// Known clients of backends that are drained or removed, where there are any.
+    /// Numbers of known clients of draining or leaving backends, without zeros.
     pub known: Vec<(BackendId, u64)>,
-    /// Complete counts of its connections; 0: it has not counted them, as an earlier version does not.
+    /// Complete counts of its connections; 0: none, as in earlier versions.
     #[serde(default)]
     pub flow_counts: u64,
-    /// Connections of backends whose drains wait for them, where there are any.
+    /// Numbers of connections of backends whose drains wait for them, without zeros.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<(BackendId, u64)>,
     /// The member's opinions of backends.
     pub ballot: Ballot,
-    /// Where the process runs: another process of the same place takes this one's place. 0: it does not say.
+    /// The place where the process runs: another process in the same place may take over. 0: unknown.
     #[serde(default)]
     pub home: u64,
     /// The member's address as the engine sees it.
     #[serde(default)]
     pub address: String,
-    /// When it was written, on its own clock.
+    /// Time of writing, by its own clock.
     #[serde(default)]
     pub wall: Option<Moment>,
-    /// Whether its configuration file says other services than the fleet's last one.
+    /// Whether its configuration file lists other services than the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
 }
 
-/// A member's opinions of the backends of its epoch. Backends that are not listed are up.
+/// A member's opinions of the backends in its epoch. Backends that are not listed are up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ballot {
-    /// It does not know the way to them yet.
+    /// Backends whose path is not known yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<BackendId>,
-    /// It has no verdict yet.
+    /// Backends without a verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<BackendId>,
-    /// Down.
+    /// Backends that are down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<(BackendId, FailureKind, String)>,
-    /// It knows no way to them.
+    /// Backends without a path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_way: Vec<(BackendId, String)>,
-    /// Their latest checks failed, with those of so many others of their service that it looks like an outage.
+    /// Backends whose latest checks failed, together with enough others of their service to look like an outage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<BackendId>,
-    /// Packets suspect them, or their latest check failed, and it has no verdict of that yet: others should look at once. No
-    /// vote.
+    /// Backends that packets suspect, or whose latest check failed without a verdict yet: other members should check at
+    /// once. This is no vote.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspected: Vec<BackendId>,
 }
@@ -210,7 +211,7 @@ impl Ballot {
         Self { failing, suspected, ..Self::of_opinions(opinions) }
     }
 
-    /// Backends that it has doubts of, for whatever reason.
+    /// The backends that it doubts for any reason.
     pub fn doubted(&self) -> impl Iterator<Item = BackendId> {
         let down = self.down.iter().map(|(id, ..)| *id).chain(self.no_way.iter().map(|(id, _)| *id));
         down.chain(self.failing.iter().copied()).chain(self.suspected.iter().copied())
@@ -227,13 +228,13 @@ impl Ballot {
                 Opinion::NoWay(why) => ballot.no_way.push((id, why)),
             }
         }
-        // Where thousands are down, the first ones' reasons tell enough, and the card stays small.
+        // With thousands down, the first reasons are enough, and the card stays small.
         ballot.down.iter_mut().skip(REASONS).for_each(|(.., reason)| reason.clear());
         ballot.no_way.iter_mut().skip(REASONS).for_each(|(_, why)| why.clear());
         ballot
     }
 
-    /// Whether it says that a backend's latest check failed.
+    /// Whether it reports that a backend's latest check failed.
     #[must_use]
     pub fn fails(&self, id: BackendId) -> bool {
         self.failing.contains(&id)
@@ -260,7 +261,7 @@ impl Ballot {
     }
 }
 
-/// A change that a user wants.
+/// A change requested by a user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wish {
@@ -268,19 +269,19 @@ pub enum Wish {
     Change(Change),
     /// The services of a member's configuration file.
     Services(Vec<ServiceConfig>),
-    /// The same, and that what was changed at run time is undone.
+    /// The services of a member's configuration file, with run-time changes undone.
     Reset(Vec<ServiceConfig>),
 }
 
-/// A change that is asked for.
+/// A change request in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// [`FORMAT`].
     pub format: u32,
-    /// The wish; `None`: it is packed, under a key of its own.
+    /// The requested change; `None`: it is packed under a separate key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wish: Option<Wish>,
-    /// The generation that it was made for.
+    /// The generation for which it was made.
     pub if_generation: Option<u64>,
 }
 
@@ -289,13 +290,13 @@ pub struct Request {
 pub struct Answer {
     /// [`FORMAT`].
     pub format: u32,
-    /// The change that was made, or the reason why none was.
+    /// The change that was made, or why none was.
     pub done: Result<String, Denied>,
-    /// The epoch that it is done in.
+    /// The epoch that contains it.
     pub epoch: Epoch,
 }
 
-/// [`Refused`], to be sent.
+/// A serializable [`Refused`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Denied {
@@ -335,28 +336,28 @@ impl From<Denied> for Refused {
     }
 }
 
-/// Where the dump for a member that joins is.
+/// The location of a dump for a joining member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
     /// [`FORMAT`].
     pub format: u32,
     /// The joining process that the dump is for.
     pub instance: u64,
-    /// In how many parts.
+    /// The number of parts of the dump.
     pub parts: usize,
 }
 
-/// A card as it is stored.
+/// Serializes a card.
 #[must_use]
 pub fn write(card: &impl Serialize) -> Vec<u8> {
-    // Plain data with string keys: it cannot fail, and an empty value is refused by every reader.
+    // Plain data with string keys cannot fail, and every reader refuses an empty value.
     serde_json::to_vec(card).unwrap_or_default()
 }
 
-/// A stored card.
+/// Parses a stored card.
 ///
 /// # Errors
-/// [`BadCard`]; nothing of it is used then.
+/// [`BadCard`]; no part of it is used then.
 pub fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, BadCard> {
     #[derive(Deserialize)]
     struct Format {
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_a_later_version_are_passed_over_and_its_format_is_refused() {
+    fn when_a_card_has_unknown_fields_then_they_are_ignored_and_a_later_format_is_refused() {
         assert!(card(|card| card["colour"] = "red".into()).is_ok());
         assert_eq!(card(|card| card["format"] = 2.into()), Err(BadCard::Later(2)));
         assert!(matches!(card(|card| card["at"] = "now".into()), Err(BadCard::Unreadable(_))));
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_no_fleet_comes_to_are_refused() {
+    fn when_a_card_has_impossible_numbers_then_it_is_refused() {
         assert!(matches!(card(|card| card["epoch"]["number"] = u64::MAX.into()), Err(BadCard::Impossible(_))));
         assert!(matches!(card(|card| card["at"]["secs"] = u64::MAX.into()), Err(BadCard::Impossible(_))));
         assert!(matches!(card(|card| card["document"] = u64::MAX.into()), Err(BadCard::Impossible(_))));

@@ -1,9 +1,10 @@
-//! Clients that all members know: what each tells the others of its client table, and what it takes over from them.
+//! Sharing known clients: which entries of its client table a member sends to the others, and which it takes over from
+//! them.
 //!
-//! Beside every entry of the table stands its *shadow*: what the others were last told, or have told. An entry is told
-//! when it differs: at once if its client has come to another backend, or is new; and again when a quarter of the time
-//! that it is remembered has passed since it was last told. Whether a newcomer that was seen in one tick only is told of
-//! is up to the caller: a flood of sources that nobody will see again must not become everybody's.
+//! Every entry of the table has a *shadow*: what the others were last told about it, or have told. An entry is sent
+//! when it differs from its shadow: at once if its client is new or has come to another backend, and again after a
+//! quarter of the time that it is remembered. Whether a newcomer seen in only one tick is sent is up to the caller,
+//! because a flood of sources that never return must not spread to all members.
 
 mod place;
 mod shadows;
@@ -18,30 +19,30 @@ use self::{
 };
 use crate::{emptied::Emptied, records::Record};
 
-/// A client table that packets change meanwhile.
+/// A client table that packets change concurrently.
 pub trait Table {
-    /// Entries in all: a power of two of buckets, [`BUCKET_ENTRIES`] each.
+    /// The total number of entries: a power of two of buckets, with [`BUCKET_ENTRIES`] each.
     fn entries(&self) -> usize;
     /// The entry at `index`; empty beyond the end.
     fn load(&self, index: usize) -> Entry;
-    /// Replaces an entry that is still `old`.
+    /// Replaces an entry if it is still `old`.
     fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool;
 }
 
-/// The facts about a backend that its remembered clients depend on.
+/// The facts about a backend on which its remembered clients depend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The id of the backend's service.
     pub service: u16,
-    /// The service's present tick.
+    /// The service's current tick.
     pub tick: u16,
     /// Ticks after which a client is forgotten.
     pub remember: u16,
-    /// Whether its known clients stay.
+    /// Whether it keeps its known clients.
     pub keeps: bool,
 }
 
-/// The facts about backends by id; `None`: there is no backend of this id, or it remembers no clients.
+/// The facts about backends by id; `None`: there is no such backend, or its clients are not remembered.
 pub trait Backends {
     /// Returns the facts about the backend with this id.
     fn facts(&self, id: u16) -> Option<Facts>;
@@ -56,58 +57,57 @@ impl<F: Fn(u16) -> Option<Facts>> Backends for F {
 /// The outcome of importing a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Imported {
-    /// The client was not known here, and is now.
+    /// The client was unknown here, and is known now.
     New,
     /// It was known at that backend.
     Known,
-    /// It was known at that backend, and has come there from this one by a move that another member has made as well, and
-    /// counts.
+    /// It was known at that backend, after a move from this one that another member has made and counts as well.
     Repeated(u16),
-    /// It was known at another backend here, which it has left.
+    /// It was known at another backend, which it has left.
     Moved,
-    /// It was known at another backend here, and was never there for the others.
+    /// It was known at another backend, where the other members never knew it.
     Conflict,
-    /// It is known at another backend here, which holds.
+    /// It is known at another backend, and that knowledge wins.
     Stale,
     /// The client's bucket has no room.
     Full,
-    /// There is no such backend, or nobody is remembered there.
+    /// There is no such backend, or its clients are not remembered.
     Stranger,
-    /// It was not seen for too long.
+    /// The client was not seen for too long.
     Expired,
     /// There is no such bucket.
     Outside,
 }
 
-/// The knowledge that other members have of a client table. See the [module](self).
+/// Records of what the other members know about a client table. See the [module](self).
 #[derive(Debug)]
 pub struct Sharing {
     shadows: Shadows,
-    /// Whether everything has been told once: until then, nobody knows since when an entry is what it is.
+    /// Whether everything has been sent once. Before, the age of an entry's place is unknown.
     begun: bool,
-    /// The epoch in which everything was told last.
+    /// The epoch in which everything was last sent.
     told_in: u32,
-    /// Clients that have moved here of late, by their entries.
+    /// Clients that have moved here recently, by their entries.
     moves: HashMap<usize, Move>,
     #[cfg(test)]
     mutation: Option<crate::member::Mutation>,
 }
 
-/// A move that packets have made here, and that no other member has made as far as is known.
+/// A move that packets have made here, and that no other member is known to have made.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     tag: u32,
     /// The backend that the client has left.
     from: u16,
-    /// How often everything has been told since.
+    /// The number of complete sends since.
     told: u8,
 }
 
-/// A move is one that others have made as well if they tell of it before everything was told here so often again: each
-/// tells every second.
+/// A move counts as made by another member as well if that member reports it within this number of complete sends from
+/// here; each member sends every second.
 const REPEATED_WITHIN: u8 = 10;
 
-/// One bucket of a table, as it was read once.
+/// A consistent copy of a bucket.
 struct Bucket([Entry; BUCKET_ENTRIES]);
 
 impl Bucket {
@@ -125,7 +125,7 @@ impl Entries for Bucket {
 }
 
 impl Sharing {
-    /// Nobody has been told anything of a table of so many entries.
+    /// The state before anything was sent, for a table with this many entries.
     #[must_use]
     pub fn new(entries: usize) -> Self {
         Self {
@@ -143,7 +143,7 @@ impl Sharing {
         self.mutation = mutation;
     }
 
-    /// Everything has been told, in this epoch.
+    /// Records that everything has been sent in this epoch.
     pub fn has_told(&mut self, epoch: u32) {
         (self.begun, self.told_in) = (true, epoch);
         self.moves.retain(|_, of| {
@@ -152,26 +152,26 @@ impl Sharing {
         });
     }
 
-    /// A backend's number is free: nobody has been told of whoever comes to be known under it.
+    /// Frees a backend's id: clients that become known under it later have not been sent.
     pub fn forget_backend(&mut self, id: u16) {
         self.shadows.forget_backend(id);
         self.moves.retain(|_, of| of.from != id);
     }
 
-    /// Others may have forgotten what they were told: what nobody tells before the next [`confirm`](Self::confirm) is
-    /// told again.
+    /// Assumes that other members may have forgotten what they were sent: entries that none of them reports before the
+    /// next [`confirm`](Self::confirm) are sent again.
     pub fn doubt(&mut self) {
         self.shadows.doubt();
     }
 
-    /// Somebody has told everything that the others know.
+    /// Records that a member has sent everything that the others know.
     pub fn confirm(&mut self) {
         self.shadows.confirm();
     }
 
-    /// Collects the records that the others are to be told in `epoch`. `at_once` says which clients (by entry) are told
-    /// of even if they were seen in one tick only. Clients that an earlier process has left at a backend which keeps no
-    /// clients are not told of: a member that meets them sends them on, as if they were new.
+    /// Collects the records to send to the others in `epoch`. `at_once` tells which clients (by entry) are sent even if
+    /// they were seen in only one tick. Clients that an earlier process has left at a backend which keeps no clients
+    /// are not sent: a member that meets them steers them as if they were new.
     pub fn collect(
         &mut self,
         table: &impl Table,
@@ -193,7 +193,7 @@ impl Sharing {
         records
     }
 
-    /// Returns the record of one entry if it is news to the others, and notes that they have been told.
+    /// Returns the record of an entry if it is new for the others, and records that it was sent.
     fn news_of(
         &mut self,
         index: usize,
@@ -236,7 +236,7 @@ impl Sharing {
         Some(Record { bucket, tag, backend, away, moved, age, epoch })
     }
 
-    /// Everything that is known, for somebody who knows nothing.
+    /// All known clients, for a member that knows none.
     #[must_use]
     pub fn dump(&self, table: &impl Table, backends: &impl Backends, epoch: u32) -> Vec<Record> {
         let known = |index: usize| {
@@ -255,8 +255,8 @@ impl Sharing {
         (0..table.entries()).filter_map(known).collect()
     }
 
-    /// Takes over what another member says. `flag` is called with the service, the tag and the backend before an entry is
-    /// written: its slot of the table has a client elsewhere.
+    /// Imports a record of another member. `flag` is called with service, tag and backend before an entry is written,
+    /// because its slot of the table then has a client elsewhere.
     pub fn import(
         &mut self,
         table: &impl Table,
@@ -291,10 +291,10 @@ impl Sharing {
             } else {
                 (ours, old.away() && (record.away || ours != theirs))
             };
-            // Others do not know what holds against the record, unless they were told.
+            // The others do not know what outweighs the record, unless they were told.
             let holds = (place, away) != (theirs, record.away);
             let move_made_here = self.move_made_here(at, old).filter(|_| record.moved);
-            // Nor that it has moved here as well, where they are to count that once.
+            // Nor do they know that the client moved here as well, if they are to count that once.
             let untold = move_made_here.is_some_and(|(_, is_told)| !is_told) && !precedes;
             let unheard = holds && !self.is_heard(at, old) || untold;
             let age = record.age.min(old.age(facts.tick));
@@ -313,14 +313,14 @@ impl Sharing {
         }
         let owner = backends.facts(old.backend());
         if owner.is_some_and(|owner| owner.service != facts.service) {
-            // One in 2^32: another service's client has this bucket and tag.
+            // A client of another service has this bucket and tag, which happens once in 2^32.
             return Imported::Full;
         }
-        // Whether a backend keeps its clients now must not matter: members look at different moments.
+        // Whether a backend keeps its clients now must not matter, because members look at different moments.
         let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
         let ours = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
         if is_known && !theirs.holds_against(&ours, emptied) {
-            // Whoever tells this does not know better: it is told once more.
+            // The reporting member has an older state, so it gets the record once more.
             self.shadows.mark_unheard(at);
             return Imported::Stale;
         }
@@ -329,8 +329,8 @@ impl Sharing {
         self.write(table, at, old, new, record, outcome)
     }
 
-    /// The epoch in which a client came to be where it is that nobody was told of yet; 0: nobody knows. It came to a
-    /// backend that keeps nobody before that was so: whoever has left it meanwhile has moved later.
+    /// The epoch in which an unsent client came to its place; 0: unknown. A client came to a backend that keeps no
+    /// clients before that was so: a client that has left it since has moved later.
     const fn came_in(&self, epoch: u32, keeps: bool) -> u32 {
         match (self.begun, keeps) {
             (false, _) => 0,
@@ -339,12 +339,12 @@ impl Sharing {
         }
     }
 
-    /// The place of an entry's client: where it came in this epoch, if nobody was told yet.
+    /// The place of an entry's client: it came there in this epoch if it was not sent yet.
     fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> Place {
         let shadow = self.shadows.get(at);
         let (told, backend) = (Entry(shadow.told), entry.backend());
         if told.is_empty() || told.tag() != entry.tag() {
-            // A place of before that holds nobody any more, and that others do not know, is none.
+            // An old place that keeps no clients, and that others do not know, does not count.
             let epoch = if self.begun || keeps { self.came_in(epoch, keeps) } else { Place::NONE };
             Place { backend, moved: false, epoch }
         } else if told.backend() != backend {
@@ -354,8 +354,8 @@ impl Sharing {
         }
     }
 
-    /// The backend that an entry's client has left for where it is by packets here, if that was of late and no other member
-    /// counts it; and whether this member has told the others so: that another one tells of the same place is not enough.
+    /// The backend that an entry's client has recently left by packets here, if no other member counts that move; and
+    /// whether this member has told the others, because another member's report of the same place is not enough.
     fn move_made_here(&self, at: usize, entry: Entry) -> Option<(u16, bool)> {
         let told = Entry(self.shadows.get(at).told);
         if !told.is_empty() && told.tag() == entry.tag() && told.backend() != entry.backend() {
@@ -365,7 +365,7 @@ impl Sharing {
         self.moves.get(&at).filter(|of| of.tag == entry.tag()).map(|of| (of.from, is_told))
     }
 
-    /// Whether others know the place of an entry's client, and since when it is there.
+    /// Whether others know the place of an entry's client, and since when.
     fn is_heard(&self, at: usize, entry: Entry) -> bool {
         let shadow = self.shadows.get(at);
         let told = Entry(shadow.told);
@@ -384,7 +384,7 @@ impl Sharing {
         outcome: Imported,
     ) -> Imported {
         if !table.exchange(at, old, new) {
-            // A packet was faster; what it has written is told with the next look.
+            // A packet was faster; the next collection sends what it has written.
             return Imported::Stale;
         }
         self.shadows.set(at, Shadow { told: new.0, epoch: record.epoch, moved: record.moved, ..Shadow::default() });
@@ -392,14 +392,14 @@ impl Sharing {
     }
 }
 
-/// The circumstances in which a member's records are heard.
+/// The circumstances in which a member's records are imported.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard<'a> {
-    /// Whether a move that both have made counts there.
+    /// Whether the other member counts a move that both have made.
     pub precedes: bool,
-    /// The epoch that is applied here, and whose it is.
+    /// The epoch applied here, to which the records belong.
     pub epoch: u32,
-    /// Which backends could not keep their clients, by that epoch.
+    /// The backends that could not keep their clients by that epoch.
     pub emptied: &'a Emptied,
 }
 

@@ -1,4 +1,4 @@
-//! States and tallies in the store: JSON, deflated.
+//! States and tallies in the store: deflated JSON.
 
 use std::io::{Read as _, Write as _};
 
@@ -8,22 +8,22 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::engine::LONGEST_VALUE;
 
-/// The most that is read, in bytes of JSON: several times the state of as many backends as there can be.
+/// The maximum size of inflated JSON in bytes: several times the largest possible state.
 const LARGEST: u64 = 64 << 20;
 
-/// A state as it is stored.
+/// Serializes a state for the store.
 ///
 /// # Errors
-/// In one line; it does not happen with a state that was exported.
+/// One line; this does not happen with an exported state.
 pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
     let bytes = pack(state, "the state")?;
     Ok(bytes.chunks(LONGEST_VALUE / 2).map(<[u8]>::to_vec).collect())
 }
 
-/// A stored state.
+/// Parses a stored state.
 ///
 /// # Errors
-/// When it cannot be unpacked, or has a later version; the error says so in one line.
+/// If it cannot be unpacked, or has a later version; the error is one line.
 pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, String> {
     let bytes: Vec<u8> = parts.flatten().copied().collect();
     let state: SavedState = unpack(&bytes, "the state")?;
@@ -36,10 +36,10 @@ pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, Str
     Ok(state)
 }
 
-/// JSON, deflated. `what` it is stands in errors.
+/// Packs a value as deflated JSON. Errors mention `what` it is.
 ///
 /// # Errors
-/// When it cannot be written as JSON.
+/// If it cannot be serialized.
 pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     let json = serde_json::to_vec(value).map_err(|err| format!("cannot write {what}: {err}"))?;
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
@@ -47,10 +47,10 @@ pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     encoder.finish().map_err(|err| format!("cannot deflate {what}: {err}"))
 }
 
-/// Unpacks a value that [`pack`] has packed, perhaps in another process.
+/// Unpacks a value packed by [`pack`], possibly in another process.
 ///
 /// # Errors
-/// When it cannot be inflated, is too large, or is not JSON of this type; the error says so in one line.
+/// If it cannot be inflated, is too large, or is no JSON of this type; the error is one line.
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, String> {
     let mut json = Vec::new();
     let read = DeflateDecoder::new(bytes).take(LARGEST).read_to_end(&mut json);

@@ -1,32 +1,33 @@
-//! Backends that could not keep the clients they knew.
+//! Backends that could not keep their known clients.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The epochs in which backends last ceased to keep their known clients, by their ids. A client that came to one of them in
-/// an epoch before is there no longer: it has gone on, or does so as soon as it comes, wherever somebody has seen it since.
+/// The epochs in which backends last ceased to keep their known clients, by id. A client that came to such a backend in
+/// an earlier epoch is no longer there: it has gone elsewhere, or will as soon as it sends a packet, wherever it was
+/// seen since.
 ///
-/// It is part of the epoch, so that a member which was away meanwhile judges what it knows from before as all others do.
+/// This is part of the epoch, so that a member which was away judges its old knowledge as all others do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Emptied(BTreeMap<u16, u32>);
 
 impl Emptied {
-    /// As many are remembered, those of the latest epochs: some 12 bytes each of every epoch that is written.
+    /// The number of backends remembered, those of the latest epochs: about 12 bytes each in every written epoch.
     const MOST: usize = 1024;
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a client that came to this backend in the epoch `came` was there no longer in the epoch `later`.
+    /// Whether a client that came to this backend in the epoch `came` was no longer there in the epoch `later`.
     #[must_use]
     pub fn between(&self, backend: u16, came: u32, later: u32) -> bool {
         self.0.get(&backend).is_some_and(|&emptied| came < emptied && emptied <= later)
     }
 
-    /// These backends cease to keep their clients in `epoch`.
+    /// Records that these backends cease to keep their clients in `epoch`.
     pub(crate) fn note(&mut self, backends: impl IntoIterator<Item = u16>, epoch: u32) {
         self.0.extend(backends.into_iter().map(|backend| (backend, epoch)));
         if self.0.len() > Self::MOST {
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_came_before_the_last_time_is_there_no_longer() {
+    fn when_a_client_came_before_the_last_time_then_it_is_no_longer_there() {
         let mut emptied = Emptied::default();
         emptied.note([4, 5], 3);
         emptied.note([4], 9);
@@ -56,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_the_latest_epochs_are_remembered() {
+    fn when_backends_are_many_then_those_of_the_latest_epochs_are_remembered() {
         let mut emptied = Emptied::default();
         emptied.note(0..1000, 2);
         emptied.note(1000..2000, 1);
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_as_it_is_written() {
+    fn when_it_is_written_then_it_can_be_read_back() {
         let mut emptied = Emptied::default();
         emptied.note([65_000, 7], 4_000_000_000);
         let text = serde_json::to_string(&emptied).unwrap();

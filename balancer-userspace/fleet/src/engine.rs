@@ -4,36 +4,35 @@
 //! - The store maps keys to values. Every transaction that changes something gets a revision, each higher than the one
 //!   before; all keys changed in it carry it.
 //! - A *session* is a lease, a copy of everything below [`LIVE`], and a watch from that copy's revision on. The watch
-//!   delivers every change below [`LIVE`] once, in the order of revisions, and all of a revision together.
-//! - Keys put as leased vanish when the lease runs out, which can happen while its holder still runs and before it hears
-//!   of it.
-//! - A transaction's answer may be lost, and the transaction made all the same.
+//!   delivers every change below [`LIVE`] once, in the order of revisions, and all changes of a revision together.
+//! - Leased keys vanish when the lease expires, which can happen while its holder still runs and before it is notified.
+//! - The answer to a transaction may be lost although the transaction was made.
 //!
 //! Keys are given without the fleet's own prefix (`/balancer/<name>/`).
 
 /// Keys that a session copies and watches.
 pub const LIVE: &str = "live/";
 
-/// Keys that are read on demand: what is too large for everybody to get.
+/// Keys that are read on demand, because they are too large to send to all members.
 pub const BULK: &str = "bulk/";
 
-/// The longest value that is put. etcd takes requests of 1.5 MiB.
+/// The maximum size of a value. etcd accepts requests of 1.5 MiB.
 pub const LONGEST_VALUE: usize = 1 << 20;
 
-/// A place in the store's history.
+/// A position in the store's history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
-/// A key and what it holds.
+/// A key with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Below [`LIVE`] or [`BULK`].
     pub key: String,
     /// At most [`LONGEST_VALUE`] bytes.
     pub value: Vec<u8>,
-    /// When the key came to be; after it was deleted it is another.
+    /// When the key was created; after a deletion it is another key.
     pub created: Revision,
-    /// When it was last put.
+    /// When the key was last written.
     pub modified: Revision,
 }
 
@@ -42,9 +41,9 @@ pub struct Entry {
 pub enum Condition {
     /// There is no such key.
     Absent(String),
-    /// The key is there, and came to be at this revision.
+    /// The key exists and was created at this revision.
     Created(String, Revision),
-    /// The key is there, and was last put at this revision.
+    /// The key exists and was last written at this revision.
     Modified(String, Revision),
 }
 
@@ -53,52 +52,51 @@ pub enum Condition {
 pub enum Write {
     /// Sets a key.
     Put {
-        /// Which.
+        /// The key.
         key: String,
-        /// To what.
+        /// The value.
         value: Vec<u8>,
         /// Whether it vanishes with the session's lease.
         leased: bool,
     },
     /// Removes a key, if it is there.
     Delete(String),
-    /// Removes all keys that begin so.
+    /// Removes all keys with this prefix.
     DeletePrefix(String),
 }
 
-/// To tell answers apart. Never given twice in a process.
+/// The number that identifies an answer. It is unique within a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// A request to the engine. Requests are carried out in the order given; each gets one answer, or none if the session
-/// ends before.
+/// A request to the engine. Requests are carried out in order; each gets one answer, or none if the session ends first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Makes all writes at once if all conditions hold. At most 100 of both; no key twice.
+    /// Makes all writes at once if all conditions hold. At most 100 of both, each key at most once.
     Transaction {
-        /// Names the answer.
+        /// The number of the answer.
         ticket: Ticket,
-        /// All must hold.
+        /// The conditions, all of which must hold.
         conditions: Vec<Condition>,
-        /// All are made.
+        /// The writes, all of which are made.
         writes: Vec<Write>,
     },
-    /// Reads all keys that begin so.
+    /// Reads all keys with this prefix.
     Read {
-        /// Names the answer.
+        /// The number of the answer.
         ticket: Ticket,
         /// Below [`BULK`].
         prefix: String,
     },
-    /// Ends the session: nothing leased stays, as soon as the engine knows, or the lease has run out. Has no answer;
-    /// [`News::Lost`] follows.
+    /// Ends the session: leased keys disappear as soon as the engine knows, or when the lease expires. It has no
+    /// answer; [`News::Lost`] follows.
     End {
-        /// In a few words.
+        /// The reason in a few words.
         reason: String,
     },
 }
 
-/// How a request ended.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The transaction was made, and changed something at this revision.
@@ -107,37 +105,37 @@ pub enum Answer {
     Refused,
     /// The entries that were read.
     Read(Vec<Entry>),
-    /// The engine does not carry it out, and has changed nothing; in its own words.
+    /// The engine refused and has changed nothing; in its own words.
     Denied(String),
-    /// Nobody knows whether the request was carried out: no answer came.
+    /// It is unknown whether the request was carried out, because no answer came.
     Unknown(String),
 }
 
 /// A report from an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A session has begun, with everything below [`LIVE`] as of `revision`. What is not listed is not there.
+    /// A session has begun, with everything below [`LIVE`] as of `revision`. Keys that are not listed do not exist.
     Joined {
-        /// As of when.
+        /// The revision of the copy.
         revision: Revision,
-        /// In the order of keys.
+        /// Entries in the order of keys.
         entries: Vec<Entry>,
     },
-    /// Below [`LIVE`], these changed at one revision.
+    /// Keys below [`LIVE`] changed at one revision.
     Changed {
-        /// When.
+        /// The revision.
         revision: Revision,
-        /// Keys that were put.
+        /// Keys that were written.
         put: Vec<Entry>,
-        /// Keys that were deleted, or have run out.
+        /// Keys that were deleted or have expired.
         deleted: Vec<String>,
     },
     /// A request has ended.
     Answered(Ticket, Answer),
-    /// The session has ended: nothing leased is there any more, for all one knows. The next `Joined` begins another;
-    /// the engine tries by itself.
+    /// The session has ended: leased keys may no longer exist. The next `Joined` begins another session; the engine
+    /// retries by itself.
     Lost {
-        /// In a few words.
+        /// The reason in a few words.
         reason: String,
     },
 }

@@ -1,5 +1,5 @@
-//! How several balancers come to one answer. No I/O, no clock, no tokio: what the engine says goes in, what to ask of it
-//! comes out.
+//! The protocol by which several balancers agree. It has no I/O, clock or tokio: the engine's messages go in, requests
+//! to it come out.
 
 pub mod cards;
 pub mod clients;

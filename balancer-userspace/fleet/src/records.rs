@@ -2,12 +2,13 @@
 //!
 //! A batch is a header of eight bytes (format, zeros) and records of sixteen:
 //!
+//!
 //! ```text
 //! bytes 0–3 bucket | 4–7 tag | 8–9 backend | 10–11 flags and age in ticks | 12–15 epoch       little endian
 //! ```
 //!
-//! Bucket and tag name the client in everybody's table, as all have the same number of buckets and the same key. The age
-//! is that of the client's last packet that was noted; ticks are those of the client's service.
+//! Bucket and tag identify the client in every member's table, because all tables have the same number of buckets and
+//! the same key. The age is that of the client's last recorded packet, in ticks of its service.
 
 use crate::engine::LONGEST_VALUE;
 
@@ -18,40 +19,40 @@ const AGE: u16 = 0x3fff;
 const AWAY: u16 = 1 << 15;
 const MOVED: u16 = 1 << 14;
 
-/// The most records of a batch.
+/// The maximum number of records in a batch.
 pub const MOST: usize = (LONGEST_VALUE / 2 - HEADER) / LENGTH;
 
-/// Where a client is.
+/// The place of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// The client's bucket.
     pub bucket: u32,
     /// The high half of its hash.
     pub tag: u32,
-    /// Where it is: a backend's id.
+    /// Its backend's id.
     pub backend: u16,
     /// Whether it is there because its home failed.
     pub away: bool,
-    /// Whether it came there from another backend. Otherwise it was new to whoever tells it.
+    /// Whether it came there from another backend. Otherwise it was new to the sending member.
     pub moved: bool,
     /// Ticks since it was last seen, below 2^14.
     pub age: u16,
-    /// The epoch in which it came there; 0: nobody knows.
+    /// The epoch in which it came there; 0: unknown.
     pub epoch: u32,
 }
 
-/// The reasons to refuse a batch.
+/// Why a batch is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadBatch {
-    /// Another version's, or garbage.
+    /// It has another version's format, or is garbage.
     #[error("format {0}, not {FORMAT}")]
     Format(u8),
-    /// Cut off, or too long.
+    /// It is cut off, or too long.
     #[error("{0} bytes are no whole number of records")]
     Length(usize),
 }
 
-/// Batches of at most [`MOST`] records each.
+/// Makes batches of at most [`MOST`] records each.
 #[must_use]
 pub fn batches(records: &[Record]) -> Vec<Vec<u8>> {
     records.chunks(MOST).map(batch).collect()
@@ -71,10 +72,10 @@ fn batch(records: &[Record]) -> Vec<u8> {
     bytes
 }
 
-/// The records of a batch.
+/// Parses a batch.
 ///
 /// # Errors
-/// [`BadBatch`], and none of its records.
+/// [`BadBatch`]; no records are used then.
 pub fn read(bytes: &[u8]) -> Result<Vec<Record>, BadBatch> {
     let (header, rest) = bytes.split_at_checked(HEADER).ok_or(BadBatch::Length(bytes.len()))?;
     match header.first() {
@@ -116,14 +117,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(records in prop::collection::vec(any_record(), 0..40)) {
+        fn when_records_are_written_then_they_can_be_read_back(records in prop::collection::vec(any_record(), 0..40)) {
             let batches = batches(&records);
             let back: Result<Vec<_>, _> = batches.iter().map(|batch| read(batch)).collect();
             prop_assert_eq!(back.unwrap().concat(), records);
         }
 
         #[test]
-        fn garbage_is_no_batch_or_one_of_whole_records(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn when_bytes_are_garbage_then_they_are_no_batch_or_whole_records(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             if let Ok(records) = read(&bytes) {
                 prop_assert_eq!(batch(&records)[HEADER..].to_vec(), bytes[HEADER..].to_vec());
             }
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn many_records_make_several_batches_that_are_short_enough() {
+    fn when_records_are_many_then_they_make_several_short_batches() {
         let record = Record { bucket: 1, tag: 2, backend: 3, away: false, moved: true, age: 4, epoch: 5 };
         let batches = batches(&vec![record; MOST + 1]);
         assert_eq!(batches.iter().map(|batch| read(batch).unwrap().len()).collect::<Vec<_>>(), [MOST, 1]);
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn another_format_and_cut_off_batches_are_refused() {
+    fn when_a_batch_has_another_format_or_is_cut_off_then_it_is_refused() {
         assert_eq!(read(&[]), Err(BadBatch::Length(0)));
         assert_eq!(read(&[2, 0, 0, 0, 0, 0, 0, 0]), Err(BadBatch::Format(2)));
         assert_eq!(read(&[1, 0, 0, 0, 0, 0, 0, 0, 9]), Err(BadBatch::Length(9)));

@@ -1,4 +1,4 @@
-//! A session with the engine: what it says, and what was asked of it.
+//! A session with the engine: its contents and the pending requests.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,33 +18,33 @@ use balancer_core::state::SavedState;
 /// The purpose of a request to the engine, which decides how its answer is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To read or write the settings that all members have in common.
+    /// Reading or writing the shared settings.
     Common,
-    /// The member's own card.
+    /// Writing the member's own card.
     Card,
-    /// To be the leader.
+    /// Becoming the leader.
     Campaign,
-    /// To know how everything that was asked for before has ended.
+    /// Learning the outcome of all earlier requests.
     Barrier,
-    /// The leader's own writes.
+    /// The leader's writes.
     Lead,
-    /// A change that a user wants, by the user's number.
+    /// A user's change request, by the user's number.
     Wish(u64),
-    /// That what nobody waits for any more is gone.
+    /// Deleting keys that no member waits for.
     Orphans,
-    /// That these records are told.
+    /// Writing these records.
     Records(u64),
-    /// That the records up to these are deleted.
+    /// Deleting the records up to these.
     Forget(u64),
-    /// A part of what was dumped for another member.
+    /// Writing a part of a dump for another member.
     Dump,
-    /// To store this member's counters.
+    /// Storing this member's counters.
     Tally,
-    /// Nobody waits for it.
+    /// A request whose outcome does not matter.
     Other,
-    /// The clients that were dumped for this member.
+    /// Reading the clients dumped for this member.
     Clients,
-    /// To read the members' counters, by the asker's number.
+    /// Reading the members' counters, by the requester's number.
     Tallies(u64),
 }
 
@@ -52,9 +52,9 @@ pub(crate) enum Purpose {
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     entries: BTreeMap<String, Entry>,
-    /// The members whose cards can be read, by name.
+    /// The members with readable cards, by name.
     members: Arc<BTreeMap<String, Member>>,
-    /// Cards that are looked at all the time, as they were read when they came.
+    /// Frequently used cards, parsed when they arrived.
     common: Option<Result<Common, BadCard>>,
     epoch: Option<Result<StateCard, BadCard>>,
     next: Option<Result<StateCard, BadCard>>,
@@ -69,7 +69,7 @@ impl Session {
         session
     }
 
-    /// Up to where everything is known.
+    /// The revision up to which everything is known.
     pub(crate) const fn revision(&self) -> Revision {
         self.revision
     }
@@ -104,7 +104,7 @@ impl Session {
         }
     }
 
-    /// Records are used once, when they come.
+    /// Removes and returns records that arrive and are needed only once.
     pub(crate) fn take_below(&mut self, prefix: &str) -> Vec<Entry> {
         let keys: Vec<String> = self.below(prefix).map(|(_, entry)| entry.key.clone()).collect();
         keys.into_iter().filter_map(|key| self.entries.remove(&key)).collect()
@@ -119,17 +119,17 @@ impl Session {
         self.common.as_ref()
     }
 
-    /// The card of the state that holds.
+    /// The card of the current state.
     pub(crate) const fn epoch(&self) -> Option<&Result<StateCard, BadCard>> {
         self.epoch.as_ref()
     }
 
-    /// The epoch that holds, where its card can be read.
+    /// The current epoch, if its card can be read.
     pub(crate) fn holding(&self) -> Option<Epoch> {
         Some(self.epoch()?.as_ref().ok()?.epoch)
     }
 
-    /// The card of the state that is being prepared, where it can be read.
+    /// The card of the state being prepared, if it can be read.
     pub(crate) fn next(&self) -> Option<&StateCard> {
         self.next.as_ref()?.as_ref().ok()
     }
@@ -146,19 +146,19 @@ impl Session {
             .map(move |(key, entry)| (key.strip_prefix(prefix).unwrap_or(key), entry))
     }
 
-    /// The members whose cards can be read, by name.
+    /// The members with readable cards, by name.
     pub(crate) fn members(&self) -> Arc<BTreeMap<String, Member>> {
         Arc::clone(&self.members)
     }
 
-    /// The state that a card names; `None`: parts of it are not there.
+    /// The state that a card names; `None`: parts of it are missing.
     pub(crate) fn state(&self, card: &StateCard) -> Option<Result<SavedState, String>> {
         let prefix = keys::documents(&document_name(card.document));
         let parts: Vec<&[u8]> = self.below(&prefix).map(|(_, entry)| entry.value.as_slice()).collect();
         (parts.len() == card.parts).then(|| documents::read(parts.into_iter()))
     }
 
-    /// A transaction.
+    /// Sends a transaction.
     pub(crate) fn ask(
         &mut self,
         last: &mut Ticket,
@@ -191,12 +191,12 @@ impl Session {
         self.asked.values().filter_map(|purpose| if let Purpose::Tallies(id) = purpose { Some(*id) } else { None })
     }
 
-    /// How many requests wait for answers that are for this.
+    /// The number of pending requests with such a purpose.
     pub(crate) fn under_way(&self, is: impl Fn(&Purpose) -> bool) -> usize {
         self.asked.values().filter(|purpose| is(purpose)).count()
     }
 
-    /// Whether something is asked for this, and not answered.
+    /// Whether a request with this purpose is pending.
     pub(crate) fn waits_for(&self, purpose: &Purpose) -> bool {
         self.asked.values().any(|other| other == purpose)
     }

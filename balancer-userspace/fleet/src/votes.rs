@@ -1,13 +1,13 @@
-//! From what members say of a backend to what the fleet does.
+//! Derives the fleet's decision from the members' opinions of a backend.
 
 use balancer_core::{
     agreed::{Opinion, Way},
     health::{FailureKind, Verdict},
 };
 
-/// Agrees on the way to a backend and its verdict from the members' opinions, each by the member's name, and from the
-/// way and the verdict that held `before`. Only members that know something vote: more than half of them must see a
-/// backend down for it to be down, and more than half up for it to be up again; otherwise it stays as it was.
+/// Agrees on the path to a backend and its verdict from the members' opinions, each with the member's name, and from
+/// the previous path and verdict `before`. Only members that know something vote: more than half of them must see a
+/// backend down for it to go down, and more than half up for it to come up again; otherwise it stays as it was.
 #[must_use]
 pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, Verdict) {
     let knows = |opinion: &Opinion| !matches!(opinion, Opinion::Waiting);
@@ -16,7 +16,7 @@ pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, V
     let known = opinions.iter().filter(|(_, opinion)| knows(opinion)).count();
     let way = match closed.first() {
         Some(why) if closed.len() * 2 > known => Way::Closed(seen(why, closed.len(), known)),
-        // Half of them: what it was.
+        // With exactly half, the path stays as it was.
         Some(_) if closed.len() * 2 == known && matches!(before.0, Way::Closed(_)) => before.0.clone(),
         Some(_) | None => way,
     };
@@ -31,7 +31,7 @@ fn verdict(opinions: &[(&str, &Opinion)], before: &Verdict) -> Verdict {
         let hard = down.iter().filter(|(kind, _)| *kind == FailureKind::Hard).count();
         let kind = if hard * 2 > down.len() { FailureKind::Hard } else { FailureKind::Soft };
         let reason = down.iter().find(|(of, _)| *of == kind).map_or("", |(_, reason)| reason);
-        // Another member that says the same is no news.
+        // Another member with the same opinion is no news.
         return match before {
             Verdict::Down { kind: known, .. } if *known == kind => before.clone(),
             Verdict::Unknown | Verdict::Up | Verdict::Down { .. } => {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_majority_of_those_that_vote_decides() {
+    fn when_members_vote_then_the_majority_of_them_decides() {
         for (letters, before, after) in [
             ("", '?', '?'),
             ("???", '+', '+'),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_is_open_once_somebody_knows_it_and_closed_once_most_know_none() {
+    fn when_one_member_knows_a_way_then_it_is_open_and_closed_once_most_know_none() {
         assert_eq!(agreed("ww", (Way::Unknown, '?')).0, Way::Unknown);
         assert_eq!(agreed("w+", (Way::Unknown, '?')).0, Way::Open);
         assert_eq!(agreed("x++", (Way::Open, '?')).0, Way::Open);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_says_how_many_see_it() {
+    fn when_a_backend_is_down_then_the_reason_says_how_many_see_it() {
         let Verdict::Down { reason, .. } = agreed("+hh", (Way::Open, '+')).1 else { panic!("not down") };
         assert_eq!(reason, "connect: refused, seen by 2 of 3");
         let again = agreed("hhh", (Way::Open, 'h')).1;

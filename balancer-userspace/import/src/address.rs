@@ -1,8 +1,8 @@
-//! Addresses as configurations write them.
+//! Addresses in the notation of configurations.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The host and the port of `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address.
+/// Splits `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address into host and port.
 pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
     if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
         return (host, rest.strip_prefix(':'));
@@ -16,7 +16,7 @@ pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A numeric address and a port that may be absent.
+/// A numeric address with an optional port.
 pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
     let (host, port) = split(text);
     let port = match port {
@@ -26,7 +26,7 @@ pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
     Some((host.parse().ok()?, port))
 }
 
-/// The lengths of a client's prefix that a mask in dotted notation, or a length for IPv6, gives.
+/// The prefix lengths (IPv4, IPv6) of a client for a mask in dotted notation or an IPv6 length.
 pub(crate) fn mask(text: &str) -> Option<(u8, u8)> {
     if let Ok(length) = text.parse::<u8>() {
         return (1..=128).contains(&length).then_some((32, length));
@@ -36,17 +36,17 @@ pub(crate) fn mask(text: &str) -> Option<(u8, u8)> {
     (ones > 0 && ones == bits.count_ones()).then_some((u8::try_from(ones).ok()?, 64))
 }
 
-/// The address that stands for every address of a family.
+/// The unspecified address of a family, which stands for every address.
 pub(crate) fn unspecified(is_v4: bool) -> IpAddr {
     if is_v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// A name for a server, from its address.
+/// Makes a server name from its address.
 pub(crate) fn as_name(text: &str) -> String {
     text.replace(['[', ']'], "").replace(':', "-")
 }
 
-/// Why an address cannot stand in the file.
+/// The reason why the file cannot have this address.
 pub(crate) fn refusal(text: &str) -> &'static str {
     if text.starts_with("unix:") || text.starts_with('/') || text.starts_with('@') || text.starts_with("abns@") {
         "a socket of this machine cannot be steered to; let the server listen on an address"
@@ -57,7 +57,7 @@ pub(crate) fn refusal(text: &str) -> &'static str {
     }
 }
 
-/// An address with its port as the balancer writes it, without the port if there is none.
+/// An address with its port in the balancer's notation, or without the port if it has none.
 pub(crate) fn shown(address: IpAddr, port: Option<u16>) -> String {
     match port {
         Some(port) => SocketAddr::new(address, port).to_string(),

@@ -1,4 +1,4 @@
-//! The programs whose configurations are read.
+//! The programs whose configurations the importer reads.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -12,7 +12,7 @@ pub enum Dialect {
     Nginx,
     /// `haproxy.cfg` and files in its style.
     Haproxy,
-    /// `keepalived.conf` and what it includes.
+    /// `keepalived.conf` and the files that it includes.
     Keepalived,
     /// The output of `ipvsadm -Sn`.
     Ipvsadm,
@@ -41,10 +41,10 @@ impl FromStr for Dialect {
 }
 
 impl Dialect {
-    /// Each one, in the order of the documents.
+    /// All dialects, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::Nginx, Self::Haproxy, Self::Keepalived, Self::Ipvsadm];
 
-    /// Says that there is nothing to convert.
+    /// Says that the text has nothing to convert.
     pub(crate) fn lacks(self) -> &'static str {
         match self {
             Self::Nginx => "it has no `server` that listens; give nginx.conf, or the output of `nginx -T`",
@@ -54,7 +54,7 @@ impl Dialect {
         }
     }
 
-    /// Guesses by the first words of lines.
+    /// Guesses the dialect from the first words of lines.
     #[must_use]
     pub fn guess(text: &str) -> Option<Self> {
         let has = |words: &[&str]| {
@@ -75,13 +75,14 @@ impl Dialect {
     }
 }
 
-/// `http {`, `upstream NAME {` and so on; HAProxy has lines that begin with `server` too, but no block.
+/// Whether the line opens an nginx block such as `http {` or `upstream NAME {`. HAProxy also has lines that begin with
+/// `server`, but no blocks.
 fn opens_block_of_nginx(line: &str) -> bool {
     let line = line.split('#').next().unwrap_or_default().trim();
     let (head, rest) = line.split_once('{').map_or((line, None), |(head, rest)| (head, Some(rest)));
     let words: Vec<&str> = head.split_whitespace().collect();
     match (words.as_slice(), rest) {
-        // The brace may stand in the next line.
+        // The next line may have the brace.
         (["http" | "stream" | "server" | "events"], _) => true,
         (["upstream", _], rest) => rest.is_some(),
         _ => false,

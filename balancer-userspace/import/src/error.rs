@@ -1,4 +1,4 @@
-//! Why a text cannot be converted.
+//! The reason why a text cannot be converted.
 
 use std::{
     error::Error,
@@ -27,20 +27,20 @@ impl NotUnderstood {
         Self { place: None, file: None, what: shown(&what.into()) }
     }
 
-    /// Names the file that is meant where none is named.
+    /// Adds the file's name if the error has none.
     pub(crate) fn or_in(mut self, file: &str) -> Self {
         self.file.get_or_insert_with(|| Rc::from(file));
         self
     }
 }
 
-/// Words of the text may stand in it: no escape sequence reaches a terminal, and no long one.
+/// Makes text from the configuration safe to show: without escape sequences and not too long.
 fn shown(what: &str) -> String {
     let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     what.chars().take(LONGEST).map(shown).collect()
 }
 
-/// `FILE:LINE: what`, as editors expect it.
+/// Prints `FILE:LINE: what`, as editors expect it.
 impl Display for NotUnderstood {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {

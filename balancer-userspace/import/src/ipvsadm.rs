@@ -1,4 +1,4 @@
-//! The rules that `ipvsadm -Sn` prints.
+//! Reads the rules that `ipvsadm -Sn` prints.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const ADDED: &str = "IPVS checks nothing, so this check is an addition; type = \"none\" switches it off";
 
-/// Services by what their rules name, in the order of the file.
+/// Services by their rules' selectors, in the order of the file.
 #[derive(Default)]
 struct Services {
     places: BTreeMap<String, usize>,
@@ -54,7 +54,7 @@ enum Selector<'a> {
 }
 
 impl Selector<'_> {
-    /// The same for the rule of the service and those of its servers.
+    /// The same key for the service's rule and the rules of its servers.
     fn key(self) -> String {
         match self {
             Self::Address { text, udp } => format!("{} {text}", if udp { "-u" } else { "-t" }),
@@ -64,7 +64,7 @@ impl Selector<'_> {
     }
 }
 
-/// Takes what selects the service from options.
+/// Reads the service's selector from an option.
 fn selector<'a>(option: &str, rest: &mut impl Iterator<Item = &'a &'a str>) -> Option<Selector<'a>> {
     let mut value = || rest.next().copied().unwrap_or_default();
     Some(match option {
@@ -156,7 +156,7 @@ pub(crate) fn service_name(address: IpAddr, port: u16, udp: bool) -> String {
     format!("{}-{}{port}", as_name(&address.to_string()), if udp { "udp-" } else { "" })
 }
 
-/// Says what becomes of a scheduler.
+/// Converts a scheduler, or adds a note.
 pub(crate) fn scheduler(conversion: &mut Conversion, place: &Place, scheduler: &str) {
     let why = match scheduler {
         "sh" | "mh" => return,
@@ -227,7 +227,7 @@ fn add_server(conversion: &mut Conversion, place: &Place, words: &[&str], servic
     });
 }
 
-/// A service by a mark has the port that its servers have.
+/// Gives a service that a mark selects the port of its servers.
 pub(crate) fn give_port(service: &mut Service) {
     let Some(port) = service.backends.first().and_then(|backend| backend.port) else { return };
     let is_common = service.backends.iter().all(|backend| backend.port == Some(port));

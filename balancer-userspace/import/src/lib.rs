@@ -1,4 +1,4 @@
-//! Converts configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's: text in, text out.
+//! Converts configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's. It takes and returns text.
 
 mod address;
 mod dialect;
@@ -20,14 +20,14 @@ pub use dialect::Dialect;
 pub use error::NotUnderstood;
 pub use notes::Conversion;
 
-/// Reads the files that an `include` names: from the name of a file and a pattern, names and texts.
+/// Returns the names and texts of the files that an `include` names, given the including file's name and a pattern.
 pub type Include<'a> = &'a mut dyn FnMut(&str, &str) -> Result<Vec<(String, String)>, String>;
 
-/// Converts files of one dialect, given as name and text. `addresses` stand for listeners on every address.
+/// Converts files of one dialect, given as names and texts. `addresses` replace listeners on every address.
 ///
 /// # Errors
 ///
-/// The text is not of that dialect, or has nothing in it that could become a service.
+/// If the text is not of that dialect, or has nothing that could become a service.
 pub fn convert(
     dialect: Dialect,
     files: &[(String, String)],

@@ -1,4 +1,4 @@
-//! Each directive becomes a part of a service, or a note.
+//! Turns each directive into a part of a service, or into a note.
 
 use std::net::IpAddr;
 
@@ -18,18 +18,18 @@ pub(crate) struct Note {
     pub(crate) needs_you: bool,
 }
 
-/// Services, and what could not be converted.
+/// The services, and notes on directives that could not be converted.
 #[derive(Debug, Default)]
 pub struct Conversion {
     pub(crate) services: Vec<Service>,
-    /// Services that lack an address to listen on.
+    /// Services without an address to listen on.
     pub(crate) waiting: Vec<Service>,
     pub(crate) notes: Vec<Note>,
-    /// They stand for every address of the machine.
+    /// The machine's addresses, which replace listeners on every address.
     addresses: Vec<IpAddr>,
-    /// Whether there was something that could have become a service.
+    /// Whether the text has something that could have become a service.
     pub(crate) has_candidates: bool,
-    /// Servers that one line stood for.
+    /// The number of servers made by lines that stand for several.
     multiplied: usize,
 }
 
@@ -38,19 +38,19 @@ impl Conversion {
         Self { addresses: addresses.to_vec(), ..Self::default() }
     }
 
-    /// Names a directive that a person has to look at.
+    /// Notes a directive that an operator has to convert.
     pub(crate) fn needs_you(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
         let (directive, why) = (directive.into(), why.into());
         self.notes.push(Note { place: place.clone(), directive, why, needs_you: true });
     }
 
-    /// Names a directive that the balancer does without.
+    /// Notes a directive that the balancer does not need.
     pub(crate) fn not_needed(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
         let (directive, why) = (directive.into(), why.into());
         self.notes.push(Note { place: place.clone(), directive, why, needs_you: false });
     }
 
-    /// The listeners that stand for one on every address; without an address it stays as it is, and is named.
+    /// The listeners that replace one on every address. Without an address the listener stays as it is, with a note.
     pub(crate) fn named_addresses(&mut self, place: &Place, directive: &str, listener: Listener) -> Vec<Listener> {
         let is_v4 = listener.address.is_ipv4();
         let named: Vec<_> = self.addresses.iter().filter(|address| address.is_ipv4() == is_v4).collect();
@@ -66,7 +66,7 @@ impl Conversion {
         named.into_iter().map(|&address| Listener { address, ..listener }).collect()
     }
 
-    /// Whether a line may stand for so many servers more; lines that do so do it for a bounded number in all.
+    /// Whether a line may add this number of servers. The total of all such lines is limited.
     pub(crate) fn has_room_for(&mut self, servers: usize) -> bool {
         self.multiplied = self.multiplied.saturating_add(servers);
         self.multiplied < MOST_MULTIPLIED
@@ -76,7 +76,7 @@ impl Conversion {
         self.services.push(service);
     }
 
-    /// The number of directives that a person has to look at.
+    /// The number of directives that an operator has to convert.
     #[must_use]
     pub fn need_you(&self) -> usize {
         self.notes.iter().filter(|note| note.needs_you).count()

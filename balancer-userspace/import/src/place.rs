@@ -1,4 +1,4 @@
-//! Where a directive stands.
+//! The position of a directive.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -9,7 +9,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) line: usize,
-    /// Named unless it is the only file.
+    /// The file's name, unless there is only one file.
     pub(crate) file: Option<Rc<str>>,
 }
 
@@ -23,7 +23,7 @@ impl Display for Place {
     }
 }
 
-/// The name of a file for its places, if there are several files.
+/// The file's name for positions, if there are several files.
 pub(crate) fn named(files: &[(String, String)], name: &str) -> Option<Rc<str>> {
     (files.len() > 1).then(|| Rc::from(name))
 }

@@ -1,4 +1,4 @@
-//! Services as all dialects are converted to them.
+//! The common form of services for all dialects.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use crate::place::Place;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Listener {
-    /// Unspecified: the address is not known.
+    /// The unspecified address means that the address is unknown.
     pub(crate) address: IpAddr,
     pub(crate) first: u16,
     pub(crate) last: u16,
@@ -28,11 +28,11 @@ impl Forwarding {
     }
 }
 
-/// TLS of a check.
+/// The TLS settings of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
     pub(crate) verify: Option<bool>,
-    /// Only where certificates are verified; none: by the system's roots.
+    /// Used only if certificates are verified; `None`: the system's roots.
     pub(crate) ca_file: Option<String>,
     pub(crate) sni: Option<String>,
 }
@@ -60,7 +60,7 @@ pub(crate) enum CheckKind {
     },
 }
 
-/// A health check; what is `None` is the balancer's default.
+/// A health check. `None` stands for the balancer's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Check {
     pub(crate) kind: CheckKind,
@@ -81,7 +81,7 @@ pub(crate) struct Backend {
     pub(crate) weight: Option<u32>,
     pub(crate) backup: bool,
     pub(crate) disabled: bool,
-    /// None: it is not checked.
+    /// `None`: no check.
     pub(crate) check: Option<Check>,
 }
 
@@ -116,7 +116,7 @@ impl Service {
         }
     }
 
-    /// The check that backends have unless they say otherwise.
+    /// The default check of the service's backends.
     pub(crate) fn check(&self) -> Option<&Check> {
         self.backends.iter().find_map(|backend| backend.check.as_ref())
     }

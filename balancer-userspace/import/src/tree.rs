@@ -1,4 +1,4 @@
-//! Directives with blocks, as nginx and keepalived have them.
+//! Directives with blocks, as in nginx and keepalived.
 
 use crate::place::Place;
 

@@ -1,4 +1,4 @@
-//! Keeps of a conversion what `balancer check` accepts.
+//! Removes everything from a conversion that `balancer check` would refuse.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,13 +20,13 @@ const MOST_SERVICES: usize = 65_535;
 const MOST_BACKENDS: usize = 65_534;
 const MOST_LISTENERS: usize = 64;
 
-/// Stands for the address that a service lacks while the rest of it is checked: one for documentation.
+/// Addresses for documentation, which replace a missing address while the importer checks the rest of the service.
 const STAND_IN: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(203, 0, 113, 254)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 0xffff)),
 ];
 
-/// Listeners, and addresses behind them, that are taken.
+/// The listeners in use, and the addresses of their backends.
 #[derive(Default)]
 struct Taken {
     names: Names,
@@ -35,7 +35,7 @@ struct Taken {
 }
 
 impl Conversion {
-    /// Takes away what `balancer check` would refuse, and says so.
+    /// Removes what `balancer check` would refuse, and adds notes.
     pub(crate) fn make_valid(&mut self) -> Result<(), NotUnderstood> {
         let backends: usize = self.services.iter().map(|service| service.backends.len()).sum();
         if self.services.len() > MOST_SERVICES || backends > MOST_BACKENDS {
@@ -58,7 +58,7 @@ impl Conversion {
         }
     }
 
-    /// By line, each note once: what sections take over from `defaults` is read for each of them.
+    /// Sorts notes by line and removes repeats, because every section reads the lines that it inherits from `defaults`.
     fn sort_notes(&mut self) {
         let mut seen = BTreeSet::new();
         self.notes.retain(|note| {
@@ -89,15 +89,15 @@ impl Conversion {
         }
     }
 
-    /// Keeps a service that lacks its address, if the rest of it is valid.
+    /// Keeps a service that lacks its address, if its other parts are valid.
     fn keep_waiting(&mut self, mut service: Service, lacking: &[Listener], taken: &mut Taken) {
-        // The address of a backend that is of the other family comes with the listener that it fits.
+        // A backend's address of the other family belongs to the listener of that family.
         let family = service.backends.first().is_none_or(|backend| backend.address.is_ipv4());
         let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.tunnels();
         let Some(first) = lacking.iter().find(fits).or(lacking.first()) else { return };
         let [v4, v6] = STAND_IN;
         let stand_in = if first.address.is_ipv4() { v4 } else { v6 };
-        // By a mark the port is not known either.
+        // If a mark selects the service, its port is unknown as well.
         let (start, end) = if first.first == 0 { (80, 80) } else { (first.first, first.last) };
         service.listeners = vec![Listener { address: stand_in, first: start, last: end, udp: first.udp }];
         service.name = taken.names.unique(&service.name);
@@ -109,7 +109,7 @@ impl Conversion {
         }
     }
 
-    /// Takes away a check that the balancer refuses; `false`: it refuses the service for another reason.
+    /// Removes a check that the balancer refuses; `false` if it refuses the service for another reason.
     fn is_accepted(&mut self, service: &mut Service) -> bool {
         let Err(why) = verdict(&writer::alone(service)) else { return true };
         let is_checked = service.check().is_some();
@@ -122,7 +122,7 @@ impl Conversion {
         accepted
     }
 
-    /// Backends have one address, and with a port of their own one listener.
+    /// Keeps the listeners that fit the backends: a backend has one address, and with its own port only one listener.
     fn keep_fitting_listeners(&mut self, service: &mut Service) {
         let Some(first) = service.backends.first() else { return };
         let is_v4 = first.address.is_ipv4();
@@ -143,7 +143,7 @@ impl Conversion {
         }
     }
 
-    /// With nat, a reply has to tell its listener.
+    /// With nat, a reply's source must identify the listener.
     fn keep_free_backends(&mut self, service: &mut Service, replies: &mut Ports) {
         if service.forwarding != Forwarding::Nat {
             return;
@@ -195,7 +195,7 @@ impl Conversion {
         let mut names = Names::default();
         let mut ports = service.listeners.iter().map(|one| (one.first == one.last).then_some(one.first));
         let first = ports.next().flatten();
-        // With one port for all listeners, or none: the backends' own.
+        // All listeners have one port, or the backends have their own ports.
         let port = first.filter(|_| ports.all(|port| port == first));
         let several = service.listeners.len() > 1;
         for mut backend in std::mem::take(&mut service.backends) {
@@ -234,7 +234,7 @@ impl Conversion {
     }
 }
 
-/// Takes the listeners without an address from a service.
+/// Removes the listeners without an address from a service.
 fn lacking(service: &mut Service) -> Vec<Listener> {
     let (lacking, listeners) =
         std::mem::take(&mut service.listeners).into_iter().partition(|listener| listener.address.is_unspecified());
@@ -242,11 +242,11 @@ fn lacking(service: &mut Service) -> Vec<Listener> {
     lacking
 }
 
-/// Ports by address and protocol.
+/// The ports in use, by address and protocol.
 #[derive(Default)]
 struct Ports(BTreeMap<(IpAddr, bool), Occupied>);
 
-/// Most listeners have one port, and there may be as many as there are ports.
+/// The ranges in use. Most listeners have one port, and there may be as many listeners as ports.
 #[derive(Default)]
 struct Occupied {
     single: BTreeSet<u16>,
@@ -274,18 +274,18 @@ impl Ports {
     }
 }
 
-/// Whether two ranges of ports have one in common.
+/// Whether two ranges of ports overlap.
 fn meet(one: (u16, u16), other: (u16, u16)) -> bool {
     one.0 <= other.1 && other.0 <= one.1
 }
 
-/// Whether two ranges are the same, or have a port in common and neither is within the other.
+/// Whether two ranges are equal, or overlap without one containing the other.
 fn clash(one: (u16, u16), other: (u16, u16)) -> bool {
     let within = |inner: (u16, u16), outer: (u16, u16)| outer.0 <= inner.0 && inner.1 <= outer.1;
     one == other || meet(one, other) && !within(one, other) && !within(other, one)
 }
 
-/// Asks the balancer's own check about a file.
+/// Returns the balancer's own verdict on a file.
 fn verdict(text: &str) -> Result<(), String> {
     let parsed = file::parse(Path::new("balancer.toml"), text.as_bytes());
     parsed
@@ -293,12 +293,12 @@ fn verdict(text: &str) -> Result<(), String> {
         .map_err(|errors| errors.findings().first().map_or_else(String::new, |finding| finding.text.clone()))
 }
 
-/// Names that are taken, each with the next number to try.
+/// The names in use, each with the next number to try.
 #[derive(Default)]
 struct Names(BTreeMap<String, usize>);
 
 impl Names {
-    /// A free name of the characters that names may have.
+    /// Returns an unused name of the characters allowed in names.
     fn unique(&mut self, text: &str) -> String {
         let kept = text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' });
         let name: String = kept.take(56).collect();

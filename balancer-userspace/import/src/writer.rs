@@ -18,13 +18,13 @@ const DSR: &str = "# dsr: each backend has the service's address on an interface
 const TUNNEL: &str = "# Each backend needs a tunnel interface with the service's address, as with IPVS.\n";
 const WAITING: &str = "# This service lacks addresses, see above. Put them in, and take each `# ` away.\n";
 
-/// Where most distributions have the system's roots.
+/// The file with the system's roots on most distributions.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const DAY_MS: u64 = 86_400_000;
 const YEAR: u64 = 31_536_000;
 
-/// A backend's own check, with a value for each key that it would take over from the service's.
+/// A backend's own check, with a value for each key that it would inherit from the service's check.
 fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: &Service) -> Check {
     let mut whole = whole(check);
     let common_port = common.and_then(|common| common.port);
@@ -48,7 +48,7 @@ fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: 
     whole
 }
 
-/// Says what would be taken over otherwise.
+/// Sets the TLS values that the check would inherit otherwise.
 fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str) {
     if common.sni.is_some() {
         own.sni.get_or_insert_with(|| host.map_or(address, without_port).to_owned());
@@ -62,7 +62,7 @@ fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str)
 }
 
 impl Conversion {
-    /// The configuration, with comments.
+    /// Returns the configuration with comments.
     #[must_use]
     pub fn toml(&self) -> String {
         let mut text =
@@ -107,7 +107,7 @@ pub(crate) fn alone(each: &Service) -> String {
     text
 }
 
-/// A comment on what backends need.
+/// A comment on the requirements of the backends.
 fn about(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Nat => NAT,
@@ -116,7 +116,7 @@ fn about(forwarding: Forwarding) -> &'static str {
     }
 }
 
-/// A time in its largest whole unit.
+/// Writes a time in its largest whole unit.
 fn duration(ms: u64) -> String {
     let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
     let whole = units.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit));
@@ -165,7 +165,7 @@ fn service(text: &mut String, service: &Service) {
     }
 }
 
-/// A check that leaves nothing to be taken over from another one.
+/// A check that sets all keys, so that it inherits none.
 fn whole(check: &Check) -> Check {
     let mut whole = check.clone();
     whole.interval_ms = whole.interval_ms.or(Some(2000));
@@ -248,7 +248,7 @@ fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bo
     }
 }
 
-/// A listener as the file has it.
+/// A listener in the notation of the file.
 pub(crate) fn listener(listener: &Listener) -> String {
     let mut text = if listener.address.is_unspecified() {
         let host = if listener.address.is_ipv4() { "ADDRESS" } else { "[ADDRESS]" };

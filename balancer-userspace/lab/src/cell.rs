@@ -1,63 +1,63 @@
-//! The effects of one event on the clients of one row.
+//! The effects of an event on the clients of a row.
 
 use serde::{Deserialize, Serialize};
 
 use super::{event::Event, row::Row};
 
-/// Sessions of a population.
+/// Counts of the sessions of a population.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sessions {
-    /// At the beginning.
+    /// The number of sessions at the beginning.
     pub total: u64,
-    /// Sessions whose counter went on, with every answer, to the end.
+    /// Sessions whose counter increased with every answer to the end.
     pub survived: u64,
-    /// Sessions that a server did not know any more, or that no server could be asked for at the end.
+    /// Sessions that a server no longer knew, or for which no server answered at the end.
     pub lost: u64,
-    /// Sessions that a server knew as they were some requests ago. (They may be lost later as well.)
+    /// Sessions that a server knew in an old state. (They may also be lost later.)
     pub stale: u64,
 }
 
 impl Sessions {
-    /// Those that survived, in percent.
+    /// The part of the sessions that survived, in percent.
     #[must_use]
     pub fn percent(self) -> f64 {
         if self.total == 0 { 100.0 } else { self.survived as f64 * 100.0 / self.total as f64 }
     }
 }
 
-/// The result of an event for a row: the raw figures, from which everything that is shown is computed.
+/// The result of an event for a row: the raw figures, from which all others are computed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// The strategy, and what is in front of its servers.
+    /// The strategy and the program in front of its servers.
     pub row: Row,
     /// The event that happened.
     pub event: Event,
-    /// Clients with addresses of their own.
+    /// The sessions of clients that each have their own address.
     pub own: Sessions,
-    /// Clients behind one address.
+    /// The sessions of clients behind one address.
     pub nat: Sessions,
-    /// Sessions that survived of those that were not at the backend that the event concerns.
+    /// The sessions that were not at the affected backend.
     pub elsewhere: Sessions,
-    /// Requests in the time that was looked at.
+    /// The number of requests in the observed time.
     pub requests: u64,
-    /// Those that were not answered, or not well.
+    /// Requests without an answer, or with an error.
     pub failed: u64,
-    /// From the SYN to the whole answer, of those answered well.
+    /// The time from the SYN to the end of a successful answer.
     pub latency_ms: Latency,
-    /// Client addresses that came from one backend to another, as they saw it; clients, where it was not the balancer with
-    /// memory.
+    /// The number of client addresses that moved from one backend to another, as the clients saw it; the number of
+    /// clients, unless the front is the balancer with memory.
     pub moved_seen: u64,
-    /// Moves by the balancers' counters; `None`: they count nothing, or it was not the balancer.
+    /// The number of moves by the balancers' counters; `None` if the front has no counter.
     pub moved_counted: Option<u64>,
-    /// Bytes between servers, and between them and stores, on the wire.
+    /// The bytes between servers, and between servers and stores, on the wire.
     pub inner: Inner,
-    /// How long it was looked at.
+    /// The length of the observation in seconds.
     pub seconds: f64,
     /// Further remarks on this result.
     pub notes: Vec<String>,
 }
 
-/// Milliseconds.
+/// Latencies in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Half of the answers came sooner.
@@ -76,7 +76,7 @@ pub struct Inner {
 }
 
 impl Cell {
-    /// All sessions.
+    /// Counts of all sessions.
     #[must_use]
     pub const fn sessions(&self) -> Sessions {
         let (own, nat) = (self.own, self.nat);
@@ -88,20 +88,20 @@ impl Cell {
         }
     }
 
-    /// Whether the counters say of moves what the clients saw; `None`: nobody counted.
+    /// Whether the balancers' counters agree with the clients about moves; `None` without counters.
     #[must_use]
     pub fn moves_agree(&self) -> Option<bool> {
         self.moved_counted.map(|counted| counted == self.moved_seen)
     }
 
-    /// Bytes for each request.
+    /// The number of bytes for each request.
     #[must_use]
     pub fn per_request(&self, bytes: u64) -> f64 {
         bytes as f64 / self.requests.max(1) as f64
     }
 }
 
-/// A result of ten requests at which nothing moved, for tests.
+/// A result of ten requests without any move, for tests.
 #[cfg(test)]
 pub(crate) fn fixture(row: Row, event: Event, own: Sessions) -> Cell {
     Cell {

@@ -1,48 +1,48 @@
-//! A client with a session: what it sends, and what it makes of the answers.
+//! A client with a session: builds its requests and judges the answers.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-/// Requests between two uploads.
+/// The number of requests from one upload to the next.
 const UPLOAD_EVERY: u64 = 10;
-/// Bytes of an upload.
+/// The size of an upload, in bytes.
 pub(crate) const UPLOAD: usize = 16 << 10;
 
 /// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// A session was begun.
+    /// The server began a session.
     Begun,
-    /// The counter is what it was, and one more.
+    /// The counter increased by one.
     Continued,
     /// The server does not know the session.
     Lost,
-    /// The server knows it as it was some requests ago.
+    /// The server knows the session in an old state.
     Stale,
-    /// No answer, or not the application's.
+    /// No answer came, or it is not the application's.
     Failed,
 }
 
-/// A request to be sent.
+/// A request to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     /// `GET` or `POST`.
     pub(crate) method: &'static str,
     /// Path and query.
     pub(crate) target: String,
-    /// The value of the header `Cookie`, if there are any.
+    /// The value of the header `Cookie`, if the client has cookies.
     pub(crate) cookie: Option<String>,
-    /// Bytes of the body.
+    /// The size of the body, in bytes.
     pub(crate) body: usize,
 }
 
-/// An answer that came.
+/// A received answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// HTTP's status.
+    /// The HTTP status.
     pub(crate) status: u16,
-    /// Values of `Set-Cookie`.
+    /// The values of `Set-Cookie`.
     pub(crate) cookies: Vec<String>,
-    /// The text.
+    /// The body.
     pub(crate) body: String,
 }
 
@@ -78,16 +78,16 @@ pub(crate) struct Client {
     refuses_cookies: bool,
     jar: BTreeMap<String, String>,
     next: String,
-    /// The counter as it was last seen; `None`: no session.
+    /// The last known counter; `None` without a session.
     count: Option<u64>,
-    /// Requests since then that may have been counted.
+    /// The number of requests since then that the server may have counted.
     unanswered: u64,
     sent: u64,
     body: usize,
 }
 
 impl Client {
-    /// One that has not been here yet.
+    /// A new client without a session.
     #[must_use]
     pub(crate) fn new(number: u16, refuses_cookies: bool) -> Self {
         Self {
@@ -102,13 +102,14 @@ impl Client {
         }
     }
 
-    /// Whether it believes that it has a session, and its last request was answered.
+    /// Whether the client has a session and its last request succeeded.
     #[must_use]
     pub(crate) const fn is_settled(&self) -> bool {
         self.count.is_some() && self.unanswered == 0
     }
 
-    /// The next request: a login if there is no session, otherwise the counter is to go up, now and then by an upload.
+    /// The next request: a login without a session, otherwise a request that increases the counter, sometimes an
+    /// upload.
     pub(crate) fn request(&mut self) -> Request {
         self.sent += 1;
         let mut cookie = String::new();
@@ -128,13 +129,13 @@ impl Client {
         Request { method, target: self.next.clone(), cookie, body }
     }
 
-    /// Takes an answer in: what became of the request, and the server that answered.
+    /// Evaluates an answer. Returns the verdict, and the server that answered.
     pub(crate) fn take(&mut self, answer: Option<&Answer>) -> (Verdict, Option<String>) {
         let Some(answer) = answer else { return (self.failed(), None) };
         let Some(said) = Said::parse(&answer.body).filter(|said| answer.status == 200 && said.bytes == self.body)
         else {
             let mut words = answer.body.split_whitespace();
-            // Who fails says so in its own name.
+            // A failing server names itself.
             let server = words.next().filter(|_| words.next() == Some("failed:"));
             return (self.failed(), server.map(str::to_owned));
         };
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_goes_on_as_long_as_its_counter_does() {
+    fn when_the_counter_goes_up_then_the_session_goes_on() {
         let mut client = Client::new(1, false);
         let login = client.request();
         assert_eq!((login.target.as_str(), login.cookie), ("/?login=u1", None));
@@ -215,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn another_users_session_is_a_lost_one() {
+    fn when_the_session_is_another_users_then_it_is_lost() {
         let mut client = Client::new(1, false);
         assert_eq!(say(&mut client, "web1 u1 0 0 /"), Verdict::Begun);
         assert_eq!(say(&mut client, "web1 u2 1 0 /"), Verdict::Lost);
     }
 
     #[test]
-    fn what_was_not_answered_may_have_been_counted() {
+    fn when_a_request_has_no_answer_then_the_server_may_have_counted_it() {
         for (counted, verdict) in
             [(1, Verdict::Continued), (3, Verdict::Continued), (4, Verdict::Stale), (0, Verdict::Stale)]
         {
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upload_must_have_arrived_whole() {
+    fn when_an_upload_does_not_arrive_whole_then_the_request_has_failed() {
         let mut client = Client::new(8, false);
         assert_eq!(say(&mut client, "web1 u8 0 0 /"), Verdict::Begun);
         let upload = client.request();
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn who_refuses_cookies_follows_the_url() {
+    fn when_a_client_refuses_cookies_then_it_follows_the_url() {
         let mut client = Client::new(1, true);
         assert_eq!(say(&mut client, "web1 u1 0 0 /;jsessionid=A"), Verdict::Begun);
         let next = client.request();

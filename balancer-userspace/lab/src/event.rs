@@ -3,21 +3,21 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// One event, alone.
+/// A single event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// Nothing.
+    /// No event.
     Nothing,
     /// A backend is added.
     Add,
     /// A backend's weight falls to a tenth.
     Weight,
-    /// A backend is drained; clients are seen within its deadline.
+    /// A backend is drained; the lab observes clients until its deadline.
     Drain,
-    /// The same, beyond its deadline.
+    /// A backend is drained; the lab observes clients after its deadline.
     DrainOver,
-    /// Every backend is drained, restarted and taken back, one after the other.
+    /// Every backend is drained, restarted and made ready again, one after the other.
     Deploy,
     /// A backend is killed.
     Kill,
@@ -25,28 +25,28 @@ pub enum Event {
     Return,
     /// A backend hangs.
     Hang,
-    /// A backend is away twice, long enough to be noticed.
+    /// A backend fails twice, each time long enough to be noticed.
     Flap,
     /// The balancer is stopped and started.
     Restart,
-    /// The same, with another program file.
+    /// The balancer is restarted with another program file.
     Upgrade,
-    /// Of a pair of balancers the active one is lost.
+    /// The active one of a pair of balancers is lost.
     Standby,
     /// One of a fleet of three balancers is lost.
     Member,
     /// The store is restarted.
     StoreRestart,
-    /// The store is out of reach for two seconds.
+    /// The store is unreachable for two seconds.
     StorePartition,
-    /// The store has no room left.
+    /// The store is full.
     StoreFull,
-    /// The store is killed, and another one has to take over.
+    /// The store is killed, and another store has to take over.
     StoreFailover,
 }
 
 impl Event {
-    /// All, in the order in which they are played: those after which hosts are not as before come last.
+    /// All events in their order. Events that change hosts permanently come last.
     pub const ALL: [Self; 18] = [
         Self::Nothing,
         Self::Add,
@@ -74,7 +74,7 @@ impl Event {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// A few words for the head of a column.
+    /// A short title for the head of a column.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -109,7 +109,7 @@ mod tests {
     use super::Event;
 
     #[test]
-    fn every_event_is_played_once() {
+    fn when_the_events_are_listed_then_each_is_there_once() {
         let all: BTreeSet<Event> = Event::ALL.into_iter().collect();
         assert_eq!(all.len(), Event::ALL.len());
         assert_eq!(all.len(), Event::value_variants().len());

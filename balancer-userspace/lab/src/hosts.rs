@@ -1,5 +1,5 @@
-//! The hosts: clients behind a router, balancers, servers, and a network behind the servers for what they say to each
-//! other and to stores.
+//! The hosts: clients behind a router, balancers, servers, and a second network that connects servers with each other
+//! and with stores.
 
 use std::{
     fs,
@@ -16,14 +16,14 @@ use balancer_demo::{
 };
 use tempfile::TempDir;
 
-/// Balancers that there are hosts for.
+/// The number of balancer hosts.
 pub(crate) const BALANCERS: u16 = 3;
-/// Numbers of etcd's hosts on the segment.
+/// The host numbers of the etcd servers on the segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
-/// The first store's number on the network behind.
+/// The first store's host number on the second network.
 const FIRST_STORE: u8 = 101;
 
-/// A host for a store, on the network behind alone.
+/// A host for a store, only on the second network.
 #[derive(Debug)]
 pub(crate) struct StoreHost {
     pub(crate) namespace: Namespace,
@@ -31,7 +31,7 @@ pub(crate) struct StoreHost {
     port: String,
 }
 
-/// All hosts. Dropping it removes them, and all that runs on them.
+/// All hosts. Dropping the value removes them with their processes.
 #[derive(Debug)]
 pub(crate) struct Hosts {
     pub(crate) topology: Topology,
@@ -43,18 +43,18 @@ pub(crate) struct Hosts {
     node_modules: Option<PathBuf>,
 }
 
-/// The settings that the hosts get from outside.
+/// The settings that come from outside.
 #[derive(Clone, Debug)]
 pub(crate) struct Outside {
     /// The balancer's program.
     pub(crate) balancer: PathBuf,
     /// The directory of the Node servers' packages, if one was named.
     pub(crate) node_modules: Option<PathBuf>,
-    /// Whether files outlive the hosts.
+    /// Whether to keep the files.
     pub(crate) keep: bool,
 }
 
-/// Bytes that an interface has sent and received.
+/// The number of bytes that an interface has sent and received.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Octets {
     pub(crate) sent: u64,
@@ -62,10 +62,10 @@ pub(crate) struct Octets {
 }
 
 impl Hosts {
-    /// Makes hosts for so many servers, which are reached by `forwarding`, and stores.
+    /// Creates hosts for this number of stores and servers with this forwarding mode.
     pub(crate) fn new(forwarding: Forwarding, servers: u16, stores: u8, outside: Outside) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("lab-sessions-").tempdir()?;
-        // What a server that is not root writes lies below.
+        // Servers that do not run as root write files below it.
         fs::set_permissions(files.path(), fs::Permissions::from_mode(0o711))?;
         let mut topology = Topology::new(Shape::Routed, forwarding, usize::from(servers))?;
         for _ in 1..BALANCERS {
@@ -110,36 +110,36 @@ impl Hosts {
         self.node_modules.as_deref()
     }
 
-    /// Where files lie.
+    /// The directory of all files.
     pub(crate) fn files(&self) -> &Path {
         &self.files
     }
 
-    /// A new directory among the files.
+    /// Creates a directory among the files.
     pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.files.join(name);
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(path)
     }
 
-    /// Addresses of etcd's hosts.
+    /// The addresses of the etcd servers.
     pub(crate) fn engine_addresses() -> Vec<IpAddr> {
         ENGINES.map(|number| Topology::host_address(Family::V4, number)).into()
     }
 
-    /// Pulls a store's cable, or plugs it in.
+    /// Unplugs a store's cable, or plugs it in.
     pub(crate) fn plug_store(&self, index: usize, plugged: bool) -> Result<()> {
         let store = self.stores.get(index).context("there is no such store")?;
         self.plug(&store.port, plugged)
     }
 
-    /// The cable of a port of the switch.
+    /// Unplugs the cable of a switch port, or plugs it in.
     pub(crate) fn plug(&self, port: &str, plugged: bool) -> Result<()> {
         let state = if plugged { "up" } else { "down" };
         self.topology.switch().ip(&format!("link set {port} {state}")).map(drop)
     }
 
-    /// Returns the bytes that servers have sent and received on the network behind.
+    /// Returns the bytes that servers have sent and received on the second network.
     pub(crate) fn octets(&self) -> Result<Octets> {
         let mut sum = Octets::default();
         for host in self.topology.backends() {
@@ -152,7 +152,7 @@ impl Hosts {
     }
 }
 
-/// The address of server `number`, counted from 1, on the network behind.
+/// The address of server `number`, counted from 1, on the second network.
 pub(crate) const fn server_address(number: u8) -> IpAddr {
     inner(number)
 }
@@ -182,7 +182,7 @@ mod tests {
     use super::octets_of;
 
     #[test]
-    fn the_kernels_counters_are_read() {
+    fn when_the_kernels_counters_are_parsed_then_both_directions_are_found() {
         let text = "Inter-|   Receive |  Transmit\n face |bytes packets\n    lo: 1 1 0 0 0 0 0 0 2 1 0 0 0 0 0 0\n  \
                     eth1: 1000 10 0 0 0 0 0 0 2000 20 0 0 0 0 0 0\n";
         let octets = octets_of(text, "eth1").unwrap();

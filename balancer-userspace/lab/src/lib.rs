@@ -1,5 +1,5 @@
-//! The session lab: real servers with sessions behind the balancer, clients that count theirs up, and everything that can
-//! happen to them. Needs root, and the servers and stores of what is to be shown.
+//! The session lab: real servers with sessions behind the balancer, clients that count in their sessions, and all
+//! events that can affect them. It needs root, and the servers and stores of the requested rows.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a strategy, a front or an event does not need is not listed")]
 
 pub mod cell;
@@ -39,7 +39,7 @@ use crate::{
     strategy::Strategy,
 };
 
-/// What to play.
+/// The options of a run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Only these strategies
@@ -51,7 +51,7 @@ pub struct Options {
     /// Only these events
     #[arg(long, value_delimiter = ',')]
     event: Vec<Event>,
-    /// Where results are kept; what is there is not played again
+    /// Directory of the results; existing results are not played again
     #[arg(long, value_name = "DIRECTORY", default_value = "balancer-sessions")]
     output: PathBuf,
     /// Play everything again
@@ -72,7 +72,7 @@ pub struct Options {
     /// Milliseconds between two requests of a client
     #[arg(long, value_name = "N", default_value_t = 900, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pause: u64,
-    /// Where npm has installed what the Node servers are made of
+    /// Directory in which npm has installed the packages of the Node servers
     #[arg(long, value_name = "DIRECTORY")]
     node_modules: Option<PathBuf>,
 }
@@ -91,10 +91,10 @@ impl Options {
     }
 }
 
-/// Plays what is asked for with the program `balancer`, and prints what came of it.
+/// Plays the requested events with the program `balancer`, and prints the results.
 ///
 /// # Errors
-/// Without root; when a part is missing or does not run, and how to mend that; when a signal asks for an end.
+/// If the process is not root, if a part is missing or does not run (with instructions), or if a signal ends the lab.
 pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
     let rows = options.rows();
     let events: Vec<(Row, Event)> = rows
@@ -108,7 +108,7 @@ pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
         return Ok(());
     }
     ensure!(nix::unistd::geteuid().is_root(), "the lab needs root, for network namespaces and XDP: run it with sudo");
-    // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
+    // Before threads or children exist, so that the signals end none of them.
     interrupt::take_over()?;
     let results = Results::open(&options.output, options.fresh)?;
     let open: Vec<(Row, Event)> =

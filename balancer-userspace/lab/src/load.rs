@@ -1,4 +1,4 @@
-//! Clients that ask all the time, each with its session.
+//! Clients that send requests all the time, each in its session.
 
 use std::{
     collections::BTreeMap,
@@ -27,21 +27,21 @@ use crate::{
     tally::Seen,
 };
 
-/// For all of a request.
+/// The time limit of a request.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks.
+/// The time between two checks.
 const GLANCE: Duration = Duration::from_millis(10);
 /// The longest answer, in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// The clients, their target, and how they send requests.
+/// The clients, their target, and their rate.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// By the client's number: the number of its address, and the address.
+    /// For each client, by its number: the number of its address, the address, and the target.
     pub(crate) clients: Vec<(u16, u16, SocketAddr)>,
     pub(crate) target: SocketAddr,
     pub(crate) refuses_cookies: bool,
-    /// Between two requests of a client, on average.
+    /// The average time between two requests of a client.
     pub(crate) pause: Duration,
 }
 
@@ -58,7 +58,7 @@ struct Shared {
     stop: AtomicBool,
     paused: AtomicBool,
     under_way: AtomicUsize,
-    /// The longest that a timer was late, in microseconds.
+    /// The longest delay of a timer, in microseconds.
     late: AtomicU64,
     begin: Instant,
     state: Mutex<State>,
@@ -71,7 +71,7 @@ struct State {
     last_failure: String,
 }
 
-/// Clients at work. Dropping it ends them.
+/// Running clients. Dropping the value ends them.
 #[derive(Debug)]
 pub(crate) struct Load {
     shared: Arc<Shared>,
@@ -108,8 +108,8 @@ impl Load {
         Self { shared, addresses, thread: Some(thread) }
     }
 
-    /// Waits until every client has a session and a last request that went well; or, where sessions do not last, has begun
-    /// one.
+    /// Waits until every client has a session and its last request succeeded; if sessions do not last, until every
+    /// client has begun one.
     pub(crate) fn wait_settled(&self, limit: Duration, lasting: bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
@@ -133,7 +133,7 @@ impl Load {
         }
     }
 
-    /// Waits until every client has had so many more requests end, well or not.
+    /// Waits until every client has finished this number of further requests, successfully or not.
     pub(crate) fn wait_rounds(&self, rounds: u64, limit: Duration) {
         let counts = || -> BTreeMap<u16, u64> {
             self.shared.state().standing.iter().map(|(&client, standing)| (client, standing.finished)).collect()
@@ -145,7 +145,7 @@ impl Load {
         }
     }
 
-    /// Lets requests that are under way end, and begins no others.
+    /// Finishes running requests and begins no new ones.
     pub(crate) fn pause(&self) {
         self.shared.paused.store(true, Ordering::SeqCst);
         while self.shared.under_way.load(Ordering::SeqCst) > 0 {
@@ -157,7 +157,7 @@ impl Load {
         self.shared.paused.store(false, Ordering::SeqCst);
     }
 
-    /// Records from now on. Says where each session is: the number of the client's address, and the server.
+    /// Records from now on. Returns where each client's session is: the number of the client's address, and the server.
     pub(crate) fn record(&self) -> BTreeMap<u16, (u16, String)> {
         self.shared.late.store(0, Ordering::SeqCst);
         let mut state = self.shared.state();
@@ -169,7 +169,7 @@ impl Load {
         state.standing.iter().filter_map(known).collect()
     }
 
-    /// Returns the recorded requests, and the reason for the last failure if any of them failed.
+    /// Returns the recorded requests, and the reason for the last failure, if any.
     pub(crate) fn recorded(&self) -> (Vec<Seen>, Option<String>) {
         let mut state = self.shared.state();
         let recorded = state.recorded.take().unwrap_or_default();
@@ -177,7 +177,7 @@ impl Load {
         (recorded, failed.then(|| state.last_failure.clone()))
     }
 
-    /// How long clients had to wait for a processor, at most, since they are recorded.
+    /// The longest time that clients waited for a processor during the recording.
     pub(crate) fn late(&self) -> Duration {
         Duration::from_micros(self.shared.late.load(Ordering::SeqCst))
     }
@@ -234,7 +234,7 @@ async fn live(shared: Arc<Shared>, plan: Rc<Plan>, number: u16, address: u16, so
     let mut client = Client::new(number, plan.refuses_cookies);
     let mut first = true;
     while !shared.is_over() {
-        // Spread from the first request on.
+        // Spread the clients from the first request on.
         let share = if first { fastrand::f64() } else { 0.5 + fastrand::f64() };
         first = false;
         tokio::time::sleep(plan.pause.mul_f64(share)).await;
@@ -308,7 +308,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn answers_come_whole_or_in_chunks() {
+    fn when_an_answer_comes_whole_or_in_chunks_then_it_is_read() {
         let whole = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Path=/\r\nset-cookie: b=2\r\nContent-Length: 2\r\n\r\nok";
         let chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n";
         assert_eq!(parse(whole).unwrap().cookies, ["a=1; Path=/", "b=2"]);

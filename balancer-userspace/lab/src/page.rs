@@ -1,4 +1,4 @@
-//! Results as a page that needs nothing else: tables, and pictures as SVG.
+//! Formats results as a self-contained page with tables and SVG pictures.
 
 use std::fmt::Write as _;
 
@@ -55,7 +55,7 @@ pub(crate) fn html(cells: &[Cell]) -> String {
     )
 }
 
-/// Writing to a string cannot fail, so results of it are dropped here and below.
+/// Writing to a string cannot fail, so this module drops the results of `write!`.
 fn section(body: &mut String, title: &str, cells: &[&Cell]) {
     if cells.is_empty() {
         return;
@@ -104,7 +104,7 @@ fn square(cell: &Cell) -> String {
     format!("<td class=\"{class}\" title=\"{}\">{}</td>", escaped(&hint), percent(survived))
 }
 
-/// Bars, as long as the figures say.
+/// Draws bars whose lengths are the figures.
 fn picture(body: &mut String, title: &str, unit: &str, figures: impl Iterator<Item = (String, f64)>) {
     const LINE: usize = 22;
     const LEFT: f64 = 300.0;
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_each_figure_where_it_belongs() {
+    fn when_a_page_is_made_then_each_figure_is_where_it_belongs() {
         let page = html(&[
             cell(Strategy::NodeRedis, Front::Sticky, Event::Nothing, 10),
             cell(Strategy::NodeMemory, Front::Sticky, Event::Kill, 7),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_text() {
+    fn when_a_text_has_markup_then_it_is_escaped() {
         assert_eq!(escaped("<a & \"b\">"), "&lt;a &amp; &quot;b&quot;&gt;");
     }
 }

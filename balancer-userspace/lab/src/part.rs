@@ -1,4 +1,4 @@
-//! Programs that are parts of the lab: started, seen to be well, killed with all that they have started.
+//! The programs that are parts of the lab: starts them, waits until they are ready, and kills them with their children.
 
 use std::{
     path::Path,
@@ -17,12 +17,12 @@ use nix::{
 
 use crate::interrupt;
 
-/// How long a part may take until it is well.
+/// How long a part may take to become ready.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
-/// Between two looks.
+/// The time between two checks.
 pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 
-/// A program with its children, which are one process group. Dropping it ends them.
+/// A program with its children, in one process group. Dropping the value ends them.
 #[derive(Debug)]
 pub(crate) struct Part {
     process: Process,
@@ -39,7 +39,7 @@ impl Part {
         self.process.pid()
     }
 
-    /// Complains if it has ended.
+    /// Returns an error if the program has ended.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         let Some(status) = self.process.exited()? else { return Ok(()) };
         let said = self.process.tail(3)?;
@@ -50,7 +50,7 @@ impl Part {
         )
     }
 
-    /// Waits until it is well.
+    /// Waits until the program is ready.
     pub(crate) fn wait(&mut self, what: &str, mut well: impl FnMut() -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !well() {
@@ -65,18 +65,18 @@ impl Part {
         Ok(())
     }
 
-    /// Asks it to end, and waits.
+    /// Sends SIGTERM and waits until the program has ended.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.process.stop().map(drop)
     }
 
-    /// Kills it and its children, as a power failure does.
+    /// Kills the program and its children, like a power failure.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         self.process.kill().map(drop)
     }
 
-    /// A signal to it and its children.
+    /// Sends a signal to the program and its children.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         match killpg(Pid::from_raw(self.process.pid().cast_signed()), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
@@ -84,7 +84,7 @@ impl Part {
         }
     }
 
-    /// A signal to it alone.
+    /// Sends a signal to the program alone.
     pub(crate) fn signal_alone(&mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
     }

@@ -1,4 +1,4 @@
-//! Events, played to the clients of a row.
+//! Plays events to the clients of a row.
 
 use std::{
     collections::BTreeMap,
@@ -24,27 +24,27 @@ use crate::{
     tally::{Unit, tally},
 };
 
-/// Clients that share an address.
+/// The number of clients that share an address.
 const BEHIND_NAT: u16 = 100;
-/// The least number of that address.
+/// The smallest number of that address.
 const NAT: u16 = 62_000;
-/// Between the numbers of two addresses: hardly two are of one /24, which some would take for one client.
+/// The distance between the numbers of two addresses. Few of them share a /24, which some rules treat as one client.
 const STRIDE: u16 = 200;
-/// The wait for a processor beyond which failures may be the machine's.
+/// If clients waited longer than this for a processor, failures may be the machine's fault.
 const BUSY: Duration = Duration::from_millis(200);
-/// Before an event, with everything as it was.
+/// The recorded time before an event.
 const LEAD: Duration = Duration::from_millis(500);
-/// Requests of each client after an event.
+/// The number of requests of each client after an event.
 const ROUNDS: u64 = 2;
-/// How long these may take.
+/// The time limit for these requests.
 const LIMIT: Duration = Duration::from_secs(12);
-/// How long a proxy may take to notice what it is not asked about.
+/// How long a proxy may take to notice a change by itself.
 const NOTICE: Duration = Duration::from_secs(3);
-/// The backends that drains, and failures, are about.
+/// The backends that are drained or fail.
 const DRAINED: u16 = 2;
 const VICTIM: u16 = 3;
 
-/// Everything of a row, running. The order of the fields is the order in which it ends.
+/// The running parts of a row. Fields are dropped, and thus ended, in their order.
 pub(crate) struct Scene {
     load: Option<Load>,
     front: Option<Front>,
@@ -57,7 +57,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Starts servers and stores of a row.
+    /// Starts a row's servers and stores.
     pub(crate) fn start(row: Row, clients: u16, pause: Duration, outside: Outside) -> Result<Self> {
         let strategy = row.strategy;
         let hosts = Hosts::new(
@@ -71,7 +71,7 @@ impl Scene {
         Ok(Self { load: None, front: None, servers, stores, hosts, row, clients, pause })
     }
 
-    /// Plays an event and says what came of it.
+    /// Plays an event and returns the result.
     pub(crate) fn play(&mut self, event: Event) -> Result<Cell> {
         self.set_up_front(event)?;
         self.prepare(event)?;
@@ -113,7 +113,7 @@ impl Scene {
         let concerned = concerned(event).map(|number| format!("web{number}"));
         let tally = tally(&seen, before, concerned.as_deref(), unit);
         let now = self.hosts.octets()?;
-        // Of a rule's clients nothing is remembered, so that none of them moves.
+        // With a rule, the balancer remembers no clients, so none of them counts as moved.
         let counted = match (self.row.front.remembers(), moves, self.moves()) {
             (true, Some(before), Some(after)) => Some(after.saturating_sub(before)),
             _ => None,
@@ -135,7 +135,7 @@ impl Scene {
         })
     }
 
-    /// Servers of a strategy speak with each other or with a store, never both.
+    /// A strategy's servers communicate with each other or with a store, never with both.
     const fn inner(&self, octets: Octets) -> Inner {
         match self.row.strategy.home() {
             Home::Servers => Inner { servers: octets.sent, store: 0 },
@@ -148,7 +148,7 @@ impl Scene {
         self.front.as_ref()?.moves(&self.hosts)
     }
 
-    /// Has what the event needs in front, which knows no clients, and clients that have not been here yet.
+    /// Prepares the front that the event needs, without known clients, and new clients.
     fn set_up_front(&mut self, event: Event) -> Result<()> {
         self.load = None;
         match &self.front {
@@ -178,9 +178,9 @@ impl Scene {
         })
     }
 
-    /// The first one whose clients are at the backend that failures are about: all of them live or die with it.
+    /// The first address whose clients are at the backend that will fail, so that the event affects all of them.
     fn shared_address(&self) -> Result<u16> {
-        // Without memory or a hash of addresses, there is none.
+        // Without memory or a hash of addresses, no such address exists.
         let (true, Some(Front::Balancers(balancers))) = (self.row.front.remembers(), &self.front) else {
             return Ok(NAT);
         };
@@ -232,7 +232,7 @@ impl Scene {
             },
             Event::Standby | Event::Member => {
                 self.balancers()?.lose_first(&self.hosts)?;
-                // Until keepalived or BGP have noticed.
+                // Wait until keepalived or BGP have noticed.
                 thread::sleep(NOTICE);
                 Ok(())
             }
@@ -245,14 +245,14 @@ impl Scene {
             Event::StoreFull => self.stores.fill(&self.hosts, true),
             Event::StoreFailover => {
                 self.stores.kill()?;
-                // Until whoever watches it has noticed, and another one has taken over.
+                // Wait until the failure is noticed and another store has taken over.
                 thread::sleep(2 * NOTICE);
                 Ok(())
             }
         }
     }
 
-    /// Puts things back as they were.
+    /// Restores the state before the event.
     fn undo(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Add => match &self.front {
@@ -260,7 +260,7 @@ impl Scene {
                     let name = format!("web/web{}", self.row.strategy.servers() + 1);
                     balancers.cli(&["backend", "remove", &name, "--force"]).map(drop)
                 }
-                // There is another one for the next event.
+                // The next event gets a new proxy.
                 Some(Front::Proxy(_)) | None => Ok(()),
             },
             Event::Weight => self.weigh(false),
@@ -285,7 +285,7 @@ impl Scene {
         }
     }
 
-    /// Whether a session lives until something happens.
+    /// Whether a session survives without an event.
     fn sessions_last(&self) -> bool {
         self.row.front != Kind::Spread || matches!(self.row.strategy.home(), Home::Client)
     }
@@ -297,7 +297,7 @@ impl Scene {
         }
     }
 
-    /// Waits until who is in front has seen what became of a server.
+    /// Waits until the front has noticed a server's state.
     fn notice(&self, number: u16, state: &str) -> Result<()> {
         match &self.front {
             Some(Front::Balancers(balancers)) => balancers.wait_state(number, state),
@@ -355,7 +355,7 @@ impl Scene {
         }
     }
 
-    /// Drains a server, has it restarted, and takes it back.
+    /// Drains a server, restarts it, and makes it ready again.
     fn deploy(&mut self, number: u16) -> Result<()> {
         self.drain(number, "1s")?;
         self.servers.stop(number)?;
@@ -376,7 +376,7 @@ impl Drop for Scene {
     }
 }
 
-/// The backend whose clients an event concerns.
+/// The backend that an event affects.
 const fn concerned(event: Event) -> Option<u16> {
     match event {
         Event::DrainOver | Event::Drain => Some(DRAINED),

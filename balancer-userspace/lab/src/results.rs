@@ -1,4 +1,4 @@
-//! Results in a directory: a file for each cell, so that a run goes on where it was interrupted.
+//! Stores results in a directory with a file for each cell, so that an interrupted run can continue.
 
 use std::{
     fs,
@@ -16,11 +16,10 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// Opens a directory of results, which is made if it is missing. With `fresh`, the cells that earlier runs left are
-    /// removed.
+    /// Opens a directory of results, and creates it if it is missing. With `fresh`, removes the cells of earlier runs.
     ///
     /// # Errors
-    /// When the directory cannot be made or read.
+    /// If the directory cannot be created or read.
     pub(crate) fn open(directory: &Path, fresh: bool) -> Result<Self> {
         let cells = directory.join("cells");
         fs::create_dir_all(&cells).with_context(|| cells.display().to_string())?;
@@ -33,18 +32,18 @@ impl Results {
         Ok(this)
     }
 
-    /// The result of an event, if it is there.
+    /// Returns the result of an event, if it exists.
     #[must_use]
     pub(crate) fn find(&self, row: Row, event: Event) -> Option<Cell> {
         let text = fs::read(self.path(row, event)).ok()?;
-        // One that cannot be read is played again.
+        // The lab plays an event again if its result cannot be read.
         serde_json::from_slice(&text).ok()
     }
 
-    /// Keeps a result. Whole or not at all.
+    /// Stores a result, completely or not at all.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub(crate) fn keep(&self, cell: &Cell) -> Result<()> {
         let path = self.path(cell.row, cell.event);
         let draft = path.with_extension("draft");
@@ -58,10 +57,10 @@ impl Results {
         rows.iter().flat_map(|&row| row.events().filter_map(move |event| self.find(row, event))).collect()
     }
 
-    /// Writes a file beside the cells: its path.
+    /// Writes a file next to the cells and returns its path.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
@@ -107,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_run_goes_on_where_it_was() {
+    fn when_a_run_was_interrupted_then_it_goes_on_with_the_stored_results() {
         let directory = tempfile::tempdir().unwrap();
         let results = Results::open(directory.path(), false).unwrap();
         results.keep(&cell(Event::Kill)).unwrap();
         results.keep(&cell(Event::Add)).unwrap();
         let row = cell(Event::Add).row;
-        // Cut off while it was written by something else.
+        // A file that is incomplete.
         fs::write(directory.path().join("cells/node-memory.weight.json"), "{\"row\":").unwrap();
 
         let again = Results::open(directory.path(), false).unwrap();

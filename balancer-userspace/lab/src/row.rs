@@ -1,4 +1,4 @@
-//! Rows of the table: a strategy, and what is in front of its servers.
+//! Rows of the table: a strategy and the program in front of its servers.
 
 use balancer_common::map_types::Forwarding;
 use clap::ValueEnum;
@@ -10,23 +10,23 @@ use crate::{
     strategy::{Home, Strategy},
 };
 
-/// Who chooses a server for a connection, and how.
+/// The program that chooses a server for a connection, and its rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Front {
     /// The balancer, with memory.
     Sticky,
-    /// The same, with `nat`: replies pass through it as well.
+    /// The balancer with `nat`: replies also pass through it.
     Nat,
-    /// The same, with `snat`: servers see its address.
+    /// The balancer with `snat`: servers see the balancer's address.
     Snat,
-    /// The balancer, with a rule `spread` for everybody.
+    /// The balancer, with a rule `spread` for all clients.
     Spread,
     /// nginx: `ip_hash`.
     NginxIpHash,
     /// nginx: `hash $remote_addr consistent`.
     NginxConsistent,
-    /// nginx: a cookie that names the server, as `sticky` of its commercial edition.
+    /// nginx: a cookie that names the server, like `sticky` of its commercial edition.
     NginxCookie,
     /// `HAProxy`: `balance source`, `hash-type consistent`.
     HaproxySource,
@@ -37,7 +37,7 @@ pub enum Front {
 }
 
 impl Front {
-    /// The rule of a classic.
+    /// The rule, if the program is nginx or HAProxy.
     pub(crate) const fn rule(self) -> Option<Rule> {
         match self {
             Self::Sticky | Self::Nat | Self::Snat | Self::Spread => None,
@@ -67,18 +67,18 @@ impl Front {
         }
     }
 
-    /// Whether it is the balancer.
+    /// Whether the program is the balancer.
     #[must_use]
     pub const fn is_balancer(self) -> bool {
         matches!(self, Self::Sticky | Self::Nat | Self::Snat | Self::Spread)
     }
 
-    /// Whether it remembers clients by their addresses, and counts those that it moves.
+    /// Whether it remembers clients by their addresses and counts their moves.
     pub(crate) const fn remembers(self) -> bool {
         matches!(self, Self::Sticky | Self::Nat | Self::Snat)
     }
 
-    /// How packets reach the servers, where it is the balancer.
+    /// The forwarding mode, if the program is the balancer.
     pub(crate) const fn forwarding(self) -> Forwarding {
         match self {
             Self::Nat => Forwarding::Nat,
@@ -113,7 +113,7 @@ impl Row {
         rows
     }
 
-    /// A name for files: `node-memory`, `node-memory.spread`.
+    /// The row's name in files: `node-memory`, `node-memory.spread`.
     #[must_use]
     pub fn id(self) -> String {
         let name =
@@ -125,7 +125,7 @@ impl Row {
         format!("{strategy}.{}", name(self.front.to_possible_value()))
     }
 
-    /// A name for people.
+    /// The row's name for people.
     #[must_use]
     pub fn title(self) -> String {
         let strategy = self.strategy.title();
@@ -138,7 +138,7 @@ impl Row {
         }
     }
 
-    /// Whether an event can happen to this row, and says something.
+    /// Whether an event can affect this row in an interesting way.
     #[must_use]
     pub fn has(self, event: Event) -> bool {
         if self.strategy.is_growth() {
@@ -187,7 +187,7 @@ mod tests {
     use crate::event::Event;
 
     #[test]
-    fn rows_have_names_of_their_own() {
+    fn when_rows_are_listed_then_their_names_differ() {
         let rows = Row::all();
         let names: BTreeSet<String> = rows.iter().map(|row| row.id()).collect();
         assert_eq!(names.len(), rows.len());
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn stores_are_broken_only_where_there_are_some() {
+    fn when_a_strategy_has_no_store_then_no_event_breaks_one() {
         let has = |strategy, event| Row { strategy, front: Front::Sticky }.has(event);
         assert!(!has(Strategy::NodeMemory, Event::StoreRestart));
         assert!(!has(Strategy::TomcatFile, Event::StorePartition));

@@ -1,4 +1,4 @@
-//! Programs and files of the parts, and what to do where one is missing.
+//! Finds programs and files of the parts, and says how to install missing ones.
 
 use std::{
     env, fs,
@@ -21,7 +21,8 @@ pub(crate) mod own {
     pub(super) const NODE_PACKAGE: &str = include_str!("../parts/node/package.json");
 }
 
-/// Where npm has put what the Node servers are made of: where `asked` says, or where a checkout's set-up installs it.
+/// The directory in which npm has installed the Node servers' packages: `asked`, or the directory that a checkout's
+/// set-up uses.
 pub(crate) fn node_modules(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         let path = path.canonicalize().with_context(|| path.display().to_string())?;
@@ -38,7 +39,7 @@ pub(crate) fn node_modules(asked: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// How to install what the Node servers are made of.
+/// How to install the Node servers' packages.
 fn npm_install() -> String {
     let package: serde_json::Value = serde_json::from_str(own::NODE_PACKAGE).unwrap_or_default();
     let wanted = package["dependencies"].as_object().into_iter().flatten();
@@ -65,7 +66,7 @@ pub(crate) fn php_fpm() -> Result<PathBuf> {
     found.pop().with_context(|| missing("php-fpm", "php-fpm"))
 }
 
-/// Complains where a part of a row is missing.
+/// Returns an error if a part of a row is missing.
 pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -> Result<()> {
     for event in events {
         let routing = match event {
@@ -92,7 +93,7 @@ pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -
     }
 }
 
-/// Whether its servers are Node's.
+/// Whether the strategy's servers are Node's.
 pub(crate) const fn is_node(strategy: Strategy) -> bool {
     matches!(
         strategy,
@@ -107,7 +108,7 @@ pub(crate) const fn is_node(strategy: Strategy) -> bool {
     )
 }
 
-/// Whether its servers are PHP's.
+/// Whether the strategy's servers are PHP's.
 pub(crate) const fn is_php(strategy: Strategy) -> bool {
     matches!(
         strategy,
@@ -115,7 +116,7 @@ pub(crate) const fn is_php(strategy: Strategy) -> bool {
     )
 }
 
-/// Programs, and the packages that bring them.
+/// The required programs and their packages.
 fn programs(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     let mut programs = Vec::new();
     if is_node(strategy) {
@@ -139,7 +140,7 @@ fn programs(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     programs
 }
 
-/// Files, and the packages that bring them.
+/// The required files and their packages.
 fn files(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     let mut files = Vec::new();
     if !is_node(strategy) && !is_php(strategy) {
@@ -154,7 +155,7 @@ fn files(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     files
 }
 
-/// `PostgreSQL`'s driver for Java.
+/// The file of `PostgreSQL`'s driver for Java.
 pub(crate) const JDBC: &str = "/usr/share/java/postgresql.jar";
 
 fn program(name: &str, package: &str) -> Result<()> {

@@ -1,4 +1,5 @@
-//! Where sessions are kept beside the servers: Redis, memcached, `PostgreSQL`, and what makes them highly available.
+//! The stores in which servers keep sessions: Redis, memcached, `PostgreSQL`, and the programs for their high
+//! availability.
 
 use std::{
     fs,
@@ -23,25 +24,25 @@ pub(crate) const REDIS: u16 = 6379;
 pub(crate) const SENTINEL: u16 = 26379;
 pub(crate) const MEMCACHED: u16 = 11211;
 pub(crate) const POSTGRES: u16 = 5432;
-/// Megabytes of a memcached.
+/// The size of a memcached, in megabytes.
 const MEGABYTES: usize = 16;
-/// Bytes of a value that fills memory.
+/// The size of a value for filling memory, in bytes.
 const JUNK: usize = 500_000;
 /// How long a store may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The kind of a host, by the program that it runs.
+/// The kind of a host, by its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Redis,
     Replica,
     Memcached,
     Postgres,
-    /// No store of its own.
+    /// No store.
     Nothing,
 }
 
-/// How many hosts stores of a strategy take.
+/// The number of store hosts of a strategy.
 pub(crate) const fn hosts_of(strategy: Strategy) -> u8 {
     match strategy {
         Strategy::NodeRedisSentinel | Strategy::NodeRedisHaproxy => 3,
@@ -67,17 +68,17 @@ const fn kinds(strategy: Strategy) -> &'static [Kind] {
     }
 }
 
-/// Stores that run.
+/// Running stores.
 #[derive(Debug)]
 pub(crate) struct Stores {
     strategy: Strategy,
     stores: Vec<Option<Part>>,
-    /// Sentinels, proxies and the like.
+    /// Sentinels, proxies and similar programs.
     helpers: Vec<Part>,
 }
 
 impl Stores {
-    /// Starts what the strategy keeps sessions in, and waits until it is well.
+    /// Starts the strategy's stores, and waits until they are ready.
     pub(crate) fn start(strategy: Strategy, hosts: &Hosts) -> Result<Self> {
         let mut this = Self { strategy, stores: Vec::new(), helpers: Vec::new() };
         for (index, &kind) in kinds(strategy).iter().enumerate() {
@@ -100,7 +101,7 @@ impl Stores {
         Ok(this)
     }
 
-    /// Returns the addresses that servers are told, as `HOST:PORT`.
+    /// Returns the addresses for the servers' configurations, as `HOST:PORT`.
     pub(crate) fn endpoints(&self, hosts: &Hosts) -> Vec<String> {
         let at = |port: u16| hosts.stores.iter().map(|store| format!("{}:{port}", store.address)).collect();
         match self.strategy {
@@ -113,12 +114,12 @@ impl Stores {
         }
     }
 
-    /// Stops the first store in an orderly manner and starts it again.
+    /// Restarts the first store gracefully.
     pub(crate) fn restart(&mut self, hosts: &Hosts) -> Result<()> {
         let slot = self.stores.first_mut().context("there is no store")?;
         if let Some(part) = slot {
             if kinds(self.strategy).first() == Some(&Kind::Postgres) {
-                // "Fast": it does not wait for its clients.
+                // "Fast" shutdown: PostgreSQL does not wait for its clients.
                 part.signal_alone(nix::sys::signal::Signal::SIGINT)?;
             }
             part.stop()?;
@@ -134,7 +135,7 @@ impl Stores {
         part.kill()
     }
 
-    /// Leaves the stores no room, or gives it back.
+    /// Fills the stores, or frees their memory.
     pub(crate) fn fill(&self, hosts: &Hosts, full: bool) -> Result<()> {
         for (kind, store) in kinds(self.strategy).iter().zip(&hosts.stores) {
             match kind {
@@ -234,7 +235,7 @@ impl Stores {
             part.wait("answering", || ask(store, SENTINEL, &["PING"]).is_ok_and(|said| said == "+PONG"))?;
             self.helpers.push(part);
         }
-        // A failover takes sentinels that know each other and the replica.
+        // For a failover, the sentinels must know each other and the replica.
         for store in &hosts.stores {
             let last = self.helpers.last_mut().context("no sentinel")?;
             let known = |line: &str| line.contains("slaves=1,sentinels=3");
@@ -271,7 +272,7 @@ impl Stores {
         for (index, store) in hosts.stores.iter().enumerate() {
             let config = hosts.files().join(format!("redis-keepalived{}.conf", index + 1));
             let (own, other) = (store.address, hosts.stores[1 - index].address);
-            // Whoever is promoted stays: an old primary that comes back has missed what happened.
+            // The promoted store stays primary, because the old primary has missed changes.
             let text = format!(
                 "global_defs {{\n script_user root\n}}\nvrrp_script redis {{\n script \"{}\"\n interval 1\n timeout 3\n fall 2\n \
                  rise 1\n}}\nvrrp_instance redis {{\n state BACKUP\n nopreempt\n interface eth0\n virtual_router_id 52\n \
@@ -304,7 +305,7 @@ fn script(path: &Path, text: &str) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| path.display().to_string())
 }
 
-/// Sends lines to a store and gives the first line of the answer.
+/// Sends lines to a store and returns the first line of the answer.
 fn ask(store: &StoreHost, port: u16, lines: &[&str]) -> Result<String> {
     let target = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
     store.namespace.run_in_thread(|| -> Result<String> {
@@ -340,7 +341,7 @@ fn redis_info_at(store: &StoreHost, port: u16) -> Result<String> {
     })?
 }
 
-/// Stores twice as much as there is room for.
+/// Stores twice as much as fits.
 fn flood(store: &StoreHost) -> Result<()> {
     let target = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), MEMCACHED);
     store.namespace.run_in_thread(|| -> Result<()> {
@@ -357,7 +358,7 @@ fn flood(store: &StoreHost) -> Result<()> {
     })?
 }
 
-/// Runs the rest of the line as the user who owns the database.
+/// Runs the rest of the line as the database's user.
 const UNPRIVILEGED: [&str; 4] = ["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"];
 
 fn make_database(host: &Namespace, directory: &Path) -> Result<()> {

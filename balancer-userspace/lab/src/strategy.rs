@@ -1,9 +1,9 @@
-//! Ways of keeping sessions.
+//! The ways of keeping sessions.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Which server program runs, and where it keeps sessions.
+/// The server program, and where it keeps sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
@@ -13,23 +13,23 @@ pub enum Strategy {
     TomcatMemory,
     /// PHP-FPM: files of each server.
     PhpFiles,
-    /// Tomcat, cookies refused: the session's name is in the URL.
+    /// Tomcat without cookies: the session's id is in the URL.
     TomcatUrl,
-    /// Tomcat: `DeltaManager`, every session at every server.
+    /// Tomcat: `DeltaManager`, every session on every server.
     TomcatDelta,
-    /// The same with three servers.
+    /// `DeltaManager` with three servers.
     TomcatDelta3,
-    /// The same with six servers.
+    /// `DeltaManager` with six servers.
     TomcatDelta6,
-    /// The same with nine servers.
+    /// `DeltaManager` with nine servers.
     TomcatDelta9,
-    /// Tomcat: `BackupManager`, every session at one other server.
+    /// Tomcat: `BackupManager`, every session on one other server.
     TomcatBackup,
-    /// Tomcat: `PersistentManager`, with a copy in a directory that servers share.
+    /// Tomcat: `PersistentManager`, with a copy in a directory that all servers share.
     TomcatFile,
-    /// PHP: two memcacheds with a replica of each session, and locking.
+    /// PHP: two memcached servers with a replica of each session, and locking.
     PhpMemcachedReplicas,
-    /// PHP: one memcached.
+    /// PHP: one memcached server.
     PhpMemcached,
     /// PHP: Redis.
     PhpRedis,
@@ -37,7 +37,7 @@ pub enum Strategy {
     NodeRedis,
     /// Node: `connect-redis`; Redis with a replica, under Sentinel.
     NodeRedisSentinel,
-    /// Node: `connect-redis`; the same, reached through `HAProxy`.
+    /// Node: `connect-redis`; Redis with a replica, reached through `HAProxy`.
     NodeRedisHaproxy,
     /// Node: `connect-redis`; Redis with a replica, whose address keepalived moves.
     NodeRedisKeepalived,
@@ -51,15 +51,15 @@ pub enum Strategy {
     NodeEncryptedCookie,
 }
 
-/// Where a strategy keeps sessions, as far as failures care.
+/// Where a strategy keeps sessions, which decides how failures affect them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Home {
-    /// In one server.
+    /// On one server.
     OneServer,
-    /// In several servers, which tell each other.
+    /// On several servers, which exchange sessions.
     Servers,
-    /// In one store beside the servers.
+    /// In one store outside the servers.
     Store,
     /// In several stores.
     Stores,
@@ -96,7 +96,7 @@ impl Strategy {
         }
     }
 
-    /// Where sessions are.
+    /// Where the sessions are.
     #[must_use]
     pub const fn home(self) -> Home {
         match self {
@@ -118,7 +118,7 @@ impl Strategy {
         }
     }
 
-    /// Servers in the balancer's configuration.
+    /// The number of servers in the balancer's configuration.
     #[must_use]
     pub const fn servers(self) -> u16 {
         if matches!(self, Self::TomcatDelta3) {
@@ -132,19 +132,19 @@ impl Strategy {
         }
     }
 
-    /// Servers that run besides, and can be added.
+    /// The number of additional servers that run and can be added.
     #[must_use]
     pub const fn spares(self) -> u16 {
         if self.is_growth() { 0 } else { 1 }
     }
 
-    /// Whether this only shows what more servers cost.
+    /// Whether the strategy only shows the cost of more servers.
     #[must_use]
     pub const fn is_growth(self) -> bool {
         matches!(self, Self::TomcatDelta3 | Self::TomcatDelta6 | Self::TomcatDelta9)
     }
 
-    /// Whether another one with the same kind of home is played in full.
+    /// Whether the lab plays all events with another strategy that has the same home.
     #[must_use]
     pub const fn is_variation(self) -> bool {
         matches!(
@@ -163,7 +163,7 @@ impl Strategy {
         )
     }
 
-    /// Whether what balancers alone do is played with it, for all strategies whose sessions have such a home.
+    /// Whether the lab plays events of balancers with this strategy, for all strategies that have the same home.
     #[must_use]
     pub const fn stands_for_its_kind(self) -> bool {
         matches!(
@@ -178,13 +178,13 @@ impl Strategy {
         matches!(self, Self::TomcatUrl)
     }
 
-    /// Whether there is a store on the network to be restarted, cut off or filled.
+    /// Whether a store exists that can be restarted, cut off or filled.
     #[must_use]
     pub const fn has_store(self) -> bool {
         matches!(self.home(), Home::Store | Home::Stores) && !matches!(self, Self::TomcatFile)
     }
 
-    /// Whether its store can be made to have no room left.
+    /// Whether the store can be full.
     #[must_use]
     pub const fn store_can_be_full(self) -> bool {
         self.has_store() && !matches!(self, Self::TomcatPostgres | Self::NodePostgres)

@@ -1,10 +1,10 @@
-//! Results as text.
+//! Formats results as text.
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::cell::Cell;
 
-/// Heads of the columns after row and event.
+/// The headings of the columns after row and event.
 const COLUMNS: [&str; 9] = [
     "survived",
     "own",
@@ -60,7 +60,7 @@ fn figures(cell: &Cell) -> [String; 9] {
     ]
 }
 
-/// As short as it can be without saying that all or none survived where that is not so.
+/// Formats a percentage briefly, but writes 0% and 100% only for exact values.
 #[must_use]
 pub(crate) fn percent(value: f64) -> String {
     let whole = value.fract().abs() < f64::EPSILON;
@@ -72,7 +72,7 @@ mod tests {
     use super::percent;
 
     #[test]
-    fn nearly_all_is_not_all() {
+    fn when_nearly_all_survive_then_it_is_not_shown_as_all() {
         assert_eq!(percent(100.0), "100%");
         assert_eq!(percent(99.98), "99.9%");
         assert_eq!(percent(0.02), "0.1%");

@@ -1,4 +1,4 @@
-//! From what clients saw, request by request, to figures.
+//! Computes figures from the clients' requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,16 +7,16 @@ use super::{
     client::Verdict,
 };
 
-/// A request that has ended.
+/// A finished request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Seen {
     /// The client's number.
     pub(crate) client: u16,
-    /// The number of its address.
+    /// The number of the client's address.
     pub(crate) address: u16,
-    /// When it began, in seconds since some beginning.
+    /// The start of the request, in seconds since a fixed time.
     pub(crate) begin: f64,
-    /// How long it took, in seconds.
+    /// The duration, in seconds.
     pub(crate) took: f64,
     /// The result of the request.
     pub(crate) verdict: Verdict,
@@ -27,32 +27,33 @@ pub(crate) struct Seen {
 /// The effects of an event, as clients saw them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tally {
-    /// Sessions of clients with addresses of their own.
+    /// The sessions of clients that each have their own address.
     pub(crate) own: Sessions,
-    /// Sessions of clients that share an address.
+    /// The sessions of clients that share an address.
     pub(crate) nat: Sessions,
-    /// Sessions of clients that were not at the backend that the event concerns.
+    /// The sessions of clients that were not at the affected backend.
     pub(crate) elsewhere: Sessions,
-    /// All.
+    /// The number of requests.
     pub(crate) requests: u64,
-    /// Failed ones.
+    /// The number of failed requests.
     pub(crate) failed: u64,
     /// The latency of answered requests.
     pub(crate) latency: Latency,
-    /// Addresses, or clients, that came from one server to another, each time.
+    /// The number of moves of addresses, or of clients, from one server to another.
     pub(crate) moved: u64,
 }
 
-/// The unit that moves as a whole.
+/// The unit of clients that move together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// All clients of an address.
+    /// All clients of an address together.
     Address,
-    /// Each client.
+    /// Each client by itself.
     Client,
 }
 
-/// Counts. `before` is where each client's session was when the event came; `concerned` the backend that it concerns.
+/// Computes the figures. `before` says where each client's session was before the event; `concerned` is the affected
+/// backend.
 #[must_use]
 pub(crate) fn tally(
     seen: &[Seen],
@@ -109,7 +110,7 @@ impl Fate {
     }
 }
 
-/// Addresses of several clients.
+/// The addresses of more than one client.
 fn shared(before: &BTreeMap<u16, (u16, String)>) -> BTreeSet<u16> {
     let (mut once, mut more) = (BTreeSet::new(), BTreeSet::new());
     for (address, _) in before.values() {
@@ -120,7 +121,7 @@ fn shared(before: &BTreeMap<u16, (u16, String)>) -> BTreeSet<u16> {
     more
 }
 
-/// In the order in which connections began, as that is when they are steered.
+/// Counts moves in the order in which connections began, because the balancer steers them then.
 fn moves(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, unit: Unit) -> u64 {
     let of = |client, address| if unit == Unit::Address { address } else { client };
     let mut at: BTreeMap<u16, &str> =
@@ -141,7 +142,7 @@ fn latency(seen: &[Seen]) -> Latency {
     let mut took: Vec<f64> = seen.iter().filter(|seen| seen.verdict != Verdict::Failed).map(|seen| seen.took).collect();
     took.sort_by(f64::total_cmp);
     let at = |share: f64| {
-        // The least value that this share of all does not exceed.
+        // The smallest value that at least this share does not exceed.
         let rank = (share * took.len() as f64).ceil() as usize;
         took.get(rank.saturating_sub(1)).copied().unwrap_or(0.0) * 1e3
     };
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_survive_are_lost_or_go_back() {
+    fn when_an_event_is_over_then_sessions_have_survived_are_lost_or_stale() {
         let before =
             before(&[(1, 1, "web1"), (2, 2, "web2"), (3, 3, "web1"), (4, 9, "web1"), (5, 9, "web1"), (6, 6, "web2")]);
         let all = [
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_moves_once_however_its_answers_cross() {
+    fn when_answers_of_one_address_cross_then_it_still_moves_once() {
         let before = before(&[(1, 9, "web1"), (2, 9, "web1")]);
         let all = [
             // Answered last, but steered first.
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_of_what_was_answered() {
+    fn when_requests_failed_then_percentiles_count_only_answered_ones() {
         let mut all: Vec<Seen> =
             (1..=200).map(|n| Seen { took: f64::from(n) / 1e3, ..seen(1, 1, 0.0, Verdict::Continued, "a") }).collect();
         all.push(Seen { took: 9.0, ..seen(1, 1, 0.0, Verdict::Failed, "") });

@@ -1,4 +1,4 @@
-//! Where services and their backends are reached.
+//! The addresses of services and their backends.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl ServiceConfig {
-    /// The first listener, which a service has at least.
+    /// The first listener; every service has at least one.
     #[must_use]
     pub fn first(&self) -> Listener {
         let nowhere = Listener {
@@ -31,7 +31,7 @@ impl ServiceConfig {
         self.listen.iter().copied().filter(move |listener| listener.family() == family)
     }
 
-    /// The families of its clients, that of its first listener first.
+    /// The families of its clients, first that of its first listener.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
         let first = self.first().family();
@@ -39,20 +39,20 @@ impl ServiceConfig {
         std::iter::once(first).chain(other).collect()
     }
 
-    /// How many ids its backends take: each has one for each family.
+    /// Number of ids that its backends need: one for each family of each backend.
     #[must_use]
     pub fn backend_ids(&self) -> usize {
         self.backends.len() * self.families().len()
     }
 
-    /// The port that a backend without one of its own has for a listener; 0: the packet's own.
+    /// The port of a backend without its own port, for a listener; 0: the packet's own.
     #[must_use]
     pub fn backend_port(&self, listener: Listener) -> u16 {
         backend_port(&self.ports, listener)
     }
 
-    /// Where a backend is reached by packets of a family. Without a port of its own it has that of the only listener, or 0
-    /// where there are several. `None`: it has no address that `forwarding` could use.
+    /// The address of a backend for packets of a family. Without its own port, the backend has that of the only
+    /// listener, or 0 if there are several. `None`: it has no address that `forwarding` could use.
     #[must_use]
     pub fn backend_address(&self, backend: &BackendConfig, family: Family) -> Option<SocketAddr> {
         let address = backend.address_for(family, self.forwarding)?;
@@ -63,8 +63,8 @@ impl ServiceConfig {
         Some(SocketAddr::new(address.ip(), port))
     }
 
-    /// Where `check` (the backend's own or the service's) of a backend connects to, for clients of `family`; port 0: the
-    /// check has none, and nor has the service one that answers connections.
+    /// The address to which `check` (the backend's own or the service's) connects, for clients of `family`. Port 0:
+    /// neither the check nor any listener that accepts connections has a port.
     #[must_use]
     pub fn check_target(&self, backend: &BackendConfig, check: &CheckConfig, family: Family) -> Option<SocketAddr> {
         let address = backend.address_for(family, self.forwarding)?;
@@ -80,7 +80,7 @@ impl ServiceConfig {
         ))
     }
 
-    /// Itself with the ports of backends left out where they are the only listener's anyway.
+    /// The same configuration without backend ports that equal the only listener's.
     #[must_use]
     pub fn normalised(mut self) -> Self {
         let mut backends = std::mem::take(&mut self.backends);
@@ -91,7 +91,7 @@ impl ServiceConfig {
         Self { backends, ..self }
     }
 
-    /// `address` with port 0, if its port is the only listener's anyway.
+    /// `address` with port 0 if its port equals the only listener's.
     #[must_use]
     pub fn without_implied_port(&self, address: SocketAddr) -> SocketAddr {
         let implied = match self.listen.as_slice() {
@@ -102,10 +102,10 @@ impl ServiceConfig {
         SocketAddr::new(address.ip(), port)
     }
 
-    /// What is wrong with a port that somebody gave a backend called `name`.
+    /// Checks a user's port for a backend called `name`.
     ///
     /// # Errors
-    /// When it is 0 and a listener is not for every port.
+    /// If the port is 0 and a listener is not for every port.
     pub fn port_of(&self, name: &str, port: Option<u16>) -> Result<u16, String> {
         let every = self.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
         match port {
@@ -114,8 +114,7 @@ impl ServiceConfig {
         }
     }
 
-    /// A backend's address as it is shown: with a port only where it has one for all listeners, or the listener has every
-    /// port.
+    /// A backend's displayed address: with a port only if it has one for all listeners, or the listener has every port.
     #[must_use]
     pub fn shown_address(&self, backend: &BackendConfig) -> String {
         let address = self.backend_address(backend, Family::of(backend.address.ip())).unwrap_or(backend.address);
@@ -123,7 +122,7 @@ impl ServiceConfig {
     }
 }
 
-/// What to say of a backend with port 0 where the listener has not every port.
+/// The error for a backend with port 0 if the listener is not for every port.
 pub(crate) fn port_zero(name: &str) -> String {
     format!("backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535")
 }
@@ -135,8 +134,8 @@ fn backend_port(ports: &BTreeMap<u16, u16>, listener: Listener) -> u16 {
     }
 }
 
-/// The port that is checked where neither the check nor the backend has one: that of the first listener of `protocol`
-/// with one port, else of the first listener with one; 0: there is none.
+/// The port to check if neither the check nor the backend has one: that of the first listener of `protocol` with one
+/// port, else of the first listener with one port; 0: there is none.
 pub(crate) fn implied_check_port(
     listen: &[Listener],
     ports: &BTreeMap<u16, u16>,
@@ -151,8 +150,8 @@ pub(crate) fn implied_check_port(
 }
 
 impl BackendConfig {
-    /// The address (port 0: the listener's) that packets of a family are sent to. Tunnels carry either family to any
-    /// address; where there is one of the packets' own family, they prefer it.
+    /// The address (port 0: the listener's) for packets of a family. Tunnels carry either family to any address, but
+    /// prefer one of the packets' own family.
     #[must_use]
     pub fn address_for(&self, family: Family, forwarding: Forwarding) -> Option<SocketAddr> {
         let all = [Some(self.address), self.address6];

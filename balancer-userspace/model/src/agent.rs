@@ -1,4 +1,4 @@
-//! Agents: programs beside a backend that say how much work it takes, in HAProxy's agent-check protocol.
+//! Agents: programs beside a backend that report how much work it can take, in HAProxy's agent-check protocol.
 
 use std::{fmt, time::Duration};
 
@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::{states::Admin, value::quoted};
 
-/// The longest answer that is read, in bytes; HAProxy's agents have this bound as well.
+/// The maximum length of an answer in bytes, as for HAProxy's agents.
 pub const MAX_ANSWER: usize = 1024;
-/// An answer that changes the weight by less takes no effect, unless it is 0% or 100%: each change makes a new table.
+/// The minimum change of weight that takes effect, unless the weight becomes 0% or 100%: each change makes a new table.
 const STEP: u8 = 5;
 const WORDS: &str =
     "\"75%\", \"up\", \"ready\", \"drain\", \"maint\", \"down\", \"fail\", \"failed\", \"stopped\" and \"maxconn:N\"";
 
-/// Where the agents of a service's backends are asked.
+/// How the agents of a service's backends are queried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentConfig {
     /// The TCP port of the agents, at the addresses of their backends.
     pub port: u16,
-    /// Time from the start of one question to the start of the next.
+    /// Time between the starts of two queries.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
 }
 
-/// What the agent of a backend has said so far. An agent may take away, and give back only what it has taken.
+/// The reports of a backend's agent so far. An agent may reduce, and restore only what it has reduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
-    /// The part of the configured weight that new clients are counted by; at most 100.
+    /// The percentage of the configured weight that is in effect; at most 100.
     pub percent: u8,
-    /// The administrative state that the agent asks for.
+    /// The administrative state that the agent requests.
     pub admin: Admin,
-    /// Why the backend is down, as the agent says; may be empty. `None`: it is not.
+    /// The agent's reason why the backend is down; may be empty. `None`: it is not down.
     pub down: Option<String>,
 }
 
@@ -41,13 +41,13 @@ impl Default for Said {
 }
 
 impl Said {
-    /// Whether nothing is taken away.
+    /// Whether nothing is reduced.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Returns what is in force after another answer: what that answer leaves out stays.
+    /// Returns the reports after another answer; parts that the answer leaves out stay.
     #[must_use]
     pub fn after(&self, answer: &Answer) -> Self {
         let percent = answer.percent.filter(|&percent| {
@@ -60,7 +60,7 @@ impl Said {
         }
     }
 
-    /// Returns the weight that is left of `weight`: nothing only at 0%.
+    /// Returns the reduced `weight`, which is zero only at 0%.
     #[must_use]
     pub fn weight(&self, weight: u16) -> u16 {
         let left = u32::from(weight) * u32::from(self.percent) / 100;
@@ -68,7 +68,7 @@ impl Said {
         u16::try_from(left.max(least)).unwrap_or(weight)
     }
 
-    /// Returns the administrative state of a backend for which the operator wants `admin`.
+    /// Returns the effective administrative state, given the operator's `admin`.
     #[must_use]
     pub const fn admin(&self, admin: Admin) -> Admin {
         match (self.admin, admin) {
@@ -79,7 +79,7 @@ impl Said {
     }
 }
 
-/// `75%, drain`; `100%` where nothing is taken away.
+/// Formats as `75%, drain`, or `100%` if nothing is reduced.
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}%", self.percent)?;
@@ -104,12 +104,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads the first line of an answer: words of HAProxy's agent-check protocol, separated by white space or commas. More
-    /// than 100% counts as 100%. `maxconn:N` is understood and has no effect. Of words that exclude each other the last
-    /// one counts.
+    /// Parses the first line of an answer: words of HAProxy's agent-check protocol, separated by white space or commas.
+    /// More than 100% counts as 100%. `maxconn:N` is accepted and ignored. Of contradictory words, the last one counts.
     ///
     /// # Errors
-    /// When none of the words is of the protocol.
+    /// If no word belongs to the protocol.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let line = String::from_utf8_lossy(line);
@@ -121,7 +120,7 @@ impl Answer {
         if known { Ok(answer) } else { Err(format!("says {}, which has none of the words {WORDS}", quoted(&line))) }
     }
 
-    /// Whether the word is of the protocol.
+    /// Applies a word. Returns whether it belongs to the protocol.
     fn take(&mut self, word: &str, why: &str) -> bool {
         match word {
             "up" => self.down = Some(None),

@@ -1,16 +1,16 @@
-//! Bounded load: a backend that has more than its share takes fewer new clients, and nobody known is moved.
+//! Bounded load: a backend with more than its share gets fewer new clients, and no known client moves.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The bounds of `factor`. Less than the least would follow every fluctuation.
+/// The valid range of `factor`. A lower value would follow every fluctuation.
 pub const FACTORS: (f64, f64) = (1.05, 10.0);
 
-/// When a backend has too much, and of what.
+/// The rule by which a backend has too much load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoundedLoad {
-    /// More than so many times its expected share is too much.
+    /// A load above this multiple of the expected share is too much.
     pub factor: f64,
     /// The load that is compared.
     pub by: Load,
@@ -26,12 +26,12 @@ pub enum Load {
     Connections,
     /// Bytes in a minute.
     Bytes,
-    /// The median time that health checks took in a minute, beside that of the other backends.
+    /// The median duration of health checks in a minute, compared with other backends.
     Latency,
 }
 
 impl Load {
-    /// The configuration's words.
+    /// The words of the configuration.
     pub const WORDS: [(&'static str, Self); 4] = [
         ("clients", Self::Clients),
         ("connections", Self::Connections),
@@ -51,12 +51,13 @@ impl Load {
     }
 }
 
-/// The bound of a backend that has, or had, too much.
+/// The bound of a backend that has or had too much load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
-    /// The part of its own slots that it keeps, in percent: a multiple of 10, from 10 to 90 where it is in force. The others are given away.
+    /// The percentage of its own slots that it keeps: a multiple of 10, from 10 to 90 while the bound is in effect. The
+    /// other slots are given away.
     pub keeps: u8,
-    /// Its load when that was decided, in percent of what was expected.
+    /// Its load at the time of the decision, in percent of the expected load.
     pub load: u32,
 }
 
@@ -64,7 +65,7 @@ impl Bound {
     /// The bound of a backend that gives nothing away.
     pub const NONE: Self = Self { keeps: 100, load: 0 };
 
-    /// Returns how many slots it gives away, where it has `slots` left.
+    /// Returns the number of slots that it gives away if it has `slots` left.
     #[must_use]
     pub fn given(&self, slots: u32) -> u32 {
         let (keeps, slots) = (u64::from(self.keeps.clamp(1, 100)), u64::from(slots));
@@ -72,7 +73,7 @@ impl Bound {
     }
 }
 
-/// `keeps 70% of its slots, had 1.62 times its share`.
+/// Formats as `keeps 70% of its slots, had 1.62 times its share`.
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "keeps {}% of its slots, had {:.2} times its share", self.keeps, f64::from(self.load) / 100.0)

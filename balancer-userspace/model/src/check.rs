@@ -1,4 +1,4 @@
-//! Health checks of the configuration.
+//! Health checks in the configuration.
 
 use std::{
     fmt,
@@ -20,20 +20,20 @@ use crate::{
 /// A health check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckConfig {
-    /// What is asked.
+    /// The request and the expected answer.
     pub kind: CheckKind,
-    /// Which way.
+    /// The path of the check.
     #[serde(default)]
     pub via: Via,
-    /// Time from the start of one check to the start of the next, before jitter; at least 100 ms.
+    /// Time between the starts of two checks, before jitter; at least 100 ms.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// How long an answer may take; at least 100 ms, at most `interval`.
+    /// The maximum time for an answer; at least 100 ms, at most `interval`.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Instead of `interval` while a verdict is pending; at least 100 ms, at most `interval`.
+    /// The interval while a verdict is pending; at least 100 ms, at most `interval`.
     pub fast_interval: Duration,
-    /// Whether a backend is checked at once when packets say that it may have failed.
+    /// Whether signs of failure in packets trigger an immediate check.
     #[serde(default = "CheckConfig::passive_by_default")]
     pub passive: bool,
     /// Consecutive failures that make a backend down; at least 1.
@@ -43,41 +43,41 @@ pub struct CheckConfig {
 }
 
 impl CheckConfig {
-    /// How far an interval may be off either way, as a part of it.
+    /// The maximum deviation of an interval in either direction, as a fraction.
     pub const JITTER: f64 = 0.1;
 
-    /// [`Self::passive`] where nothing is said.
+    /// The default of [`Self::passive`].
     #[must_use]
     pub const fn passive_by_default() -> bool {
         true
     }
 
-    /// The longest that a round of checks takes while verdicts are pending.
+    /// The maximum duration of a round of checks while verdicts are pending.
     #[must_use]
     pub fn fast_round(&self) -> Duration {
         self.fast_interval.mul_f64(1.0 + Self::JITTER) + self.timeout
     }
 
-    /// How long after the first of several backends that came back together the last one may be found up.
+    /// The maximum time between the first and the last of several backends being found up, if they came back together.
     #[must_use]
     pub fn return_takes(&self) -> Duration {
         (self.interval * self.rise).mul_f64(1.0 + Self::JITTER) + self.timeout
     }
 }
 
-/// Which way a health check goes.
+/// The path of a health check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
-    /// To the backend's own address, as the kernel routes it.
+    /// To the backend's own address along the kernel's routes.
     #[default]
     Backend,
-    /// To the service's VIP, by the backend's forwarding, as clients' packets go. Neither with `nat`, which makes the
-    /// backend's own address of the VIP, nor for programs.
+    /// To the service's VIP by the backend's forwarding mode, like clients' packets. It is not available for programs,
+    /// and not with `nat`, which turns the VIP into the backend's own address.
     Service,
 }
 
-/// What a health check asks.
+/// The kind of a health check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum CheckKind {
@@ -85,7 +85,7 @@ pub enum CheckKind {
     None,
     /// A TCP connection is accepted.
     Tcp {
-        /// Instead of the backend's port.
+        /// The port to check, in place of the backend's.
         port: Option<u16>,
     },
     /// An HTTP/1.1 request is answered with an expected status.
@@ -101,9 +101,9 @@ pub enum CheckKind {
 /// An HTTP health check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpCheck {
-    /// Instead of the backend's port.
+    /// The port to check, in place of the backend's.
     pub port: Option<u16>,
-    /// Over TLS.
+    /// TLS settings; `None`: plain HTTP.
     pub tls: Option<Tls>,
     /// `GET`, `HEAD`, `OPTIONS`, …
     pub method: String,
@@ -116,19 +116,19 @@ pub struct HttpCheck {
     pub headers: Vec<Header>,
     /// Accepted statuses.
     pub expect_status: StatusRanges,
-    /// What the first 64 KiB of the body are tested for.
+    /// The test applied to the first 64 KiB of the body.
     pub expect_body: Option<BodyTest>,
 }
 
-/// TLS under a health check.
+/// TLS settings of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
     /// Whether the certificate must be valid.
     pub verify: bool,
-    /// A file of root certificates by which it must be, in PEM; `None`: the system's roots. Only with `verify`.
+    /// A PEM file of root certificates for verification; `None`: the system's roots. Only with `verify`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// The server name in TLS, instead of the host's.
+    /// The server name in TLS, in place of the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
 }
@@ -136,7 +136,7 @@ pub struct Tls {
 /// The purpose of a file that a check reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileUse {
-    /// The roots by which it verifies certificates.
+    /// Root certificates for verification.
     Roots,
     /// The value of a header.
     Header,
@@ -154,17 +154,17 @@ impl HttpCheck {
     }
 }
 
-/// What is wanted of a body.
+/// The expected property of a body.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "BodyText", into = "BodyText")]
 pub enum BodyTest {
-    /// The text occurs in it.
+    /// The body contains the text.
     Contains(String),
-    /// The expression matches somewhere in it.
+    /// The expression matches somewhere in the body.
     Matches(Regex),
 }
 
-/// A [`BodyTest`] as text.
+/// A [`BodyTest`] in serialized form.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum BodyText {
@@ -205,24 +205,25 @@ impl PartialEq for BodyTest {
 /// A health check by a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCheck {
-    /// What the program is told instead of the backend's port.
+    /// The port passed to the program, in place of the backend's.
     pub port: Option<u16>,
     /// The program and its arguments; not empty.
     pub command: Vec<String>,
-    /// The name of the user that it runs as.
+    /// The name of the user under which it runs.
     #[serde(default = "ExecCheck::default_user")]
     pub user: String,
 }
 
 impl ExecCheck {
-    /// Who may do least.
+    /// The default user, who has the fewest rights.
     #[must_use]
     pub fn default_user() -> String {
         "nobody".to_owned()
     }
 }
 
-/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. Not empty, each within 100–599.
+/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. There is at least one, and each is within
+/// 100–599.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRanges(pub Vec<(u16, u16)>);
 
@@ -234,7 +235,7 @@ impl StatusRanges {
     }
 }
 
-/// `200-399` or `200,204,301-302`.
+/// Parses `200-399` or `200,204,301-302`.
 impl FromStr for StatusRanges {
     type Err = String;
 
@@ -254,7 +255,7 @@ impl FromStr for StatusRanges {
 }
 
 impl CheckKind {
-    /// The port checked instead of the backend's.
+    /// The port to check, in place of the backend's.
     #[must_use]
     pub const fn port(&self) -> Option<u16> {
         match self {
@@ -267,7 +268,7 @@ impl CheckKind {
         }
     }
 
-    /// The protocol whose listener has the port to check, where the check and the backend have none.
+    /// The protocol of the listener whose port is checked if neither the check nor the backend has one.
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
         match self {
@@ -276,7 +277,7 @@ impl CheckKind {
         }
     }
 
-    /// Whether this machine itself sends to the port of the check.
+    /// Whether this machine sends packets to the port of the check.
     #[must_use]
     pub const fn needs_port(&self) -> bool {
         match self {
@@ -286,7 +287,7 @@ impl CheckKind {
     }
 }
 
-/// `the ca_file`, `the header whose value is in`: the path goes on.
+/// Formats as `the ca_file` or `the header whose value is in`, to be followed by the path.
 impl fmt::Display for FileUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -296,7 +297,7 @@ impl fmt::Display for FileUse {
     }
 }
 
-/// `http GET /healthz`, `dns example.com SOA`.
+/// Formats as `http GET /healthz` or `dns example.com SOA`.
 impl fmt::Display for CheckKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -313,7 +314,7 @@ impl fmt::Display for CheckKind {
     }
 }
 
-/// `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`.
+/// Formats as `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`.
 impl fmt::Display for CheckConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)?;
@@ -334,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statuses() {
+    fn when_statuses_are_written_then_they_are_ranges_within_100_to_599() {
         assert_eq!("200-399".parse(), Ok(StatusRanges(vec![(200, 399)])));
         assert_eq!("200, 204,301-302".parse(), Ok(StatusRanges(vec![(200, 200), (204, 204), (301, 302)])));
         for wrong in ["", "200,", "399-200", "99", "600", "2xx", "200-300-400", "-200"] {

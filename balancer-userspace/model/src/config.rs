@@ -1,4 +1,4 @@
-//! The valid configuration. Only `config::load` makes one, from a file that passed every check.
+//! The validated configuration. Only `config::load` makes one, from a file that passed every check.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -25,42 +25,42 @@ pub use crate::{
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Interfaces to attach to, without duplicates. May be empty where the command line names them.
+    /// Interfaces to attach to, without duplicates. It may be empty if the command line names them.
     pub interfaces: Vec<String>,
-    /// How to attach.
+    /// The mode of attachment.
     pub xdp_mode: XdpMode,
-    /// What a clean exit leaves behind.
+    /// The parts that a clean exit leaves in place.
     pub on_exit: OnExit,
-    /// Where runtime changes are kept.
+    /// The file that stores runtime changes.
     pub state_file: PathBuf,
-    /// The control socket.
+    /// The path of the control socket.
     pub socket: PathBuf,
-    /// Whose the control socket is besides root: a group's name or number.
+    /// The group, by name or number, that may use the control socket besides root.
     pub socket_group: Option<String>,
-    /// Where `/metrics` is served; `None` when switched off.
+    /// The address of `/metrics`; `None` if switched off.
     pub metrics_listen: Option<SocketAddr>,
-    /// Whether there is a page for people at `/` beside it.
+    /// Whether the page for people is served at `/` beside it.
     pub metrics_page: bool,
-    /// Known clients over all services.
+    /// The number of known clients over all services that the client table is sized for.
     pub client_table_capacity: u32,
-    /// Connections of all `snat` services that the table is made for, if there is such a service.
+    /// The number of connections of all `snat` services that the flow table is sized for, if there is such a service.
     pub flow_table_capacity: u32,
     /// The fleet's hash key; `None`: the controller makes one.
     pub hash_key: Option<HashKey>,
-    /// What is watched, and when it is told.
+    /// The settings of statistics.
     pub statistics: StatisticsConfig,
-    /// The balancers that this one is of; `None`: it is alone.
+    /// The fleet of this balancer; `None`: there is none.
     pub fleet: Option<Fleet>,
     /// Services in file order; names and listeners are unique.
     pub services: Valid,
 }
 
-/// `[statistics]`.
+/// The section `[statistics]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StatisticsConfig {
-    /// The part of a backend's bytes, 0 to 1, from which on a single client is warned of; 0: never.
+    /// The fraction of a backend's bytes, 0 to 1, from which on a single client causes a warning; 0: never.
     pub heavy_client_share: f64,
-    /// One forwarded packet in so many is sampled, on average.
+    /// The average sampling interval: one of this many forwarded packets.
     pub sample_interval: u32,
 }
 
@@ -74,20 +74,20 @@ impl Default for StatisticsConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum XdpMode {
-    /// Native, or generic where the driver has no native mode.
+    /// Native mode, or generic mode if the driver has no native mode.
     Auto,
-    /// Native or nothing.
+    /// Native mode only.
     Native,
-    /// Generic.
+    /// Generic mode only.
     Generic,
 }
 
-/// What a clean exit leaves behind.
+/// The parts that a clean exit leaves in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExit {
-    /// Nothing.
+    /// A clean exit leaves nothing in place.
     Detach,
-    /// The pinned data path, which goes on forwarding.
+    /// The pinned data path, which continues to forward.
     Keep,
 }

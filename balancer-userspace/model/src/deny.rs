@@ -1,4 +1,4 @@
-//! Lists of prefixes whose clients are denied: files of one prefix a line.
+//! Deny lists: files with one prefix on each line.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{listeners::Family, value, words::grouped};
 
-/// Prefixes in one list, at most.
+/// The maximum number of prefixes in a list.
 pub const MAX_DENIED: usize = 1 << 20;
 
-/// `deny` of a service.
+/// The setting `deny` of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DenyConfig {
     /// The file, by its absolute path.
@@ -28,10 +28,10 @@ pub struct DenyList {
 }
 
 impl DenyList {
-    /// What the text of a list says.
+    /// Parses the text of a list.
     ///
     /// # Errors
-    /// The first thing that is wrong, and its line.
+    /// The first error and its line.
     pub fn parse(text: &[u8]) -> Result<Self, (Option<usize>, String)> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
@@ -61,19 +61,19 @@ impl DenyList {
         Ok(list)
     }
 
-    /// How many prefixes there are.
+    /// The number of prefixes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no prefixes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many prefixes of a family there are.
+    /// The number of prefixes of a family.
     #[must_use]
     pub fn len_of(&self, family: Family) -> usize {
         match family {
@@ -82,7 +82,7 @@ impl DenyList {
         }
     }
 
-    /// Those of one family, in rising order.
+    /// The prefixes of a family in rising order.
     pub fn of(&self, family: Family) -> impl Iterator<Item = IpNet> {
         let (v4, v6) = match family {
             Family::V4 => (&*self.v4, [].as_slice()),
@@ -100,7 +100,7 @@ impl DenyList {
         }
     }
 
-    /// The longest prefix of the list that holds an address.
+    /// The longest prefix of the list that contains an address.
     #[must_use]
     pub fn longest(&self, address: IpAddr) -> Option<IpNet> {
         let bits = if address.is_ipv4() { Ipv4Addr::BITS } else { Ipv6Addr::BITS } as u8;
@@ -109,7 +109,8 @@ impl DenyList {
     }
 }
 
-/// A line. The error does not quote it: a caller of the API may name any file, and must not learn what is in it.
+/// Parses a line. The error does not quote it, because a caller of the API may name any file and must not learn its
+/// contents.
 fn prefix(text: &str) -> Result<IpNet, String> {
     let one = || text.parse::<IpAddr>().map(IpNet::from);
     let prefix = text.parse::<IpNet>().or_else(|_| one()).map_err(|_| {

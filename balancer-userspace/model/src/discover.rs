@@ -1,4 +1,4 @@
-//! Backends that a list of targets names, which something else writes: service discovery.
+//! Service discovery: backends from a list of targets that another program maintains.
 
 use std::{
     collections::BTreeMap,
@@ -24,25 +24,25 @@ const FORM: &str =
 /// One `[[service.discover]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoverConfig {
-    /// Where the list of targets is.
+    /// The source of the list.
     pub source: Source,
-    /// A list with fewer targets is not taken over.
+    /// The minimum number of targets; a shorter list is not applied.
     pub min: Floor,
-    /// The words of the configuration about the one backend that the list is, if it is one.
+    /// The configuration of the only backend, if the list is the addresses of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Own>,
 }
 
-/// The part of a backend whose address is a name that the configuration decides about.
+/// The configured part of a backend whose address is a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Own {
     /// The share of new clients.
     pub weight: u16,
-    /// Whether others are used first.
+    /// Whether other backends are used first.
     pub backup: bool,
 }
 
-/// Where a list of targets is.
+/// The source of a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Source {
@@ -53,7 +53,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The file, if it is one.
+    /// The file, if the source is one.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -62,7 +62,7 @@ impl Source {
         }
     }
 
-    /// The backend whose address it is, if it is one's.
+    /// The backend whose address it is, if it belongs to one.
     #[must_use]
     pub fn backend(&self) -> Option<&str> {
         match &self.dns()?.records {
@@ -71,8 +71,8 @@ impl Source {
         }
     }
 
-    /// Whether it asks for the same records of the same name as another source, which was there before. The address of a
-    /// backend is that backend's alone.
+    /// Whether it queries the same records of the same name as an earlier source. The address of a backend belongs only
+    /// to that backend.
     #[must_use]
     pub fn succeeds(&self, former: &Self) -> bool {
         let kind = |dns: &DnsSource| mem::discriminant(&dns.records);
@@ -81,7 +81,7 @@ impl Source {
             && asks.is_some_and(|(now, before)| now.name == before.name && kind(now) == kind(before))
     }
 
-    /// The question to DNS, if it is one.
+    /// The DNS query, if the source is one.
     #[must_use]
     pub const fn dns(&self) -> Option<&DnsSource> {
         match self {
@@ -100,18 +100,18 @@ impl fmt::Display for Source {
     }
 }
 
-/// The number of targets that a list must have to be taken over.
+/// The minimum number of targets for applying a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Floor {
-    /// So many.
+    /// A fixed number.
     Targets(u32),
-    /// So many percent of those that it had when it was last taken over, but never less than one.
+    /// A percentage of the number when the list was last applied, but at least one.
     Share(u8),
 }
 
 impl Floor {
-    /// The number of targets, where the list has had so many.
+    /// The minimum number, given the earlier number.
     #[must_use]
     pub fn least(self, had: usize) -> usize {
         match self {
@@ -120,7 +120,7 @@ impl Floor {
         }
     }
 
-    /// Says that a list of `count` targets, which has had `had`, has too few; `None`: it has not.
+    /// Returns an error if a list of `count` targets, which had `had` before, has too few.
     #[must_use]
     pub fn too_few(self, count: usize, had: usize) -> Option<String> {
         let least = self.least(had);
@@ -147,30 +147,30 @@ impl Default for Floor {
     }
 }
 
-/// The part of a backend that a list of targets decides about.
+/// The part of a backend that a list of targets controls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
     /// The list.
     pub source: Source,
-    /// The weight there, which can be changed at run time.
+    /// The weight in the list, which can be changed at run time.
     pub weight: u16,
-    /// Set once the backend is no longer listed, and drains: the state that the operator wanted until then.
+    /// Set while a backend that is no longer listed drains: the state that the operator wanted before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Admin>,
 }
 
-/// Reads a list in the JSON of Prometheus' `file_sd`: groups of targets with labels. The labels `name` and `weight` count,
-/// others belong to other programs.
+/// Parses a list in the JSON format of Prometheus' `file_sd`: groups of targets with labels. Only the labels `name` and
+/// `weight` count; others belong to other programs.
 ///
 /// # Errors
-/// The first thing that is wrong, and its line. The text does not quote the list: a caller of the API may name any file, and
-/// must not learn the contents.
+/// The first error and its line. The text does not quote the list, because a caller of the API may name any file and
+/// must not learn its contents.
 pub fn parse(text: &[u8]) -> Result<Vec<Target>, (Option<usize>, String)> {
     let groups: Vec<Group> = serde_json::from_slice(text).map_err(|error| {
         let line = Some(error.line()).filter(|line| *line > 0);
         let said = error.to_string();
         let said = said.rsplit_once(" at line ").map_or(&*said, |(said, _)| said);
-        // Words of serde quote what was found.
+        // These messages of serde quote the input.
         let quotes = ["invalid type", "invalid value", "unknown", "invalid length"];
         let is_form = error.is_data() && quotes.iter().any(|word| said.starts_with(word));
         (line, if is_form { FORM.to_owned() } else { said.to_owned() })
@@ -196,7 +196,7 @@ struct Group(Vec<Target>);
 
 impl<'de> Deserialize<'de> for Group {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// A group as it is written.
+        /// A group as written.
         #[derive(Deserialize)]
         struct Written {
             targets: Vec<Place>,
@@ -220,7 +220,7 @@ impl<'de> Deserialize<'de> for Group {
     }
 }
 
-/// Where one target is reached.
+/// The address of a target.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct Place {

@@ -1,4 +1,5 @@
-//! Backends by DNS: what records make of targets. The name of a target is its identity, and its place in an answer is nothing.
+//! Backends from DNS: turning records into targets. A target is identified by its name, and its position in an answer
+//! is meaningless.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,22 +19,22 @@ use crate::{
 /// The longest name of a backend, in bytes.
 const MAX_BACKEND_NAME: usize = 63;
 
-/// The question whose answer is a list of targets.
+/// The query whose answer is a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DnsSource {
-    /// Which records have the targets.
+    /// The records that contain the targets.
     pub records: Records,
-    /// The name that is asked about: lower case, without the final dot.
+    /// The queried name: lower case, without the final dot.
     pub name: String,
     /// The family of addresses; `None`: those of the service's clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
-    /// The servers to ask; none: those of `/etc/resolv.conf`.
+    /// The servers to query; empty: those of `/etc/resolv.conf`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<SocketAddr>,
 }
 
-/// Which records have the targets.
+/// The records that contain the targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Records {
@@ -44,7 +45,7 @@ pub enum Records {
         /// The port of all targets; `None`: the listener's.
         port: Option<u16>,
     },
-    /// Address records: they are those of one backend, whose address in the configuration is a name.
+    /// Address records of one backend, whose configured address is a name.
     Backend {
         /// The name of the backend.
         backend: String,
@@ -67,35 +68,35 @@ impl fmt::Display for DnsSource {
 /// One SRV record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Srv {
-    /// Lower is better.
+    /// The priority; lower is better.
     pub priority: u16,
-    /// The share among those of one priority.
+    /// The share among records of one priority.
     pub weight: u16,
     /// The port of the target.
     pub port: u16,
-    /// The name of the target, empty where there is no such service.
+    /// The name of the target, empty if the service does not exist.
     pub host: String,
 }
 
-/// What is known about the addresses of a host.
+/// The known addresses of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
     /// The addresses, of any family.
     pub addresses: Vec<IpAddr>,
-    /// The reason why addresses are missing.
+    /// Why addresses are missing.
     pub why: Option<String>,
 }
 
-/// A host name as it is compared and shown: lower case, without the final dot.
+/// A host name in the form for comparison and display: lower case, without the final dot.
 #[must_use]
 pub fn canonical(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Reads the name in `dns` or `dns_a`.
+/// Parses the name in `dns` or `dns_a`.
 ///
 /// # Errors
-/// When it is no name that a server can be asked about.
+/// If it cannot be queried.
 pub fn host_name(text: &str) -> Result<String, String> {
     let name = canonical(text);
     let right = "write a whole name such as \"web.internal\"; no search domain is added";
@@ -110,10 +111,10 @@ pub fn host_name(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Reads the address of a backend that is a name, with a port or without one.
+/// Parses a backend's address that is a name, with or without a port.
 ///
 /// # Errors
-/// When it is no name, such as an address with a mistake.
+/// If it is no name, such as a mistyped address.
 pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(String::new)?)),
@@ -124,10 +125,10 @@ pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     if is_name { Ok((name, port)) } else { Err(String::new()) }
 }
 
-/// Reads one of `servers`: an address, with a port where that is not 53.
+/// Parses an entry of `servers`: an address, with a port if that is not 53.
 ///
 /// # Errors
-/// When it is something else.
+/// If it is something else.
 pub fn server(text: &str) -> Result<SocketAddr, String> {
     const PORT: u16 = 53;
     let server = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, PORT)));
@@ -139,17 +140,17 @@ pub fn server(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// The targets that SRV records name. Hosts that are not in `hosts`, or have no address there, are targets without one. Those
-/// of the best priority are normal backends, others are backups.
+/// The targets in SRV records. Hosts that are not in `hosts`, or have no address there, become targets without one.
+/// Records of the best priority become normal backends, others backups.
 ///
 /// # Errors
-/// When there are too many.
+/// If there are too many.
 pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Result<Vec<Target>, String> {
     let mut places: BTreeMap<(&str, u16), (u16, u16)> = BTreeMap::new();
     for record in records.iter().filter(|record| !record.host.is_empty()) {
         let weight = record.weight.max(1);
         let place = places.entry((&record.host, record.port)).or_insert((record.priority, weight));
-        // One target twice has its best priority, and there its greatest weight.
+        // A duplicate target gets its best priority, and the greatest weight of that priority.
         if (record.priority, u16::MAX - weight) < (place.0, u16::MAX - place.1) {
             *place = (record.priority, weight);
         }
@@ -163,10 +164,10 @@ pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Resul
     Ok(places.into_iter().map(target).collect())
 }
 
-/// The targets that the addresses of a name are.
+/// The targets from the addresses of a name.
 ///
 /// # Errors
-/// When there are too many, or one is of no host: then the others may be wrong as well.
+/// If there are too many, or one is no host address: then the others may be wrong as well.
 pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Target>, String> {
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
     check_count(addresses.len())?;
@@ -184,7 +185,7 @@ pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Targe
     addresses.into_iter().map(target).collect()
 }
 
-/// The target that a backend is whose address is a name.
+/// The target for a backend whose address is a name.
 #[must_use]
 pub fn of_backend(backend: &str, port: Option<u16>, resolved: Resolved) -> Target {
     let Resolved { addresses, why } = resolved;
@@ -198,9 +199,9 @@ fn check_count(count: usize) -> Result<(), String> {
     Err(format!("has {}; {MAX_TARGETS} are the most", counted(count, "target")))
 }
 
-/// Gives targets of SRV records the names of backends, each its own. A backend is called after its host; where one host has
-/// several ports, after host and port. No backend that there is gets another name: `is_at` tells whether one of that name is
-/// at that port, and `None` that there is none.
+/// Gives targets of SRV records unique names of backends: the host, or host and port if a host has several ports.
+/// Existing backends keep their names: `is_at` tells whether the backend of a name has that port, and `None` that it
+/// does not exist.
 #[must_use]
 pub fn named(targets: &[Target], is_at: impl Fn(&str, u16) -> Option<bool>) -> Vec<Target> {
     let mut hosts: BTreeMap<&str, Vec<&Target>> = BTreeMap::new();
@@ -220,7 +221,7 @@ pub fn named(targets: &[Target], is_at: impl Fn(&str, u16) -> Option<bool>) -> V
     named
 }
 
-/// A name that a backend can have: the text, where it can; otherwise the beginning of it, and a hash of the whole.
+/// A valid backend name: the text if possible, otherwise its beginning and a hash of the whole.
 fn backend_name(text: &str) -> String {
     const HASHED: usize = MAX_BACKEND_NAME - 17;
     if value::name(text).is_ok() {
@@ -231,7 +232,7 @@ fn backend_name(text: &str) -> String {
     format!("{start}-{:016x}", hash(text))
 }
 
-/// FNV-1a: the same everywhere and for ever, because names must not change.
+/// FNV-1a, which is the same everywhere and forever, because names must not change.
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -258,7 +259,7 @@ mod tests {
         targets.iter().map(|target| target.name.as_str()).collect()
     }
 
-    /// As if backends were at these places.
+    /// Simulates existing backends at these ports.
     fn at(present: &[(&'static str, u16)]) -> impl Fn(&str, u16) -> Option<bool> {
         move |name, port| present.iter().find(|(known, _)| *known == name).map(|(_, of)| *of == port)
     }
@@ -315,12 +316,12 @@ mod tests {
         };
         assert_eq!(of(&[80], &[]), "web");
         assert_eq!(of(&[80, 81], &[]), "web-80 web-81");
-        // A second port comes, and the first goes and comes back.
+        // A second port is added, and the first is removed and added again.
         assert_eq!(of(&[80, 81], &[("web", 80)]), "web web-81");
         assert_eq!(of(&[81], &[("web", 80), ("web-81", 81)]), "web-81");
         assert_eq!(of(&[80, 81], &[("web", 80), ("web-81", 81)]), "web web-81");
         assert_eq!(of(&[80, 81], &[("web-81", 81)]), "web-80 web-81");
-        // One port that becomes another is one backend at another place.
+        // A changed port means the same backend at another address.
         assert_eq!(of(&[90], &[("web", 80)]), "web");
         assert_eq!(of(&[90, 91], &[("web", 80)]), "web-90 web-91");
         assert_eq!(of(&[80], &[("web-80", 80)]), "web-80");

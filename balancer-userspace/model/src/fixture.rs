@@ -24,23 +24,23 @@ use crate::{
     validate::Valid,
 };
 
-/// The fleet's key.
+/// The hash key of the fleet.
 pub const KEY: HashKey = HashKey { k0: 0x0706_0504_0302_0100, k1: 0x0f0e_0d0c_0b0a_0908 };
 
-/// When a test begins.
+/// The time at which a test begins.
 #[expect(clippy::disallowed_methods, reason = "nothing is decided by it")]
 #[must_use]
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// An address with its port.
+/// Parses an address with its port.
 #[must_use]
 pub fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// `SERVICE/BACKEND`.
+/// Parses `SERVICE/BACKEND`.
 #[must_use]
 pub fn name(text: &str) -> BackendName {
     let (service, backend) = text.split_once('/').unwrap();

@@ -1,4 +1,4 @@
-//! Headers of HTTP health checks. A value may be a secret: only the request of a check has it, and what is saved.
+//! Headers of HTTP health checks. A value may be a secret, so only a check's request and saved state contain it.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::value;
 
-/// The longest value, in bytes.
+/// The maximum length of a value, in bytes.
 pub const MAX_HEADER_VALUE: usize = 16 * 1024;
 
 /// Headers that the check itself sets.
@@ -23,7 +23,7 @@ const OWN: [(&str, &str); 4] = [
 pub struct Header {
     /// A valid name, in lower case.
     pub name: String,
-    /// The value, or where it is.
+    /// The value, or the file that contains it.
     pub value: HeaderText,
 }
 
@@ -31,13 +31,13 @@ pub struct Header {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeaderText {
-    /// Text of the configuration.
+    /// A text in the configuration.
     Text(Secret),
-    /// A file that has the value, read at checks.
+    /// A file with the value, read at checks.
     File(PathBuf),
 }
 
-/// Text that no message shows.
+/// A text that no message shows.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -48,10 +48,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The name of a header that a check may send, in lower case.
+/// Parses the name of a header that a check may send, to lower case.
 ///
 /// # Errors
-/// When it is no name, or that of a header which belongs to the check itself: the whole message.
+/// If it is no name, or that of a header that the check itself sets; the error is the whole message.
 pub fn name(text: &str) -> Result<String, String> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return Err(format!("{} is not the name of a header; write one such as \"X-Probe\"", value::quoted(text)));
@@ -64,10 +64,11 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Why `value` cannot be sent, in words that go on after the name of the header, and do not show it.
+/// Checks whether `value` can be sent.
 ///
 /// # Errors
-/// When it is too long, or has control characters.
+/// If it is too long or has control characters; the text continues after the header's name and does not show the
+/// value.
 pub fn sendable(value: &[u8]) -> Result<(), String> {
     if value.len() > MAX_HEADER_VALUE {
         return Err(format!("has {} bytes; give at most {MAX_HEADER_VALUE}", value.len()));

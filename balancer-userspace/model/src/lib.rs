@@ -1,5 +1,6 @@
-//! What the balancer is configured to be: types that are valid once they exist, the words that users write and see, and
-//! the one validation of them.
+//! The configuration: types whose values are always valid, the words that users write and see, and the validation.
+
+#![warn(missing_docs)]
 
 mod addresses;
 pub mod agent;

@@ -1,4 +1,4 @@
-//! Limits of backends: with so many clients or connections they take no new ones, and nobody known is moved.
+//! Limits of backends: a backend with this many clients or connections takes no new ones, and no known client moves.
 
 use std::{fmt, time::Duration};
 
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::grouped;
 
-/// How much a backend takes at most.
+/// The limits of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Known clients; `None`: any number.
+    /// Known clients; `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<u32>,
-    /// `snat`: connections; `None`: any number.
+    /// `snat`: connections; `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
 }
@@ -25,7 +25,7 @@ impl Limits {
         self.clients.is_none() && self.connections.is_none()
     }
 
-    /// Why a backend of a service with this memory and mode cannot have these limits.
+    /// Returns why a backend of a service with this memory and mode cannot have these limits, if so.
     #[must_use]
     pub fn fault(&self, remember: Duration, forwarding: Forwarding) -> Option<String> {
         if [self.clients, self.connections].contains(&Some(0)) {
@@ -42,7 +42,7 @@ impl Limits {
     }
 }
 
-/// `max_clients 1,000, max_connections 5,000`; `no limit`.
+/// Formats as `max_clients 1,000, max_connections 5,000` or `no limit`.
 impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |word: &str, limit: Option<u32>| limit.map(|most| format!("{word} {}", grouped(most)));
@@ -52,18 +52,18 @@ impl fmt::Display for Limits {
     }
 }
 
-/// What a backend has that is at its limit.
+/// The state of a backend at its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Full {
-    /// Whether connections are meant; clients otherwise.
+    /// Whether the limit is of connections; otherwise of clients.
     pub connections: bool,
-    /// How many it had when it was found to be full.
+    /// The number when it was found to be full.
     pub had: u64,
-    /// How many it takes at most.
+    /// The maximum.
     pub most: u32,
 }
 
-/// `had 1,003 of at most 1,000 clients`.
+/// Formats as `had 1,003 of at most 1,000 clients`.
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.connections { "connections" } else { "clients" };
@@ -75,17 +75,17 @@ impl fmt::Display for Full {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// They are steered as if no backend had a limit.
+    /// They are steered as if there were no limits.
     #[default]
     Open,
-    /// They are dropped, counted.
+    /// They are dropped and counted.
     Drop,
-    /// They are dropped, and told so by a reset or an ICMP error.
+    /// They are dropped and informed by a reset or an ICMP error.
     Reject,
 }
 
 impl WhenFull {
-    /// The configuration's words.
+    /// The words of the configuration.
     pub const WORDS: [(&'static str, Self); 3] = [("open", Self::Open), ("drop", Self::Drop), ("reject", Self::Reject)];
 }
 

@@ -1,4 +1,4 @@
-//! What services listen on.
+//! Listeners of services.
 
 use std::{
     fmt,
@@ -13,10 +13,10 @@ use crate::{
     value::{address, quoted, service_address},
 };
 
-/// Listeners of one service, at most.
+/// The maximum number of listeners of a service.
 pub const MAX_LISTENERS_OF_SERVICE: usize = 64;
 
-/// An address family. Clients of either are clients of their own.
+/// An address family. Clients of different families are different clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
@@ -28,13 +28,13 @@ pub enum Family {
 }
 
 impl Family {
-    /// That of an address.
+    /// The family of an address.
     #[must_use]
     pub const fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// `IPv4` or `IPv6`.
+    /// Returns `IPv4` or `IPv6`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -53,17 +53,17 @@ impl fmt::Display for Family {
 /// The ports of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortRange {
-    /// The first one; 0 with every port.
+    /// The first port; 0 for every port.
     pub first: u16,
-    /// The last one, not below the first.
+    /// The last port, not below the first.
     pub last: u16,
 }
 
 impl PortRange {
-    /// Every port.
+    /// The range of every port.
     pub const EVERY: Self = Self { first: 0, last: u16::MAX };
 
-    /// `port` alone; 0: every port.
+    /// The range of `port` alone; 0: every port.
     #[must_use]
     pub const fn of(port: u16) -> Self {
         if port == 0 { Self::EVERY } else { Self { first: port, last: port } }
@@ -75,20 +75,20 @@ impl PortRange {
         if self.first == self.last { Some(self.first) } else { None }
     }
 
-    /// Whether `port` is in it.
+    /// Whether the range contains `port`.
     #[must_use]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 
-    /// How many ports there are in it, less one: the fewer, the more exact.
+    /// The number of ports less one; a smaller range is more specific.
     #[must_use]
     pub const fn width(self) -> u16 {
         self.last - self.first
     }
 }
 
-/// `80`, `10000-10100`, `0` for every port.
+/// Formats as `80`, `10000-10100`, or `0` for every port.
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.single() {
@@ -99,19 +99,19 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// Where a service is reached: a virtual IP, ports, and a protocol.
+/// A listener of a service: a virtual IP, ports, and a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listener {
     /// The virtual IP.
     pub address: IpAddr,
-    /// Its ports.
+    /// The ports.
     pub ports: PortRange,
     /// TCP, UDP or QUIC.
     pub protocol: Protocol,
 }
 
 impl Listener {
-    /// One at `address`, port 0 being every port.
+    /// A listener at `address`; port 0 stands for every port.
     #[must_use]
     pub const fn at(address: SocketAddr, protocol: Protocol) -> Self {
         Self { address: address.ip(), ports: PortRange::of(address.port()), protocol }
@@ -123,7 +123,7 @@ impl Listener {
         Family::of(self.address)
     }
 
-    /// The place that no other listener may have: UDP and QUIC are one.
+    /// The key that no other listener may share: UDP and QUIC are equal in it.
     #[must_use]
     pub const fn taken(self) -> Self {
         Self { protocol: self.protocol.transport(), ..self }
@@ -145,14 +145,14 @@ impl Listener {
     }
 }
 
-/// `198.51.100.10:443/udp`.
+/// Formats as `198.51.100.10:443/udp`.
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.place(), self.protocol)
     }
 }
 
-/// `ADDR:PORT`, `ADDR:FIRST-LAST`, with `/tcp`, `/udp` or `/quic` behind it, without which it is TCP; port 0 is every port.
+/// Parses `ADDR:PORT` or `ADDR:FIRST-LAST`, followed by `/tcp` (the default), `/udp` or `/quic`; port 0 is every port.
 impl FromStr for Listener {
     type Err = String;
 
@@ -187,7 +187,7 @@ impl FromStr for Listener {
     }
 }
 
-/// An address as it stands in front of a port.
+/// Parses an address in front of a port.
 fn address_in_brackets(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     match address(text)? {
         (IpAddr::V6(_), None) if !text.starts_with('[') => {
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_survive_their_text() {
+    fn when_a_listener_is_written_then_it_can_be_read_back() {
         for text in [
             "198.51.100.10:80/tcp",
             "198.51.100.10:443/udp",
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_listener_is_refused_with_what_would_be_right() {
+    fn when_a_text_is_no_listener_then_the_error_says_what_would_be_right() {
         for (text, expected) in [
             ("198.51.100.10", "has no port"),
             ("198.51.100.10:80/sctp", "\"sctp\" is no protocol"),

@@ -1,8 +1,8 @@
-//! The names that users give, and those that they may have meant.
+//! Names given by users, and suggestions for misspelt ones.
 
 use std::fmt;
 
-/// A backend by the names users give it, `service/backend`.
+/// A backend by its user-visible names, `service/backend`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendName {
     /// The service's name.
@@ -17,11 +17,11 @@ impl fmt::Display for BackendName {
     }
 }
 
-/// The one of `known` that somebody who wrote `word` may have meant.
+/// The name in `known` that `word` was probably meant to be.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let close = |candidate: &'a str| {
-        // What is much longer is not worth a look, however long it is.
+        // Much longer words are skipped.
         let distance =
             (word.len() <= 2 * candidate.len()).then(|| strsim::osa_distance(&word, &candidate.to_lowercase()))?;
         (distance <= (candidate.len() / 3).max(1)).then_some((distance, candidate))

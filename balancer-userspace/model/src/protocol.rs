@@ -12,7 +12,7 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// UDP, where connection IDs of QUIC may name backends.
+    /// UDP with QUIC, whose connection IDs may name backends.
     Quic,
 }
 
@@ -26,7 +26,7 @@ impl Protocol {
         }
     }
 
-    /// The protocol that its packets have: TCP or UDP.
+    /// The transport protocol of its packets: TCP or UDP.
     #[must_use]
     pub const fn transport(self) -> Self {
         match self {

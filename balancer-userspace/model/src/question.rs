@@ -1,4 +1,4 @@
-//! The questions of health checks over UDP.
+//! Requests of health checks over UDP.
 
 use std::{fmt, str::FromStr};
 
@@ -9,34 +9,34 @@ use crate::value::{hex_bytes, quoted};
 /// A health check that sends a datagram and waits for one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpCheck {
-    /// Instead of the backend's port.
+    /// The port to check, in place of the backend's.
     pub port: Option<u16>,
-    /// The datagram that is sent.
+    /// The datagram to send.
     pub send: Payload,
-    /// The bytes that must occur in the answer; `None`: any answer counts.
+    /// Bytes that the answer must contain; `None`: any answer passes.
     pub expect: Option<Payload>,
 }
 
-/// A health check by a query to a DNS server.
+/// A health check by a DNS query.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsCheck {
-    /// Instead of the backend's port.
+    /// The port to check, in place of the backend's.
     pub port: Option<u16>,
-    /// The name that the query asks for.
+    /// The queried name.
     pub name: DnsName,
-    /// The type of record that the query asks for.
+    /// The queried type of record.
     pub record: Record,
     /// The accepted response codes; not empty.
     pub expect_rcode: Vec<Rcode>,
 }
 
-/// Bytes of a datagram: text, or `hex:` and pairs of hexadecimal digits.
+/// The bytes of a datagram: text, or `hex:` with pairs of hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Payload(pub Vec<u8>);
 
 impl Payload {
-    /// The longest, so that a datagram with it fits into one packet everywhere.
+    /// The maximum length, so that the datagram fits into one packet everywhere.
     pub const MAX: usize = 1200;
     const HEX: &'static str = "hex:";
 }
@@ -87,7 +87,7 @@ impl From<Payload> for String {
     }
 }
 
-/// A domain name, without the dot at the end unless it is the root.
+/// A domain name, without the final dot unless it is the root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DnsName(String);
@@ -169,7 +169,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// All of them, by name.
+    /// All types by name.
     pub const WORDS: [(&'static str, Self); 10] = [
         ("A", Self::A),
         ("AAAA", Self::Aaaa),
@@ -183,7 +183,7 @@ impl Record {
         ("TXT", Self::Txt),
     ];
 
-    /// The number that stands for it in messages.
+    /// The type's number in messages.
     #[must_use]
     pub const fn number(self) -> u16 {
         self as u16
@@ -212,7 +212,7 @@ pub enum Rcode {
 }
 
 impl Rcode {
-    /// All of them, by name.
+    /// All codes by name.
     pub const WORDS: [(&'static str, Self); 7] = [
         ("NOERROR", Self::NoError),
         ("FORMERR", Self::FormErr),
@@ -223,7 +223,7 @@ impl Rcode {
         ("NOTAUTH", Self::NotAuth),
     ];
 
-    /// The code that has this number in messages.
+    /// The code with this number in messages.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::WORDS.into_iter().map(|(_, code)| code).find(|code| *code as u8 == number)

@@ -1,4 +1,4 @@
-//! What services ask DNS.
+//! The DNS queries of services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,11 +11,11 @@ use crate::{
     service::ServiceConfig,
 };
 
-/// What is to be asked, each with the families of addresses that services want.
+/// The queries, each with the address families that services want.
 pub type Questions = BTreeMap<DnsSource, BTreeSet<Family>>;
 
 impl ServiceConfig {
-    /// The families of the addresses that it wants of a source.
+    /// The address families wanted from a source.
     #[must_use]
     pub fn families_of(&self, dns: &DnsSource) -> Vec<Family> {
         let by_listeners = || match dns.records {
@@ -26,7 +26,7 @@ impl ServiceConfig {
     }
 }
 
-/// The questions of services.
+/// Collects the queries of services.
 #[must_use]
 pub fn questions(services: &[Arc<ServiceConfig>]) -> Questions {
     let mut questions = Questions::new();

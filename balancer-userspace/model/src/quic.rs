@@ -1,4 +1,4 @@
-//! QUIC: connection IDs that name backends.
+//! QUIC connection IDs that name backends.
 
 use std::{fmt, hash::Hasher as _, str::FromStr};
 
@@ -8,36 +8,36 @@ use siphasher::sip::SipHasher24;
 
 use crate::value::{hex_bytes, quoted};
 
-/// The connection IDs of a service.
+/// The settings of a service's connection IDs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicConfig {
-    /// How they are made.
+    /// The format of connection IDs.
     pub format: Format,
-    /// Bytes of a server ID, 1 to 15.
+    /// Length of a server ID, 1 to 15 bytes.
     pub server_id_length: u8,
-    /// Bytes of a nonce, 4 or more; with the server ID 19 at most.
+    /// Length of a nonce, at least 4 bytes; at most 19 together with the server ID.
     pub nonce_length: u8,
-    /// The number and the key that servers use now.
+    /// The configuration number and key that servers use now.
     pub current: Keyed,
-    /// The number and the key that servers used before, whose connection IDs are still understood.
+    /// The previous configuration number and key, whose connection IDs are still understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Keyed>,
-    /// Whether an address that brings a connection to a backend is remembered there.
+    /// Whether an address is recorded at the backend of a connection that moved to it.
     pub learn: bool,
 }
 
-/// How connection IDs are made.
+/// The format of connection IDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// As AWS's network load balancers read them: eight readable bytes behind the first one, of 16.
+    /// The format of AWS's network load balancers: 16 bytes, with eight readable bytes after the first.
     Nlb,
-    /// draft-ietf-quic-load-balancers.
+    /// The format of draft-ietf-quic-load-balancers.
     Draft,
 }
 
 impl Format {
-    /// The configuration's words.
+    /// The words of the configuration.
     pub const WORDS: [(&'static str, Self); 2] = [("nlb", Self::Nlb), ("draft", Self::Draft)];
 
     /// Returns its word in the configuration.
@@ -50,65 +50,65 @@ impl Format {
     }
 }
 
-/// Numbers that a configuration of the draft can have, which are the first three bits of its connection IDs. The eighth is that
-/// of servers without a configuration.
+/// The number of configuration numbers in the draft, which are the first three bits of connection IDs. The eighth value
+/// is for servers without a configuration.
 pub const CONFIGS: u8 = 7;
-/// With fewer bytes, somebody who guesses finds a server ID too soon for an address to be remembered by it.
+/// The minimum length of server IDs for recording addresses; shorter ones could be guessed too soon.
 pub const LEARNS_FROM: u8 = 4;
 
-/// A number of a configuration, and its key.
+/// A configuration number with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keyed {
-    /// Below [`CONFIGS`]: the first three bits of connection IDs.
+    /// The number, below [`CONFIGS`]: the first three bits of connection IDs.
     pub config: u8,
-    /// `None`: server IDs are readable.
+    /// The key; `None`: server IDs are not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<QuicKey>,
 }
 
 impl QuicConfig {
-    /// Bytes of a connection ID.
+    /// Length of a connection ID in bytes.
     #[must_use]
     pub const fn id_length(&self) -> u8 {
         1 + self.server_id_length + self.nonce_length
     }
 
-    /// Those whose connection IDs are understood.
+    /// The configurations whose connection IDs are understood.
     pub fn live(&self) -> impl Iterator<Item = &Keyed> {
         [&self.current].into_iter().chain(&self.before)
     }
 
-    /// Whether an address is remembered by its connection: only encrypted server IDs, of which there are many, cannot be made up.
+    /// Whether addresses are recorded by their connections: only long, encrypted server IDs cannot be forged.
     #[must_use]
     pub fn learns(&self) -> bool {
         self.learn && self.current.key.is_some() && self.server_id_length >= LEARNS_FROM
     }
 
-    /// Whether connection IDs of both have the same parts, so that all but their numbers and keys are alike.
+    /// Whether connection IDs of both have the same layout and differ only in numbers and keys.
     #[must_use]
     pub fn has_parts_of(&self, other: &Self) -> bool {
         let parts = |of: &Self| (of.format, of.server_id_length, of.nonce_length);
         parts(self) == parts(other)
     }
 
-    /// Whether connection IDs of `other` are told apart from those of this by their number alone.
+    /// Whether connection IDs of `other` can be distinguished from these by their number alone.
     #[must_use]
     pub fn goes_beside(&self, other: &Self) -> bool {
         self.has_parts_of(other) && self.format == Format::Draft && self.current.config != other.current.config
     }
 
-    /// The same with another key under the next number, and the present one beside it.
+    /// The settings with a new key under the next number, and the current one kept beside it.
     #[must_use]
     pub fn rotated(&self, key: QuicKey) -> Self {
         let config = (self.current.config + 1) % CONFIGS;
         Self { current: Keyed { config, key: Some(key) }, before: Some(self.current), ..self.clone() }
     }
 
-    /// The server ID of a backend that has none of its own.
+    /// The server ID of a backend without a configured one.
     #[must_use]
     pub fn derived_id(&self, backend: &str) -> ServerId {
         let half = |half: u64| {
-            // Any fixed key: it is no secret, and all members of a fleet come to the same.
+            // Any fixed key will do: it is no secret, and all members of a fleet get the same result.
             let mut hasher = SipHasher24::new_with_keys(half, 0);
             hasher.write(backend.as_bytes());
             hasher.finish()
@@ -118,7 +118,7 @@ impl QuicConfig {
     }
 }
 
-/// A key of AES-128. A secret: it is saved and handed to servers, and not shown.
+/// A key of AES-128. It is secret: saved and given to servers, but not shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct QuicKey(pub [u8; 16]);
 
@@ -128,7 +128,7 @@ impl fmt::Debug for QuicKey {
     }
 }
 
-/// `hex:` and 32 hexadecimal digits.
+/// Formats as `hex:` and 32 hexadecimal digits.
 impl fmt::Display for QuicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("hex:")?;
@@ -141,14 +141,14 @@ impl FromStr for QuicKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = text.strip_prefix("hex:").and_then(hex_bytes).and_then(|bytes| bytes.try_into().ok());
-        // A secret is not repeated.
+        // The message must not repeat a secret.
         let wrong =
             "the key is not \"hex:\" and 32 hexadecimal digits; make one with: echo hex:$(openssl rand -hex 16)";
         bytes.map(Self).ok_or_else(|| wrong.to_owned())
     }
 }
 
-/// What a connection ID says of its server: 1 to 15 bytes.
+/// The server ID in a connection ID: 1 to 15 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServerId {
     bytes: [u8; MAX_SERVER],
@@ -169,7 +169,7 @@ impl ServerId {
     }
 }
 
-/// `0x` and lower-case hexadecimal digits.
+/// Formats as `0x` and lower-case hexadecimal digits.
 impl fmt::Display for ServerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("0x")?;
@@ -177,7 +177,7 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// `0x` or `hex:`, and 2 to 30 hexadecimal digits.
+/// Parses `0x` or `hex:`, and 2 to 30 hexadecimal digits.
 impl FromStr for ServerId {
     type Err = String;
 
@@ -254,7 +254,7 @@ mod tests {
         let ids: Vec<String> = [1, 8, 15].map(|length| draft(0, length).derived_id("web1").to_string()).to_vec();
         assert!(ids[2].starts_with(&ids[1]) && ids[1].starts_with(&ids[0]), "{ids:?}");
         assert_ne!(draft(0, 8).derived_id("web1"), draft(0, 8).derived_id("web2"));
-        // Any other value means that members of a fleet of two versions name backends differently.
+        // Any other value would make members of a fleet with two versions name backends differently.
         assert_eq!(ids[1], "0x9523144a0d373984");
     }
 

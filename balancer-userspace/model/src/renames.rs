@@ -1,4 +1,4 @@
-//! What goes on under another name: `renamed_from` in a configuration tells a rename from a removal.
+//! Renames: `renamed_from` in a configuration distinguishes a rename from a removal.
 
 use std::{cell::LazyCell, sync::Arc};
 
@@ -9,15 +9,15 @@ use crate::{
     shared::by_name,
 };
 
-/// What has a name, and one that it is hashed under.
+/// An object with a name, and possibly an earlier name under which it is hashed.
 pub trait Named {
-    /// Its name.
+    /// Its current name.
     fn name(&self) -> &str;
 
-    /// An earlier name of it, if it is hashed under that.
+    /// The earlier name under which it is hashed, if there is one.
     fn renamed_from(&self) -> Option<&str>;
 
-    /// The name that it is hashed under: a function of the file alone, so that a fleet agrees.
+    /// The name under which it is hashed. It depends only on the file, so that a fleet agrees.
     fn identity(&self) -> &str {
         self.renamed_from().unwrap_or_else(|| self.name())
     }
@@ -63,8 +63,8 @@ impl<N: Named> Named for &N {
     }
 }
 
-/// The old name of each of `new` that goes on with one of `old` under another name: the one hashed under the name that
-/// it was renamed from, or else called so.
+/// Maps each of `new` that continues one of `old` under another name to the old name. The predecessor is the one hashed
+/// under the earlier name, or else the one that has it.
 pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     if new.iter().all(|new| new.renamed_from().is_none()) {
         return HashMap::default();
@@ -83,7 +83,7 @@ pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     renamed
 }
 
-/// `services` with the names that `file` has for them and for their backends.
+/// `services` with the names that `file` gives to them and to their backends.
 #[must_use]
 pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<ServiceConfig>]) -> Vec<Arc<ServiceConfig>> {
     for (new, old) in renamed(&services, file) {
@@ -107,13 +107,13 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
     services
 }
 
-/// The first two of `all` that would be hashed under one name, with the place of the second.
+/// The first two of `all` that would be hashed under the same name, with the position of the second.
 pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
     let mut seen: HashMap<&str, &N> = HashMap::default();
     all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
 }
 
-/// What is wrong about two that would be hashed under one name.
+/// The error for two that would be hashed under the same name.
 pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
     format!(
         "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
@@ -128,7 +128,7 @@ pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
 mod tests {
     use crate::{fixture::backend, renames::*};
 
-    /// Backends of `NAME` or `NAME<OLD` words.
+    /// Backends from `NAME` or `NAME<OLD` words.
     fn backends(words: &[&str]) -> Vec<BackendConfig> {
         let one = |word: &&str| {
             let (name, from) = word.split_once('<').map_or((*word, None), |(name, from)| (name, Some(from)));
@@ -138,23 +138,23 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_on_under_another_name() {
-        // Before, after, who goes on with whom.
+    fn when_objects_are_renamed_then_they_continue_under_the_new_name() {
+        // Each case: before, after, and the pairs of new and old names.
         type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
         let cases: &[Case<'_>] = &[
             (&["a"], &["b"], &[]),
             (&["a"], &["b<a"], &[("b", "a")]),
             (&["a", "c"], &["b<a", "c"], &[("b", "a")]),
-            // Nothing to go on with.
+            // There is no predecessor.
             (&["c"], &["b<a"], &[]),
-            // It is there already: the file says so for as long as somebody wants it.
+            // The new name exists already: the file keeps the key for as long as wanted.
             (&["b<a"], &["b<a"], &[]),
-            // Once more: under the first name, or (hashed otherwise then) under the last.
+            // The second rename refers to the first name, or (hashed differently then) to the last.
             (&["b<a"], &["c<a"], &[("c", "b")]),
             (&["b<a"], &["c<b"], &[("c", "b")]),
-            // The identity counts before the name.
+            // The identity takes precedence over the name.
             (&["x<a", "a<y"], &["b<a"], &[("b", "x")]),
-            // Who keeps its name goes on itself.
+            // An object that keeps its name continues itself.
             (&["a"], &["a", "b<a"], &[]),
             (&["a"], &["b<a", "c<a"], &[("b", "a")]),
         ];

@@ -1,4 +1,4 @@
-//! Rules for client prefixes, as they are written.
+//! Rules for client prefixes in a configuration.
 
 use std::{fmt, time::Duration};
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::listeners::Family;
 
-/// What becomes of the clients of a prefix.
+/// The treatment of the clients of a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// They go to one backend, while that takes clients.
+    /// They are steered to one backend while it takes clients.
     Pin {
-        /// Its name in the service.
+        /// The backend's name in the service.
         backend: String,
     },
-    /// Each connection goes its own way, by its source port as well.
+    /// Each connection is steered separately, by source address and port.
     Spread,
     /// They are dropped.
     Deny,
 }
 
 impl Action {
-    /// `pin`, `spread` or `deny`.
+    /// Returns `pin`, `spread` or `deny`.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl Action {
         }
     }
 
-    /// A backend is called otherwise now.
+    /// Updates the name of a renamed backend.
     pub fn rename(&mut self, from: &str, to: &str) {
         if let Self::Pin { backend } = self
             && backend == from
@@ -55,12 +55,12 @@ impl fmt::Display for Action {
 /// One `[[service.rule]]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleConfig {
-    /// The clients that it is about, by their address before it is masked. No host bits.
+    /// The prefix of the clients' unmasked addresses, without host bits.
     pub prefix: IpNet,
-    /// What becomes of them.
+    /// The treatment of these clients.
     #[serde(flatten)]
     pub action: Action,
-    /// How long it holds after it came; `None`: until it is removed.
+    /// How long it holds after being added; `None`: until it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
     pub ttl: Option<Duration>,
 }
@@ -75,8 +75,8 @@ impl fmt::Display for RuleConfig {
     }
 }
 
-/// Why a pin of `prefix` is of no use in a service that remembers clients by so many bits (`length`) of their addresses, if
-/// it is a part of one client: one entry of the client table says where all of the client is.
+/// Returns why a pin of `prefix` is useless in a service that identifies clients by `length` bits of their addresses,
+/// if the prefix is a part of one client: a client has a single entry in the client table.
 #[must_use]
 pub fn less_than_a_client(service: &str, prefix: IpNet, length: u8) -> Option<String> {
     if prefix.prefix_len() <= length {
@@ -88,7 +88,7 @@ pub fn less_than_a_client(service: &str, prefix: IpNet, length: u8) -> Option<St
     ))
 }
 
-/// Why no client of a service whose clients are of `families` has an address in `prefix`, if so.
+/// Returns why no client of a service with clients of `families` has an address in `prefix`, if so.
 #[must_use]
 pub fn foreign(service: &str, families: &[Family], prefix: IpNet) -> Option<String> {
     let theirs = Family::of(prefix.addr());

@@ -23,26 +23,26 @@ use crate::{
 /// One `[[service]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceConfig {
-    /// Unique name, 1–63 of `[A-Za-z0-9._-]`.
+    /// The unique name, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// The name that it is hashed under, where that is an earlier one.
+    /// The earlier name under which it is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// Where it is reached: at least one, none twice, none another service's.
+    /// Its listeners: at least one, without duplicates, and none of another service.
     pub listen: Vec<Listener>,
-    /// `nat`: the ports of backends by those of listeners, where they differ.
+    /// `nat`: backend ports by listener port, if they differ.
     #[serde(default)]
     pub ports: BTreeMap<u16, u16>,
-    /// How packets reach the backends.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
     /// Slots of the lookup table.
     pub table_size: TableSize,
-    /// What of a source address makes a client.
+    /// The prefix lengths that turn a source address into a client.
     pub client_prefix: ClientPrefix,
-    /// How long a client is remembered; zero: the table alone decides.
+    /// How long a client is remembered; zero: only the table decides.
     #[serde(with = "humantime_serde")]
     pub remember: Duration,
-    /// Where moved clients go when their home returns.
+    /// What happens to moved clients when their home returns.
     pub failback: Failback,
     /// What happens when no backend is eligible.
     pub when_all_down: WhenAllDown,
@@ -55,51 +55,52 @@ pub struct ServiceConfig {
     /// How long a draining backend keeps its known clients.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// What a drain waits for until then; `None`: for connections with `snat`, else for clients.
+    /// The condition that a drain waits for until then; `None`: connections with `snat`, otherwise clients.
     #[serde(default)]
     pub drain_until: Option<DrainUntil>,
-    /// What a failed health check does.
+    /// The effect of a failed health check.
     pub on_failure: OnFailure,
-    /// `nat`: for how long resets that refuse connections are withheld from clients while their backend is checked; zero: they
-    /// are not.
+    /// `nat`: how long resets that refuse connections are withheld from clients while their backend is checked; zero:
+    /// not at all.
     #[serde(default = "ServiceConfig::withhold_by_default", with = "humantime_serde")]
     pub withhold: Duration,
-    /// `snat`: its connections.
+    /// `snat`: settings of its connections.
     #[serde(default)]
     pub snat: SnatConfig,
-    /// When failures are those of no single backend.
+    /// When failures count as an outage rather than as failures of single backends.
     #[serde(default)]
     pub outage: Outage,
     /// Whether a backend counts as down until its first verdict.
     pub start_down: bool,
-    /// Whether clients that nobody takes are told so.
+    /// Whether clients that no backend takes get a rejection.
     #[serde(default)]
     pub reject: bool,
-    /// The share of clients that are steered, in percent; the host serves the others.
+    /// The share of steered clients, in percent; the host serves the others.
     #[serde(default = "ServiceConfig::steer_by_default")]
     pub steer: u8,
-    /// Whether this machine is given the VIPs, and where.
+    /// Whether, and on which interface, this machine gets the VIPs.
     #[serde(default)]
     pub assign_vip: AssignVip,
-    /// A list of prefixes whose clients are denied.
+    /// A deny list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyConfig>,
-    /// Lists of targets, each of which is a backend beside those below.
+    /// Lists of targets that become backends beside those below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<DiscoverConfig>,
-    /// The agents of its backends; `None`: none are asked.
+    /// The agents of its backends; `None`: none are queried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentConfig>,
-    /// When a backend has too much and takes fewer new clients; `None`: never.
+    /// When a backend has too much load and gets fewer new clients; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded_load: Option<BoundedLoad>,
-    /// How connection IDs of QUIC name backends; `None`: there is no listener of QUIC.
+    /// How QUIC connection IDs encode backends; `None`: there is no QUIC listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicConfig>,
-    /// The part of its bytes, above 0, from which on a rule `spread` is proposed for a client; `None`: none is.
+    /// The fraction of its bytes, above 0, from which on a rule `spread` is suggested for a client; `None`: no
+    /// suggestions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_heavy: Option<f64>,
-    /// The health check of backends without one of their own.
+    /// The health check of backends without their own.
     pub check: CheckConfig,
     /// Backends in file order; names are unique in the service.
     pub backends: Vec<BackendConfig>,
@@ -109,37 +110,37 @@ pub struct ServiceConfig {
 }
 
 impl ServiceConfig {
-    /// [`Self::withhold`] where nothing is said.
+    /// The default of [`Self::withhold`].
     #[must_use]
     pub const fn withhold_by_default() -> Duration {
         Duration::from_secs(1)
     }
 
-    /// The service's check, and those of backends that have one of their own.
+    /// The service's check, and backends' own checks.
     pub fn checks(&self) -> impl Iterator<Item = &CheckConfig> {
         self.backends.iter().filter_map(|backend| backend.check.as_deref()).chain([&self.check])
     }
 
-    /// What a drain waits for until its deadline.
+    /// The condition that a drain waits for until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
         let by_mode = if self.forwarding == Forwarding::Snat { DrainUntil::Connections } else { DrainUntil::Clients };
         self.drain_until.unwrap_or(by_mode)
     }
 
-    /// [`Self::steer`] where nothing is said.
+    /// The default of [`Self::steer`].
     #[must_use]
     pub const fn steer_by_default() -> u8 {
         share::WHOLE
     }
 
-    /// Slots of its lookup table, once all of its backends are reachable.
+    /// Number of slots of its lookup table, once all of its backends are reachable.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.table_size.slots(self.backends.len())
     }
 
-    /// Whether it says what `other` says, but for backends and rules.
+    /// Whether it equals `other`, except for backends and rules.
     #[must_use]
     pub fn has_settings_of(&self, other: &Self) -> bool {
         let Self {
@@ -210,51 +211,51 @@ impl ServiceConfig {
 /// One `[[service.backend]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendConfig {
-    /// Unique in its service, 1–63 of `[A-Za-z0-9._-]`.
+    /// The name, unique in its service, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// The name that it is hashed under, where that is an earlier one.
+    /// The earlier name under which it is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// Its address. Port 0: the listener's.
+    /// The backend's address. Port 0: the listener's.
     pub address: SocketAddr,
-    /// Its address for listeners of the other family, IPv6; the port as above.
+    /// The backend's IPv6 address, for IPv6 listeners, with the same port as `address`.
     #[serde(default)]
     pub address6: Option<SocketAddr>,
     /// Share of new clients; 0 takes none.
     pub weight: u16,
     /// Used only when no primary backend is eligible.
     pub backup: bool,
-    /// How much it takes at most.
+    /// The limits of the backend.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
     /// Overrides the service's check.
     pub check: Option<Box<CheckConfig>>,
-    /// Its name in connection IDs of QUIC; `None`: derived from its name.
+    /// Its server ID in QUIC connection IDs; `None`: derived from its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic_server_id: Option<ServerId>,
-    /// The list of targets that names it; `None`: it is from the configuration file, or was added at run time.
+    /// The list of targets that it comes from; `None`: it is from the configuration file, or was added at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovered: Option<Box<Discovered>>,
 }
 
 impl BackendConfig {
-    /// Its name in the connection IDs of its service.
+    /// Its server ID in the connection IDs of its service.
     #[must_use]
     pub fn server_id(&self, quic: &QuicConfig) -> ServerId {
         self.quic_server_id.unwrap_or_else(|| quic.derived_id(&self.name))
     }
 }
 
-/// Prefix lengths that make a client of a source address.
+/// The prefix lengths that turn a source address into a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientPrefix {
-    /// 0–32.
+    /// The length for IPv4, 0–32.
     pub v4: u8,
-    /// 0–128.
+    /// The length for IPv6, 0–128.
     pub v6: u8,
 }
 
-/// Where moved clients go when their home backend returns.
+/// What happens to moved clients when their home backend returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failback {
@@ -270,28 +271,29 @@ pub enum Failback {
 pub enum WhenAllDown {
     /// Steer as if every backend that is not in maintenance were up.
     Open,
-    /// Drop, counted.
+    /// Drop and count.
     Drop,
 }
 
-/// What a failed health check does with known clients.
+/// The effect of a failed health check on known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnFailure {
-    /// Nobody answers.
+    /// For a backend that does not answer.
     pub hard: FailureAction,
-    /// It answers, and the answer says no.
+    /// For a backend that answers with a failure.
     pub soft: FailureAction,
 }
 
-/// When failures are those of no single backend.
+/// When failures count as an outage rather than as failures of single backends.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outage {
-    /// More than this part of the eligible backends fail. Above 0, at most 1; of 1 there is never more.
+    /// The fraction of eligible backends that must be exceeded by failures. Above 0, at most 1; with 1 there is no
+    /// outage.
     pub share: f64,
 }
 
 impl Outage {
-    /// Whether so many of the eligible backends are more than the share.
+    /// Whether this many of the eligible backends exceed the fraction.
     #[must_use]
     pub fn is_exceeded(self, failing: usize, eligible: usize) -> bool {
         // Products such as 0.57 * 100 are not exact.
@@ -312,13 +314,13 @@ impl Default for Outage {
     }
 }
 
-/// What becomes of the known clients of a failed backend.
+/// The treatment of a failed backend's known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureAction {
-    /// Moved at once.
+    /// They are moved at once.
     Move,
-    /// Kept until the drain deadline.
+    /// They are kept until the drain deadline.
     Drain,
 }
 

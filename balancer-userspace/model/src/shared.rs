@@ -1,4 +1,4 @@
-//! Configurations that are shared: most of them are what they were before each change.
+//! Shared configurations: most services are unchanged by each change.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ pub fn shared(services: Vec<ServiceConfig>) -> Vec<Arc<ServiceConfig>> {
     services.into_iter().map(Arc::new).collect()
 }
 
-/// The one among `services` that says the same as `service`.
+/// The service among `services` that equals `service`.
 #[must_use]
 pub fn alike<'a>(services: &ByName<'a>, service: &Arc<ServiceConfig>) -> Option<&'a Arc<ServiceConfig>> {
     let other = services.get(service.name.as_str()).copied();
     other.filter(|other| Arc::ptr_eq(other, service) || *other == service)
 }
 
-/// Whether both are one: then what is known to hold of one holds of the other.
+/// Whether both share the same memory, so that known facts about one hold for the other.
 #[must_use]
 pub fn is_one(one: &[Arc<ServiceConfig>], other: &[Arc<ServiceConfig>]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))

@@ -1,37 +1,38 @@
-//! What a `snat` service says of its connections.
+//! Settings of a `snat` service's connections.
 
 use std::{net::IpAddr, time::Duration};
 
 use balancer_common::map_types::MAX_POOL;
 use serde::{Deserialize, Serialize};
 
-/// How a `snat` service presents its clients to backends, and for how long it knows their connections.
+/// How a `snat` service presents its clients to backends, and how long it keeps idle connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnatConfig {
-    /// The addresses that backends see, at most [`MAX_POOL`] of each family; none: this machine's own on the way to the backend.
+    /// The addresses that backends see, at most [`MAX_POOL`] of each family; empty: this machine's own address on the
+    /// path to the backend.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
-    /// The first and the last port; `None`: those that the kernel does not give to its own sockets.
+    /// The first and the last port; `None`: the ports that the kernel does not assign to its own sockets.
     #[serde(default)]
     pub ports: Option<(u16, u16)>,
-    /// How long a connection without packets is known.
+    /// How long an idle connection is kept.
     #[serde(default)]
     pub idle: IdleTimes,
 }
 
-/// How long a connection without packets is known.
+/// How long idle connections are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleTimes {
-    /// An established TCP connection.
+    /// For an established TCP connection.
     #[serde(with = "humantime_serde")]
     pub tcp: Duration,
-    /// Datagrams that were answered.
+    /// For datagrams that were answered.
     #[serde(with = "humantime_serde")]
     pub udp: Duration,
-    /// What was not answered, or what its client did not go on with.
+    /// For a connection that was not answered, or not continued by its client.
     #[serde(with = "humantime_serde")]
     pub half_open: Duration,
-    /// A connection that both ends have closed, or one end has reset.
+    /// For a connection that both ends have closed or one has reset.
     #[serde(with = "humantime_serde")]
     pub closing: Duration,
 }
@@ -48,7 +49,7 @@ impl Default for IdleTimes {
 }
 
 impl SnatConfig {
-    /// The first address twice in the list, or what is too many. `None`: the list is as it must be.
+    /// Returns the first duplicate address, or the excess; `None`: the list is valid.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         for (index, address) in self.addresses.iter().enumerate() {
@@ -64,7 +65,7 @@ impl SnatConfig {
     }
 }
 
-/// What a drain waits for, before its deadline.
+/// The condition that a drain waits for until its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DrainUntil {

@@ -1,16 +1,16 @@
-//! What a backend is wanted to be, is said to be, and is shown as.
+//! The states of a backend: wanted, forced, and displayed.
 
 use serde::{Deserialize, Serialize};
 
-/// What the operator wants of a backend.
+/// The state that the operator wants for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Admin {
     /// In use.
     Ready,
-    /// No new clients.
+    /// It takes no new clients.
     Drain,
-    /// No clients at all, and no checks.
+    /// It takes no clients, and is not checked.
     Maint,
 }
 
@@ -26,13 +26,13 @@ impl Admin {
     }
 }
 
-/// The health that the operator says a backend has, whatever its checks find.
+/// A health that the operator sets, regardless of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Forced {
-    /// It works.
+    /// The backend works.
     Up,
-    /// Nobody answers: a hard failure.
+    /// The backend does not answer: a hard failure.
     Down,
 }
 
@@ -40,19 +40,19 @@ pub enum Forced {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
-    /// Takes new clients.
+    /// It takes new clients.
     Up,
-    /// No verdict yet.
+    /// It has no verdict yet.
     Checking,
-    /// Failed, and keeps its known clients for a while.
+    /// It has failed, and keeps its known clients for a while.
     DrainingHealth,
-    /// Keeps its known clients for a while, as the operator wants.
+    /// It keeps its known clients for a while, as the operator wants.
     Draining,
-    /// Has no clients, as the operator wants.
+    /// It has no clients, as the operator wants.
     Drained,
-    /// Failed.
+    /// It has failed.
     Down,
-    /// In maintenance.
+    /// It is in maintenance.
     Maint,
 }
 
@@ -75,7 +75,7 @@ impl BackendState {
         }
     }
 
-    /// Whether it comes of a failure.
+    /// Whether it results from a failure.
     #[must_use]
     pub const fn is_failure(self) -> bool {
         match self {

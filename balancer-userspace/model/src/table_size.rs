@@ -1,26 +1,26 @@
-//! How many slots lookup tables have.
+//! Sizes of lookup tables.
 
 use serde::{Deserialize, Serialize};
 
 use super::primes::MAX_TABLE_SIZE;
 
-/// Below this many slots a backend, shares become uneven.
+/// With fewer slots for each backend, shares become uneven.
 pub(super) const SLOTS_PER_BACKEND: usize = 100;
-/// Primes, each above four times the one before: few backends more or fewer change no table.
+/// Primes, each about four times the previous one, so that a few backends more or fewer change no table.
 const STEPS: [u32; 7] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319, MAX_TABLE_SIZE];
 
-/// How many slots a service's lookup tables have.
+/// The size of a service's lookup tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum TableSize {
-    /// So many: a prime, above the number of backends.
+    /// A fixed size: a prime above the number of backends.
     Fixed(u32),
-    /// As many as the number of its backends wants, and nothing else, so that balancers with one file agree.
+    /// A size that depends only on the number of backends, so that balancers with the same file agree.
     Auto,
 }
 
 impl TableSize {
-    /// The slots of a service with so many backends.
+    /// The number of slots for this many backends.
     #[must_use]
     pub fn slots(self, backends: usize) -> u32 {
         match self {
@@ -39,7 +39,7 @@ impl From<u32> for TableSize {
     }
 }
 
-/// As it is saved: a number, as it always was, or a word.
+/// The serialized form: a number, or a word.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -77,7 +77,7 @@ mod tests {
     use crate::primes::is_prime;
 
     #[test]
-    fn steps_are_primes_with_enough_slots_for_all_backends() {
+    fn when_backends_are_many_then_steps_are_primes_with_enough_slots() {
         assert!(STEPS.into_iter().all(is_prime));
         assert!(STEPS.windows(2).all(|pair| pair[1] > pair[0]));
         for (backends, slots) in [

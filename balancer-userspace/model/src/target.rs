@@ -1,10 +1,10 @@
-//! One target of a list, whatever the list is.
+//! A target in a list, whatever the source of the list.
 
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// Targets in one list, at most.
+/// The maximum number of targets in a list.
 pub const MAX_TARGETS: usize = 65_534;
 /// The weight of a target whose list gives none.
 pub(crate) const DEFAULT_WEIGHT: u16 = 100;
@@ -14,21 +14,21 @@ pub(crate) const DEFAULT_WEIGHT: u16 = 100;
 pub struct Target {
     /// The name of the backend; for targets of SRV records, of the host.
     pub name: String,
-    /// Where it is reached: at one of these. Only a target of SRV records may have another number than one.
+    /// Its addresses; one of them is used. Only a target of SRV records may have more or fewer than one.
     pub addresses: Vec<IpAddr>,
-    /// The reason why addresses are missing.
+    /// Why addresses are missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// The port there; `None`: the listener's.
+    /// The port; `None`: the listener's.
     pub port: Option<u16>,
     /// The share of new clients, 0 to 65535.
     pub weight: u16,
-    /// Whether others are used first.
+    /// Whether other backends are used first.
     #[serde(default)]
     pub backup: bool,
 }
 
-/// A name for a target without one: the address as text, where characters that a name cannot have become `-`.
+/// The name for a target without one: its address as text, with invalid characters replaced by `-`.
 #[must_use]
 pub(crate) fn implied_name(address: IpAddr, port: Option<u16>) -> String {
     let text = match port {

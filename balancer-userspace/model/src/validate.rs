@@ -1,5 +1,5 @@
-//! What services must be like so that the data path can serve them: one set of rules, for a file, which has a line for
-//! every place, and for changes and what a restart finds, which have none.
+//! Validation: the properties of services that the data path needs. The same rules apply to a file, which has lines,
+//! and to changes and saved states, which have none.
 
 mod returns;
 
@@ -31,7 +31,7 @@ use crate::{
 
 const MAX_SERVICES: usize = u16::MAX as usize;
 
-/// What something is wrong about, in a list of services. Numbers count from 0.
+/// The object of a problem in a list of services. Numbers count from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// A service's name.
@@ -46,10 +46,10 @@ pub enum Place {
     BackendAddress(usize, usize),
 }
 
-/// Something that is wrong.
+/// A problem in a list of services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// With what.
+    /// The object.
     pub at: Place,
     /// The service's name.
     service: String,
@@ -58,22 +58,22 @@ pub struct Problem {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fault {
-    /// It is wrong by itself, for what it belongs to, or one too many.
+    /// An object that is invalid by itself or in its context, or one too many.
     Invalid(String),
-    /// A name twice.
+    /// A duplicate name.
     NameTaken { what: &'static str, name: String, first: Place },
-    /// Two services at one place.
+    /// Two services with the same listener.
     ListenerTaken { listener: Listener, first: Place, by: String },
-    /// Two ranges of ports of which neither is more exact.
+    /// Two overlapping port ranges of which neither is more specific.
     Overlapping { one: Listener, other: Listener, at: Place, by: String },
-    /// Two of one kind hashed under one name.
+    /// Two objects of one kind hashed under the same name.
     HashedAlike(String),
-    /// Two `nat` backends whose replies cannot be told apart.
+    /// Two `nat` backends whose replies cannot be distinguished.
     Ambiguous { one: String, other: String, address: [SocketAddr; 2], listeners: [Listener; 2], at: Place },
 }
 
 impl Problem {
-    /// Whether two things that are there contradict each other; what is wrong is so by itself otherwise.
+    /// Whether two existing objects contradict each other; otherwise one is invalid by itself.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         match *self.fault {
@@ -86,7 +86,8 @@ impl Problem {
         }
     }
 
-    /// What is wrong and what would be right, in one line; `line` says on which line of a file a place is, if in one.
+    /// The problem and what would be right, in one line; `line` returns the line of an object in a file, if there is
+    /// one.
     #[must_use]
     pub fn text(&self, line: impl Fn(Place) -> Option<usize>) -> String {
         match &*self.fault {
@@ -121,7 +122,7 @@ impl Problem {
     }
 }
 
-/// For who has no lines.
+/// Formats without lines.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let says_where = matches!(self.at, Place::Name(_) | Place::Listener(..));
@@ -132,33 +133,33 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Services that are valid, each by itself and all together. A copy costs nothing.
+/// Services that are valid, each by itself and all together. Copies are cheap.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Valid(Arc<[Arc<ServiceConfig>]>);
 
 impl Valid {
-    /// `services`, if nothing is wrong with them.
+    /// Checks `services`.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first problem.
     pub fn new(services: Vec<Arc<ServiceConfig>>) -> Result<Self, Problem> {
         self::services(&services, &Self::default())?;
         Ok(Self(services.into()))
     }
 
-    /// The same, with everything that is wrong, where some are `known`.
+    /// Checks `services`, some of which are `known` to be valid, and returns all problems.
     pub(crate) fn or_problems(services: Vec<Arc<ServiceConfig>>, known: &Self) -> Result<Self, Vec<Problem>> {
         let problems = problems(&services, known);
         if problems.is_empty() { Ok(Self(services.into())) } else { Err(problems) }
     }
 
-    /// Copies of them, to be written down.
+    /// Copies of the services, for serialization.
     #[must_use]
     pub fn copies(&self) -> Vec<ServiceConfig> {
         self.iter().map(|service| ServiceConfig::clone(service)).collect()
     }
 
-    /// The same; those that `others` has as well are shared with it.
+    /// The same services, sharing memory with equal ones in `others`.
     #[must_use]
     pub fn sharing(self, others: &[Arc<ServiceConfig>]) -> Self {
         if is_one(&self, others) {
@@ -177,15 +178,15 @@ impl Deref for Valid {
     }
 }
 
-/// The first thing that is wrong with `services` and their backends. Those that are `known` are right by themselves.
+/// Checks `services` and their backends. Those that are `known` are valid by themselves.
 ///
 /// # Errors
-/// If something is.
+/// The first problem.
 pub fn services(services: &[Arc<ServiceConfig>], known: &Valid) -> Result<(), Problem> {
     problems(services, known).into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Everything that is wrong with `services` and their backends.
+/// All problems of `services` and their backends.
 fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
     let pointers = known.iter().map(Arc::as_ptr).collect();
     let mut problems = Problems { services, known, pointers, found: Vec::new() };
@@ -258,7 +259,7 @@ impl Problems<'_> {
         }
     }
 
-    /// Listeners that are nothing by themselves, two services', or too many.
+    /// Checks listeners: each by itself, conflicts between services, and their number.
     fn listeners(&mut self) {
         let services = self.services;
         let mut taken: HashMap<Listener, (Place, &str)> = HashMap::default();
@@ -305,7 +306,7 @@ impl Problems<'_> {
         }
     }
 
-    /// A share of a service whose connections are known to it alone.
+    /// Checks the share of a service whose connections only the balancer knows.
     fn steer(&mut self, index: usize, service: &ServiceConfig) {
         if service.steer != ServiceConfig::steer_by_default() && service.forwarding == Forwarding::Snat {
             let text = format!(
@@ -316,7 +317,7 @@ impl Problems<'_> {
         }
     }
 
-    /// Listeners of QUIC and what says how connection IDs name backends need each other.
+    /// Checks that QUIC listeners and QUIC settings occur together.
     fn quic(&mut self, index: usize, service: &ServiceConfig) {
         let listener = service.listen.iter().position(|listener| listener.protocol == Protocol::Quic);
         let (at, text) = match (&service.quic, listener) {
@@ -335,7 +336,7 @@ impl Problems<'_> {
         self.add(at, Fault::Invalid(text.to_owned()));
     }
 
-    /// Server IDs that are no backend's alone.
+    /// Checks that server IDs are unique.
     fn server_ids(&mut self, index: usize, service: &ServiceConfig) {
         let mut ids = HashMap::default();
         for (number, backend) in service.backends.iter().enumerate() {
@@ -368,7 +369,7 @@ impl Problems<'_> {
         }
     }
 
-    /// `ports` for what keeps ports.
+    /// Checks `ports`, which is invalid for modes that keep ports.
     fn ports(&mut self, index: usize, service: &ServiceConfig) {
         let at = Place::Name(index);
         if !service.ports.is_empty() && !matches!(service.forwarding, Forwarding::Nat | Forwarding::Snat) {
@@ -440,9 +441,9 @@ impl Problems<'_> {
         }
     }
 
-    /// `nat` backends whose replies the return path could not tell apart.
+    /// Checks for `nat` backends whose replies the return path could not distinguish.
     fn returns(&mut self) {
-        // Two services that have one name may both have come from one that is known.
+        // Two services with the same name may both have come from a known one.
         let is_known = |service: &Arc<ServiceConfig>| self.is_known(service);
         if self.found.is_empty() && !returns::may_be_confused(self.services, self.known, is_known) {
             return;
@@ -467,10 +468,10 @@ impl Problems<'_> {
     }
 }
 
-/// Ranges of ports, with their places and their services' names.
+/// Port ranges with their objects and service names.
 type Ranges<'a> = Vec<(Listener, Place, &'a str)>;
 
-/// Whether ranges share ports and neither is within the other.
+/// Whether ranges overlap without one containing the other.
 const fn overlap(one: PortRange, other: PortRange) -> bool {
     let apart = one.last < other.first || other.last < one.first;
     let within = one.first >= other.first && one.last <= other.last;
@@ -478,7 +479,7 @@ const fn overlap(one: PortRange, other: PortRange) -> bool {
     !apart && !within && !around
 }
 
-/// Slots that so many backends have even shares of.
+/// The number of slots for even shares of this many backends.
 pub(super) fn enough_slots(backends: usize) -> u32 {
     u32::try_from(backends.saturating_mul(SLOTS_PER_BACKEND)).map_or(MAX_TABLE_SIZE, next_prime)
 }
@@ -571,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_refuses_with_its_own_line() {
+    fn when_a_rule_is_violated_then_it_refuses_with_its_own_line() {
         let mut named_twice = web();
         named_twice.backends[1].name = "web1".to_owned();
         let mut badly_named = web();
@@ -604,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_listeners_are_refused() {
+    fn when_listeners_are_too_many_then_they_are_refused() {
         let with_ports = |index: u8, count: u16| {
             let mut one =
                 service(&format!("s{index}"), &format!("198.51.{index}.10:1"), Forwarding::Dsr, &["b 10.0.0.1:1"]);
@@ -631,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_backends_are_refused() {
+    fn when_backends_are_too_many_then_they_are_refused() {
         let mut many = nat("a", "198.51.100.10:0", "10.0.0.1:0");
         let backend = many.backends[0].clone();
         many.backends = (0..65_535u32)
@@ -644,7 +645,7 @@ mod tests {
         assert_eq!(refusal(&[many.clone()]), "service a: more than 65534 backends over all services; remove some");
         many.backends.pop();
         assert_eq!(refusal(&[many.clone()]), "");
-        // Each of them has an id for each family.
+        // Each of them needs an id for each family.
         let second = Listener { address: "2001:db8::1".parse().unwrap(), ..many.listen[0] };
         many.listen.push(second);
         many.backends.iter_mut().zip(1u128..).for_each(|(backend, n)| {
@@ -661,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_must_tell_their_service() {
+    fn when_replies_could_belong_to_two_services_then_the_second_is_refused() {
         let a = |backend: &str| nat("a", "198.51.100.10:80", backend);
         let every = |vip: &str| nat("every", &format!("{vip}:0"), "10.0.0.1:0");
         let clash = |first: ServiceConfig, second: ServiceConfig| !refusal(&[first, second]).is_empty();
@@ -682,7 +683,7 @@ mod tests {
                     another address or port";
         assert_eq!(refusal(&[a("10.0.0.1:80"), every("198.51.100.11")]), text);
 
-        // Whichever of the two is known to be valid.
+        // Either of the two may be known to be valid.
         for known in [a("10.0.0.1:80"), every("198.51.100.11")] {
             let known = Valid::new(shared(vec![known])).unwrap();
             let both = [a("10.0.0.1:80"), every("198.51.100.11")].map(Arc::new);
@@ -691,7 +692,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// A service that easily is in the way of others.
+        /// A service that easily conflicts with others.
         fn crowded()(
             name in 0..6_u8,
             nat in prop::bool::weighted(0.9),
@@ -719,7 +720,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
 
         #[test]
-        fn what_is_known_to_be_valid_hides_nothing(
+        fn when_some_services_are_known_to_be_valid_then_no_problem_is_hidden(
             candidates in prop::collection::vec(crowded(), 1..8),
             others in prop::collection::vec((any::<prop::sample::Index>(), crowded()), 0..4),
             edits in prop::collection::vec((any::<prop::sample::Index>(), 0..4_u8, 0..2_u16), 0..4),

@@ -1,5 +1,5 @@
-//! Single values as users write them, in the file, on the command line and in API bodies. Every error is one line that
-//! says what is wrong and what would be right.
+//! Single values as users write them in the file, on the command line and in API bodies. Every error is one line with
+//! the problem and what would be right.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,16 +13,16 @@ use ipnet::IpNet;
 
 use crate::names::{BackendName, nearest};
 
-/// The longest duration there is.
+/// The maximum duration.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The longest path of a unix socket, in bytes: `sun_path` without its terminating zero.
+/// The maximum length of a unix socket's path in bytes: `sun_path` without its terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The longest interface name, in bytes: `IFNAMSIZ` without its terminating zero.
+/// The maximum length of an interface name in bytes: `IFNAMSIZ` without its terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
 
-/// `text` in quotes on one line, shortened to what a message can carry.
+/// `text` in quotes on one line, shortened for a message.
 pub fn quoted(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {
@@ -31,7 +31,7 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// `did you mean "…"?` where one of `known` is near `word`, else the whole list under the heading `what`.
+/// Returns `did you mean "…"?` if one of `known` is similar to `word`, else the whole list under the heading `what`.
 pub fn hint(word: &str, known: &[&str], what: &str) -> String {
     match nearest(word, known.iter().copied()) {
         Some(nearest) => format!("did you mean {nearest:?}?"),
@@ -39,7 +39,7 @@ pub fn hint(word: &str, known: &[&str], what: &str) -> String {
     }
 }
 
-/// One of the words a key takes.
+/// Parses one of the words of a key.
 pub fn word<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Result<T, String> {
     if let Some(&(_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(value);
@@ -48,7 +48,7 @@ pub fn word<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Result<T, St
     Err(format!("{key} = {} is unknown; {}", quoted(text), hint(text, &names, "known values")))
 }
 
-/// The name of a service or backend.
+/// Parses the name of a service or backend.
 pub fn name(text: &str) -> Result<String, String> {
     let right = "use 1 to 63 of A-Z a-z 0-9 . _ -";
     if text.is_empty() {
@@ -63,7 +63,7 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name or number of a group of users.
+/// Parses the name or number of a group of users.
 pub fn group(text: &str) -> Result<String, String> {
     let right = "give a name or a number, such as \"balancer\"";
     let usual = |c: char| c.is_ascii_alphanumeric() || "._-$".contains(c);
@@ -76,7 +76,7 @@ pub fn group(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// `SERVICE/BACKEND`.
+/// Parses `SERVICE/BACKEND`.
 pub fn backend_name(text: &str) -> Result<BackendName, String> {
     let Some((service, backend)) = text.split_once('/') else {
         return Err(format!("{} names no backend; write SERVICE/NAME, such as \"web/web1\"", quoted(text)));
@@ -84,7 +84,7 @@ pub fn backend_name(text: &str) -> Result<BackendName, String> {
     Ok(BackendName { service: name(service)?, backend: name(backend)? })
 }
 
-/// `ADDR/LENGTH`, or `ADDR` for the one address, without host bits.
+/// Parses `ADDR/LENGTH` without host bits, or `ADDR` for a single address.
 pub fn prefix(text: &str) -> Result<IpNet, String> {
     let one = || text.parse::<IpAddr>().map(IpNet::from);
     let prefix = text.parse::<IpNet>().or_else(|_| one()).map_err(|_| {
@@ -93,7 +93,7 @@ pub fn prefix(text: &str) -> Result<IpNet, String> {
     if prefix.trunc() == prefix { Ok(prefix) } else { Err(host_bits(prefix)) }
 }
 
-/// What to say of a prefix with host bits.
+/// The error for a prefix with host bits.
 pub fn host_bits(prefix: IpNet) -> String {
     format!(
         "{prefix} has bits set behind its first {}; write {}, or {}/{} for the one address",
@@ -104,12 +104,12 @@ pub fn host_bits(prefix: IpNet) -> String {
     )
 }
 
-/// `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, an address that one host can have.
+/// Parses `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, where the address can be that of one host.
 pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     address_or(text, "host names are not looked up")
 }
 
-/// The same where other text may be right as well, which `other` says.
+/// Parses an address where other text is valid as well; `other` describes that.
 pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>), String> {
     let bare = |text: &str| {
         let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
@@ -133,7 +133,7 @@ pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>
     usable(ip).map(|()| (ip, port))
 }
 
-/// Whether packets from another host can be for `ip`, or be sent on to it.
+/// Checks that packets from other hosts can have `ip` as destination.
 pub fn usable(ip: IpAddr) -> Result<(), String> {
     let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
@@ -154,7 +154,7 @@ pub fn usable(ip: IpAddr) -> Result<(), String> {
     }
 }
 
-/// An IPv6 address without a port.
+/// Parses an IPv6 address without a port.
 pub fn ipv6(text: &str) -> Result<IpAddr, String> {
     match address(text)? {
         (address @ IpAddr::V6(_), None) => Ok(address),
@@ -163,7 +163,7 @@ pub fn ipv6(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// A VIP with its port; 0 is every port.
+/// Parses a VIP with its port; 0 is every port.
 pub fn service_address(text: &str) -> Result<SocketAddr, String> {
     match address(text)? {
         (ip, Some(port)) => Ok(SocketAddr::new(ip, port)),
@@ -174,7 +174,7 @@ pub fn service_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// An address to listen on.
+/// Parses an address to listen on.
 pub fn listen_address(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
@@ -184,7 +184,7 @@ pub fn listen_address(text: &str) -> Result<Option<SocketAddr>, String> {
     })
 }
 
-/// A duration such as `2s`, `100ms`, `1h 30m`.
+/// Parses a duration such as `2s`, `100ms`, `1h 30m`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| {
         format!(
@@ -198,7 +198,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// The name of a network interface.
+/// Parses the name of a network interface.
 pub fn interface(text: &str) -> Result<String, String> {
     let right = "give a name that `ip link` shows, such as \"eth0\"";
     if text.is_empty() {
@@ -217,7 +217,7 @@ pub fn interface(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// `hex:` and 32 hexadecimal digits.
+/// Parses `hex:` and 32 hexadecimal digits.
 pub fn hash_key(text: &str) -> Result<HashKey, String> {
     let parse = || {
         let digits = text.strip_prefix("hex:")?;
@@ -225,13 +225,13 @@ pub fn hash_key(text: &str) -> Result<HashKey, String> {
         u128::from_str_radix(digits, 16).ok()
     };
     parse().map(|key| HashKey::from_bytes(key.to_be_bytes())).ok_or_else(|| {
-        // The key is a secret: it is not repeated.
+        // The message must not repeat the key, which is secret.
         "the hash key is not \"hex:\" and 32 hexadecimal digits; make one with: echo hex:$(openssl rand -hex 16)"
             .to_owned()
     })
 }
 
-/// Bytes of pairs of hexadecimal digits.
+/// Parses pairs of hexadecimal digits.
 pub fn hex_bytes(digits: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
@@ -239,7 +239,7 @@ pub fn hex_bytes(digits: &str) -> Option<Vec<u8>> {
     if rest.is_empty() { bytes } else { None }
 }
 
-/// An absolute path.
+/// Parses an absolute path.
 pub fn absolute_path(text: &str) -> Result<PathBuf, String> {
     if text.contains('\0') {
         return Err(format!("the path {} contains a zero byte; remove it", quoted(text)));
@@ -250,12 +250,12 @@ pub fn absolute_path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
-/// The absolute path of a unix socket.
+/// Parses the absolute path of a unix socket.
 pub fn socket_path(text: &str) -> Result<PathBuf, String> {
     socket_path_length(text).and_then(absolute_path)
 }
 
-/// `text`, if it is not too long for a unix socket.
+/// Returns `text` if it is not too long for a unix socket.
 pub fn socket_path_length(text: &str) -> Result<&str, String> {
     if text.is_empty() {
         return Err("the socket path is empty; give one, such as \"/run/balancer/balancer.sock\"".to_owned());
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
+    fn when_an_address_is_parsed_then_its_port_and_family_are_found() {
         let v4: IpAddr = "192.0.2.1".parse().unwrap();
         let v6: IpAddr = "2001:db8::1".parse().unwrap();
         assert_eq!(address("192.0.2.1"), Ok((v4, None)));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn when_a_name_is_parsed_then_only_allowed_characters_and_lengths_pass() {
         assert!(name("web-1.example_2").is_ok());
         assert!(name(&"a".repeat(63)).is_ok());
         for wrong in ["", "web/1", "we b", "wéb", "a\n", &"a".repeat(64)] {
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
+    fn when_a_duration_is_parsed_then_units_are_added_up() {
         assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
         assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn hash_keys() {
+    fn when_a_hash_key_is_parsed_then_its_bytes_are_in_order() {
         let bytes = std::array::from_fn(|index| index as u8);
         assert_eq!(hash_key("hex:000102030405060708090a0b0c0d0e0f"), Ok(HashKey::from_bytes(bytes)));
         for wrong in ["", "000102030405060708090a0b0c0d0e0f", "hex:00", "hex:+00102030405060708090a0b0c0d0e0f"] {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn hints() {
+    fn when_a_word_is_unknown_then_the_hint_names_a_similar_one_or_all() {
         let known = ["forwarding", "name", "address"];
         assert_eq!(hint("forwardng", &known, "known keys"), "did you mean \"forwarding\"?");
         assert_eq!(hint("Name", &known, "known keys"), "did you mean \"name\"?");
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_are_one_short_line() {
+    fn when_a_text_is_quoted_then_it_is_one_short_line() {
         assert_eq!(quoted("a\nb"), r#""a\nb""#);
         assert_eq!(quoted(&"é".repeat(100)), format!("\"{}\"…", "é".repeat(60)));
     }

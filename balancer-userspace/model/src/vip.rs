@@ -1,23 +1,23 @@
-//! Whether, and where, the balancer gives its machine the VIPs of a service.
+//! Whether, and on which interface, the balancer assigns a service's VIPs to its machine.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// `assign_vip`.
+/// The setting `assign_vip`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum AssignVip {
-    /// The VIPs are somebody else's matter.
+    /// The balancer does not assign the VIPs.
     #[default]
     No,
     /// On the first interface, announced to the neighbours.
     First,
-    /// On the interface of this name, for routing daemons: nothing is announced.
+    /// On the named interface, for routing daemons: nothing is announced.
     On(String),
 }
 
-/// As it is in files.
+/// The serialized form.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -45,7 +45,7 @@ impl From<AssignVip> for Written {
     }
 }
 
-/// As in the file: `true`, `false`, `"lo"`.
+/// Formats as in the file: `true`, `false`, `"lo"`.
 impl fmt::Display for AssignVip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

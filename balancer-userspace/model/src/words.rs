@@ -1,6 +1,6 @@
-//! Numbers as people read them, in logs, answers and tables.
+//! Formatting numbers for people, in logs, answers and tables.
 
-/// `number` with commas between groups of three digits.
+/// Formats `number` with commas between groups of three digits.
 pub fn grouped(number: impl Into<u64>) -> String {
     let digits = number.into().to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -13,7 +13,7 @@ pub fn grouped(number: impl Into<u64>) -> String {
     grouped
 }
 
-/// `1 backend`, `2 backends`.
+/// Formats as `1 backend` or `2 backends`.
 pub fn counted(number: usize, what: &str) -> String {
     let ending = match number {
         1 => "",

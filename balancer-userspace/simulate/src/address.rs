@@ -1,4 +1,4 @@
-//! Addresses as logs write them.
+//! Addresses in the notation of logs.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -25,7 +25,7 @@ pub(crate) fn with_port(text: &[u8]) -> Option<IpAddr> {
     })
 }
 
-/// The first address of the prefix of that length, by family.
+/// The first address of the address's prefix of that length, by family.
 pub(crate) fn masked(address: IpAddr, v4: u8, v6: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
@@ -39,7 +39,7 @@ pub(crate) fn masked(address: IpAddr, v4: u8, v6: u8) -> IpAddr {
     }
 }
 
-/// Four numbers of one to three digits, and nothing else.
+/// Parses four numbers of one to three digits, and nothing else.
 fn v4(text: &[u8]) -> Option<u32> {
     if text.len() > 15 {
         return None;
@@ -79,14 +79,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_ipv4_address_is_read(bits: u32) {
+        fn when_an_ipv4_address_is_parsed_then_it_is_read(bits: u32) {
             let address = Ipv4Addr::from_bits(bits);
             prop_assert_eq!(parse(address.to_string().as_bytes()), Some(IpAddr::V4(address)));
         }
     }
 
     #[test]
-    fn addresses_are_read_as_logs_write_them() {
+    fn when_addresses_are_written_as_in_logs_then_they_are_read() {
         assert_eq!(shown("2001:db8::7").as_deref(), Some("2001:db8::7"));
         assert_eq!(shown("[2001:db8::7]").as_deref(), Some("2001:db8::7"));
         assert_eq!(shown("fe80::1%eth0").as_deref(), Some("fe80::1"));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_left_out() {
+    fn when_an_address_has_a_port_then_the_port_is_left_out() {
         for text in ["203.0.113.7", "203.0.113.7:50000"] {
             assert_eq!(with_port(text.as_bytes()).unwrap().to_string(), "203.0.113.7");
         }

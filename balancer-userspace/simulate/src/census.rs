@@ -1,4 +1,4 @@
-//! The clients of a log.
+//! Counts the clients of a log.
 
 use std::{
     io::{self, Read},
@@ -15,45 +15,45 @@ use crate::{
     lines::{Lines, Piece},
 };
 
-/// How much of a line that cannot be read is shown.
+/// The shown length of an unreadable line.
 const SHOWN: usize = 120;
 
 /// The data kept for an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// How often it is in the log.
+    /// The number of the address's requests in the log.
     pub requests: u32,
-    /// The last time, in seconds since 1970; 0: the log does not tell.
+    /// The time of the last request, in seconds since 1970; 0 if the log has no times.
     pub last: u32,
-    /// A bit for each user agent, by its hash: two of them fall together once in 32 times.
+    /// One bit for each user agent, by its hash. Two user agents share a bit once in 32 times.
     agents: u32,
 }
 
 impl Client {
-    /// Whether it calls itself by several names.
+    /// Whether the client's requests have several user agents.
     #[must_use]
     pub const fn has_several_agents(&self) -> bool {
         self.agents.count_ones() > 1
     }
 }
 
-/// A line of which nothing could be made.
+/// A line that the reader could not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The line's number in its file, from 1; empty lines are not counted.
+    /// The line's number in its file, from 1, without empty lines.
     pub line: u64,
     /// The beginning of the line.
     pub text: String,
 }
 
-/// Numbers of lines of one file, by how they were read.
+/// The numbers of readable and unreadable lines of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Lines that are not empty.
     pub lines: u64,
-    /// Those among them of which nothing could be made.
+    /// The number of unreadable lines among them.
     pub unreadable: u64,
-    /// The first one of these.
+    /// The first unreadable line.
     pub first: Option<Unreadable>,
 }
 
@@ -64,21 +64,21 @@ pub struct Census {
     v6: HashMap<u128, Client>,
     /// Requests of all clients.
     pub requests: u64,
-    /// The earliest and the latest time, in seconds since 1970. `None`: the log has no times.
+    /// The earliest and the latest time, in seconds since 1970; `None` if the log has no times.
     pub times: Option<(u32, u32)>,
-    /// How long clients pause.
+    /// The pauses between a client's requests.
     pub gaps: Gaps,
-    /// Whether some line tells the user agent.
+    /// Whether some line has a user agent.
     pub has_agents: bool,
-    /// Requests without a time.
+    /// The number of requests without a time.
     pub timeless: u64,
 }
 
 impl Census {
-    /// Counts the clients of the lines that `reader` understands.
+    /// Counts the clients of the lines that `reader` can read.
     ///
     /// # Errors
-    /// When the log cannot be read.
+    /// If the log cannot be read.
     pub fn read(&mut self, lines: Lines<impl Read>, reader: &mut Reader) -> io::Result<Tally> {
         let mut tally = Tally::default();
         lines.each(|piece| {
@@ -98,7 +98,7 @@ impl Census {
         Ok(tally)
     }
 
-    /// Counts what one line tells.
+    /// Counts one line.
     pub fn count(&mut self, hit: &Hit<'_>) {
         let client = match hit.address {
             IpAddr::V4(address) => self.v4.entry(address.to_bits()).or_default(),
@@ -108,14 +108,14 @@ impl Census {
         self.requests += u64::from(hit.requests);
         if let Some(agent) = hit.agent {
             self.has_agents = true;
-            // The same in each run.
+            // A fixed seed, so that each run gives the same result.
             client.agents |= 1 << (FixedState::default().hash_one(agent) % 32);
         }
         let Some(at) = hit.at.and_then(|at| u32::try_from(at).ok()).filter(|&at| at > 0) else {
             self.timeless += u64::from(hit.requests);
             return;
         };
-        // Lines are written when requests end, so times go back now and then.
+        // Servers write lines when requests end, so times sometimes go back.
         if client.last != 0 && at > client.last {
             self.gaps.count(at - client.last);
         }
@@ -131,14 +131,14 @@ impl Census {
         v4.chain(v6)
     }
 
-    /// How many IPv4 and how many IPv6 addresses there are.
+    /// The numbers of IPv4 and of IPv6 addresses.
     #[must_use]
     pub fn addresses(&self) -> (u64, u64) {
         (self.v4.len() as u64, self.v6.len() as u64)
     }
 }
 
-/// The beginning of a line, for a terminal: what a client has sent may have control characters.
+/// The beginning of a line, without control characters that a client may have sent, for a terminal.
 #[must_use]
 pub fn shown(line: &[u8]) -> String {
     let start = line.get(..SHOWN).unwrap_or(line);
@@ -148,17 +148,17 @@ pub fn shown(line: &[u8]) -> String {
         .collect()
 }
 
-/// Addresses and requests of a network.
+/// The numbers of addresses and requests of a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    /// Addresses of the network in the log.
+    /// The number of the network's addresses in the log.
     pub addresses: u64,
-    /// Their requests.
+    /// The number of their requests.
     pub requests: u64,
 }
 
 impl Census {
-    /// The networks of these lengths.
+    /// Returns the networks of these prefix lengths.
     #[must_use]
     pub fn networks(&self, v4: u8, v6: u8) -> HashMap<IpAddr, Network> {
         let mut networks = HashMap::new();
@@ -187,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn totals_agree(hosts in prop::collection::vec((0u8..8, any::<bool>(), 0u32..5), 0..200)) {
+        fn when_a_log_is_counted_then_totals_agree(hosts in prop::collection::vec((0u8..8, any::<bool>(), 0u32..5), 0..200)) {
             let mut log = String::new();
             for (host, is_v6, number) in &hosts {
                 log += &match (number, is_v6) {
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn times_pauses_and_programs_are_counted_by_client() {
+    fn when_a_client_has_several_requests_then_its_times_pauses_and_programs_are_counted() {
         let line = |address: &str, time: &str, agent: &str| {
             format!("{address} - - [10/Oct/2000:{time} +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"{agent}\"\n")
         };

@@ -1,4 +1,4 @@
-//! The clients of a log under each rule, before and after each change.
+//! Compares where the clients of a log go under each rule, before and after each change.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -14,16 +14,16 @@ use crate::{
     suggest, time,
 };
 
-/// Prefixes that are listed.
+/// The number of prefixes in the list.
 const LISTED: usize = 10;
 
-/// How long clients count as active where nothing is remembered: as long as is usual.
+/// How long a client counts as active if the service remembers none: the usual time.
 const USUAL_REMEMBER: Duration = Duration::from_secs(3 * 3_600);
 
-/// The report on a log, for a service and changes of it.
+/// Reports on a log, for a service and changes to it.
 ///
 /// # Errors
-/// When the controller refuses a change.
+/// If the controller refuses a change.
 pub fn report(
     (census, log): (&Census, Log),
     (product, service): (&Product, &ServiceConfig),
@@ -69,7 +69,7 @@ pub fn report(
     })
 }
 
-/// The rules that are compared.
+/// The rules to compare.
 fn rules(configured: ClientPrefix) -> Vec<Rule> {
     let mut prefixes = vec![configured];
     for other in [ClientPrefix { v4: 32, v6: 64 }, ClientPrefix { v4: 24, v6: 56 }] {
@@ -83,14 +83,14 @@ fn rules(configured: ClientPrefix) -> Vec<Rule> {
     others.chain(prefixes.iter().map(balancer(false))).chain(spread).collect()
 }
 
-/// Servers under a rule.
+/// The servers under a rule.
 struct Site<'a> {
     rule: Rule,
     servers: &'a Servers,
     classics: Classics<'a>,
     product: &'a Product,
     table: Table,
-    /// Clients whose connections are spread.
+    /// Clients whose connections the balancer spreads.
     spread: Vec<IpAddr>,
 }
 
@@ -105,7 +105,7 @@ impl<'a> Site<'a> {
         Self { rule, servers, classics: servers.classics(), product, table: product.table(), spread }
     }
 
-    /// The server of a client. `None`: it has none of its own.
+    /// The server of a client; `None` if the client has no fixed server.
     fn server(&self, client: IpAddr) -> Option<&str> {
         match self.rule {
             Rule::NginxIpHash => self.classics.ip_hash(client),
@@ -166,7 +166,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// The clients that were seen within `window` of the log's end, with how long ago that was.
+/// The clients seen within `window` before the log's end, and how long before the end.
 fn active(census: &Census, window: Duration) -> Vec<(IpAddr, Duration)> {
     let Some((_, end)) = census.times else {
         return census.clients().map(|(address, _)| (address, Duration::ZERO)).collect();

@@ -1,6 +1,6 @@
-//! How long clients pause between two requests: a histogram whose buckets grow with the time, so that it stays small.
+//! A histogram of pauses between two requests of a client. Its buckets grow with the time, so that it stays small.
 
-/// Buckets of each power of two.
+/// The number of buckets for each power of two.
 const FINE: u64 = 16;
 /// Enough for all pauses of 32 bits.
 const BUCKETS: usize = 33 * FINE as usize;
@@ -19,7 +19,7 @@ impl Default for Gaps {
 }
 
 impl Gaps {
-    /// Counts a pause of so many seconds.
+    /// Counts a pause of `seconds`.
     pub fn count(&mut self, seconds: u32) {
         if let Some(count) = self.counts.get_mut(bucket(seconds)) {
             *count += 1;
@@ -27,14 +27,14 @@ impl Gaps {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of pauses.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.total
     }
 
-    /// Seconds, of which at least so many of 1,000 pauses are shorter: exact up to 16 s, then at most a sixteenth too
-    /// long. `None`: there are no pauses.
+    /// Returns a number of seconds so that at least this many of 1,000 pauses are shorter. The result is exact up to 16
+    /// s, then at most a sixteenth too long; `None` if there are no pauses.
     #[must_use]
     pub fn longer_than(&self, of_thousand: u64) -> Option<u64> {
         let wanted = (u128::from(self.total) * u128::from(of_thousand)).div_ceil(1_000);
@@ -47,22 +47,22 @@ impl Gaps {
         Some(end(bucket))
     }
 
-    /// How many are at least so many seconds long, which may be a few more than there are: buckets that begin earlier are
-    /// left out.
+    /// Returns the number of pauses of at least this many seconds. It may be a little too small, because it leaves out
+    /// buckets that begin earlier.
     #[must_use]
     pub fn at_least(&self, seconds: u64) -> u64 {
         self.counts.iter().zip(0..).filter(|&(_, bucket)| end(bucket) > seconds).map(|(count, _)| count).sum()
     }
 }
 
-/// Below 16, the seconds themselves; then 16 buckets for each power of two.
+/// The bucket of a pause. Below 16 it is the number of seconds; above, each power of two has 16 buckets.
 fn bucket(seconds: u32) -> usize {
     let seconds = u64::from(seconds);
     let Some(power) = (seconds / FINE).checked_ilog2() else { return seconds as usize };
     ((u64::from(power) + 1) * FINE + (seconds >> power) - FINE) as usize
 }
 
-/// Where a bucket ends: seconds that all of its pauses are shorter than.
+/// The end of a bucket: all pauses in it are shorter than this, in seconds.
 const fn end(bucket: u64) -> u64 {
     if bucket < FINE {
         return bucket + 1;
@@ -78,14 +78,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_is_in_a_bucket_that_ends_soon_after_it(seconds: u32) {
+        fn when_a_pause_is_counted_then_its_bucket_ends_soon_after_it(seconds: u32) {
             let end = end(bucket(seconds) as u64);
             let seconds = u64::from(seconds);
             prop_assert!(end > seconds && end - seconds <= seconds / FINE + 1, "{} ends {}", seconds, end);
         }
 
         #[test]
-        fn so_many_of_thousand_are_shorter(all in prop::collection::vec(0u32..100_000, 1..200), of_thousand in 1u64..=1000) {
+        fn when_pauses_are_counted_then_the_quantile_exceeds_the_share(all in prop::collection::vec(0u32..100_000, 1..200), of_thousand in 1u64..=1000) {
             let mut gaps = Gaps::default();
             all.iter().for_each(|&seconds| gaps.count(seconds));
             let limit = gaps.longer_than(of_thousand).unwrap();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn without_pauses_nothing_is_said() {
+    fn when_there_are_no_pauses_then_there_is_no_quantile() {
         assert_eq!(Gaps::default().longer_than(995), None);
         assert_eq!(Gaps::default().total(), 0);
     }

@@ -1,4 +1,4 @@
-//! Prefixes with many requests.
+//! Finds prefixes with many requests.
 
 use ipnet::IpNet;
 
@@ -12,7 +12,7 @@ pub(crate) struct Heavy {
     pub(crate) requests: u64,
 }
 
-/// The heaviest prefixes of these lengths with at least so many requests, at most `most` of them.
+/// The prefixes of these lengths with the most requests, but at least `at_least`; returns at most `most` of them.
 pub(crate) fn heaviest(census: &Census, (v4, v6): (u8, u8), at_least: u64, most: usize) -> Vec<Heavy> {
     let networks = census.networks(v4, v6);
     let mut all: Vec<Heavy> = networks

@@ -1,5 +1,5 @@
-//! Where the clients of an access log would go under the rules of several balancers, and which of them a change would move.
-//! Reads from what it is given, reads no clock, and prints nothing.
+//! Computes to which servers the clients of an access log would go under the rules of several balancers, and which
+//! clients a change would move. It reads no clock and prints nothing.
 
 pub mod census;
 pub mod compare;

@@ -1,20 +1,20 @@
-//! The lines of a log, one after the other, without a copy of each; compressed by gzip or not.
+//! Reads the lines of a log, one after the other, without copying each. The log may be compressed with gzip.
 
 use std::io::{self, BufReader, Chain, Cursor, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// Size of the buffer, and of the longest line, in bytes.
+/// The size of the buffer, and of the longest line, in bytes.
 const BUFFER: usize = 1 << 20;
 
 /// A source of lines.
 pub struct Lines<R> {
     from: Source<R>,
     buffer: Vec<u8>,
-    /// The part of the buffer that has been read and not been given yet.
+    /// The part of the buffer that has data not yet returned.
     filled: std::ops::Range<usize>,
     ended: bool,
-    /// The rest of a line that was too long is skipped.
+    /// Whether the reader skips the rest of a line that was too long.
     skips: bool,
 }
 
@@ -32,17 +32,17 @@ impl<R> std::fmt::Debug for Lines<R> {
 /// A piece of a log.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
-    /// A line without its end.
+    /// A line without its line end.
     Line(&'a [u8]),
-    /// There is a line of more than 1 MiB here.
+    /// A line of more than 1 MiB, which is left out.
     TooLong,
 }
 
 impl<R: Read> Lines<R> {
-    /// The lines of what `from` gives.
+    /// Reads the lines of `from`.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If `from` cannot be read.
     pub fn new(mut from: R) -> io::Result<Self> {
         let mut start = Vec::new();
         (&mut from).take(2).read_to_end(&mut start)?;
@@ -56,11 +56,10 @@ impl<R: Read> Lines<R> {
         Ok(Self { from, buffer: vec![0; BUFFER], filled: 0..0, ended: false, skips: false })
     }
 
-    /// The first lines, up to `count` of them, as far as they are within the first 1 MiB. They are given again by
-    /// [`each`](Self::each).
+    /// Returns the first lines, up to `count`, within the first 1 MiB. [`each`](Self::each) returns them again.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// If they cannot be read.
     pub fn peek(&mut self, count: usize) -> io::Result<Vec<Vec<u8>>> {
         let mut lines = 0;
         while !self.ended && self.filled.end < BUFFER && lines < count {
@@ -73,7 +72,7 @@ impl<R: Read> Lines<R> {
     /// Calls `take` with each line that is not empty.
     ///
     /// # Errors
-    /// When the log cannot be read, or is not what gzip writes.
+    /// If the log cannot be read, or is not valid gzip.
     pub fn each(mut self, mut take: impl FnMut(Piece<'_>)) -> io::Result<()> {
         loop {
             let known = self.buffer.get(self.filled.clone()).unwrap_or_default();
@@ -104,7 +103,7 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// Reads more behind what is known, which comes to the front; gives what was read.
+    /// Moves the rest to the front of the buffer and reads more; returns the new data.
     fn fill(&mut self) -> io::Result<&[u8]> {
         if self.filled.start > 0 {
             self.buffer.copy_within(self.filled.clone(), 0);
@@ -146,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives few bytes at a time.
+    /// Returns only a few bytes at a time.
     struct Slow<'a>(&'a [u8], usize);
 
     impl Read for Slow<'_> {
@@ -178,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lines_are_those_of_the_text(text in "[ab\r\n]{0,200}", step in 1usize..20, peeked in 0usize..10) {
+        fn when_a_text_is_read_in_pieces_then_its_lines_are_returned(text in "[ab\r\n]{0,200}", step in 1usize..20, peeked in 0usize..10) {
             let expected: Vec<&str> = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)).collect();
             let mut lines = Lines::new(Slow(text.as_bytes(), step)).unwrap();
             let first = lines.peek(peeked).unwrap();
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_found_by_its_first_bytes_and_members_follow_each_other() {
+    fn when_a_log_begins_with_the_magic_bytes_of_gzip_then_all_members_are_read() {
         let all = [gzip(b"one\ntw"), gzip(b"o\nthree")].concat();
         assert_eq!(read(all.as_slice()), [b"one".to_vec(), b"two".to_vec(), b"three".to_vec()]);
         let cut = Lines::new(&all[..all.len() - 9]).unwrap().each(|_| {});
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_passed_over() {
+    fn when_a_line_is_too_long_then_it_is_skipped() {
         let text = [b"one\n".to_vec(), vec![b'x'; 3 * BUFFER], b"\ntwo\n".to_vec()].concat();
         assert_eq!(read(text.as_slice()), [b"one".to_vec(), b"too long".to_vec(), b"two".to_vec()]);
     }

@@ -1,4 +1,4 @@
-//! This balancer: its real controller, which every backend is reachable for, and which checks none.
+//! This balancer: its real controller, with all backends reachable and without checks.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -29,16 +29,16 @@ use balancer_model::{
 
 use crate::servers::Change;
 
-/// The key where the configuration has none: the controller would draw one.
+/// The hash key if the configuration has none, where the controller would draw one.
 const EXAMPLE_KEY: HashKey = HashKey::from_bytes(*b"balancersimulate");
 
-/// Where a simulated service listens.
+/// The address of a simulated service's listener.
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
 
-/// The address of a backend that is added.
+/// The address of an added backend.
 const ADDED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 255, 1));
 
-/// Why a service cannot be simulated.
+/// The reason why a service cannot be simulated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Impossible(String);
@@ -60,7 +60,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// The backend of a client hash. `None`: no backend takes clients.
+    /// The backend of a client hash; `None` if no backend takes clients.
     #[must_use]
     pub fn backend(&self, hash: u64) -> Option<&str> {
         let place = self.slots.get(slot(hash, self.slots.len() as u32) as usize).copied().flatten()?;
@@ -76,21 +76,22 @@ pub struct Changed {
     pub after: Product,
 }
 
-/// Known clients that a change concerns.
+/// The numbers of known clients that a change affects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// They go elsewhere at once.
+    /// Clients that go to another backend at once.
     pub moved: u64,
-    /// They stay until a drain ends.
+    /// Clients that stay until a drain ends.
     pub draining: u64,
 }
 
 impl Product {
-    /// The service `name` of `config`. Addresses, checks and listeners make no difference to where clients go, so all are replaced:
-    /// one IPv4 service stands for both families, as they share tables and keys.
+    /// Simulates the service `name` of `config`. Addresses, checks and listeners do not influence where clients go, so
+    /// the simulator replaces all of them: one IPv4 service stands for both families, because they share tables and
+    /// keys.
     ///
     /// # Errors
-    /// When there is no such service.
+    /// If the configuration has no such service.
     pub fn new(config: Config, name: &str, now: Instant) -> Result<Self, Impossible> {
         let found = config.services.iter().find(|service| service.name == name);
         let Some(service) = found else {
@@ -99,7 +100,7 @@ impl Product {
         };
         let service = plain(service);
         let services = Valid::new(shared(vec![service])).map_err(|problem| Impossible(problem.text(|_| None)))?;
-        // The command line of `run` may name the interfaces, but a reload wants to know some.
+        // The command line of `run` may name the interfaces, but a reload needs some.
         let interfaces = vec!["simulated".to_owned()];
         let config = Config { services, interfaces, fleet: None, ..config };
         let key = config.hash_key.unwrap_or(EXAMPLE_KEY);
@@ -129,13 +130,13 @@ impl Product {
         self.config.hash_key.is_some()
     }
 
-    /// Whether clients are remembered.
+    /// Whether the service remembers clients.
     #[must_use]
     pub fn remembers(&self) -> bool {
         self.service().is_some_and(Service::remembers)
     }
 
-    /// The client hash of an address of which so much counts, as the kernel program computes it.
+    /// The client hash of an address with this client prefix, as the kernel program computes it.
     #[must_use]
     pub fn hash(&self, client: IpAddr, prefix: ClientPrefix) -> u64 {
         let key = self.service().map_or(EXAMPLE_KEY, Service::client_key);
@@ -170,7 +171,7 @@ impl Product {
     /// Makes a change.
     ///
     /// # Errors
-    /// When the controller refuses it, with its words.
+    /// If the controller refuses it; has the controller's message.
     pub fn change(&self, change: &Change) -> Result<Changed, Impossible> {
         let made = self.core_change(change)?;
         let planned = self.controller.plan_and_make(made, self.now);
@@ -206,8 +207,8 @@ impl Product {
 }
 
 impl Changed {
-    /// Returns the effects on known clients, each at the backend that the lookup table had for its hash before the
-    /// change. `clients` gives the hashes and how long ago the clients were seen.
+    /// Returns the effects on known clients. Each client is at the backend that the lookup table had for its hash
+    /// before the change. `clients` has the hashes and how long ago each client was seen.
     pub fn known(&self, before: &Product, clients: impl Iterator<Item = (u64, Duration)>) -> Moved {
         let Some(service) = before.service() else { return Moved::default() };
         let planned = self.plan.clone().counted(|count| {
@@ -225,7 +226,7 @@ impl Changed {
     }
 }
 
-/// The service as far as it matters where clients go.
+/// The service with only the parts that influence where clients go.
 fn plain(service: &ServiceConfig) -> ServiceConfig {
     let mut service = service.clone();
     service.listen = vec![Listener::at(SocketAddr::new(VIP, 80), Protocol::Tcp)];

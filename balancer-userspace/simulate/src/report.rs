@@ -3,41 +3,41 @@
 use balancer_model::config::ClientPrefix;
 use serde::Serialize;
 
-/// All of it.
+/// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// The log that was read.
+    /// The log.
     pub log: Log,
     /// The clients in the log.
     pub clients: Clients,
     /// The networks with most requests: /24, and /64 of IPv6.
     pub heaviest: Vec<Prefix>,
-    /// The service that is simulated.
+    /// The simulated service.
     pub service: Simulated,
-    /// Where clients go, by rule.
+    /// Where clients go under each rule.
     pub rules: Vec<Shares>,
-    /// Whom changes concern.
+    /// The clients that changes can move.
     pub active: Active,
-    /// Whom each change moves, by rule.
+    /// The clients that each change moves, under each rule.
     pub changes: Vec<Moves>,
-    /// How long clients pause between two requests. `None`: the log has no times.
+    /// The pauses between a client's requests; `None` if the log has no times.
     pub gaps: Option<Pauses>,
     /// Lines for the configuration, or commands to type.
     pub suggestions: Vec<Suggestion>,
 }
 
-/// The size of a log, and the time that it covers.
+/// The size of a log, and its first and last time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Log {
     /// Lines that are not empty.
     pub lines: u64,
-    /// Those among them of which nothing could be made.
+    /// The unreadable lines among them.
     pub unreadable: u64,
-    /// Requests that the other lines stand for.
+    /// The requests of the readable lines.
     pub requests: u64,
-    /// When the log begins, in UTC. `None`: it has no times.
+    /// The log's first time, in UTC; `None` if it has no times.
     pub first: Option<String>,
-    /// When it ends.
+    /// The log's last time.
     pub last: Option<String>,
     /// Seconds between the two.
     pub seconds: Option<u64>,
@@ -54,21 +54,21 @@ pub struct Clients {
     pub sharing_a_network: u64,
     /// Networks of that length with more than one address.
     pub shared_networks: u64,
-    /// Addresses with more than one user agent, at least: several people, or several programs of one. `None`: the log has
-    /// no user agents.
+    /// Addresses with more than one user agent: several people, or several programs of one person. It is a lower limit;
+    /// `None` if the log has no user agents.
     pub several_agents: Option<u64>,
 }
 
 /// A prefix.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prefix {
-    /// Such as `203.0.113.0/24`.
+    /// The prefix, such as `203.0.113.0/24`.
     pub prefix: String,
     /// Addresses of the prefix in the log.
     pub addresses: u64,
-    /// Their requests.
+    /// The number of their requests.
     pub requests: u64,
-    /// These as a part of all requests.
+    /// Their part of all requests.
     pub share: f64,
 }
 
@@ -79,12 +79,12 @@ pub struct Simulated {
     pub name: String,
     /// The service's servers in the order of the configuration.
     pub servers: Vec<String>,
-    /// The prefix lengths that make a client.
+    /// The prefix lengths of a client.
     pub client_prefix: ClientPrefix,
-    /// Seconds for which it is remembered.
+    /// How long the service remembers a client, in seconds.
     pub remember_seconds: u64,
-    /// Whether the configuration has a hash key; otherwise it is one that a controller would not draw, and shares are others
-    /// of the same kind.
+    /// Whether the configuration has a hash key. Otherwise the simulator uses a fixed key, and the shares differ from
+    /// those with the key that a controller would draw.
     pub has_key: bool,
 }
 
@@ -98,9 +98,9 @@ pub enum Rule {
     HaproxySource,
     /// This balancer.
     Balancer {
-        /// The prefix lengths that make a client.
+        /// The prefix lengths of a client.
         client_prefix: ClientPrefix,
-        /// Whether connections of the heaviest clients are spread.
+        /// Whether the balancer spreads the connections of the heaviest clients.
         spread: bool,
     },
 }
@@ -110,15 +110,16 @@ pub enum Rule {
 pub struct Shares {
     /// The rule.
     pub rule: Rule,
-    /// The share of each server.
+    /// Each server's share.
     pub servers: Vec<Share>,
-    /// Addresses that have no server of their own: their connections are spread, or the rule takes turns.
+    /// The number of addresses without a fixed server, because the rule spreads their connections or takes turns.
     pub spread: u64,
-    /// Requests of these, which servers get in proportion to their weights. They are part of what each server gets.
+    /// Their requests, which servers get in proportion to their weights. Each server's requests include its part of
+    /// them.
     pub spread_requests: u64,
-    /// The largest ratio, over all servers, of the part of clients to the part expected.
+    /// The largest ratio, over all servers, of the actual to the expected part of the clients.
     pub largest_clients: f64,
-    /// The same of requests.
+    /// The largest ratio, over all servers, of the actual to the expected part of the requests.
     pub largest_requests: f64,
 }
 
@@ -127,69 +128,70 @@ pub struct Shares {
 pub struct Share {
     /// Name of the server.
     pub server: String,
-    /// The part that its weight entitles it to.
+    /// The part of the clients that the server's weight entitles it to.
     pub expected: f64,
-    /// Addresses.
+    /// The number of addresses.
     pub clients: u64,
-    /// Requests.
+    /// The number of requests.
     pub requests: f64,
-    /// Addresses as a part of all that have a server.
+    /// The addresses as a part of all addresses that have a server.
     pub client_share: f64,
-    /// Requests as a part of all.
+    /// The requests as a part of all requests.
     pub request_share: f64,
 }
 
-/// Whom changes concern.
+/// The clients that changes can move.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Active {
-    /// Addresses.
+    /// The number of addresses.
     pub clients: u64,
-    /// They were seen in so many seconds before the log's end. `None`: the log has no times, and all are taken to be active.
+    /// A client counts as active if it was seen within this many seconds before the log's end; `None` if the log has no
+    /// times, and all clients count as active.
     pub within_seconds: Option<u64>,
-    /// The log's end, in UTC.
+    /// The log's last time, in UTC.
     pub moment: Option<String>,
 }
 
-/// Whom a change moves.
+/// The clients that a change moves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Moves {
     /// The change.
     pub change: String,
-    /// By rule.
+    /// The clients that move, under each rule.
     pub rules: Vec<RuleMoves>,
 }
 
-/// Whom a change moves under a rule.
+/// The clients that a change moves under a rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RuleMoves {
     /// The rule.
     pub rule: Rule,
-    /// Active addresses that have a server.
+    /// The number of active addresses that have a server.
     pub of: u64,
-    /// Those that go elsewhere at once.
+    /// The number of addresses that go to another server at once.
     pub moved: u64,
-    /// Those that stay until a drain ends.
+    /// The number of addresses that stay until a drain ends.
     pub draining: u64,
-    /// Those that would go elsewhere if no client were remembered.
+    /// The number of addresses that would go to another server if the service remembered no clients.
     pub by_table: u64,
 }
 
-/// How long clients pause.
+/// The pauses between a client's requests.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pauses {
-    /// Pauses of a second or more.
+    /// The number of pauses of a second or more.
     pub count: u64,
-    /// Seconds that half of them are shorter than.
+    /// Half of the pauses are shorter than this many seconds.
     pub p50: u64,
-    /// The same of 90%.
+    /// 90% of the pauses are shorter than this many seconds.
     pub p90: u64,
-    /// The same of 99%.
+    /// 99% of the pauses are shorter than this many seconds.
     pub p99: u64,
-    /// The same of 99.5%.
+    /// 99.5% of the pauses are shorter than this many seconds.
     pub p995: u64,
-    /// The same of 99.9%.
+    /// 99.9% of the pauses are shorter than this many seconds.
     pub p999: u64,
-    /// Pauses that are longer than clients are remembered.
+    /// The number of pauses that are longer than the service remembers clients.
     pub forgotten: u64,
 }
 
@@ -198,6 +200,6 @@ pub struct Pauses {
 pub struct Suggestion {
     /// A line of the configuration, or a command.
     pub line: String,
-    /// Why.
+    /// The reason for it.
     pub why: String,
 }

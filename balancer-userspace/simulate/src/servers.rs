@@ -1,4 +1,4 @@
-//! The servers of a service as the list that nginx or `HAProxy` would have, and what a change makes of it.
+//! The servers of a service as a list for nginx or `HAProxy`, and the list after a change.
 
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -6,7 +6,7 @@ use balancer_model::{config::ServiceConfig, states::Admin};
 
 use crate::rules::{Peer, haproxy::Map, nginx, reduced};
 
-/// The largest weight that nginx and `HAProxy` are both given here: `HAProxy` takes no larger one.
+/// The largest weight for both nginx and `HAProxy`: `HAProxy` accepts no larger one.
 const LARGEST_WEIGHT: u32 = 256;
 
 /// A server.
@@ -14,50 +14,50 @@ const LARGEST_WEIGHT: u32 = 256;
 pub struct Server {
     /// Name of the server.
     pub name: String,
-    /// Weight for its share of clients.
+    /// The weight, which determines its share of clients.
     pub weight: u16,
-    /// Whether it waits for all others to fail.
+    /// Whether it takes clients only when all others have failed.
     pub backup: bool,
     /// Whether it takes clients.
     pub up: bool,
 }
 
-/// A change of the servers.
+/// A change to the servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// One more, at the end of the list.
+    /// Adds a server at the end of the list.
     Add {
         /// Name of the new server.
         name: String,
-        /// The weight of the new server. `None`: the usual one.
+        /// The weight of the new server; `None` for the default.
         weight: Option<u16>,
         /// Whether it is a backup.
         backup: bool,
     },
-    /// One less.
+    /// Removes a server.
     Remove {
-        /// Name of the server removed.
+        /// The name of the server to remove.
         name: String,
-        /// Without a drain.
+        /// Whether to remove it without a drain.
         force: bool,
     },
-    /// Drained, ready or in maintenance.
+    /// Drains a server, makes it ready, or puts it into maintenance.
     Admin {
-        /// Name of the server changed.
+        /// The name of the server.
         name: String,
-        /// To what.
+        /// The new state.
         admin: Admin,
         /// How long a drain lasts.
         timeout: Option<Duration>,
     },
-    /// Another weight.
+    /// Changes a weight.
     Weight {
-        /// Name of the server changed.
+        /// The name of the server.
         name: String,
         /// The server's new weight.
         weight: u16,
     },
-    /// The same servers in the opposite order.
+    /// Reverses the order of the servers.
     Reorder,
 }
 
@@ -65,11 +65,11 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Servers(pub Vec<Server>);
 
-/// The weight of a server that says nothing of it.
+/// The default weight of a server.
 pub const USUAL_WEIGHT: u16 = 100;
 
 impl Servers {
-    /// Those of a service, which are all in use.
+    /// The servers of a service, all of them in use.
     #[must_use]
     pub fn of(service: &ServiceConfig) -> Self {
         let server = |backend: &balancer_model::config::BackendConfig| Server {
@@ -103,7 +103,7 @@ impl Servers {
         Self(all)
     }
 
-    /// Those that clients go to: the primaries, or the backups where no primary takes clients.
+    /// The servers that take clients: the primaries, or the backups if no primary takes clients.
     fn in_use(&self) -> impl Iterator<Item = &Server> + Clone {
         let usable = |backup: bool| self.0.iter().any(move |server| server.backup == backup && server.takes());
         let backups = !usable(false) && usable(true);
@@ -120,10 +120,11 @@ impl Servers {
         self.0.iter().map(part).collect()
     }
 
-    /// How nginx's `ip_hash` and `HAProxy`'s `balance source` choose among them, weights written as small as they can be.
+    /// The rules of nginx's `ip_hash` and `HAProxy`'s `balance source` for these servers, with the smallest equivalent
+    /// weights.
     #[must_use]
     pub fn classics(&self) -> Classics<'_> {
-        // nginx takes no server of weight 0, and HAProxy sends it no clients.
+        // nginx accepts no server of weight 0, and HAProxy sends it no clients.
         let servers: Vec<&Server> = self.in_use().filter(|server| server.weight > 0).collect();
         let weights: Vec<u32> = reduced(servers.iter().map(|server| u32::from(server.weight))).collect();
         let largest = weights.iter().copied().max().unwrap_or(1);
@@ -143,7 +144,7 @@ impl Server {
     }
 }
 
-/// How two other balancers choose.
+/// The rules of two other balancers.
 #[derive(Clone, Debug)]
 pub struct Classics<'a> {
     peers: Vec<Peer>,
@@ -152,13 +153,13 @@ pub struct Classics<'a> {
 }
 
 impl Classics<'_> {
-    /// Where nginx's `ip_hash` sends a client. `None`: it takes turns.
+    /// The server that nginx's `ip_hash` chooses; `None` if nginx takes turns.
     #[must_use]
     pub fn ip_hash(&self, client: IpAddr) -> Option<&str> {
         self.names.get(nginx::ip_hash(client, &self.peers)?).copied()
     }
 
-    /// Where `HAProxy`'s `balance source` sends a client. `None`: no server takes clients.
+    /// The server that `HAProxy`'s `balance source` chooses; `None` if no server takes clients.
     #[must_use]
     pub fn source(&self, client: IpAddr) -> Option<&str> {
         self.names.get(self.map.server(client)?).copied()

@@ -1,4 +1,4 @@
-//! Suggestions that follow from a log.
+//! Derives suggestions from a log.
 
 use balancer_model::{
     config::{ClientPrefix, ServiceConfig},
@@ -12,13 +12,13 @@ use crate::{
     servers::Servers,
 };
 
-/// Rules that are suggested at most.
+/// The largest number of suggested rules.
 const MOST_SPREAD: usize = 10;
 
 /// A client is heavy if it has a quarter of the requests that a server should have.
 const HEAVY: f64 = 0.25;
 
-/// Times that people write.
+/// Round times that people would write.
 const ROUND: [u64; 20] = [
     300, 600, 900, 1_200, 1_800, 2_400, 3_600, 5_400, 7_200, 10_800, 14_400, 21_600, 28_800, 43_200, 64_800, 86_400,
     172_800, 259_200, 604_800, 1_209_600,
@@ -27,10 +27,10 @@ const ROUND: [u64; 20] = [
 /// A year, the longest that clients can be remembered.
 const LONGEST: u64 = 365 * 86_400;
 
-/// The clients whose connections should be spread.
+/// The clients whose connections the balancer should spread.
 pub(crate) fn to_spread(census: &Census, prefix: ClientPrefix, servers: &Servers) -> Vec<Heavy> {
     let used: Vec<f64> = servers.expected().into_iter().filter(|&part| part > 0.0).collect();
-    // With one server there is nothing to spread over.
+    // With one server, spreading makes no difference.
     if used.len() < 2 {
         return Vec::new();
     }
@@ -50,7 +50,8 @@ pub(crate) fn suggestions(census: &Census, service: &ServiceConfig, shares: &[Sh
     all
 }
 
-/// Whole networks, where many clients share one and the servers' load is hardly less even for it.
+/// Suggests whole networks as clients, if many clients share a network and that makes the servers' load hardly less
+/// even.
 fn client_prefix(census: &Census, shares: &[Shares]) -> Suggestion {
     let largest = |wanted: ClientPrefix| {
         let is_wanted = |shares: &&Shares| matches!(shares.rule, Rule::Balancer { client_prefix, spread: false } if client_prefix == wanted);
@@ -77,7 +78,7 @@ fn client_prefix(census: &Census, shares: &[Shares]) -> Suggestion {
     Suggestion { line: format!("client_prefix = {{ v4 = {}, v6 = {} }}", prefix.v4, prefix.v6), why }
 }
 
-/// As long as all but few pauses.
+/// Suggests to remember clients for longer than all but a few pauses.
 fn remember(census: &Census) -> Option<Suggestion> {
     let pause = census.gaps.longer_than(995)?;
     let round = ROUND.into_iter().find(|&round| round >= pause);
@@ -90,7 +91,7 @@ fn remember(census: &Census) -> Option<Suggestion> {
     })
 }
 
-/// `2h 5m` without the blank, as a configuration has it.
+/// Formats like `2h5m`, without the blank, for a configuration.
 fn span(seconds: u64) -> String {
     let parts = [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     parts.into_iter().filter(|&(number, _)| number > 0).map(|(number, unit)| format!("{number}{unit}")).collect()

@@ -1,6 +1,6 @@
-//! Times as logs write them, in seconds since 1970 UTC.
+//! Times in the notation of logs, in seconds since 1970 UTC.
 
-/// The last day, month, year, hour and zone that was read, and when that hour begins: most lines repeat it.
+/// The last day, month, year, hour and zone, with the second at which that hour begins, because most lines repeat them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Clock {
     hour: [u8; 14],
@@ -9,7 +9,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// The time of `10/Oct/2000:13:55:36`, and of its zone `-0700`; without a zone, it is UTC.
+    /// The time `10/Oct/2000:13:55:36` in the zone `-0700`, or in UTC without a zone.
     pub(crate) fn read(&mut self, text: &[u8], zone: Option<&[u8]>) -> Option<i64> {
         let hour: &[u8; 14] = text.first_chunk()?;
         let zone: [u8; 5] = match zone {
@@ -22,12 +22,12 @@ impl Clock {
         }
         let [b':', m1, m2, b':', s1, s2] = text.get(14..20)? else { return None };
         let (minute, second) = (two(*m1, *m2)?, two(*s1, *s2)?);
-        // A leap second is 60.
+        // A leap second has the number 60.
         (minute < 60 && second <= 60).then_some(self.begins + minute * 60 + second)
     }
 }
 
-/// When the hour `10/Oct/2000:13` begins.
+/// Returns when the hour `10/Oct/2000:13` begins.
 fn begins(text: &[u8; 14], zone: [u8; 5]) -> Option<i64> {
     let [d1, d2, b'/', month @ .., b'/', y1, y2, y3, y4, b':', h1, h2] = text else { return None };
     let month = match month {
@@ -50,7 +50,7 @@ fn begins(text: &[u8; 14], zone: [u8; 5]) -> Option<i64> {
     Some(days(year, month, two(*d1, *d2)?)? * 86_400 + hour * 3_600 - offset(&zone)?)
 }
 
-/// RFC 3339, such as `2000-10-10T13:55:36.123-07:00`; a blank may be in place of the `T`.
+/// Parses RFC 3339, such as `2000-10-10T13:55:36.123-07:00`. A blank may replace the `T`.
 pub(crate) fn rfc3339(text: &[u8]) -> Option<i64> {
     let (moment, rest) = text.split_first_chunk::<19>()?;
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T' | b' ', h1, h2, b':', n1, n2, b':', s1, s2] = moment else {
@@ -73,7 +73,7 @@ pub(crate) fn rfc3339(text: &[u8]) -> Option<i64> {
     Some(day * 86_400 + two(*h1, *h2)? * 3_600 + two(*n1, *n2)? * 60 + two(*s1, *s2)? - offset)
 }
 
-/// Seconds that `-0700` is ahead of UTC.
+/// The number of seconds by which `-0700` is ahead of UTC.
 fn offset(zone: &[u8; 5]) -> Option<i64> {
     let [sign, h1, h2, m1, m2] = zone;
     let seconds = two(*h1, *h2)? * 3_600 + two(*m1, *m2)? * 60;
@@ -88,7 +88,8 @@ fn two(tens: u8, ones: u8) -> Option<i64> {
     (tens.is_ascii_digit() && ones.is_ascii_digit()).then(|| i64::from((tens - b'0') * 10 + (ones - b'0')))
 }
 
-/// Days since 1970 in the Gregorian calendar. A year is taken to begin in March, so that the leap day is the last one.
+/// Days since 1970 in the Gregorian calendar. The calculation lets a year begin in March, so that the leap day is its
+/// last day.
 fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
@@ -98,7 +99,7 @@ fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     Some(year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + of_year - 719_468)
 }
 
-/// `2000-10-10 20:55:36`, in UTC.
+/// Formats like `2000-10-10 20:55:36`, in UTC.
 pub(crate) fn shown(at: i64) -> String {
     let (day, second) = (at.div_euclid(86_400), at.rem_euclid(86_400));
     let day = day + 719_468;
@@ -121,13 +122,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read(at in 0i64..4_000_000_000) {
+        fn when_a_time_is_formatted_then_it_can_be_parsed(at in 0i64..4_000_000_000) {
             prop_assert_eq!(rfc3339(shown(at).as_bytes()), Some(at));
         }
     }
 
     #[test]
-    fn times_are_read_in_their_zone() {
+    fn when_a_time_has_a_zone_then_it_is_converted_to_utc() {
         let mut clock = Clock::default();
         assert_eq!(clock.read(b"10/Oct/2000:13:55:36", Some(b"-0700")), Some(971_211_336));
         assert_eq!(clock.read(b"10/Oct/2000:13:55:37", Some(b"-0700")), Some(971_211_337));
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc3339_has_fractions_and_zones() {
+    fn when_a_time_of_rfc_3339_has_a_fraction_or_zone_then_it_is_read() {
         for text in
             ["2000-10-10T20:55:36Z", "2000-10-10 20:55:36", "2000-10-10T13:55:36.5-07:00", "2000-10-10T13:55:36-0700"]
         {

@@ -1,4 +1,4 @@
-//! A chapter's Markdown as a list of blocks, as far as chapters use Markdown.
+//! Parses a chapter's Markdown into a list of blocks, with only the Markdown that chapters use.
 
 use std::mem;
 
@@ -10,16 +10,16 @@ pub type Document = Vec<Block>;
 /// Text in which words differ in style.
 pub type Line = Vec<Span>;
 
-/// A part of a chapter that stands by itself.
+/// A block of a chapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {
-    /// A heading: 1 is the chapter's title.
+    /// A heading; level 1 is the chapter's title.
     Heading(u8, Line),
     /// A paragraph.
     Paragraph(Line),
-    /// Lines as they are.
+    /// Lines without any formatting.
     Code(String),
-    /// An item of a list, with what stands before it: `-`, or a number and a dot.
+    /// An item of a list, with its marker: `-`, or a number and a dot.
     Item(String, Line),
     /// A table: its head, its rows.
     Table(Vec<Line>, Vec<Vec<Line>>),
@@ -28,16 +28,16 @@ pub enum Block {
 /// Text of one style.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// How it is set off.
+    /// The style of the text.
     pub style: Style,
     /// The text.
     pub text: String,
 }
 
-/// How text is set off.
+/// A style of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Not at all.
+    /// Plain text.
     Plain,
     /// Text to type, or a name in a program.
     Code,
@@ -45,7 +45,7 @@ pub enum Style {
     Strong,
 }
 
-/// Reads a chapter. `refer` says what is added, in brackets, to the text of a link.
+/// Parses a chapter. `refer` returns the text to add, in brackets, to a link.
 #[expect(clippy::wildcard_enum_match_arm, reason = "all others are read one by one")]
 pub fn parse(text: &str, refer: impl Fn(&str) -> Option<String>) -> Document {
     let mut reader = Reader::default();
@@ -69,10 +69,11 @@ struct Reader {
     document: Document,
     line: Line,
     strong: bool,
-    /// The text of pictures is for those who cannot see them; where there are none it has no place.
+    /// Whether the parser is inside a picture. Its text replaces the picture for people who cannot see it, and is left
+    /// out here.
     in_picture: bool,
     code: Option<String>,
-    /// The next number of each list that is open, where it has numbers.
+    /// The next number of each open list; `None` for a list without numbers.
     lists: Vec<Option<u64>>,
     marker: Option<String>,
     row: Vec<Line>,
@@ -149,7 +150,7 @@ impl Reader {
         }
     }
 
-    /// Ends the paragraph or item that is being read.
+    /// Ends the current paragraph or item.
     fn paragraph(&mut self) {
         let line = mem::take(&mut self.line);
         if line.is_empty() {
@@ -180,7 +181,7 @@ const fn number(level: HeadingLevel) -> u8 {
     }
 }
 
-/// The text without its styles; code in backticks.
+/// The text without its styles, and code in backticks.
 #[must_use]
 pub fn plain(line: &[Span]) -> String {
     line.iter()
@@ -188,7 +189,7 @@ pub fn plain(line: &[Span]) -> String {
         .collect()
 }
 
-/// Whether a table is better shown row by row, as its words are too long for columns.
+/// Whether a table is better shown row by row, because its words are too long for columns.
 #[must_use]
 pub fn is_wide(head: &[Line], rows: &[Vec<Line>]) -> bool {
     const WORD: usize = 24;
@@ -196,7 +197,7 @@ pub fn is_wide(head: &[Line], rows: &[Vec<Line>]) -> bool {
     head.len() > 2 && rows.iter().flatten().any(is_long)
 }
 
-/// The cells of a row behind the first, each with its heading.
+/// The cells of a row after the first, each with its heading.
 pub fn details<'a>(head: &'a [Line], row: &'a [Line]) -> impl Iterator<Item = Line> {
     head.iter().zip(row).skip(1).filter(|(_, cell)| !cell.is_empty()).map(|(heading, cell)| {
         let colon = Span { style: Style::Plain, text: ": ".to_owned() };
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_and_styles() {
+    fn when_a_chapter_is_parsed_then_blocks_and_styles_are_found() {
         let text = "# A `b`\n\nOne **two**\nthree [four](five.md).\n\n![no](x.png)\n\n1. x\n2. y\n   z\n\n- u\n\n```sh\n$ a\n```\n\n\
                     | h | i |\n| --- | --- |\n| `a\\|b` | |\n";
         let document = parse(text, |target| (target == "five.md").then(|| "see 5".to_owned()));
@@ -237,10 +238,10 @@ mod tests {
         );
     }
 
-    /// No chapter uses what is not understood here.
+    /// Every chapter uses only Markdown that the parser understands.
     #[test]
     #[expect(clippy::wildcard_enum_match_arm, reason = "only text counts")]
-    fn no_word_of_a_chapter_is_lost() {
+    fn when_a_chapter_is_parsed_then_no_word_is_lost() {
         let squeezed = |text: &str| text.split_whitespace().collect::<String>();
         for chapter in CHAPTERS {
             let mut pictures = 0;

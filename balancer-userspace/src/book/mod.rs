@@ -6,13 +6,13 @@ pub mod terminal;
 /// A chapter of `docs/src`.
 #[derive(Debug)]
 pub struct Chapter {
-    /// The topic, and the name of the file.
+    /// The topic, which is also the file's name.
     pub name: &'static str,
-    /// The section of its manual page.
+    /// The section of the chapter's manual page.
     pub section: u8,
-    /// The topic in a few words.
+    /// A short description of the topic.
     pub about: &'static str,
-    /// Markdown.
+    /// The chapter's Markdown.
     pub text: &'static str,
 }
 
@@ -27,7 +27,7 @@ macro_rules! chapters {
     };
 }
 
-/// In the order of the book.
+/// All chapters, in the order of the book.
 pub const CHAPTERS: &[Chapter] = chapters! {
     "getting-started" 7 "the demo; the first start on a real interface"
     "requirements" 7 "kernels, privileges, drivers"
@@ -51,20 +51,20 @@ pub const CHAPTERS: &[Chapter] = chapters! {
     "troubleshooting" 7 "error messages, dropped packets, symptoms"
 };
 
-/// The chapter of that name.
+/// Returns the chapter with that name.
 #[must_use]
 pub fn chapter(name: &str) -> Option<&'static Chapter> {
     CHAPTERS.iter().find(|chapter| chapter.name == name)
 }
 
-/// The chapter that a link leads to.
+/// Returns the chapter that a link leads to.
 fn linked(target: &str) -> Option<&'static Chapter> {
     let (file, _) = target.split_once('#').unwrap_or((target, ""));
     chapter(file.strip_suffix(".md")?)
 }
 
 impl Chapter {
-    /// Parses the chapter's text. `refer` says how to find a chapter that a link leads to.
+    /// Parses the chapter's text. `refer` tells the reader how to find a chapter that a link leads to.
     pub fn document(&self, refer: impl Fn(&Self) -> String) -> document::Document {
         document::parse(self.text, |target| match linked(target) {
             Some(chapter) if chapter.name != self.name => Some(refer(chapter)),
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topics_are_the_chapters_of_the_book_in_its_order() {
+    fn when_topics_are_listed_then_they_are_the_books_chapters_in_order() {
         let summary = include_str!("../../../docs/src/SUMMARY.md");
         let places: Vec<_> = CHAPTERS.iter().map(|chapter| summary.find(&format!("({}.md)", chapter.name))).collect();
         assert!(places.iter().all(Option::is_some), "{places:?}");

@@ -1,4 +1,4 @@
-//! A chapter as text of a given width.
+//! Renders a chapter as text of a given width.
 
 use std::{fmt::Write as _, iter};
 
@@ -7,13 +7,13 @@ use textwrap::{WordSplitter, core::display_width};
 
 use super::document::{Block, Line, Span, Style, details, is_wide, plain};
 
-/// Lines that are longer are hard to read.
+/// The largest width, because longer lines are hard to read.
 const WIDTH: usize = 100;
 
 const BOLD: &str = "\x1b[1m";
 const NORMAL: &str = "\x1b[0m";
 
-/// The blocks as lines of at most `width` columns, but for code. `styled` is for terminals.
+/// Renders the blocks as lines of at most `width` columns, except code. `styled` adds styles for terminals.
 #[must_use]
 pub fn render(document: &[Block], width: usize, styled: bool) -> String {
     let width = width.min(WIDTH);
@@ -67,7 +67,7 @@ fn heading(out: &mut String, level: u8, line: &[Span], styled: bool) {
     }
 }
 
-/// Words set in bold one by one, since a line may end between any two.
+/// Makes words bold one by one, because a line may end between any two.
 fn text(line: &[Span], styled: bool) -> String {
     if !styled {
         return plain(line);
@@ -122,7 +122,7 @@ mod tests {
     use crate::book::{CHAPTERS, document};
 
     #[test]
-    fn plain_text_for_pipes_and_bold_words_for_terminals() {
+    fn when_a_chapter_is_for_a_terminal_then_words_are_bold_and_for_a_pipe_they_are_plain() {
         let text = "# Title\n\nIt is `one two` and **three**.\n\n- first\n- second item\n\n```\n$ code\n```\n\n| a | b |\n| --- | --- |\n| `x` | y |\n";
         let document = document::parse(text, |_| None);
         assert_eq!(
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_long_words_is_shown_row_by_row() {
+    fn when_a_table_has_long_words_then_it_is_shown_row_by_row() {
         let text = "| a | b | c |\n| --- | --- | --- |\n| `a_very_long_name_of_something` | | one two |\n| x | y | |\n";
         assert_eq!(
             render(&document::parse(text, |_| None), 12, false),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn chapters_fit_the_terminal() {
+    fn when_a_chapter_is_shown_then_it_fits_the_terminal() {
         for chapter in CHAPTERS {
             let document = chapter.document(|other| format!("balancer help {}", other.name));
             let is_code = |line: &str| chapter.text.lines().any(|other| other.trim() == line.trim());

@@ -27,7 +27,7 @@ use crate::{
 };
 
 const COUNT: u64 = 10_000;
-/// No file grows beyond this.
+/// The largest size of a file, in bytes.
 const MOST_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Only packets of this service [default: all]
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// End after so many packets, each written as it came and as it left
+    /// End after this number of packets, each written as it came and as it left
     #[arg(long, value_name = "N", default_value_t = COUNT, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Bytes of each frame to keep
@@ -58,7 +58,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         ));
     }
     let asked = Asked { service: args.service.clone(), client: args.client, snaplen: args.snaplen, count: args.count };
-    // Nothing is overwritten where nothing can be captured.
+    // Do not overwrite the file if the capture cannot start.
     let mut session = Session::open(client, &asked).await?;
     let to: Box<dyn Write> = if is_pipe { Box::new(io::stdout()) } else { Box::new(create(&args.file)?) };
     let mut writer = Writer::new(BufWriter::new(to), args.snaplen)?;
@@ -74,14 +74,14 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Others are not to read what passes.
+/// Creates the file without access for other users, because it has the traffic of clients.
 fn create(path: &Path) -> anyhow::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     options.open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes packets until there were enough. How many, and whether the file became too large.
+/// Writes packets up to the count. Returns how many, and whether the file became too large.
 async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Result<(u64, bool), Failure> {
     let mut packets = 0;
     while let Some(observation) = session.next().await? {
@@ -89,7 +89,7 @@ async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Resul
         packets += 1;
         let times = [observation.head.came, observation.head.left].map(|moment| nanoseconds(session.time(moment)));
         pair(writer, &observation, &explanation, packets, times)?;
-        // A pipe's reader waits for it.
+        // The reader of a pipe waits for the packet.
         writer.flush()?;
         if writer.written() >= MOST_BYTES {
             return Ok((packets, true));
@@ -98,7 +98,7 @@ async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Resul
     Ok((packets, false))
 }
 
-/// The frame as it came, and as it left if it did and was changed.
+/// Writes the frame as it came, and as it left if the program changed and sent it.
 fn pair<W: Write>(
     writer: &mut Writer<W>,
     Observation { head, came, left }: &Observation,

@@ -1,4 +1,4 @@
-//! Writes captures in the format pcapng (IETF draft-ietf-opsawg-pcapng), of which only what a capture needs.
+//! Writes captures in the format pcapng (IETF draft-ietf-opsawg-pcapng), with only the parts that a capture needs.
 
 use std::{
     collections::HashMap,
@@ -22,35 +22,35 @@ const FLAGS: u16 = 2;
 const PACKET_ID: u16 = 5;
 const QUEUE: u16 = 6;
 const VERDICT: u16 = 7;
-/// `VERDICT`: an XDP action follows.
+/// `VERDICT`: the type of verdict that stands before an XDP action.
 const VERDICT_XDP: u8 = 2;
 
-/// Which way a frame went.
+/// The direction of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Way {
     Came,
     Left,
 }
 
-/// A frame to be written.
+/// A frame to write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Packet<'a> {
     pub(super) interface: &'a str,
     pub(super) way: Way,
-    /// Since 1970, in nanoseconds.
+    /// Nanoseconds since 1970.
     pub(super) time: u64,
     pub(super) bytes: &'a [u8],
-    /// Of the whole frame.
+    /// The length of the whole frame.
     pub(super) length: u32,
     pub(super) comment: &'a str,
-    /// The same for both frames of a pair.
+    /// The two frames of a pair have the same id.
     pub(super) id: u64,
     pub(super) queue: u32,
     /// The XDP action.
     pub(super) action: u32,
 }
 
-/// A file that is being written.
+/// A file in the making.
 pub(super) struct Writer<W> {
     to: W,
     snaplen: u32,
@@ -62,13 +62,13 @@ impl<W: Write> Writer<W> {
     /// Begins a file.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If the file cannot be written.
     pub(super) fn new(to: W, snaplen: u32) -> io::Result<Self> {
         let mut this = Self { to, snaplen, interfaces: HashMap::new(), written: 0 };
         let mut body = Vec::new();
         body.extend(BYTE_ORDER.to_ne_bytes());
         body.extend([1u16, 0].map(u16::to_ne_bytes).as_flattened());
-        // The length of the section is not known.
+        // The length of the section is unknown.
         body.extend(u64::MAX.to_ne_bytes());
         option(&mut body, OPERATING_SYSTEM, b"Linux");
         option(&mut body, APPLICATION, concat!("balancer ", env!("CARGO_PKG_VERSION")).as_bytes());
@@ -83,7 +83,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn packet(&mut self, packet: &Packet<'_>) -> io::Result<()> {
         let interface = self.interface(packet.interface, packet.way)?;
         let mut body = Vec::with_capacity(packet.bytes.len() + packet.comment.len() + 128);
@@ -105,12 +105,12 @@ impl<W: Write> Writer<W> {
     }
 
     /// # Errors
-    /// When the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
 
-    /// The number of an interface, which is described where it first occurs.
+    /// The number of an interface; describes the interface in the file when it first occurs.
     fn interface(&mut self, name: &str, way: Way) -> io::Result<u32> {
         if let Some(&number) = self.interfaces.get(&(name.to_owned(), way)) {
             return Ok(number);
@@ -146,7 +146,7 @@ fn option(body: &mut Vec<u8>, code: u16, value: &[u8]) {
     pad(body);
 }
 
-/// Everything begins with a whole word.
+/// Pads a block, because all parts begin at whole words.
 fn pad(body: &mut Vec<u8>) {
     body.resize(body.len().next_multiple_of(4), 0);
 }

@@ -1,5 +1,5 @@
-//! Notes on surprising consequences of a valid configuration: whose address backends see, and which clients get no
-//! connection.
+//! Notes on surprising consequences of a valid configuration: which source address backends see, and which clients get
+//! no connection.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -18,12 +18,12 @@ pub(super) struct Subnet {
     prefix: IpNet,
 }
 
-/// This machine's; none where the kernel does not tell.
+/// The subnets of this machine; empty if the kernel does not report them.
 pub(super) fn here() -> BTreeSet<Subnet> {
     let Ok(all) = getifaddrs() else { return BTreeSet::new() };
     let subnets = all.filter_map(|of| {
         let prefix = IpNet::with_netmask(ip(of.address?)?, ip(of.netmask?)?).ok()?;
-        // One of a single host, such as a VIP, has no neighbours.
+        // A subnet of a single host, such as a VIP, has no neighbours.
         (prefix.prefix_len() < prefix.max_prefix_len())
             .then(|| Subnet { interface: of.interface_name, prefix: prefix.trunc() })
     });
@@ -67,7 +67,7 @@ fn note(service: &ServiceConfig, interfaces: &[String], subnets: &BTreeSet<Subne
     }
 }
 
-/// Returns the notes on files that checks need and that are not there, each file once.
+/// Returns the notes on missing files that checks need, each file once.
 pub(super) fn on_files(config: &Config) -> Vec<String> {
     let mut seen = HashSet::new();
     let mut notes = Vec::new();
@@ -90,7 +90,8 @@ pub(super) fn on_files(config: &Config) -> Vec<String> {
     notes
 }
 
-/// Whether a subnet has backends, and clients come in by its interface: that of the VIP's subnet, or the only one.
+/// Whether a subnet has backends and clients arrive by its interface: the interface of the VIP's subnet, or the only
+/// one.
 fn is_shared(service: &ServiceConfig, interfaces: &[String], subnet: &Subnet) -> bool {
     let of_backends = service.backends.iter().flat_map(|backend| [Some(backend.address), backend.address6]);
     let has_backends = of_backends.flatten().any(|address| subnet.prefix.contains(&address.ip()));

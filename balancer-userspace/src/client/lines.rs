@@ -1,11 +1,11 @@
-//! Lines that say where clients are: `address backend [age]`, or HAProxy's `show table`.
+//! Parses lines that list known clients: `address backend [age]`, or HAProxy's `show table`.
 
 use std::net::IpAddr;
 
 use balancer_api::model::ImportClient;
 use balancer_model::value;
 
-/// Reads the clients in `text`, from the file called `file`; `backends` are the service's in their order.
+/// Parses the clients in `text` from the file `file`. `backends` are the service's backends in their order.
 ///
 /// # Errors
 /// The file and number of the first bad line, and what is wrong with it.
@@ -23,7 +23,7 @@ pub(super) fn read(file: &str, text: &str, backends: &[String]) -> Result<Vec<Im
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
-    // A line of an export may name a prefix by its first address.
+    // A line of an export may have a prefix, written as its first address.
     let address = text.parse::<IpAddr>().map_err(|_| format!("{} is not an IP address", value::quoted(text)))?;
     Ok(address.to_canonical())
 }
@@ -55,7 +55,8 @@ fn of_own(line: &str, backends: &[String]) -> Result<Option<ImportClient>, Strin
     }))
 }
 
-/// `0x7f…: key=203.0.113.7 use=0 exp=1799000 shard=0 server_id=2 server_key=web2`. A client without a server is none's.
+/// Parses `0x7f…: key=203.0.113.7 use=0 exp=1799000 shard=0 server_id=2 server_key=web2`. A client without a server is
+/// left out.
 fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, String> {
     let field = |name: &str| {
         line.split_whitespace()
@@ -69,7 +70,7 @@ fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, S
     };
     let id = number("server_id")?.filter(|&id| id > 0);
     let backend = match (field("server_key"), id) {
-        // Words of other kinds of stick tables are no names of servers.
+        // In other stick tables, the value is not a server's name.
         (Some(name), _) if backends.iter().any(|backend| backend == name) => name.to_owned(),
         (name, Some(id)) => {
             let place = usize::try_from(id).unwrap_or(usize::MAX).wrapping_sub(1);

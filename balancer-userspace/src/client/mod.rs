@@ -71,7 +71,7 @@ pub(super) enum Verb {
         /// Where to; without it to standard output
         #[arg(short, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Only clients with addresses in this prefix, as often as needed; without it all IPv4 addresses are looked at
+        /// Only clients with addresses in this prefix; may be repeated. Without it, all IPv4 addresses are searched
         #[arg(long, value_name = "PREFIX", value_parser = value::prefix)]
         within: Vec<IpNet>,
     },

@@ -21,10 +21,10 @@ use ipnet::{IpNet, Ipv4Net};
 use super::lines;
 use crate::{Failure, output};
 
-/// Lines of a file that are read, in bytes.
+/// The limit on the size of a file, in bytes.
 const MOST: u64 = 1 << 30;
 
-/// Has the clients of a file be known.
+/// Makes the clients in a file known.
 pub(super) async fn import(client: &Client, service: &str, file: &Path, json: bool) -> Result<(), Failure> {
     let text = read(file)?;
     let backends: Vec<String> =
@@ -79,10 +79,10 @@ fn told(service: &str, sum: &ImportedView) -> String {
     text
 }
 
-/// Requests that one export may take.
+/// The limit on the requests of one export.
 const MOST_PARTS: u128 = 1 << 18;
 
-/// Prefixes in each of which as many clients are as one request may search for, if clients are told apart by so many bits.
+/// Splits prefixes into parts of at most as many clients as one request may search, given the client prefix lengths.
 fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, String> {
     let mut all = Vec::new();
     for &net in within {
@@ -96,15 +96,15 @@ fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, S
     Ok(all)
 }
 
-/// All addresses that a client may have: of IPv6 ones there are too many to look at.
+/// All addresses that a client may have. IPv6 has too many to search.
 fn everywhere() -> Vec<IpNet> {
-    // 0.0.0.0/8, 127.0.0.0/8 and 224.0.0.0/3 are nobody's.
+    // Clients have no addresses in 0.0.0.0/8, 127.0.0.0/8 and 224.0.0.0/3.
     let nets = (1..=223u8).filter(|&first| first != 127);
     let nets: Vec<Ipv4Net> = nets.filter_map(|first| Ipv4Net::new(Ipv4Addr::new(first, 0, 0, 0), 8).ok()).collect();
     Ipv4Net::aggregate(&nets).into_iter().map(IpNet::V4).collect()
 }
 
-/// Writes where clients are.
+/// Writes the backends of the known clients.
 pub(super) async fn export(
     client: &Client,
     service: &str,

@@ -1,4 +1,4 @@
-//! Files, and files that they include.
+//! Reads files and the files that they include.
 
 use std::{
     fs::File,
@@ -6,12 +6,12 @@ use std::{
     path::Path,
 };
 
-/// As large as the balancer's own file may be.
+/// The size limit of the balancer's own file.
 const MOST_BYTES: u64 = 16 << 20;
 
 const STANDARD_INPUT: &str = "standard input";
 
-/// The name of a file, and its text.
+/// Returns the name of a file, and its text.
 pub(super) fn read(path: &Path) -> Result<(String, String), String> {
     if path == Path::new("-") {
         return text(STANDARD_INPUT, io::stdin().lock());
@@ -33,7 +33,7 @@ fn text(name: &str, from: impl Read) -> Result<(String, String), String> {
     Ok((name.to_owned(), text.trim_start_matches('\u{feff}').to_owned()))
 }
 
-/// The files that `pattern` in the file `from` names, relative to its directory.
+/// The files that match `pattern`, relative to the directory of the file `from`.
 pub(super) fn included(from: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
     let directory =
         if from == STANDARD_INPUT { Path::new("") } else { Path::new(from).parent().unwrap_or(Path::new("")) };

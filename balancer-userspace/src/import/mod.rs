@@ -30,7 +30,8 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 }
 
-/// Exit codes are of their own: 0 all converted, 1 something needs a human, 2 not understood.
+/// The exit codes differ from other commands: 0 all converted, 1 an operator has to convert something, 2 not
+/// understood.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let files = args.files.iter().map(|path| input::read(path)).collect::<Result<Vec<_>, _>>().map_err(refused)?;
     let dialect = args.from.map_or_else(|| guess(&files), Ok).map_err(refused)?;
@@ -43,7 +44,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if conversion.need_you() == 0 { Ok(()) } else { Err(Failure::Told) }
 }
 
-/// An address without a port.
+/// Parses an address without a port.
 fn address(text: &str) -> Result<IpAddr, String> {
     match value::address(text)? {
         (address, None) => Ok(address),
@@ -55,7 +56,7 @@ fn refused(what: impl ToString) -> Failure {
     Failure::NotUnderstood(what.to_string())
 }
 
-/// The program that all files are of.
+/// Guesses the program that all files belong to.
 fn guess(files: &[(String, String)]) -> Result<Dialect, String> {
     let mut guessed: Option<(&str, Dialect)> = None;
     for (name, text) in files {
@@ -78,7 +79,7 @@ fn guess(files: &[(String, String)]) -> Result<Dialect, String> {
     })
 }
 
-/// Writes a file that is not there yet: what somebody has edited is never lost.
+/// Writes a new file. It never overwrites a file that an operator may have edited.
 fn write(path: &Path, text: &str) -> Result<(), String> {
     let opened = OpenOptions::new().write(true).create_new(true).open(path);
     let mut file = opened.map_err(|error| {

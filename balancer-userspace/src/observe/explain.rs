@@ -1,4 +1,4 @@
-//! What became of a packet, and why: from what was observed of it and what the controller says of its services.
+//! Explains the verdict on a packet from the observation and the controller's view of the services.
 
 use std::{collections::HashMap, fmt::Write as _, net::IpAddr};
 
@@ -16,40 +16,40 @@ use serde::Serialize;
 
 use super::{Observation, frame::Frame};
 
-/// XDP actions, as `linux/bpf.h` has them.
+/// The XDP actions of `linux/bpf.h`.
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// What is known beside the packet.
+/// The context of a packet: interfaces, services and backends.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) services: Vec<ServiceView>,
-    /// Names by index.
+    /// Interface names by index.
     pub(crate) interfaces: HashMap<u32, String>,
     pub(crate) hops: Vec<HopView>,
 }
 
-/// Where a packet goes, as seen from the balancer.
+/// The direction of a packet, relative to the balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Direction {
     ToBackend,
     ToClient,
-    /// The program answers it itself.
+    /// The program answers the packet itself.
     Answered,
-    /// To the kernel of the balancer's host.
+    /// The packet goes to the kernel of the balancer's host.
     ToHost,
     Nowhere,
 }
 
-/// One packet's way.
+/// The way of one packet.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Explanation {
     pub(crate) interface: String,
     pub(crate) queue: u32,
-    /// The packet as it came; absent: it is none of IP.
+    /// The packet as it came; absent if it is no IP packet.
     pub(crate) packet: Option<Frame>,
     /// The length of the frame.
     pub(crate) length: u32,
@@ -57,30 +57,31 @@ pub(crate) struct Explanation {
     pub(crate) service: Option<String>,
     pub(crate) listener: Option<String>,
     pub(crate) client: Option<IpAddr>,
-    /// How the backend was chosen, as counted in `balancer_decisions_total`; absent: the packet begins no connection.
+    /// How the program chose the backend, as counted in `balancer_decisions_total`; absent if the packet begins no
+    /// connection.
     pub(crate) decision: Option<&'static str>,
     pub(crate) backend: Option<String>,
     pub(crate) moved_from: Option<String>,
-    /// Why it was moved, as counted in `balancer_moves_total`.
+    /// Why the client moved, as counted in `balancer_moves_total`.
     pub(crate) cause: Option<&'static str>,
-    /// The rule that holds for the client.
+    /// The rule that applies to the client.
     pub(crate) rule: Option<ClientRule>,
     /// The client's slot of the lookup table.
     pub(crate) slot: Option<u32>,
-    /// What was known of the client before the packet; absent: that cannot be told.
+    /// The client's entry before the packet; absent if that is unknown.
     pub(crate) memory: Option<Memory>,
-    /// Whether this packet had the client recorded.
+    /// Whether this packet created the client's entry.
     pub(crate) recorded: bool,
-    /// Why, in words.
+    /// The reason in words.
     pub(crate) why: String,
     pub(crate) next_hop: Option<NextHop>,
-    /// As counted in `balancer_packets_seen_total`.
+    /// The verdict, as counted in `balancer_packets_seen_total`.
     pub(crate) verdict: &'static str,
-    /// As counted in `balancer_drops_total`.
+    /// The reason for a drop, as counted in `balancer_drops_total`.
     pub(crate) reason: Option<&'static str>,
-    /// The packet as it left; absent: it did not.
+    /// The packet as it left; absent if it did not leave.
     pub(crate) left: Option<Frame>,
-    /// Microseconds that the program took, with the observing.
+    /// The program's running time in microseconds, including the observation.
     pub(crate) microseconds: f64,
 }
 
@@ -92,19 +93,19 @@ pub(crate) struct Memory {
     pub(crate) last_seen_seconds_ago: Option<u64>,
 }
 
-/// Where a frame is sent.
+/// The destination of a frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct NextHop {
     pub(crate) interface: Option<String>,
     pub(crate) mac: String,
-    /// The backend's address, where it goes to one.
+    /// The backend's address, if the frame goes to a backend.
     pub(crate) address: Option<IpAddr>,
 }
 
-/// The verdict, as the program counts it.
+/// The verdict, in the categories of the program's counters.
 fn verdict(observation: &Observation, known: &Known) -> Verdict {
     let head = &observation.head;
-    // The row of a backend that is this machine names no interface.
+    // The row of a local backend has no interface.
     let is_local = |id| known.hops.iter().any(|hop| hop.id == id && hop.ifindex.is_none());
     match head.action {
         XDP_PASS if head.backend.is_some_and(is_local) => Verdict::Local,
@@ -168,7 +169,7 @@ pub(crate) fn explain(observation: &Observation, known: &Known) -> Explanation {
     this
 }
 
-/// The variant with this label.
+/// Returns the variant with this label.
 fn labelled<T: Copy>(all: &[T], label: impl Fn(T) -> &'static str, text: Option<&str>) -> Option<T> {
     let text = text?;
     all.iter().copied().find(|&of| label(of) == text)
@@ -182,7 +183,7 @@ fn cause(head: &TracedPacket) -> Option<MoveCause> {
     labelled(MoveCause::ALL, MoveCause::label, head.cause.as_deref())
 }
 
-/// Whether this became of the client's entry.
+/// Whether the observation of the client's entry has this word.
 fn has(head: &TracedPacket, word: &str) -> bool {
     head.memory.iter().any(|of| of == word)
 }
@@ -206,7 +207,7 @@ fn direction(
             } else if is_vip(left.and_then(|frame| frame.source)) {
                 Direction::ToClient
             } else {
-                // Errors about packets of connections have a router's address.
+                // ICMP errors about packets of connections have a router's address.
                 let quoted = left.and_then(|frame| frame.about.as_ref());
                 if quoted.is_some_and(|frame| is_vip(frame.destination)) {
                     Direction::ToClient
@@ -220,7 +221,7 @@ fn direction(
 
 type Place<'a> = Option<(&'a ServiceView, Option<Listener>)>;
 
-/// The service and listener that a packet belongs to, and its client.
+/// Returns a packet's service, listener and client.
 fn place<'a>(
     direction: Direction,
     came: Option<&Frame>,
@@ -229,7 +230,7 @@ fn place<'a>(
 ) -> (Place<'a>, Option<IpAddr>) {
     if direction == Direction::ToClient {
         let Some(left) = left else { return (None, None) };
-        // An error to a client is about a packet from it.
+        // An ICMP error to a client is about a packet from the client.
         return match &left.about {
             Some(about) => (known.at(about, End::Destination), left.destination),
             None => (known.at(left, End::Source), left.destination),
@@ -237,7 +238,7 @@ fn place<'a>(
     }
     let Some(came) = came else { return (None, None) };
     match &came.about {
-        // An error about a reply: its source is the VIP, its destination the client.
+        // An ICMP error about a reply: the reply's source is the VIP, its destination the client.
         Some(about) => (known.at(about, End::Source), about.destination),
         None => {
             let place = known.at(came, End::Destination);
@@ -260,7 +261,7 @@ impl Known {
         })
     }
 
-    /// The virtual addresses of these services.
+    /// Returns the virtual addresses of these services.
     pub(crate) fn vips(&self) -> impl Iterator<Item = IpAddr> {
         self.listeners().map(|(_, listener)| listener.address)
     }
@@ -269,7 +270,7 @@ impl Known {
         self.vips().any(|vip| vip == address)
     }
 
-    /// The listener at one end of a packet, or at least the only service of that address.
+    /// Returns the listener at one end of a packet, or at least the service if it is the only one with that address.
     fn at(&self, frame: &Frame, end: End) -> Place<'_> {
         let (address, port) = match end {
             End::Source => (frame.source?, frame.source_port),
@@ -293,7 +294,7 @@ impl Known {
     }
 }
 
-/// The backend's row that the packet used.
+/// Returns the backend's row that the packet used.
 fn hop<'a>(
     observation: &Observation,
     verdict: Verdict,
@@ -336,7 +337,7 @@ fn text(mac: Mac) -> String {
 fn next_hop(observation: &Observation, verdict: Verdict, hop: Option<&HopView>, known: &Known) -> Option<NextHop> {
     let mac = match verdict {
         Verdict::Tx | Verdict::Redirect => text(mac(&observation.left)?),
-        // It carries a mark instead.
+        // The packet has a mark instead of an address.
         Verdict::Handed => hop?.mac.clone()?,
         Verdict::Pass | Verdict::Local | Verdict::Drop | Verdict::Aborted => return None,
     };
@@ -348,7 +349,7 @@ fn next_hop(observation: &Observation, verdict: Verdict, hop: Option<&HopView>, 
     })
 }
 
-/// The backend of a service that has an address. The port tells those apart that share one.
+/// Returns the service's backend with this address. If backends share the address, the port decides.
 fn backend_at(service: &ServiceView, address: IpAddr, port: Option<u16>) -> Option<&BackendView> {
     let places = |backend: &BackendView| {
         let families = backend.families.iter().map(|of| of.address.clone());
@@ -475,7 +476,7 @@ const fn dropped(reason: DropReason) -> &'static str {
 }
 
 impl Explanation {
-    /// In a line, for the comment of a captured packet.
+    /// Returns the explanation in one line, for the comment of a captured packet.
     pub(crate) fn comment(&self) -> String {
         let mut text = format!("service {}", self.service.as_deref().unwrap_or("-"));
         if let Some(listener) = &self.listener {
@@ -583,10 +584,10 @@ mod tests {
         let of = explained(head.clone(), request(), forwarded());
         assert_eq!((of.backend.as_deref(), of.decision), (Some("web2"), None));
         assert_eq!(of.why, "of a connection that goes on");
-        // As with `dsr`, by the hardware address.
+        // Like with `dsr`, the hardware address identifies the backend.
         let of = explained(head, request(), tcp([2, 0, 0, 0, 0, 11], (CLIENT, 40_000), (VIP, 80)));
         assert_eq!(of.backend.as_deref(), Some("web1"));
-        // Handed to the kernel, by the mark.
+        // The mark identifies the backend of a packet passed to the kernel.
         let head = TracedPacket { action: XDP_PASS, ..TracedPacket::default() };
         let marked = tcp(Handed::Backend(1).destination(), (CLIENT, 40_000), ([10, 0, 0, 11], 8080));
         let of = explained(head, request(), marked);

@@ -1,4 +1,4 @@
-//! What a frame says, as far as decisions depend on it.
+//! Parses the parts of a frame that decisions depend on.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use balancer_model::config::Protocol;
 use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use serde::Serialize;
 
-/// A packet of IP.
+/// An IP packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Frame {
     /// VLAN ids, the outer one first.
@@ -20,21 +20,21 @@ pub(crate) struct Frame {
     pub(crate) source: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) destination: Option<IpAddr>,
-    /// `tcp`, `udp`, `icmp`, `icmpv6`, or the number.
+    /// `tcp`, `udp`, `icmp`, `icmpv6`, or the protocol's number.
     pub(crate) protocol: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) source_port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) destination_port: Option<u16>,
-    /// Those of TCP that are set, such as `SYN,ACK`.
+    /// The TCP flags that are set, such as `SYN,ACK`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) flags: Option<String>,
-    /// Type and code of ICMP.
+    /// The type and code of an ICMP message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) icmp: Option<[u8; 2]>,
     /// TTL or hop limit.
     pub(crate) ttl: u8,
-    /// Whether it is a part of a packet.
+    /// Whether the packet is a fragment.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) fragment: bool,
     /// The packet in the tunnel.
@@ -51,7 +51,7 @@ const fn is_false(value: &bool) -> bool {
 }
 
 impl Frame {
-    /// The packet in an Ethernet frame, of which the end may be cut off. `None`: it is no packet of IP.
+    /// Parses the packet in an Ethernet frame, whose end may be cut off; `None` if it is no IP packet.
     pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
         let sliced = LaxSlicedPacket::from_ethernet(frame).ok()?;
         let vlans = sliced.vlan_ids().iter().map(|id| id.value()).collect();
@@ -122,13 +122,13 @@ impl Frame {
                     this.about = inner(icmp.payload());
                 }
             }
-            // What is cut off has its ports all the same.
+            // A shortened packet still has its ports.
             Some(TransportSlice::Igmp(_)) | None => this.ports(number, payload),
         }
         Some(this)
     }
 
-    /// The ports of a quoted or shortened packet, of which only the beginning is there.
+    /// Reads the ports of a quoted or shortened packet, whose end is missing.
     fn ports(&mut self, number: IpNumber, payload: &[u8]) {
         if let (IpNumber::TCP | IpNumber::UDP, false, [a, b, c, d, ..]) = (number, self.fragment, payload) {
             self.source_port = Some(u16::from_be_bytes([*a, *b]));
@@ -136,7 +136,7 @@ impl Frame {
         }
     }
 
-    /// TCP or UDP.
+    /// The protocol, if it is TCP or UDP.
     pub(crate) fn layer4(&self) -> Option<Protocol> {
         match self.protocol.as_str() {
             "tcp" => Some(Protocol::Tcp),
@@ -146,7 +146,7 @@ impl Frame {
     }
 }
 
-/// `10.1.0.1:40000 > 10.2.0.10:80 tcp SYN`.
+/// Formats like `10.1.0.1:40000 > 10.2.0.10:80 tcp SYN`.
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |address: Option<IpAddr>, port: Option<u16>| match (address, port) {

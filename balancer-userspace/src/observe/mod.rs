@@ -1,4 +1,4 @@
-//! Observing the packets of the running balancer: what `balancer trace` and `balancer capture` share.
+//! Observes the packets of the running balancer, for `balancer trace` and `balancer capture`.
 
 pub(crate) mod explain;
 pub(crate) mod frame;
@@ -26,10 +26,10 @@ use tokio::{
 use self::explain::Known;
 use crate::Failure;
 
-/// How long what the controller says of its services is taken to hold.
+/// How long the controller's answer about its services counts as current.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// A client's address, or the prefix of several.
+/// Parses a client's address, or a prefix.
 pub(crate) fn client(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());
@@ -38,7 +38,7 @@ pub(crate) fn client(text: &str) -> Result<IpNet, String> {
     prefix.map_err(|_| format!("{text:?} is neither an IP address nor a prefix such as 203.0.113.0/24"))
 }
 
-/// Whose packets are observed.
+/// Selects the packets to observe.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) service: Option<String>,
@@ -56,7 +56,7 @@ pub(crate) struct Observation {
 }
 
 impl Observation {
-    /// `None`: the controller sends nonsense.
+    /// `None` if the controller's answer is malformed.
     fn of(head: TracedPacket) -> Option<Self> {
         let came = STANDARD.decode(&head.came_frame).ok()?;
         let left = STANDARD.decode(&head.left_frame).ok()?;
@@ -64,7 +64,7 @@ impl Observation {
     }
 }
 
-/// A trace, and what is known of those whose packets it sees.
+/// A running trace, with the services, backends and interfaces of its packets.
 pub(crate) struct Session {
     api: Client,
     service: Option<String>,
@@ -72,23 +72,24 @@ pub(crate) struct Session {
     known: Known,
     refreshed: Instant,
     waiting: VecDeque<Observation>,
-    /// How many packets are still to be observed.
+    /// The number of packets still to observe.
     left: u64,
     lost: u64,
-    /// What is to be added to the monotonic clock.
+    /// The difference between the time of day and the monotonic clock.
     real: Duration,
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Session {
-    /// Begins to observe. If this process ends without [`end`](Self::end), the controller ends it some seconds later.
+    /// Begins to observe. If this process dies without [`end`](Self::end), the controller ends the trace some seconds
+    /// later.
     ///
     /// # Errors
-    /// When there is no controller or no such service, somebody else traces, or the kernel refuses.
+    /// If there is no controller or no such service, if another trace runs, or if the kernel refuses.
     pub(crate) async fn open(api: &Client, asked: &Asked) -> Result<Self, Failure> {
         let services = services(api, asked.service.as_deref()).await?;
-        // Before anything begins, so that there is no moment in which they would just end the process.
+        // Install the handlers first. Otherwise a signal during the start would kill the process.
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let wanted = BeginTrace {
             service: asked.service.clone(),
@@ -113,10 +114,10 @@ impl Session {
         Ok(this)
     }
 
-    /// The next packet. `None`: there were as many as were asked for, or a signal has come.
+    /// Returns the next packet; `None` after the requested number of packets, or after a signal.
     ///
     /// # Errors
-    /// When the controller ends the trace.
+    /// If the controller ends the trace.
     pub(crate) async fn next(&mut self) -> Result<Option<Observation>, Failure> {
         while self.left > 0 {
             if let Some(observation) = self.waiting.pop_front() {
@@ -142,11 +143,11 @@ impl Session {
         self.known.interfaces = interfaces.into_iter().map(|of| (of.ifindex, of.name)).collect();
     }
 
-    /// What is known by now of services, backends and interfaces.
+    /// Returns the current services, backends and interfaces.
     pub(crate) async fn known(&mut self) -> &Known {
         if self.refreshed.elapsed() >= REFRESH {
             self.refreshed = Instant::now();
-            // A controller that restarts is back in a moment; what it said last holds meanwhile.
+            // A controller that restarts is back soon; use its last answer until then.
             if let Ok(services) = services(&self.api, self.service.as_deref()).await {
                 self.known.services = services;
             }
@@ -154,19 +155,19 @@ impl Session {
         &self.known
     }
 
-    /// The time of day of a moment of the monotonic clock, in nanoseconds.
+    /// Converts a time of the monotonic clock, in nanoseconds, to the time of day.
     pub(crate) fn time(&self, nanoseconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + self.real + Duration::from_nanos(nanoseconds)
     }
 
-    /// Ends the observing, and gives how many frames came too fast to be told.
+    /// Ends the trace, and returns how many frames came too fast to be reported.
     pub(crate) async fn end(self) -> u64 {
-        // A controller that has ended the trace itself has nothing more to say.
+        // If the controller has ended the trace itself, this call fails.
         self.api.end_trace(self.trace).await.map_or(self.lost, |ended| ended.lost)
     }
 }
 
-/// The services that are asked about.
+/// The services to observe.
 async fn services(api: &Client, service: Option<&str>) -> Result<Vec<ServiceView>, ClientError> {
     match service {
         Some(name) => Ok(vec![api.service(name).await?]),

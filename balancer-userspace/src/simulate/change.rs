@@ -1,4 +1,4 @@
-//! Changes in the words of `balancer plan`.
+//! Parses changes in the words of `balancer plan`.
 
 use balancer_api::model::PlanRequest;
 use balancer_model::value;
@@ -27,10 +27,10 @@ enum Verb {
     Reorder,
 }
 
-/// A change, and the service that it is for.
+/// A change and its service.
 #[derive(Debug)]
 pub(super) struct Asked {
-    /// `None`: whichever is simulated.
+    /// `None` means the simulated service.
     pub(super) service: Option<String>,
     pub(super) change: Change,
 }
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_have_the_words_of_plan() {
+    fn when_a_change_is_parsed_then_it_has_the_words_of_plan() {
         assert_eq!(shown("backend remove web/web1"), "web: remove web1");
         assert_eq!(shown("balancer plan backend remove web/web1 --force"), "web: remove web1 --force");
         assert_eq!(shown("backend add web/web5 10.0.0.5 --weight 50"), "web: add web5 --weight 50");
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_change_is_said() {
+    fn when_a_change_is_wrong_then_the_error_says_why() {
         for (text, why) in [
             ("backend remove web1", "web1"),
             ("backend explode web/web1", "unrecognized subcommand 'explode'"),

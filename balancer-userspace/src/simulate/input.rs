@@ -1,4 +1,4 @@
-//! Logs are read, and a bar on a terminal says how far.
+//! Reads logs, and shows the progress on a terminal.
 
 use std::{
     fs::File,
@@ -15,13 +15,13 @@ use balancer_simulate::{
 
 use crate::Failure;
 
-/// Lines that a format is guessed from.
+/// The number of lines used to guess a format.
 const GUESSED_FROM: usize = 100;
 
-/// How much is read between two looks of the bar.
+/// The number of bytes read between two updates of the progress bar.
 const STEP: u64 = 16 << 20;
 
-/// Characters of a whole bar.
+/// The width of a full bar, in characters.
 const WIDTH: u64 = 40;
 
 /// Counts the clients of a log.
@@ -49,7 +49,7 @@ pub(super) fn read(path: &Path, format: Option<&Format>, census: &mut Census) ->
         if tally.unreadable == tally.lines {
             return Err(anyhow!("{what}\nis it of another format? --format says which").into());
         }
-        // With standard error gone, the report still has the number.
+        // If standard error is closed, the report still has the number.
         let _ = writeln!(io::stderr(), "balancer: warning: {what}");
     }
     Ok(tally)
@@ -85,7 +85,7 @@ fn counted(
     census.read(lines, &mut Reader::new(format)).map_err(|error| broken(error).into())
 }
 
-/// Counts what is read, and draws.
+/// Counts the bytes read, and draws the bar.
 struct Bar {
     from: Box<dyn Read>,
     name: String,
@@ -132,12 +132,12 @@ mod tests {
     use super::shown;
 
     #[test]
-    fn the_bar_says_how_far_reading_is() {
+    fn when_a_log_is_read_then_the_bar_shows_the_progress() {
         assert_eq!(
             shown("a.log", 50 << 20, Some(200 << 20)),
             format!("[{}{}] 25% of 200 MiB, a.log", "#".repeat(10), ".".repeat(30))
         );
-        // A log that grows meanwhile.
+        // The log grows meanwhile.
         assert_eq!(shown("a.log", 3 << 20, Some(2 << 20)), format!("[{}] 100% of 2 MiB, a.log", "#".repeat(40)));
         assert_eq!(shown("standard input", 50 << 20, None), "50 MiB, standard input");
     }

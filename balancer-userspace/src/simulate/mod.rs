@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{Failure, output};
 
-/// Name of the service without a configuration.
+/// The name of the service if there is no configuration.
 const SERVICE: &str = "web";
 
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// Simulate a service of this configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Simulate a service web with so many equal backends, web1, web2, …
+    /// Simulate a service web with this number of equal backends, web1, web2, …
     #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "config", value_parser = clap::value_parser!(u16).range(1..=1000))]
     backends: u16,
     /// Which service of the configuration, where it has several
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     } else {
         asked.into_iter().map(|asked| asked.change).collect()
     };
-    // What is refused is refused before a long log is read.
+    // Report errors in changes before reading a long log.
     for change in &changes {
         product.change(change).map_err(usage)?;
     }
@@ -91,7 +91,7 @@ fn usage(why: impl ToString) -> Failure {
     Failure::Usage(why.to_string())
 }
 
-/// A configuration with the service [`SERVICE`].
+/// Returns a configuration with the service [`SERVICE`].
 fn equal_backends(count: u16) -> Result<Config, ConfigErrors> {
     let mut text = format!(
         "interfaces = [\"eth0\"]\n[[service]]\nname = \"{SERVICE}\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\n"
@@ -103,7 +103,7 @@ fn equal_backends(count: u16) -> Result<Config, ConfigErrors> {
     file::parse(Path::new("--backends"), text.as_bytes()).map(|(config, _)| config)
 }
 
-/// The name of the service to simulate: the one that is asked for, or that changes are made to, or the only one.
+/// Returns the name of the service to simulate: the requested one, the one that the changes name, or the only one.
 fn service(args: &Args, config: &Config, asked: &[change::Asked]) -> Result<String, Failure> {
     let mut named: Vec<&str> =
         asked.iter().filter_map(|asked| asked.service.as_deref()).chain(args.service.as_deref()).collect();
@@ -124,10 +124,10 @@ fn service(args: &Args, config: &Config, asked: &[change::Asked]) -> Result<Stri
     }
 }
 
-/// Returns the changes that are simulated where none is asked for.
+/// Returns the changes to simulate by default.
 fn usual(service: &str, servers: &Servers) -> Vec<Change> {
     let mut changes = Vec::new();
-    // The second one: where the first or the last goes, lists without it look more alike.
+    // Choose the second backend: without the first or last one, the lists would stay more alike.
     let primaries = || servers.0.iter().filter(|server| !server.backup);
     let name = primaries().nth(1).or_else(|| primaries().next()).map(|server| server.name.clone());
     changes.extend(name.clone().map(|name| Change::Remove { name, force: true }));

@@ -1,4 +1,4 @@
-//! The report for people.
+//! Formats the report for people.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ fn service(report: &Report) -> String {
     )
 }
 
-/// A table of servers, and a column for each rule.
+/// Makes a table of servers with a column for each rule.
 fn shares(report: &Report, what: &str, part: fn(&Share) -> f64, largest: fn(&Shares) -> f64) -> String {
     let headings = format!("SHARE OF {}", what.to_uppercase());
     let mut headings = vec![headings, ">EXPECTED".to_owned()];
@@ -158,7 +158,7 @@ fn suggestions(report: &Report) -> String {
     format!("\nsuggested:\n{all}")
 }
 
-/// A rule in a heading.
+/// Returns the short form of a rule, for a heading.
 fn short(rule: &Rule) -> String {
     match rule {
         Rule::NginxIpHash => "ip_hash".to_owned(),

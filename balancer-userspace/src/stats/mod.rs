@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Show a live view in the terminal; q or Ctrl-C ends it
     #[arg(long, conflicts_with = "json")]
     watch: bool,
-    /// Of all members of the fleet together, as they told within the last ten seconds
+    /// Show all members of the fleet together, with their counts of the last ten seconds
     #[arg(long, conflicts_with = "watch")]
     fleet: bool,
     /// Print JSON
@@ -54,7 +54,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(output::print(&texts.join("\n"))?)
 }
 
-/// Returns a headline that says which members the figures below it are of.
+/// Returns a headline that names the members that the figures include.
 fn headline(fleet: &FleetSnapshot, all: bool) -> String {
     let whose = if all { "all members together" } else { "this member alone; of all: --fleet" };
     format!("{}\nfigures of {whose}\n", fleet::line(fleet))
@@ -129,7 +129,7 @@ fn render(stats: StatsView) -> String {
     text
 }
 
-/// Says which clients a service's figures are of, where they are not those of all its clients.
+/// Says which clients a service's figures include, if it steers only a part of them.
 fn steered(stats: &StatsView) -> String {
     match stats.steer {
         100 => String::new(),
@@ -142,7 +142,7 @@ fn name(period: &PeriodView) -> String {
     let whole = if period.period == "hour" { 3600 } else { 60 };
     match period.seconds {
         None => "since start".to_owned(),
-        // To a sample.
+        // A period counts as covered if samples cover 80% of it.
         Some(seconds) if seconds * 10 >= whole * 8 => format!("last {}", period.period),
         Some(seconds) => {
             format!("last {} ({})", period.period, humantime::format_duration(Duration::from_secs(seconds)))
@@ -150,7 +150,7 @@ fn name(period: &PeriodView) -> String {
     }
 }
 
-/// `3 down, 1 drain`.
+/// Formats like `3 down, 1 drain`.
 fn causes(period: &PeriodView) -> String {
     let causes: Vec<String> = period
         .moves

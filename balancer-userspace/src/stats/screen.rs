@@ -12,20 +12,20 @@ use ratatui::{
 
 use super::{causes, name, ratio, share};
 
-/// Connection rates that are kept: a wide terminal's.
+/// The number of connection rates to keep, enough for a wide terminal.
 pub(super) const SECONDS: usize = 240;
-/// Columns of a bar.
+/// The width of a bar, in columns.
 const BAR: usize = 30;
 
-/// Everything that is drawn.
+/// The contents of the screen.
 pub(super) struct Screen<'a> {
-    /// `None`: there is no service.
+    /// `None` if there is no service.
     pub(super) stats: Option<&'a StatsView>,
-    /// Which of how many.
+    /// The index of the shown service, and the number of services.
     pub(super) place: (usize, usize),
-    /// Connections in each of the last seconds.
+    /// The number of new connections in each of the last seconds.
     pub(super) rates: Vec<u64>,
-    /// Why what is shown is old.
+    /// The reason why the shown figures are old.
     pub(super) trouble: Option<String>,
 }
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn fits_80_by_24() {
+    fn when_the_terminal_has_80_by_24_then_the_view_fits() {
         let stats = stats();
         let rates: Vec<u64> = (0..100).map(|second| second % 50 * 10).collect();
         let screen = Screen { stats: Some(&stats), place: (0, 2), rates, trouble: None };
@@ -252,14 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn trouble_is_shown_and_nothing_is_no_trouble() {
+    fn when_the_controller_is_away_then_the_view_says_so_and_without_services_it_does_not() {
         let stats = stats();
         let trouble = Some("no controller reachable".to_owned());
         let text = drawn(&Screen { stats: Some(&stats), place: (0, 1), rates: Vec::new(), trouble });
         assert!(text.contains("no controller reachable") && text.contains("web3"), "{text}");
         let none = Screen { stats: None, place: (0, 0), rates: Vec::new(), trouble: None };
         assert!(drawn(&none).starts_with("no services"));
-        // Smaller than it is made for: no panic.
+        // On a terminal that is too small, drawing must not panic.
         let mut terminal = Terminal::new(TestBackend::new(20, 5)).unwrap();
         terminal
             .draw(|frame| draw(frame, &Screen { stats: Some(&stats), place: (0, 1), rates: vec![1], trouble: None }))

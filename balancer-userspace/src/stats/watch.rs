@@ -16,16 +16,16 @@ use super::screen::{self, Screen};
 use crate::Failure;
 
 const REDRAW: Duration = Duration::from_secs(1);
-/// How often keys are looked for.
+/// How often to poll for keys.
 const KEYS: Duration = Duration::from_millis(50);
-/// How long the controller may take to answer before that is said.
+/// How long the controller may take to answer before the view reports the delay.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Shows until q, Ctrl-C or SIGTERM. The terminal is as it was afterwards, whatever happens.
+/// Shows the view until q, Ctrl-C or SIGTERM. It always restores the terminal.
 pub(super) async fn run(client: &Client, service: Option<&str>) -> Result<(), Failure> {
-    // What is wrong with the question is said on the plain terminal.
+    // Errors in the request appear on the normal terminal.
     let first = client.stats(service).await?;
-    // Puts the terminal back on a panic as well.
+    // Also restores the terminal on a panic.
     let mut terminal = ratatui::try_init()?;
     let shown = show(&mut terminal, client, service, first).await;
     ratatui::try_restore()?;
@@ -47,7 +47,7 @@ async fn show(
         rates.keep(&services);
         selected = selected.min(services.len().saturating_sub(1));
         let asked = Instant::now() + REDRAW;
-        // Keys are heard while it does not answer.
+        // Handle keys while the controller does not answer.
         let answer = async {
             sleep_until(asked).await;
             client.stats(service).await
@@ -89,7 +89,7 @@ enum Key {
     Other,
 }
 
-/// A key that was pressed since the last look.
+/// Returns a key pressed since the last call.
 fn key() -> std::io::Result<Option<Key>> {
     if !event::poll(Duration::ZERO)? {
         return Ok(None);
@@ -108,7 +108,7 @@ fn key() -> std::io::Result<Option<Key>> {
     }))
 }
 
-/// Connections in each of the last seconds, by service.
+/// The number of new connections in each of the last seconds, by service.
 #[derive(Debug, Default)]
 struct Rates(HashMap<String, (u64, Vec<u64>)>);
 

@@ -1,4 +1,4 @@
-//! A controller without a data path behind a real control socket.
+//! A controller without a data path, behind a real control socket.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -51,12 +51,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Every change that arrived, with the uid it came from.
+/// All changes that arrived, each with the peer's uid.
 pub(crate) type Seen = Arc<Mutex<Vec<(Wish, Option<u32>)>>>;
 
 pub(crate) struct Fake {
     pub(crate) seen: Seen,
-    /// What `/v1/events` shows.
+    /// The events that `/v1/events` shows.
     pub(crate) events: Events,
     directory: TempDir,
     stop: oneshot::Sender<()>,
@@ -68,7 +68,7 @@ impl Fake {
         Self::start_in(tempfile::tempdir().unwrap()).await
     }
 
-    /// The next one, where one was stopped.
+    /// Starts a controller in the directory of one that was stopped.
     pub(crate) async fn start_in(directory: TempDir) -> Self {
         let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock"), None).await.unwrap();
         let (calls, inbox) = mpsc::channel(8);
@@ -101,7 +101,7 @@ impl Fake {
         self.wishes().into_iter().filter_map(change).collect()
     }
 
-    /// Stops the server and gives the directory its socket was in.
+    /// Stops the server and returns the directory of its socket.
     pub(crate) async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.server.await.unwrap().unwrap();
@@ -113,7 +113,8 @@ fn forgotten(forgotten: u64, moved: u64) -> ForgottenView {
     ForgottenView { message: format!("{forgotten} forgotten"), forgotten, moved }
 }
 
-/// One whose VIPs are withdrawn shows them twice more. Two services: `web` with `web1` and `web2`, `dns` without a backend. A drained backend shows `draining` twice.
+/// Simulates the controller. Withdrawn VIPs disappear after two more answers. There are two services: `web` with `web1`
+/// and `web2`, and `dns` without a backend. A drained backend shows `draining` twice.
 async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events) {
     let mut admin = Admin::Ready;
     let mut looked = 0;
@@ -331,7 +332,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
     }
 }
 
-/// What the controller shows, with this state of `web1`.
+/// The controller's snapshot, with this state of `web1`.
 pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let check = fixture::check();
     let mut health = Health::default();
@@ -468,7 +469,7 @@ fn readiness(admin: Admin) -> Readiness {
     Readiness { state, reasons }
 }
 
-/// What other members tell: one has counted a thousand connections of `web`, one has told nothing.
+/// The tallies of other members: one has counted a thousand connections of `web`, the other one nothing.
 fn tallies() -> Tallies {
     let period = r#"{"period": "start", "seconds": null, "stickiness_ratio": null, "connections": 1000, "decisions": {}, "moves": {}}"#;
     let tally = format!(

@@ -1,4 +1,4 @@
-//! Small kernel programs, instruction by instruction (RFC 9669).
+//! Builds small kernel programs, instruction by instruction (RFC 9669).
 
 use std::{
     io,
@@ -26,7 +26,7 @@ const BPF_FUNC_XDP_ADJUST_HEAD: i32 = 44;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Register {
-    /// Results, and the program's own.
+    /// Results, and temporary values.
     R0,
     /// The first argument; at entry, the context.
     R1,
@@ -36,13 +36,13 @@ pub enum Register {
     R3,
     /// The fourth argument.
     R4,
-    /// Kept by calls.
+    /// Preserved over calls.
     R6 = 6,
-    /// Kept by calls.
+    /// Preserved over calls.
     R7,
-    /// Kept by calls.
+    /// Preserved over calls.
     R8,
-    /// The end of the stack, read-only: what the program stores lies below.
+    /// The end of the stack, read-only: programs store below it.
     R10 = 10,
 }
 
@@ -201,19 +201,19 @@ impl Program {
         self.with(instruction(0x85, Register::R0, Register::R0, 0, function))
     }
 
-    /// Ends with what is in R0.
+    /// Ends the program; R0 has the result.
     #[must_use]
     pub fn exit(self) -> Self {
         self.with(instruction(0x95, Register::R0, Register::R0, 0, 0))
     }
 
-    /// Ends with the frame going out by an interface: `bpf_redirect`.
+    /// Ends the program and sends the frame by an interface: `bpf_redirect`.
     #[must_use]
     pub fn redirect(self, ifindex: u32) -> Self {
         self.set(Register::R1, ifindex.cast_signed()).set(Register::R2, 0).call(BPF_FUNC_REDIRECT).exit()
     }
 
-    /// Moves the start of the frame `by` bytes on; the context is in R6. Ends with 0, `XDP_ABORTED`, where that fails.
+    /// Moves the start of the frame forward by `by` bytes; R6 has the context. Ends with 0, `XDP_ABORTED`, on failure.
     #[must_use]
     pub fn adjust_head(self, by: i32) -> Self {
         self.copy(Register::R1, Register::R6)
@@ -224,13 +224,13 @@ impl Program {
             .exit()
     }
 
-    /// R0 = where `map` has the value of the key at `key` on the stack, or 0: `bpf_map_lookup_elem`.
+    /// Sets R0 to the address of the value in `map` for the key at `key` on the stack, or to 0: `bpf_map_lookup_elem`.
     #[must_use]
     pub fn look_up(self, map: &Map, key: i16) -> Self {
         self.map_and_key(map, key).call(BPF_FUNC_MAP_LOOKUP_ELEM)
     }
 
-    /// Puts the value at `value` on the stack into `map`, under the key at `key`: `bpf_map_update_elem`.
+    /// Writes the value at `value` on the stack to `map`, under the key at `key`: `bpf_map_update_elem`.
     #[must_use]
     pub fn update(self, map: &Map, key: i16, value: i16) -> Self {
         self.map_and_key(map, key)
@@ -248,7 +248,7 @@ impl Program {
         self.wide(to, BPF_PSEUDO_MAP_FD, u64::from(map.descriptor.as_raw_fd().cast_unsigned()))
     }
 
-    /// Goes on with the first program of `array`; the context is in R6. Ends with 0, `XDP_ABORTED`, if there is none.
+    /// Continues with the first program of `array`; R6 has the context. Ends with 0, `XDP_ABORTED`, if there is none.
     #[must_use]
     pub fn continue_with(self, array: &ProgramArray) -> Self {
         self.copy(Register::R1, Register::R6)
@@ -259,18 +259,18 @@ impl Program {
             .exit()
     }
 
-    /// Has the kernel verify and take it as an XDP program that understands frames in several buffers.
+    /// Loads the program as an XDP program that supports frames in several buffers.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn load_frags(&self) -> io::Result<OwnedFd> {
         self.load_with(BPF_F_XDP_HAS_FRAGS)
     }
 
-    /// Has the kernel verify and take it as an XDP program.
+    /// Loads the program as an XDP program.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn load_xdp(&self) -> io::Result<OwnedFd> {
         self.load_with(0)
     }
@@ -280,13 +280,13 @@ impl Program {
     }
 }
 
-/// A program that does nothing but answer `action`: two instructions.
+/// A program of two instructions that returns `action`.
 #[must_use]
 pub fn constant(action: i32) -> Program {
     Program::default().set(Register::R0, action).exit()
 }
 
-/// A map, which a program that uses it keeps once that is loaded, not before.
+/// A map. A loaded program keeps the maps that it uses.
 #[derive(Debug)]
 pub struct Map {
     descriptor: OwnedFd,
@@ -297,15 +297,15 @@ impl Map {
     /// An array of `entries` values of `value` bytes each, all 0.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn array(value: u32, entries: u32) -> io::Result<Self> {
         Self::new(BPF_MAP_TYPE_ARRAY, 4, value, entries)
     }
 
-    /// A hash table that forgets what was not used for longest when it is full.
+    /// A hash table that evicts the least recently used entry when it is full.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn lru_hash(key: u32, value: u32, entries: u32) -> io::Result<Self> {
         Self::new(BPF_MAP_TYPE_LRU_HASH, key, value, entries)
     }
@@ -322,7 +322,7 @@ impl Map {
     /// Sets one value of an array.
     ///
     /// # Errors
-    /// When `value` has not the size of the array's values, or the kernel refuses, as it does beyond the array's end.
+    /// If `value` has not the size of the array's values, or the kernel refuses, as it does beyond the array's end.
     pub fn set<V: Pod>(&self, index: u32, value: &V) -> io::Result<()> {
         if size_of::<V>() as u32 != self.value_size {
             let message = format!("a value of {} bytes, where the array's have {}", size_of::<V>(), self.value_size);
@@ -335,7 +335,7 @@ impl Map {
             value: std::ptr::from_ref(value) as u64,
             flags: 0,
         };
-        // SAFETY: the attributes point to a key and a value of the map's sizes, which live through the call.
+        // SAFETY: the attributes point to a key and a value of the map's sizes, which outlive the call.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw mut update, size_of::<Update>() as libc::c_uint)
         };
@@ -343,15 +343,15 @@ impl Map {
     }
 }
 
-/// A map of one program, to go on with; empty for every program once this is dropped.
+/// A map with one program to continue with. It is empty for every program once this value is dropped.
 #[derive(Debug)]
 pub struct ProgramArray(Map);
 
 impl ProgramArray {
-    /// The map, with `program` in it.
+    /// Creates the map with `program` in it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
         let map = Map::new(BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1)?;
         map.set(0, &program.as_raw_fd())?;

@@ -11,10 +11,10 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// Those of `all` that have `only` in their titles.
+/// The elements of `all` whose titles contain `only`.
 ///
 /// # Errors
-/// When there is none.
+/// If there are none.
 pub fn chosen<T, S: AsRef<str>>(
     all: impl IntoIterator<Item = T>,
     only: &str,
@@ -38,7 +38,7 @@ pub fn server(topology: &Topology, number: u16) -> Server {
 /// Starts a proxy on the balancer's host, at the service's address, before servers `1..=servers`.
 ///
 /// # Errors
-/// When it does not start.
+/// If it does not start.
 pub fn start(topology: &Topology, rule: Rule, servers: u16, files: &Path) -> Result<Proxy> {
     let servers = (1..=servers).map(|number| server(topology, number)).collect();
     Proxy::start(topology.balancer(), rule, servers, SocketAddr::new(topology.vip(Family::V4), PORT), HEALTH, files)

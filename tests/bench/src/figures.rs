@@ -5,18 +5,18 @@ use std::time::Duration;
 /// The spread of the figures of all rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// The least.
+    /// The smallest figure.
     pub least: f64,
-    /// The one in the middle, the lower of two.
+    /// The median, the lower of two.
     pub median: f64,
     /// The 95th percentile: 19 of 20 figures do not exceed it.
     pub p95: f64,
-    /// The greatest.
+    /// The largest figure.
     pub most: f64,
 }
 
 impl Spread {
-    /// Not a number, all of it, where there are no figures.
+    /// Computes the spread; all its values are NaN without figures.
     pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_unstable_by(f64::total_cmp);
@@ -39,7 +39,7 @@ fn rank(count: usize, share: f64) -> Option<usize> {
     (count > 0).then(|| rank.clamp(1, count) - 1)
 }
 
-/// In ms.
+/// Converts to ms.
 #[must_use]
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
@@ -52,7 +52,7 @@ mod tests {
     use super::{Spread, percentile};
 
     #[test]
-    fn ranks_are_the_nearest() {
+    fn when_a_percentile_is_computed_then_the_nearest_rank_is_used() {
         let spread = Spread::of([5.0, 1.0, 4.0, 2.0, 3.0]);
         assert_eq!(spread, Spread { least: 1.0, median: 3.0, p95: 5.0, most: 5.0 });
         let spread = Spread::of((1..=40).map(f64::from));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn without_figures_there_is_no_number() {
+    fn when_there_are_no_figures_then_there_is_no_number() {
         assert!(Spread::of([]).median.is_nan());
         assert!(percentile(&[], 0.5).is_nan());
     }

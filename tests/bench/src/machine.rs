@@ -9,9 +9,9 @@ use serde::Serialize;
 pub struct Machine {
     /// The kernel's name for the processor.
     pub processor: String,
-    /// How many there are.
+    /// The number of processors.
     pub processors: usize,
-    /// Whether a hypervisor says that it is there.
+    /// Whether the machine runs under a hypervisor.
     pub is_virtual: bool,
     /// The kernel's version.
     pub kernel: String,
@@ -20,7 +20,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one.
+    /// Describes this machine.
     #[must_use]
     pub fn here() -> Self {
         let info = cpu_info();
@@ -34,7 +34,7 @@ impl Machine {
         }
     }
 
-    /// In a few words.
+    /// Returns the description in a few words.
     #[must_use]
     pub fn describe(&self) -> String {
         let place = if self.is_virtual { " in a virtual machine" } else { "" };
@@ -52,7 +52,7 @@ fn processor_in(info: &str) -> String {
     field(info, "model name").unwrap_or("unknown processor").to_owned()
 }
 
-/// The first processor's.
+/// Returns a field of the first processor.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .filter_map(|line| line.split_once(':'))
@@ -73,7 +73,7 @@ mod tests {
     use super::{is_virtual, processor_in};
 
     #[test]
-    fn a_hypervisor_is_a_flag() {
+    fn when_a_machine_has_the_flag_then_it_has_a_hypervisor() {
         let info = "processor\t: 0\nmodel name\t: A: B\nflags\t\t: fpu hypervisor lahf_lm\n";
         assert!(is_virtual(info) && !is_virtual("flags\t\t: fpu\n") && !is_virtual(""));
         assert_eq!(processor_in(info), "A: B");

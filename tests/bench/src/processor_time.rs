@@ -11,7 +11,7 @@ use nix::{
 /// Returns the processor time that a process has used, in the kernel as well.
 ///
 /// # Errors
-/// When there is no such process.
+/// If there is no such process.
 pub fn of(pid: u32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).with_context(|| format!("process {pid}"))?;
     Ok(clock_gettime(clock)?.into())

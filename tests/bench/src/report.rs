@@ -1,4 +1,4 @@
-//! Many benchmarks on one page: what each of them says, and the tables and pictures that are made of it.
+//! Puts many benchmarks on one page: their results, tables and pictures.
 
 pub mod chart;
 pub mod criterion;
@@ -22,14 +22,14 @@ const NOT_MEASURED: [&str; 5] = [
     "A fleet of balancers on etcd: `cargo xtask bench fleet`.",
 ];
 
-/// Everything that was measured by one command.
+/// The results of a command.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// When, where and by what.
+    /// The circumstances of the measurements.
     pub setting: Setting,
     /// The document of each benchmark that ended.
     pub benchmarks: Vec<Document>,
-    /// Benchmarks that came to nothing.
+    /// The benchmarks that failed.
     pub failed: Vec<String>,
     not_measured: [&'static str; 5],
 }
@@ -41,13 +41,13 @@ impl Report {
         Self { setting, benchmarks, failed, not_measured: NOT_MEASURED }
     }
 
-    /// The tables.
+    /// Returns the tables.
     #[must_use]
     pub fn markdown(&self) -> String {
         markdown::page(self)
     }
 
-    /// The pictures, each with the name of its benchmark.
+    /// Returns the pictures, each with the name of its benchmark.
     #[must_use]
     pub fn pictures(&self) -> Vec<(String, String)> {
         let place = self.setting.in_short();

@@ -1,8 +1,8 @@
-//! A second, independent description of how packets are handled; and random packets and scenes, for the kernel program
-//! to be compared with it.
+//! A second, independent description of packet handling, and random packets and scenes, for comparisons with the kernel
+//! program.
 
-// The kernel program's parsing, compiled here: its crate brings functions such as `memcpy` for BPF, which return nothing and
-// would take the place of the host's.
+// The kernel program's parser, compiled here. Its crate has functions such as `memcpy` for BPF, which return nothing
+// and would replace the host's.
 #[path = "../../../balancer-ebpf/src/connection_id.rs"]
 pub mod connection_id;
 #[path = "../../../balancer-ebpf/src/order.rs"]

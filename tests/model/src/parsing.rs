@@ -1,4 +1,4 @@
-//! The headers of frames as the kernel program finds them, against the model's.
+//! Compares the kernel program's parser with the model's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ use crate::{
     parse::{self, Ip, Ports, Stopped, TCP, UDP},
 };
 
-/// The result of parsing a frame, by which both parsers are compared.
+/// The result of parsing a frame, for comparing both parsers.
 #[derive(Debug, PartialEq)]
 enum Seen {
     NotIp,
@@ -32,25 +32,26 @@ struct Headers {
     destination: IpAddr,
     fragment: (u16, bool, u32),
     may_be_fragmented: bool,
-    /// Source, destination, whether it opens a connection; of TCP and UDP that is no later fragment.
+    /// Source port, destination port, and whether the packet opens a connection; for TCP and UDP except later
+    /// fragments.
     ports: Option<Option<(u16, u16, bool)>>,
     /// Of a datagram with ports, were it QUIC.
     connection_id: Option<Vec<u8>>,
 }
 
-/// Compares what both make of the frame `bytes`.
+/// Compares the results of both parsers for the frame `bytes`.
 ///
 /// # Panics
 /// If they differ.
 pub fn compare(bytes: &[u8]) {
-    // The kernel gives no shorter ones.
+    // The kernel never delivers shorter frames.
     if bytes.len() >= 14 {
         assert_eq!(program(&mut bytes.to_vec()), plainly(bytes));
         assert_short_way(&mut bytes.to_vec());
     }
 }
 
-/// The short way through the headers of most packets finds them, and them alone, as the long one does.
+/// Checks that the fast path for common headers accepts only those and gives the same result as the full parser.
 fn assert_short_way(bytes: &mut [u8]) {
     let frame = Packet::from_slice(bytes);
     let long = parse::ip(frame);
@@ -87,7 +88,7 @@ fn program(bytes: &mut [u8]) -> Seen {
         Err(Stopped::Malformed) => return Seen::Broken { destination },
         Err(Stopped::Waypoint) => return Seen::Waypoint,
     }
-    // The program keeps it as it is in the packet.
+    // The program keeps the identification in the packet's byte order.
     let id = if v4 { u16::from_be(ip.fragment.id as u16).into() } else { u32::from_be(ip.fragment.id) };
     Seen::Packet(Headers {
         start: ip.l3_offset,

@@ -1,5 +1,6 @@
-//! The controller's core and the loaded kernel program in one process: changes and failures on one side, packets on the
-//! other, time under the test's control. Next hops and health are told to the core; no packet leaves the kernel's test run.
+//! Runs the controller's core and the loaded kernel program in one process: changes and failures on one side, packets
+//! on the other, and time under the test's control. The test tells the core next hops and health. Packets stay in the
+//! kernel's test run.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,11 +38,11 @@ use balancer_testkit::{
 
 const XDP_TX: u32 = 3;
 
-/// The hash key from which keys of services come.
+/// The hash key from which services' keys are derived.
 pub const KEY: HashKey = HashKey { k0: 11, k1: 12 };
-/// The service of a world.
+/// The VIP of a world's service.
 pub const VIP: &str = "198.51.100.10:80";
-/// The service of a world over IPv6.
+/// The VIP of a world's service over IPv6.
 pub const VIP_V6: &str = "[2001:db8::10]:80";
 
 /// A controller and a data path.
@@ -53,12 +54,12 @@ pub struct World {
     elapsed: Duration,
     /// Backends by the last two bytes of their next hop's MAC.
     backends: HashMap<[u8; 2], String>,
-    /// The sum of the counters of backends that are gone.
+    /// The sum of the counters of removed backends.
     departed: Counters,
-    /// Ids that are free. A packet that was on its way when its backend was retired counts afterwards.
+    /// Ids of removed backends. Packets that were on their way at the removal still count afterwards.
     retired: Vec<BackendId>,
     held: Held,
-    /// Known clients that changes made strangers.
+    /// The number of known clients that changes made unknown.
     forgotten: u64,
     leaves_rereading: bool,
 }
@@ -75,13 +76,13 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// New connections decided so.
+    /// The number of new connections with this decision.
     #[must_use]
     pub fn decided(&self, decision: Decision) -> u64 {
         self.decisions[decision.index()]
     }
 
-    /// Clients moved for this cause.
+    /// The number of clients moved for this reason.
     #[must_use]
     pub fn moved(&self, cause: MoveCause) -> u64 {
         self.moves[cause.index()]
@@ -89,16 +90,16 @@ impl Counters {
 }
 
 impl World {
-    /// A world with one service `web` of `settings` (lines of its `[[service]]`) and backends `web1` to `webN` at
-    /// `10.0.0.11:80` and on, made for `clients` known clients.
+    /// A world with one service `web` with `settings` (lines of its `[[service]]`) and backends `web1` to `webN` at
+    /// `10.0.0.11:80` and following addresses, for `clients` known clients.
     ///
     /// # Errors
-    /// Without root, for a bad configuration, and where the kernel refuses.
+    /// If the process is not root, if the configuration is invalid, or if the kernel refuses.
     pub fn new(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         Self::at(VIP, "10.0.0.", settings, backends, clients)
     }
 
-    /// The same over IPv6: the VIP is [`VIP_V6`], backends are at `fd00::11` and on.
+    /// The same over IPv6: the VIP is [`VIP_V6`], and backends are at `fd00::11` and following addresses.
     ///
     /// # Errors
     /// As [`World::new`].
@@ -106,7 +107,7 @@ impl World {
         Self::at(VIP_V6, "fd00::", settings, backends, clients)
     }
 
-    /// The same as [`World::new`] with ids of backends from `first` on, as if there were many others.
+    /// The same as [`World::new`] with backend ids from `first` on, as if there were many other backends.
     ///
     /// # Errors
     /// As [`World::new`].
@@ -123,7 +124,7 @@ impl World {
         Self::of(&text(vip, net, settings, backends, clients))
     }
 
-    /// A world of a configuration file, whose (first) service the clients of [`World::connect`] and the like come to.
+    /// A world with a configuration file. Clients of [`World::connect`] and similar functions use its first service.
     ///
     /// # Errors
     /// As [`World::new`].
@@ -137,7 +138,7 @@ impl World {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        // The loopback's index: where test runs come in by.
+        // The loopback's index, on which packets of test runs arrive.
         let mut dataplane = KernelDataplane::load(capacity, &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         let start = Instant::now();
@@ -177,7 +178,7 @@ impl World {
             self.dataplane.complete();
             while !self.leaves_rereading && !self.reread() {}
         }
-        // What comes of a command comes after all of them.
+        // The results of a command are handled after all commands.
         watched.into_iter().try_for_each(|address| self.resolve(address))
     }
 
@@ -233,10 +234,10 @@ impl World {
         }
     }
 
-    /// Makes a change. One that the kernel refuses is undone.
+    /// Makes a change, and undoes it if the kernel refuses.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn change(&mut self, change: Change) -> anyhow::Result<String> {
         let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, self.now())?;
@@ -252,20 +253,20 @@ impl World {
     /// Sets a backend's weight.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn change_weight(&mut self, name: &str, weight: u16) -> anyhow::Result<String> {
         self.change(Change::SetWeight { name: named(name), weight })
     }
 
-    /// The packets that are sampled. Can be taken once.
+    /// Returns the ring of sampled packets, only once.
     ///
     /// # Errors
-    /// When they were taken before.
+    /// On the second call.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         self.dataplane.take_samples()
     }
 
-    /// From now on one forwarded packet in `interval` is sampled, on average.
+    /// Samples one forwarded packet in `interval` from now on, on average.
     pub fn sample_every(&self, interval: u32) {
         self.dataplane.sample_every(interval);
     }
@@ -273,7 +274,7 @@ impl World {
     /// Adds backend `name` at `10.0.1.HOST`.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn add(&mut self, name: &str, host: u8) -> anyhow::Result<String> {
         let address = Ipv4Addr::new(10, 0, 1, host).into();
         self.change(Change::Add {
@@ -290,15 +291,15 @@ impl World {
     /// Sets a backend's administrative state.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If it is refused.
     pub fn admin(&mut self, name: &str, admin: Admin, timeout: Option<Duration>) -> anyhow::Result<String> {
         self.change(Change::SetAdmin { name: named(name), admin, timeout })
     }
 
-    /// Tells `times` results of health checks.
+    /// Reports `times` results of health checks.
     ///
     /// # Errors
-    /// For an unknown backend.
+    /// If the backend is unknown.
     pub fn checked(&mut self, name: &str, outcome: &CheckOutcome, times: u32) -> anyhow::Result<()> {
         let backend = self.controller.backend(&named(name))?;
         let (backend, check) = (backend.id(), backend.check_number().unwrap_or_default());
@@ -316,15 +317,15 @@ impl World {
         Ok(())
     }
 
-    /// Reads the configuration file again, as [`World::new`] would have made it.
+    /// Reloads the configuration that [`World::new`] would use with these arguments.
     ///
     /// # Errors
-    /// When it is not valid, or refused.
+    /// If it is invalid or refused.
     pub fn reload(&mut self, settings: &str, backends: u8, clients: u32) -> anyhow::Result<String> {
         self.change(Change::Reload(Box::new(configuration(VIP, "10.0.0.", settings, backends, clients)?)))
     }
 
-    /// The same with `more` services behind it.
+    /// The same with additional services from `more`.
     ///
     /// # Errors
     /// As [`World::reload`].
@@ -332,7 +333,7 @@ impl World {
         self.apply(&(text(VIP, "10.0.0.", settings, backends, clients) + more))
     }
 
-    /// Takes over a configuration file.
+    /// Applies a configuration file.
     ///
     /// # Errors
     /// As [`World::reload`].
@@ -342,7 +343,7 @@ impl World {
         Ok(message)
     }
 
-    /// Returns the plan of taking over a configuration file, with its known clients counted.
+    /// Returns the plan for a configuration file, including the number of known clients that it affects.
     ///
     /// # Errors
     /// As [`World::reload`].
@@ -352,7 +353,7 @@ impl World {
         Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
     }
 
-    /// How many of so many looks at the client table, in a row and at the present time, end a pass over it.
+    /// The number of complete passes over the client table after this number of looks, at the same time.
     pub fn passes(&mut self, looks: u32) -> u32 {
         (0..looks).map(|_| u32::from(sweep(&mut self.dataplane, self.elapsed).is_some())).sum()
     }
@@ -360,7 +361,7 @@ impl World {
     /// Forgets a client.
     ///
     /// # Errors
-    /// When there is no such service, which there is.
+    /// If the service does not exist, which cannot happen here.
     pub fn forget(&mut self, client: Ipv4Addr) -> anyhow::Result<Forgotten> {
         let service = self.controller.services().first().context("a world has a service")?.id();
         Ok(self.dataplane.forget(service, client.into()))
@@ -369,7 +370,7 @@ impl World {
     /// Forgets all clients of a backend.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// If the backend does not exist.
     pub fn forget_all(&mut self, name: &str) -> anyhow::Result<u64> {
         let backend = self.controller.backend(&named(name))?.id();
         let (mut sum, mut from) = (0, Some(0));
@@ -381,37 +382,37 @@ impl World {
         Ok(sum)
     }
 
-    /// Lets newcomers be recorded again, as in a second that has just begun and that lasts until the next call.
+    /// Allows new clients to be recorded again, as at the beginning of a second that lasts until the next call.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn hold_newcomers(&mut self) -> anyhow::Result<()> {
         hold_newcomers(&mut Map::Array(map_of(self.dataplane.program()?, "NEWCOMERS")?).try_into()?)
     }
 
-    /// The words of the client table that name a client, by bucket.
+    /// The words of the client table that have a client, by bucket.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn entries(&mut self) -> anyhow::Result<BTreeMap<u32, [u64; BUCKET_ENTRIES]>> {
         let table = self.client_table()?;
         let filled = (0..table.len()).map(|index| Ok((index, table.get(&index, 0)?)));
         filled.filter(|read| !matches!(read, Ok((_, bucket)) if *bucket == [0; BUCKET_ENTRIES])).collect()
     }
 
-    /// Writes entries again that there were once, as a packet does that has been on its way for long.
+    /// Writes old entries again, like a packet that was delayed for long.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn write_late(&mut self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> anyhow::Result<()> {
         let mut table = self.client_table()?;
         Ok(entries.iter().try_for_each(|(&index, bucket)| table.set(index, bucket, 0))?)
     }
 
-    /// Buckets of the client table, a power of two.
+    /// The number of buckets in the client table, a power of two.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn buckets(&mut self) -> anyhow::Result<u32> {
         Ok(self.client_table()?.len())
     }
@@ -420,19 +421,20 @@ impl World {
         Ok(Map::Array(map_of(self.dataplane.program()?, "CLIENTS")?).try_into()?)
     }
 
-    /// Lets `seconds` pass at once, and looks at the client table as it is then.
+    /// Advances the time by `seconds` at once, and then reads the client table.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn skip(&mut self, seconds: u64) -> anyhow::Result<()> {
         self.elapsed += Duration::from_secs(seconds.saturating_sub(1));
         self.pass(1)
     }
 
-    /// Lets `seconds` pass, one by one, with a complete sweep of the client table in each, and the ends of drains.
+    /// Advances the time by `seconds`, one by one, each with a complete sweep of the client table and the ends of
+    /// drains.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn pass(&mut self, seconds: u64) -> anyhow::Result<()> {
         for _ in 0..seconds {
             self.elapsed += Duration::from_secs(1);
@@ -444,7 +446,7 @@ impl World {
                 if let Some(known) = sweep(&mut self.dataplane, self.elapsed) {
                     break known;
                 }
-                // Between passes it waits for packets to leave.
+                // Between passes, the core waits for packets to leave.
                 std::thread::sleep(Duration::from_micros(50));
             };
             let commands = self.controller.handle(Event::Swept { known }, self.now());
@@ -453,36 +455,36 @@ impl World {
         Ok(())
     }
 
-    /// Sends one TCP segment of `client`'s; the name of the backend it went to, or `None` if it was dropped.
+    /// Sends one TCP segment of `client`. Returns the name of its backend, or `None` if it was dropped.
     ///
     /// # Errors
-    /// When the kernel refuses to run the program, or the frame went to nobody's MAC.
+    /// If the kernel refuses to run the program, or if the frame's MAC address is unknown.
     pub fn send(&mut self, client: Ipv4Addr, flags: u8) -> anyhow::Result<Option<String>> {
         self.send_transport(client, Transport::Tcp(flags))
     }
 
-    /// The loaded program, for packets from other threads.
+    /// The loaded program, for sending packets from other threads.
     ///
     /// # Errors
-    /// When no more descriptors are to be had.
+    /// If the process has too many descriptors.
     pub fn program(&self) -> std::io::Result<OwnedFd> {
         self.program.try_clone()
     }
 
-    /// The live table's backend for a client, as the last bytes of its MAC: those of its address.
+    /// The live table's backend for a client, as the last bytes of its MAC address, which are those of its IP address.
     ///
     /// # Errors
-    /// When nobody takes it.
+    /// If no backend takes it.
     pub fn home(&self, client: impl Into<IpAddr>) -> anyhow::Result<[u8; 2]> {
         let located = self.controller.locate(client.into(), Some("web"))?;
         let name = located.first().and_then(|client| client.backend.as_deref()).context("nobody takes it")?;
         Ok(last(self.controller.backend(&named(name))?.address().ip()))
     }
 
-    /// Opens a connection.
+    /// Opens a connection and returns its backend.
     ///
     /// # Errors
-    /// As [`World::send`]; when nobody takes it.
+    /// As [`World::send`]; if no backend takes it.
     pub fn connect(&mut self, client: Ipv4Addr) -> anyhow::Result<String> {
         self.send(client, SYN)?.with_context(|| format!("nobody takes {client}"))
     }
@@ -494,7 +496,7 @@ impl World {
         self.deliver(&frame)
     }
 
-    /// Sends any frame; the name of the backend it went to, or `None` if it was dropped.
+    /// Sends any frame. Returns the name of its backend, or `None` if it was dropped.
     ///
     /// # Errors
     /// As [`World::send`].
@@ -510,10 +512,10 @@ impl World {
         self.backends.get(&mac).cloned().map(Some).with_context(|| format!("sent to {:02x?}", &ran.frame[..6]))
     }
 
-    /// The service's counters, those of removed backends included.
+    /// The service's counters, including those of removed backends.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn counters(&self) -> anyhow::Result<Counters> {
         let mut sum = self.departed;
         for id in self.counting() {
@@ -522,10 +524,10 @@ impl World {
         Ok(sum)
     }
 
-    /// New connections of each backend that has an id, and of all that had one.
+    /// The number of new connections of each backend with an id, and of all removed backends together.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub fn connections_by_backend(&self) -> anyhow::Result<Vec<(Option<BackendId>, u64)>> {
         let departed = std::iter::once(Ok((None, self.departed.connections)));
         let counting = self.counting().map(|id| Ok((Some(id), self.dataplane.backend_stats(id)?.connections)));
@@ -537,12 +539,12 @@ impl World {
         present.chain(self.controller.gone().iter().map(|gone| gone.row.id)).chain(self.retired.iter().copied())
     }
 
-    /// From now on what changes leave to be done in the client table waits for [`World::reread`].
+    /// From now on, changes leave their work in the client table to [`World::reread`].
     pub const fn leave_rereading(&mut self) {
         self.leaves_rereading = true;
     }
 
-    /// Goes on in the client table with what the last change leaves to be done there, by a part. Whether that was the last.
+    /// Does a part of the work that the last change has left in the client table. Returns whether it was the last part.
     pub fn reread(&mut self) -> bool {
         let forgotten = loop {
             match self.dataplane.reread() {
@@ -565,22 +567,22 @@ impl World {
         Some(self.dataplane.client(service, client.into())?.last_seen)
     }
 
-    /// Lets `seconds` pass, and whether a sweep of the client table ended meanwhile.
+    /// Advances the time by `seconds`. Returns whether a sweep of the client table ended meanwhile.
     pub fn wait(&mut self, seconds: u64) -> bool {
         self.elapsed += Duration::from_secs(seconds);
         sweep(&mut self.dataplane, self.elapsed).is_some()
     }
 
-    /// Known clients that changes made strangers so far.
+    /// The number of known clients that changes have made unknown.
     #[must_use]
     pub const fn forgotten(&self) -> u64 {
         self.forgotten
     }
 
-    /// Returns the state of a backend, as it is shown, and the number of its known clients.
+    /// Returns the shown state of a backend, and the number of its known clients.
     ///
     /// # Errors
-    /// When it does not exist.
+    /// If it does not exist.
     pub fn shown(&self, name: &str) -> anyhow::Result<(&'static str, u64)> {
         let backend = self.controller.backend(&named(name))?;
         Ok((backend.state().word(), backend.known_clients()))
@@ -598,7 +600,7 @@ impl World {
         &self.dataplane
     }
 
-    /// The data path, for what a fleet's other members know.
+    /// The mutable data path, for writing what other members of a fleet know.
     pub fn dataplane_mut(&mut self) -> &mut KernelDataplane {
         &mut self.dataplane
     }
@@ -622,7 +624,7 @@ fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u3
 
 fn parse(text: &str) -> anyhow::Result<Config> {
     let (mut config, _) = file::parse(Path::new("world.toml"), text.as_bytes())?;
-    // A running balancer has some; a world is attached to none.
+    // A running balancer has interfaces; a world uses none.
     config.interfaces = vec!["in0".to_owned()];
     Ok(config)
 }
@@ -644,7 +646,7 @@ pub fn named(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// The last bytes of an address, which are those of its MAC.
+/// The last bytes of an address, which are also those of its MAC address.
 #[must_use]
 pub fn last(address: IpAddr) -> [u8; 2] {
     match address {
@@ -653,7 +655,7 @@ pub fn last(address: IpAddr) -> [u8; 2] {
     }
 }
 
-/// The client with this number: `172.16.0.0` and on.
+/// The client with this number, from `172.16.0.0` on.
 #[must_use]
 pub fn client(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(0xac10_0000 + number)

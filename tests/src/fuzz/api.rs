@@ -1,4 +1,4 @@
-//! Requests to the control socket.
+//! Fuzzes requests to the control socket.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::{
     state::configured,
 };
 
-/// Gives `bytes` to the control socket, and what is asked there to a controller.
+/// Sends `bytes` to the control socket. A controller receives the resulting requests.
 pub fn api(bytes: &[u8]) {
     let answered = runtime().block_on(ask(bytes));
     assert!(answered.is_empty() || answered.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answered));
@@ -33,7 +33,7 @@ async fn ask(bytes: &[u8]) -> Vec<u8> {
     let client = async {
         let mut answer = Vec::new();
         if far.write_all(bytes).await.is_ok() {
-            // Whoever says nothing more is hung up on.
+            // The server closes idle connections.
             let ended = timeout(Duration::from_secs(120), far.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "a silent client is kept");
         }
@@ -43,7 +43,7 @@ async fn ask(bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// Answers as the owner of a controller does; what takes a data path gets no answer.
+/// Answers like the owner of a controller. Requests that need a data path get no answer.
 async fn controller(mut inbox: mpsc::Receiver<Call>) {
     let now = Instant::now();
     let mut controller = Controller::new(configured(), KEY);

@@ -1,4 +1,4 @@
-//! Answers of backends to checks.
+//! Fuzzes backends' answers to checks.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,8 +15,8 @@ use tokio::{
 
 use super::runtime;
 
-/// Gives `bytes` as the answer to a check, of the kind that the first byte says: bit 0 TLS, bit 1 silence afterwards
-/// instead of the connection's end, bit 2 a text in the body, bit 3 `HEAD`.
+/// Uses `bytes` as the answer to a check. The first byte selects the kind: bit 0 TLS, bit 1 silence afterwards instead
+/// of the connection's end, bit 2 a text in the body, bit 3 `HEAD`.
 pub fn checks(bytes: &[u8]) {
     let Some((&kind, answer)) = bytes.split_first() else { return };
     let check = HttpCheck {
@@ -42,13 +42,13 @@ pub fn checks(bytes: &[u8]) {
     }
 }
 
-/// `None`: there is none within a second.
+/// `None` if there is no outcome within a second.
 async fn converse(check: &HttpCheck, answer: &[u8], silent: bool) -> Option<CheckOutcome> {
     let target = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 9), 80));
     let (near, far) = tokio::io::duplex(1 << 16);
     let (mut asked, mut answers) = tokio::io::split(far);
     let backend = async {
-        // Whoever has heard enough hangs up.
+        // A check closes the connection when it has heard enough.
         let _ = answers.write_all(answer).await;
         if !silent {
             let _ = answers.shutdown().await;

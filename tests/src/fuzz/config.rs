@@ -1,4 +1,4 @@
-//! Configuration files.
+//! Fuzzes configuration files.
 
 use std::{
     path::Path,
@@ -17,11 +17,12 @@ use balancer_model::{
     validate::{self, Valid},
 };
 
-/// Slots of all lookup tables together: filling more of them takes too long here.
+/// The limit on the slots of all lookup tables together, because filling more takes too long here.
 pub(super) const SLOTS: usize = 40_000;
 pub(super) const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 
-/// Reads `bytes` as a file. One that is taken must be the start of a controller, whose state outlives it.
+/// Parses `bytes` as a configuration file. If it is valid, a controller must start with it, and its state must survive
+/// a restart.
 pub fn config(bytes: &[u8]) {
     match file::parse(Path::new("balancer.toml"), bytes) {
         Ok((config, warnings)) => {
@@ -57,7 +58,7 @@ fn begin(config: Config) {
     let clocks = Clocks { now, wall: UNIX_EPOCH + Duration::from_secs(1 << 30) };
     let mut controller = Controller::new(config.clone(), KEY);
     let _ = controller.start(now);
-    // The same file again changes nothing.
+    // Applying the same file again changes nothing.
     let services = controller.export(clocks).services;
     assert!(controller.change(Change::Reload(Box::new(config.clone())), now).is_ok(), "its own file is refused");
     assert_eq!(controller.export(clocks).services, services);

@@ -1,4 +1,4 @@
-//! The kernel program against the model, in scenes that bytes lead through.
+//! Fuzzes the kernel program against the model, in scenes that the input controls.
 
 use std::cell::RefCell;
 
@@ -9,25 +9,25 @@ use balancer_packet_model::{
     generate::{self, Interfaces, Scene, Step},
 };
 
-/// Scenes that differ.
+/// The number of different scenes.
 const SCENES: usize = 32;
-/// Steps of a scene, of which bytes choose.
+/// The number of steps of a scene from which the input chooses.
 const STEPS: usize = 256;
-/// Steps that are chosen at most.
+/// The largest number of chosen steps.
 const LONGEST: usize = 24;
 
 thread_local! {
-    // Loading it takes longer than a thousand packets.
+    // Loading the program takes longer than a thousand packets.
     static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
 }
 
 struct Stage {
     kernel: Kernel,
-    /// Those that have been played before, with all their steps.
+    /// The scenes of earlier runs, with all their steps.
     scenes: [Option<(Scene, Vec<Step>)>; SCENES],
 }
 
-/// Plays a scene on both sides. The thread moves into a network namespace of its own.
+/// Plays a scene on both sides. The thread moves into a new network namespace.
 pub fn contest(bytes: &[u8]) {
     STAGE.with_borrow_mut(|stage| {
         let Stage { kernel, scenes } = stage.get_or_insert_with(|| {
@@ -35,7 +35,7 @@ pub fn contest(bytes: &[u8]) {
             let kernel = kernel.unwrap_or_else(|error| unreachable!("the kernel program cannot be loaded: {error:#}"));
             Stage { kernel, scenes: [const { None }; SCENES] }
         });
-        // Bytes that run out end the scene.
+        // The end of the input ends the scene.
         let Some((&seed, bytes)) = bytes.split_first() else { return };
         let seed = usize::from(seed) % SCENES;
         let (scene, all) = scenes[seed].get_or_insert_with(|| scene(seed, kernel.interfaces));
@@ -62,7 +62,7 @@ fn story(bytes: &mut Unstructured<'_>, all: &[Step]) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Changes up to seven places of a frame, and perhaps its length.
+/// Changes up to seven places of a frame, and possibly its length.
 fn change(bytes: &mut Unstructured<'_>, frame: &mut Vec<u8>) -> Result<()> {
     let how: u8 = bytes.arbitrary()?;
     for _ in 0..how & 7 {
@@ -73,7 +73,7 @@ fn change(bytes: &mut Unstructured<'_>, frame: &mut Vec<u8>) -> Result<()> {
         }
     }
     if how & 0x80 != 0 {
-        // The kernel takes no frame that is shorter than a link-layer header.
+        // The kernel accepts no frame shorter than a link-layer header.
         frame.truncate(bytes.int_in_range(14..=frame.len().max(14))?);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Foreign writes into a fleet's keys.
+//! Fuzzes foreign writes to a fleet's keys.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,17 +29,17 @@ use super::{
     state::{configured, is_small},
 };
 
-/// Acts of a story at most.
+/// The largest number of acts in a story.
 const LONGEST: usize = 24;
 /// The most inputs that a member may handle before it waits for something.
 const TALKATIVE: usize = 5_000;
 
-/// Plays a story of a member and of somebody who writes into its keys, that `bytes` tell.
+/// Plays a story from `bytes`: a member of a fleet, and another writer of its keys.
 pub fn fleet(bytes: &[u8]) {
     let _ = records::read(bytes);
     let mut world = World::new();
     world.join();
-    // Bytes that run out end the story.
+    // The end of the input ends the story.
     let _ = story(&mut Unstructured::new(bytes), &mut world);
     world.pass(Duration::from_secs(10));
 }
@@ -101,14 +101,14 @@ fn act(bytes: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Bytes, also those of a batch of records.
+/// Random bytes, or a batch of records.
 fn some(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let length = bytes.int_in_range(0..=64)?;
     let some = bytes.bytes(length.min(bytes.len()))?.to_vec();
     Ok(if bytes.arbitrary()? { [&[1, 0, 0, 0, 0, 0, 0, 0], some.as_slice()].concat() } else { some })
 }
 
-/// A value with another one somewhere in its JSON.
+/// Replaces a value somewhere in the JSON text.
 fn vandalized(bytes: &mut Unstructured<'_>, key: &str, value: &[u8]) -> Result<Vec<u8>> {
     let packed = key.starts_with(keys::DOCUMENTS);
     let read = if packed { documents::unpack::<Value>(value, "it").ok() } else { serde_json::from_slice(value).ok() };
@@ -124,7 +124,7 @@ struct Stored {
     modified: Revision,
 }
 
-/// One member, one store, and what lies between them.
+/// One member, one store, and the connection between them.
 struct World {
     begin: Instant,
     elapsed: Duration,
@@ -187,7 +187,7 @@ impl World {
         }
     }
 
-    /// Does what the member says until it waits.
+    /// Carries out the member's outputs until it waits.
     fn settle(&mut self) {
         for _ in 0..TALKATIVE {
             let Some(input) = self.inputs.pop_front() else { return };
@@ -208,7 +208,7 @@ impl World {
                 let found = Answer::Read(found.map(|(key, stored)| entry(key, stored)).collect());
                 self.inputs.push_back(Input::News(News::Answered(ticket, found)));
             }
-            // Nothing is denied here.
+            // The store denies nothing here.
             Output::Ask(Request::End { reason }) => unreachable!("{reason}"),
             Output::Follow { epoch, state, .. } => {
                 let result = self.follow(*state);
@@ -252,7 +252,7 @@ impl World {
         self.inputs.push_back(Input::News(News::Answered(ticket, answer)));
     }
 
-    /// Somebody else writes.
+    /// Another client writes.
     fn foreign(&mut self, write: Write) {
         self.write(vec![write]);
         self.settle();

@@ -44,13 +44,13 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("words", words),
 ];
 
-/// Where the corpus of a target is.
+/// The directory of a target's corpus.
 #[must_use]
 pub fn corpus(target: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus")).join(target)
 }
 
-/// Where nobody waits: clocks stand still while there is something to do, and jump when there is nothing.
+/// A runtime without real waiting: its clock stands still while there is work, and jumps when there is none.
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     let built = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     built.unwrap_or_else(|error| unreachable!("no runtime without I/O: {error}"))

@@ -1,9 +1,9 @@
-//! Documents that are almost right.
+//! Makes documents that are almost valid.
 
 use arbitrary::{Result, Unstructured};
 use serde_json::Value;
 
-/// Puts other values at up to three places of `json`.
+/// Replaces up to three values of `json`.
 pub(super) fn vandalize(bytes: &mut Unstructured<'_>, json: &mut Value) -> Result<()> {
     for _ in 0..bytes.int_in_range(1..=3)? {
         let mut all = Vec::new();
@@ -29,7 +29,7 @@ pub(super) fn vandalize(bytes: &mut Unstructured<'_>, json: &mut Value) -> Resul
     Ok(())
 }
 
-/// The places of a value, from outside in.
+/// The paths of all values inside a value, outer ones first.
 fn places(value: &Value, path: &str, into: &mut Vec<String>) {
     into.push(path.to_owned());
     if let Value::Object(fields) = value {

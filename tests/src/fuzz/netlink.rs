@@ -1,10 +1,10 @@
-//! Messages of the kernel about links, neighbours, routes and drivers.
+//! Fuzzes the kernel's netlink messages about links, neighbours, routes and drivers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use balancer_daemon::untrusted;
 
-/// Hears `bytes` as two datagrams; the first byte says, in fours, how long the first is.
+/// Parses `bytes` as two datagrams. The first byte has the first one's length, in units of four bytes.
 pub fn netlink(bytes: &[u8]) {
     let Some((&length, rest)) = bytes.split_first() else { return };
     let (changes, features) = rest.split_at(rest.len().min(usize::from(length) * 4));

@@ -1,4 +1,4 @@
-//! State files.
+//! Fuzzes state files.
 
 use std::{
     path::Path,
@@ -19,13 +19,13 @@ use super::{
     mutation,
 };
 
-/// A configuration for whoever needs one.
+/// A configuration for all targets.
 pub(super) const CONFIG: &str = include_str!("config.toml");
 
-/// Reads `bytes` as a state file: as it is, where the first byte is `=`; as the body of one of version 1 (`1`) or the
-/// present one, with the right checksum; as a controller's own state that somebody has changed (`@`); or as such a state
-/// with a journal: one that somebody has changed (`&`), or any bytes (`+`). From a state that is taken a controller goes on,
-/// whose own state is taken as well.
+/// Parses `bytes` as a state file: unchanged if the first byte is `=`; as the body of a file of version 1 (`1`) or of the
+/// present version, with the right checksum; as a controller's own state after changes (`@`); or as such a state with a
+/// journal after changes (`&`) or of arbitrary bytes (`+`). If the state is valid, a controller continues from it, and its own
+/// state must be valid as well.
 pub fn state(bytes: &[u8]) {
     let Some((&how, rest)) = bytes.split_first() else { return };
     let read = match (how, std::str::from_utf8(rest)) {
@@ -43,7 +43,7 @@ pub fn state(bytes: &[u8]) {
     }
 }
 
-/// The checksum that journals here are of.
+/// The checksum that the journals in this module refer to.
 const CHECKSUM: &str = "00000000";
 
 fn with_journal(lines: &[u8]) -> SavedState {
@@ -55,7 +55,7 @@ fn with_journal(lines: &[u8]) -> SavedState {
     state
 }
 
-/// A controller that has served, and what it was after a few changes more.
+/// A controller after some time of service, and the same controller after a few more changes.
 fn served(begin: Instant) -> (Controller, Controller) {
     let mut before = Controller::new(configured(), KEY);
     let _ = before.start(begin);
@@ -70,7 +70,7 @@ fn served(begin: Instant) -> (Controller, Controller) {
     (before, after)
 }
 
-/// A journal of one line, changed by somebody else at a few places of what it says, under the right checksum.
+/// A journal of one line with a few changed values, under the correct checksum.
 fn changed_journal(bytes: &[u8]) -> String {
     let begin = Instant::now();
     let (before, after) = served(begin);
@@ -80,12 +80,12 @@ fn changed_journal(bytes: &[u8]) -> String {
     untrusted::sealed(VERSION, &record.to_string())
 }
 
-/// The file of a controller that has served for a while, changed by somebody else at a few places.
+/// The state file of a controller after some time of service, with a few changed values.
 fn changed(bytes: &[u8]) -> String {
     let begin = Instant::now();
     let controller = served(begin).1;
     let mut json = serde_json::to_value(controller.export(clocks(begin))).unwrap_or_default();
-    // Bytes that run out leave the rest as it is.
+    // The end of the input leaves the rest unchanged.
     let _ = mutation::vandalize(&mut Unstructured::new(bytes), &mut json);
     untrusted::sealed(VERSION, &json.to_string())
 }

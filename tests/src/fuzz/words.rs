@@ -1,4 +1,4 @@
-//! Texts that people write: durations, addresses, listeners, prefixes, rules, names.
+//! Fuzzes texts that people write: durations, addresses, listeners, prefixes, rules, names.
 
 use std::fmt::Debug;
 
@@ -9,7 +9,7 @@ use balancer_model::{
     value,
 };
 
-/// Reads `bytes`, as far as they are text, as each kind of word.
+/// Parses `bytes`, if they are UTF-8, as each kind of text.
 pub fn words(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     read(text, value::duration, |duration| humantime::format_duration(*duration).to_string());
@@ -27,7 +27,7 @@ pub fn words(bytes: &[u8]) {
     let _ = text.parse::<StatusRanges>().map_err(whole);
     let _ = value::absolute_path(text).map_err(whole);
     let _ = value::socket_path(text).map_err(whole);
-    // A key is a secret: what is said of one that is refused is the same for all.
+    // A key is secret, so the error must be the same for all invalid keys.
     let _ = value::hash_key(text).map_err(|error| assert_eq!(Err(error), value::hash_key("")));
     if let Ok(rule) = serde_json::from_str::<SetRule>(text) {
         let again = serde_json::to_string(&rule).map(|text| serde_json::from_str::<SetRule>(&text).ok());
@@ -35,8 +35,8 @@ pub fn words(bytes: &[u8]) {
     }
 }
 
-/// Checks that a value which can be read is the same when it is written and read again, and that the error for any
-/// other text is one line.
+/// Checks that a valid text stays the same after parsing and writing, and that the error for any other text is one
+/// line.
 fn read<T: Debug + PartialEq>(text: &str, parse: impl Fn(&str) -> Result<T, String>, write: impl Fn(&T) -> String) {
     match parse(text) {
         Ok(value) => assert_eq!(parse(&write(&value)).as_ref(), Ok(&value), "{text:?} is written {:?}", write(&value)),

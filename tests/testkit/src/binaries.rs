@@ -1,4 +1,4 @@
-//! The programs that were built beside the one that is running.
+//! Finds the programs that were built together with the running one.
 
 use std::{
     env,
@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The balancer: `BALANCER_BINARY` from the environment, or the one that was built beside the running program.
+/// The balancer: `BALANCER_BINARY` from the environment, or the one built together with the running program.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn balancer() -> Result<PathBuf> {
     match env::var_os("BALANCER_BINARY") {
         Some(path) => existing(PathBuf::from(path)),
@@ -18,15 +18,15 @@ pub fn balancer() -> Result<PathBuf> {
     }
 }
 
-/// The controller for Kubernetes that was built beside the running program.
+/// The controller for Kubernetes that was built together with the running program.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn kubernetes() -> Result<PathBuf> {
     existing(beside("balancer-kubernetes")?)
 }
 
-/// Test programs lie one directory below the others.
+/// Test programs are one directory below the others.
 fn beside(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     let directory = own.parent().unwrap_or(Path::new("/"));

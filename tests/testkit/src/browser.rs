@@ -19,13 +19,13 @@ use crate::{
     process::Process,
 };
 
-/// How long the browser may take to do what it is asked.
+/// The time limit of the browser's actions.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where the driver listens in the namespace.
+/// The driver's port in the namespace.
 const PORT: u16 = 9515;
 const CURE: &str = "`cargo xtask setup` installs it, as does `apt-get install chromium chromium-driver`";
 
-/// A window without a screen. Dropping it ends the browser.
+/// A browser window without a screen. Dropping the value ends the browser.
 #[derive(Debug)]
 pub struct Browser {
     entrance: Entrance,
@@ -35,10 +35,10 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one; with `scripts` false, pages' scripts do not run.
+    /// Starts a browser. If `scripts` is false, it does not run scripts of pages.
     ///
     /// # Errors
-    /// When Chromium or its driver is not installed, or does not start.
+    /// If Chromium or its driver is not installed, or does not start.
     pub fn start(namespace: &Namespace, scripts: bool) -> Result<Self> {
         let profile = tempfile::tempdir()?;
         let mut command = namespace.command("chromedriver");
@@ -83,18 +83,18 @@ impl Browser {
         ask(&self.entrance, "GET", &format!("/session/{}/{path}", self.session), None)
     }
 
-    /// A command of the DevTools protocol.
+    /// Sends a command of the DevTools protocol.
     ///
     /// # Errors
-    /// When the browser refuses it.
+    /// If the browser refuses it.
     pub fn devtools(&self, command: &str, parameters: &Value) -> Result<Value> {
         self.post("goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
     }
 
-    /// A window of so many CSS pixels.
+    /// Resizes the window to a size in CSS pixels.
     ///
     /// # Errors
-    /// When the browser refuses.
+    /// If the browser refuses.
     pub fn resize(&self, width: u32, height: u32) -> Result<()> {
         let parameters = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", &parameters).map(drop)
@@ -103,7 +103,7 @@ impl Browser {
     /// Sets the value of `prefers-color-scheme`: `light` or `dark`.
     ///
     /// # Errors
-    /// When the browser refuses.
+    /// If the browser refuses.
     pub fn prefer(&self, scheme: &str) -> Result<()> {
         let parameters = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.devtools("Emulation.setEmulatedMedia", &parameters).map(drop)
@@ -112,16 +112,16 @@ impl Browser {
     /// Loads a page.
     ///
     /// # Errors
-    /// When nothing answers.
+    /// If nothing answers.
     pub fn open(&self, url: &str) -> Result<()> {
         self.post("url", &json!({"url": url})).map(drop)
     }
 
-    /// The text of the first element that `selector` finds, as it is shown. A page that renews itself may take the element
-    /// away in between: then it is looked for again, a few times.
+    /// The text of the first element that `selector` finds, as shown. If the page replaces the element meanwhile, the
+    /// function searches again a few times.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn text(&self, selector: &str) -> Result<String> {
         const TIMES: usize = 5;
         let stale = |text: &Result<String>| {
@@ -147,15 +147,15 @@ impl Browser {
     /// Runs `script`, the body of a function, in the page, and returns its result.
     ///
     /// # Errors
-    /// When it throws.
+    /// If it throws.
     pub fn run(&self, script: &str) -> Result<Value> {
         self.post("execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// Presses keys where the focus is; `\u{e004}` is the tabulator.
+    /// Presses keys in the focused element; `\u{e004}` is the tabulator key.
     ///
     /// # Errors
-    /// When the browser refuses.
+    /// If the browser refuses.
     pub fn press(&self, keys: &str) -> Result<()> {
         let down_and_up = |key: char| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key}));
         let actions: Vec<Value> = keys.chars().flat_map(down_and_up).collect();
@@ -165,16 +165,16 @@ impl Browser {
     /// Returns the messages on the console since the last call, and the browser's complaints.
     ///
     /// # Errors
-    /// When the browser refuses.
+    /// If the browser refuses.
     pub fn console(&self) -> Result<Vec<String>> {
         let entries = self.post("se/log", &json!({"type": "browser"}))?;
         Ok(entries.as_array().into_iter().flatten().map(|entry| entry["message"].to_string()).collect())
     }
 
-    /// Draws the whole page, whatever the window's height, into a PNG file.
+    /// Draws the whole page, regardless of the window's height, into a PNG file.
     ///
     /// # Errors
-    /// When it cannot be drawn or written.
+    /// If it cannot be drawn or written.
     pub fn draw(&self, path: &Path) -> Result<()> {
         let drawn = self.devtools("Page.captureScreenshot", &json!({"format": "png"}))?;
         let encoded = drawn["data"].as_str().context("no picture")?;
@@ -205,7 +205,7 @@ fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> R
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(request.as_bytes())?;
             let mut answer = BufReader::new(stream);
-            // The driver keeps the connection, whatever it is told.
+            // The driver keeps the connection open despite `Connection: close`.
             let (mut length, mut line) = (0, String::new());
             while line != "\r\n" {
                 line.clear();

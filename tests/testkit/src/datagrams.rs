@@ -1,4 +1,4 @@
-//! Clients and servers that speak by datagrams.
+//! Clients and servers that use datagrams.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use crate::{
 /// Answers every datagram with `name` until `stop`.
 ///
 /// # Errors
-/// When the socket fails.
+/// If the socket fails.
 pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
@@ -33,10 +33,10 @@ pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Res
     Ok(())
 }
 
-/// This datagram from each client, from a port of its own; who answered.
+/// Sends `datagram` from each client, each from its own port. Returns the names in the answers.
 ///
 /// # Errors
-/// When no answer comes, or from elsewhere than `vip`.
+/// If no answer comes, or from elsewhere than `vip`.
 pub fn ask(
     topology: &Topology,
     family: Family,

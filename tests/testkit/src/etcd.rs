@@ -1,4 +1,4 @@
-//! etcd, one member or several, each where it is told: all in one namespace, or one in each.
+//! An etcd cluster with one or several members: all in one namespace, or each in another one.
 
 use std::{
     fs,
@@ -17,34 +17,34 @@ use tempfile::TempDir;
 
 use crate::namespace::{Namespace, run};
 
-/// How long members may take to agree that they are well.
+/// How long members may take to become healthy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The common name of the client's certificate, which etcd takes for the name of a user.
+/// The common name of the client's certificate, which etcd uses as the user name.
 pub const CLIENT: &str = "client";
 
-/// Several members that are one etcd. They end with it.
+/// The members of an etcd cluster. They end when this value is dropped.
 pub struct EtcdCluster {
     members: Vec<Server>,
     certificates: Option<Certificates>,
     directory: TempDir,
 }
 
-/// The options of a cluster to be started.
+/// The options of a cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whether clients speak TLS, and show a certificate.
+    /// Whether clients use TLS with a certificate.
     pub tls: bool,
-    /// More arguments of `etcd`.
+    /// Additional arguments of `etcd`.
     pub arguments: Vec<String>,
 }
 
 impl EtcdCluster {
-    /// Starts a member at each address, in the namespace that has it, and waits until all are well. They end with the
-    /// thread that calls this at the latest.
+    /// Starts a member at each address, in the namespace that has it, and waits until all are healthy. They end with
+    /// the calling thread at the latest.
     ///
     /// # Errors
-    /// When a program cannot be started, or they do not agree within 30 s.
+    /// If a program cannot be started, or they do not agree within 30 s.
     pub fn start(places: &[(&Namespace, IpAddr)], options: &Options) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let addresses: Vec<IpAddr> = places.iter().map(|&(_, address)| address).collect();
@@ -61,30 +61,30 @@ impl EtcdCluster {
         Ok(this)
     }
 
-    /// URLs for clients.
+    /// The URLs for clients.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.endpoint().to_owned()).collect()
     }
 
-    /// Files for clients, where TLS is spoken.
+    /// The files for clients, if the cluster uses TLS.
     #[must_use]
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// Starts a member again, with what it knew.
+    /// Starts a member again, with its data.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start_member(&mut self, index: usize, namespace: &Namespace) -> Result<()> {
         self.members[index].start(namespace)
     }
 
-    /// Takes away what all members know, as if their disks were new. None may run.
+    /// Deletes the data of all members, as if their disks were new. No member may run.
     ///
     /// # Errors
-    /// When files cannot be removed.
+    /// If files cannot be removed.
     pub fn lose_disks(&self) -> Result<()> {
         for member in &self.members {
             ensure!(!member.is_started(), "{} still runs", member.name());
@@ -94,10 +94,10 @@ impl EtcdCluster {
         Ok(())
     }
 
-    /// Kills a member, as a power failure does.
+    /// Kills a member, like a power failure.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn kill(&mut self, index: usize) -> Result<()> {
         self.members[index].kill()
     }
@@ -105,23 +105,23 @@ impl EtcdCluster {
     /// Stops a member without closing its connections.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn freeze(&mut self, index: usize) -> Result<()> {
         self.members[index].signal(Signal::SIGSTOP)
     }
 
-    /// Lets a frozen member go on.
+    /// Lets a frozen member continue.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn thaw(&mut self, index: usize) -> Result<()> {
         self.members[index].signal(Signal::SIGCONT)
     }
 
-    /// Waits until a member says that it can do a linearizable read.
+    /// Waits until a member reports that it can serve a linearizable read.
     ///
     /// # Errors
-    /// When it does not within 30 s.
+    /// If it does not within 30 s.
     pub fn wait_until_well(&self, namespace: &Namespace, address: IpAddr) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -136,10 +136,10 @@ impl EtcdCluster {
         }
     }
 
-    /// The member that leads the others.
+    /// The leader's index.
     ///
     /// # Errors
-    /// When none says that it does.
+    /// If none says that it does.
     pub fn leader(&self, namespace: &Namespace) -> Result<usize> {
         let id = |value: &serde_json::Value| value.as_u64();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_started()) {
@@ -154,7 +154,7 @@ impl EtcdCluster {
         bail!("no etcd says that it leads")
     }
 
-    /// `etcdctl`, asking the member at this address.
+    /// Returns an `etcdctl` command for the member at this address.
     #[must_use]
     pub fn client(&self, namespace: &Namespace, address: IpAddr) -> Command {
         let mut command = namespace.command("etcdctl");
@@ -174,10 +174,10 @@ impl EtcdCluster {
     }
 }
 
-/// Files in PEM.
+/// Certificates and keys in PEM files.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// The authority that has signed all of them.
+    /// The authority that has signed all certificates.
     pub ca: PathBuf,
     /// A client's certificate.
     pub cert: PathBuf,
@@ -187,10 +187,10 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes an authority, and what it signs, in `directory`.
+    /// Creates an authority and certificates in `directory`.
     ///
     /// # Errors
-    /// When files cannot be written.
+    /// If files cannot be written.
     pub fn make(directory: &Path, servers: &[IpAddr]) -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,4 +1,5 @@
-//! Clients behind two routers, between which packets must be smaller than the ends' own links let them believe:
+//! Clients behind two routers with a smaller MTU between them than on the links of both ends:
+//!
 //!
 //! ```text
 //! far ─1500─ outer ─1400─ inner ─1500─ switch ── balancer, web1, web2, …
@@ -17,7 +18,7 @@ use crate::{
 /// The MTU between the routers.
 pub const NARROW: u32 = 1400;
 
-/// The far host and the routers. Dropping it removes them.
+/// The far host and the routers. Dropping the value removes them.
 #[derive(Debug)]
 pub struct Far {
     host: Namespace,
@@ -25,10 +26,10 @@ pub struct Far {
 }
 
 impl Far {
-    /// Joins them to the segment of a topology, whose hosts learn the way to the far host.
+    /// Connects them to the segment of a topology, and adds routes to the far host.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn join(topology: &Topology, forwarding: Forwarding) -> Result<Self> {
         let [host, outer, inner] = [Namespace::new("far")?, Namespace::new("outer")?, Namespace::new("inner")?];
         join((&host, "eth0"), (&outer, "far"))?;
@@ -64,7 +65,7 @@ impl Far {
             let back = if forwarding == Forwarding::Nat { balancer } else { segment };
             for backend in topology.backends() {
                 backend.ip(&format!("{flag} route add {far} via {back}"))?;
-                // An answer of the inner router's that is about the far host comes from its own address.
+                // The inner router uses its own address for errors about the far host.
                 backend.ip(&format!("{flag} route add {} via {segment}", host_of(family, 9, 2)))?;
             }
         }
@@ -77,7 +78,7 @@ impl Far {
         &self.host
     }
 
-    /// Returns the address that the router's errors come from, as the balancer's segment sees it.
+    /// Returns the source address of the router's errors on the balancer's segment.
     #[must_use]
     pub const fn router(family: Family) -> IpAddr {
         host_of(family, 0, 3)
@@ -90,7 +91,7 @@ impl Far {
     }
 }
 
-/// `10.N.0.H`, `fd00:N::H`.
+/// Returns `10.N.0.H` or `fd00:N::H`.
 const fn host_of(family: Family, net: u8, host: u8) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::new(10, net, 0, host)),

@@ -1,4 +1,5 @@
-//! Frames from a description, every checksum computed from scratch: what the program's incremental ones are held against.
+//! Builds frames from a description, with all checksums computed from scratch, for comparisons with the program's
+//! incremental ones.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,7 +36,7 @@ pub struct Frame {
     pub flow_label: u32,
     /// IPv6 extension headers.
     pub extensions: Vec<Extension>,
-    /// IPv4: not to be fragmented.
+    /// IPv4: the bit that forbids fragmentation.
     pub dont_fragment: bool,
     /// IPv4: more fragments follow.
     pub more_fragments: bool,
@@ -76,15 +77,15 @@ pub const FRAGMENT: u8 = 44;
 /// Type of an IPv6 extension header.
 pub const DESTINATION_OPTIONS: u8 = 60;
 
-/// An IPv6 extension header: its type and its bytes, of which the first, the next header, is filled in.
+/// An IPv6 extension header: its type and its bytes. The first byte, the next header, is filled in.
 pub type Extension = (u8, Vec<u8>);
 
-/// An IPv6 extension header of `units` × 8 bytes that holds padding: for hop-by-hop and destination options.
+/// An IPv6 extension header of `units` × 8 bytes of padding: for hop-by-hop and destination options.
 #[must_use]
 pub fn options(kind: u8, units: usize) -> Extension {
     let mut bytes = vec![0; units * 8];
     bytes[1] = (units - 1) as u8;
-    // One PadN option over everything, or several: it counts its bytes in one.
+    // One or several PadN options, because the length of each is one byte.
     let mut at = 2;
     while at < bytes.len() {
         let length = (bytes.len() - at - 2).min(255);
@@ -154,7 +155,7 @@ impl Frame {
         }
     }
 
-    /// An ICMP or ICMPv6 message; the addresses' ports mean nothing.
+    /// An ICMP or ICMPv6 message; the ports of the addresses have no meaning.
     #[must_use]
     pub fn icmp(source: &str, destination: &str, kind: u8, code: u8, rest: [u8; 4]) -> Self {
         Self::new(source, destination, Transport::Icmp(kind, code, rest))
@@ -179,7 +180,7 @@ impl Frame {
         out
     }
 
-    /// The packet in fragments that each carry `size` bytes, a multiple of eight.
+    /// Splits the packet into fragments of `size` bytes each, a multiple of eight.
     #[must_use]
     pub fn fragments(&self, size: usize, id: u32) -> Vec<Self> {
         let segment = self.segment();
@@ -204,7 +205,7 @@ impl Frame {
             .collect()
     }
 
-    /// The packet in another one, from `source` to `destination`: IP in IP, as a balancer sends it.
+    /// Encapsulates the packet from `source` to `destination`: IP in IP, like a balancer.
     #[must_use]
     pub fn in_ip(&self, source: IpAddr, destination: IpAddr, entropy: u16) -> Self {
         let protocol = if self.source.is_ipv4() { 4 } else { 41 };
@@ -226,7 +227,7 @@ impl Frame {
         }
     }
 
-    /// The packet behind UDP, variant 1 of Generic UDP Encapsulation, as a balancer sends it.
+    /// Encapsulates the packet in UDP, variant 1 of Generic UDP Encapsulation, like a balancer.
     #[must_use]
     pub fn in_gue(&self, source: IpAddr, destination: IpAddr, entropy: u16) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Many requests at once.
+//! Sends many requests at once.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use crate::namespace::Namespace;
 /// Sends all requests from inside `namespace`, at most `workers` at a time. The results are in the order of `requests`.
 ///
 /// # Errors
-/// When the namespace cannot be entered.
+/// If the namespace cannot be entered.
 pub fn send_all(namespace: &Namespace, requests: &[Request], workers: usize) -> Result<Vec<io::Result<Reply>>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(requests.len()));

@@ -1,5 +1,5 @@
-//! Building blocks of the privileged tests and the benchmarks: the demo's hosts, with clients, web servers and a
-//! controller in them; and frames for the kernel program alone.
+//! Building blocks of the privileged tests and the benchmarks: the demo's hosts with clients, web servers and a
+//! controller, and frames for tests of the kernel program alone.
 
 pub use balancer_demo::{backend, controller, metrics, namespace, offload, process, routing, topology, xdp};
 

@@ -1,4 +1,4 @@
-//! How a program of these ends.
+//! Ends a test program.
 
 use std::process::ExitCode;
 

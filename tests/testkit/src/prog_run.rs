@@ -1,4 +1,4 @@
-//! `BPF_PROG_TEST_RUN`: the loaded program on one frame, without a NIC.
+//! `BPF_PROG_TEST_RUN`: runs the loaded program on a frame, without a network card.
 
 use std::{
     io,
@@ -56,27 +56,27 @@ pub struct Ran {
     pub duration: Duration,
 }
 
-/// Runs the program once on a `frame` of which only the first `linear` bytes, 14 or more, lie in its linear part.
+/// Runs the program once on a `frame` with only the first `linear` bytes, 14 or more, in its linear part.
 ///
 /// # Errors
-/// When the kernel refuses, as all before Linux 6.18 do: see [`splits_frames`].
+/// If the kernel refuses, as before Linux 6.18: see [`splits_frames`].
 pub fn run_linear(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32) -> io::Result<Ran> {
     test_run(program, frame, linear, ifindex, 1)
 }
 
-/// Runs the program on `frame` as if it came in by `ifindex` (0: the loopback of this namespace), `repeat` times, each
-/// time on what the run before left.
+/// Runs the program on `frame` as if it arrived on `ifindex` (0: the loopback of this namespace), `repeat` times, each
+/// time on the result of the previous run.
 ///
 /// # Errors
-/// When the kernel refuses; frames below 14 bytes always are.
+/// If the kernel refuses; it always refuses frames below 14 bytes.
 pub fn run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, repeat: u32) -> io::Result<Ran> {
     test_run(program, frame, frame.len(), ifindex, repeat)
 }
 
-/// Whether this kernel, of version `release`, can run a program on a frame whose linear part is short.
+/// Whether this kernel, of version `release`, can run a program on a frame with a short linear part.
 ///
 /// # Errors
-/// When it is too new to refuse, and does, or otherwise than old ones.
+/// If the kernel refuses although it is new enough, or with another error than old kernels.
 pub fn splits_frames(program: BorrowedFd<'_>, release: &str) -> io::Result<bool> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -103,17 +103,17 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, 
         ctx_in: (&raw const context) as u64,
         ..TestRun::default()
     };
-    // SAFETY: the attributes describe buffers that live through the call, with their sizes.
+    // SAFETY: the attributes describe buffers that outlive the call, with their sizes.
     unsafe { call(&mut attributes) }?;
     out.truncate(attributes.data_size_out as usize);
     Ok(Ran { action: attributes.retval, frame: out, duration: Duration::from_nanos(u64::from(attributes.duration)) })
 }
 
-/// Has the program make `count` real frames out of copies of `frame`, as if they came in by the loopback of this namespace,
-/// and the kernel do with each what the program answers. A copy may be what another run has left of it.
+/// Makes the program handle `count` real frames, copies of `frame`, as if they arrived on the loopback of this
+/// namespace. The kernel then acts on the program's verdicts. A copy may have changes from an earlier run.
 ///
 /// # Errors
-/// When the kernel refuses, as all before Linux 5.18 do.
+/// If the kernel refuses, as before Linux 5.18.
 pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
     let mut attributes = TestRun {
         prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
@@ -123,14 +123,14 @@ pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result
         flags: LIVE_FRAMES,
         ..TestRun::default()
     };
-    // SAFETY: the attributes describe the frame, which lives through the call, with its size.
+    // SAFETY: the attributes describe the frame, which outlives the call, with its size.
     unsafe { call(&mut attributes) }
 }
 
 /// # Safety
 /// The memory that the attributes point to must be as large as they say.
 unsafe fn call(attributes: &mut TestRun) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,6 +1,6 @@
-//! A loaded program in a network namespace of its own, with services and backends, for frames given to it one at a time.
+//! A loaded program in its own network namespace, with services and backends, to run on single frames.
 //!
-//! The calling thread moves into a fresh namespace, which goes when the thread ends.
+//! The calling thread moves into a fresh namespace, which disappears when the thread ends.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -42,45 +42,45 @@ use crate::{
     sweep::sweep,
 };
 
-/// Slots of every table: small, and prime like real ones.
+/// The number of slots of every table: small, and a prime number as in real tables.
 pub const TABLE_SIZE: usize = 251;
-/// The MAC of the balancer on the interface that packets come in by.
+/// The balancer's MAC address on the ingress interface.
 pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// The MAC of the balancer on the other interface.
+/// The balancer's MAC address on the other interface.
 pub const OUT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-/// The MTU of the other interface; the one that packets come in by has 1500.
+/// The MTU of the other interface; that of the ingress interface is 1500.
 pub const OUT_MTU: u32 = 1300;
-/// The MAC of the clients' router, on the interface that packets come in by.
+/// The MAC address of the clients' router, on the ingress interface.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-/// Where tunnels to IPv4 backends start.
+/// The source address of tunnels to IPv4 backends.
 pub const TUNNEL_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-/// Where tunnels to IPv6 backends start.
+/// The source address of tunnels to IPv6 backends.
 pub const TUNNEL_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
-/// The ports under which `snat` backends see clients, at [`TUNNEL_SOURCE_V4`] and [`TUNNEL_SOURCE_V6`].
+/// The source ports of `snat` connections, at [`TUNNEL_SOURCE_V4`] and [`TUNNEL_SOURCE_V6`].
 pub const POOL_PORTS: (u16, u16) = (20_000, 20_049);
 
 /// A service of the rig.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// VIP and port.
+    /// The VIP and port.
     pub address: &'static str,
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// How packets reach the backend.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// The target that all slots name.
+    /// The target in all slots.
     pub target: Target,
 }
 
-/// The target that all slots of a service name.
+/// The target in all slots of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A backend with its address, beyond the interface that packets come in by.
+    /// A backend with this address, behind the ingress interface.
     SameInterface(&'static str),
-    /// A backend beyond the other interface.
+    /// A backend with this address, behind the other interface.
     OtherInterface(&'static str),
-    /// A backend whose next hop is not known.
+    /// A backend with an unknown next hop.
     Unreachable(&'static str),
     /// No backend is configured.
     NoBackend,
@@ -88,13 +88,14 @@ pub enum Target {
     AllDown,
 }
 
-/// The id of the backend of the service at `index`: one of the highest, so that whatever has less room for it is noticed.
+/// The id of the backend of the service at `index`. It is one of the highest, so that code with too little room for it
+/// fails.
 #[must_use]
 pub const fn backend_id(index: usize) -> BackendId {
     BackendId(LAST_BACKEND - index as u16)
 }
 
-/// The MAC of the backend of the service at `index`.
+/// The MAC address of the backend of the service at `index`.
 #[must_use]
 pub const fn backend_mac(index: usize) -> [u8; 6] {
     [2, 0, 0, 0, 1, index as u8]
@@ -106,26 +107,26 @@ pub struct Rig {
     program: OwnedFd,
     services: Vec<Service>,
     specs: Vec<ServiceSpec>,
-    /// Index of the interface that packets come in by.
+    /// The index of the ingress interface.
     pub in_ifindex: u32,
     /// Index of the other interface.
     pub out_ifindex: u32,
 }
 
 impl Rig {
-    /// Moves the thread into a fresh namespace, loads the program and configures `services`, each with one backend.
+    /// Moves the thread into a new namespace, loads the program and configures `services`, each with one backend.
     /// Clients are `203.0.113.0/24`, `10.0.0.0/8` and `2001:db8:c::/48`, beyond a router whose MAC is [`ROUTER_MAC`];
     /// the machine itself is `10.0.0.1` and `fd00::1`. `203.0.113.66` and `2001:db8:c::66` are neighbours that do not
-    /// answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one. `203.0.114.0/24` and
-    /// `2001:db8:d::/48` are beyond the other interface.
+    /// answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one. `203.0.114.0/24` and `2001:db8:d::/48`
+    /// are beyond the other interface.
     ///
     /// # Errors
-    /// Without root, and where the kernel refuses.
+    /// If the process is not root, or if the kernel refuses.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
         Self::load(services, false, Budgets::here(), &small_pool(), 1 << 10)
     }
 
-    /// The same with a program that [tells](Self::log) of what is puzzling.
+    /// The same with a program that [logs](Self::log) unexpected packets.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -141,7 +142,7 @@ impl Rig {
         Self::load(services, false, budgets, &small_pool(), 1 << 10)
     }
 
-    /// The same with a table for so many connections, which may use `snat`.
+    /// The same with a table for `flows` connections, for `snat`.
     ///
     /// # Errors
     /// As [`Rig::new`].
@@ -185,10 +186,10 @@ impl Rig {
         Ok(Self { dataplane, program, services: services.to_vec(), specs, in_ifindex, out_ifindex })
     }
 
-    /// Takes the log of the program, for `logger`. Can be taken once.
+    /// Takes the program's log for `logger`. Works only once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
         self.dataplane.take_log(logger)
     }
@@ -196,7 +197,7 @@ impl Rig {
     /// Returns the kernel's information about the loaded program.
     ///
     /// # Errors
-    /// When it says nothing.
+    /// If it says nothing.
     pub fn info(&mut self) -> anyhow::Result<ProgramInfo> {
         Ok(self.dataplane.program()?.info()?)
     }
@@ -207,37 +208,37 @@ impl Rig {
         self.program.as_fd()
     }
 
-    /// Index of the service at `address`, from 0; its backend's MAC is [`backend_mac`] of it.
+    /// The index of the service at `address`, from 0. Its backend has the MAC address [`backend_mac`] of that index.
     #[must_use]
     pub fn service(&self, address: &str) -> Option<usize> {
         self.services.iter().position(|service| service.address == address)
     }
 
-    /// The program on one frame that comes in by the first interface.
+    /// Runs the program on a frame that arrives on the first interface.
     ///
     /// # Errors
-    /// When the kernel refuses to run it.
+    /// If the kernel refuses to run it.
     pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, self.in_ifindex, 1)?)
     }
 
-    /// The program on one frame that comes in by the interface with this index.
+    /// Runs the program on a frame that arrives on the interface with this index.
     ///
     /// # Errors
-    /// When the kernel refuses to run it.
+    /// If the kernel refuses to run it.
     pub fn run_by(&self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, ifindex, 1)?)
     }
 
-    /// Has interfaces and what lies upon them be these.
+    /// Sets the interfaces and those on top of them.
     pub fn set_layers(&mut self, layers: Layers) {
         self.dataplane.set_layers(layers);
     }
 
-    /// Has the backend of the service at `address` have its next hop on the interface with this index, or none.
+    /// Sets the interface of the next hop of a service's backend, or removes the next hop.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn move_backend(&mut self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<()> {
         let row = self.moved(address, at, ifindex)?;
         self.dataplane.write_backend(&row)
@@ -257,54 +258,54 @@ impl Rig {
         Ok(backend(backend_id(index), index, self.services[index].forwarding, at.parse()?, next_hop))
     }
 
-    /// Lets time pass for the controller.
+    /// Advances the controller's time.
     pub fn pass_time(&mut self, since_start: Duration) {
         sweep(&mut self.dataplane, since_start);
     }
 
-    /// Makes this all that is known of interfaces: `DEVICE_*` by index.
+    /// Sets all known interfaces: `DEVICE_*` by index.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn set_devices(&mut self, known: impl IntoIterator<Item = (u32, u32)>) -> anyhow::Result<()> {
         self.dataplane.set_devices(&known.into_iter().collect())
     }
 
-    /// Returns the MAC that replaces the source of a frame that is handed over.
+    /// Returns the MAC address that replaces the source of frames for the kernel.
     #[must_use]
     pub const fn handover_source(&self) -> [u8; 6] {
         handover::source(self.dataplane.handover_key())
     }
 
-    /// Packets counted with a verdict on the first interface.
+    /// The number of packets with a verdict on the first interface.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn verdicts(&self, verdict: Verdict) -> anyhow::Result<u64> {
         Ok(self.dataplane.interface_stats(self.in_ifindex)?.verdicts[verdict.index()])
     }
 
-    /// Packets counted as dropped for a reason.
+    /// The number of packets dropped for a reason.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn drops(&self, reason: DropReason) -> anyhow::Result<u64> {
         Ok(self.dataplane.drop_stats()?.reasons[reason.index()])
     }
 
-    /// Packets that the program answered itself.
+    /// The number of packets that the program answered itself.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn replies(&self) -> anyhow::Result<ReplyStats> {
         self.dataplane.reply_stats()
     }
 
-    /// Adds a backend to the service at `address` and puts it into every second slot, if it takes clients. Its number is
-    /// `number`, its MAC [`backend_mac`] of that.
+    /// Adds a backend to the service at `address`, in every second slot if it takes clients. Its number is `number`,
+    /// and its MAC address is [`backend_mac`] of that.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn add_backend(&mut self, address: &str, number: usize, at: IpAddr, takes_pinned: bool) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         let forwarding = self.services[index].forwarding;
@@ -329,24 +330,24 @@ impl Rig {
         Ok(())
     }
 
-    /// Says what follows where packets say that the backend, at `at`, of the service at `address` may have failed, and watches
-    /// the handshakes of all clients.
+    /// Sets the reaction to packets that suggest the failure of a service's backend, and watches the handshakes of all
+    /// clients.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn suspect(&mut self, address: &str, at: &str, passive: Option<Passive>) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.in_ifindex))?;
         self.dataplane.write_backend(&BackendSpec { passive, ..row })?;
-        // The second look knows that there are few packets.
+        // The second call knows that there are few packets.
         self.dataplane.watch_handshakes(Duration::ZERO);
         self.dataplane.watch_handshakes(Duration::from_secs(1));
         Ok(())
     }
 
-    /// Says whether the backend, at `at`, of the service at `address` keeps known clients.
+    /// Sets whether a service's backend keeps known clients.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn keep_known(&mut self, address: &str, at: &str, keeps_known: bool) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.in_ifindex))?;
         self.dataplane.write_backend(&BackendSpec { keeps_known, ..row })
@@ -358,29 +359,29 @@ impl Rig {
         self.dataplane.flows()
     }
 
-    /// The backend of the service at `index` is checked, and works.
+    /// Reports that the checks of the backend of the service at `index` succeed.
     pub fn works(&self, index: usize) {
         self.dataplane.works(backend_id(index));
     }
 
-    /// Resets of the backend of the service at `index` that were withheld.
+    /// The number of resets of the backend of the service at `index` that were withheld.
     #[must_use]
     pub fn withheld(&self, index: usize) -> u64 {
         self.dataplane.withheld(backend_id(index))
     }
 
-    /// Takes the program's reports of backends that may have failed. Can be taken once.
+    /// Takes the program's reports of suspected backends. Works only once.
     ///
     /// # Errors
-    /// When it was taken before.
+    /// If it was taken before.
     pub fn suspects(&mut self) -> anyhow::Result<Suspects> {
         Ok(Suspects(self.dataplane.take_suspects()?))
     }
 
-    /// Makes `rules` those of the service at `address`; a pin names a backend's number.
+    /// Sets the rules of the service at `address`. A pin has a backend's number.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn set_rules(&mut self, address: &str, rules: &[RuleSpec]) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].rules = true;
@@ -388,10 +389,10 @@ impl Rig {
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
-    /// Has the service at `address` have these listeners instead, each with the port of its `nat` backends (0: its own).
+    /// Replaces the listeners of the service at `address`, each with the port of its `nat` backends (0: its own).
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn listen(&mut self, address: &str, listeners: &[(Listener, u16)]) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         let used = self.specs.iter().flat_map(|spec| &spec.listeners).map(|listener| listener.id.0 + 1);
@@ -406,10 +407,10 @@ impl Rig {
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// Has all services that listen on the address `from` listen on `to` instead.
+    /// Moves all listeners on the address `from` to the address `to`.
     ///
     /// # Errors
-    /// When the kernel refuses a write.
+    /// If the kernel refuses a write.
     pub fn move_vip(&mut self, from: IpAddr, to: IpAddr) -> anyhow::Result<()> {
         for listener in self.specs.iter_mut().flat_map(|spec| &mut spec.listeners) {
             if listener.listener.address == from {
@@ -419,39 +420,39 @@ impl Rig {
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// Has this share of the clients of the service at `address` be steered.
+    /// Sets the share of clients that the service at `address` steers.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn share(&mut self, address: &str, share: Share) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].share = share;
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// Has the clients of the service at `address` be remembered for so long.
+    /// Sets how long the service at `address` remembers clients.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses.
+    /// If there is no such service, or the kernel refuses.
     pub fn remember(&mut self, address: &str, remember: Duration) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].remember = remember;
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// Packets of the service at `address` that have passed to the host.
+    /// The packets of the service at `address` that passed to the host.
     ///
     /// # Errors
-    /// When there is no such service.
+    /// If there is no such service.
     pub fn passed(&self, address: &str) -> anyhow::Result<ShareStats> {
         let index = self.service(address).context("no such service")?;
         Ok(self.dataplane.share_stats(ServiceId(index as u16)))
     }
 
-    /// Has all services answer what nobody takes, or not.
+    /// Switches on or off that services answer packets that no backend takes.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn reject(&mut self, reject: bool) -> anyhow::Result<()> {
         for spec in &mut self.specs {
             spec.reject = reject;
@@ -459,10 +460,11 @@ impl Rig {
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// Counters of a rule of the service at `address`: packets it decided about, and those steered as without it.
+    /// The counters of a rule of the service at `address`: the packets that it decided about, and those steered without
+    /// it.
     ///
     /// # Errors
-    /// When there is no such service, or the kernel refuses the read.
+    /// If there is no such service, or the kernel refuses the read.
     pub fn rule_stats(&self, address: &str, prefix: IpNet) -> anyhow::Result<(u64, u64)> {
         let index = self.service(address).context("no such service")?;
         let stats = self.dataplane.rule_stats(ServiceId(index as u16), prefix)?;
@@ -472,7 +474,7 @@ impl Rig {
     /// Counters of the backend of the service at `index`.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn backend_stats(&self, index: usize) -> anyhow::Result<balancer_common::map_types::BackendStats> {
         self.dataplane.backend_stats(backend_id(index))
     }
@@ -505,11 +507,11 @@ ip route add 203.0.114.0/24 via 10.0.1.254
 ip -6 route add 2001:db8:d::/48 via fd01::fe
 ";
 
-/// Moves the thread into a fresh namespace with the links, addresses and routes that [`Rig::new`] tells of. Returns the
+/// Moves the thread into a new namespace with the links, addresses and routes that [`Rig::new`] describes. Returns the
 /// indexes of the two interfaces.
 ///
 /// # Errors
-/// Without root, and where the kernel refuses.
+/// If the process is not root, or if the kernel refuses.
 pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this test needs root: it loads the program into the kernel");
@@ -521,7 +523,7 @@ pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
         anyhow::ensure!(status.success(), "{line}: {status}");
     }
     for family in ["ipv4", "ipv6"] {
-        // What a thread sees here is its own namespace's.
+        // In this path, a thread sees its own namespace.
         let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
         std::fs::write(&path, "1").with_context(|| path.clone())?;
     }
@@ -530,7 +532,7 @@ pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
     Ok((nix::net::if_::if_nametoindex("in0")?, nix::net::if_::if_nametoindex("out0")?))
 }
 
-/// Routes over an interface are not used before its carrier is noticed, which the kernel does a moment later.
+/// Waits for the carrier, because the kernel uses routes over an interface only after it has noticed the carrier.
 fn await_carrier(interface: &str) -> anyhow::Result<()> {
     for _ in 0..500 {
         let shown = Command::new("ip").args(["-oneline", "link", "show", interface]).output()?;
@@ -633,7 +635,7 @@ fn backend(
 pub struct Suspects(RingBuf<MapData>);
 
 impl Suspects {
-    /// The numbers of backends that it has told of since this was last asked, with its reasons.
+    /// The ids of the backends reported since the last call, with the program's reasons.
     pub fn told(&mut self) -> Vec<(BackendId, u16)> {
         let mut told = Vec::new();
         while let Some(item) = self.0.next() {
@@ -655,7 +657,7 @@ impl Decap {
     /// Loads the program for the local VIPs `vips`, and for tunnels that end at `own` and come from `from`.
     ///
     /// # Errors
-    /// Without root, and where the kernel refuses.
+    /// If the process is not root, or if the kernel refuses.
     pub fn new(vips: &[IpAddr], own: &[IpAddr], from: &[IpNet]) -> anyhow::Result<Self> {
         let mut dataplane = balancer_dataplane::Decap::load(from)?;
         dataplane.set_addresses(&vips.iter().copied().collect(), &own.iter().copied().collect())?;
@@ -663,10 +665,10 @@ impl Decap {
         Ok(Self { dataplane, program })
     }
 
-    /// The program on one frame.
+    /// Runs the program on one frame.
     ///
     /// # Errors
-    /// When the kernel refuses to run it.
+    /// If the kernel refuses to run it.
     pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, 1, 1)?)
     }
@@ -674,7 +676,7 @@ impl Decap {
     /// The counters: stripped, refused, malformed, passed.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     pub fn counters(&self) -> anyhow::Result<[u64; 4]> {
         let stats = self.dataplane.stats()?;
         Ok([stats.stripped, stats.refused, stats.malformed, stats.passed])

@@ -1,6 +1,6 @@
 //! A whole site: hosts, web servers, and the real balancer between them and the clients.
 //!
-//! Backends are `web1`, `web2`, … on the hosts of the same number. A service for IPv4 is called `web`, one for IPv6
+//! Backends are `web1`, `web2`, … on the hosts with the same number. The service for IPv4 is `web`, that for IPv6
 //! `web6`.
 
 mod expected;
@@ -43,10 +43,10 @@ use crate::{
 
 /// How long a start, a change of state or a slow answer may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// Connections under way at once.
+/// The number of concurrent connections.
 pub const WORKERS: usize = 8;
 
-/// Everything, running. Dropping it ends it all, the balancer first.
+/// The running site. Dropping the value ends everything, the balancer first.
 #[derive(Debug)]
 pub struct Site {
     controller: Controller,
@@ -60,11 +60,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Makes `hosts` backends and starts them, and a balancer with the settings that `adapt` makes of
-    /// [`Settings::new`] with all of them; waits until it serves.
+    /// Starts `hosts` backends and a balancer, whose settings are those of [`Settings::new`] after `adapt`. Waits until
+    /// the balancer is ready.
     ///
     /// # Errors
-    /// When something cannot be started, or the balancer ends.
+    /// If something cannot be started, or the balancer ends.
     pub fn start(
         shape: Shape,
         forwarding: Forwarding,
@@ -99,10 +99,10 @@ impl Site {
         Ok(site)
     }
 
-    /// Ends the balancer cleanly, waits until it is gone and starts it with other settings.
+    /// Ends the balancer cleanly, and starts it with other settings.
     ///
     /// # Errors
-    /// When it does not end well, or does not come back.
+    /// If it does not end well, or does not come back.
     pub fn restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
         let status = self.controller.process().stop()?;
         ensure!(status.success(), "the balancer ended with {status}: {}", self.controller.process().tail(20)?);
@@ -112,28 +112,28 @@ impl Site {
         Ok(())
     }
 
-    /// Kills the balancer without a farewell.
+    /// Kills the balancer.
     ///
     /// # Errors
-    /// When it cannot be killed.
+    /// If it cannot be killed.
     pub fn kill_balancer(&mut self) -> Result<()> {
         self.controller.process().kill().map(drop)
     }
 
-    /// Kills the balancer without a farewell and starts it with other settings.
+    /// Kills the balancer and starts it with other settings.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// If it does not come back.
     pub fn kill_and_restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
         self.controller.process().kill()?;
         adapt(&mut self.settings);
         self.start_again()
     }
 
-    /// Ends the balancer, if it runs, and starts it with its configuration file as somebody has edited it.
+    /// Ends the balancer, if it runs, and starts it with the current contents of its configuration file.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// If it does not come back.
     pub fn restart_with_the_file_as_it_is(&mut self) -> Result<()> {
         if self.controller.process().exited()?.is_none() {
             self.controller.process().stop()?;
@@ -141,10 +141,10 @@ impl Site {
         self.start_with_the_file_as_it_is()
     }
 
-    /// Kills the balancer without a farewell and starts it with its configuration file as somebody has edited it.
+    /// Kills the balancer and starts it with the current contents of its configuration file.
     ///
     /// # Errors
-    /// When it does not come back.
+    /// If it does not come back.
     pub fn kill_and_restart_with_the_file_as_it_is(&mut self) -> Result<()> {
         self.controller.process().kill()?;
         self.start_with_the_file_as_it_is()
@@ -158,30 +158,30 @@ impl Site {
         Ok(())
     }
 
-    /// Starts a balancer where one has ended, with the same settings.
+    /// Starts the balancer again with the same settings after it has ended.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// If it does not come up.
     pub fn start_again(&mut self) -> Result<()> {
         self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
         self.controller.wait_ready(PATIENCE)?;
         Ok(())
     }
 
-    /// Writes other settings into the file, and has the running balancer take it over: what it answers.
+    /// Writes other settings into the file, and makes the running balancer apply it. Returns its answer.
     ///
     /// # Errors
-    /// When it refuses.
+    /// If it refuses.
     pub fn apply(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<String> {
         adapt(&mut self.settings);
         let config = write_config(&self.topology, &self.settings, self.files.path())?;
         self.cli(&["apply", &config.to_string_lossy()])
     }
 
-    /// `balancer detach` in the balancer's network namespace.
+    /// Runs `balancer detach` in the balancer's network namespace.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn detach(&self) -> Result<Output> {
         let mut command = self.topology.balancer().command(self.settings.binary()?);
         command.arg("detach").output().context("cannot start `balancer detach`")
@@ -193,7 +193,7 @@ impl Site {
         &self.topology
     }
 
-    /// The hosts, to be rewired.
+    /// The hosts, for changes to their network.
     pub const fn topology_mut(&mut self) -> &mut Topology {
         &mut self.topology
     }
@@ -218,24 +218,24 @@ impl Site {
     /// The running web server `web{number}`.
     ///
     /// # Errors
-    /// When it is not running.
+    /// If it is not running.
     pub fn backend(&mut self, number: u16) -> Result<&mut Backend> {
         let slot = self.backends.get_mut(usize::from(number) - 1).and_then(Option::as_mut);
         slot.with_context(|| format!("web{number} is not running"))
     }
 
-    /// The `balancer decap` beside `web{number}`.
+    /// The `balancer decap` on the host of `web{number}`.
     ///
     /// # Errors
-    /// When the backends are not reached by a tunnel.
+    /// If the backends are not reached by a tunnel.
     pub fn decap(&mut self, number: u16) -> Result<&mut Process> {
         self.decaps.get_mut(usize::from(number) - 1).with_context(|| format!("no tunnel ends at web{number}"))
     }
 
-    /// Kills `web{number}` without a farewell.
+    /// Kills `web{number}`.
     ///
     /// # Errors
-    /// When it is not running or cannot be killed.
+    /// If it is not running or cannot be killed.
     pub fn kill_backend(&mut self, number: u16) -> Result<()> {
         self.backend(number)?.process().kill()?;
         self.backends[usize::from(number) - 1] = None;
@@ -245,40 +245,40 @@ impl Site {
     /// Starts `web{number}` again.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// If it does not come up.
     pub fn start_backend(&mut self, number: u16) -> Result<()> {
         let backend = start_backend(&self.topology, self.settings.forwarding, number, self.files.path())?;
         self.backends[usize::from(number) - 1] = Some(backend);
         Ok(())
     }
 
-    /// Makes the health check of `web{number}` answer as `mode` says: `503`, `hang` or `ok`.
+    /// Changes the answer of `web{number}`'s health check to `mode`: `503`, `hang` or `ok`.
     ///
     /// # Errors
-    /// When it is not running or does not answer.
+    /// If it is not running or does not answer.
     pub fn fail_backend(&self, number: u16, mode: &str) -> Result<()> {
         let index = usize::from(number) - 1;
         let backend = self.backends.get(index).and_then(Option::as_ref).context("not running")?;
         backend.fail(&self.topology.backends()[index], mode)
     }
 
-    /// The address and port of `web{number}` as a configuration gives it.
+    /// The address and port of `web{number}` in a configuration.
     #[must_use]
     pub fn backend_address(&self, family: Family, number: u16) -> SocketAddr {
         SocketAddr::new(self.topology.backend_address(family, number - 1), backend_port(self.settings.forwarding))
     }
 
-    /// `GET /` of a client, from a fresh source port.
+    /// A client's request `GET /`, from a new source port.
     #[must_use]
     pub fn request(&self, family: Family, client: u16) -> Request {
         let source = SocketAddr::new(self.topology.client_address(family, client), 0);
         Request::new(source, SocketAddr::new(self.topology.vip(family), PORT))
     }
 
-    /// One request from each client.
+    /// Sends one request from each client.
     ///
     /// # Errors
-    /// When the clients' namespace cannot be entered.
+    /// If the clients' namespace cannot be entered.
     pub fn ask(
         &self,
         family: Family,
@@ -290,10 +290,11 @@ impl Site {
         send_all(self.topology.client(), &requests, WORKERS)
     }
 
-    /// The backend that answers each client. Checks that the backend saw the client's own address, or with `snat` did not.
+    /// The backend that answers each client. Checks that the backend saw the client's own address, or with `snat`
+    /// another one.
     ///
     /// # Errors
-    /// When a connection fails.
+    /// If a connection fails.
     pub fn homes(
         &self,
         family: Family,
@@ -302,10 +303,10 @@ impl Site {
         self.homes_within(PATIENCE, family, clients)
     }
 
-    /// [`Site::homes`], each answered within this time.
+    /// [`Site::homes`] with a time limit for each answer.
     ///
     /// # Errors
-    /// When a connection fails.
+    /// If a connection fails.
     pub fn homes_within(
         &self,
         limit: Duration,
@@ -324,10 +325,10 @@ impl Site {
         Ok(homes)
     }
 
-    /// Where the controller says that a client is steered.
+    /// The slot and backend to which the controller says that a client is steered.
     ///
     /// # Errors
-    /// When it refuses, or says nothing but a drop.
+    /// If it refuses, or says nothing but a drop.
     pub fn locate(&self, family: Family, client: u16) -> Result<(u32, String)> {
         let query = ClientQuery {
             address: self.topology.client_address(family, client),
@@ -338,10 +339,10 @@ impl Site {
         Ok((view.slot, view.backend.clone().context("dropped")?))
     }
 
-    /// A request to the running controller's socket.
+    /// Sends a request to the running controller's socket.
     ///
     /// # Errors
-    /// When the controller refuses the request, or does not answer.
+    /// If the controller refuses the request, or does not answer.
     pub fn api<T, F: Future<Output = Answer<T>>>(&self, ask: impl FnOnce(Client) -> F) -> Result<T> {
         Ok(self.runtime.block_on(ask(self.client.clone()))?)
     }
@@ -349,7 +350,7 @@ impl Site {
     /// Runs a command line such as `["backend", "drain", "web/web2"]`, and returns its standard output.
     ///
     /// # Errors
-    /// When it fails; the error has its words.
+    /// If it fails; the error has its words.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let output = self.controller.cli(arguments)?;
         if !output.status.success() {
@@ -358,18 +359,18 @@ impl Site {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// A command line with its exit code and all that it prints.
+    /// Runs a command line and returns its exit code and output.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn output(&self, arguments: &[&str]) -> Result<std::process::Output> {
         self.controller.cli(arguments)
     }
 
-    /// `balancer status --json`.
+    /// Runs `balancer status --json`.
     ///
     /// # Errors
-    /// When it fails.
+    /// If it fails.
     pub fn status(&self) -> Result<StatusView> {
         self.controller.status()
     }
@@ -377,7 +378,7 @@ impl Site {
     /// Waits until `web{number}` of every service is shown as one of `states`.
     ///
     /// # Errors
-    /// When it takes too long.
+    /// If it takes too long.
     pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
         let name = format!("web{number}");
         self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
@@ -392,24 +393,24 @@ impl Site {
     /// Returns the metrics of `/metrics`.
     ///
     /// # Errors
-    /// When it does not answer, or not in numbers.
+    /// If it does not answer, or not in numbers.
     pub fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.metrics_text()?)
     }
 
-    /// The same as text.
+    /// Returns the metrics as text.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If it does not answer.
     pub fn metrics_text(&self) -> Result<String> {
         scrape_text(self.topology.balancer(), PATIENCE)
     }
 
-    /// The controller's core on the configuration file, in this process: what another balancer of the fleet, or this
-    /// one after a restart, would do.
+    /// The controller's core with the configuration file, in this process. It shows what another balancer of the fleet,
+    /// or this one after a restart, would do.
     ///
     /// # Errors
-    /// When the file is not valid.
+    /// If the file is not valid.
     pub fn core(&self) -> Result<Core> {
         core(&self.config())
     }
@@ -428,20 +429,20 @@ impl Drop for Site {
     }
 }
 
-/// Starts a balancer with `settings`, its files in `files`; does not wait for it.
+/// Starts a balancer with `settings` and its files in `files`, without waiting for it.
 ///
 /// # Errors
-/// When the program cannot be started.
+/// If the program cannot be started.
 pub fn start_controller(topology: &Topology, settings: &Settings, files: &Path) -> Result<Controller> {
     let config = write_config(topology, settings, files)?;
     let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
     Controller::start(topology.balancer(), &settings.binary()?, &config, &socket, &log)
 }
 
-/// Starts the web server `web{number}` on its host: with `nat` at its own addresses, otherwise at the VIPs as well.
+/// Starts the web server `web{number}` on its host: with `nat` at its own addresses, otherwise also at the VIPs.
 ///
 /// # Errors
-/// When it does not come up.
+/// If it does not come up.
 pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs: &Path) -> Result<Backend> {
     let port = backend_port(forwarding);
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, number - 1), port));
@@ -460,10 +461,9 @@ pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, l
 }
 
 /// Starts `balancer decap` on the host of `web{number}` and waits until it serves.
-/// Starts `balancer decap` beside `web{number}`.
 ///
 /// # Errors
-/// When it does not come up.
+/// If it does not come up.
 pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
     let name = format!("decap{number}");
     let mut command = topology.backends()[usize::from(number) - 1].command(binaries::balancer()?);
@@ -476,7 +476,7 @@ pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path
 /// Waits until the last line of a process's log is as `expected`.
 ///
 /// # Errors
-/// When the process has ended, or it takes too long.
+/// If the process has ended, or it takes too long.
 pub fn wait_log(process: &mut Process, what: &str, expected: impl Fn(&str) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

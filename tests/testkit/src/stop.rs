@@ -1,8 +1,8 @@
-//! Threads that end with a test.
+//! Ends threads together with a test.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Tells threads to end when it is dropped, also where something panics.
+/// Tells threads to end when dropped, also after a panic.
 #[derive(Debug)]
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 

@@ -1,12 +1,12 @@
-//! The sweep of the client table, for whoever has nothing else to do meanwhile.
+//! Sweeps the client table for tests that do nothing else meanwhile.
 
 use std::{thread, time::Duration};
 
 use balancer_core::io::BackendId;
 use balancer_dataplane::{Dataplane, Swept};
 
-/// Sweeps a part of the client table, when so much time has passed. With the last part of a pass: how many known clients each
-/// backend has. `None` as well where packets are on their way that the next pass has to wait for.
+/// Sweeps a part of the client table, if enough time has passed. Returns the number of known clients of each backend
+/// with the last part of a pass. Returns `None` also if the next pass has to wait for packets.
 pub fn sweep(dataplane: &mut impl Dataplane, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
     loop {
         match dataplane.sweep(elapsed) {

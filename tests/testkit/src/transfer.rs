@@ -1,7 +1,7 @@
-//! Bulk transfers over TCP and UDP, of which both ends know every byte.
+//! Bulk transfers over TCP and UDP. Both ends know every byte.
 //!
-//! The data is a fixed pseudo-random stream whose period is prime, so that a byte that is lost, doubled, changed or
-//! in another place is found where it is. Every wait is bounded.
+//! The data is a fixed pseudo-random stream whose period is prime, so that lost, doubled, changed and misplaced bytes
+//! are found. Every wait has a time limit.
 
 use std::{
     fmt::Write as _,
@@ -29,15 +29,15 @@ use crate::{
 
 /// The port of the services that [`add_services`] adds.
 pub const PORT: u16 = 5000;
-/// Where `nat` and `snat` backends listen.
+/// The port of `nat` and `snat` backends.
 const NAT_PORT: u16 = 5001;
-/// Bytes after which the stream repeats itself.
+/// The number of bytes after which the stream repeats itself.
 const PERIOD: usize = 1_048_573;
-/// The longest piece written or compared at once.
+/// The largest piece to write or compare at once.
 const PIECE: usize = 256 << 10;
-/// Datagrams under way at once: fewer than a veth queue or a socket's buffer holds.
+/// The number of unacknowledged datagrams: fewer than fit a veth queue or a socket's buffer.
 const WINDOW: u64 = 32;
-/// How long a window's acknowledgement may take until it is sent again.
+/// How long to wait for a window's acknowledgement before sending the window again.
 const RESEND: Duration = Duration::from_millis(200);
 
 /// Adds services for TCP and UDP at [`PORT`], `tcp` and `udp` for IPv4, `tcp6` and `udp6` for IPv6, with the same
@@ -68,13 +68,13 @@ pub fn add_services(settings: &mut Settings, topology: &Topology) {
     }
 }
 
-/// Where clients send to.
+/// The address to which clients send.
 #[must_use]
 pub fn target(topology: &Topology, family: Family) -> SocketAddr {
     SocketAddr::new(topology.vip(family), PORT)
 }
 
-/// Where the server on the host of `web{number}` listens.
+/// The address on which the server of `web{number}` listens.
 #[must_use]
 pub fn listens(topology: &Topology, forwarding: Forwarding, family: Family, number: u16) -> SocketAddr {
     match forwarding {
@@ -88,7 +88,7 @@ pub fn listens(topology: &Topology, forwarding: Forwarding, family: Family, numb
 pub struct Transfer<'a> {
     /// The site.
     pub site: &'a Site,
-    /// How it forwards.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
     /// The VIP's family.
     pub family: Family,
@@ -99,17 +99,17 @@ pub struct Transfer<'a> {
 }
 
 impl<'a> Transfer<'a> {
-    /// By a client of the topology's.
+    /// A transfer by a client of the topology.
     #[must_use]
     pub fn new(site: &'a Site, forwarding: Forwarding, family: Family, client: u16) -> Self {
         let topology = site.topology();
         Self { site, forwarding, family, host: topology.client(), source: topology.client_address(family, client) }
     }
 
-    /// The number of the backend that an address is steered to by the service for `protocol`, `tcp` or `udp`.
+    /// The number of the backend to which the service for `protocol`, `tcp` or `udp`, steers an address.
     ///
     /// # Errors
-    /// When the controller refuses.
+    /// If the controller refuses.
     pub fn home(&self, protocol: &str, address: IpAddr) -> Result<u16> {
         let six = if self.family == Family::V6 { "6" } else { "" };
         let query = ClientQuery { address, service: Some(format!("{protocol}{six}")) };
@@ -118,10 +118,11 @@ impl<'a> Transfer<'a> {
         Ok(home.trim_start_matches("web").parse()?)
     }
 
-    /// One TCP connection: `up` bytes to the backend, then `down` bytes back, all compared; how long it took.
+    /// Sends `up` bytes to the backend and `down` bytes back over one TCP connection, and compares all of them. Returns
+    /// the duration.
     ///
     /// # Errors
-    /// When a byte is missing or another one than was sent, when the backend sees another client, or at a time-out.
+    /// If a byte is missing or wrong, if the backend sees another client, or after a time-out.
     pub fn tcp(&self, up: u64, down: u64) -> Result<Duration> {
         let topology = self.site.topology();
         let number = self.home("tcp", self.source)?;
@@ -161,18 +162,18 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// With `snat` alone the backend sees another address than the client's.
+    /// Checks the address that the backend sees: only with `snat` it differs from the client's.
     fn seen_as(&self, peer: IpAddr) -> Result<()> {
         let hidden = self.forwarding == Forwarding::Snat;
         ensure!((peer != self.source) == hidden, "{} was seen as {peer}", self.source);
         Ok(())
     }
 
-    /// `bytes` in datagrams of `size` bytes to the backend, which compares them and acknowledges each window of
-    /// 32; how long it took, and how many windows had to be sent again.
+    /// Sends `bytes` in datagrams of `size` bytes to the backend, which compares them and acknowledges each window of
+    /// 32. Returns the duration, and the number of windows that were sent again.
     ///
     /// # Errors
-    /// When a byte is another one than was sent, or nothing arrives any more.
+    /// If a byte is wrong, or if nothing arrives any more.
     pub fn udp(&self, bytes: u64, size: usize) -> Result<(Duration, u64)> {
         let topology = self.site.topology();
         let number = self.home("udp", self.source)?;
@@ -196,10 +197,10 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// A socket that waits at most [`PATIENCE`], bound to an address of the calling thread's namespace.
+/// A socket with the time limit [`PATIENCE`], bound to an address of the calling thread's namespace.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn socket(bind: SocketAddr, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
     let socket = Socket::new(Domain::for_address(bind), kind, Some(protocol))?;
@@ -209,14 +210,14 @@ pub fn socket(bind: SocketAddr, kind: Type) -> io::Result<Socket> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     if kind == Type::DGRAM {
-        // As much as the system allows.
+        // The system's limit applies.
         socket.set_recv_buffer_size(8 << 20)?;
     }
     socket.bind(&bind.into())?;
     Ok(socket)
 }
 
-/// `length` bytes of the stream from `offset`; at most 256 KiB.
+/// Returns `length` bytes of the stream from `offset`; at most 256 KiB.
 #[must_use]
 pub fn piece(offset: u64, length: usize) -> &'static [u8] {
     static STREAM: OnceLock<Vec<u8>> = OnceLock::new();
@@ -281,7 +282,7 @@ fn send_windows(socket: &UdpSocket, size: usize, windows: u64) -> Result<u64> {
     Ok(again)
 }
 
-/// Waits for a window's acknowledgement; earlier ones may come again.
+/// Waits for a window's acknowledgement; ignores earlier ones.
 fn acknowledged(socket: &UdpSocket, window: u64) -> Result<bool> {
     let mut number = [0; 8];
     loop {

@@ -1,5 +1,5 @@
-//! Clients with sessions, as their users experience them: which sessions are kept and which are lost, and that losses
-//! are counted. A check that fails panics.
+//! Clients with sessions from their users' perspective: which sessions survive, which are lost, and whether the
+//! balancer counts the losses. A failed check panics.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -27,31 +27,32 @@ pub struct Session {
     pub backend: String,
     /// The session's name at that backend.
     pub name: String,
-    /// Requests so far.
+    /// The number of requests so far.
     pub requests: u64,
 }
 
-/// Has the balancer's host find its way to the clients: the first reply to a neighbour that it does not know is lost, and
-/// a connection that needs a second SYN is counted twice.
+/// Makes the balancer's host resolve the clients' neighbour. Otherwise the first reply is lost, and a connection with a
+/// second SYN is counted twice.
 pub fn find_the_way_to_the_clients(site: &Site) {
     let discard = SocketAddr::new(site.topology().client_address(FAMILY, 1), 9);
     let connect = || TcpStream::connect_timeout(&discard, PATIENCE).unwrap_err().kind();
     assert_eq!(site.topology().balancer().run_in_thread(connect).unwrap(), io::ErrorKind::ConnectionRefused);
 }
 
-/// A site and the clients that have been there.
+/// A site and its clients so far.
 #[derive(Debug)]
 pub struct Users {
     /// The site.
     pub site: Site,
-    /// Those that have been there, and their sessions.
+    /// The clients so far, with their sessions.
     pub sessions: BTreeMap<u16, Session>,
-    /// Connections so far.
+    /// The number of connections so far.
     pub connections: u64,
 }
 
 impl Users {
-    /// Backends `web1` to `web4` of the configuration, and one more host, `web5`, that serves but is not in it.
+    /// Starts backends `web1` to `web4` of the configuration, and a host `web5` that serves but is not in the
+    /// configuration.
     pub fn new(forwarding: Forwarding, adapt: impl FnOnce(&mut Settings)) -> Self {
         let mut site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
             settings.backends.pop();
@@ -70,8 +71,8 @@ impl Users {
         Self { site, sessions: BTreeMap::new(), connections: 0 }
     }
 
-    /// One request from each of `clients`, with the session that it has. Gives those that lost their session, with the
-    /// backends that they had before.
+    /// Sends one request from each of `clients`, with its session. Returns the clients that lost their session, with
+    /// their previous backends.
     pub fn visit(&mut self, clients: impl IntoIterator<Item = u16>) -> BTreeMap<u16, String> {
         let clients: Vec<u16> = clients.into_iter().collect();
         let requests: Vec<Request> = clients
@@ -100,7 +101,7 @@ impl Users {
         moved
     }
 
-    /// Everybody comes back, and nobody is moved.
+    /// Sends a request from every known client and checks that none moves.
     #[track_caller]
     pub fn nobody_moves(&mut self, when: &str) {
         let known: Vec<u16> = self.sessions.keys().copied().collect();
@@ -108,7 +109,8 @@ impl Users {
         assert!(moved.is_empty(), "{} of {} clients moved {when}: {moved:?}", moved.len(), self.sessions.len());
     }
 
-    /// Everybody comes back: the clients of `backend` are moved, all of them, and nobody else. Says how many.
+    /// Sends a request from every known client and checks that exactly the clients of `backend` move. Returns their
+    /// number.
     #[track_caller]
     pub fn only_its_clients_move(&mut self, backend: &str) -> u64 {
         let its = self.clients_of(backend);
@@ -128,13 +130,13 @@ impl Users {
         self.sessions.iter().filter(|(_, session)| session.backend == backend).map(|(&client, _)| client).collect()
     }
 
-    /// How many sessions each backend has.
+    /// The number of sessions on each backend.
     #[must_use]
     pub fn homes(&self) -> BTreeMap<String, usize> {
         counts(self.sessions.values().map(|session| &session.backend))
     }
 
-    /// `moves_total` is this by cause, and nothing else; and every connection is one decision.
+    /// Checks that `moves_total` has exactly these values by cause, and that every connection is one decision.
     #[track_caller]
     pub fn assert_moves(&self, expected: &[(&str, u64)]) {
         let metrics = self.site.metrics().unwrap();
@@ -149,14 +151,14 @@ impl Users {
         assert_eq!(decisions, self.connections as f64, "decisions");
     }
 
-    /// Connections decided so.
+    /// The number of connections with this decision.
     #[must_use]
     pub fn decided(&self, result: &str) -> f64 {
         let result = format!("result=\"{result}\"");
         self.site.metrics().unwrap().sum("decisions_total", &["service=\"web\"", &result]).unwrap()
     }
 
-    /// Waits until the status tells as many known clients of each backend as have sessions there.
+    /// Waits until the status shows as many known clients of each backend as have sessions there.
     pub fn wait_counted(&mut self) {
         let homes = self.homes();
         let shown = |status: &balancer_api::model::StatusView| {
@@ -173,7 +175,7 @@ impl Users {
             .unwrap();
     }
 
-    /// State and reason of a backend.
+    /// The state and reason of a backend.
     #[must_use]
     pub fn shown(&self, number: u16) -> (String, String) {
         let status = self.site.status().unwrap();

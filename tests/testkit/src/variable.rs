@@ -1,13 +1,13 @@
-//! Variables of the environment that make tests longer, or do the same again.
+//! Environment variables that make tests longer or repeat a run.
 
 use std::env;
 
 use anyhow::{Context as _, Result};
 
-/// The number that a variable says, decimal or with `0x` before it; `None`: it says nothing.
+/// Parses a variable as a decimal or `0x` number; `None` if it is not set.
 ///
 /// # Errors
-/// When it says something else.
+/// If it says something else.
 pub fn number(name: &str) -> Result<Option<u64>> {
     let Ok(text) = env::var(name) else { return Ok(None) };
     let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));

@@ -1,5 +1,5 @@
-//! Tests of changing a key in a running service: the effects on its known clients and their connections, which must be
-//! announced before and counted, as the table in `docs/src/configuration.md` says. The kernel program and the
+//! Tests of changing a key in a running service: the effects on its known clients and their connections. The balancer
+//! must announce and count them, as the table in `docs/src/configuration.md` says. The kernel program and the
 //! controller's core run in one process.
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -18,28 +18,28 @@ const ONE: &str = r#"listen = ["198.51.100.10:80"]"#;
 /// The effect on known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clients {
-    /// They stay known where they are.
+    /// All clients stay known at their backends.
     Stay,
-    /// All are strangers.
+    /// All clients become unknown.
     Forgotten,
-    /// Those last seen before the half of them that came back.
+    /// Clients that did not return in the second half of the waiting time become unknown.
     OlderForgotten,
-    /// Those of web3 move for this cause.
+    /// Clients of web3 move, for this reason.
     Moved(MoveCause),
-    /// Those whom web3's failure moved go home.
+    /// Clients that web3's failure had moved go home.
     GoHome,
-    /// Those of web3 are turned away.
+    /// Clients of web3 are refused.
     TurnedAway,
-    /// Some are the host's from then on; the others stay.
+    /// Some clients go to the host from then on; the others stay.
     SentBack,
 }
 
-/// The effect on connections of clients that stay.
+/// The effect on connections of clients that do not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Connections {
-    /// They go on at their backend.
+    /// They continue at their backend.
     GoOn,
-    /// Those to the address, or over the protocol, of before are not the service's any more.
+    /// Connections to the old address or over the old protocol no longer belong to the service.
     End,
 }
 
@@ -49,18 +49,18 @@ enum Before {
     Nothing,
     /// A minute and a half passes, and half of the clients come back.
     HalfComeBack,
-    /// web3 fails: checks find nobody.
+    /// web3 fails: its checks get no answer.
     Failed,
-    /// It fails, its clients come back and move, it returns.
+    /// web3 fails, its clients return and move, and web3 recovers.
     FailedAndReturned,
-    /// All fail; of all clients only web3's count.
+    /// All backends fail; the test considers only web3's clients.
     AllFailed,
 }
 
 struct Case {
-    /// As in the file: of a service, or `backend.KEY`.
+    /// The key in the file: of a service, or `backend.KEY`.
     key: &'static str,
-    /// `KEY = VALUE` before and after; `""`: not there.
+    /// `KEY = VALUE` before and after; `""` if absent.
     change: (&'static str, &'static str),
     /// More lines of the service.
     with: &'static str,
@@ -101,13 +101,13 @@ fn cases() -> Vec<Case> {
         case("table_size", ("table_size = 65537", "table_size = 1009"), Stay),
         case("client_prefix", ("", "client_prefix = { v4 = 24 }"), Forgotten),
         case("client_prefix", ("client_prefix = { v4 = 24 }", ""), Forgotten),
-        // Of the other family.
+        // The prefix of the other family.
         case("client_prefix", ("", "client_prefix = { v6 = 56 }"), Stay),
         Case {
             before: Before::HalfComeBack,
             ..case("remember", (r#"remember = "10m""#, r#"remember = "1m""#), OlderForgotten)
         },
-        // In ticks of other lengths.
+        // The clock's ticks get another length.
         Case {
             before: Before::HalfComeBack,
             ..case("remember", (r#"remember = "2h""#, r#"remember = "1m""#), OlderForgotten)
@@ -172,7 +172,7 @@ outage = { share = 1 }"#,
     ]
 }
 
-/// A file with these lines instead of the usual ones of the same keys. `backend.` lines are web3's.
+/// A file with these lines in place of the default lines with the same keys. `backend.` lines belong to web3.
 fn file(with: &str, lines: &str) -> String {
     let defaults = [
         ("name", r#""web""#),
@@ -216,7 +216,7 @@ fn file(with: &str, lines: &str) -> String {
     text
 }
 
-/// The keys of the structures that a service is read into: what is not thought of here does not compile.
+/// The keys of the structures for a service. If the structures get a new field, this does not compile.
 fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
     let ServiceConfig {
         name: _,
@@ -307,7 +307,7 @@ fn config(text: &str) -> Result<Config> {
     Ok(balancer_model::file::parse("file.toml".as_ref(), text.as_bytes())?.0)
 }
 
-/// A packet of a client to the service as it is; where it went.
+/// Sends a client's packet to the service as it is now; returns the backend.
 fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
     let service = world.controller().services().first().context("no service")?;
     let (listener, _) = service.listeners().next().context("no listener")?;
@@ -375,7 +375,7 @@ fn run(case: &Case) -> Result<()> {
 
     let third = homes.iter().flatten().filter(|home| *home == "web3").count() as u64;
     let at_change = world.counters()?.moved(MoveCause::Forgotten) - before.moved(MoveCause::Forgotten);
-    // Those of connections under way first: they must not depend on new ones.
+    // Open connections first, because they must not depend on new ones.
     let renamed = |home: &Option<String>| {
         let is = |name: &str| world.controller().services()[0].backends().iter().any(|backend| backend.name() == name);
         home.as_deref().map(|name| if name == "web3" && is("web9") { "web9".to_owned() } else { name.to_owned() })
@@ -412,7 +412,7 @@ fn run(case: &Case) -> Result<()> {
         }
         Clients::Forgotten => {
             ensure!(told == (0, known) && at_change == known && elsewhere > 0, "{told:?}, {elsewhere} elsewhere");
-            // A client is who shares a prefix.
+            // Clients that share a prefix count as one.
             ensure!(new_clients == all || case.key == "client_prefix" && new_clients > 0, "{new_clients} new");
         }
         Clients::OlderForgotten => {
@@ -439,7 +439,7 @@ fn run(case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Where clients are at the change. Nobody comes that must not.
+/// Opens connections of the clients for the change, without those that must not come.
 fn connect_some(world: &mut World, case: &Case) -> Result<Vec<Option<String>>> {
     if case.clients == Clients::OlderForgotten {
         let id = world.controller().services()[0].id();
@@ -452,7 +452,7 @@ fn connect_some(world: &mut World, case: &Case) -> Result<Vec<Option<String>>> {
     connect_all(world)
 }
 
-/// One of four parts of the cases, for each of which the program is loaded.
+/// Runs one of four parts of the cases, each with a newly loaded program.
 #[track_caller]
 fn run_part(part: usize) {
     let failures: Vec<String> = cases()
@@ -465,27 +465,27 @@ fn run_part(part: usize) {
 }
 
 #[test]
-fn each_key_does_to_known_clients_what_is_said_1() {
+fn when_a_key_changes_then_known_clients_fare_as_documented_1() {
     run_part(0);
 }
 
 #[test]
-fn each_key_does_to_known_clients_what_is_said_2() {
+fn when_a_key_changes_then_known_clients_fare_as_documented_2() {
     run_part(1);
 }
 
 #[test]
-fn each_key_does_to_known_clients_what_is_said_3() {
+fn when_a_key_changes_then_known_clients_fare_as_documented_3() {
     run_part(2);
 }
 
 #[test]
-fn each_key_does_to_known_clients_what_is_said_4() {
+fn when_a_key_changes_then_known_clients_fare_as_documented_4() {
     run_part(3);
 }
 
 #[test]
-fn no_key_is_forgotten_here_and_in_the_book() -> Result<()> {
+fn when_a_key_exists_then_a_case_and_the_book_have_it() -> Result<()> {
     let config = config(&file("", ""))?;
     let service = config.services.first().context("a service")?;
     let backend = service.backends.first().context("a backend")?;

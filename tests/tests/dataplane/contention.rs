@@ -1,8 +1,8 @@
-//! Packets of the same clients on several CPUs at once, against everything that a controller does meanwhile, in a client
-//! table that is too small. What one CPU does between another's two steps is left to chance.
+//! Packets of the same clients on several CPUs at once, during all actions of a controller, with a client table that is
+//! too small. How the CPUs interleave is left to chance.
 //!
-//! Each round ends at rest, and then everything must agree again. `CONTENTION_SECONDS` makes it longer than CI does,
-//! `CONTENTION_SEED` has the controller do the same again (when packets come is another matter).
+//! Each round ends at rest, and then everything must agree again. `CONTENTION_SECONDS` makes the test longer than in
+//! CI. `CONTENTION_SEED` repeats the controller's actions (the times of packets still differ).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -41,24 +41,24 @@ use nix::{
     unistd::Pid,
 };
 
-/// Three times as many as the table has room for.
+/// The number of clients: three times as many as the table has room for.
 const CLIENTS: u32 = 3000;
 const ROOM: u32 = 1000;
 const BACKENDS: u8 = 5;
 const THREADS: usize = 2;
 const ROUND: Duration = Duration::from_millis(300);
-/// How much longer than asked for it may take until enough has happened.
+/// How much longer than requested the test may take until enough has happened.
 const PATIENCE: Duration = Duration::from_secs(60);
 const XDP_TX: u32 = 3;
 
-/// The last bytes of a backend's MAC, which are those of its address.
+/// The last bytes of a backend's MAC address, which are also those of its IP address.
 type Mac = [u8; 2];
 
 fn settings(remember: &str) -> String {
     format!("remember = \"{remember}\"\ntable_size = 251\ndrain = {{ timeout = \"20s\" }}")
 }
 
-/// Backends that may serve somebody, from before they may until they may not any more.
+/// The backends that may serve a client, with the time in which they may.
 struct Reign {
     begun: Instant,
     gone: Option<Instant>,
@@ -71,16 +71,16 @@ struct Packet {
     end: Instant,
     opens: bool,
     to: Option<Mac>,
-    /// What the program returned.
+    /// The program's return value.
     action: u32,
 }
 
-/// State that the threads that send share with the one that makes changes.
+/// The state that the sending threads share with the changing one.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
     pause: AtomicBool,
-    /// Threads that wait for the pause to end.
+    /// The number of threads that wait for the end of the pause.
     waiting: AtomicU64,
     packets: Mutex<Vec<Packet>>,
 }
@@ -101,7 +101,7 @@ fn send(program: &OwnedFd, client: u32, frames: &[Vec<u8>; 2], opens: bool) -> R
     Ok(Packet { client, start, end: Instant::now(), opens, to, action: ran.action })
 }
 
-/// Sends packets of all clients from one CPU, whichever come, until it is to stop.
+/// Sends packets of random clients from one CPU, until the test ends.
 fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(cpu)?;
@@ -118,19 +118,19 @@ fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Resu
             shared.waiting.fetch_sub(1, Ordering::AcqRel);
             continue;
         }
-        // A few hundred clients at a time, so that CPUs meet at the same entries.
+        // A few hundred clients at a time, so that CPUs use the same entries.
         let first = random.u32(0..CLIENTS);
         for _ in 0..100 {
             let number = (first + random.u32(0..50)) % CLIENTS;
             packets.push(send(program, number, &frames[number as usize], random.u8(0..4) == 0)?);
         }
-        // Grace periods end by the kernel's threads, which would starve where there are no more CPUs than senders.
+        // Threads of the kernel end grace periods. They would starve if all CPUs were busy sending.
         thread::sleep(Duration::from_micros(50));
     }
     Ok(())
 }
 
-/// The last things that happened, each with its time since the beginning, for the message of a failure.
+/// The last events, each with its time since the beginning, for the message of a failure.
 struct Recorder {
     begun: Instant,
     last: VecDeque<(Duration, String)>,
@@ -154,19 +154,19 @@ impl fmt::Display for Recorder {
     }
 }
 
-/// The world, and what the test knows of it.
+/// The world, and the test's knowledge of it.
 struct Contest {
     world: World,
     program: OwnedFd,
     /// The number of buckets of the client table.
     buckets: u32,
     random: Rng,
-    /// Backends that were added while it ran.
-    /// The last byte of the address of the backend that was last added.
+    /// The last byte of the address of the backend that was added last.
     hosts: u8,
     added: Vec<String>,
     reigns: Vec<Reign>,
-    /// Where clients stay in this round whom nobody forgets, unless their backend ceases to serve them.
+    /// The clients that must stay at their backends in this round, because nothing forgets them, unless their backend
+    /// stops serving them.
     staying: BTreeMap<u32, Mac>,
     packets: u64,
     opened: u64,
@@ -200,7 +200,7 @@ impl Contest {
         Reign { begun, gone: None, serving: serving.collect() }
     }
 
-    /// Does one thing that controllers do, under packets.
+    /// Does one random action of a controller while packets come.
     fn act(&mut self) -> Result<()> {
         let begun = Instant::now();
         self.act_at_random()?;
@@ -212,7 +212,7 @@ impl Contest {
     }
 
     fn act_at_random(&mut self) -> Result<()> {
-        // The last of those that are configured is always up: somebody takes every client.
+        // The last configured backend is always up, so that every client has a backend.
         let name = format!("web{}", self.random.u8(1..BACKENDS));
         let refused = CheckOutcome::Hard("connect: refused".to_owned());
         let world = &mut self.world;
@@ -237,8 +237,8 @@ impl Contest {
             }
             17 => self.come_and_go()?,
             18 => {
-                // An eighth of the shortest is more than passes within a round: an established client that was not seen for so
-                // long may give way to a newcomer.
+                // An eighth of the shortest time is longer than a round. After an eighth, a new client may replace an
+                // established one.
                 let remember = ["1h", "3h", "5m"][self.random.usize(0..3)];
                 drop(world.reload(&settings(remember), BACKENDS, ROOM)?);
             }
@@ -247,14 +247,14 @@ impl Contest {
         Ok(())
     }
 
-    /// Adds a backend, or takes one away that was added, so that its id becomes another's.
+    /// Adds a backend, or removes an added one, so that its id can be reused.
     fn come_and_go(&mut self) -> Result<()> {
         if self.added.len() > 2 {
             let name = named(&self.added.remove(0));
             self.recorder.note(format!("{name} is removed"));
             self.world.change(Change::Remove { name, force: true })?;
         } else {
-            // After a few it is one that was removed a moment ago and still has clients.
+            // After a few, the address is that of a recently removed backend that still has clients.
             self.hosts = self.hosts % 5 + 1;
             let host = self.hosts;
             let name = format!("more{host}");
@@ -267,7 +267,8 @@ impl Contest {
         Ok(())
     }
 
-    /// Every packet went where somebody served at that moment, and those of established clients to where these were.
+    /// Checks that every packet went to a backend that served at that time, and that established clients stayed at
+    /// their backends.
     fn look_at(&mut self, packets: Vec<Packet>) -> Result<()> {
         self.staying.retain(|_, at| self.reigns.iter().all(|reign| reign.serving.contains(at)));
         for packet in &packets {
@@ -294,7 +295,7 @@ impl Contest {
         Ok(())
     }
 
-    /// Everything agrees, with no packet on its way and after passes over the client table.
+    /// Checks that everything agrees after passes over the client table, when no packet is on its way.
     fn at_rest(&mut self) -> Result<usize> {
         self.world.pass(3)?;
         let entries = self.world.entries()?;
@@ -326,7 +327,7 @@ impl Contest {
         Ok(())
     }
 
-    /// Where clients are known of whom these are the entries, and whose backends keep them.
+    /// The backends of the known clients with these entries, if their backends keep them.
     fn known(
         &self,
         entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>,
@@ -368,33 +369,33 @@ const fn serves(state: BackendState) -> bool {
     matches!(state, BackendState::Up | BackendState::Checking | BackendState::Draining | BackendState::DrainingHealth)
 }
 
-/// Totals of all rounds, by which a test shows that it has tested enough.
+/// Totals of all rounds, which show whether the test has tested enough.
 #[derive(Debug, Default)]
 struct Done {
     rounds: u32,
     changes: u32,
-    /// Known clients that were asked at rest.
+    /// The known clients that were checked at rest.
     known: usize,
-    /// Clients that were to stay in the next round.
+    /// The clients that had to stay in the next round.
     stayed: usize,
 }
 
 impl Done {
-    /// Whether it is enough to tell something.
+    /// Whether the totals are large enough to be meaningful.
     const fn is_enough(&self, packets: u64) -> bool {
         packets > 10_000 && self.known > 1000 && self.stayed > 1000 && self.changes > self.rounds
     }
 }
 
 #[test]
-fn cpus_and_the_controller_agree_whenever_all_is_at_rest() -> Result<()> {
+fn when_everything_is_at_rest_then_cpus_and_controller_agree() -> Result<()> {
     let seconds = variable::number("CONTENTION_SECONDS")?.unwrap_or(10);
     let seed = variable::number("CONTENTION_SEED")?.unwrap_or_else(|| fastrand::u64(..));
     println!("CONTENTION_SEED={seed}");
     contend(Duration::from_secs(seconds), seed).with_context(|| format!("CONTENTION_SEED={seed}"))
 }
 
-/// Rounds for so long, and on a machine that is busy with something else until there were enough.
+/// Runs rounds for this time; on a busy machine, until there were enough.
 fn contend(time: Duration, seed: u64) -> Result<()> {
     let mut contest = Contest::new(seed)?;
     let allowed = sched_getaffinity(Pid::from_raw(0))?;

@@ -1,11 +1,12 @@
-//! Inputs that fuzzing has kept, given to their targets again.
+//! Runs the fuzz targets with the inputs that fuzzing has kept.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, panic, thread};
 
 use balancer_tests::fuzz::{TARGETS, corpus};
 
-/// Gives a target every file of its corpus, on a thread of its own: one target moves it into another namespace.
+/// Runs a target with every file of its corpus, on a new thread, because one target moves its thread into another
+/// namespace.
 fn replay(name: &'static str) {
     let (_, target) = TARGETS.into_iter().find(|(of, _)| *of == name).unwrap();
     let mut files: Vec<_> = fs::read_dir(corpus(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -22,51 +23,51 @@ fn replay(name: &'static str) {
 }
 
 #[test]
-fn api() {
+fn when_the_corpus_of_api_is_replayed_then_no_input_fails() {
     replay("api");
 }
 
 #[test]
-fn checks() {
+fn when_the_corpus_of_checks_is_replayed_then_no_input_fails() {
     replay("checks");
 }
 
 #[test]
-fn config() {
+fn when_the_corpus_of_config_is_replayed_then_no_input_fails() {
     replay("config");
 }
 
 #[test]
-fn contest() {
+fn when_the_corpus_of_contest_is_replayed_then_no_input_fails() {
     replay("contest");
 }
 
 #[test]
-fn fleet() {
+fn when_the_corpus_of_fleet_is_replayed_then_no_input_fails() {
     replay("fleet");
 }
 
 #[test]
-fn netlink() {
+fn when_the_corpus_of_netlink_is_replayed_then_no_input_fails() {
     replay("netlink");
 }
 
 #[test]
-fn notes() {
+fn when_the_corpus_of_notes_is_replayed_then_no_input_fails() {
     replay("notes");
 }
 
 #[test]
-fn packet() {
+fn when_the_corpus_of_packet_is_replayed_then_no_input_fails() {
     replay("packet");
 }
 
 #[test]
-fn state() {
+fn when_the_corpus_of_state_is_replayed_then_no_input_fails() {
     replay("state");
 }
 
 #[test]
-fn words() {
+fn when_the_corpus_of_words_is_replayed_then_no_input_fails() {
     replay("words");
 }

@@ -1,6 +1,6 @@
-//! Known clients by the packets that are not like most: fragments, IPv6 extension headers, ICMP errors. They go where the
-//! client is known, not where the table says, and are counted and remembered once. And clients of a service whose clock
-//! is slow, in one table with those of a quick one.
+//! Tests of known clients with unusual packets: fragments, IPv6 extension headers, ICMP errors. These packets go to the
+//! client's known backend instead of the table's, and are counted and remembered once. Other tests have clients of a
+//! service with a slow clock and of one with a quick clock in the same table.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -27,7 +27,7 @@ impl Scene {
     }
 
     pub(super) fn client(&self, number: u32) -> IpAddr {
-        // One client for each /64.
+        // Each /64 has one client.
         if self.v6 {
             Ipv6Addr::new(0x2001, 0xdb8, 0xc, number as u16, 0, 0, 0, 7).into()
         } else {
@@ -63,12 +63,12 @@ impl Scene {
         self.world.deliver(frame)?.context("dropped")
     }
 
-    /// Opens a connection: where it goes.
+    /// Opens a connection and returns the backend.
     pub(super) fn connect_one(&mut self, number: u32) -> Result<String> {
         self.deliver(&self.segment(number, SYN))
     }
 
-    /// Makes every client known; those of web2.
+    /// Makes every client known; returns those of web2.
     fn connect(&mut self) -> Result<Vec<u32>> {
         let mut there = Vec::new();
         for number in 0..CLIENTS {
@@ -105,7 +105,7 @@ fn where_they_are_known(v6: bool) -> Result<()> {
     }
     let counters = scene.world.counters()?;
     assert_eq!((counters.connections, counters.decided(Decision::New)), (u64::from(CLIENTS), u64::from(CLIENTS)));
-    // A connection opened in fragments, and one behind options, count once each.
+    // A connection opened in fragments and one with options count once each.
     for &number in &known {
         let mut frames = scene.parts(number, SYN, 3000 + number);
         if v6 {
@@ -164,25 +164,25 @@ fn recorded_once(v6: bool) -> Result<()> {
 }
 
 #[test]
-fn rare_packets_go_where_their_client_is_known() -> Result<()> {
+fn when_a_known_client_sends_rare_packets_then_they_go_where_it_is_known() -> Result<()> {
     where_they_are_known(false)?;
     where_they_are_known(true)
 }
 
 #[test]
-fn rare_packets_move_their_client_once_and_errors_nobody() -> Result<()> {
+fn when_a_client_moves_with_rare_packets_then_it_moves_once_and_errors_move_none() -> Result<()> {
     moved_once(false)?;
     moved_once(true)
 }
 
 #[test]
-fn rare_packets_record_their_client_once_and_errors_nobody() -> Result<()> {
+fn when_a_new_client_sends_rare_packets_then_it_is_recorded_once_and_errors_record_none() -> Result<()> {
     recorded_once(false)?;
     recorded_once(true)
 }
 
 #[test]
-fn newcomers_of_a_quick_service_leave_established_clients_of_a_slow_one_alone() -> Result<()> {
+fn when_a_quick_service_has_many_new_clients_then_a_slow_ones_established_clients_stay() -> Result<()> {
     // A table of few entries; ticks of 11 s and of 1 s.
     let settings = "remember = \"12h\"
 [[service.backend]]
@@ -210,7 +210,7 @@ remember = \"10s\"";
     connect_known(&mut world, &all)?;
     let established = connect_known(&mut world, &all)?;
     assert!(established.len() >= 20, "{} established clients", established.len());
-    // By the quick clock they are as old as time.
+    // By the quick clock, their age is the largest possible.
     world.pass(60)?;
     for number in 0..1000 {
         let frame = Frame {

@@ -17,7 +17,7 @@ use nix::{
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 const CLIENTS: u32 = 400;
 
-/// From now on this thread reads that CPU 0 alone is online.
+/// Makes this thread read that only CPU 0 is online.
 fn hide_other_cpus() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;
     let none: Option<&str> = None;
@@ -37,7 +37,7 @@ fn when_a_cpu_comes_online_after_the_start_then_what_it_forwards_is_counted() ->
         return Ok(());
     };
     hide_other_cpus()?;
-    // Ids beyond the few rows that a map has more than its blocks, and those.
+    // Ids within a map's few additional rows, and ids beyond them.
     for first in [1, 100] {
         let mut world = World::with_ids(first, "remember = \"60s\"", 2, 1024)?;
         let ids = ["web1", "web2"].map(|name| world.controller().backend(&named(name)).unwrap().id());
@@ -61,7 +61,7 @@ fn when_a_cpu_comes_online_after_the_start_then_what_it_forwards_is_counted() ->
                 "packets on CPU {cpu}, ids from {first} on"
             );
         }
-        // Moves are counted where CPUs share the row as well.
+        // Moves are counted also where CPUs share the row.
         world.admin("web1", Admin::Maint, None)?;
         for number in 0..CLIENTS {
             world.send(client(number), SYN)?;

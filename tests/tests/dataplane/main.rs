@@ -1,4 +1,5 @@
-//! The kernel program against its model and beneath the controller's core, in one process: no hosts, no network.
+//! Tests of the kernel program against its model and below the controller's core, in one process: without hosts and
+//! network.
 
 mod changing_keys;
 mod contention;

@@ -21,7 +21,7 @@ fn id(world: &World, name: &str) -> u16 {
     world.controller().backend(&named(name)).unwrap().id().0
 }
 
-/// Connections of all clients: where each goes.
+/// Opens connections of all clients; returns the backend of each.
 fn visit(world: &mut World, flags: u8) -> Result<BTreeMap<u32, String>> {
     let mut homes = BTreeMap::new();
     for number in 0..CLIENTS {
@@ -36,7 +36,7 @@ fn of(homes: &BTreeMap<u32, String>, name: &str) -> impl Iterator<Item = u32> {
 }
 
 #[test]
-fn backends_with_high_ids_are_as_all_others() -> Result<()> {
+fn when_backends_have_high_ids_then_they_behave_like_others() -> Result<()> {
     for first in [16_382, 32_766, LAST_BACKEND - 5] {
         let mut world = World::with_ids(first, REMEMBER, 4, 65_536)?;
         assert_eq!((id(&world, "web1"), id(&world, "web4")), (first, first + 3));
@@ -53,7 +53,7 @@ fn backends_with_high_ids_are_as_all_others() -> Result<()> {
         world.pass(4)?;
         assert_eq!(world.shown("web4")?.1, of(&homes, "web4").count() as u64, "known clients that a sweep finds");
 
-        // Who is known stays in a drain, is counted by a plan, and moves when it is forgotten.
+        // A known client stays in a drain, counts in a plan, and moves when it is forgotten.
         world.admin("web4", Admin::Drain, Some(Duration::from_secs(3600)))?;
         assert_eq!(visit(&mut world, SYN)?, homes);
         let one = of(&homes, "web4").next().unwrap();
@@ -64,7 +64,7 @@ fn backends_with_high_ids_are_as_all_others() -> Result<()> {
         let stay = homes.iter().filter(|(_, home)| *home != "web4");
         assert!(stay.clone().all(|(number, home)| moved[number] == *home) && stay.count() > 0);
 
-        // A failure moves who is there; the counters name the backend that they leave.
+        // A failure moves the clients there; the counters name the backend that they leave.
         world.checked("web3", &CheckOutcome::Hard("gone".to_owned()), 10)?;
         let after = visit(&mut world, SYN)?;
         assert_eq!(of(&after, "web3").count(), 0);
@@ -72,7 +72,7 @@ fn backends_with_high_ids_are_as_all_others() -> Result<()> {
         assert_eq!(world.counters()?.moved(MoveCause::Down), left);
         assert!(world.counters()?.decided(Decision::Moved) >= left);
 
-        // The last ids there are, then those that were given back.
+        // The last free ids, then those that were released.
         world.add("web5", 15)?;
         world.add("web6", 16)?;
         assert_eq!(id(&world, "web6"), first + 5);
@@ -81,7 +81,7 @@ fn backends_with_high_ids_are_as_all_others() -> Result<()> {
 }
 
 #[test]
-fn ids_beyond_the_rows_are_refused() -> Result<()> {
+fn when_an_id_exceeds_the_rows_then_it_is_refused() -> Result<()> {
     let capacity = Capacity {
         slots: 1 << 16,
         services: 16,

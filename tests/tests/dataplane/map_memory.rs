@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, fs};
 use anyhow::{Context as _, Result, ensure};
 use balancer_dataplane::{Capacity, KernelDataplane};
 
-/// Bytes of every map that this process has open, by its number, as the kernel counts them.
+/// The size of every map that this process has open, by the map's id, from the kernel.
 fn counted() -> Result<BTreeMap<u64, u64>> {
     let mut maps = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fdinfo")? {
-        // One may have been closed since, as the one that is read from.
+        // A descriptor may have been closed since, like the one of this directory.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {

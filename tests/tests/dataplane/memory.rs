@@ -1,5 +1,5 @@
-//! Client memory: who stays, who moves, why, and that it is counted. The kernel program and the controller's core in one
-//! process, ten thousand clients.
+//! Tests of client memory: which clients stay, which move, the reason, and the counters. The kernel program and the
+//! controller's core run in one process, with ten thousand clients.
 
 use std::{
     collections::HashMap,
@@ -29,19 +29,19 @@ fn refused() -> CheckOutcome {
     CheckOutcome::Hard("connect: refused".to_owned())
 }
 
-/// Connects every client once; where each went.
+/// Connects every client once; returns the backends.
 fn connect_all(world: &mut World) -> Result<HashMap<u32, String>> {
     (0..CLIENTS).map(|number| Ok((number, world.connect(client(number))?))).collect()
 }
 
-/// Clients that are elsewhere than before: none of them.
+/// Checks that no client is at another backend than before.
 #[track_caller]
 fn assert_nobody_moved(before: &HashMap<u32, String>, after: &HashMap<u32, String>, when: &str) {
     let moved = moved(before, after);
     assert!(moved.is_empty(), "{} of {} clients moved {when}, one is {}", moved.len(), before.len(), moved[0]);
 }
 
-/// Clients that are elsewhere than before.
+/// The clients that are at another backend than before.
 fn moved(before: &HashMap<u32, String>, after: &HashMap<u32, String>) -> Vec<u32> {
     before.iter().filter(|(number, backend)| after.get(number) != Some(backend)).map(|(&number, _)| number).collect()
 }
@@ -51,7 +51,7 @@ fn at(homes: &HashMap<u32, String>, backend: &str) -> usize {
 }
 
 #[test]
-fn known_clients_stay_when_backends_are_added_weighed_drained_and_return() -> Result<()> {
+fn when_backends_are_added_weighed_drained_and_return_then_known_clients_stay() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     let counters = world.counters()?;
@@ -80,7 +80,7 @@ fn known_clients_stay_when_backends_are_added_weighed_drained_and_return() -> Re
 }
 
 #[test]
-fn a_hard_failure_moves_exactly_the_dead_backends_clients_once_each() -> Result<()> {
+fn when_a_backend_fails_hard_then_exactly_its_clients_move_once_each() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.pass(1)?;
@@ -107,7 +107,7 @@ fn a_hard_failure_moves_exactly_the_dead_backends_clients_once_each() -> Result<
 }
 
 #[test]
-fn failback_return_sends_home_those_who_were_moved_and_nobody_else() -> Result<()> {
+fn when_failback_is_return_then_exactly_the_moved_clients_go_home() -> Result<()> {
     let mut world = World::new(&format!("{REMEMBER}\nfailback = \"return\""), 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.checked("web3", &refused(), 3)?;
@@ -126,7 +126,7 @@ fn failback_return_sends_home_those_who_were_moved_and_nobody_else() -> Result<(
 }
 
 #[test]
-fn a_drain_ends_at_its_deadline_or_with_its_last_client() -> Result<()> {
+fn when_a_drain_reaches_its_deadline_or_its_last_client_leaves_then_it_ends() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.admin("web1", Admin::Drain, Some(Duration::from_secs(5)))?;
@@ -138,7 +138,7 @@ fn a_drain_ends_at_its_deadline_or_with_its_last_client() -> Result<()> {
     assert_eq!(moved(&homes, &after).len(), at(&homes, "web1"));
     assert_eq!(world.counters()?.moved(MoveCause::Drain), at(&homes, "web1") as u64);
 
-    // Everybody is forgotten after a minute of silence; a drain then has nobody to wait for.
+    // All clients are forgotten after a minute of silence; a drain then has no client to wait for.
     world.pass(62)?;
     world.admin("web2", Admin::Drain, Some(Duration::from_secs(3600)))?;
     world.pass(3)?;
@@ -147,7 +147,7 @@ fn a_drain_ends_at_its_deadline_or_with_its_last_client() -> Result<()> {
 }
 
 #[test]
-fn maintenance_and_removal_move_at_once_each_with_its_cause() -> Result<()> {
+fn when_a_backend_is_in_maintenance_or_removed_then_its_clients_move_at_once_with_that_reason() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.admin("web1", Admin::Maint, None)?;
@@ -156,7 +156,7 @@ fn maintenance_and_removal_move_at_once_each_with_its_cause() -> Result<()> {
     assert_eq!(world.counters()?.moved(MoveCause::Maint), at(&homes, "web1") as u64);
 
     world.change(Change::Remove { name: named("web2"), force: true })?;
-    // Ids are not reused before the entries are gone: clients known at web2 are not taken for clients of web9.
+    // Ids are not reused before the entries are gone: clients known at web2 must not become clients of web9.
     world.add("web9", 9)?;
     let last = connect_all(&mut world)?;
     assert!(moved(&after, &last).iter().all(|number| after[number] == "web2"));
@@ -170,7 +170,7 @@ fn maintenance_and_removal_move_at_once_each_with_its_cause() -> Result<()> {
 }
 
 #[test]
-fn removal_without_force_drains_first() -> Result<()> {
+fn when_a_backend_is_removed_without_force_then_it_drains_first() -> Result<()> {
     let mut world = World::new(REMEMBER, 3, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.pass(1)?;
@@ -186,10 +186,10 @@ fn removal_without_force_drains_first() -> Result<()> {
 }
 
 #[test]
-fn clients_are_forgotten_after_their_time_and_not_before() -> Result<()> {
+fn when_the_memory_time_has_passed_then_clients_are_forgotten_and_not_before() -> Result<()> {
     let mut world = World::new("remember = \"10s\"", 4, 262_144)?;
     let homes = connect_all(&mut world)?;
-    // A connection that goes on, and one with a packet a second, both without another SYN.
+    // A connection that continues, and one with a packet per second, both without another SYN.
     for _ in 0..30 {
         world.pass(1)?;
         world.send(client(1), ACK)?;
@@ -208,8 +208,8 @@ fn clients_are_forgotten_after_their_time_and_not_before() -> Result<()> {
     Ok(())
 }
 
-/// Clients with one connection each, of which a packet comes every so many seconds: those of whom a packet goes elsewhere
-/// when other backends have taken slots over, after `remember` and a half.
+/// Clients with one connection each, which sends a packet every `every` seconds. Returns how many have a packet at
+/// another backend, when other backends have taken slots over, after one and a half times `remember`.
 fn cut(remember: u64, every: u64, clients: u32) -> Result<usize> {
     let mut world = World::new(&format!("remember = \"{remember}s\""), 4, 65_536)?;
     let homes: HashMap<u32, String> =
@@ -233,7 +233,7 @@ fn cut(remember: u64, every: u64, clients: u32) -> Result<usize> {
 }
 
 #[test]
-fn sparse_connections_are_known_whatever_their_rhythm() -> Result<()> {
+fn when_connections_are_sparse_then_their_clients_stay_known_at_any_rhythm() -> Result<()> {
     let rhythms: [(u64, &[u64]); 6] = [
         (1, &[1]),
         (15, &[1]),
@@ -251,7 +251,7 @@ fn sparse_connections_are_known_whatever_their_rhythm() -> Result<()> {
     Ok(())
 }
 
-/// A world in which web5 was added, where each client is, and those that the table would send to web5.
+/// A world after the addition of web5, the backend of each client, and the clients that the table would send to web5.
 fn with_web5() -> Result<(World, HashMap<u32, String>, Vec<u32>)> {
     let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
     let homes: HashMap<u32, String> =
@@ -263,12 +263,12 @@ fn with_web5() -> Result<(World, HashMap<u32, String>, Vec<u32>)> {
 }
 
 #[test]
-fn an_entry_that_is_written_late_has_its_slot_flagged() -> Result<()> {
+fn when_an_entry_is_written_late_then_its_slot_is_flagged() -> Result<()> {
     let (mut world, homes, elsewhere) = with_web5()?;
     let number = elsewhere[0];
     let before = world.entries()?;
     assert_eq!(world.forget(client(number))?, Forgotten { clients: 1, moved: 1 });
-    // Its slot's flag is taken back.
+    // The slot's flag is cleared.
     world.pass(5)?;
     assert_eq!(world.send(client(number), ACK)?.as_deref(), Some("web5"));
     world.write_late(&before)?;
@@ -280,7 +280,7 @@ fn an_entry_that_is_written_late_has_its_slot_flagged() -> Result<()> {
 }
 
 #[test]
-fn what_is_written_late_of_a_forgotten_client_is_forgotten_again() -> Result<()> {
+fn when_an_entry_of_a_forgotten_client_is_written_late_then_it_is_forgotten_again() -> Result<()> {
     let (mut world, homes, elsewhere) = with_web5()?;
     let number = elsewhere[0];
     let before = world.entries()?;
@@ -305,7 +305,7 @@ fn what_is_written_late_of_a_forgotten_client_is_forgotten_again() -> Result<()>
 }
 
 #[test]
-fn passes_over_the_client_table_wait_for_packets_on_their_way() -> Result<()> {
+fn when_packets_are_on_their_way_then_passes_over_the_client_table_wait() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 1, 64)?;
     world.pass(1)?;
     assert!(world.passes(1000) < 500, "each is a pass, were it not for that");
@@ -313,7 +313,7 @@ fn passes_over_the_client_table_wait_for_packets_on_their_way() -> Result<()> {
 }
 
 #[test]
-fn exceptions_are_taken_back_once_nobody_is_elsewhere() -> Result<()> {
+fn when_no_client_is_away_from_its_slots_backend_then_exceptions_are_cleared() -> Result<()> {
     let mut world = World::new("remember = \"10s\"", 4, 262_144)?;
     connect_all(&mut world)?;
     assert_eq!(world.dataplane().memory()?.exceptions, 0, "the first table has none");
@@ -328,7 +328,7 @@ fn exceptions_are_taken_back_once_nobody_is_elsewhere() -> Result<()> {
     Ok(())
 }
 
-/// Two services in a world that records 4,096 newcomers a second, 1,024 of them of each service.
+/// Two services in a world that records 4,096 new clients per second, of which each service has 1,024 for itself.
 fn two_services() -> Result<World> {
     let settings = "remember = \"3h\"\n[[service.backend]]\nname = \"more\"\naddress = \"10.0.0.99\"\n[[service]]\n\
                     name = \"other\"\naddress = \"198.51.100.20:80\"\nforwarding = \"dsr\"\nremember = \"3h\"";
@@ -351,7 +351,7 @@ fn inserted(world: &World) -> Result<u64> {
 }
 
 #[test]
-fn a_flood_on_one_service_leaves_the_newcomers_of_another_their_share() -> Result<()> {
+fn when_one_service_is_flooded_then_new_clients_of_another_keep_their_share() -> Result<()> {
     let mut world = two_services()?;
     world.hold_newcomers()?;
     flood(&mut world, VIP, 0, 6000)?;
@@ -362,7 +362,7 @@ fn a_flood_on_one_service_leaves_the_newcomers_of_another_their_share() -> Resul
 }
 
 #[test]
-fn all_cpus_together_record_so_many_newcomers_a_second() -> Result<()> {
+fn when_all_cpus_record_new_clients_then_the_limit_per_second_holds() -> Result<()> {
     let mut world = two_services()?;
     world.hold_newcomers()?;
     let allowed = sched_getaffinity(Pid::from_raw(0))?;
@@ -378,9 +378,9 @@ fn all_cpus_together_record_so_many_newcomers_a_second() -> Result<()> {
 }
 
 #[test]
-fn newcomers_are_recorded_when_no_controller_runs() -> Result<()> {
+fn when_no_controller_runs_then_new_clients_are_recorded() -> Result<()> {
     let mut world = two_services()?;
-    // Longer than a period of the kernel's clock, and nobody moves any other.
+    // Longer than a period of the kernel's clock; no controller moves the other clocks.
     for round in 0..3 {
         flood(&mut world, VIP, 10_000 * round, 3500)?;
         std::thread::sleep(Duration::from_millis(1100));
@@ -390,7 +390,7 @@ fn newcomers_are_recorded_when_no_controller_runs() -> Result<()> {
 }
 
 #[test]
-fn a_client_with_one_connection_is_established_after_seconds() -> Result<()> {
+fn when_a_client_has_one_connection_then_it_is_established_after_seconds() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
     (0..400).try_for_each(|number| world.connect(client(number)).map(drop))?;
     for _ in 0..12 {
@@ -400,19 +400,19 @@ fn a_client_with_one_connection_is_established_after_seconds() -> Result<()> {
     let entries = world.entries()?;
     let entries = entries.values().flatten().filter(|&&word| word != 0).map(|&word| Entry(word));
     let late = entries.filter(|entry| !entry.established()).count();
-    // One in ten thousand shares its bit in a period.
+    // One client in ten thousand shares its bit within a period.
     assert!(late <= 1, "{late} of 400 are not established");
     Ok(())
 }
 
 #[test]
-fn datagrams_of_a_known_client_read_its_entry_once_in_a_period() -> Result<()> {
+fn when_a_known_client_sends_datagrams_then_its_entry_is_read_once_in_a_period() -> Result<()> {
     let mut world = World::of(
         "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:53\"\nprotocol = \"udp\"\nforwarding = \"dsr\"\n\
          remember = \"3h\"\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n",
     )?;
     let frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
-    // The first has the client recorded, the second finds it known, the third is settled.
+    // The first packet records the client, the second finds it, the third finds it established.
     for packets in 1..=3 {
         world.deliver(&frame)?;
         assert_eq!((inserted(&world)?, world.counters()?.connections), (1, 1), "after {packets}");
@@ -429,7 +429,8 @@ fn datagrams_of_a_known_client_read_its_entry_once_in_a_period() -> Result<()> {
     Ok(())
 }
 
-/// A newcomer's datagram finds both its bits set by others: its entry is not looked for before the next period.
+/// A new client's datagram may find that others have set both of its bits. Then the program does not look for the
+/// client's entry before the next period.
 #[test]
 fn when_many_udp_clients_come_at_once_then_all_are_known_within_seconds() -> Result<()> {
     const NEWCOMERS: u32 = 20_000;
@@ -440,7 +441,7 @@ fn when_many_udp_clients_come_at_once_then_all_are_known_within_seconds() -> Res
     )?;
     let mut frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
     let mut unknown = 0;
-    // Three of these pass before all may be recorded.
+    // Three of these pass before all clients may be recorded.
     for second in 1..=6 {
         world.hold_newcomers()?;
         for _ in 0..2 {
@@ -458,7 +459,7 @@ fn when_many_udp_clients_come_at_once_then_all_are_known_within_seconds() -> Res
 }
 
 #[test]
-fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
+fn when_many_new_clients_come_then_no_known_client_moves() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.pass(4)?;
@@ -484,7 +485,7 @@ fn a_flood_of_newcomers_moves_no_known_client() -> Result<()> {
     Ok(())
 }
 
-/// Two packets of each forged source make it established, and there are more than the table has room for.
+/// Two packets of each forged source make it established, and the sources are more than the table has room for.
 #[test]
 fn when_a_flood_has_established_itself_then_real_clients_are_remembered_an_eighth_of_the_time_later() -> Result<()> {
     const ROOM: u32 = 4096;
@@ -497,14 +498,14 @@ fn when_a_flood_has_established_itself_then_real_clients_are_remembered_an_eight
             }
             world.pass(3)?;
         }
-        // So many newcomers are recorded in a second of the kernel's clock.
+        // This number of new clients is recorded in a second of the kernel's clock.
         std::thread::sleep(Duration::from_millis(1100));
     }
     let full = world.dataplane().memory()?.stats.full;
     assert!(full > 0, "the flood does not fill any bucket");
     world.pass(3600 / 8 + 3600 / 32 + 10)?;
     let known = |world: &World, number| world.dataplane().client(ServiceId(0), client(number).into()).is_some();
-    // They go on with what they have begun a moment later.
+    // Their connections continue a moment later.
     for first in (0..REAL).step_by(300) {
         (first..first + 300).try_for_each(|number| world.connect(client(number)).map(drop))?;
         world.pass(2)?;
@@ -516,7 +517,7 @@ fn when_a_flood_has_established_itself_then_real_clients_are_remembered_an_eight
 }
 
 #[test]
-fn all_down_open_keeps_clients_where_they_are() -> Result<()> {
+fn when_all_backends_are_down_and_the_table_is_open_then_clients_stay() -> Result<()> {
     let mut world = World::new(REMEMBER, 3, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.change(Change::SetWeight { name: named("web3"), weight: 0 })?;
@@ -528,7 +529,7 @@ fn all_down_open_keeps_clients_where_they_are() -> Result<()> {
 }
 
 #[test]
-fn a_thousand_swaps_send_nobody_where_no_table_ever_pointed() -> Result<()> {
+fn when_the_table_changes_a_thousand_times_then_no_client_goes_where_no_table_pointed() -> Result<()> {
     let mut world = World::new("remember = \"0s\"", 4, 1)?;
     for round in 0..1000u32 {
         let backend = format!("web{}", round % 4 + 1);
@@ -550,14 +551,14 @@ fn a_thousand_swaps_send_nobody_where_no_table_ever_pointed() -> Result<()> {
     Ok(())
 }
 
-/// `remember` changes in ticks of the same length, in longer and in shorter ones.
+/// `remember` changes with ticks of the same length, of a longer and of a shorter one.
 #[test]
-fn nobody_is_forgotten_early_when_the_time_of_memory_changes() -> Result<()> {
+fn when_the_memory_time_changes_then_no_client_is_forgotten_early() -> Result<()> {
     const MINUTE: u64 = 60;
     let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
     let reload = |world: &mut World, remember: &str| world.reload(&format!("remember = \"{remember}\""), 4, 262_144);
     let homes = connect_all(&mut world)?;
-    // From now on the table alone sends many of them elsewhere.
+    // From now on, the table alone would send many of them elsewhere.
     world.add("web5", 5)?;
     world.add("web6", 6)?;
     let known =
@@ -585,8 +586,8 @@ fn nobody_is_forgotten_early_when_the_time_of_memory_changes() -> Result<()> {
         seen(&mut world, &format!("with {remember}"))?;
     }
     assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
-    // Those who were silent for longer than they are to be remembered now are forgotten; whom the table sends elsewhere
-    // is moved by that.
+    // Clients that were silent for longer than the new time are forgotten. If the table sends them elsewhere, that
+    // counts as their move.
     world.skip(70 * MINUTE)?;
     reload(&mut world, "1h")?;
     world.skip(5)?;
@@ -602,7 +603,7 @@ fn nobody_is_forgotten_early_when_the_time_of_memory_changes() -> Result<()> {
 }
 
 #[test]
-fn a_change_that_the_kernel_refuses_sets_no_clock() -> Result<()> {
+fn when_the_kernel_refuses_a_change_then_no_clock_changes() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 65_536)?;
     let homes: Vec<String> = (0..300).map(|number| world.connect(client(number))).collect::<Result<_>>()?;
     world.pass(5)?;
@@ -610,7 +611,7 @@ fn a_change_that_the_kernel_refuses_sets_no_clock() -> Result<()> {
     let seen = |world: &World| (0..300).map(|number| world.dataplane().client(id, client(number).into())).collect();
     let before: Vec<_> = seen(&world);
     assert!(before.iter().all(Option::is_some));
-    // The directory is made for 256 services and VIPs, and takes some more. Ticks would be of minutes.
+    // The directory has room for 256 services and VIPs and a few more. The ticks would be minutes long.
     let more = |service: u32| {
         let vip = Ipv4Addr::from(0xc612_0000 + service);
         format!("[[service]]\nname = \"s{service}\"\naddress = \"{vip}:80\"\nforwarding = \"dsr\"\ntable_size = 251\n")

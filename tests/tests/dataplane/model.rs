@@ -1,7 +1,7 @@
-//! The kernel program against the model: generated packets through both must come out the same, be counted the same, and
-//! leave the same client table behind.
+//! Tests of the kernel program against the model: both must handle generated packets in the same way, count the same,
+//! and have the same client table afterwards.
 //!
-//! `BALANCER_MODEL_SEED` chooses other packets, `BALANCER_MODEL_PACKETS` more or fewer of them.
+//! `BALANCER_MODEL_SEED` selects other packets, `BALANCER_MODEL_PACKETS` their number.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -20,22 +20,22 @@ use balancer_testkit::variable;
 
 const SEED: u64 = 0x0062_616c_616e_6365;
 const PACKETS: usize = 1_000_000;
-/// Packets of one scene.
+/// The number of packets in a scene.
 const SCENE: usize = 4000;
-/// Packets that must show everything.
+/// The number of packets from which on all events must occur.
 const ENOUGH: usize = 200_000;
-/// How many of so many packets must show each thing. It is as rare among fewer.
+/// The minimal number of occurrences of each event, per number of packets.
 const EACH: (u64, usize) = (20, PACKETS);
-/// Steps between two looks at the counters.
+/// The number of steps between two comparisons of the counters.
 const LOOK: usize = 64;
 
 #[test]
-fn kernel_and_model_agree() {
+fn when_packets_are_generated_then_kernel_and_model_agree() {
     let seed = variable::number("BALANCER_MODEL_SEED").expect("a seed").unwrap_or(SEED);
     let packets = variable::number("BALANCER_MODEL_PACKETS")
         .expect("how many packets")
         .map_or(PACKETS, |packets| packets as usize);
-    // A thread of its own: it moves into another namespace.
+    // A separate thread, because it moves into another namespace.
     let report = std::thread::spawn(move || contest(seed, packets)).join().expect("the thread of the contest panicked");
     if let Some(report) = report.expect("the contest could not be held") {
         panic!("{report}");
@@ -71,14 +71,14 @@ fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
             return Ok(Some(report));
         }
         done += count;
-        // Weyl's sequence: every scene has a seed of its own, and each is found by that alone.
+        // Weyl's sequence: every scene has its own seed, which is enough to repeat it.
         seeds = seeds.wrapping_add(0x9e37_79b9_7f4a_7c15);
     }
     println!("{packets} packets in {:.1?}: {:#?}", start.elapsed(), total.0);
     Ok((packets >= ENOUGH).then(|| total.missing(packets)).filter(|missing| !missing.is_empty()))
 }
 
-/// The case, for people.
+/// Formats the case for people.
 fn case(scene: &Scene, steps: &[Step]) -> String {
     let mut text = String::new();
     for step in steps {
@@ -97,7 +97,7 @@ fn case(scene: &Scene, steps: &[Step]) -> String {
     text
 }
 
-/// Counts of everything that was seen in all scenes. A contest in which hardly anything is seen would prove nothing.
+/// Counts of all observed events in all scenes. A comparison with hardly any events would prove nothing.
 #[derive(Debug, Default)]
 struct Total(BTreeMap<String, u64>);
 
@@ -109,7 +109,7 @@ impl Total {
     fn add(&mut self, scene: &Scene, counters: &Counters) {
         let mut sent = counters.watched;
         for verdicts in counters.verdicts.values() {
-            // No backend of a scene is this machine: `e2e/local.rs` has such.
+            // No backend of a scene is this machine: `e2e/local.rs` has such backends.
             let unseen = [Verdict::Aborted, Verdict::Local];
             for &verdict in Verdict::ALL.iter().filter(|verdict| !unseen.contains(verdict)) {
                 self.count(verdict.label(), verdicts[verdict.index()]);
@@ -119,14 +119,14 @@ impl Total {
                 .iter()
                 .sum::<u64>();
         }
-        // A frame given to the program this way always has room in front, budgets are granted anew, and no neighbour is
-        // asked for in vain. No backend of a scene is checked when packets suspect it: `packets/signs.rs` has these.
+        // In these runs, a frame always has headroom, budgets are renewed, and every neighbour answers. No packet makes
+        // the program suspect a backend: `packets/signs.rs` tests that.
         let unseen = [
             DropReason::NoHeadroom,
             DropReason::EchoLimited,
             DropReason::NoNeighbour,
             DropReason::Withheld,
-            // Of `snat`, which no scene has.
+            // For `snat`, which no scene has.
             DropReason::FlowUnknown,
             DropReason::NoPort,
             DropReason::FlowTableFull,
@@ -154,7 +154,7 @@ impl Total {
             for &decision in Decision::ALL {
                 self.count(decision.label(), stats.decisions[decision.index()]);
             }
-            // Forgetting on request is the controller's.
+            // Only the controller forgets clients on request.
             for &cause in MoveCause::ALL.iter().filter(|&&cause| cause != MoveCause::Forgotten) {
                 self.count(format!("moved: {}", cause.label()), stats.moves[cause.index()]);
             }
@@ -191,7 +191,7 @@ impl Total {
         }
     }
 
-    /// Lists everything that was hardly ever seen.
+    /// Lists all events that hardly ever occurred.
     fn missing(&self, packets: usize) -> String {
         let (least, of) = EACH;
         let rare = self.0.iter().filter(|&(_, &times)| times * (of as u64) < least * packets as u64);

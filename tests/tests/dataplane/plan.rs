@@ -1,4 +1,4 @@
-//! A plan is what happens: slots at once, clients when every known one has come back.
+//! Tests that a plan is correct: slots at once, and clients when every known client has returned.
 
 use std::{
     collections::BTreeMap,
@@ -31,12 +31,12 @@ fn plan(world: &mut World, change: Change) -> Result<PlannedService> {
     planned.services.into_iter().find(|plan| plan.service == "web").context("no plan")
 }
 
-/// Every client connects once; where each went.
+/// Connects every client once; returns the backends.
 fn connect_all(world: &mut World) -> Result<Vec<Option<String>>> {
     (0..CLIENTS).map(|number| world.send(client(number), SYN)).collect()
 }
 
-/// From whom to whom, and how many.
+/// The number of clients by old and new backend.
 type Flow = BTreeMap<(Option<String>, Option<String>), u64>;
 
 fn slots(world: &World) -> Result<Vec<Option<String>>> {
@@ -109,12 +109,12 @@ fn sequence(settings: &str) -> Result<()> {
     world.pass(2)?;
     let removed = holds(&mut world, Change::Remove { name: named("web4"), force: true })?;
     assert!(removed.known_clients_moved > 500, "{removed:?}");
-    // Who is on the way elsewhere anyway is not the change's.
+    // Clients that move for other reasons do not belong to the change.
     connect_all(&mut world)?;
     world.checked("web1", &CheckOutcome::Hard("refused".to_owned()), 3)?;
     let planned = plan(&mut world, Change::SetWeight { name: named("web2"), weight: 200 })?;
     assert_eq!(planned.known_clients_moved, 0);
-    // Nobody left: they would be dropped, or stay where they are.
+    // Without any backend, clients would be dropped or stay, depending on the setting.
     for backend in ["web2", "web3"] {
         holds(&mut world, admin(backend, Admin::Maint))?;
     }
@@ -123,16 +123,16 @@ fn sequence(settings: &str) -> Result<()> {
 }
 
 #[test]
-fn what_is_planned_happens() -> Result<()> {
+fn when_a_change_is_planned_then_the_plan_is_what_happens() -> Result<()> {
     sequence("")
 }
 
 #[test]
-fn what_is_planned_happens_where_moved_clients_return() -> Result<()> {
+fn when_moved_clients_return_then_the_plan_is_what_happens() -> Result<()> {
     sequence("failback = \"return\"")
 }
 
 #[test]
-fn what_is_planned_happens_where_nobody_left_means_dropping() -> Result<()> {
+fn when_clients_are_dropped_without_backends_then_the_plan_is_what_happens() -> Result<()> {
     sequence("when_all_down = \"drop\"")
 }

@@ -1,5 +1,5 @@
-//! Tests of the work that a change of `remember` leaves to be done in the client table, part by part: between two parts
-//! known clients are found where they were, as old as they are.
+//! Tests of the work that a change of `remember` leaves in the client table, part by part. Between two parts, known
+//! clients must have their backends and their ages.
 
 use std::{collections::HashMap, thread, time::Duration};
 
@@ -11,7 +11,7 @@ use balancer_fleet::{emptied::Emptied, member::Told};
 use balancer_packet_model::world::{World, client};
 
 const CLIENTS: u32 = 2_000;
-/// So many that the table has eight parts.
+/// The number of clients, for which the table has eight parts.
 const ROOM: u32 = 50_000;
 const PARTS: usize = 8;
 /// Ticks of two seconds.
@@ -23,7 +23,8 @@ const MINUTE: &str = "remember = \"1m\"";
 /// The largest error of an age in seconds: a tick of `DAY` and one of `TWO_HOURS`.
 const MOST_SECONDS: u64 = 22 + 2;
 
-/// Even clients were seen now, odd ones half an hour ago; half of all are not where the table would send them.
+/// Clients with even numbers were seen now, those with odd numbers half an hour ago. Half of all are not where the
+/// table would send them.
 fn world() -> Result<(World, HashMap<u32, String>)> {
     let mut world = World::new(TWO_HOURS, 4, ROOM)?;
     let homes: HashMap<u32, String> =
@@ -43,7 +44,7 @@ fn age(number: u32) -> u64 {
     if number.is_multiple_of(2) { 0 } else { 1800 }
 }
 
-/// All are known, and as old as they are, to a tick of either length, after so many seconds more.
+/// Checks that all clients are known with their ages, up to a tick of either length, `more` seconds later.
 #[track_caller]
 fn assert_ages(world: &World, numbers: impl IntoIterator<Item = u32>, more: u64, when: &str) {
     for number in numbers {
@@ -65,7 +66,7 @@ fn nobody_moves(world: &mut World, homes: &HashMap<u32, String>, numbers: impl I
 }
 
 #[test]
-fn between_two_parts_everybody_is_known_and_as_old_as_he_is() -> Result<()> {
+fn when_half_of_the_parts_are_done_then_all_clients_are_known_with_their_ages() -> Result<()> {
     let (mut world, homes) = world()?;
     world.reload(DAY, 4, ROOM)?;
     for part in 0..PARTS {
@@ -74,13 +75,13 @@ fn between_two_parts_everybody_is_known_and_as_old_as_he_is() -> Result<()> {
         // Packets find their clients, and refresh some.
         let some = (0..CLIENTS).skip(part).step_by(2 * PARTS).filter(|number| number % 2 == 0);
         nobody_moves(&mut world, &homes, some)?;
-        // Half a minute passes, in which nothing is swept, and by which nobody is older.
+        // Half a minute without a sweep passes, and ages do not increase.
         assert!(!world.wait(30), "{when}: a sweep has ended");
         assert_eq!(world.reread(), part + 1 == PARTS, "{when}");
     }
     assert_ages(&world, 0..CLIENTS, 0, "after all parts");
     assert_eq!(world.forgotten(), 0);
-    // Time goes on.
+    // Time continues.
     world.skip(50)?;
     assert_ages(&world, 0..CLIENTS, 50, "50 s later");
     nobody_moves(&mut world, &homes, 0..CLIENTS)?;
@@ -89,13 +90,13 @@ fn between_two_parts_everybody_is_known_and_as_old_as_he_is() -> Result<()> {
 }
 
 #[test]
-fn who_is_too_old_is_forgotten_in_parts_and_who_comes_meanwhile_is_not() -> Result<()> {
+fn when_clients_are_too_old_then_they_are_forgotten_in_parts_and_new_ones_are_not() -> Result<()> {
     let (mut world, homes) = world()?;
     world.reload(MINUTE, 4, ROOM)?;
     let old: Vec<u32> = (0..CLIENTS).filter(|number| number % 2 == 1).collect();
     let shown: Vec<u32> = old.iter().copied().filter(|&number| world.seen(client(number)).is_some()).collect();
     assert!(shown.is_empty(), "too old for a minute, and shown as known: {shown:?}");
-    // Nobody is swept by ages in the wrong unit.
+    // No client is swept by an age in the wrong unit.
     for _ in 0..2 * PARTS {
         assert!(!world.wait(0), "a sweep has ended");
         thread::sleep(Duration::from_millis(1));
@@ -112,7 +113,7 @@ fn who_is_too_old_is_forgotten_in_parts_and_who_comes_meanwhile_is_not() -> Resu
     assert_eq!(moved, elsewhere);
     nobody_moves(&mut world, &homes, (0..CLIENTS).step_by(2).chain(back.iter().copied()))?;
 
-    // From now on a minute is a minute for packets as well; of eight parts of the table one is swept.
+    // From now on, ages in packets are in the new unit as well; one of the table's eight parts is swept.
     world.wait(90);
     let mut elsewhere = 0;
     for number in (0..CLIENTS).step_by(2) {
@@ -123,7 +124,7 @@ fn who_is_too_old_is_forgotten_in_parts_and_who_comes_meanwhile_is_not() -> Resu
 }
 
 #[test]
-fn whoever_needs_to_know_ages_does_not_wait() -> Result<()> {
+fn when_a_request_needs_ages_then_it_does_not_wait() -> Result<()> {
     type Asks = fn(&mut World) -> Result<()>;
     let asks: [(&str, Asks); 7] = [
         ("known clients", |world| {
@@ -181,7 +182,7 @@ fn whoever_needs_to_know_ages_does_not_wait() -> Result<()> {
 }
 
 #[test]
-fn a_failure_between_two_parts_moves_its_own_clients_only() -> Result<()> {
+fn when_a_backend_fails_between_two_parts_then_only_its_clients_move() -> Result<()> {
     let (mut world, homes) = world()?;
     world.reload(DAY, 4, ROOM)?;
     assert!(!world.reread());

@@ -1,4 +1,5 @@
-//! Packets are sampled with the right client, backend and size, as often as asked, and traffic with a rhythm as it is.
+//! Tests of samples: they have the right client, backend and size, come at the requested rate, and represent periodic
+//! traffic.
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
@@ -12,7 +13,7 @@ use balancer_testkit::frame::{ACK, Frame, SYN};
 
 const PREFIX: ClientPrefix = ClientPrefix { v4: 24, v6: 64 };
 
-/// Test runs are on any CPU, and each draws for itself.
+/// The number of CPUs. Each CPU draws for itself, and test runs may use any of them.
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -32,7 +33,7 @@ fn world() -> Result<(World, RingBuf<MapData>)> {
 }
 
 #[test]
-fn samples_name_their_client_backend_and_bytes() -> Result<()> {
+fn when_packets_are_sampled_then_samples_have_their_client_backend_and_size() -> Result<()> {
     const CLIENTS: u32 = 2000;
     let (mut world, mut samples) = world()?;
     world.sample_every(1);
@@ -58,9 +59,9 @@ fn samples_name_their_client_backend_and_bytes() -> Result<()> {
     Ok(())
 }
 
-/// Where outer headers are in front of the packet that the client has sent.
+/// Outer headers stand before the packet that the client has sent.
 #[test]
-fn samples_name_the_client_within_a_tunnel() -> Result<()> {
+fn when_packets_are_in_a_tunnel_then_samples_have_the_inner_client() -> Result<()> {
     const CLIENT: &str = "172.16.3.9";
     for (forwarding, vlans) in [("ipip", vec![]), ("gue", vec![]), ("ipip", vec![5]), ("gue", vec![5, 6])] {
         let mut world = World::of(&format!(
@@ -86,12 +87,12 @@ fn samples_name_the_client_within_a_tunnel() -> Result<()> {
 }
 
 #[test]
-fn one_packet_in_so_many_is_sampled_whatever_the_rhythm() -> Result<()> {
+fn when_traffic_is_periodic_then_packets_are_sampled_at_the_same_rate() -> Result<()> {
     const INTERVAL: u32 = 16;
     const PACKETS: u32 = 40_000;
     let (mut world, mut samples) = world()?;
     world.sample_every(INTERVAL);
-    // One backend, and two clients that take turns.
+    // One backend, and two clients in turns.
     world.change_weight("web2", 0)?;
     world.change_weight("web3", 0)?;
     let clients = [Ipv4Addr::new(172, 16, 1, 1), Ipv4Addr::new(172, 16, 2, 2)];

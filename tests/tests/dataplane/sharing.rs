@@ -1,4 +1,5 @@
-//! Clients that one balancer tells another one of: real packets on both, the kernel's own client tables between them.
+//! Tests of clients that one balancer tells another one about: real packets on both, and the kernel's own client tables
+//! between them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -20,7 +21,7 @@ use super::known_clients::{CLIENTS, Scene};
 const WEB2: [u8; 2] = [0, 12];
 const WEB2_V6: [u8; 2] = [0, 0x12];
 
-/// A balancer that shares its clients, and has told all that it knows.
+/// A balancer that shares its clients and has sent all that it knows.
 fn member(v6: bool) -> Result<Scene> {
     let mut scene = Scene::new(v6)?;
     scene.world.dataplane_mut().share_clients();
@@ -28,8 +29,8 @@ fn member(v6: bool) -> Result<Scene> {
     Ok(scene)
 }
 
-/// One whose table has nobody at web2, which keeps the clients that it knows. No slot is flagged for another client any
-/// more.
+/// A balancer whose table does not have web2, but which keeps known clients there. No slot has a flag for another
+/// client any more.
 fn member_without_web2(v6: bool) -> Result<Scene> {
     let mut scene = member(v6)?;
     scene.world.change_weight("web2", 0)?;
@@ -46,7 +47,7 @@ fn import(scene: &mut Scene, records: &[Record]) -> ImportedClients {
     scene.world.dataplane_mut().import_clients(&told, 2, &Emptied::default())
 }
 
-/// Where every client was sent, and what was told of it.
+/// The backend of every client, and the records about them.
 fn known(scene: &mut Scene) -> Result<(Vec<String>, Vec<Record>)> {
     let homes = (0..CLIENTS).map(|number| scene.connect_one(number)).collect::<Result<_>>()?;
     let records = tell(scene, 2);
@@ -54,7 +55,7 @@ fn known(scene: &mut Scene) -> Result<(Vec<String>, Vec<Record>)> {
     Ok((homes, records))
 }
 
-/// A client at web2, and what is told of it.
+/// A client at web2, and its record.
 fn one_at_web2(scene: &mut Scene) -> Result<(u32, Record)> {
     let number = (0..CLIENTS).find(|&number| scene.world.home(scene.client(number)).ok() == Some(WEB2));
     let number = number.context("nobody is at web2")?;
@@ -84,13 +85,13 @@ fn kept_where_they_were(v6: bool) -> Result<()> {
 }
 
 #[test]
-fn clients_of_one_balancer_are_kept_by_another_one_whose_table_says_otherwise() -> Result<()> {
+fn when_another_balancer_receives_clients_then_it_keeps_them_against_its_table() -> Result<()> {
     kept_where_they_were(false)?;
     kept_where_they_were(true)
 }
 
 #[test]
-fn a_dump_says_what_was_told() -> Result<()> {
+fn when_all_clients_are_dumped_then_the_dump_has_what_was_sent() -> Result<()> {
     let mut first = member(false)?;
     let (_, mut told) = known(&mut first)?;
     let mut dumped = first.world.dataplane_mut().dump_clients(9);
@@ -101,7 +102,7 @@ fn a_dump_says_what_was_told() -> Result<()> {
 }
 
 #[test]
-fn a_client_of_a_backend_that_is_not_there_is_not_taken_over() -> Result<()> {
+fn when_a_received_client_has_an_unknown_backend_then_it_is_not_recorded() -> Result<()> {
     let (mut first, mut second) = (member(false)?, member(false)?);
     first.world.add("web5", 5)?;
     let (homes, records) = known(&mut first)?;
@@ -119,7 +120,7 @@ fn a_client_of_a_backend_that_is_not_there_is_not_taken_over() -> Result<()> {
 }
 
 #[test]
-fn a_client_whose_bucket_is_full_goes_where_the_table_says() -> Result<()> {
+fn when_a_received_client_has_a_full_bucket_then_the_table_decides() -> Result<()> {
     let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
     let (number, record) = one_at_web2(&mut first)?;
     let others: Vec<Record> =
@@ -136,7 +137,7 @@ fn a_client_whose_bucket_is_full_goes_where_the_table_says() -> Result<()> {
 }
 
 #[test]
-fn a_client_that_was_told_of_can_be_forgotten() -> Result<()> {
+fn when_a_received_client_is_forgotten_then_the_table_decides() -> Result<()> {
     let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
     let (number, record) = one_at_web2(&mut first)?;
     assert_eq!(import(&mut second, &[record]).new, 1);
@@ -149,7 +150,7 @@ fn a_client_that_was_told_of_can_be_forgotten() -> Result<()> {
 }
 
 #[test]
-fn ages_are_told_and_sweeps_forget_by_them() -> Result<()> {
+fn when_records_have_ages_then_sweeps_use_them() -> Result<()> {
     // Remembered for a minute.
     let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
     let (homes, _) = known(&mut first)?;
@@ -164,7 +165,7 @@ fn ages_are_told_and_sweeps_forget_by_them() -> Result<()> {
     assert_eq!(second.connect_one(number)?, "web2");
     second.world.pass(8)?;
     assert_eq!(second.world.shown("web2")?.1, 1, "who was seen here");
-    // What is told of it makes it no older.
+    // A record must not make the client older.
     assert_eq!(
         import(&mut second, &records),
         ImportedClients { known: 1, new: u64::from(CLIENTS) - 1, ..ImportedClients::default() }
@@ -177,7 +178,7 @@ fn ages_are_told_and_sweeps_forget_by_them() -> Result<()> {
 }
 
 #[test]
-fn a_move_is_told_once_and_holds_against_what_was_told_before() -> Result<()> {
+fn when_a_client_moves_then_the_move_is_sent_once_and_wins_against_older_records() -> Result<()> {
     let (mut first, mut second) = (member(false)?, member(false)?);
     let (number, record) = one_at_web2(&mut first)?;
     assert_eq!(import(&mut second, &[record]).new, 1);
@@ -196,7 +197,7 @@ fn a_move_is_told_once_and_holds_against_what_was_told_before() -> Result<()> {
     };
     assert_eq!(told, [Record { away: told[0].away, ..wanted }]);
     assert_eq!(tell(&mut second, 3), []);
-    // There, nothing has happened to web2.
+    // On that balancer, nothing has happened to web2.
     assert_eq!(import(&mut first, &told), ImportedClients { moved: 1, ..ImportedClients::default() });
     assert_eq!(first.connect_one(number)?, moved_to);
     assert_eq!(tell(&mut first, 3), []);
@@ -206,7 +207,7 @@ fn a_move_is_told_once_and_holds_against_what_was_told_before() -> Result<()> {
 }
 
 #[test]
-fn what_others_may_have_forgotten_is_told_again_unless_they_tell_it() -> Result<()> {
+fn when_others_may_have_forgotten_a_client_then_it_is_sent_again_unless_they_send_it() -> Result<()> {
     let (mut first, mut second) = (member(false)?, member(false)?);
     let (_, records) = known(&mut first)?;
     import(&mut second, &records);
@@ -225,7 +226,7 @@ fn what_others_may_have_forgotten_is_told_again_unless_they_tell_it() -> Result<
 }
 
 #[test]
-fn newcomers_are_told_of_as_far_as_there_is_room_or_where_slots_change() -> Result<()> {
+fn when_there_is_room_or_slots_change_then_new_clients_are_sent() -> Result<()> {
     let mut first = member(false)?;
     (0..CLIENTS).try_for_each(|number| first.deliver(&first.segment(number, SYN)).map(drop))?;
     let none = HashMap::new();
@@ -237,7 +238,7 @@ fn newcomers_are_told_of_as_far_as_there_is_room_or_where_slots_change() -> Resu
     Ok(())
 }
 
-/// Clients that somebody brings from elsewhere: one at each backend, whatever the table says.
+/// Clients imported from elsewhere: one at each backend, regardless of the table.
 fn learnt(scene: &Scene, seen: Seen) -> Result<(ServiceId, Vec<Learnt>)> {
     let [service] = scene.world.controller().services().iter().collect::<Vec<_>>()[..] else { bail!("one service") };
     let ids: Vec<_> = service.backends().iter().map(Backend::id).collect();
@@ -253,7 +254,7 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     let all = u64::from(CLIENTS);
     let done = scene.world.dataplane_mut().learn_clients(service, &clients);
     assert_eq!(done, Learning { new: all, ..Learning::default() });
-    // However often the table is looked through, who is elsewhere is found there.
+    // Even after many passes, clients away from the table's backend stay known there.
     scene.world.pass(40)?;
     let ids = |scene: &Scene| -> Vec<String> {
         let services = scene.world.controller().services();
@@ -267,7 +268,7 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     }
     let counters = scene.world.counters()?;
     assert_eq!((counters.decided(Decision::Kept), counters.moves), (all, [0; MoveCause::COUNT]));
-    // Said again, they are known; said otherwise, what is said last holds.
+    // A repeated import changes nothing; if it differs, the last one applies.
     let done = scene.world.dataplane_mut().learn_clients(service, &clients);
     assert_eq!(done, Learning { known: all, ..Learning::default() });
     let elsewhere: Vec<Learnt> = clients
@@ -278,7 +279,7 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere);
     assert_eq!(done, Learning { moved: all - 1, ..Learning::default() });
     assert_eq!(scene.connect_one(0)?, names[1]);
-    // Who was not seen for too long, or is of the other family, is not known.
+    // Clients that were not seen for too long, or of the other family, are not recorded.
     let (_, old) = learnt(&scene, Seen::Ago(Duration::from_secs(1 << 30)))?;
     let done = scene.world.dataplane_mut().learn_clients(service, &old);
     assert_eq!(done, Learning { expired: all, ..Learning::default() });

@@ -1,5 +1,6 @@
-//! A thousand changes of the lookup table under packets from other threads, with memory: every packet goes where its
-//! client was, or, if that backend keeps nobody, where one of the tables says that were live meanwhile.
+//! A thousand changes of the lookup table while other threads send packets, with memory: every packet goes to its
+//! client's known backend. If that backend keeps no clients, the packet goes to a backend that one of the tables in use
+//! named.
 
 use std::{
     collections::HashSet,
@@ -28,12 +29,12 @@ const XDP_TX: u32 = 3;
 
 type Mac = [u8; 2];
 
-/// A table, from before it may be live until it is not any more.
+/// A table, and the time in which it may have been in use.
 struct Reign {
     begun: Instant,
     gone: Option<Instant>,
     homes: Vec<Mac>,
-    /// Whether `web4` (in maintenance) keeps nobody.
+    /// Whether `web4` (in maintenance) keeps no clients.
     maint: bool,
 }
 
@@ -75,7 +76,7 @@ fn homes(world: &World) -> Result<Vec<Mac>> {
 }
 
 #[test]
-fn no_packet_goes_where_no_table_says() -> Result<()> {
+fn when_the_table_changes_under_packets_then_each_goes_where_a_table_says() -> Result<()> {
     let admin = |backend, admin| Change::SetAdmin { name: named(backend), admin, timeout: None };
     let weight = |backend, weight| Change::SetWeight { name: named(backend), weight };
     let changes = [
@@ -142,7 +143,7 @@ fn no_packet_goes_where_no_table_says() -> Result<()> {
     let seen: u64 = world.dataplane().interface_stats(1)?.verdicts.iter().sum();
     println!("{} packets under {} of {SWAPS} tables, {moved} moved, {dropped} dropped", packets.len(), tables.len());
     ensure!(seen == packets.len() as u64 + u64::from(CLIENTS), "{seen} verdicts");
-    // What the changes change of a backend is one word of its row.
+    // The changes affect only one word of a backend's row.
     ensure!(dropped == 0, "{dropped} packets dropped");
     ensure!(tables.len() > SWAPS / 2 && moved > 0, "no load");
     let generation = world.controller().services()[0].table_generation();

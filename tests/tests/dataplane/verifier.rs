@@ -1,5 +1,5 @@
-//! Tests of the cost of the programs in the kernel's verifier. Its limit is a million instructions for each, counted
-//! once for every way that leads to them; old kernels count more of them than new ones.
+//! Tests of the cost of the programs in the kernel's verifier. Its limit is a million instructions per program. It
+//! counts an instruction for every path that leads to it; old kernels count more than new ones.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
@@ -7,11 +7,11 @@ use balancer_dataplane::{Capacity, Decap, KernelDataplane};
 use nix::sys::utsname::uname;
 
 const BUDGET: u32 = 650_000;
-/// Of the program that tells of packets: that one, and what it tells.
+/// The limit of the tracing program: the normal program with its reports.
 const TELLING_BUDGET: u32 = 720_000;
 
 #[test]
-fn the_programs_are_verified_within_their_budgets() -> Result<()> {
+fn when_the_programs_are_verified_then_they_stay_within_their_budgets() -> Result<()> {
     let capacity = Capacity {
         slots: 1 << 16,
         services: 16,
@@ -29,7 +29,7 @@ fn the_programs_are_verified_within_their_budgets() -> Result<()> {
         vec![("balancer", verified(balancer.program()?)?, BUDGET), ("decap", verified(decap.program()?)?, BUDGET)];
     match balancer.load_telling() {
         Ok(program) => counts.push(("tell_and_steer", verified(program)?, TELLING_BUDGET)),
-        // Nobody can trace there, and is told so.
+        // Tracing is not possible there, and the balancer says so.
         Err(refused) if uname()?.release().as_encoded_bytes().starts_with(b"6.1.") => println!("{refused:#}"),
         Err(refused) => return Err(refused),
     }

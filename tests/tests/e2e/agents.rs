@@ -1,4 +1,4 @@
-//! Agents of backends, as HAProxy asks them.
+//! Tests of backends' agents with HAProxy's protocol.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -34,7 +34,7 @@ impl Agent {
         Self::listen(namespace, 9777, Some(words))
     }
 
-    /// A server of health checks, whose answers have these words in their header, or none.
+    /// A server of health checks whose answers have this header, or none.
     fn serve_checks(namespace: &Namespace) -> Self {
         Self::listen(namespace, HTTP, None)
     }
@@ -123,13 +123,13 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     assert_eq!(site.metrics().unwrap().sum("agent_weight_ratio", &["backend=\"web1\""]).unwrap(), 0.75);
     all_stay(&site);
 
-    // Known clients stay through a drain. The operator's state is shown beside it.
+    // Known clients stay through a drain. The operator's state is shown next to it.
     agent.says("drain");
     let backend = wait_until(&site, "drained", |backend| backend.state == "draining");
     assert_eq!((&*backend.admin, &*backend.reason, backend.slots), ("ready", "its agent says drain", 0));
     all_stay(&site);
 
-    // One that hangs, or says nothing of the protocol, changes nothing.
+    // An agent that hangs, or answers something else, changes nothing.
     agent.hangs();
     let backend =
         wait_until(&site, "silent", |backend| backend.reason.contains("its agent is silent: no answer within"));
@@ -137,14 +137,14 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     agent.says("HTTP/1.0 200 OK");
     wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: says \"HTTP/1.0 200 OK\""));
 
-    // What it said outlives a restart, and the balancer that is back hears it again.
+    // The agent's state survives a restart, and the restarted balancer asks again.
     site.restart(|_| {}).unwrap();
     assert_eq!((says(&web1(&site)), &*web1(&site).state), ("75%, drain", "draining"));
     agent.says("ready 100%");
     wait_until(&site, "it is back", |backend| backend.state == "up" && backend.slots == whole);
     all_stay(&site);
 
-    // Down moves its clients; an agent that says up does not raise one whose checks fail.
+    // Down moves its clients; the agent's "up" does not override failed checks.
     agent.says("down #deploy of v2");
     let backend = wait_until(&site, "down", |backend| backend.state == "down");
     assert_eq!(backend.reason, "its agent says down: deploy of v2");
@@ -154,7 +154,7 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     let backend = wait_until(&site, "its checks decide", |backend| says(backend) == "100%" && backend.state == "down");
     assert!(!backend.reason.contains("agent says"), "{backend:?}");
 
-    // Without the key, nothing is asked, and nothing of it is in force.
+    // Without the key, the balancer does not ask, and earlier answers have no effect.
     agent.says("maint");
     wait_until(&site, "maint", |backend| backend.state == "maint");
     site.apply(|settings| settings.service_lines.clear()).unwrap();
@@ -179,7 +179,7 @@ fn when_answers_to_http_checks_have_words_of_agents_then_these_count_for_as_long
     let whole = backend.slots;
     let agent = &agents[0];
 
-    // Another program's header of that name is no agent.
+    // A header of that name from another program is no agent's.
     agent.says("0.53");
     thread::sleep(Duration::from_secs(1));
     assert!(web1(&site).agent.is_none());
@@ -193,14 +193,14 @@ fn when_answers_to_http_checks_have_words_of_agents_then_these_count_for_as_long
     wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: its X-Load says \"0.53\""));
     assert_eq!(says(&web1(&site)), "75%");
 
-    // What it said outlives a restart.
+    // The agent's state survives a restart.
     agent.says("drain");
     wait_until(&site, "drained", |backend| backend.state == "draining");
     all_stay(&site);
     site.restart(|_| {}).unwrap();
     assert_eq!(says(&web1(&site)), "75%, drain");
 
-    // A backend in maint is asked on, and a server without the header has taken everything back.
+    // The balancer continues to ask a backend in maint. A server without the header has withdrawn everything.
     agent.says("maint");
     wait_until(&site, "maint", |backend| backend.state == "maint");
     agent.hangs();

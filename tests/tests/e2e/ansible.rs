@@ -74,7 +74,7 @@ fn module(site: &Site, parameters: &Value, options: &[&str]) -> Value {
 fn changes(site: &Site, parameters: &Value) -> Value {
     let answer = module(site, parameters, &[]);
     assert!(answer["changed"] == true && answer.get("failed").is_none(), "{parameters}: {answer}");
-    // The same once more changes nothing.
+    // A repetition changes nothing.
     let again = module(site, parameters, &[]);
     assert!(again["changed"] == false && again.get("failed").is_none(), "{parameters}, again: {again}");
     answer
@@ -96,7 +96,7 @@ fn when_ansible_wants_a_state_then_the_backend_is_in_it_and_a_second_time_nothin
     assert_eq!(checked["changed"], true, "{checked}");
     assert_eq!(site.status().unwrap().services[0].backends[1].admin, "ready", "a check has changed something");
 
-    // Its clients are known, so that it is not drained before its deadline; the wait ends before that.
+    // Its clients are known, so it is not drained before its deadline; the wait ends earlier.
     fails(
         &site,
         &json!({"backend": "web/web2", "state": "drained", "drain_timeout": "5s", "wait_timeout": "500ms"}),
@@ -142,7 +142,7 @@ fn when_servers_are_deployed_one_after_the_other_then_clients_are_answered_all_t
         let mut command = ansible(&site, "ansible-playbook");
         answer = run(command.arg("--inventory").arg(&hosts).arg(&file)).0;
     });
-    // Two requests are under way at a time, and the end of a drain may cut off those at its server.
+    // Two requests run at a time, and the end of a drain may cut those at its server.
     load.assert_answered_but(2 * 3, 1000);
     for web in ["web1", "web2", "web3"] {
         let stats = &answer["stats"][web];

@@ -1,4 +1,4 @@
-//! Requests that make no sense, on the running controller: refused with a sentence, and nothing has changed.
+//! Tests of malformed requests to the running controller: it refuses each with a sentence and changes nothing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -21,7 +21,7 @@ const WEIGHT: &str = "/v1/services/web/backends/web1/weight";
 /// Method and path.
 type Target = (&'static str, &'static str);
 
-/// Without what packets and time change.
+/// The status without the parts that packets and time change.
 fn settled(mut status: StatusView) -> StatusView {
     for interface in &mut status.interfaces {
         interface.packets_seen = Verdicts::default();
@@ -35,7 +35,7 @@ fn settled(mut status: StatusView) -> StatusView {
     status
 }
 
-/// Status code and body of the answer to raw bytes.
+/// Returns the status code and body of the answer to raw bytes.
 pub(crate) fn exchange(site: &Site, request: &[u8]) -> (u16, String) {
     let mut stream = UnixStream::connect(site.files().join("balancer.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -59,7 +59,7 @@ pub(crate) fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// The request is refused with `code` and one line that contains `words`; the status is as it was.
+/// Checks that the request is refused with `code` and one line that contains `words`, and that the status is unchanged.
 fn refused(site: &Site, before: &StatusView, (method, path): Target, body: &[u8], code: u16, words: &str) {
     let (answered, text) = exchange(site, &request(method, path, body));
     let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
@@ -71,7 +71,7 @@ fn refused(site: &Site, before: &StatusView, (method, path): Target, body: &[u8]
 }
 
 #[test]
-fn nonsense_is_refused_and_changes_nothing() {
+fn when_a_request_is_nonsense_then_it_is_refused_and_changes_nothing() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let homes = site.homes(Family::V4, 1..=50).unwrap();
     let before = settled(site.status().unwrap());
@@ -96,7 +96,7 @@ fn nonsense_is_refused_and_changes_nothing() {
         (admin, br#"{"admin":"sleepy"}"#, 400, "sleepy"),
         (admin, br#"{"admin":"maint","timeout":"5m"}"#, 400, "timeout"),
         (admin, br#"{"admin":"drain","timeout":"soon"}"#, 400, "soon"),
-        // A plan is refused as the change would be.
+        // A plan is refused in the same way as the change.
         (
             plan,
             br#"{"change":"admin","service":"web","name":"web1","admin":{"admin":"maint","timeout":"5m"}}"#,
@@ -133,7 +133,7 @@ fn nonsense_is_refused_and_changes_nothing() {
         (plan, br#"{"change":"add_listener","service":"web","listener":"192.0.2.9"}"#, 400, "192.0.2.9"),
         (plan, br#"{"change":"add_listener","service":"wbe","listener":"192.0.2.9:80"}"#, 404, "web"),
         (plan, br#"{"change":"remove_listener","service":"web","listener":"192.0.2.9:80"}"#, 404, "192.0.2.9:80"),
-        // Bodies that are no object.
+        // Bodies without an object.
         (weight, b"", 400, "JSON object"),
         (weight, b"[1]", 400, "JSON object"),
         (weight, b"7", 400, "JSON object"),
@@ -182,9 +182,9 @@ fn nonsense_is_refused_and_changes_nothing() {
     assert_eq!(site.homes(Family::V4, 1..=50).unwrap(), homes);
 }
 
-/// A caller that breaks off or dawdles holds nobody up.
+/// A client that stops in the middle or is slow must not delay others.
 #[test]
-fn a_broken_request_is_nobody_elses_trouble() {
+fn when_a_request_is_broken_then_other_clients_are_still_served() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let before = settled(site.status().unwrap());
     let whole = request("PUT", WEIGHT, br#"{"weight":7}"#);
@@ -192,7 +192,7 @@ fn a_broken_request_is_nobody_elses_trouble() {
     for end in 0..whole.len() {
         let mut stream = UnixStream::connect(site.files().join("balancer.sock")).unwrap();
         stream.write_all(&whole[..end]).unwrap();
-        // Some hang on, as many as are not in the way of others.
+        // Some keep their connection, too few to block others.
         if end % 8 == 0 {
             open.push(stream);
         }
@@ -204,7 +204,7 @@ fn a_broken_request_is_nobody_elses_trouble() {
         let mut answer = Vec::new();
         match stream.read_to_end(&mut answer) {
             Ok(_) => {}
-            // As good an answer.
+            // This is also acceptable.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             Err(error) => panic!("no answer to {garbage:?}: {error}"),
         }
@@ -215,9 +215,9 @@ fn a_broken_request_is_nobody_elses_trouble() {
     assert_eq!(site.status().unwrap().services[0].backends[0].weight, 7);
 }
 
-/// The command line's own refusals.
+/// Errors that the command line detects itself.
 #[test]
-fn the_command_line_refuses_what_makes_no_sense() {
+fn when_arguments_make_no_sense_then_the_command_line_refuses() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let before = settled(site.status().unwrap());
     let binary = balancer_testkit::binaries::balancer().unwrap();

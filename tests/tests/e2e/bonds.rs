@@ -1,5 +1,5 @@
-//! The balancer on a bond, whose parts are what packets come in by. Other kernels than this machine's have the modules for
-//! that, those of `cargo xtask test --kernels`.
+//! Tests of the balancer on a bond: packets arrive on its parts. Only the kernels of `cargo xtask test --kernels` have
+//! the necessary modules.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,9 +24,10 @@ use crate::{
 
 const ACTIVE_BACKUP: &str = "active-backup";
 const LACP: &str = "802.3ad";
-/// The second part of the bond; the first is the interface that the balancer has on the backends' segment without one.
+/// The second part of the bond. The first is the interface that the balancer has on the backends' segment without a
+/// bond.
 const SECOND: &str = "more0";
-/// The switch's ends of both.
+/// The switch's ends of both parts.
 const ENDS: [&str; 2] = ["balancer", SECOND];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +38,12 @@ enum Parts {
     Cards,
 }
 
-/// The bond that the balancer has instead of an interface on the backends' segment.
+/// The bond that replaces the balancer's interface on the backends' segment.
 #[derive(Clone, Copy, Debug)]
 struct Bond {
     mode: &'static str,
     parts: Parts,
-    /// It carries the segment as VLAN 7.
+    /// Whether the bond carries the segment as VLAN 7.
     tagged: bool,
 }
 
@@ -51,7 +52,7 @@ impl Bond {
         Self { mode, parts, tagged: false }
     }
 
-    /// Makes it, `bond0`. What it gives is to be kept for as long as it is used.
+    /// Creates `bond0`. The returned value has to live as long as the bond is in use.
     fn make(self, topology: &Topology, shape: Shape) -> Result<Option<Passer>> {
         let (balancer, switch) = (topology.balancer(), topology.switch());
         let port = port(shape);
@@ -81,7 +82,7 @@ impl Bond {
         Ok(receiver)
     }
 
-    /// The switch's side.
+    /// Creates the switch's side.
     fn connect(self, switch: &Namespace) -> Result<()> {
         let mut ports = ENDS.to_vec();
         if self.mode == LACP {
@@ -100,7 +101,7 @@ impl Bond {
             switch.ip(&format!("link set {part} master br0 up"))?;
         }
         if self.tagged && self.parts == Parts::Pairs {
-            // As a card that leaves tags where they are. A pair gives them to its other end beside the frame otherwise.
+            // Like a card that leaves tags in frames. A veth pair would pass them outside of the frame.
             for end in ENDS {
                 let off = switch.command("ethtool").args(["-K", end, "txvlan", "off", "rxvlan", "off"]).output()?;
                 ensure!(off.status.success(), "{off:?}");
@@ -136,7 +137,7 @@ fn start(bond: Bond, shape: Shape, forwarding: Forwarding, receiver: &RefCell<Op
     .unwrap()
 }
 
-/// Packets that came in by the bond and were sent on.
+/// The packets that arrived on the bond and were forwarded.
 fn sent(site: &Site) -> f64 {
     let metrics = site.metrics().unwrap();
     let of = |verdict| {
@@ -145,7 +146,7 @@ fn sent(site: &Site) -> f64 {
     of("tx") + of("redirect") + of("handed")
 }
 
-/// Clients have the same backends and the bond's counters go on, with what `change` makes of it.
+/// Checks that after `change`, clients have the same backends and the bond's counters continue.
 #[track_caller]
 fn goes_on(site: &mut Site, what: &str, homes: &BTreeMap<u16, String>, change: impl FnOnce(&mut Site)) {
     let before = sent(site);
@@ -163,7 +164,7 @@ fn goes_on(site: &mut Site, what: &str, homes: &BTreeMap<u16, String>, change: i
     assert!(after > before + 50.0, "{what}: {after} packets after {before}");
 }
 
-/// Collects the information that may explain why clients are not served.
+/// Collects information that may explain why clients get no answer.
 fn described(site: &mut Site) -> String {
     let topology = site.topology();
     let links = [topology.balancer(), topology.switch()].map(|host| host.ip("-s -d link"));

@@ -1,4 +1,4 @@
-//! Bounded load: a backend with too many clients takes fewer new ones, and nobody moves.
+//! Tests of bounded load: a backend with too many clients gets fewer new ones, and no known client moves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{io::ErrorKind, time::Duration};
@@ -56,7 +56,8 @@ fn when_a_backend_has_too_many_clients_then_it_takes_fewer_new_ones_and_nobody_m
     let all = site.homes(Family::V4, ALL).unwrap();
     assert!(all.values().skip(80).filter(|home| *home == "web2").count() > 60, "{all:?}");
 
-    // It outlives a restart, although this one forgets the clients. Without the key, the slots come back, and still nobody moves.
+    // The reduced share survives a restart, although that forgets the clients. Without the key, the slots return, and
+    // still no client moves.
     let table = slots(&site);
     site.restart(|_| {}).unwrap();
     assert_eq!(slots(&site), table);
@@ -94,12 +95,12 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     let all = site.homes(Family::V4, 1..=120).unwrap();
     assert!(all.iter().filter(|(client, _)| **client > 80).all(|(_, home)| home == "web2"), "{all:?}");
 
-    // It outlives a restart, whose clients come anew.
+    // The limit survives a restart, after which clients are new.
     site.restart(|_| {}).unwrap();
     assert!(web1(&site).full);
     wait("web1 has room", || !web1(&site).full && slots(&site) == whole);
 
-    // Both are full: new clients are turned away with a reset, and known ones stay.
+    // Both are full: new clients get a reset, and known ones stay.
     let homes = site.homes(Family::V4, FIRST).unwrap();
     for backend in ["web/web1", "web/web2"] {
         site.cli(&["backend", "limit", backend, "--max-clients", "10"]).unwrap();
@@ -108,7 +109,7 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     assert_eq!(site.homes(Family::V4, FIRST).unwrap(), homes, "somebody moved");
     let refused = site.ask(Family::V4, [150], Duration::from_secs(3)).unwrap().remove(0).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused:?}");
-    // A file says that they are to be served all the same.
+    // The file says to serve them nevertheless.
     site.apply(|settings| settings.service_lines = "when_full = \"open\"".to_owned()).unwrap();
     assert!(site.homes(Family::V4, 150..=160).is_ok());
     let config = site.config();

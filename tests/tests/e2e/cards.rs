@@ -1,5 +1,5 @@
-//! This machine's own network cards, as the machines of `cargo xtask test --kernels` have them: each two are joined by a
-//! cable, the first with the second and so on.
+//! This machine's own network cards, as in the machines of `cargo xtask test --kernels`: a cable joins the first with
+//! the second, and so on.
 
 use std::{
     fs,
@@ -12,10 +12,10 @@ use std::{
 use anyhow::{Result, ensure};
 use balancer_testkit::{namespace::Namespace, site::PATIENCE};
 
-/// The two ends of each cable, by names that no host of a site has.
+/// The two ends of each cable. No host of a site uses these names.
 pub(crate) const CABLES: [[&str; 2]; 2] = [["card0", "card1"], ["card2", "card3"]];
 
-/// The cards, which no namespace has. Once this is dropped that is so again, if all namespaces are gone that have some.
+/// The cards, which are in no namespace. They return here when this value and all namespaces with cards are dropped.
 pub(crate) struct Cards;
 
 impl Cards {
@@ -32,7 +32,7 @@ impl Drop for Cards {
     }
 }
 
-/// Gives the cards these names: a namespace that had them last has given them others, and may still be going.
+/// Gives the cards these names, because an earlier namespace has renamed them and may still be ending.
 fn name() -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -49,7 +49,7 @@ fn name() -> Result<()> {
     }
 }
 
-/// In the order of their places, which never changes: the device and the name that it has now.
+/// The devices in their fixed order, with their current names.
 fn present() -> Result<Vec<(PathBuf, String)>> {
     let mut cards = Vec::new();
     for interface in fs::read_dir("/sys/class/net")? {
@@ -62,12 +62,12 @@ fn present() -> Result<Vec<(PathBuf, String)>> {
     Ok(cards)
 }
 
-/// Puts a card into a host.
+/// Moves a card to a host.
 pub(crate) fn give(card: &str, host: &Namespace, name: &str) -> Result<()> {
     ip(&["link", "set", card, "netns", host.name(), "name", name])
 }
 
-/// On this machine itself.
+/// Runs `ip` on this machine itself.
 fn ip(arguments: &[&str]) -> Result<()> {
     let done = Command::new("ip").args(arguments).output()?;
     ensure!(done.status.success(), "{arguments:?}: {done:?}");

@@ -1,8 +1,7 @@
-//! A hundred changes while clients keep connecting.
+//! Tests of a hundred changes while clients keep connecting.
 //!
-//! With memory known clients stay wherever the table points, so nobody notices anything. Without memory a client follows
-//! its slot of the table, so a change cuts the connections that are under way of exactly the clients that it moves, and
-//! of nobody else.
+//! With memory, known clients stay regardless of the table, so no client notices a change. Without memory, a client
+//! follows its slot of the table, so a change cuts the open connections of exactly the clients that it moves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -28,7 +27,7 @@ use balancer_testkit::{
 const CLIENTS: RangeInclusive<u16> = 1..=240;
 const WORKERS: usize = 6;
 const CHANGES: usize = 100;
-/// Between changes, so that connections come and go under each table.
+/// The time between changes, so that connections begin and end under each table.
 const PAUSE: Duration = Duration::from_millis(25);
 const FAMILY: Family = Family::V4;
 
@@ -40,7 +39,7 @@ struct Attempt {
     outcome: Result<String, String>,
 }
 
-/// A table, and when packets may have been steered by it.
+/// A table, and the time in which it may have steered packets.
 struct Reign {
     what: &'static str,
     begun: Instant,
@@ -52,7 +51,7 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// Returns the changes that are made in turns.
+/// Returns the changes to make in turns.
 fn changes(fifth: SocketAddr) -> Vec<(&'static str, Change)> {
     let admin = |backend, admin| Change::SetAdmin { name: name(backend), admin, timeout: None };
     let weight = |backend, weight| Change::SetWeight { name: name(backend), weight };
@@ -130,7 +129,7 @@ fn homes(core: &Core, site: &Site) -> BTreeMap<u16, String> {
         .collect()
 }
 
-/// Clients that keep connecting until they are stopped.
+/// Lets clients connect until `stop` is set.
 fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let requests: Vec<_> = clients.iter().map(|&client| (client, site.request(FAMILY, client))).collect();
@@ -202,8 +201,8 @@ fn nobody_else_notices(forwarding: Forwarding) {
                     possible.len() > 1,
                     "client of {possible:?} lost its connection ({error}, {took:?}) at {changes:?}"
                 );
-                // The backend that it is moved to knows nothing of it. One that has the whole request when it is removed
-                // answers in vain: with nat its packets are not the VIP's any more.
+                // The new backend does not know the connection. If a removed backend already has the whole request, its
+                // answer is lost: with nat its packets no longer come from the VIP.
                 let removed = forwarding == Forwarding::Nat && changes.iter().any(|what| what.starts_with("remove"));
                 let in_vain = removed && error == "no whole answer in time";
                 let as_expected = error.contains("reset by peer") || in_vain;
@@ -225,7 +224,7 @@ fn nobody_else_notices(forwarding: Forwarding) {
         clients.iter().filter(|client| reigns.iter().any(|reign| reign.homes[client] != reigns[0].homes[client]));
     assert!(moved.count() > clients.len() / 2, "the changes have moved hardly anybody");
 
-    // In the end the two agree.
+    // At the end, the two agree.
     for client in CLIENTS.step_by(10) {
         assert_eq!(site.locate(FAMILY, client).unwrap().1, reigns.last().unwrap().homes[&client]);
     }
@@ -237,12 +236,12 @@ fn nobody_else_notices(forwarding: Forwarding) {
 }
 
 #[test]
-fn nobody_else_notices_with_dsr() {
+fn when_changes_move_clients_with_dsr_then_no_other_client_notices() {
     nobody_else_notices(Forwarding::Dsr);
 }
 
 #[test]
-fn nobody_else_notices_with_nat() {
+fn when_changes_move_clients_with_nat_then_no_other_client_notices() {
     nobody_else_notices(Forwarding::Nat);
 }
 
@@ -257,7 +256,7 @@ fn nobody_notices(forwarding: Forwarding) {
     let fifth = site.backend_address(FAMILY, 5);
     let known = site.homes(FAMILY, CLIENTS).unwrap();
     let mut changes = changes(fifth);
-    // What moves known clients at once is left out.
+    // Leave out changes that move known clients at once.
     changes.retain(|(what, _)| !what.starts_with("remove") && !what.contains("web4"));
     let addition = changes.remove(0).1;
 
@@ -281,11 +280,11 @@ fn nobody_notices(forwarding: Forwarding) {
 }
 
 #[test]
-fn with_memory_nobody_notices_with_dsr() {
+fn when_clients_are_known_with_dsr_then_no_client_notices_changes() {
     nobody_notices(Forwarding::Dsr);
 }
 
 #[test]
-fn with_memory_nobody_notices_with_nat() {
+fn when_clients_are_known_with_nat_then_no_client_notices_changes() {
     nobody_notices(Forwarding::Nat);
 }

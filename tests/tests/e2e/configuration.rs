@@ -1,4 +1,4 @@
-//! Tests of the clients that a change of the configuration moves, and that the change really reaches the packets.
+//! Tests of which clients a configuration change moves, and that the change reaches the packets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
@@ -15,7 +15,7 @@ use balancer_testkit::{
 const CLIENTS: RangeInclusive<u16> = 1..=300;
 const FAMILY: Family = Family::V4;
 const TABLE_SIZE: u32 = 65_537;
-/// For connections that must not succeed.
+/// The time limit of connections that must not succeed.
 const SHORT: Duration = Duration::from_millis(300);
 
 type Homes = BTreeMap<u16, String>;
@@ -24,7 +24,7 @@ fn site(hosts: u16, adapt: impl FnOnce(&mut Settings, &Topology) -> anyhow::Resu
     Site::start(Shape::OneLegged, Forwarding::Nat, hosts, adapt).unwrap()
 }
 
-/// As `balancer status --json` has it.
+/// The slots of `balancer status --json`.
 fn slots(site: &Site) -> BTreeMap<String, u32> {
     let status = site.status().unwrap();
     let slots: BTreeMap<_, _> =
@@ -33,14 +33,14 @@ fn slots(site: &Site) -> BTreeMap<String, u32> {
     slots
 }
 
-/// Slots moved since the start: required and needless.
+/// The number of slots moved since the start: required and unnecessary ones.
 fn moved(site: &Site) -> (u32, u32) {
     let metrics = site.metrics().unwrap();
     let of = |kind: &str| metrics.sum("table_slots_moved_total", &["service=\"web\"", kind]).unwrap() as u32;
     (of("kind=\"required\""), of("kind=\"needless\""))
 }
 
-/// Returns the clients' moves, each as the backend that is left and the new one.
+/// Returns the old and new backend of each client that moved.
 fn moves<'a>(before: &'a Homes, after: &'a Homes) -> Vec<(&'a str, &'a str)> {
     let pairs = before.iter().map(|(client, from)| (from.as_str(), after[client].as_str()));
     pairs.filter(|(from, to)| from != to).collect()
@@ -50,7 +50,7 @@ fn homes(site: &Site) -> Homes {
     site.homes(FAMILY, CLIENTS).unwrap()
 }
 
-/// A few clients get no connection, and the packets are counted as dropped for `reason`.
+/// Checks that some clients get no connection, and that their packets count as dropped for `reason`.
 fn dropped(site: &Site, reason: &str) {
     let label = format!("reason=\"{reason}\"");
     let drops = || site.metrics().unwrap().sum("drops_total", &[&label]).unwrap();
@@ -62,7 +62,7 @@ fn dropped(site: &Site, reason: &str) {
 }
 
 #[test]
-fn the_order_of_backends_means_nothing() {
+fn when_the_order_of_backends_changes_then_no_client_moves() {
     let mut site = site(4, |_, _| Ok(()));
     let before = homes(&site);
     site.restart(|settings| settings.backends = vec![(4, 100), (2, 100), (1, 100), (3, 100)]).unwrap();
@@ -73,7 +73,7 @@ fn the_order_of_backends_means_nothing() {
 }
 
 #[test]
-fn a_fifth_backend_takes_its_fifth() {
+fn when_a_fifth_backend_is_added_then_it_takes_a_fifth() {
     let site = site(5, |settings, _| {
         settings.backends.pop();
         Ok(())
@@ -94,7 +94,7 @@ fn a_fifth_backend_takes_its_fifth() {
     assert_eq!(slots_before.values().sum::<u32>(), TABLE_SIZE);
     assert!(slots_after.values().all(|slots| slots.abs_diff(TABLE_SIZE / 5) <= 1), "{slots_after:?}");
 
-    // The same, slot by slot, in the core.
+    // The same in the core, slot by slot.
     let mut core = site.core().unwrap();
     let old = core.services()[0].live_table().to_vec();
     let name = BackendName { service: "web".to_owned(), backend: "web5".to_owned() };
@@ -114,7 +114,7 @@ fn a_fifth_backend_takes_its_fifth() {
     let elsewhere = changed.iter().filter(|&&new| new != newcomer).count();
     assert_eq!((changed.len(), elsewhere), ((required + needless) as usize, needless as usize));
 
-    // And the clients.
+    // The same for the clients.
     let after = homes(&site);
     let moves = moves(&before, &after);
     println!("{} of {} clients moved: {:?}", moves.len(), before.len(), counts(after.values()));
@@ -123,7 +123,7 @@ fn a_fifth_backend_takes_its_fifth() {
 }
 
 #[test]
-fn weights_divide_the_table() {
+fn when_backends_have_weights_then_these_divide_the_table() {
     let site = site(2, |settings, _| {
         settings.backends = vec![(1, 1), (2, 2)];
         Ok(())
@@ -146,9 +146,9 @@ fn weights_divide_the_table() {
     assert!((120..=180).contains(&shares["web1"]), "{shares:?}");
 }
 
-/// Each verb as typed, seen from the clients; and back again.
+/// Runs each command, with its effect on clients, and undoes it.
 #[test]
-fn backend_verbs_reach_the_packets() {
+fn when_a_user_runs_backend_commands_then_packets_follow() {
     let site = site(4, |_, _| Ok(()));
     let before = homes(&site);
     for (out, back) in [
@@ -175,20 +175,20 @@ fn backend_verbs_reach_the_packets() {
 }
 
 #[test]
-fn without_backends_nothing_is_forwarded() {
+fn when_there_are_no_backends_then_nothing_is_forwarded() {
     let site = site(2, |_, _| Ok(()));
     homes(&site);
     site.cli(&["backend", "remove", "web/web1"]).unwrap();
     assert_eq!(counts(homes(&site).values()), [("web2".to_owned(), 300)].into());
     site.cli(&["backend", "remove", "web/web2"]).unwrap();
     dropped(&site, "no_backend");
-    // A name that was used before is as good as new.
+    // An earlier name can be used again.
     site.cli(&["backend", "add", "web/web1", &site.backend_address(FAMILY, 1).to_string()]).unwrap();
     assert_eq!(counts(homes(&site).values()), [("web1".to_owned(), 300)].into());
 }
 
 #[test]
-fn all_down_is_what_the_service_says() {
+fn when_all_backends_are_down_then_the_services_setting_decides() {
     let check = QUICK_HTTP_CHECK;
     for word in ["open", "drop"] {
         let mut site = site(2, |settings, _| {
@@ -203,7 +203,7 @@ fn all_down_is_what_the_service_says() {
         }
         if word == "open" {
             assert_eq!(homes(&site), before);
-            // Maintenance is the operator's word, and stands.
+            // The operator's state `maint` stays.
             site.cli(&["backend", "maint", "web/web1"]).unwrap();
             assert_eq!(counts(homes(&site).values()), [("web2".to_owned(), 300)].into());
         } else {
@@ -219,7 +219,7 @@ fn all_down_is_what_the_service_says() {
 }
 
 #[test]
-fn a_table_grows_with_the_number_of_backends() {
+fn when_the_number_of_backends_grows_then_the_table_grows() {
     let mut site = site(2, |settings, topology| {
         settings.on_exit = "keep";
         settings.remember = "60s";

@@ -24,9 +24,9 @@ fn contrib(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib").join(path)
 }
 
-/// Needs no root, only Debian's package `prometheus`.
+/// Needs only Debian's package `prometheus`, and no root.
 #[test]
-fn promtool_accepts_the_alerts_and_their_tests() {
+fn when_promtool_checks_the_alerts_and_their_tests_then_it_accepts_them() {
     for (verb, file) in [
         (["check", "rules"], "alerts.yml"),
         (["check", "config"], "prometheus.yml"),
@@ -81,9 +81,9 @@ fn names(expression: &str) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn dashboard_and_alerts_ask_for_metrics_that_exist() {
+fn when_dashboard_and_alerts_use_a_metric_then_it_exists() {
     let site = site();
-    // Some series are there only while a backend drains.
+    // Some series exist only while a backend drains.
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     let text = get(&site, 9660, "/metrics");
     let mut exposed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -111,13 +111,13 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
     let book = include_str!("../../../docs/src/metrics.md");
     for (name, labels) in expressions.iter().flat_map(|expression| names(expression)) {
         if let Some(of_fleet) = name.strip_prefix("balancer_").filter(|name| name.starts_with("fleet_")) {
-            // This balancer is in none. That the book says what is there is another test's.
+            // This balancer is in no fleet. Another test checks the book's list.
             assert!(book.contains(&format!("| `{of_fleet}` |")), "{name} is not in the book");
             continue;
         }
         let has = exposed.get(&name).unwrap_or_else(|| panic!("{name} is not in\n{text}"));
         for label in labels.iter().filter(|label| !["instance", "job"].contains(&label.as_str())) {
-            // Without a sample, a label cannot be told: heavy clients need more traffic.
+            // Without a sample, the labels are unknown: heavy clients need more traffic.
             assert!(has.is_empty() || has.contains(label), "{name} has {has:?}, not {label}");
         }
         asked += 1;
@@ -126,7 +126,7 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
 }
 
 #[test]
-fn a_real_prometheus_scrapes_it() {
+fn when_a_real_prometheus_scrapes_the_balancer_then_it_has_samples() {
     let site = site();
     let files = tempfile::tempdir().unwrap();
     let config = "global: { scrape_interval: 1s, evaluation_interval: 1s }\nrule_files: [alerts.yml]\n\

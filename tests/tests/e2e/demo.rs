@@ -1,4 +1,4 @@
-//! `balancer demo`: what its tour says; what is in its way; that it leaves nothing behind.
+//! Tests of `balancer demo`: the output of its tour, obstacles to its start, and that nothing remains afterwards.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod lab;
@@ -19,7 +19,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-/// Starts a demo that shows another balancer.
+/// Starts a demo with another balancer program.
 fn of(balancer: &Path) -> Child {
     spawn(Command::new(binaries::balancer().unwrap()).arg("demo").arg("--balancer").arg(balancer))
 }
@@ -28,7 +28,7 @@ fn spawn(demo: &mut Command) -> Child {
     demo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits for the demo's end and checks that nothing of it is left.
+/// Waits for the demo's end and checks that nothing remains.
 fn finish(demo: Child) -> Output {
     let pid = demo.id();
     let output = demo.wait_with_output().unwrap();
@@ -40,7 +40,7 @@ fn files_of(pid: u32) -> PathBuf {
     PathBuf::from(format!("/run/balancer-demo-{pid}"))
 }
 
-/// Files and namespaces of the demo with this process id.
+/// The files and namespaces of the demo with this process id.
 fn left_by(pid: u32) -> Vec<PathBuf> {
     let prefix = format!("bal-{pid}-");
     let names = fs::read_dir("/run/netns").into_iter().flatten().map(|entry| entry.unwrap().path());
@@ -49,7 +49,7 @@ fn left_by(pid: u32) -> Vec<PathBuf> {
     names.chain(files.into_iter().filter(|files| files.exists())).collect()
 }
 
-/// A program that runs for ever and never has a status.
+/// A program that runs for ever and has no status.
 fn mute_balancer(directory: &TempDir) -> PathBuf {
     program(directory, "[ \"$1\" = run ] || exit 3\necho started\nexec sleep 1000\n")
 }
@@ -61,7 +61,7 @@ fn program(directory: &TempDir, script: &str) -> PathBuf {
     path
 }
 
-/// Waits until its balancer has been started.
+/// Waits until the demo has started its balancer.
 fn wait_started(demo: &Child) {
     let log = files_of(demo.id()).join("balancer.log");
     while !fs::read_to_string(&log).is_ok_and(|log| !log.is_empty()) {
@@ -71,7 +71,7 @@ fn wait_started(demo: &Child) {
 }
 
 #[test]
-fn a_balancer_that_ends_is_reported_with_its_last_words() {
+fn when_the_balancer_ends_then_the_demo_reports_its_last_words() {
     let programs = TempDir::new().unwrap();
     let output = finish(of(&program(&programs, "echo no such luck\nexit 1\n")));
     assert_eq!(output.status.code(), Some(1));
@@ -80,7 +80,7 @@ fn a_balancer_that_ends_is_reported_with_its_last_words() {
 }
 
 #[test]
-fn a_balancer_that_is_not_there_is_reported() {
+fn when_the_balancer_does_not_exist_then_the_demo_says_so() {
     let output = finish(of(Path::new("/nowhere/balancer")));
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
@@ -88,7 +88,7 @@ fn a_balancer_that_is_not_there_is_reported() {
 }
 
 #[test]
-fn every_way_to_ask_for_an_end_cleans_up() {
+fn when_a_signal_ends_the_demo_then_it_cleans_up() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let programs = TempDir::new().unwrap();
         let demo = of(&mute_balancer(&programs));
@@ -100,7 +100,7 @@ fn every_way_to_ask_for_an_end_cleans_up() {
 }
 
 #[test]
-fn what_a_killed_demo_has_left_goes_with_the_next() {
+fn when_a_demo_was_killed_then_the_next_one_removes_its_remains() {
     let programs = TempDir::new().unwrap();
     let mut first = of(&mute_balancer(&programs));
     wait_started(&first);
@@ -111,14 +111,14 @@ fn what_a_killed_demo_has_left_goes_with_the_next() {
 }
 
 #[test]
-fn it_says_what_it_needs() {
+fn when_a_requirement_is_missing_then_the_demo_names_it() {
     let balancer = binaries::balancer().unwrap();
     let output = finish(spawn(Command::new(&balancer).arg("demo").env("PATH", "/nowhere")));
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("the program `ip`") && error.contains("iproute2"), "{error}");
 
-    // Where everybody can reach it.
+    // In a directory that all users can reach.
     let programs = TempDir::new().unwrap();
     fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = programs.path().join("balancer");
@@ -134,12 +134,12 @@ fn it_says_what_it_needs() {
 struct Step {
     moved: u64,
     clients: u64,
-    /// The numbers between that of the clients and `ip_hash`.
+    /// The numbers between the number of clients and that of `ip_hash`.
     details: Vec<u64>,
     ip_hash: u64,
 }
 
-/// The line `SENTENCE. Moved: N of CLIENTS…; nginx ip_hash: K ¹` with this sentence.
+/// Parses the line `SENTENCE. Moved: N of CLIENTS…; nginx ip_hash: K ¹` with this sentence.
 fn step(text: &str, sentence: &str) -> Step {
     let line = text.lines().find(|line| line.starts_with(sentence)).unwrap_or_else(|| panic!("{sentence}: {text}"));
     let (_, line) = line.split_once("Moved: ").unwrap();
@@ -154,7 +154,7 @@ fn step(text: &str, sentence: &str) -> Step {
     }
 }
 
-/// A tour's lines.
+/// The lines of a tour.
 fn tour(arguments: &[&str]) -> String {
     let demo = spawn(Command::new(binaries::balancer().unwrap()).arg("demo").args(arguments));
     let output = finish(demo);
@@ -165,7 +165,7 @@ fn tour(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_tour_moves_nobody_but_the_clients_of_a_server_that_is_killed() {
+fn when_the_tour_kills_a_server_then_only_its_clients_move() {
     let text = tour(&[]);
     for sentence in ["web4 is added", "web2 is drained", "web2 is taken back", "web1 is back"] {
         let Step { moved, ip_hash, .. } = step(&text, sentence);
@@ -183,7 +183,7 @@ fn the_tour_moves_nobody_but_the_clients_of_a_server_that_is_killed() {
 }
 
 #[test]
-fn without_memory_the_table_decides() {
+fn when_the_tour_runs_without_memory_then_the_table_decides() {
     let text = tour(&["--once", "--forwarding", "dsr", "--remember", "0s", "--clients", "60"]);
     assert!(step(&text, "web4 is added").moved > 0, "{text}");
     let drained = step(&text, "web2 is drained");

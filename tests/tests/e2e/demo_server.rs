@@ -1,4 +1,4 @@
-//! The demo's web server, over real connections.
+//! Tests of the demo's web server over real connections.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{net::SocketAddr, time::Duration};
@@ -21,7 +21,7 @@ fn start(namespace: &Namespace, name: &str, listen: &[&str], logs: &tempfile::Te
 }
 
 #[test]
-fn a_session_counts_and_starts_over_on_another_backend() {
+fn when_a_session_reaches_another_backend_then_its_count_starts_again() {
     let logs = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("demo").unwrap();
     let _one = start(&namespace, "web1", &[LISTEN, "[::1]:8080"], &logs).unwrap();
@@ -49,7 +49,7 @@ fn a_session_counts_and_starts_over_on_another_backend() {
 }
 
 #[test]
-fn its_health_check_fails_as_told() {
+fn when_a_failure_is_requested_then_the_health_check_fails_that_way() {
     let logs = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("demo").unwrap();
     let backend = start(&namespace, "web1", &[LISTEN], &logs).unwrap();
@@ -66,7 +66,7 @@ fn its_health_check_fails_as_told() {
 }
 
 #[test]
-fn it_ends_when_asked_and_says_what_is_in_the_way() {
+fn when_the_server_cannot_start_then_it_says_why_and_it_ends_on_request() {
     let logs = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("demo").unwrap();
     let mut first = start(&namespace, "web1", &[LISTEN], &logs).unwrap();
@@ -77,7 +77,7 @@ fn it_ends_when_asked_and_says_what_is_in_the_way() {
 }
 
 #[test]
-fn a_source_port_can_be_chosen() {
+fn when_a_source_port_is_chosen_then_the_request_uses_it() {
     let logs = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("demo").unwrap();
     let _backend = start(&namespace, "web1", &[LISTEN], &logs).unwrap();

@@ -1,4 +1,4 @@
-//! `docs/openapi.json` against the running controller: what it answers, and how it refuses, is described.
+//! Tests of `docs/openapi.json` against the running controller: its answers and refusals are described.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use crate::api::{exchange, request};
 
-/// A client that has been there.
+/// A client that has already connected.
 const CLIENT: u16 = 1;
 
-/// Method, path as it is described, and description of every operation: what adds comes before what takes away.
+/// The method, path and description of every operation: additions come before removals.
 fn operations(description: &Value) -> Vec<(String, String, Value)> {
     let paths = description["paths"].as_object().unwrap().iter();
     let mut operations: Vec<_> = paths
@@ -36,7 +36,7 @@ fn operations(description: &Value) -> Vec<(String, String, Value)> {
 }
 
 fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
-    // References lead into the whole document.
+    // References are relative to the whole document.
     let mut document = schema.clone();
     document["components"] = description["components"].clone();
     let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
@@ -45,7 +45,7 @@ fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) 
     assert!(errors.is_empty(), "{what} is not as docs/openapi.json describes it: {errors:#?}\n{value:#}");
 }
 
-/// Asks, and gives the status code; the answer is one that is described.
+/// Sends a request, checks that its answer is described, and returns the status code.
 fn ask(site: &Site, description: &Value, method: &str, path: &str, operation: &Value, body: &str) -> u16 {
     let (status, answer) = exchange(site, &request(method, path, body.as_bytes()));
     println!("{method} {path} {body} -> {status}");
@@ -57,7 +57,7 @@ fn ask(site: &Site, description: &Value, method: &str, path: &str, operation: &V
     status
 }
 
-/// Number of a trace that was just begun, because one that nobody asks about ends within seconds.
+/// Returns the number of a new trace, because a trace without readers ends within seconds.
 fn new_trace(site: &Site) -> String {
     let start = Instant::now();
     loop {
@@ -66,14 +66,14 @@ fn new_trace(site: &Site) -> String {
             let answer: Value = serde_json::from_str(&answer).unwrap();
             return answer["trace"].to_string();
         }
-        // The one before has to end first.
+        // The previous trace has to end first.
         assert!(status == 409 && start.elapsed() < PATIENCE, "{status}: {answer}");
         thread::sleep(Duration::from_millis(100));
     }
 }
 
 #[test]
-fn a_running_controller_answers_and_refuses_as_described() {
+fn when_a_running_controller_answers_or_refuses_then_it_is_as_described() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
         settings.remember = "1h";
         Ok(())
@@ -97,7 +97,7 @@ fn a_running_controller_answers_and_refuses_as_described() {
         let body = if example.is_null() { String::new() } else { example.to_string() };
         let before = generation();
         let status = ask(&site, &description, &method, &path, &operation, &body);
-        // A balancer that is alone has no fleet, and this service no QUIC.
+        // A single balancer has no fleet, and this service has no QUIC.
         let expected = match described.as_str() {
             "/v1/fleet" | "/v1/services/{service}/quic/{backend}" => 404,
             "/v1/services/{service}/quic/key" => 409,

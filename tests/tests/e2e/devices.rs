@@ -1,4 +1,4 @@
-//! Backends, and clients of `nat`, behind interfaces of the balancer's host that take no frames from XDP.
+//! Tests of backends and `nat` clients behind interfaces of the balancer's host that accept no frames from XDP.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -46,7 +46,7 @@ pub(crate) fn give_addresses(topology: &Topology, shape: Shape, to: &str) -> Res
     Ok(())
 }
 
-/// The interface on the backends' segment becomes the port of a bridge, which has its addresses from then on.
+/// Makes the interface on the backends' segment a port of a bridge, which gets its addresses.
 fn bridge(topology: &Topology, shape: Shape) -> Result<()> {
     let port = port(shape);
     let balancer = topology.balancer();
@@ -80,7 +80,7 @@ fn start(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&Topology) -> 
     .unwrap()
 }
 
-/// The interface on the backends' segment carries it as VLAN 7, and the switch takes the tags away.
+/// Makes the interface on the backends' segment carry it as VLAN 7; the switch removes the tags.
 fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
     let port = port(shape);
     let (balancer, switch) = (topology.balancer(), topology.switch());
@@ -88,7 +88,7 @@ fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
     switch.ip("link set balancer nomaster")?;
     switch.ip("link add link balancer name balancer.7 type vlan id 7")?;
     switch.ip("link set balancer.7 master br0 up")?;
-    // As a NIC that leaves tags where they are. A pair gives them to its other end beside the frame otherwise.
+    // Like a NIC that leaves tags in frames. A veth pair would pass them outside of the frame.
     for (host, port) in [(balancer, port), (switch, "balancer")] {
         let off = host.command("ethtool").args(["-K", port, "txvlan", "off", "rxvlan", "off"]).output()?;
         ensure!(off.status.success(), "{off:?}");
@@ -109,13 +109,13 @@ fn served_by_the_kernel(shape: Shape, make: fn(&Topology, Shape) -> Result<()>) 
 }
 
 #[test]
-fn behind_a_bridge_one_legged() {
+fn when_the_backends_are_behind_a_bridge_one_legged_then_the_kernel_forwards() {
     served_by_the_kernel(Shape::OneLegged, bridge);
 }
 
-/// With `nat` the clients' interface takes frames, the backends' does not.
+/// With `nat`, the clients' interface accepts frames, but the backends' does not.
 #[test]
-fn behind_a_bridge_two_legged() {
+fn when_the_backends_are_behind_a_bridge_two_legged_then_the_kernel_forwards() {
     for forwarding in MODES {
         let mut site = start(Shape::TwoLegged, forwarding, |topology| bridge(topology, Shape::TwoLegged));
         wait_up(&mut site);
@@ -123,27 +123,27 @@ fn behind_a_bridge_two_legged() {
         assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
         assert_eq!(counted(&site, "drop"), 0.0, "{forwarding:?}");
         let redirected = counted(&site, "redirect");
-        // Replies leave by the clients' interface, which takes them.
+        // Replies leave by the clients' interface, which accepts frames.
         assert_eq!(redirected > 0.0, forwarding == Forwarding::Nat, "{forwarding:?}: {redirected} were redirected");
     }
 }
 
 #[test]
 #[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
-fn behind_a_vlan_one_legged() {
+fn when_the_backends_are_behind_a_vlan_one_legged_then_the_kernel_forwards() {
     served_by_the_kernel(Shape::OneLegged, vlan);
 }
 
 #[test]
 #[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
-fn behind_a_vlan_two_legged() {
+fn when_the_backends_are_behind_a_vlan_two_legged_then_the_kernel_forwards() {
     served_by_the_kernel(Shape::TwoLegged, vlan);
 }
 
-/// While VLANs lie upon an interface, its card leaves their tags where the program sees them.
+/// While an interface has VLANs, its card leaves their tags in frames, where the program sees them.
 #[test]
 #[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
-fn behind_a_vlan_tags_are_not_stripped_while_the_balancer_runs() {
+fn when_the_backends_are_behind_a_vlan_then_tags_are_not_stripped() {
     let strips = |topology: &Topology| {
         let output = topology.balancer().command("ethtool").args(["-k", "eth0"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().contains("rx-vlan-offload: on")
@@ -156,7 +156,7 @@ fn behind_a_vlan_tags_are_not_stripped_while_the_balancer_runs() {
         })
         .unwrap();
         assert!(!strips(site.topology()));
-        // Another program wants it on; a restart knows what it was.
+        // Another program switches it on. A restarted balancer still knows the original setting.
         let on = site.topology().balancer().command("ethtool").args(["-K", "eth0", "rxvlan", "on"]).status().unwrap();
         assert!(on.success());
         wait("tags are stripped", || !strips(site.topology()));
@@ -176,7 +176,7 @@ fn behind_a_vlan_tags_are_not_stripped_while_the_balancer_runs() {
     }
 }
 
-/// The backends' segment reaches the balancer over a cable between two of this machine's network cards.
+/// Makes a cable between two of this machine's network cards carry the backends' segment.
 fn cable(topology: &Topology, shape: Shape) -> Result<()> {
     let (near, far) = (port(shape), "balancer");
     topology.balancer().ip(&format!("link del {near}"))?;
@@ -189,10 +189,10 @@ fn cable(topology: &Topology, shape: Shape) -> Result<()> {
     give_addresses(topology, shape, near)
 }
 
-/// By the driver's own XDP.
+/// With native XDP of the driver.
 #[test]
 #[ignore = "needs network cards joined by a cable, as the machines of `cargo xtask test --kernels` have them"]
-fn on_network_cards() {
+fn when_the_backends_are_behind_network_cards_then_clients_are_served() {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         for forwarding in MODES {
             let _cards = Cards::take().unwrap();
@@ -209,9 +209,9 @@ fn on_network_cards() {
     }
 }
 
-/// It becomes a bridge's port while it is in use, and is one no longer.
+/// The interface becomes a bridge's port while it is in use, and stops being one.
 #[test]
-fn a_bridge_comes_and_goes() {
+fn when_a_bridge_comes_and_goes_then_clients_are_served() {
     let mut site = start(Shape::OneLegged, Forwarding::Nat, |_| Ok(()));
     wait_up(&mut site);
     let homes = served(&site);
@@ -226,8 +226,8 @@ fn a_bridge_comes_and_goes() {
     until_served_as(&site, &homes, |handed| handed == 0.0);
 }
 
-/// Waits until every client is answered by the backend it had before, and as many frames are handed over for it as are wanted:
-/// routes are followed, and a backend that there was no route to for a moment has its clients again.
+/// Waits until every client's answer comes from its previous backend, and the number of frames passed to the kernel is
+/// as expected. The balancer follows routes, and a backend without a route for a moment gets its clients back.
 fn until_served_as(site: &Site, homes: &BTreeMap<u16, String>, is_wanted: fn(handed: f64) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     let limit = Duration::from_millis(500);
@@ -242,20 +242,20 @@ fn until_served_as(site: &Site, homes: &BTreeMap<u16, String>, is_wanted: fn(han
     }
 }
 
-/// The backends' segment is reached by `eth2` of a pair whose other end, `p2`, does not poll.
+/// The backends' segment is behind `eth2` of a veth pair whose other end, `p2`, does not poll.
 fn start_behind_a_plain_pair() -> Site {
     start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
         topology.balancer().ip("link add eth2 type veth peer name p2")?;
         topology.balancer().ip(&format!("link set p2 netns {}", topology.switch().name()))?;
         topology.switch().ip("link set p2 master br0 up")?;
-        // Checksums are complete all the same: nothing is offloaded by it.
+        // Checksums are complete nevertheless, because nothing is offloaded.
         move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
     })
 }
 
-/// The other end of the pair does not poll, so its peer takes no redirected frames: the kernel says so.
+/// The other end of the pair does not poll, so its peer accepts no redirected frames, as the kernel reports.
 #[test]
-fn a_pair_whose_other_end_does_not_poll() {
+fn when_the_other_end_of_a_pair_does_not_poll_then_the_kernel_forwards() {
     let mut site = start_behind_a_plain_pair();
     wait_up(&mut site);
     served(&site);
@@ -263,9 +263,9 @@ fn a_pair_whose_other_end_does_not_poll() {
     assert_eq!(counted(&site, "redirect"), 0.0);
 }
 
-/// The other end of the pair begins to poll, and ends, which changes no link.
+/// The other end of the pair begins and stops to poll, which changes no link.
 #[test]
-fn an_interface_takes_frames_at_times() {
+fn when_an_interface_begins_or_stops_to_take_frames_then_clients_are_served() {
     let mut site = start_behind_a_plain_pair();
     wait_up(&mut site);
     served(&site);
@@ -278,7 +278,7 @@ fn an_interface_takes_frames_at_times() {
     assert!(log.contains("eth2 (veth) takes frames from XDP now"), "{log}");
 }
 
-/// Waits until packets get this verdict, and no other. A few may be lost on the way.
+/// Waits until packets get only this verdict. A few may be lost on the way.
 fn until(site: &mut Site, verdict: &str) {
     let other = if verdict == "handed" { "redirect" } else { "handed" };
     let deadline = Instant::now() + PATIENCE;
@@ -295,7 +295,7 @@ fn until(site: &mut Site, verdict: &str) {
 }
 
 #[test]
-fn in_generic_mode() {
+fn when_the_program_is_in_generic_mode_then_clients_are_served() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = Family::BOTH.to_vec();
         settings.xdp_mode = "generic";
@@ -307,9 +307,9 @@ fn in_generic_mode() {
     served(&site);
 }
 
-/// The other end goes down while nobody can follow it: what is redirected meanwhile is counted, and only that.
+/// The other end goes down before the balancer can react: it counts exactly the frames that are redirected meanwhile.
 #[test]
-fn redirects_that_fail_are_counted() {
+fn when_redirects_fail_then_they_are_counted() {
     let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |_| Ok(()));
     wait_up(&mut site);
     served(&site);

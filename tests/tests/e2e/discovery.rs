@@ -1,4 +1,4 @@
-//! Backends that a list of targets names.
+//! Tests of backends from a list of targets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod dns;
@@ -87,12 +87,12 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     let first = homes(&site);
     assert!(first.values().any(|home| home == "web1") && first.values().any(|home| home == "web2"));
 
-    // Shuffled, and with a third: known clients stay.
+    // Shuffled, and with a third target: known clients stay.
     replace(&file, &list(&[3, 2, 1]));
     wait_until("web3 is there", || backend(&site, 3).is_some());
     assert_eq!(homes(&site), first);
 
-    // One is away: its clients stay with it, no other comes.
+    // One target is missing: its clients stay, and it gets no new ones.
     replace(&file, &list(&[3, 1]));
     wait_until("web2 drains", || admin(&site, 2) == "drain");
     assert_eq!(homes(&site), first);
@@ -102,7 +102,7 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     wait_until("web2 is back", || admin(&site, 2) == "ready");
     assert_eq!(homes(&site), first);
 
-    // What users set stays; a listed backend is not removed.
+    // User settings stay; a listed backend is not removed.
     site.cli(&["backend", "weight", "web/web3", "7"]).unwrap();
     let output = site.output(&["backend", "remove", "web/web3"]).unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -127,14 +127,14 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     assert_eq!(backend(&site, 3).unwrap().weight, 7);
     assert_eq!(site.homes(Family::V4, CLIENTS).unwrap().len(), CLIENTS.count());
 
-    // It is followed again. At the deadline a drain ends.
+    // The balancer follows the list again. A drain ends at its deadline.
     site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"2s\" }").unwrap();
     replace(&file, &list(&[1, 3]));
     wait_until("web2 is removed", || backend(&site, 2).is_none());
     assert_eq!(reasons(&site), "");
     assert!(homes(&site).values().all(|home| home != "web2"));
 
-    // Without the section, the backends of the list drain, and are removed.
+    // Without the section, the backends of the list drain and are removed.
     site.apply(|settings| {
         settings.service_lines = "drain = { timeout = \"2s\" }".to_owned();
         settings.backends = vec![(2, 100)];

@@ -1,4 +1,4 @@
-//! A backend fails and comes back: only its own clients move, and they come home.
+//! Tests of a backend's failure and recovery: only its own clients move, and they return.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +25,7 @@ const VICTIM: u16 = 2;
 const FALL: u32 = 3;
 const INTERVAL: Duration = Duration::from_millis(400);
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// Until clients of a failed backend are served again.
+/// The time until clients of a failed backend are served again.
 const RECOVERY: Duration = INTERVAL.saturating_mul(FALL).saturating_add(TIMEOUT).saturating_add(SLACK);
 const SLACK: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
@@ -56,7 +56,7 @@ fn clients_of(homes: &Homes, home: &str) -> Vec<u16> {
     homes.iter().filter(|(_, found)| *found == home).map(|(&client, _)| client).collect()
 }
 
-/// The victim's clients, and nobody else, have moved, evenly to the other three.
+/// Checks that exactly the victim's clients have moved, evenly to the other three backends.
 fn only_the_victims_moved(before: &Homes, after: &Homes, tolerance: f64) {
     let victim = name(VICTIM);
     for (client, home) in before.iter().filter(|(_, home)| **home != victim) {
@@ -73,13 +73,13 @@ fn only_the_victims_moved(before: &Homes, after: &Homes, tolerance: f64) {
     assert!(off <= tolerance, "{shares:?}");
 }
 
-/// Where the core sends `clients`.
+/// The backends that the core chooses for `clients`.
 fn homes_by_lookup(core: &Core, site: &Site) -> Homes {
     let home = |client| home(core, site.topology().client_address(FAMILY, client)).unwrap().unwrap();
     MANY.map(|client| (client, home(client))).collect()
 }
 
-/// The same failure by lookup, for 20,000 clients.
+/// Checks the same failure in the lookup table, for 20,000 clients.
 fn lookup_agrees(site: &Site, before: &Homes, after: &Homes) {
     let mut core = site.core().unwrap();
     let all_before = homes_by_lookup(&core, site);
@@ -98,7 +98,7 @@ fn lookup_agrees(site: &Site, before: &Homes, after: &Homes) {
 }
 
 #[test]
-fn a_killed_backend_loses_its_own_clients_alone() {
+fn when_a_backend_is_killed_then_only_its_own_clients_move() {
     for forwarding in [Forwarding::Dsr, Forwarding::Nat] {
         let mut site = site(forwarding);
         let before = site.homes(FAMILY, CLIENTS).unwrap();
@@ -133,7 +133,7 @@ fn a_killed_backend_loses_its_own_clients_alone() {
     }
 }
 
-/// The health check fails in one way, while the backend goes on serving.
+/// The health check fails in one way, while the backend continues to serve.
 fn a_failed_check_moves_only_its_clients(mode: &str, reason: &str) {
     let mut site = site(Forwarding::Nat);
     let before = site.homes(FAMILY, CLIENTS).unwrap();
@@ -151,23 +151,23 @@ fn a_failed_check_moves_only_its_clients(mode: &str, reason: &str) {
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), before);
 }
 
-/// Without memory there is nobody to drain: it is down at once.
+/// Without memory there is no client to drain: the backend is down at once.
 #[test]
-fn a_backend_that_says_no_gets_no_clients() {
+fn when_a_check_answers_503_then_the_backend_gets_no_clients() {
     a_failed_check_moves_only_its_clients("503", "status 503");
 }
 
 #[test]
-fn a_backend_that_hangs_is_down() {
+fn when_a_check_hangs_then_the_backend_is_down() {
     a_failed_check_moves_only_its_clients("hang", "timeout");
 }
 
 #[test]
-fn a_backend_that_answers_too_late_is_down() {
+fn when_a_check_answers_too_late_then_the_backend_is_down() {
     a_failed_check_moves_only_its_clients("slow", "timeout");
 }
 
 #[test]
-fn a_backend_that_resets_is_down() {
+fn when_a_check_is_reset_then_the_backend_is_down() {
     a_failed_check_moves_only_its_clients("reset", "reset");
 }

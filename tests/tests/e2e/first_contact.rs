@@ -1,5 +1,6 @@
-//! `nat`, clients on the balancer's own link: nothing of a first contact is lost, though nobody has asked for the client's
-//! neighbour before its first answer comes by. The controller stands still meanwhile: it is the kernel's work alone.
+//! Tests of `nat` with clients on the balancer's own link: no packet of a first contact is lost, although the kernel
+//! does not know the client's neighbour before its first answer. The controller is stopped meanwhile: only the kernel's
+//! part works.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +26,7 @@ use socket2::Type;
 const BACKENDS: u16 = 2;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
 
-/// An address on the balancer's link, in a subnet that the backends are not in.
+/// An address on the balancer's link, in a subnet without backends.
 const fn on_link(family: Family, client: u16) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 4, 1, client as u8)),
@@ -42,7 +43,7 @@ fn settle(settings: &mut Settings, topology: &Topology) {
         backend.ip("route add 10.4.0.0/16 via 10.0.0.1").unwrap();
         backend.ip("-6 route add fd00:4::/64 via fd00::1").unwrap();
     }
-    // What it asks for itself must not make it known.
+    // The client's own ARP requests must not make it known.
     topology.client().sysctl("net/ipv4/conf/all/arp_announce", "2").unwrap();
     topology.client().sysctl("net/ipv4/conf/all/arp_ignore", "1").unwrap();
     for client in CLIENTS {
@@ -50,7 +51,7 @@ fn settle(settings: &mut Settings, topology: &Topology) {
         topology.client().ip(&format!("addr add {v4}/16 dev eth0")).unwrap();
         topology.client().ip(&format!("addr add {v6}/64 dev eth0 nodad")).unwrap();
     }
-    // What would be in the way of a packet that the kernel forwards as its own.
+    // Settings that would block packets that the kernel forwards.
     for scope in ["all", "default", "eth0"] {
         topology.balancer().sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "1").unwrap();
     }
@@ -65,7 +66,7 @@ fn one_legged(adapt: impl FnOnce(&mut Settings)) -> Site {
     .unwrap()
 }
 
-/// SYN and SYN-ACK segments that were sent again on a host.
+/// The number of retransmitted SYN and SYN-ACK segments on a host.
 fn sent_again(host: &Namespace) -> u64 {
     let text = host.run_in_thread(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -105,7 +106,7 @@ fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// With servers for datagrams on all backends.
+/// Runs `work` with servers for datagrams on all backends.
 fn with_echo(topology: &Topology, family: Family, work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -123,7 +124,7 @@ fn with_echo(topology: &Topology, family: Family, work: impl FnOnce()) {
     });
 }
 
-/// One datagram from each client; its answer comes, though none is sent again.
+/// Sends one datagram from each client and checks its answer, without retransmissions.
 fn ask_all(topology: &Topology, family: Family) {
     with_echo(topology, family, || {
         let to = target(topology, family);
@@ -157,7 +158,7 @@ fn nothing_of_a_first_contact_is_lost(xdp_mode: &'static str) {
     }
     assert_eq!(all_sent_again(site.topology()), before, "a SYN or SYN-ACK was lost");
     for family in Family::BOTH {
-        // The entries of the connections, and the backends' own: those are asked for by the kernel just so.
+        // The entries of the connections, and those of the backends, which the kernel resolves in the same way.
         let topology = site.topology();
         for client in CLIENTS {
             topology.balancer().ip(&format!("neigh flush {} dev eth0", on_link(family, client))).unwrap();
@@ -171,18 +172,18 @@ fn nothing_of_a_first_contact_is_lost(xdp_mode: &'static str) {
 }
 
 #[test]
-fn in_native_mode() {
+fn when_clients_are_on_link_in_native_mode_then_no_packet_of_a_first_contact_is_lost() {
     nothing_of_a_first_contact_is_lost("native");
 }
 
 #[test]
-fn in_generic_mode() {
+fn when_clients_are_on_link_in_generic_mode_then_no_packet_of_a_first_contact_is_lost() {
     nothing_of_a_first_contact_is_lost("generic");
 }
 
-/// The gateway's entry has gone, and nobody has noticed yet.
+/// The gateway's neighbour entry has disappeared unnoticed.
 #[test]
-fn behind_a_gateway_that_was_forgotten() {
+fn when_the_gateways_entry_was_forgotten_then_no_packet_is_lost() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, BACKENDS, |settings, _| {
         settings.families = Family::BOTH.to_vec();
         Ok(())
@@ -209,15 +210,15 @@ fn behind_a_gateway_that_was_forgotten() {
     assert!(handed(&site) >= 80.0);
 }
 
-/// A client that does not answer for itself is counted, and served once it does.
+/// The balancer counts a client that does not answer ARP, and serves it once it answers.
 #[test]
-fn who_does_not_answer_is_counted() {
+fn when_a_client_does_not_answer_arp_then_it_is_counted() {
     let site = one_legged(|_| {});
     let topology = site.topology();
     for family in Family::BOTH {
         let from = SocketAddr::new(on_link(family, 200), 0);
         let before = unresolved(&site);
-        // On another interface: on this one nobody answers for it.
+        // On another interface, because on this one no host answers for it.
         let (length, own, nodad) = if family == Family::V4 { (16, 32, "") } else { (64, 128, "nodad") };
         topology.client().ip(&format!("addr add {}/{own} dev lo {nodad}", from.ip())).unwrap();
         with_echo(topology, family, || {
@@ -250,9 +251,9 @@ fn attached(topology: &Topology) -> usize {
     topology.balancer().run_in_thread(query).unwrap()
 }
 
-/// With `on_exit = "keep"` it goes on without a controller, and the next one's program takes its place.
+/// With `on_exit = "keep"`, the program continues without a controller, and the next controller's program replaces it.
 #[test]
-fn kept_over_a_restart() {
+fn when_on_exit_is_keep_then_the_program_survives_a_restart() {
     let mut site = one_legged(|settings| settings.on_exit = "keep");
     let before = all_sent_again(site.topology());
     for restarted in [false, true] {
@@ -276,7 +277,7 @@ fn kept_over_a_restart() {
 }
 
 #[test]
-fn goes_with_the_controller() {
+fn when_the_controller_ends_then_the_program_is_gone() {
     let mut site = one_legged(|_| {});
     assert_eq!(attached(site.topology()), 1);
     site.controller().process().stop().unwrap();

@@ -1,5 +1,5 @@
-//! `client forget`: whoever is forgotten follows the lookup table with the next connection, as somebody new, and nobody
-//! else does.
+//! Tests of `client forget`: a forgotten client follows the lookup table with its next connection, like a new client.
+//! No other client does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -46,21 +46,21 @@ fn at(homes: &BTreeMap<u16, String>, home: &str) -> Vec<u16> {
 }
 
 #[test]
-fn the_forgotten_follow_the_table() {
+fn when_a_client_is_forgotten_then_it_follows_the_table() {
     let site = site();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     let address = |client: u16| site.topology().client_address(FAMILY, client).to_string();
     let all = f64::from(*CLIENTS.end());
     assert_eq!(counted(&site), (all, 0.0));
 
-    // Where the table sends it anyway: new, and not moved.
+    // If the table sends it to the same backend, it is new, and not moved.
     let home = at(&homes, "web2")[0];
     assert_eq!(forget(&site, &[&address(home)]), (1, 0));
     assert_eq!(forget(&site, &[&address(home)]), (0, 0), "it is not known any more");
     assert_eq!(site.homes(FAMILY, [home]).unwrap()[&home], "web2");
     assert_eq!(counted(&site), (all + 1.0, 0.0));
 
-    // A drained backend keeps its clients, until they are forgotten.
+    // A drained backend keeps its clients until they are forgotten.
     site.cli(&["backend", "drain", "web/web1"]).unwrap();
     let kept = at(&homes, "web1");
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
@@ -84,7 +84,7 @@ fn the_forgotten_follow_the_table() {
 }
 
 #[test]
-fn without_memory_there_is_nobody_to_forget() {
+fn when_a_service_has_no_memory_then_there_is_no_client_to_forget() {
     let site = site();
     for (arguments, words) in [
         (&["10.1.0.1", "--service", "plain"][..], "plain has no memory of clients"),
@@ -96,7 +96,7 @@ fn without_memory_there_is_nobody_to_forget() {
         let error = site.cli(&[&["client", "forget"], arguments].concat()).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("exit status: 1"), "{error}");
     }
-    // In all services that remember.
+    // In all services with memory.
     site.homes(FAMILY, [1]).unwrap();
     let client = site.topology().client_address(FAMILY, 1).to_string();
     assert_eq!(forget(&site, &[&client]), (1, 0));

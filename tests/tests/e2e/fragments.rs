@@ -1,4 +1,5 @@
-//! Datagrams of 64 kB, in some fifty fragments each, reach the backend of their client whole, and so do the answers.
+//! Tests of datagrams of 64 kB: about fifty fragments each reach the client's backend completely, and so do the
+//! answers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,7 +23,7 @@ use socket2::Type;
 const BACKENDS: u16 = 3;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=24;
 const EACH: u64 = 4;
-/// A byte for the backend's number goes before the answer.
+/// The answer begins with a byte for the backend's number.
 const SIZE: usize = 65_000;
 
 /// Answers every datagram with itself, after the backend's number.
@@ -65,7 +66,7 @@ fn large_datagrams_come_back(shape: Shape, forwarding: Forwarding) {
     .unwrap();
     let topology = site.topology();
     if matches!(forwarding, Forwarding::Ipip | Forwarding::Gue) {
-        // Fragments cannot be made smaller on the way, and their sender cannot be told: it has to know.
+        // Fragments cannot be made smaller on the way, and their sender cannot be told, so it has to know the MTU.
         let gateways = if shape == Shape::OneLegged { ["10.0.0.1", "fd00::1"] } else { ["10.3.0.1", "fd00:3::1"] };
         for (vips, gateway) in ["-4 route replace 10.2.0.0/16", "-6 route replace fd00:2::/64"].iter().zip(gateways) {
             topology.client().ip(&format!("{vips} via {gateway} mtu 1400")).unwrap();
@@ -106,26 +107,26 @@ fn large_datagrams_come_back(shape: Shape, forwarding: Forwarding) {
 }
 
 #[test]
-fn with_dsr() {
+fn when_datagrams_are_large_with_dsr_then_they_come_back() {
     large_datagrams_come_back(Shape::OneLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn with_nat() {
+fn when_datagrams_are_large_with_nat_then_they_come_back() {
     large_datagrams_come_back(Shape::TwoLegged, Forwarding::Nat);
 }
 
 #[test]
-fn with_ipip() {
+fn when_datagrams_are_large_with_ipip_then_they_come_back() {
     large_datagrams_come_back(Shape::TwoLegged, Forwarding::Ipip);
 }
 
 #[test]
-fn with_gue() {
+fn when_datagrams_are_large_with_gue_then_they_come_back() {
     large_datagrams_come_back(Shape::OneLegged, Forwarding::Gue);
 }
 
 #[test]
-fn with_snat() {
+fn when_datagrams_are_large_with_snat_then_they_come_back() {
     large_datagrams_come_back(Shape::TwoLegged, Forwarding::Snat);
 }

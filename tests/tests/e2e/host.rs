@@ -25,7 +25,7 @@ fn switch(site: &Site, key: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// IPv4 forwarding, IPv6 forwarding, whether routers' advertisements are accepted, on the last interface.
+/// IPv4 forwarding, IPv6 forwarding, and acceptance of router advertisements, on the last interface.
 fn switches(site: &Site) -> [String; 3] {
     let interface = site.topology().interfaces().last().unwrap();
     ["ipv4/NAME/forwarding", "ipv6/NAME/forwarding", "ipv6/NAME/accept_ra"].map(|key| {
@@ -34,7 +34,7 @@ fn switches(site: &Site) -> [String; 3] {
 }
 
 #[test]
-fn the_first_nat_service_of_a_family_that_apply_brings_works_at_once() {
+fn when_apply_brings_the_first_nat_service_of_a_family_then_it_works_at_once() {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         let mut site = Site::start(shape, Forwarding::Nat, 2, |settings, _| {
             settings.on_exit = "keep";
@@ -51,14 +51,15 @@ fn the_first_nat_service_of_a_family_that_apply_brings_works_at_once() {
         };
         site.controller().wait_for(PATIENCE, "health checks over IPv6", up).unwrap();
         assert_eq!(site.homes(Family::V6, 1..=10).unwrap().len(), 10);
-        // Nobody needs IPv4 any more.
+        // No service needs IPv4 any more.
         wait("net.ipv4 stays switched on", || switches(&site) == ["0", "1", "2"]);
 
         site.apply(|settings| settings.families = vec![Family::V4, Family::V6]).unwrap();
         for family in Family::BOTH {
             assert_eq!(site.homes(family, 1..=10).unwrap().len(), 10, "{family:?}");
         }
-        // Somebody switches it off: it is on again soon, and the next controller knows what to put back.
+        // Another program switches it off: the balancer soon switches it on again, and the next controller knows what
+        // to restore.
         site.topology().forward(false).unwrap();
         wait("net.ipv4 stays switched off", || switches(&site) == ["1", "1", "2"]);
         site.kill_and_restart(|_| {}).unwrap();
@@ -92,7 +93,7 @@ fn names(interfaces: &[&str]) -> Vec<String> {
     interfaces.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// Whether somebody listens in the balancer's network namespace.
+/// Whether a process listens in the balancer's network namespace.
 fn listens(site: &Site, port: u16) -> bool {
     let output =
         site.topology().balancer().command("ss").args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
@@ -100,7 +101,7 @@ fn listens(site: &Site, port: u16) -> bool {
 }
 
 #[test]
-fn interfaces_and_mode_change_while_the_balancer_runs() {
+fn when_interfaces_and_mode_change_then_the_running_balancer_follows() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.on_exit = "keep";
         settings.xdp_mode = "auto";
@@ -119,7 +120,7 @@ fn interfaces_and_mode_change_while_the_balancer_runs() {
     };
     let before = site.status().unwrap();
 
-    // What cannot be had changes nothing, and a dry run says so as well.
+    // An impossible change has no effect, and a dry run reports it as well.
     for (interface, reason) in [("eht9", "interface eht9 does not exist"), ("lo", "interface lo is the loopback")] {
         let error = refused(&mut site, |settings| settings.interfaces = names(&["eth0", "eth1", interface]));
         assert!(error.contains(reason) && error.contains("nothing was changed"), "{error}");
@@ -130,7 +131,7 @@ fn interfaces_and_mode_change_while_the_balancer_runs() {
     assert_eq!(site.status().unwrap().generation, before.generation);
     assert_eq!(interfaces(&site).len(), 2);
 
-    // One more, and the VIP goes to the one that is now the first.
+    // One interface more. It is now the first, and gets the VIP.
     let answer = site.apply(|settings| settings.interfaces = names(&["more0", "eth0", "eth1"])).unwrap();
     assert!(answer.contains("configuration applied, interfaces changed"), "{answer}");
     wait("three interfaces", || interfaces(&site).len() == 3);
@@ -138,14 +139,14 @@ fn interfaces_and_mode_change_while_the_balancer_runs() {
     wait("the VIP is left behind", || on(&site, "more0") && !on(&site, "eth0"));
     assert_eq!(switch(&site, "net.ipv4.conf.more0.forwarding"), "1");
 
-    // And away again: everything on it is put back.
+    // One interface less: the balancer restores its settings.
     site.apply(|settings| settings.interfaces = names(&["eth0", "eth1"])).unwrap();
     wait("more0 stays attached", || attached(&site, "more0").is_empty());
     wait("the VIP is left behind", || on(&site, "eth0") && !on(&site, "more0"));
     wait("more0 forwards", || switch(&site, "net.ipv4.conf.more0.forwarding") == "0");
     assert_eq!(site.homes(Family::V4, 1..=10).unwrap().len(), 10);
 
-    // Generic and back. A mode that one interface refuses is refused for all.
+    // Generic and back. If one interface refuses a mode, no interface gets it.
     site.apply(|settings| settings.xdp_mode = "generic").unwrap();
     wait("eth0 is not generic", || attached(&site, "eth0") == "generic" && attached(&site, "eth1") == "generic");
     site.kill_and_restart(|_| {}).unwrap();
@@ -166,7 +167,7 @@ fn interfaces_and_mode_change_while_the_balancer_runs() {
 }
 
 #[test]
-fn listener_group_and_statistics_change_while_the_balancer_runs() {
+fn when_listener_group_and_statistics_change_then_the_running_balancer_follows() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {
         settings.lines = "[metrics]\nlisten = \"127.0.0.1:9660\"\n".to_owned();
         Ok(())
@@ -193,7 +194,7 @@ fn listener_group_and_statistics_change_while_the_balancer_runs() {
         let output = site.topology().balancer().command("ss").args(["-Hltn", "sport = :9660"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().contains("0.0.0.0:9660")
     });
-    // One packet in so many is sampled, from now on.
+    // From now on, one packet in this number is sampled.
     let sampled = |site: &Site| site.metrics().unwrap().sum("samples_total", &[]).unwrap();
     let before = sampled(&site);
     site.apply(|settings| settings.lines = lines("127.0.0.1:9660", "[statistics]\nsample_interval = 1\n")).unwrap();
@@ -219,7 +220,7 @@ fn listener_group_and_statistics_change_while_the_balancer_runs() {
 }
 
 #[test]
-fn what_outlives_the_balancer_changes_while_it_runs() {
+fn when_settings_that_outlive_the_balancer_change_then_it_follows() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.remember = "1h";
         Ok(())
@@ -238,7 +239,7 @@ fn what_outlives_the_balancer_changes_while_it_runs() {
     };
     wait("the clients are not known any more", || known(&site) == 20);
 
-    // And back: what is left of it goes with the process, however that ends.
+    // And back: the remaining state goes with the process, however it ends.
     site.apply(|settings| settings.on_exit = "detach").unwrap();
     assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), before);
     site.controller().process().kill().unwrap();
@@ -246,9 +247,9 @@ fn what_outlives_the_balancer_changes_while_it_runs() {
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
 }
 
-/// Reading a file from a disk that hangs, as a pipe that nobody writes to.
+/// Reading a configuration from a disk that hangs, or from a pipe without a writer.
 #[test]
-fn a_configuration_that_takes_its_time_holds_up_nobody() {
+fn when_reading_the_configuration_takes_long_then_nothing_else_waits() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let path = site.config();
     let text = fs::read_to_string(&path).unwrap();
@@ -265,14 +266,14 @@ fn a_configuration_that_takes_its_time_holds_up_nobody() {
         site.status().unwrap().services[0].backends.iter().map(|backend| backend.weight).collect()
     };
     wait("the file is not taken over", || weights(&site) == [7, 7]);
-    // Nor does it hold up the end.
+    // The end does not wait either.
     site.controller().process().signal(Signal::SIGHUP).unwrap();
     thread::sleep(Duration::from_millis(300));
     assert!(site.controller().process().stop().unwrap().success());
     fs::remove_file(&path).unwrap();
 }
 
-/// The backends' answers to checks are for this machine itself, so they come through although it forwards nothing.
+/// The backends' answers to checks are for this machine itself, so they arrive even without forwarding.
 #[test]
 fn when_another_program_keeps_forwarding_off_then_answers_to_checks_still_arrive() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
@@ -324,7 +325,7 @@ fn when_an_interface_is_renamed_then_it_is_steered_whatever_takes_its_name() {
     })
     .unwrap();
     let before = site.homes(Family::V4, 1..=20).unwrap();
-    // Whatever the names, the addresses and routes are the interface's.
+    // Addresses and routes belong to the interface, whatever its name.
     let balancer = site.topology().balancer();
     if balancer.ip("link set eth0 name lan0").is_err() {
         println!("before Linux 6.2 an interface that is up keeps its name");

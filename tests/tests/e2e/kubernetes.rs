@@ -1,4 +1,4 @@
-//! Services of Kubernetes: the API server is a stand-in, pods are web servers, and all else is real.
+//! Tests of Kubernetes services: a stand-in for the API server, web servers as pods, and the real program.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,10 +25,10 @@ use crate::support::{requests, under_load, wait};
 const SERVICE: &str = "k8s.shop.web";
 /// Clients that come while there are four pods.
 const FIRST: RangeInclusive<u16> = 1..=200;
-/// Clients that come while there are eight.
+/// Clients that come while there are eight pods.
 const SECOND: RangeInclusive<u16> = 201..=300;
 
-/// The program between cluster and balancer; killed at its end.
+/// The program between cluster and balancer; killed when dropped.
 struct Controller(Child);
 
 impl Drop for Controller {
@@ -38,7 +38,7 @@ impl Drop for Controller {
     }
 }
 
-/// A balancer that serves an IPv6 service of its own file, and a cluster with a pool of the IPv4 VIP.
+/// A balancer with an IPv6 service of its own file, and a cluster with a pool of the IPv4 VIP.
 struct World {
     site: Site,
     cluster: Kubernetes,
@@ -150,7 +150,7 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     let all = requests(world.site.topology(), Family::V4, 80, 1..=300);
     let entrance = world.site.topology().client().entrance();
     let load = under_load(&entrance, &all[..200], || {
-        // Four become eight, and the controller dies in between.
+        // Four pods become eight, and the controller dies in between.
         world.pods(&[1, 2, 3, 4, 5, 6, 7, 8], &[]);
         drop(controller.take());
         controller = Some(world.controller());
@@ -159,12 +159,12 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
         let second = world.homes(SECOND);
         assert!(World::at(&second, 5..=8).len() > 20, "{second:?}");
 
-        // Eight become four: whoever is at a pod that ends stays while it drains.
+        // Eight pods become four: clients at an ending pod stay while it drains.
         world.pods(&[5, 6, 7, 8], &[1, 2, 3, 4]);
         world.wait_states("four drain", "draining", &[1, 2, 3, 4]);
         assert_eq!(world.homes(FIRST), first);
         assert_eq!(world.homes(SECOND), second);
-        // What others do with the file changes nothing of it.
+        // Changes of the file by others have no effect on it.
         let config = world.site.config();
         world.site.cli(&["apply", config.to_str().unwrap(), "--reread"]).unwrap();
         assert_eq!(world.states().values().filter(|state| *state == "draining").count(), 4);
@@ -180,10 +180,10 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
         assert_eq!(after.iter().filter(|(client, _)| stay.contains_key(*client)).count(), stay.len());
         assert!(stay.iter().all(|(client, home)| after[client] == *home), "{stay:?} {after:?}");
     });
-    // A connection that is open at the moment at which the drain ends is cut.
+    // A connection that is open at the end of the drain is cut.
     load.assert_answered_but(10, 500);
 
-    // The API server is away while a pod dies: the balancer's check moves its clients, and nobody else.
+    // The API server is away while a pod dies: the balancer's check moves exactly its clients.
     let before = world.homes(1..=300);
     world.cluster.is_away(true);
     world.site.kill_backend(5).unwrap();
@@ -193,11 +193,11 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     assert!(World::at(&moved, 5..=5).is_empty());
     world.cluster.is_away(false);
 
-    // The balancer is killed, and finds all of it in its file.
+    // The balancer is killed, and finds everything in its file.
     world.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     assert_eq!(world.homes(1..=300), moved);
 
-    // The deployment is scaled to nothing, and back.
+    // The deployment is scaled to zero, and back.
     world.pods(&[], &[]);
     wait("no pod is left", || world.states().is_empty());
     let refused = world.site.ask(Family::V4, 1..=5, PATIENCE).unwrap();
@@ -208,7 +208,7 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     world.wait_states("two are back", "up", &[1, 2]);
     world.homes(1..=300);
 
-    // The Service is deleted while nobody looks.
+    // The Service is deleted while the controller is away.
     drop(controller.take());
     world.cluster.delete("services", "shop", "web");
     assert!(world.cluster.get("services", "shop", "web").is_some(), "the finalizer keeps it");

@@ -1,5 +1,5 @@
-//! Listeners of a running service: connections through another one are of known clients, `apply` brings and takes them, and
-//! what cannot be is refused and changes nothing.
+//! Tests of changing a running service's listeners: connections through another listener belong to known clients,
+//! `apply` adds and removes listeners, and impossible changes are refused without effect.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, net::SocketAddr};
@@ -27,7 +27,7 @@ fn start() -> Site {
     site
 }
 
-/// Decisions about new connections of the shop's clients: new, kept, moved.
+/// The decisions about new connections of the shop's clients: new, kept, moved.
 fn decisions(site: &Site) -> [f64; 3] {
     let metrics = site.metrics().unwrap();
     ["new", "kept", "moved"]
@@ -35,23 +35,23 @@ fn decisions(site: &Site) -> [f64; 3] {
 }
 
 #[test]
-fn a_connection_through_another_listener_is_kept() {
+fn when_a_client_connects_through_another_listener_then_it_is_kept() {
     let site = start();
     let all = f64::from(2 * CLIENTS);
     let homes = where_all_are(&site, &[HTTP], &[]);
     assert_eq!(decisions(&site), [all, 0.0, 0.0]);
     assert_eq!(where_all_are(&site, &[HTTPS], &[]), homes);
     assert_eq!(decisions(&site), [all, all, 0.0]);
-    // Also where the table says otherwise by now.
+    // This holds also if the table now says otherwise.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &[HTTPS, HTTP], &[]), homes);
     assert_eq!(decisions(&site), [all, 3.0 * all, 0.0]);
-    // A client's first datagram is of a client that is known by its connections, and its next ones are no decision.
+    // A client's first datagram belongs to a client known by its connections, and the next ones are no decision.
     assert_eq!(where_all_are(&site, &[], &[HTTP, IN_RANGE]), homes);
     let [new, kept, moved] = decisions(&site);
     assert_eq!([new, moved], [all, 0.0]);
     assert!((3.0 * all..=5.0 * all).contains(&kept), "{kept}");
-    // Who is moved is moved through all of them at once.
+    // A moved client moves at all listeners at once.
     site.cli(&["backend", "maint", "shop/web1"]).unwrap();
     let of_web1 = homes.values().filter(|home| *home == "web1").count();
     let after = where_all_are(&site, &[HTTPS, HTTP], &[HTTPS]);
@@ -60,13 +60,13 @@ fn a_connection_through_another_listener_is_kept() {
 }
 
 #[test]
-fn apply_brings_and_takes_listeners_and_moves_nobody() {
+fn when_apply_adds_and_removes_listeners_then_no_client_moves() {
     let mut site = start();
     let homes = where_all_are(&site, &[HTTP, HTTPS], &[IN_RANGE]);
     let later = SocketAddr::new(site.topology().vip(Family::V4), LATER).to_string();
     let [v4, v6] = Family::BOTH.map(|family| site.topology().vip(family));
 
-    // One that is added by hand outlives a file that does not name it.
+    // A listener added by hand survives a file without it.
     site.cli(&["service", "listen", "add", "shop", &later]).unwrap();
     let lines = shop(site.topology(), Forwarding::Dsr);
     let without_http = lines.replace(&format!("\"{v4}:{HTTP}\", "), "").replace(&format!("\"[{v6}]:{HTTP}\", "), "");
@@ -87,7 +87,7 @@ fn apply_brings_and_takes_listeners_and_moves_nobody() {
         assert_eq!(ask(&site, Family::V4, client, LATER, Protocol::Tcp).unwrap(), homes[&(true, client)]);
     }
 
-    // It comes back, and what is counted for it goes on from nothing.
+    // The listener returns, and its counters start at zero.
     site.apply(|settings| settings.lines = lines).unwrap();
     assert_eq!(where_all_are(&site, &[HTTP, HTTPS], &[HTTP, IN_RANGE]), homes);
     assert_eq!(site.status().unwrap().services[0].listeners.len(), 11);
@@ -98,7 +98,7 @@ fn apply_brings_and_takes_listeners_and_moves_nobody() {
 }
 
 #[test]
-fn what_cannot_be_changes_nothing() {
+fn when_a_listener_change_is_impossible_then_nothing_changes() {
     let mut site = start();
     let v4 = site.topology().vip(Family::V4);
     let refused = |site: &Site, listener: &str| {
@@ -120,14 +120,15 @@ fn what_cannot_be_changes_nothing() {
     }
     let taken = lines.replace(&format!("{v4}:9000"), &format!("{v4}:{HTTP}"));
     assert!(site.apply(|settings| settings.lines = taken).is_err());
-    // As many as there may be, and one more. A single port within another service's range is a listener of its own.
+    // The largest number of listeners, and one more. A single port within another service's range is a separate
+    // listener.
     for port in 9150..9150 + 54 {
         site.cli(&["service", "listen", "add", "shop", &format!("{v4}:{port}")]).unwrap();
     }
     let told = refused(&site, &format!("{v4}:9300"));
     assert!(told.contains("more than 64 listeners of one service"), "{told}");
     assert_eq!(site.status().unwrap().services[0].listeners.len(), 64);
-    // The last of a service stays.
+    // The last listener of a service stays.
     site.cli(&["service", "listen", "remove", "other", &format!("{v4}:9000")]).unwrap();
     let output = site.output(&["service", "listen", "remove", "other", &format!("{v4}:9100-9199")]).unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("only listener"), "{output:?}");

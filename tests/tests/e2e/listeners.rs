@@ -1,5 +1,5 @@
-//! A service with several listeners: each client on one backend through all of them, in every mode and both families, with
-//! real sockets, through listeners that come and go, drains and maintenance.
+//! Tests of a service with several listeners: each client has one backend at all of them, in every mode and both
+//! families, with real sockets, through added and removed listeners, drains and maintenance.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,20 +22,20 @@ use socket2::{Domain, Socket, Type};
 const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const CLIENTS: u16 = 12;
 pub(crate) const BACKENDS: u16 = 3;
-/// Ports of listeners, and those of `nat` backends behind them.
+/// The ports of listeners, and those of `nat` backends behind them.
 pub(crate) const PORTS: [(u16, u16); 2] = [(7080, 9080), (7443, 9443)];
-/// A port of a range, and one that comes later.
+/// A port of a range, and a port that is added later.
 pub(crate) const IN_RANGE: u16 = 7105;
 pub(crate) const LATER: u16 = 7200;
 
-/// Answers everybody with its name for as long as the test runs.
+/// Answers every client with its name during the test.
 pub(crate) fn serve(site: &Site, forwarding: Forwarding, number: u16) {
     let name = format!("web{number}");
     let topology = site.topology();
     let nat = forwarding == Forwarding::Nat;
     let port = |(listener, backend): (u16, u16)| if nat { backend } else { listener };
     for family in Family::BOTH {
-        // Replies come from the address that was asked.
+        // Replies come from the address that received the request.
         let everywhere: IpAddr = match family {
             Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -70,7 +70,7 @@ pub(crate) fn serve(site: &Site, forwarding: Forwarding, number: u16) {
     }
 }
 
-/// A listener for one family, so that both can have the port.
+/// A listener for one family, so that both can use the port.
 fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
     if at.is_ipv6() {
@@ -110,7 +110,7 @@ pub(crate) fn ask(site: &Site, family: Family, client: u16, port: u16, protocol:
     answer.unwrap()
 }
 
-/// Where each client is, which is the same through all listeners.
+/// The backend of each client, which is the same at all listeners.
 pub(crate) fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(bool, u16), String> {
     let mut homes = BTreeMap::new();
     for family in Family::BOTH {
@@ -150,7 +150,7 @@ pub(crate) fn backends(topology: &Topology) -> String {
     (1..=BACKENDS).map(backend).collect()
 }
 
-/// A client of each family is forgotten by its address, all others by their backends.
+/// Forgets a client of each family by its address, and all others by their backends.
 fn forget_everybody(site: &Site) {
     let forget = |arguments: &[&str]| -> u64 {
         let text = site.cli(&[&["client", "forget", "--json"], arguments].concat()).unwrap();
@@ -181,7 +181,7 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     let used: std::collections::BTreeSet<&String> = homes.values().collect();
     assert!(used.len() > 1, "one backend has them all: {homes:?}");
 
-    // Listeners that come and go move nobody.
+    // Added and removed listeners move no client.
     let later = SocketAddr::new(site.topology().vip(Family::V4), LATER).to_string();
     let planned = site.cli(&["plan", "service", "listen", "add", "shop", &later]).unwrap();
     assert_eq!(
@@ -199,11 +199,12 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     site.cli(&["service", "listen", "remove", "shop", &later]).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // A drained backend keeps its clients, through all listeners.
+    // A drained backend keeps its clients, at all listeners.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // `client where` knows them all, also those whom the table sends elsewhere by now; rules are listed for both families.
+    // `client where` knows all of them, also those that the table now sends elsewhere. Rules are listed for both
+    // families.
     for (&(v4, client), home) in &homes {
         let address = site.topology().client_address(if v4 { Family::V4 } else { Family::V6 }, client).to_string();
         let located: ClientView =
@@ -216,11 +217,11 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     let rules: Vec<RuleView> = serde_json::from_str(&site.cli(&["rule", "list", "shop", "--json"]).unwrap()).unwrap();
     assert_eq!(rules.iter().map(|rule| rule.prefix.as_str()).collect::<Vec<_>>(), strangers);
 
-    // Nor does a controller that is killed and comes back move anybody, and it goes on counting.
+    // A controller that is killed and returns moves no client either, and continues counting.
     site.kill_and_restart(|_| {}).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // Those of a backend in maintenance go together, and nobody else goes: as many as was planned, of both families.
+    // All clients of a backend in maintenance move together, and no others: as many as planned, in both families.
     let of_web2 = homes.values().filter(|home| *home == "web2").count();
     let planned = site.cli(&["plan", "backend", "maint", "shop/web2", "--json"]).unwrap();
     let planned: PlanView = serde_json::from_str(&planned).unwrap();
@@ -243,21 +244,21 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
 }
 
 #[test]
-fn each_client_has_one_backend_dsr() {
+fn when_a_service_has_several_listeners_with_dsr_then_each_client_has_one_backend() {
     each_client_has_one_backend(Forwarding::Dsr);
 }
 
 #[test]
-fn each_client_has_one_backend_nat() {
+fn when_a_service_has_several_listeners_with_nat_then_each_client_has_one_backend() {
     each_client_has_one_backend(Forwarding::Nat);
 }
 
 #[test]
-fn each_client_has_one_backend_ipip() {
+fn when_a_service_has_several_listeners_with_ipip_then_each_client_has_one_backend() {
     each_client_has_one_backend(Forwarding::Ipip);
 }
 
 #[test]
-fn each_client_has_one_backend_gue() {
+fn when_a_service_has_several_listeners_with_gue_then_each_client_has_one_backend() {
     each_client_has_one_backend(Forwarding::Gue);
 }

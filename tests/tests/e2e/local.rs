@@ -1,4 +1,4 @@
-//! Backends that are this machine itself.
+//! Tests of backends on this machine itself.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -26,7 +26,7 @@ use crate::support::{homes, requests, wait_for};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-/// A site of two servers and one on the balancer's own host, which is called `own`.
+/// A site with two servers and one on the balancer's own host, named `own`.
 fn site(shape: Shape, forwarding: Forwarding, family: Family) -> (Site, Backend) {
     let (own, _) = Topology::balancer_address(family);
     let own = SocketAddr::new(own, backend_port(forwarding));
@@ -85,7 +85,7 @@ fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients
         for (client, home) in &homes {
             assert_eq!(site.locate(family, *client).unwrap().1, *home);
         }
-        // At least a SYN, a request and a FIN of each.
+        // At least a SYN, a request and a FIN of each client.
         assert!(local(&site) >= 3 * own as u64);
         let metrics = site.metrics().unwrap();
         assert!(metrics.sum("packets_seen_total", &["verdict=\"local\""]).unwrap() >= 3.0 * own as f64);
@@ -121,14 +121,14 @@ fn when_the_balancer_restarts_or_drains_its_own_server_then_clients_stay_where_t
     }
 }
 
-/// The server that answers each client, whatever address it has seen.
+/// The server that answers each client, regardless of the address that the server sees.
 #[track_caller]
 fn served(topology: &Topology, family: Family, clients: RangeInclusive<u16>) -> BTreeMap<u16, String> {
     let homes = homes(topology, &requests(topology, family, PORT, clients.clone()));
     clients.zip(homes).collect()
 }
 
-/// Two machines, each a server and a balancer; the router sends what is for the VIP to one of them.
+/// Two machines that are both server and balancer. The router sends packets for the VIP to one of them.
 struct Pair {
     controllers: [Controller; 2],
     _servers: [Backend; 2],
@@ -212,7 +212,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
     let family = Family::V4;
     let mut pair = Pair::start(family);
     let name = service(family);
-    // Each takes its own server for unusable, and sends all to the other.
+    // Each finds its own server unusable, and sends all clients to the other.
     for number in 0..2 {
         pair.tell(number, &["backend", "maint", &format!("{name}/web{}", number + 1)]);
     }
@@ -221,7 +221,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
         let other = format!("web{}", 2 - number);
         assert!(served(&pair.topology, family, CLIENTS).values().all(|home| *home == other));
     }
-    // Each takes the other's for unusable.
+    // Each finds the other's server unusable.
     for number in 0..2 {
         pair.tell(number, &["backend", "ready", &format!("{name}/web{}", number + 1)]);
         pair.tell(number, &["backend", "maint", &format!("{name}/web{}", 2 - number)]);
@@ -236,7 +236,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
 
 const UDP: u16 = 5300;
 
-/// A datagram of `size` bytes to the VIP comes back as it was.
+/// Checks that a datagram of `size` bytes to the VIP comes back unchanged.
 fn comes_back(site: &Site, family: Family, size: usize) {
     let vip = SocketAddr::new(site.topology().vip(family), UDP);
     let from = SocketAddr::new(site.topology().client_address(family, 1), 0);

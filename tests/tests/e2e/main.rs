@@ -1,4 +1,4 @@
-//! Hosts in network namespaces with real clients and servers, and the programs that users start.
+//! Tests with hosts in network namespaces, real clients and servers, and the programs that users start.
 
 mod agents;
 mod ansible;

@@ -1,8 +1,10 @@
-//! A balancer among several: ready or not, withdrawn and announced, VIPs for routing daemons, an end that nobody notices.
+//! Tests of a balancer among several: readiness, `withdraw` and `announce`, VIPs for routing daemons, and an end that
+//! clients do not notice.
 //!
-//! | what it meets | restart | SIGKILL, keep | reload | apply of `assign_vip` | nobody up |
+//! | event | restart | SIGKILL, keep | reload | apply of `assign_vip` | no backend up |
 //! | --- | --- | --- | --- | --- | --- |
-//! | VIP on an interface | goes and comes (`detach`) | stays; with `detach` goes, comes | stays | moves, goes, comes | goes (`drop`), stays (`open`) |
+//! | VIP on an interface | goes and comes (`detach`) | stays; with `detach` goes, comes | stays | moves, goes, comes |
+//! goes (`drop`), stays (`open`) |
 //! | withdrawn | stays withdrawn | stays withdrawn | stays withdrawn | stays withdrawn | stays withdrawn |
 //! | announced | comes back | comes back | – | – | comes with the first backend |
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -31,7 +33,7 @@ use crate::support::{runs, wait};
 
 const ON_LO: &str = "assign_vip = \"lo\"\nwhen_all_down = \"drop\"";
 
-/// A site whose balancer has no VIP but by `lines`, and two backends.
+/// A site with two backends, whose balancer has only the VIPs that `lines` assign.
 fn site(on_exit: &'static str, lines: &str) -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
@@ -53,7 +55,7 @@ fn has(site: &Site, family: Family, interface: &str) -> bool {
     String::from_utf8(output.stdout).unwrap().contains(&format!(" {}/", site.topology().vip(family)))
 }
 
-/// The interfaces that have the VIP, which are the same for both families.
+/// The interfaces with the VIP, which are the same for both families.
 fn places(site: &Site) -> Vec<&'static str> {
     let of = |family| ["lo", "eth0"].into_iter().filter(|on| has(site, family, on)).collect::<Vec<_>>();
     let (v4, v6) = (of(Family::V4), of(Family::V6));
@@ -75,7 +77,7 @@ fn ready(site: &Site) -> (i32, String) {
     said(&site.output(&["ready"]).unwrap())
 }
 
-/// Status and body of `/ready`.
+/// The status and body of `/ready`.
 fn http_ready(site: &Site) -> Option<(u16, String)> {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/ready");
@@ -83,7 +85,7 @@ fn http_ready(site: &Site) -> Option<(u16, String)> {
     reply.ok().map(|reply| (reply.status, String::from_utf8(reply.body).unwrap()))
 }
 
-/// Sends SIGTERM and does not wait.
+/// Sends SIGTERM without waiting.
 fn terminate(site: &mut Site) {
     site.controller().process().signal(Signal::SIGTERM).unwrap();
 }
@@ -93,13 +95,13 @@ fn exited(site: &mut Site) -> bool {
 }
 
 #[test]
-fn ready_from_its_start_to_its_end() {
+fn when_a_balancer_runs_then_it_is_ready_from_its_start_to_its_end() {
     let mut site = site("detach", "");
     assert_eq!(ready(&site), (0, "ready\n".to_owned()));
     assert_eq!(http_ready(&site), Some((200, "ready\n".to_owned())));
     assert_eq!(site.metrics().unwrap().sample("balancer_ready"), Some(1.0));
 
-    // Its only interface goes away and comes back.
+    // Its only interface disappears and returns.
     site.topology_mut().unplug_balancer().unwrap();
     let reason = "the program is on no interface";
     wait("it is still ready", || ready(&site) == (1, format!("not ready: {reason}\n")));
@@ -119,7 +121,7 @@ fn ready_from_its_start_to_its_end() {
 }
 
 #[test]
-fn one_interface_of_two_missing_is_degraded() {
+fn when_one_interface_of_two_is_missing_then_the_balancer_is_degraded() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 1, |_, _| Ok(())).unwrap();
     assert_eq!(ready(&site).0, 0);
     site.topology_mut().balancer().ip("link del eth0").unwrap();
@@ -152,7 +154,7 @@ fn when_this_machine_cannot_check_backends_then_it_is_degraded_until_it_can() {
 }
 
 #[test]
-fn a_vip_on_an_interface_is_there_while_there_is_somebody_to_steer_to() {
+fn when_there_is_no_backend_to_steer_to_then_the_vip_leaves_its_interface() {
     let mut site = site("detach", ON_LO);
     wait_places(&site, &["lo"]);
     site.homes(Family::V4, 1..=5).unwrap();
@@ -162,16 +164,16 @@ fn a_vip_on_an_interface_is_there_while_there_is_somebody_to_steer_to() {
     assert_eq!(places(&site), ["lo"]);
     site.kill_backend(2).unwrap();
     wait_places(&site, &[]);
-    // As ready as before: its backends are not its own fitness.
+    // The backends' state does not affect the balancer's readiness.
     assert_eq!(ready(&site).0, 0);
-    // The kernel has done it before the controller tells it, of both addresses in one line or in two.
+    // The kernel has removed it before the controller logs it, for both addresses in one line or in two.
     let vip = site.topology().vip(Family::V4).to_string();
     let told = |line: &str| line.contains(&vip) && line.ends_with("removed from lo (assign_vip)");
     wait("its removal is not told", || site.cli(&["events"]).unwrap().lines().any(told));
     site.start_backend(2).unwrap();
     wait_places(&site, &["lo"]);
 
-    // With "open" nobody up is no reason.
+    // With "open", the VIP stays even if no backend is up.
     site.apply(|settings| settings.service_lines = "assign_vip = \"lo\"\nwhen_all_down = \"open\"".to_owned()).unwrap();
     site.kill_backend(2).unwrap();
     site.wait_state(2, &["down"]).unwrap();
@@ -179,7 +181,7 @@ fn a_vip_on_an_interface_is_there_while_there_is_somebody_to_steer_to() {
     assert_eq!(places(&site), ["lo"]);
     site.apply(|settings| settings.service_lines = ON_LO.to_owned()).unwrap();
     wait_places(&site, &[]);
-    // One that is withdrawn meanwhile stays so when somebody is up again.
+    // If it is withdrawn meanwhile, it stays so when a backend is up again.
     site.cli(&["withdraw", "--wait"]).unwrap();
     site.start_backend(1).unwrap();
     site.wait_state(1, &["up"]).unwrap();
@@ -192,7 +194,7 @@ fn a_vip_on_an_interface_is_there_while_there_is_somebody_to_steer_to() {
 }
 
 #[test]
-fn assign_vip_changes_in_a_running_balancer() {
+fn when_assign_vip_changes_then_a_running_balancer_follows() {
     let mut site = site("detach", "assign_vip = true");
     assert_eq!(places(&site), ["eth0"]);
     let apply = |site: &mut Site, line: &str| site.apply(|settings| settings.service_lines = line.to_owned());
@@ -215,14 +217,14 @@ fn assign_vip_changes_in_a_running_balancer() {
     apply(&mut site, "assign_vip = \"br7\"").unwrap();
     wait("not on br7", || Family::BOTH.iter().all(|&family| has(&site, family, "br7")));
     wait_places(&site, &[]);
-    // An interface that goes away later does not end anything, and is noticed.
+    // The balancer survives and notices an interface that disappears later.
     site.topology().balancer().ip("link del br7").unwrap();
     wait("it does not notice", || ready(&site).1.starts_with("degraded: assign_vip: interface br7 does not exist"));
     site.topology().balancer().ip("link add br7 type bridge").unwrap();
     wait("not on the new br7", || Family::BOTH.iter().all(|&family| has(&site, family, "br7")));
     wait("still degraded", || ready(&site) == (0, "ready\n".to_owned()));
 
-    // Withdrawn, through all of that.
+    // Withdrawn during all of that.
     site.cli(&["withdraw", "--wait"]).unwrap();
     for line in ["assign_vip = true", "assign_vip = \"lo\"", "assign_vip = false", "assign_vip = \"lo\""] {
         apply(&mut site, line).unwrap();
@@ -234,7 +236,7 @@ fn assign_vip_changes_in_a_running_balancer() {
 }
 
 #[test]
-fn withdrawn_lasts_until_it_is_announced() {
+fn when_a_balancer_is_withdrawn_then_it_stays_so_until_it_is_announced() {
     for lines in ["assign_vip = true", ON_LO] {
         let on: &[&str] = if lines == ON_LO { &["lo"] } else { &["eth0"] };
         let mut site = site("keep", lines);
@@ -247,7 +249,7 @@ fn withdrawn_lasts_until_it_is_announced() {
         assert!(status.withdrawn && status.vips.is_empty());
         assert_eq!(site.metrics().unwrap().sample("balancer_withdrawn"), Some(1.0));
         assert_eq!(site.cli(&["withdraw"]).unwrap(), "withdrawn already: nothing changed\n");
-        // Clients are sent by a route, as before, and are steered.
+        // A route still sends clients here, and the balancer steers them.
         site.homes(Family::V4, 1..=5).unwrap();
 
         let stays = |site: &Site, after: &str| {
@@ -279,9 +281,9 @@ fn withdrawn_lasts_until_it_is_announced() {
     }
 }
 
-/// With `keep` the kernel goes on steering, so that VIPs stay where they are, at all times.
+/// With `keep`, the kernel continues to steer, so VIPs stay at all times.
 #[test]
-fn kept_vips_do_not_flap() {
+fn when_on_exit_is_keep_then_vips_do_not_flap() {
     let mut site = site("keep", ON_LO);
     wait_places(&site, &["lo"]);
     let log = site.files().join("monitor.log");
@@ -300,7 +302,7 @@ fn kept_vips_do_not_flap() {
 }
 
 #[test]
-fn at_an_orderly_end_vips_go_first_and_clients_are_steered_on() {
+fn when_a_balancer_ends_cleanly_then_vips_go_first_and_steering_continues() {
     let mut site = site("detach", ON_LO);
     wait_places(&site, &["lo"]);
     let before = site.homes(Family::V4, 1..=50).unwrap();
@@ -331,7 +333,7 @@ fn at_an_orderly_end_vips_go_first_and_clients_are_steered_on() {
         let (code, line) = ready(&site);
         assert_eq!((code, line.as_str()), (1, "not ready: it was asked to end\n"));
         assert_eq!(http_ready(&site).unwrap().0, 503);
-        // Steering goes on; the clients leave a second before the end.
+        // Steering continues; the clients leave a second before the end.
         while begin.elapsed() < Duration::from_secs(2) {
             assert!(!exited(&mut site), "it ended after {:?}", begin.elapsed());
             thread::sleep(Duration::from_millis(50));
@@ -349,7 +351,7 @@ fn at_an_orderly_end_vips_go_first_and_clients_are_steered_on() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn when_a_second_signal_comes_then_the_balancer_ends_at_once() {
     let mut site = site("detach", ON_LO);
     let begin = Instant::now();
     terminate(&mut site);
@@ -361,9 +363,9 @@ fn a_second_signal_ends_it_at_once() {
     assert!(status.success(), "{status}");
 }
 
-/// Whoever is alone has nobody to wait for.
+/// A single balancer has no clients to wait for.
 #[test]
-fn one_that_is_alone_ends_at_once() {
+fn when_a_single_balancer_ends_then_it_does_not_linger() {
     for (on_exit, lines, on) in
         [("detach", "assign_vip = true", &[][..]), ("keep", "assign_vip = true", &["eth0"]), ("keep", ON_LO, &["lo"])]
     {
@@ -375,9 +377,9 @@ fn one_that_is_alone_ends_at_once() {
     }
 }
 
-/// In a fleet that it has not joined it is not ready, and has no VIPs, whatever `assign_vip` says.
+/// A balancer that has not joined its fleet is not ready and has no VIPs, regardless of `assign_vip`.
 #[test]
-fn a_member_that_has_not_joined_is_not_ready() {
+fn when_a_member_has_not_joined_then_it_is_not_ready() {
     let fleet = "[fleet]\nname = \"test\"\nendpoints = [\"https://192.0.2.1:2379\"]\nlinger = \"500ms\"";
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, topology| {
         settings.service_lines = "assign_vip = true".to_owned();
@@ -399,9 +401,9 @@ fn a_member_that_has_not_joined_is_not_ready() {
     assert!(begin.elapsed() > Duration::from_millis(400), "{:?}", begin.elapsed());
 }
 
-/// Nobody is to be sent here while nothing is steered.
+/// Clients should not come here while nothing is steered.
 #[test]
-fn vips_on_an_interface_go_while_the_program_is_on_none() {
+fn when_the_program_is_on_no_interface_then_vips_leave_theirs() {
     let mut site = site("detach", ON_LO);
     wait_places(&site, &["lo"]);
     site.topology_mut().unplug_balancer().unwrap();
@@ -410,9 +412,9 @@ fn vips_on_an_interface_go_while_the_program_is_on_none() {
     wait_places(&site, &["lo"]);
 }
 
-/// The data path ends with the process, so that nobody may be sent here any more, however it ends.
+/// The data path ends with the process, so clients should no longer come here, however it ends.
 #[test]
-fn one_that_is_killed_has_its_vips_taken_away() {
+fn when_a_balancer_is_killed_then_its_vips_are_removed() {
     let mut site = site("detach", ON_LO);
     wait_places(&site, &["lo"]);
     for _ in 0..3 {
@@ -421,7 +423,7 @@ fn one_that_is_killed_has_its_vips_taken_away() {
         site.start_again().unwrap();
         wait_places(&site, &["lo"]);
     }
-    // Who takes them away ends with the balancer, and another one comes if it is killed.
+    // The guard ends with the balancer, and is replaced if it is killed.
     let guard = |site: &mut Site| -> Option<i32> {
         let pid = site.controller().process().pid();
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
@@ -436,7 +438,7 @@ fn one_that_is_killed_has_its_vips_taken_away() {
     kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
     wait("there is no other", || guard(&mut site).is_some_and(|other| other != first));
     let other = guard(&mut site).unwrap();
-    // What is meant for the balancer does not end it, and an orderly end does.
+    // Signals for the balancer do not end the guard, but a clean end does.
     kill(Pid::from_raw(other), Signal::SIGTERM).unwrap();
     site.controller().process().kill().unwrap();
     wait_places(&site, &[]);
@@ -445,7 +447,7 @@ fn one_that_is_killed_has_its_vips_taken_away() {
     site.controller().process().signal(Signal::SIGTERM).unwrap();
     wait("it does not end", || exited(&mut site));
     wait("the guard goes on", || !runs(last));
-    // With "keep" the kernel goes on steering: nothing to guard.
+    // With "keep", the kernel continues to steer: there is nothing to guard.
     site.restart(|settings| settings.on_exit = "keep").unwrap();
     wait_places(&site, &["lo"]);
     assert_eq!(guard(&mut site), None);

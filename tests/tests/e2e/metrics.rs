@@ -1,4 +1,4 @@
-//! The numbers add up, and agree with what the kernel and the clients have counted.
+//! Tests that the numbers add up and agree with the counts of the kernel and the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const TABLE_SIZE: f64 = 65_537.0;
 
-/// Frames that the balancer's interfaces have received, by their own count.
+/// The frames that the balancer's interfaces have received, by the kernel's count.
 fn received(site: &Site) -> Vec<u64> {
     let interfaces = site.topology().interfaces().iter();
     interfaces
@@ -31,7 +31,7 @@ fn received(site: &Site) -> Vec<u64> {
         .collect()
 }
 
-/// Both counts at a moment when nothing comes in: the frames did not change while the metrics were read.
+/// Both counts while nothing arrives: the frame counts did not change while the metrics were read.
 fn at_rest(site: &Site) -> (Vec<u64>, Metrics) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -58,7 +58,7 @@ fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
         Ok(())
     })
     .unwrap();
-    // Routes and neighbours are found first, so that no connection needs a second SYN.
+    // Resolve routes and neighbours first, so that no connection needs a second SYN.
     for family in Family::BOTH {
         site.homes(family, 1..=20).unwrap();
     }
@@ -69,7 +69,7 @@ fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
             *answered.entry((family == Family::V4, home)).or_insert(0.0) += 1.0;
         }
     }
-    // Another port is no service: passed.
+    // Another port belongs to no service: passed.
     let other = SocketAddr::new(site.topology().vip(Family::V4), 81);
     let client = SocketAddr::new(site.topology().client_address(Family::V4, 1), 0);
     let strays = 50;
@@ -118,24 +118,24 @@ fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
     println!("{forwarded} packets to backends, {steered} sent");
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => assert_eq!(forwarded, steered),
-        // The way back counts as sent.
+        // Replies count as sent.
         Forwarding::Nat | Forwarding::Snat => assert!(forwarded < steered && forwarded > 0.0),
     }
 }
 
 #[test]
-fn the_sums_are_exact_with_dsr_on_one_leg() {
+fn when_all_is_counted_with_dsr_on_one_leg_then_the_sums_are_exact() {
     the_sums_are_exact(Shape::OneLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn the_sums_are_exact_with_nat_on_two_legs() {
+fn when_all_is_counted_with_nat_on_two_legs_then_the_sums_are_exact() {
     the_sums_are_exact(Shape::TwoLegged, Forwarding::Nat);
 }
 
-/// Health checks, states and transitions as a scrape shows them.
+/// Health checks, states and transitions in a scrape.
 #[test]
-fn states_and_checks_are_counted() {
+fn when_states_change_and_checks_run_then_they_are_counted() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.check = QUICK_HTTP_CHECK.to_owned();
         Ok(())
@@ -166,9 +166,9 @@ fn states_and_checks_are_counted() {
     assert_eq!(down.sum("table_slots_moved_total", &["kind=\"needless\""]).unwrap(), 0.0);
 }
 
-/// Pings to a VIP, and packets that do not fit a tunnel.
+/// Pings to a VIP, and packets that are too large for a tunnel.
 #[test]
-fn packets_that_are_answered_are_counted() {
+fn when_the_program_answers_packets_then_they_are_counted() {
     let site = Site::start(Shape::OneLegged, Forwarding::Gue, 1, |_, _| Ok(())).unwrap();
     let replies = |kind: &str| site.metrics().unwrap().sum("replies_total", &[&format!("kind=\"{kind}\"")]).unwrap();
     assert_eq!((replies("echo"), replies("too_big")), (0.0, 0.0));

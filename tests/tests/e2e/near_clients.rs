@@ -1,5 +1,5 @@
-//! Clients in the subnet of their `nat` backends, which answer them past the balancer: nothing but time-outs, unless the
-//! operator is told why.
+//! Tests of clients in the subnet of their `nat` backends. The backends' answers bypass the balancer, so the clients
+//! time out, and the operator needs the reason.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -51,7 +51,7 @@ fn when_a_client_is_in_the_subnet_of_nat_backends_then_that_is_said_once_and_onl
     })
     .unwrap();
     let [v4, v6] = Family::BOTH.map(|family| own_address(&site, family));
-    // These have the backends answer by way of the balancer.
+    // These routes make the backends answer through the balancer.
     let (balancer, _) = Topology::balancer_address(Family::V6);
     for backend in site.topology().backends() {
         backend.ip(&format!("route add {v6} via {balancer}")).unwrap();
@@ -66,7 +66,7 @@ fn when_a_client_is_in_the_subnet_of_nat_backends_then_that_is_said_once_and_onl
     assert!(!named(&site.status().unwrap(), v6));
     let said = site.cli(&["status"]).unwrap();
     assert!(said.contains(&format!("client {v4} is on eth0")), "{said}");
-    // What is said stays so for the next look.
+    // The warning stays for the next check.
     std::thread::sleep(Duration::from_secs(11));
     let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
     assert_eq!(

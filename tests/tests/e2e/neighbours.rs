@@ -1,4 +1,4 @@
-//! Next hops, as the kernel of a real network namespace resolves them. Needs root.
+//! Tests of next hops, resolved by the kernel of a real network namespace. They need root.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -127,11 +127,11 @@ impl Watcher {
     async fn next(&mut self) -> (IpAddr, Result<NextHop, String>) {
         let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event").unwrap();
         let Event::NextHop { address, next_hop } = event else { panic!("{event:?}") };
-        // What a route names besides is looked at in a test of its own.
+        // Another test checks the other parts of a route.
         (address, next_hop.map(|next_hop| NextHop { source: None, gateway: None, ..next_hop }))
     }
 
-    /// Waits until `address` is said to be reached by `wanted`.
+    /// Waits until `address` is reported with the next hop or error `wanted`.
     async fn until(&mut self, address: &str, wanted: Result<NextHop, &str>) {
         let address: IpAddr = address.parse().unwrap();
         let wanted = wanted.map_err(str::to_owned);
@@ -150,7 +150,7 @@ impl Watcher {
 }
 
 #[test]
-fn resolves_both_families_and_says_why_not() {
+fn when_addresses_of_both_families_are_watched_then_they_are_resolved_or_have_a_reason() {
     let links = Links::new();
     links.near("route add blackhole 192.0.2.0/24");
     links.near("route add 10.99.0.0/24 via inet6 2001:db8:77::9 dev east");
@@ -189,7 +189,7 @@ fn resolves_both_families_and_says_why_not() {
 }
 
 #[test]
-fn follows_neighbour_interface_and_route() {
+fn when_neighbour_interface_or_route_changes_then_the_watcher_follows() {
     let links = Links::new();
     links.near("route add 10.98.0.0/24 via 10.77.0.9");
     let (east, west) = (links.hop("east"), links.hop("west"));
@@ -213,7 +213,7 @@ fn follows_neighbour_interface_and_route() {
 
         links.near("link set west down");
         watcher.until("10.98.0.5", Err("interface west is down")).await;
-        // The route went away with the interface.
+        // The route disappeared with the interface.
         links.near("link set west up");
         links.near("route add 10.98.0.0/24 via 10.78.0.9");
         watcher.until("10.98.0.5", Ok(NextHop { mtu: 1400, ..west })).await;
@@ -224,7 +224,7 @@ fn follows_neighbour_interface_and_route() {
 }
 
 #[test]
-fn a_backend_that_comes_up_later_is_found_and_a_dead_one_is_lost() {
+fn when_a_backend_comes_up_or_dies_then_the_watcher_notices() {
     let links = Links::new();
     let east = links.hop("east");
     links.run(async |mut watcher| {
@@ -242,7 +242,7 @@ fn a_backend_that_comes_up_later_is_found_and_a_dead_one_is_lost() {
 }
 
 #[test]
-fn hundreds_of_addresses_arrive_through_a_short_channel() {
+fn when_hundreds_of_addresses_are_watched_then_all_fit_a_short_channel() {
     let links = Links::new();
     let addresses: Vec<String> = (10..210).map(|last| format!("10.77.0.{last}")).collect();
     for address in &addresses {
@@ -262,7 +262,7 @@ fn hundreds_of_addresses_arrive_through_a_short_channel() {
 }
 
 #[test]
-fn a_clients_neighbour_is_resolved_and_a_permanent_one_stays() {
+fn when_a_clients_neighbour_is_resolved_then_a_permanent_entry_stays() {
     let links = Links::new();
     links.near(&format!("neigh add 10.77.0.60 lladdr {OTHER_MAC} dev east nud permanent"));
     let (ifindex, _) = show(&links.near, "east");
@@ -271,7 +271,7 @@ fn a_clients_neighbour_is_resolved_and_a_permanent_one_stays() {
         NeighbourWanted { address, ifindex, family: u32::from(FAMILY_V4) }
     };
     links.run(async |mut watcher| {
-        // Once this has been told, the tables have been read.
+        // When this is reported, the tables have been read.
         watcher.watch("10.77.0.1");
         assert_eq!(watcher.next().await.0, IpAddr::from([10, 77, 0, 1]));
         watcher.neighbours.want(&wanted(60));
@@ -310,7 +310,7 @@ fn when_a_route_says_what_fits_then_its_next_hops_say_so_as_long_as_it_does() {
     }
 }
 
-/// Sends a tunnel packet of 1,450 bytes, as XDP does: no socket of this machine sends that protocol.
+/// Sends a tunnel packet of 1,450 bytes, like XDP: no socket of this machine sends that protocol.
 fn send_tunnel_packet(from: IpAddr, to: IpAddr, protocol: u8) {
     const LENGTH: usize = 1450;
     let udp = [0x9c, 0x41, 0x17, 0xc0, 0x05, 0x96, 0, 0];
@@ -329,7 +329,7 @@ fn send_tunnel_packet(from: IpAddr, to: IpAddr, protocol: u8) {
     };
     packet.extend(udp);
     packet.resize(LENGTH, 0);
-    // IPPROTO_RAW: headers are in the packet.
+    // IPPROTO_RAW: the packet includes the headers.
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(255))).unwrap();
     if domain == Domain::IPV6 {
         socket.set_header_included_v6(true).unwrap();
@@ -366,7 +366,7 @@ fn when_a_router_refuses_a_tunnels_packet_then_the_next_hop_is_as_narrow_until_t
                 let to: IpAddr = address.parse().unwrap();
                 watcher.watch(&address);
                 watcher.until(&address, Ok(east)).await;
-                // Nobody listens: the kernel takes such an error for a stranger's.
+                // No socket listens: the kernel treats such an error as foreign.
                 watcher.neighbours.set_tunnels(Tunnels::default());
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 send_tunnel_packet(source, to, protocol);
@@ -379,7 +379,7 @@ fn when_a_router_refuses_a_tunnels_packet_then_the_next_hop_is_as_narrow_until_t
                 watcher.neighbours.unwatch(to);
             }
         }
-        // What was learnt before keeps its time.
+        // Earlier entries keep their time.
         forget_after(1);
         let (to, source): (IpAddr, IpAddr) = ("192.0.2.77".parse().unwrap(), "10.77.0.1".parse().unwrap());
         watcher.watch("192.0.2.77");

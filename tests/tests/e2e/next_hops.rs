@@ -1,5 +1,5 @@
-//! Ways to backends that the kind of forwarding cannot go are failures with a reason; gateways are known before a reply
-//! needs them.
+//! Tests that a backend is down with a reason if its forwarding mode cannot reach it, and that gateways are resolved
+//! before a reply needs them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -13,7 +13,7 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-/// Waits until a backend is shown as `state`, with a reason that holds `why`.
+/// Waits until a backend is shown as `state`, with a reason that contains `why`.
 fn until(site: &mut Site, name: &str, state: &str, why: &str) {
     within(PATIENCE, site, name, state, why);
 }
@@ -30,7 +30,7 @@ fn within(patience: Duration, site: &mut Site, name: &str, state: &str, why: &st
 }
 
 #[test]
-fn a_dsr_backend_behind_a_gateway_is_down() {
+fn when_a_dsr_backend_is_behind_a_gateway_then_it_is_down() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |_, _| Ok(())).unwrap();
     let gateway = site.topology().backend_address(Family::V4, 1);
     site.topology().balancer().ip(&format!("route add 10.9.0.0/16 via {gateway}")).unwrap();
@@ -41,15 +41,15 @@ fn a_dsr_backend_behind_a_gateway_is_down() {
     until(&mut site, "far", "down", &why);
     site.homes(Family::V4, 1..=50).unwrap();
 
-    // Now it is on the link, although nobody answers there.
+    // Now it is on the link, although no host answers there.
     site.topology().balancer().ip("route replace 10.9.0.0/16 dev eth0").unwrap();
     until(&mut site, "far", "down", "no next hop: no neighbour: 10.9.0.1 does not answer on eth0");
 }
 
-/// Routes that name a next hop by its id stay what they are when it is replaced.
+/// A route with the id of a next hop stays the same when the next hop is replaced.
 #[test]
-fn a_next_hop_object_that_is_replaced_is_noticed() {
-    /// Shorter than until everything is read anew, which is when a second change in a row would be noticed otherwise.
+fn when_a_next_hop_object_is_replaced_then_the_balancer_notices() {
+    /// Shorter than the interval of complete reads, which would also notice a second change.
     const BEFORE_ALL_IS_READ: Duration = Duration::from_secs(8);
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |_, _| Ok(())).unwrap();
     let gateway = site.topology().backend_address(Family::V4, 1);
@@ -71,7 +71,7 @@ fn a_next_hop_object_that_is_replaced_is_noticed() {
 }
 
 #[test]
-fn a_tunnel_without_a_source_address_is_down() {
+fn when_a_tunnel_has_no_source_address_then_its_backend_is_down() {
     for forwarding in [Forwarding::Ipip, Forwarding::Gue] {
         let mut site = Site::start(Shape::OneLegged, forwarding, 1, |settings, _| {
             settings.crossed = true;
@@ -81,7 +81,7 @@ fn a_tunnel_without_a_source_address_is_down() {
         site.homes(Family::V4, 1..=10).unwrap();
         let backend = site.topology().backend_address(Family::V6, 0);
         let balancer = site.topology().balancer();
-        // What is left is of link scope, and the way leads through a gateway.
+        // The remaining address has link scope, and the route has a gateway.
         for address in ["fd00::1/64 dev eth0", "fd00:2::a/128 dev lo"] {
             balancer.ip(&format!("-6 addr del {address}")).unwrap();
         }
@@ -97,9 +97,9 @@ fn a_tunnel_without_a_source_address_is_down() {
     }
 }
 
-/// The clients are behind a router. Nobody has sent a packet yet.
+/// The clients are behind a router, and no packet has been sent yet.
 #[test]
-fn gateways_are_known_before_a_client_comes() {
+fn when_no_client_has_come_yet_then_gateways_are_already_resolved() {
     let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 1, |settings, _| {
         settings.families = Family::BOTH.to_vec();
         Ok(())
@@ -120,7 +120,7 @@ fn gateways_are_known_before_a_client_comes() {
     let seen = |site: &Site| site.metrics().unwrap().sum("packets_seen_total", &["verdict=\"tx\""]).unwrap();
     assert_eq!(seen(&site), 0.0, "no client has come");
 
-    // Kept: what is lost is asked for again.
+    // The balancer resolves lost entries again.
     for gateway in gateways {
         site.topology().balancer().ip(&format!("neigh flush {gateway} dev eth0")).unwrap();
     }

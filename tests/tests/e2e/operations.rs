@@ -1,4 +1,4 @@
-//! The commands of `docs/src/operations.md`, in their order, at a site with clients.
+//! Runs the commands of `docs/src/operations.md` in their order, at a site with clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,13 +22,13 @@ use tempfile::TempDir;
 const FAMILY: Family = Family::V4;
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-/// A command of the chapter, and the lines that it prints. `…` stands for anything.
+/// A command of the chapter and its output. `…` stands for any text.
 struct Step {
     command: String,
     answer: String,
 }
 
-/// The lines of the console blocks: behind `$ ` what is typed, below it what is answered.
+/// The lines of the console blocks: commands after `$ `, with their output below.
 fn steps() -> Vec<Step> {
     let chapter = include_str!("../../../docs/src/operations.md");
     let blocks = chapter.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
@@ -42,7 +42,7 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Whether `text` is what `pattern` says, in which `…` stands for anything.
+/// Whether `text` matches `pattern`, in which `…` stands for any text.
 fn is_like(text: &str, pattern: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('…') else { return text == pattern };
     let Some(mut text) = text.strip_prefix(start) else { return false };
@@ -58,7 +58,7 @@ fn is_like(text: &str, pattern: &str) -> bool {
 }
 
 #[test]
-fn dots_stand_for_anything() {
+fn when_a_pattern_has_dots_then_they_match_any_text() {
     for (text, pattern, alike) in [
         ("a\n", "a\n", true),
         ("a\n", "b\n", false),
@@ -74,9 +74,9 @@ fn dots_stand_for_anything() {
 
 struct Operator {
     site: Site,
-    /// Where the shell finds `balancer`.
+    /// The directory in which the shell finds `balancer`.
     programs: TempDir,
-    /// The directory that the shell sees as `/etc`.
+    /// The directory that the shell has as `/etc`.
     etc: TempDir,
     said: String,
 }
@@ -92,7 +92,7 @@ impl Operator {
             Ok(())
         };
         let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, adapt).unwrap();
-        // What was needed to know the addresses; the operator starts it.
+        // The balancer was only needed for the addresses; the operator starts it again.
         site.controller().process().stop().unwrap();
         assert!(site.detach().unwrap().status.success());
         let programs = tempfile::tempdir().unwrap();
@@ -102,7 +102,7 @@ impl Operator {
         Self { site, programs, etc, said: String::new() }
     }
 
-    /// Types a command. What other programs than the balancer do is done here.
+    /// Runs a command. The test does the work of other programs than the balancer.
     fn types(&mut self, command: &str) {
         println!("$ {command}");
         self.said.clear();
@@ -113,7 +113,7 @@ impl Operator {
             | "ssh web1 deploy"
             | "apt remove balancer" => {}
             "apt install ./balancer_0.2.0-1_amd64.deb" => {
-                // Another file with another inode, as a new version is.
+                // Another file with another inode, like a new version.
                 let (next, installed) = (self.programs.path().join("next"), self.programs.path().join("balancer"));
                 fs::copy(binaries::balancer().unwrap(), &next).unwrap();
                 fs::rename(next, &installed).unwrap();
@@ -130,7 +130,7 @@ impl Operator {
                 assert!(command.starts_with("balancer "), "say in this test what becomes of `{command}`");
                 let child = self.shell(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
                 if command.starts_with("balancer backend drain ") {
-                    // Its clients leave, which would take as long as they are remembered.
+                    // Makes its clients leave, which would otherwise take as long as the balancer remembers them.
                     self.site.wait_state(1, &["draining"]).unwrap();
                     let left = self.shell("balancer client forget --backend web/web1").output().unwrap();
                     assert!(left.status.success(), "{left:?}");
@@ -143,7 +143,7 @@ impl Operator {
         }
     }
 
-    /// A shell of the operator's that runs one line, as it is.
+    /// A shell of the operator that runs one line unchanged.
     fn shell(&self, line: &str) -> Command {
         let mut shell = self.site.topology().balancer().command("unshare");
         shell
@@ -163,7 +163,7 @@ fn path(first: &Path) -> String {
     format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", first.display())
 }
 
-/// Clients of other backends than `gone` are where they were.
+/// Checks that clients of backends other than `gone` have not moved.
 #[track_caller]
 fn assert_others_stayed(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, String>, gone: &str) {
     let moved: Vec<_> = before.iter().filter(|(client, home)| *home != gone && after[*client] != **home).collect();
@@ -172,12 +172,12 @@ fn assert_others_stayed(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, St
 }
 
 #[test]
-fn an_hour_of_operations() {
+fn when_an_operator_runs_the_chapters_commands_then_output_and_clients_are_as_documented() {
     let mut operator = Operator::new();
     let mut homes = BTreeMap::new();
     let mut wrong = Vec::new();
     for Step { command, answer } in steps() {
-        // What happens before the operator looks.
+        // Events before the operator's next command.
         match command.as_str() {
             "balancer wait web/web2 down --timeout 1m" => operator.site.kill_backend(2).unwrap(),
             "balancer wait web/web2 up --timeout 1m" => operator.site.start_backend(2).unwrap(),
@@ -191,7 +191,7 @@ fn an_hour_of_operations() {
         if !is_like(&operator.said, &answer) {
             wrong.push(format!("$ {command}\n{}-- but the chapter says\n{answer}", operator.said));
         }
-        // What the clients see after it.
+        // The effects on the clients.
         match command.as_str() {
             "balancer status" if homes.is_empty() => homes = operator.homes(),
             "balancer backend weight web/web3 50" => {

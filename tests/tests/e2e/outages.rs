@@ -1,4 +1,4 @@
-//! All backends of a service fail at once and come back: whoever they knew stays with them.
+//! Tests that all backends of a service fail at once and return: known clients stay with them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -45,13 +45,13 @@ fn moved(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, String>) -> Vec<(
     moved.map(|(client, home)| (*client, home.clone())).collect()
 }
 
-/// Every server is killed, as by a deploy that has gone wrong, and started again.
+/// Kills every server, like a failed deployment, and starts it again.
 fn all_crash_and_come_back(forwarding: Forwarding, restart: bool) {
     let mut site = site(forwarding);
     let before = site.homes(FAMILY, 1..=200).unwrap();
     (1..=4).for_each(|number| site.kill_backend(number).unwrap());
     wait_for(&site, "outage of web: 4 of 4 backends fail");
-    // Clients that come meanwhile are answered by nobody, and lose nothing.
+    // Clients that come meanwhile get no answer, and lose nothing.
     assert!(site.ask(FAMILY, 1..=200, Duration::from_secs(1)).unwrap().iter().all(|reply| reply.is_err()));
     let status = site.cli(&["status"]).unwrap();
     assert!(status.contains("WARNING: outage of web for "), "{status}");
@@ -61,7 +61,7 @@ fn all_crash_and_come_back(forwarding: Forwarding, restart: bool) {
         assert!(status.contains("WARNING: outage of web for "), "{status}");
     }
     (1..=4).for_each(|number| site.start_backend(number).unwrap());
-    // While some of them are known to be back, and when all are.
+    // First some of them are known to be back, then all.
     site.wait_state(1, &["up"]).unwrap();
     let first = site.homes_within(Duration::from_secs(10), FAMILY, 1..=200).unwrap();
     (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());

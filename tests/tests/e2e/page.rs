@@ -1,4 +1,4 @@
-//! The page for people, in a browser.
+//! Tests of the page for people in a browser.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 const URL: &str = "http://127.0.0.1:9660/";
 
-/// Colours of text and of what lies behind it, as relative luminance: the smallest contrast of the page, and where.
+/// Finds the smallest contrast between text and background on the page, by relative luminance.
 const CONTRAST: &str = r#"
 const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 const luminance = (color) => {
@@ -42,7 +42,7 @@ while (texts.nextNode()) {
 }
 return least;"#;
 
-/// Checks of the structure that a screen reader needs: headings in order, every table with a caption and scopes, every
+/// Checks the structure that a screen reader needs: headings in order, every table with a caption and scopes, every
 /// region with a name.
 const STRUCTURE: &str = r#"
 const all = (selector) => [...document.querySelectorAll(selector)];
@@ -68,7 +68,7 @@ fn site(remember: &'static str) -> Site {
     site_beside(remember, 0)
 }
 
-/// With so many services more.
+/// A site with this number of additional services.
 fn site_beside(remember: &'static str, crowd: u16) -> Site {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
         settings.remember = remember;
@@ -84,7 +84,7 @@ fn site_beside(remember: &'static str, crowd: u16) -> Site {
     site
 }
 
-/// The table's row of a backend, as it is shown.
+/// The text of a backend's row in the table.
 fn row(browser: &Browser, backend: &str) -> String {
     browser.text(&format!("[id='backend-web/{backend}']")).unwrap()
 }
@@ -98,7 +98,7 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[test]
-fn the_page_shows_a_drain_without_being_loaded_again() {
+fn when_a_backend_drains_then_the_page_shows_it_without_a_reload() {
     let site = site("3h");
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
     browser.resize(1280, 900).unwrap();
@@ -110,12 +110,12 @@ fn the_page_shows_a_drain_without_being_loaded_again() {
     assert!(browser.text(".summary").unwrap().contains("none in trouble"));
     wait_for("the script", || browser.text("#link").unwrap() == "Live");
 
-    // Where the reader is must not change: focus, scroll, and the document itself.
+    // The reader's position must not change: focus, scroll, and the document itself.
     browser.run("window.here = 1; document.querySelector('#pause').focus(); window.scrollTo(0, 40);").unwrap();
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     wait_for("web2 to drain on the page", || row(&browser, "web2").contains("draining"));
     assert!(row(&browser, "web1").contains("up"));
-    // Its slots are others' for now, which the lookup table's picture shows, as does the one of the last hour the drain.
+    // Other backends have its slots for now. The pictures of the lookup table and of the last hour show the drain.
     let pictures =
         "return [document.querySelectorAll('.slots path').length, document.querySelectorAll('.event').length,
         document.querySelectorAll('.legend li').length, document.querySelector('.maps figcaption').textContent]";
@@ -127,7 +127,7 @@ fn the_page_shows_a_drain_without_being_loaded_again() {
     let there = "return [window.here, document.activeElement.id, window.scrollY, document.title]";
     assert_eq!(browser.run(there).unwrap(), serde_json::json!([1, "pause", 40, "1 backend not up – balancer"]));
 
-    // Paused, it stays as it is.
+    // When paused, the page does not change.
     browser.run("document.querySelector('#pause').click()").unwrap();
     assert_eq!(browser.text("#link").unwrap(), "Paused");
     site.cli(&["backend", "ready", "web/web2"]).unwrap();
@@ -139,7 +139,7 @@ fn the_page_shows_a_drain_without_being_loaded_again() {
     assert_eq!(browser.console().unwrap(), Vec::<String>::new());
 }
 
-/// On narrow and wide screens, light and dark.
+/// Checks the page on narrow and wide screens, light and dark.
 fn assert_readable(browser: &Browser, url: &str) {
     for width in [320, 360, 768, 1920] {
         browser.resize(width, 800).unwrap();
@@ -157,7 +157,7 @@ fn assert_readable(browser: &Browser, url: &str) {
 }
 
 #[test]
-fn of_many_services_there_is_an_overview_and_a_page_each() {
+fn when_there_are_many_services_then_there_is_an_overview_and_a_page_each() {
     let site = site_beside("3h", 6);
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
     assert_readable(&browser, URL);
@@ -169,7 +169,7 @@ fn of_many_services_there_is_an_overview_and_a_page_each() {
     browser.run("document.querySelector('[id=\"row-web\"] a').click()").unwrap();
     wait_for("the service's page", || browser.text("h2").is_ok_and(|heading| heading == "web"));
     wait_for("the script", || browser.text("#link").unwrap() == "Live");
-    // It stays the service's page, and follows what happens.
+    // It stays the service's page and follows changes.
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     wait_for("web2 to drain on the page", || row(&browser, "web2").contains("draining"));
     assert_readable(&browser, &format!("{URL}?service=crowd1"));
@@ -177,13 +177,13 @@ fn of_many_services_there_is_an_overview_and_a_page_each() {
 }
 
 #[test]
-fn everybody_can_read_it() {
+fn when_the_page_is_read_by_any_means_then_it_is_accessible() {
     let mut site = site("3h");
     site.kill_backend(3).unwrap();
     site.wait_state(3, &["down"]).unwrap();
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
     assert_readable(&browser, URL);
-    // The way of the tabulator: the link to the numbers, the metrics, the button.
+    // The order of the Tab key: the link to the numbers, the metrics, the button.
     browser.open(URL).unwrap();
     let focus = |browser: &Browser| {
         browser.press("\u{e004}").unwrap();
@@ -194,7 +194,7 @@ fn everybody_can_read_it() {
 }
 
 #[test]
-fn the_numbers_are_there_without_scripts() {
+fn when_scripts_are_off_then_the_page_has_the_numbers() {
     let site = site("0s");
     let browser = Browser::start(site.topology().balancer(), false).unwrap();
     browser.open(URL).unwrap();
@@ -211,7 +211,7 @@ fn the_numbers_are_there_without_scripts() {
 /// `BALANCER_PICTURES=docs/src cargo test -p balancer-tests --test e2e pictures -- --ignored`, 14 minutes
 #[test]
 #[ignore = "draws the pictures of the documentation"]
-fn pictures() {
+fn when_pictures_are_asked_for_then_they_are_drawn() {
     let directory = env::var_os("BALANCER_PICTURES").unwrap();
     // The tests run in their package's directory.
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(directory);

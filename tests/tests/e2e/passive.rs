@@ -1,4 +1,5 @@
-//! A server dies between two checks, which are an hour apart: what clients' packets say is enough.
+//! Tests of a server that dies between two checks, which are an hour apart: the observation of clients' packets is
+//! enough.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 const VICTIM: u16 = 2;
-/// A connection whose SYN has to be sent again, and once more, on a loaded machine.
+/// The time of a connection whose SYN has to be sent three times on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn site(forwarding: Forwarding, families: &[Family], check: &'static str) -> Site {
@@ -41,7 +42,7 @@ fn wait_down(site: &mut Site, clients: &[u16], family: Family) {
     let since = Instant::now();
     while site.status().unwrap().services[0].backends[usize::from(VICTIM) - 1].state != "down" {
         assert!(since.elapsed() < PATIENCE, "{:?}", site.cli(&["status"]));
-        // Refused at once, if it is the server's own machine that says so.
+        // Refused at once, if the server's own machine refuses.
         let _answers = site.ask(family, clients.iter().copied(), Duration::from_millis(300)).unwrap();
         thread::sleep(Duration::from_millis(100));
     }
@@ -70,7 +71,7 @@ fn signals(site: &Site, kind: &str) -> f64 {
     site.metrics().unwrap().sum("signals_total", &labels).unwrap_or_default()
 }
 
-/// Checks of the victim that have passed.
+/// The number of the victim's successful checks.
 fn passed(site: &Site) -> f64 {
     let labels = [&format!("backend=\"web{VICTIM}\"")[..], "result=\"passed\""];
     site.metrics().unwrap().sum("health_checks_total", &labels).unwrap()
@@ -80,7 +81,7 @@ fn moves(site: &Site) -> f64 {
     site.metrics().unwrap().sum("moves_total", &[]).unwrap_or_default()
 }
 
-/// The checks ask at another port, which is open.
+/// The checks use another port, which is open.
 #[test]
 fn when_a_port_is_closed_on_purpose_then_clients_learn_so_and_nothing_moves() {
     const CHECKED: u16 = 9999;
@@ -124,8 +125,8 @@ fn state(site: &Site, number: u16) -> String {
     site.status().unwrap().services[0].backends[usize::from(number) - 1].state.clone()
 }
 
-/// Handshakes stay unanswered for all that the balancer sees, as in a flood of SYNs from forged addresses: its checks find
-/// that the backend works.
+/// The balancer sees only unanswered handshakes, as in a flood of SYNs from forged addresses. Its checks find that the
+/// backend works.
 #[test]
 fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
     let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 4, |settings, _| {
@@ -156,8 +157,7 @@ fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
     assert!(!events.contains("was checked at once"), "{events}");
 }
 
-/// Checks that the clients of a killed `nat` server all open their connections elsewhere, and that no other client
-/// moves.
+/// Checks that all clients of a killed `nat` server open their connections elsewhere, and that no other client moves.
 fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: &[u16]) {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
         settings.check = CHECK.to_owned();
@@ -180,7 +180,7 @@ fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: 
     assert!(site.metrics().unwrap().sum("withheld_total", &[]).unwrap() >= 1.0, "{what}");
 }
 
-/// All checks but those of a series are an hour apart.
+/// All checks except those of a series are an hour apart.
 const CHECK: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
 
 fn told(site: &Site, arguments: &[&str]) {
@@ -269,7 +269,7 @@ fn when_a_server_is_killed_after_a_restart_that_kept_the_program_then_no_new_con
     nobody_fails("killed and restarted", "", |site| site.kill_and_restart(|_| ()).unwrap(), &[VICTIM]);
 }
 
-/// Nobody checks meanwhile, and resets are withheld for a second in all.
+/// No controller checks meanwhile, and resets are withheld for a second in total.
 #[test]
 fn when_a_server_is_killed_while_no_controller_runs_then_clients_are_refused_after_a_second() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
@@ -291,7 +291,7 @@ fn when_a_server_is_killed_while_no_controller_runs_then_clients_are_refused_aft
     assert!(after.values().all(|home| home != "web2"));
 }
 
-/// Connections that are open when the machine of their server is gone: the first packet after the verdict goes to another
+/// Connections that are open when the server's machine fails: the first packet after the verdict goes to another
 /// server, which resets them.
 #[test]
 fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once_it_is_down() {

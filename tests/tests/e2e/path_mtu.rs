@@ -1,5 +1,5 @@
-//! A link that is narrower than both ends believe: the errors of routers, and the balancer's own, reach whoever sends too
-//! much, and large transfers arrive in both directions.
+//! Tests of a link with a smaller MTU than both ends expect: the errors of routers and of the balancer reach the
+//! sender, and large transfers arrive in both directions.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use balancer_testkit::{
 use crate::support::wait;
 
 const BYTES: u64 = 8 << 20;
-/// Enough that its segments become as large as they can.
+/// Enough for segments of the largest size.
 const UPLOAD: u64 = 1 << 20;
 const BACKENDS: u16 = 4;
 
@@ -29,7 +29,7 @@ fn site(shape: Shape, forwarding: Forwarding) -> Site {
     .unwrap()
 }
 
-/// Returns the MTU that the kernel of `host` has learnt for the way from `from` to `to`.
+/// Returns the MTU that the kernel of `host` has learnt for the path from `from` to `to`.
 fn learnt(host: &Namespace, from: IpAddr, to: IpAddr) -> Option<u32> {
     let route = host.ip(&format!("route get {to} from {from}")).unwrap();
     let (_, rest) = route.split_once(" mtu ")?;
@@ -64,26 +64,26 @@ fn adapts_behind_routers(shape: Shape, forwarding: Forwarding) {
 }
 
 #[test]
-fn routers_are_heard_with_dsr() {
+fn when_a_router_has_a_smaller_mtu_with_dsr_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn routers_are_heard_with_nat() {
+fn when_a_router_has_a_smaller_mtu_with_nat_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Nat);
 }
 
 #[test]
-fn routers_are_heard_with_ipip() {
+fn when_a_router_has_a_smaller_mtu_with_ipip_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Ipip);
 }
 
 #[test]
-fn routers_are_heard_with_gue() {
+fn when_a_router_has_a_smaller_mtu_with_gue_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Gue);
 }
 
-/// The balancer's own link is the narrow one; it says so itself.
+/// The balancer's own link has the smallest MTU, and the balancer reports it.
 fn adapts_to_the_balancers_link(forwarding: Forwarding, narrow: &str, client_learns: bool, backend_learns: bool) {
     let site = site(Shape::TwoLegged, forwarding);
     site.topology().balancer().ip(&format!("link set {narrow} mtu {NARROW}")).unwrap();
@@ -104,21 +104,21 @@ fn adapts_to_the_balancers_link(forwarding: Forwarding, narrow: &str, client_lea
 }
 
 #[test]
-fn the_balancers_link_to_the_backends_is_narrow_with_dsr() {
+fn when_the_balancers_link_to_the_backends_is_narrow_with_dsr_then_transfers_adapt() {
     adapts_to_the_balancers_link(Forwarding::Dsr, "eth1", true, false);
 }
 
 #[test]
-fn the_balancers_link_to_the_backends_is_narrow_with_nat() {
+fn when_the_balancers_link_to_the_backends_is_narrow_with_nat_then_transfers_adapt() {
     adapts_to_the_balancers_link(Forwarding::Nat, "eth1", true, false);
 }
 
 #[test]
-fn the_balancers_link_to_the_clients_is_narrow_with_nat() {
+fn when_the_balancers_link_to_the_clients_is_narrow_with_nat_then_transfers_adapt() {
     adapts_to_the_balancers_link(Forwarding::Nat, "eth0", false, true);
 }
 
-/// A router on the balancer's segment, by which the balancer reaches its backends, and which takes smaller packets for them.
+/// A router on the balancer's segment, on the way to the backends, with a smaller MTU.
 fn narrow_router(site: &Site) -> Namespace {
     let topology = site.topology();
     let router = Namespace::new("router").unwrap();
@@ -127,7 +127,7 @@ fn narrow_router(site: &Site) -> Namespace {
     for (namespace, setting, value) in [
         (&router, "net/ipv4/conf/all/forwarding", "1"),
         (&router, "net/ipv6/conf/all/forwarding", "1"),
-        // It lies on the same segment, which it need not tell.
+        // The router is on the same segment, and must not send redirects.
         (&router, "net/ipv4/conf/all/send_redirects", "0"),
         (&router, "net/ipv4/conf/eth0/send_redirects", "0"),
         (topology.balancer(), "net/ipv6/conf/all/accept_redirects", "0"),
@@ -153,8 +153,7 @@ fn way_to_backends(site: &Site, family: Family, and: &str) {
     }
 }
 
-/// Checks that a client adapts to each narrower way in turn. Its MTU only ever falls, so that nothing has to be
-/// forgotten.
+/// Checks that a client adapts to each smaller MTU in turn. Its MTU only decreases, so nothing has to be forgotten.
 fn adapts_to_the_tunnels_way(forwarding: Forwarding, overhead: [u32; 2]) {
     let site = site(Shape::OneLegged, forwarding);
     let _router = narrow_router(&site);

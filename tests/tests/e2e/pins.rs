@@ -1,4 +1,4 @@
-//! Tests that pins belong to one network namespace, and go when that namespace is gone.
+//! Tests that pinned maps belong to one network namespace, and disappear when that namespace is gone.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, thread, time::Duration};
@@ -21,7 +21,7 @@ use crate::{
     support::wait,
 };
 
-/// From now on this thread and what it starts have a BPF file system of their own, so that no other test's pins are met.
+/// Gives this thread and its children a separate BPF file system, without the pinned maps of other tests.
 fn own_file_system() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
@@ -38,7 +38,7 @@ fn site() -> Site {
     .unwrap()
 }
 
-/// A site whose balancer was killed, and what that left.
+/// A site whose balancer was killed, and the remaining directory.
 fn killed() -> (Site, PathBuf) {
     let mut site = site();
     site.homes(Family::V4, 1..=20).unwrap();
@@ -72,7 +72,7 @@ fn when_a_network_namespace_is_gone_then_the_next_balancer_clears_its_maps() {
     assert_eq!(own_pins(other.topology().balancer()).len(), 1);
 }
 
-/// The kernel gives a namespace the inode of one that is gone.
+/// The kernel reuses the inode of a namespace that is gone.
 #[test]
 fn when_a_namespace_has_the_inode_of_one_that_is_gone_then_a_balancer_starts_there_without_its_maps() {
     own_file_system();
@@ -104,7 +104,7 @@ fn when_an_earlier_version_named_the_pins_then_they_are_taken_over() {
 }
 
 #[test]
-fn detach_says_what_was_left_elsewhere_and_with_all_removes_it() {
+fn when_programs_are_left_elsewhere_then_detach_names_them_and_with_all_removes_them() {
     own_file_system();
     let (site, left) = killed();
     let elsewhere = Namespace::new("elsewhere").unwrap();
@@ -118,7 +118,7 @@ fn detach_says_what_was_left_elsewhere_and_with_all_removes_it() {
     assert!(detach(&elsewhere, &["--all"]).contains("on this machine"));
 }
 
-/// As `balancer detach` has it, or a child of the killed controller that has not executed its program yet.
+/// Another process may be `balancer detach`, or a child of the killed controller that has not executed its program yet.
 #[test]
 fn when_another_process_has_the_lock_for_a_moment_then_a_start_waits_for_it() {
     own_file_system();

@@ -1,4 +1,4 @@
-//! Tests of the kernel program's log of rare and puzzling events, which must cost nothing where it is not wanted.
+//! Tests of the kernel program's log of rare and unexpected events, which must cost nothing if it is off.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +25,7 @@ use balancer_testkit::{
 };
 use log::{Level, Log, Metadata, Record};
 
-/// Lines that one CPU writes about one puzzle in 2^30 ns.
+/// The number of lines that one CPU may write about one kind of event in 2^30 ns.
 const LINES: usize = 8;
 
 const SERVICES: [Service; 2] = [
@@ -43,12 +43,12 @@ const SERVICES: [Service; 2] = [
     },
 ];
 
-/// A reply to a client whose route says unreachable.
+/// A reply to a client with an unreachable route.
 fn without_route() -> Vec<u8> {
     Frame::tcp("10.0.0.21:8080", "192.0.2.200:40000", ACK).bytes()
 }
 
-/// A packet for a backend whose next hop is not known.
+/// A packet for a backend with an unknown next hop.
 fn without_next_hop() -> Vec<u8> {
     Frame::tcp("203.0.113.7:40000", "198.51.100.21:80", ACK).bytes()
 }
@@ -70,7 +70,7 @@ impl Log for Lines {
 }
 
 #[test]
-fn each_puzzle_is_told_with_its_number_and_not_too_often() {
+fn when_an_unexpected_event_occurs_then_it_is_logged_with_its_number_and_a_limit() {
     let mut rig = Rig::telling(&SERVICES).unwrap();
     let lines = Lines::default();
     let mut log = rig.log(lines.clone()).unwrap();
@@ -92,13 +92,13 @@ fn each_puzzle_is_told_with_its_number_and_not_too_often() {
     }
 }
 
-/// Instructions of a program as the kernel runs them, and how many of them name a map.
+/// The number of instructions of a program in the kernel, and how many of them use the map.
 fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
     const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
     const LOAD_64: u8 = 0x18;
     const PSEUDO_MAP_FD: u8 = 1;
 
-    /// The part of `union bpf_attr` that it reads.
+    /// The part of `union bpf_attr` that this call reads.
     #[repr(C)]
     struct Attribute {
         fd: u32,
@@ -122,7 +122,7 @@ fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
         let length = size_of::<Info>() as u32;
         let attribute =
             Attribute { fd: program.as_raw_fd().cast_unsigned(), length, info: std::ptr::from_mut(info) as u64 };
-        // SAFETY: the attribute and what it points to live through the call, and their lengths are theirs.
+        // SAFETY: the attribute and the memory it points to outlive the call, with the correct lengths.
         let done = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attribute, size_of::<Attribute>())
         };
@@ -141,7 +141,7 @@ fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
 }
 
 #[test]
-fn where_nobody_wants_to_know_nothing_of_it_is_in_the_program() {
+fn when_the_log_is_off_then_the_program_has_no_code_for_it() {
     let mut found = Vec::new();
     for tells in [false, true] {
         let mut rig = if tells { Rig::telling(&SERVICES) } else { Rig::new(&SERVICES) }.unwrap();
@@ -167,7 +167,7 @@ fn where_nobody_wants_to_know_nothing_of_it_is_in_the_program() {
     assert!(names_on > 0 && off < on, "{found:?}");
 }
 
-/// A program that is the balancer with a log of this level.
+/// A wrapper that runs the balancer with this log level.
 fn at_level(directory: &Path, level: &str) -> PathBuf {
     let script = directory.join(level);
     let binary = binaries::balancer().unwrap();
@@ -181,7 +181,7 @@ fn at_level(directory: &Path, level: &str) -> PathBuf {
 }
 
 #[test]
-fn the_controller_writes_them_to_its_log() {
+fn when_the_log_level_is_debug_then_the_controller_logs_unexpected_events() {
     let directory = tempfile::tempdir().unwrap();
     for (level, told) in [("debug", true), ("info", false)] {
         let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 1, |settings, topology| {

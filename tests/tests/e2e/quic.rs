@@ -1,4 +1,5 @@
-//! QUIC: connection IDs that name backends, with crafted datagrams between real sockets, in the modes and both families.
+//! Tests of QUIC: connection IDs with backends in them, in crafted datagrams between real sockets, for all modes and
+//! both families.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -16,7 +17,7 @@ use balancer_testkit::{
 
 use crate::listeners::{BACKENDS, PORTS, ask, backends, serve};
 
-/// The port of the listeners, of TCP and of QUIC.
+/// The port of the TCP and QUIC listeners.
 const PORT: u16 = PORTS[1].0;
 const DRAFT: &str = "{ format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
 
@@ -52,7 +53,7 @@ impl Scene {
         Self { site, forwarding }
     }
 
-    /// A connection ID as the server of a backend makes it now.
+    /// A connection ID from the server of a backend with the current key.
     fn id(&self, number: u16) -> Vec<u8> {
         let text = self.site.cli(&["quic", "server-config", &format!("shop/web{number}"), "--json"]).unwrap();
         let config: QuicServerConfig = serde_json::from_str(&text).unwrap();
@@ -99,7 +100,7 @@ impl Scene {
     }
 }
 
-/// The format of connection IDs of a server, and its server ID.
+/// The format of a server's connection IDs, and its server ID.
 pub(crate) fn maker(config: &QuicServerConfig) -> (QuicFormat, Vec<u8>) {
     let server = hex(&config.server_id[2..]);
     let key = config.key.as_ref().map(|key| hex(&key[4..]).try_into().unwrap());
@@ -121,7 +122,7 @@ fn long(kind: u8, id: &[u8]) -> Vec<u8> {
     [&header, id, &[0; 30]].concat()
 }
 
-/// A connection ID that its client has made up, and that is of the configuration of the others.
+/// A connection ID that a client has invented, with the configuration bits of the others.
 fn foreign(id: &[u8]) -> Vec<u8> {
     id.iter().enumerate().map(|(at, byte)| if at == 0 { *byte } else { byte ^ 0x5a }).collect()
 }
@@ -132,7 +133,7 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
     for family in Family::BOTH {
         for client in 0..4 {
             let home = scene.by_tcp(family, client);
-            // What the client itself has made goes with its TCP connections.
+            // Packets with the client's own connection ID follow its TCP connections.
             for (_, id) in &ids {
                 for kind in [0, 1] {
                     assert_eq!(scene.at(family, client, &long(kind, id)), home, "long header {kind}");
@@ -142,13 +143,13 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
             assert_eq!(scene.at(family, client, &[0x41]), home, "no ID at all");
             assert_eq!(scene.at(family, client, &short(&ids[0].1[..5])[..8]), home, "half an ID");
         }
-        // A client that nobody knows brings a connection: its TCP connections follow.
+        // An unknown client arrives with a connection: its TCP connections follow.
         for (client, (backend, id)) in (20..).zip(&ids) {
             assert_eq!(scene.at(family, client, &short(id)), *backend);
             assert_eq!(scene.at(family, client, &long(2, id)), *backend, "a handshake packet");
             assert_eq!(scene.by_tcp(family, client), *backend, "{family:?} client {client} after its connection");
         }
-        // So does one that is known elsewhere.
+        // The same holds for a client known elsewhere.
         let (backend, id) = &ids[0];
         let elsewhere = (30..60).find(|client| scene.by_tcp(family, *client) != *backend).unwrap();
         assert_eq!(scene.at(family, elsewhere, &short(id)), *backend);
@@ -164,7 +165,7 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
     assert_eq!(sum("quic_migrated_total", &["service=\"shop\""]), quic.migrated);
     assert_eq!(sum("moves_total", &["service=\"shop\"", "cause=\"migrated\""]), 2);
 
-    // A drained backend keeps its connections, and one in maintenance loses them.
+    // A drained backend keeps its connections, and a backend in maintenance loses them.
     let (family, client, (backend, id)) = (Family::V4, 70, &ids[1]);
     let away = |scene: &Scene| scene.answers(family, client, &short(id));
     scene.site.cli(&["backend", "drain", "shop/web2", "--timeout", "10m"]).unwrap();
@@ -212,7 +213,7 @@ fn when_a_key_is_rotated_then_connections_under_the_one_before_stay_until_the_ne
     assert_eq!((second[0] >> 5, scene.quic().config, scene.quic().config_before), (1, 1, Some(0)));
     let status = scene.site.cli(&["apply", "--dry-run", &scene.site.config().display().to_string()]).unwrap();
     assert!(status.contains("the key of quic of shop: rotated to config 1 at run time and kept"), "{status}");
-    // Both are understood, after a restart and a reload as well.
+    // Both are valid, also after a restart and a reload.
     let both = |scene: &Scene, client| {
         assert_eq!(scene.at(family, client, &short(&first)), "web2");
         assert_eq!(scene.at(family, client, &short(&second)), "web2");
@@ -236,7 +237,7 @@ fn when_server_ids_are_readable_then_they_steer_and_teach_nothing() {
     let scene = Scene::start(Forwarding::Nat, "{ format = \"nlb\" }");
     let (family, id) = (Family::V4, scene.id(3));
     assert_eq!((id.len(), scene.quic().learns), (16, false));
-    // Whatever the first byte is.
+    // For any first byte.
     for first in [0x00, 0x5f, 0xff] {
         let id = [&[first], &id[1..]].concat();
         assert_eq!(scene.at(family, 1, &short(&id)), "web3");

@@ -1,4 +1,4 @@
-//! HTTP/3 by quinn's servers, whose clients change their addresses in the middle of a download: quinn's, and aioquic's.
+//! HTTP/3 connections to quinn's servers, whose clients (quinn and aioquic) change their addresses during a download.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -38,14 +38,14 @@ const FAMILY: Family = Family::V4;
 const ALPN: &[u8] = b"h3";
 const NAME: &str = "shop.example";
 const REBINDS: u16 = 20;
-/// Bytes of a download between two changes of address.
+/// The number of bytes between two changes of address.
 const PART: usize = 256 << 10;
 static CHUNK: [u8; 8 << 10] = [7; 8 << 10];
 const DOWNLOAD: usize = (REBINDS as usize + 2) * PART;
-/// A connection without an answer is over after this.
+/// A connection without an answer ends after this time.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// Connection IDs as the server of a backend makes them.
+/// Makes connection IDs like the server of a backend.
 struct Ids {
     format: QuicFormat,
     server: Vec<u8>,
@@ -85,10 +85,10 @@ impl ConnectionIdGenerator for Ids {
 
 fn transport() -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    // Veth pairs with XDP take no frames that are to be cut up later.
+    // Veth pairs with XDP accept no frames that need segmentation later.
     transport.enable_segmentation_offload(false);
     transport.max_idle_timeout(Some(IdleTimeout::try_from(IDLE).unwrap()));
-    // So that the server is still sending when the address changes.
+    // The server should still be sending when the address changes.
     transport.stream_receive_window(VarInt::from_u32(PART as u32 / 2));
     Arc::new(transport)
 }
@@ -100,7 +100,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A shop whose servers speak QUIC and TCP, each by its own name.
+    /// A shop whose servers use QUIC and TCP, each with its own name.
     fn start(forwarding: Forwarding, quic: Option<&str>) -> Self {
         let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
         let site = Site::start(shape, forwarding, BACKENDS, |settings, topology| {
@@ -168,7 +168,7 @@ impl Scene {
         self.site.topology().client().run_in_thread(|| UdpSocket::bind(from).unwrap()).unwrap()
     }
 
-    /// Downloads from one server, with an address after the other from `first` on; that server, or what went wrong.
+    /// Downloads from one server, with consecutive addresses from `first` on. Returns the server, or the error.
     fn download(&self, first: u16) -> Result<String> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.der().clone())?;
@@ -220,7 +220,7 @@ async fn answer(incoming: quinn::Incoming, name: String) -> Result<()> {
 }
 
 impl Scene {
-    /// The same by aioquic, half of whose changes of address are migrations under another connection ID.
+    /// The same download by aioquic. Every second change of address is a migration to another connection ID.
     fn download_by_aioquic(&self, first: u16) -> String {
         let directory = tempfile::tempdir().unwrap();
         let certificate = directory.path().join("shop.pem");
@@ -239,8 +239,8 @@ impl Scene {
     }
 }
 
-/// Three downloads, the last one by aioquic, each through twenty changes of address, and the TCP connection from the last
-/// address of each.
+/// Three downloads, the last one by aioquic, each with twenty changes of address, and a TCP connection from each last
+/// address.
 fn downloads_survive(forwarding: Forwarding, quic: &str) {
     let scene = Scene::start(forwarding, Some(quic));
     for first in [1, 31, 61] {

@@ -1,4 +1,4 @@
-//! Tests of the rates that are shown, and of the hint for a service that no packets come for.
+//! Tests of the shown rates, and of the hint for a service without packets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -10,7 +10,7 @@ use balancer_testkit::{
 
 use crate::support::wait;
 
-/// The page as it is served.
+/// The page's HTML.
 fn page(site: &Site) -> String {
     let mut curl = site.topology().balancer().command("curl");
     run(curl.args(["-s", "http://127.0.0.1:9660/"])).unwrap()
@@ -46,7 +46,7 @@ fn when_clients_come_then_rates_are_shown_and_when_none_come_then_the_first_thin
     assert!(!text.contains("no packets over"), "{text}");
     assert!(page(&site).contains(" bytes a second"), "{}", page(&site));
 
-    // Clients are still at a backend that takes no new ones.
+    // A backend that takes no new clients still has some.
     site.cli(&["backend", "weight", "web/web1", "0"]).unwrap();
     let is_explained = |reason: &str| {
         let words = reason.strip_prefix("takes no new clients, has ").and_then(|rest| rest.split_once(" known client"));

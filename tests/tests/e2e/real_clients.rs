@@ -1,5 +1,5 @@
-//! Services with several listeners and the programs that need them: `curl` over HTTP and HTTPS with datagrams beside it,
-//! `iperf3` over TCP and UDP, `dig` that comes back over TCP. Each client is on one backend, whichever way it comes.
+//! Tests of services with several listeners and programs that need them: `curl` with HTTP and HTTPS plus datagrams,
+//! `iperf3` with TCP and UDP, and `dig`, which repeats questions over TCP. Each client has one backend for all of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -27,7 +27,7 @@ type Homes = BTreeMap<IpAddr, String>;
 
 const NOBODY: [IpAddr; 0] = [];
 
-/// The output of a program on the clients' host, which must succeed.
+/// Runs a program on the clients' host, which must succeed, and returns its output.
 fn client_program(site: &Site, program: &str, arguments: &[&str]) -> String {
     let output = site.topology().client().command(program).args(arguments).output();
     assert!(output.is_ok(), "{program}: {output:?}; `cargo xtask setup` installs what is missing");
@@ -37,19 +37,19 @@ fn client_program(site: &Site, program: &str, arguments: &[&str]) -> String {
     stdout
 }
 
-/// A program on the host of `web{number}`, with its output in a file of the site's that `log` names.
+/// Starts a program on the host of `web{number}`, with its output in the site's file `log`.
 fn server_program(site: &Site, program: &str, number: u16, log: &str, arguments: &[String]) -> Process {
     let mut command = site.topology().backends()[usize::from(number) - 1].command(program);
     Process::spawn(log, command.args(arguments), &site.files().join(format!("{log}.log"))).unwrap()
 }
 
-/// Where the servers of `web{number}` are asked: by clients, and by checks where that differs.
+/// The addresses of the servers of `web{number}`, first those for clients, then those for checks if they differ.
 fn served(topology: &Topology, forwarding: Forwarding, family: Family, number: u16) -> Vec<IpAddr> {
     let own = topology.backend_address(family, number - 1);
     if forwarding == Forwarding::Nat { vec![own] } else { vec![topology.vip(family), own] }
 }
 
-/// A service `shop` with `backends` and with each of `listeners`, such as `443/udp`, at the VIPs of both families.
+/// A service `shop` with `backends` and each of `listeners`, such as `443/udp`, at the VIPs of both families.
 fn service(topology: &Topology, forwarding: Forwarding, listeners: &[&str], more: &str, backends: u16) -> String {
     let listen: Vec<String> = Family::BOTH
         .iter()
@@ -75,7 +75,7 @@ fn service(topology: &Topology, forwarding: Forwarding, listeners: &[&str], more
     text
 }
 
-/// `hosts` hosts with nothing running on them but what a test starts, and the balancer.
+/// Starts `hosts` hosts without any programs, and the balancer.
 fn start(forwarding: Forwarding, hosts: u16, adapt: impl FnOnce(&mut Settings, &Topology)) -> Site {
     let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
     let mut site = Site::start(shape, forwarding, hosts, |settings, topology| {
@@ -93,7 +93,7 @@ const fn family(address: IpAddr) -> Family {
     if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-/// Where the controller says that a client is.
+/// The backend of a client according to the controller.
 fn located(site: &Site, address: IpAddr) -> String {
     let query = ClientQuery { address, service: Some("shop".to_owned()) };
     let views = site.api(|api| async move { api.client(&query).await }).unwrap();
@@ -101,7 +101,7 @@ fn located(site: &Site, address: IpAddr) -> String {
     views[0].backend.clone().unwrap()
 }
 
-/// Waits until both families of `web{number}` are shown as `state`.
+/// Waits until both families of `web{number}` have the state `state`.
 fn wait_both(site: &mut Site, number: u16, state: &str) {
     let name = format!("web{number}");
     let waited = site.controller().wait_for(PATIENCE, &format!("{name} to be {state}"), |status| {
@@ -147,12 +147,12 @@ http {
 }
 ";
 
-/// Where servers listen for the ports 80 and 443.
+/// The servers' ports for the ports 80 and 443.
 const fn web_ports(forwarding: Forwarding) -> [u16; 2] {
     if matches!(forwarding, Forwarding::Nat) { [8080, 8443] } else { [80, 443] }
 }
 
-/// nginx, over HTTP and HTTPS, on the host of `web{number}`.
+/// Starts nginx with HTTP and HTTPS on the host of `web{number}`.
 fn start_nginx(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     let [plain, secure] = web_ports(forwarding);
     let config = site.files().join(format!("nginx{number}.conf"));
@@ -167,7 +167,7 @@ fn start_nginx(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     server_program(site, "/usr/sbin/nginx", number, &format!("nginx{number}"), &arguments)
 }
 
-/// A certificate for the VIPs and its key, as files.
+/// Writes a certificate for the VIPs and its key to files.
 fn make_certificate(topology: &Topology, files: &Path) {
     let names = Family::BOTH.map(|family| topology.vip(family).to_string());
     let key = KeyPair::generate().unwrap();
@@ -176,7 +176,8 @@ fn make_certificate(topology: &Topology, files: &Path) {
     fs::write(files.join("key.pem"), key.serialize_pem()).unwrap();
 }
 
-/// Answers datagrams to port 443 with the name and who sent them, as a server of HTTP/3 has them, until the test ends.
+/// Answers datagrams to port 443 with the server's name and the sender's address, like a server of HTTP/3, until the
+/// test ends.
 fn answer_datagrams(site: &Site, forwarding: Forwarding, number: u16) {
     let [_, port] = web_ports(forwarding);
     for family in Family::BOTH {
@@ -191,7 +192,7 @@ fn answer_datagrams(site: &Site, forwarding: Forwarding, number: u16) {
     }
 }
 
-/// Returns the answer that a client gets to a datagram of the size that opens QUIC.
+/// Returns a client's answer to a datagram of the size that opens QUIC.
 fn datagram(site: &Site, client: IpAddr) -> String {
     let (from, vip) = (SocketAddr::new(client, 0), SocketAddr::new(site.topology().vip(family(client)), 443));
     let answer = site.topology().client().run_in_thread(|| {
@@ -206,7 +207,8 @@ fn datagram(site: &Site, client: IpAddr) -> String {
     answer.unwrap().unwrap()
 }
 
-/// The backend of each of `clients`, which HTTP, HTTPS and datagrams agree upon, and which sees the client's address.
+/// The backend of each of `clients`. Checks that it is the same for HTTP, HTTPS and datagrams, and sees the client's
+/// address.
 fn shoppers(site: &Site, clients: std::ops::Range<u16>) -> Homes {
     let authority = site.files().join("certificate.pem").display().to_string();
     let mut homes = Homes::new();
@@ -257,7 +259,7 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
     }
     homes.iter().for_each(|(&client, home)| assert_eq!(located(&site, client), *home));
 
-    // One more backend takes new clients, with all that they do, and moves nobody.
+    // An additional backend gets new clients completely, and no known client moves.
     let lines = shop(site.topology(), forwarding, 4);
     site.apply(|settings| settings.lines = lines).unwrap();
     wait_both(&mut site, 4, "up");
@@ -265,17 +267,17 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
     let new = shoppers(&site, NEW);
     assert!(!of(&new, 4).is_empty(), "{new:?}");
 
-    // One that drains keeps its own, and gets no more.
+    // A draining backend keeps its clients, and gets no new ones.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
     assert_eq!(of(&shoppers(&site, 25..31), 1), NOBODY);
 
-    // The controller goes and comes back.
+    // The controller restarts.
     site.restart(|_| {}).unwrap();
     assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
     assert_eq!(moved(&new, &shoppers(&site, NEW)), NOBODY);
 
-    // The clients of one that fails go together, and stay where they went.
+    // The clients of a failed backend move together, and then stay.
     servers[1].stop().unwrap();
     wait_both(&mut site, 2, "down");
     let after = shoppers(&site, KNOWN);
@@ -288,29 +290,29 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
 }
 
 #[test]
-fn http_https_and_datagrams_agree_nat() {
+fn when_a_client_uses_http_https_and_datagrams_with_nat_then_it_has_one_backend() {
     http_https_and_datagrams_agree(Forwarding::Nat);
 }
 
 #[test]
-fn http_https_and_datagrams_agree_dsr() {
+fn when_a_client_uses_http_https_and_datagrams_with_dsr_then_it_has_one_backend() {
     http_https_and_datagrams_agree(Forwarding::Dsr);
 }
 
 #[test]
-fn http_https_and_datagrams_agree_gue() {
+fn when_a_client_uses_http_https_and_datagrams_with_gue_then_it_has_one_backend() {
     http_https_and_datagrams_agree(Forwarding::Gue);
 }
 
-/// `iperf3`'s control connection and its data, over TCP and over UDP, reach one server: a datagram at another one than the
-/// control connection's would be refused, and the transfer would not begin.
+/// `iperf3`'s control connection and data, over TCP and UDP, reach one server. Otherwise another server would refuse
+/// the datagram, and the transfer would not begin.
 fn control_and_data_agree(forwarding: Forwarding) {
     let site = start(forwarding, 3, |settings, topology| {
         settings.lines = service(topology, forwarding, &["5201", "5201/udp"], "check = { type = \"none\" }\n", 3);
     });
     let mut servers = Vec::new();
     for (number, family) in (1..=3).flat_map(|number| Family::BOTH.map(|family| (number, family))) {
-        // It answers datagrams from the address that it is bound to.
+        // The server answers datagrams from its bound address.
         let at = served(site.topology(), forwarding, family, number)[0].to_string();
         let arguments = ["-s", "--forceflush", "-B", &at].map(str::to_owned);
         servers
@@ -332,16 +334,16 @@ fn control_and_data_agree(forwarding: Forwarding) {
                     let number = |key: &str| report["end"][sum][key].as_f64().unwrap_or(0.0);
                     number("bytes") > 1024.0 * number("lost_packets")
                 };
-                // A server that a busy machine let wait counts nothing of what it has not read when the transfer ends.
+                // On a busy machine, a server may not count data that it has not read before the transfer ends.
                 assert!((0..5).any(|_| arrives()), "{source} {more:?}: nothing arrives");
             }
-            // Both are in the log of the backend that the controller names, and in no other.
+            // Both are only in the log of the backend that the controller names.
             let accepted = format!("Accepted connection from {source},");
             let logs = servers.iter().filter(|(_, server)| server.tail(1000).unwrap().contains(&accepted));
             let numbers: Vec<String> = logs.map(|(number, _)| format!("web{number}")).collect();
             assert_eq!(numbers, [located(&site, address)], "{source}");
         }
-        // A control connection for each transfer, and a connection of TCP's data.
+        // A control connection for each transfer, and a data connection for TCP.
         let connections = counted(&site, "listener_connections_total", family, 5201, "tcp");
         assert!(connections >= 9.0, "{connections} connections");
         let datagrams = counted(&site, "listener_packets_total", family, 5201, "udp");
@@ -350,16 +352,16 @@ fn control_and_data_agree(forwarding: Forwarding) {
 }
 
 #[test]
-fn control_and_data_agree_nat() {
+fn when_iperf3_runs_with_nat_then_control_and_data_reach_one_backend() {
     control_and_data_agree(Forwarding::Nat);
 }
 
 #[test]
-fn control_and_data_agree_dsr() {
+fn when_iperf3_runs_with_dsr_then_control_and_data_reach_one_backend() {
     control_and_data_agree(Forwarding::Dsr);
 }
 
-/// A name server on the host of `web{number}`, whose answers begin with its name; one is too long for a datagram.
+/// A name server on the host of `web{number}`. Its answers begin with its name; one is too long for a datagram.
 fn start_dnsmasq(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     let port = if forwarding == Forwarding::Nat { 5353 } else { 53 };
     let name = format!("web{number}");
@@ -379,7 +381,8 @@ fn start_dnsmasq(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     server_program(site, "/usr/sbin/dnsmasq", number, &name, &arguments)
 }
 
-/// The backend of each of some clients, which `dig` over UDP, over TCP, and over TCP after a truncated answer agree upon.
+/// The backend of each client. Checks that it is the same for `dig` over UDP, over TCP, and over TCP after a truncated
+/// answer.
 fn askers(site: &Site) -> Homes {
     let mut homes = Homes::new();
     for (family, number) in Family::BOTH.into_iter().flat_map(|family| (1..=8).map(move |number| (family, number))) {
@@ -396,7 +399,7 @@ fn askers(site: &Site) -> Homes {
     homes
 }
 
-/// Name servers: who is answered over UDP is answered over TCP by the same, also when one of them fails.
+/// Name servers: a client gets answers over UDP and TCP from the same server, also when a server fails.
 fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
     let mut site = start(forwarding, 3, |settings, topology| {
         let ports = if forwarding == Forwarding::Nat { "ports = { 53 = 5353 }\n" } else { "" };
@@ -413,8 +416,8 @@ fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
     wait_both(&mut site, 3, "down");
     assert_eq!(moved(&homes, &askers(&site)), of(&homes, 3));
     for family in Family::BOTH {
-        // In each of two rounds, each of eight clients asks once over TCP and twice over UDP, of which one question comes
-        // back over TCP.
+        // In each of two rounds, each of eight clients asks once over TCP and twice over UDP; one of the UDP questions
+        // is repeated over TCP.
         for (metric, protocol) in [("connections_total", "tcp"), ("packets_total", "udp")] {
             let counted = counted(&site, &format!("listener_{metric}"), family, 53, protocol);
             assert!(counted >= 32.0, "{family:?} {protocol}: {counted}");
@@ -423,11 +426,11 @@ fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
 }
 
 #[test]
-fn names_over_udp_and_tcp_agree_nat() {
+fn when_a_client_uses_dns_over_udp_and_tcp_with_nat_then_it_has_one_backend() {
     names_over_udp_and_tcp_agree(Forwarding::Nat);
 }
 
 #[test]
-fn names_over_udp_and_tcp_agree_dsr() {
+fn when_a_client_uses_dns_over_udp_and_tcp_with_dsr_then_it_has_one_backend() {
     names_over_udp_and_tcp_agree(Forwarding::Dsr);
 }

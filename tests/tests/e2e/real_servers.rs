@@ -1,4 +1,5 @@
-//! Every kind of failure with real servers, counted client by client: the demo application, told to fail, and nginx.
+//! Tests of every kind of failure with real servers, counted client by client: the demo application with simulated
+//! failures, and nginx.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -31,9 +32,10 @@ fn generation(site: &Site) -> u64 {
     site.status().unwrap().services[0].table_generation
 }
 
-/// Nobody answers: each of its clients moves, once, and nobody else. When it is back, they stay where they are.
+/// The backend does not answer: each of its clients moves once, and no other client moves. After its recovery, they
+/// stay.
 #[test]
-fn a_hard_failure_of_any_kind_moves_its_clients_alone_and_once() {
+fn when_a_backend_fails_hard_in_any_way_then_only_its_clients_move_once() {
     let mut users = Users::new(Forwarding::Nat, |_| {});
     users.visit(CLIENTS);
     let mut down = 0;
@@ -71,9 +73,9 @@ fn a_hard_failure_of_any_kind_moves_its_clients_alone_and_once() {
     users.assert_moves(&[("down", down)]);
 }
 
-/// It answers, and says no: its clients stay until the drain is over, and then move with that cause.
+/// The backend answers with a failure: its clients stay until the drain is over, and then move with that reason.
 #[test]
-fn a_soft_failure_of_any_kind_keeps_known_clients_until_the_deadline() {
+fn when_a_backend_fails_softly_in_any_way_then_known_clients_stay_until_the_deadline() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.check = settings.check.replace(" }", r#", expect_body = "ok" }"#);
         settings.service_lines += "drain = { timeout = \"8s\" }\n";
@@ -101,7 +103,7 @@ fn a_soft_failure_of_any_kind_keeps_known_clients_until_the_deadline() {
 }
 
 #[test]
-fn a_draining_backend_that_says_no_keeps_its_clients_and_one_that_dies_does_not() {
+fn when_a_draining_backend_fails_softly_then_its_clients_stay_and_if_it_dies_they_move() {
     let mut users = Users::new(Forwarding::Dsr, |_| {});
     users.visit(CLIENTS);
     users.site.cli(&["backend", "drain", "web/web2", "--timeout", "1h"]).unwrap();
@@ -117,12 +119,12 @@ fn a_draining_backend_that_says_no_keeps_its_clients_and_one_that_dies_does_not(
 }
 
 #[test]
-fn on_failure_words_may_be_swapped() {
+fn when_on_failure_words_are_swapped_then_the_reactions_are_swapped() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.service_lines += "on_failure = { hard = \"drain\", soft = \"move\" }\n";
     });
     users.visit(CLIENTS);
-    // It still serves, only its check is not answered.
+    // It still serves, but does not answer its check.
     users.site.fail_backend(1, "hang").unwrap();
     users.site.wait_state(1, &["draining (health)"]).unwrap();
     users.nobody_moves("when the check of web1 was not answered");
@@ -140,9 +142,9 @@ fn wait_metric(site: &Site, name: &str, labels: &[&str], at_least: f64, what: &s
     }
 }
 
-/// Two failures of three, of both kinds in turn, again and again: below `fall`, so nothing happens to anybody.
+/// Two failures of three, of both kinds in turn, repeatedly: below `fall`, so nothing happens.
 #[test]
-fn flapping_below_fall_moves_nobody() {
+fn when_a_backend_flaps_below_fall_then_no_client_moves() {
     const MANY: std::ops::RangeInclusive<u16> = 1..=600;
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
         settings.check =
@@ -174,11 +176,12 @@ fn flapping_below_fall_moves_nobody() {
     println!("{failed:?} checks failed softly and hard: {} clients, 0 moved", homes.len());
 }
 
-/// The port of nginx behind the service `shop`, and the service's.
+/// The port of nginx, and of the service `shop`.
 const NGINX_PORT: u16 = 8088;
 const SHOP_PORT: u16 = 8000;
 
-/// Starts nginx on the host of `web{number}`, without a daemon. It says no while there is a file `sick{number}`.
+/// Starts nginx on the host of `web{number}`, in the foreground. It answers with a failure while a file `sick{number}`
+/// exists.
 fn start_nginx(site: &Site, number: u16) -> Result<Process> {
     let files = site.files();
     let config = files.join(format!("nginx{number}.conf"));
@@ -218,7 +221,7 @@ http {
 }
 ";
 
-/// One request of each client to the shop; who answered.
+/// Sends one request of each client to the shop; returns the backends.
 fn shop(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<u16, String> {
     let requests: Vec<Request> = clients.clone().map(|client| shopper(site, client)).collect();
     let replies = send_all(site.topology().client(), &requests, WORKERS).unwrap();
@@ -247,7 +250,7 @@ fn of(homes: &BTreeMap<u16, String>, backend: &str) -> Vec<u16> {
 }
 
 #[test]
-fn nginx_is_reloaded_stopped_started_and_says_no() {
+fn when_nginx_is_reloaded_stopped_started_or_fails_then_clients_move_only_as_they_must() {
     assert!(Path::new("/usr/sbin/nginx").exists(), "nginx is missing: `cargo xtask setup` installs it");
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, topology| {
         let vip = SocketAddr::new(topology.vip(FAMILY), SHOP_PORT);
@@ -271,7 +274,7 @@ fn nginx_is_reloaded_stopped_started_and_says_no() {
     let homes = shop(&site, CLIENTS);
     assert_eq!(counts(homes.values()).len(), 3, "{:?}", counts(homes.values()));
 
-    // Five graceful reloads under load: no request fails, nobody moves.
+    // Five graceful reloads under load: no request fails, no client moves.
     let stop = AtomicBool::new(false);
     let requests: Vec<(Request, String)> =
         homes.iter().map(|(&client, home)| (shopper(&site, client), home.clone())).collect();
@@ -297,7 +300,7 @@ fn nginx_is_reloaded_stopped_started_and_says_no() {
     assert!(done > 300, "no load: {done}");
     println!("{done} requests during 5 reloads of 3 servers, none failed, 0 clients moved");
 
-    // Stopped: its clients move, once; started: they stay where they are.
+    // Stopped: its clients move once. Started: they stay where they are.
     servers[1].stop().unwrap();
     wait_shop(&mut site, 2, "down");
     let after = shop(&site, CLIENTS);

@@ -1,4 +1,4 @@
-//! `reject = true`: clients that nobody takes are told at once, by their own kernel's words.
+//! Tests of `reject = true`: clients that no backend takes get an immediate error from their own kernel.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -13,10 +13,10 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-/// Long past what an answer takes, and long before a client gives up by itself.
+/// Longer than an answer takes, and shorter than a client's own time-out.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A site whose services, over TCP, have no backends, beside ones over UDP; `reject` as it says.
+/// A site with TCP services without backends, and UDP services; with this setting of `reject`.
 fn site(reject: bool, forwarding: Forwarding) -> Site {
     Site::start(Shape::TwoLegged, forwarding, 1, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
@@ -39,7 +39,7 @@ fn connect(site: &Site, family: Family) -> ErrorKind {
     client.run_in_thread(|| TcpStream::connect_timeout(&vip, PATIENCE)).unwrap().unwrap_err().kind()
 }
 
-/// Sends a datagram, and returns the error that the client gets.
+/// Sends a datagram, and returns the client's error.
 fn ask(site: &Site, family: Family, patience: Duration) -> ErrorKind {
     let vip = SocketAddr::new(site.topology().vip(family), 53);
     let asked = site.topology().client().run_in_thread(|| {
@@ -53,7 +53,7 @@ fn ask(site: &Site, family: Family, patience: Duration) -> ErrorKind {
 }
 
 #[test]
-fn clients_of_nobody_are_refused_at_once() {
+fn when_a_service_has_no_backend_for_clients_then_they_are_refused_at_once() {
     let site = site(true, Forwarding::Nat);
     for family in Family::BOTH {
         site.cli(&["backend", "maint", &format!("{}/web1", balancer_testkit::site::service(family))]).unwrap();
@@ -65,7 +65,7 @@ fn clients_of_nobody_are_refused_at_once() {
 }
 
 #[test]
-fn the_denied_are_refused_at_once() {
+fn when_a_rule_denies_clients_then_they_are_refused_at_once() {
     let site = site(true, Forwarding::Nat);
     for (family, everybody) in [(Family::V4, "0.0.0.0/0"), (Family::V6, "::/0")] {
         site.cli(&["rule", "add", balancer_testkit::site::service(family), everybody, "deny"]).unwrap();
@@ -73,9 +73,9 @@ fn the_denied_are_refused_at_once() {
     }
 }
 
-/// With a file that says otherwise, at once; and nobody is told unless it says so.
+/// A changed file takes effect at once; without the setting, clients get no answer.
 #[test]
-fn a_reload_changes_it() {
+fn when_a_reload_changes_reject_then_it_takes_effect_at_once() {
     let site = site(false, Forwarding::Nat);
     assert_eq!(ask(&site, Family::V4, Duration::from_millis(300)), ErrorKind::WouldBlock);
     let file = site.config();

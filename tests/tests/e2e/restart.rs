@@ -1,4 +1,4 @@
-//! Restarts that nobody notices: `on_exit = "keep"`.
+//! Tests of restarts with `on_exit = "keep"`, which clients do not notice.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -35,7 +35,7 @@ fn keep(settings: &mut Settings, _: &Topology) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Requests of all clients, again and again, until they are stopped: how many, and those that went wrong.
+/// Sends requests of all clients repeatedly until `stop`. Returns their number and the failed ones.
 fn load(clients: &Entrance, requests: &[(Request, String)], stop: &AtomicBool) -> (usize, Vec<String>) {
     clients.enter().unwrap();
     let (mut done, mut wrong) = (0, Vec::new());
@@ -52,7 +52,7 @@ fn load(clients: &Entrance, requests: &[(Request, String)], stop: &AtomicBool) -
     (done, wrong)
 }
 
-/// Runs `changes` while every client keeps connecting, and asserts that none of them notices anything.
+/// Runs `changes` while every client keeps connecting, and asserts that no client notices anything.
 fn nobody_notices(site: &mut Site, homes: &BTreeMap<u16, String>, changes: impl FnOnce(&mut Site)) -> usize {
     let requests: Vec<(Request, String)> = homes
         .iter()
@@ -80,7 +80,7 @@ fn nobody_notices(site: &mut Site, homes: &BTreeMap<u16, String>, changes: impl 
     done
 }
 
-/// No counter of `after` is smaller than it was.
+/// Checks that no counter has decreased.
 fn never_backwards(before: &Metrics, after: &Metrics) {
     let mut compared = 0;
     for (sample, value) in before.counters() {
@@ -91,11 +91,11 @@ fn never_backwards(before: &Metrics, after: &Metrics) {
     assert!(compared > 20, "only {compared} counters");
 }
 
-/// Ten controllers are killed, five are stopped and replaced by another program file.
+/// Ten controllers are killed, and five are stopped and replaced by another program file.
 fn restarts(forwarding: Forwarding) {
     let mut site = Site::start(Shape::OneLegged, forwarding, 3, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
-    // Another file with another inode, as a new version is.
+    // Another file with another inode, like a new version.
     let upgrade = site.files().join("balancer-upgrade");
     std::fs::copy(balancer_testkit::binaries::balancer().unwrap(), &upgrade).unwrap();
 
@@ -104,7 +104,7 @@ fn restarts(forwarding: Forwarding) {
             let before = site.metrics().unwrap();
             site.kill_and_restart(|_| {}).unwrap();
             never_backwards(&before, &site.metrics().unwrap());
-            // Long enough for a pass of the sweep, so that the gate closes and opens.
+            // Enough time for a pass of the sweep, so that the gate closes and opens.
             thread::sleep(Duration::from_millis(200));
         }
         for number in 0..5 {
@@ -127,17 +127,17 @@ fn restarts(forwarding: Forwarding) {
 }
 
 #[test]
-fn nobody_notices_restarts_with_dsr() {
+fn when_controllers_restart_with_dsr_then_no_client_notices() {
     restarts(Forwarding::Dsr);
 }
 
 #[test]
-fn nobody_notices_restarts_with_nat() {
+fn when_controllers_restart_with_nat_then_no_client_notices() {
     restarts(Forwarding::Nat);
 }
 
 #[test]
-fn traffic_goes_on_without_a_controller_until_it_is_detached() {
+fn when_no_controller_runs_then_traffic_goes_on_until_the_program_is_detached() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 3, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     let done = nobody_notices(&mut site, &homes, |site| {
@@ -156,12 +156,12 @@ fn traffic_goes_on_without_a_controller_until_it_is_detached() {
     let output = site.detach().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("nothing to detach"));
 
-    // A fresh start knows nobody.
+    // After a fresh start, no client is known.
     site.restart(|_| {}).unwrap();
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
 }
 
-/// While every processor has something else to do, as the kernel puts off what need not be done at once.
+/// Runs `work` while all processors are busy, because the kernel then delays work that is not urgent.
 fn with_busy_processors<T>(work: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -175,7 +175,7 @@ fn with_busy_processors<T>(work: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn another_program_takes_the_interface_as_soon_as_it_is_detached() {
+fn when_a_kept_program_is_detached_then_another_program_takes_the_interface() {
     for (mode, hook) in [("native", Hook::Native), ("generic", Hook::Generic)] {
         let adapt = |settings: &mut Settings, topology: &Topology| {
             settings.xdp_mode = mode;
@@ -195,7 +195,7 @@ fn another_program_takes_the_interface_as_soon_as_it_is_detached() {
 }
 
 #[test]
-fn a_restart_changes_the_mode_of_a_program_that_stayed() {
+fn when_a_restart_has_another_mode_then_a_kept_program_changes_it() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 3, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     for mode in ["generic", "native", "generic", "native"] {
@@ -205,9 +205,9 @@ fn a_restart_changes_the_mode_of_a_program_that_stayed() {
     }
 }
 
-/// `ip netns exec` gives its command mounts of its own, which go with it.
+/// `ip netns exec` gives its command a separate mount namespace, which ends with the command.
 #[test]
-fn pins_outlive_a_mount_namespace() {
+fn when_the_mount_namespace_ends_then_pins_stay() {
     let wrapper = tempfile::tempdir().unwrap();
     let script = wrapper.path().join("balancer");
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, topology| {
@@ -229,7 +229,7 @@ fn pins_outlive_a_mount_namespace() {
 }
 
 #[test]
-fn a_later_controller_with_detach_takes_everything_away_at_its_end() {
+fn when_a_later_controller_has_detach_then_it_removes_everything_at_its_end() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     site.restart(|settings| settings.on_exit = "detach").unwrap();
@@ -240,7 +240,8 @@ fn a_later_controller_with_detach_takes_everything_away_at_its_end() {
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
 }
 
-/// The directories of pins that balancers in the network namespace of `host` have left; other tests' are beside them.
+/// The directories of pinned maps that balancers in the network namespace of `host` have left. Those of other tests are
+/// next to them.
 pub(super) fn own_pins(host: &Namespace) -> Vec<std::path::PathBuf> {
     let namespace = host.run_in_thread(|| std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap();
     let prefix = format!("{namespace}-");
@@ -249,7 +250,7 @@ pub(super) fn own_pins(host: &Namespace) -> Vec<std::path::PathBuf> {
     own.map(|entry| entry.path()).collect()
 }
 
-/// The directory of the pins of a site.
+/// The directory of a site's pinned maps.
 pub(super) fn pins(site: &Site) -> std::path::PathBuf {
     own_pins(site.topology().balancer()).into_iter().next().expect("no pins")
 }
@@ -267,7 +268,7 @@ fn rewrite_notes(site: &Site, from: &str, to: &str) {
     notes.set(0, row, 0).unwrap();
 }
 
-/// Starts the balancer, which must refuse; its words.
+/// Starts the balancer, which must refuse; returns its message.
 fn refusal(site: &Site) -> String {
     let mut command = site.topology().balancer().command(balancer_testkit::binaries::balancer().unwrap());
     let output = command.arg("run").arg("--config").arg(site.config()).output().unwrap();
@@ -276,7 +277,7 @@ fn refusal(site: &Site) -> String {
 }
 
 #[test]
-fn maps_of_another_version_are_refused_with_the_way_out() {
+fn when_maps_are_of_another_version_then_the_start_is_refused_with_the_way_out() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
     site.controller().process().stop().unwrap();
@@ -286,7 +287,7 @@ fn maps_of_another_version_are_refused_with_the_way_out() {
     rewrite_notes(&site, &version, &other_version);
     let words = refusal(&site);
     assert!(words.contains(&format!("layout {other}")) && words.contains("`balancer detach`"), "{words}");
-    // Nothing has changed: traffic goes on, and the right version would go on with it.
+    // Nothing has changed: traffic continues, and the right version would continue with it.
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
     rewrite_notes(&site, &other_version, &version);
     site.restart(|_| {}).unwrap();
@@ -301,7 +302,7 @@ fn maps_of_another_version_are_refused_with_the_way_out() {
 }
 
 #[test]
-fn a_second_controller_is_refused() {
+fn when_a_second_controller_starts_then_it_is_refused() {
     let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, keep).unwrap();
     let config = std::fs::read_to_string(site.config()).unwrap();
     let other = site.files().join("other.toml");

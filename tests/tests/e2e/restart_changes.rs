@@ -1,4 +1,4 @@
-//! Restarts with `on_exit = "keep"` after changes at run time: what was changed goes on, client by client.
+//! Tests of restarts with `on_exit = "keep"` after run-time changes: the changes stay in effect, client by client.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -20,7 +20,7 @@ use serde_json::Value;
 
 const FAMILY: Family = Family::V4;
 
-/// No counter of `after` is smaller than it was.
+/// Checks that no counter has decreased.
 fn never_backwards(before: &Metrics, after: &Metrics) {
     for (sample, value) in before.counters() {
         let now = after.sample(sample).unwrap_or(-1.0);
@@ -35,7 +35,7 @@ fn kill_and_restart(site: &mut Site) {
 }
 
 #[test]
-fn changes_at_run_time_outlive_a_kill() {
+fn when_the_controller_is_killed_then_run_time_changes_survive() {
     let mut users = Users::new(Forwarding::Nat, |settings| settings.on_exit = "keep");
     users.visit(1..=300);
     users.add_web5();
@@ -55,7 +55,7 @@ fn changes_at_run_time_outlive_a_kill() {
     }
     users.site.fail_backend(4, "reset").unwrap();
     users.site.wait_state(4, &["down"]).unwrap();
-    // What happens by itself is on disk half a second later.
+    // Automatic changes are on disk half a second later.
     thread::sleep(Duration::from_secs(2));
 
     let deadline = |site: &Site| {
@@ -76,7 +76,7 @@ fn changes_at_run_time_outlive_a_kill() {
     assert!((deadline(&users.site) - ends).abs() < 2.0, "the drain ends at another time");
     assert!(users.site.ask(FAMILY, [601], Duration::from_millis(300)).unwrap()[0].is_err(), "it was denied");
 
-    // Nobody has come back between change and kill: exactly the clients of the three move now.
+    // No client has returned between change and kill: exactly the clients of the three backends move now.
     let of = ["web2", "web3", "web4"].map(|backend| users.clients_of(backend));
     let expected: BTreeSet<u16> = of.iter().flatten().copied().collect();
     assert!(of.iter().all(|clients| clients.len() >= 20), "{:?}", users.homes());
@@ -110,7 +110,7 @@ fn known(site: &Site, client: u16) -> Option<u64> {
 }
 
 #[test]
-fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
+fn when_the_controller_restarts_five_times_then_clients_are_remembered_for_the_right_time() {
     const REMEMBER: f64 = 20.0;
     let mut users = Users::new(Forwarding::Dsr, |settings| {
         settings.on_exit = "keep";
@@ -119,8 +119,8 @@ fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
     let begun = Instant::now();
     users.visit([1]);
     let seen = Instant::now();
-    // The clock stands still while no controller runs, so that nobody is forgotten who comes then; and a part of a
-    // second is lost with each.
+    // The clock stands still while no controller runs, so no client is forgotten that comes then. Each restart loses a
+    // part of a second.
     let mut lost = 0.0;
     for _ in 0..5 {
         let killed = Instant::now();
@@ -131,7 +131,7 @@ fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
             assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten too early");
             break;
         };
-        // A tick is a second, and the time asked at has two ends.
+        // A tick is a second, and the request takes some time.
         let (ago, most) = (ago as f64, begun.elapsed().as_secs_f64());
         assert!(ago > least - 2.5 && ago < most + 2.5, "seen {ago} s ago, it was {least} to {most}");
     }
@@ -153,7 +153,7 @@ fn clients_are_remembered_as_long_as_they_should_be_over_five_restarts() {
 }
 
 #[test]
-fn a_table_of_clients_that_is_gone_on_with_keeps_its_size() {
+fn when_a_client_table_is_kept_then_its_size_stays() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.on_exit = "keep";
         settings.lines = "[client_table]\ncapacity = 4096".to_owned();
@@ -168,7 +168,8 @@ fn a_table_of_clients_that_is_gone_on_with_keeps_its_size() {
     users.assert_moves(&[]);
 }
 
-/// `count` services beside `web`, each with a table of `table_size` and `backends` backends at one unused address.
+/// `count` services in addition to `web`, each with a table of `table_size` and `backends` backends at one unused
+/// address.
 fn others(count: u16, table_size: u32, backends: u16, remember: &str) -> String {
     let mut text = String::new();
     for service in 0..count {
@@ -187,7 +188,7 @@ fn others(count: u16, table_size: u32, backends: u16, remember: &str) -> String 
     text
 }
 
-/// Whatever was before, a start serves what the file says: it needs no more room than there is, and no less.
+/// Regardless of the previous state, a start serves the file, and needs no more and no less space than the file does.
 fn starts_whatever_was_before(on_exit: &'static str) {
     let keep = on_exit == "keep";
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
@@ -197,7 +198,7 @@ fn starts_whatever_was_before(on_exit: &'static str) {
     })
     .unwrap();
     let capacity = |of: u32| format!("[client_table]\ncapacity = {of}\n");
-    // What it is, more of the file, `remember` of `web`, services, and what the client table has then room for.
+    // A title, additional lines of the file, `remember` of `web`, services, and the resulting size of the client table.
     let steps = [
         ("many services and tables", others(24, 65_537, 60, "60s"), "60s", 25, 262_144),
         ("one service", String::new(), "60s", 1, 262_144),
@@ -219,17 +220,17 @@ fn starts_whatever_was_before(on_exit: &'static str) {
 }
 
 #[test]
-fn a_start_after_the_configuration_shrank_or_grew_with_keep() {
+fn when_the_configuration_shrinks_or_grows_with_keep_then_the_balancer_starts() {
     starts_whatever_was_before("keep");
 }
 
 #[test]
-fn a_start_after_the_configuration_shrank_or_grew_with_detach() {
+fn when_the_configuration_shrinks_or_grows_with_detach_then_the_balancer_starts() {
     starts_whatever_was_before("detach");
 }
 
 #[test]
-fn a_client_table_that_was_made_for_nobody_is_made_anew() {
+fn when_a_client_table_was_made_without_memory_then_a_new_one_is_made() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.on_exit = "keep";
         settings.remember = "0s";
@@ -243,7 +244,7 @@ fn a_client_table_that_was_made_for_nobody_is_made_anew() {
 }
 
 #[test]
-fn interfaces_come_and_go_over_restarts() {
+fn when_interfaces_change_over_restarts_then_programs_follow() {
     let more = |site: &Site| -> bool {
         let shown = site.topology().balancer().ip("-details link show more0").unwrap();
         shown.contains("xdp")

@@ -1,5 +1,5 @@
-//! Restarts with `on_exit = "keep"` with a file that has many more backends than the one before, and back: the maps of
-//! backends have other sizes, and clients and counters go on.
+//! Tests of restarts with `on_exit = "keep"` with a file that has many more backends, and back: the maps of backends
+//! get other sizes, and clients and counters continue.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,11 +22,11 @@ use serde_json::Value;
 
 use crate::restart::pins;
 
-/// More than half of the ids that few rows have, beyond which there are more rows.
+/// More than half of the ids of the small maps, so that larger maps are needed.
 const FEW: u32 = 9000;
 const MANY: u32 = 16_500;
 
-/// A second service with so many backends, which nobody can reach.
+/// A second service with this number of unreachable backends.
 fn bulk(backends: u32) -> String {
     let mut text = "[[service]]\nname = \"crowd\"\naddress = \"10.1.99.1:99\"\nforwarding = \"dsr\"\n\
                     check = { type = \"none\" }\n"
@@ -38,7 +38,7 @@ fn bulk(backends: u32) -> String {
     text
 }
 
-/// So many services, which nobody can reach, in front of the one that is visited.
+/// This number of unreachable services before the tested one.
 fn services(count: u32) -> String {
     let mut text = String::new();
     for number in 0..count {
@@ -69,7 +69,7 @@ fn when_a_service_has_an_id_beyond_4096_then_its_clients_are_known_after_a_resta
     };
     up(&site);
     let homes = site.homes(Family::V4, 1..=100).unwrap();
-    // Most would go elsewhere if they were not known.
+    // Most clients would go elsewhere if they were not known.
     site.cli(&["backend", "weight", "web/web1", "1"]).unwrap();
     for killed in [false, true] {
         if killed { site.kill_and_restart(|_| {}) } else { site.restart(|_| {}) }.unwrap();
@@ -78,13 +78,13 @@ fn when_a_service_has_an_id_beyond_4096_then_its_clients_are_known_after_a_resta
     }
 }
 
-/// How many rows the pinned maps of backends have, that of counters for each CPU.
+/// The number of rows of the pinned maps of backends, and of the map of per-CPU counters.
 fn rows(site: &Site) -> [u32; 2] {
     let directory = pins(site);
     let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|name| name.starts_with("NEW-")).count(), 0, "what replaces a map stays");
     let entries = |name| MapData::from_pin(directory.join(name)).unwrap().info().unwrap().max_entries();
-    // A few more than those of the CPUs: the exponent of how many each has.
+    // The CPUs' rows and a few more, which encode the rows per CPU as an exponent.
     [1 << (entries("BACKEND_STATS") % 64), entries("BACKEND_HISTORY")]
 }
 
@@ -105,7 +105,7 @@ fn restart(users: &mut Users, backends: u32, killed: bool) {
     users.nobody_moves(&format!("with {backends} backends more"));
 }
 
-/// The id of a backend, as the saved state has it.
+/// The id of a backend in the saved state.
 fn id(site: &Site, name: &str) -> Option<u64> {
     let path = site.files().join("state.json");
     let state: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
@@ -115,7 +115,7 @@ fn id(site: &Site, name: &str) -> Option<u64> {
 }
 
 #[test]
-fn maps_of_backends_grow_and_shrink_with_the_file() {
+fn when_the_file_has_more_or_fewer_backends_then_their_maps_follow() {
     let mut users = Users::new(Forwarding::Nat, |settings| settings.on_exit = "keep");
     users.visit(1..=300);
     assert_eq!(rows(&users.site), [4096, 16_384]);
@@ -136,7 +136,7 @@ fn maps_of_backends_grow_and_shrink_with_the_file() {
     assert!(web5 > u64::from(MANY), "web5 has id {web5}");
     users.nobody_moves("with a high id");
 
-    // As long as it has that, so many rows are needed.
+    // While it has this id, this number of rows is needed.
     restart(&mut users, 0, true);
     shrinks_to(&mut users, [32_768; 2]);
     users.site.cli(&["backend", "remove", "web/web5", "--force"]).unwrap();
@@ -144,12 +144,12 @@ fn maps_of_backends_grow_and_shrink_with_the_file() {
     shrinks_to(&mut users, [4096, 16_384]);
 }
 
-/// A backend that is gone has its row until three passes over the client table have found nobody there.
+/// A removed backend keeps its row until three passes over the client table have found no client there.
 fn shrinks_to(users: &mut Users, wanted: [u32; 2]) {
     let deadline = Instant::now() + 3 * PATIENCE;
     while rows(&users.site) != wanted {
         assert!(Instant::now() < deadline, "{:?} rows, not {wanted:?}", rows(&users.site));
-        // A pass takes a second, and every start begins anew.
+        // A pass takes a second, and every start begins again.
         thread::sleep(Duration::from_secs(5));
         restart(users, 0, false);
     }

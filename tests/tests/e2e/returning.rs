@@ -1,4 +1,4 @@
-//! An attached interface goes away and comes back under another index.
+//! Tests of an attached interface that disappears and returns under another index.
 
 use std::{thread, time::Duration};
 
@@ -11,7 +11,7 @@ use balancer_testkit::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
-fn an_interface_made_anew_is_attached_to_with_its_vips_and_switches() {
+fn when_an_interface_is_made_again_then_it_is_attached_with_its_vips_and_settings() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
         settings.on_exit = "keep";
@@ -44,7 +44,7 @@ fn an_interface_made_anew_is_attached_to_with_its_vips_and_switches() {
         let events = site.cli(&["events"]).unwrap();
         assert_eq!(events.matches("interface eth0 is back").count(), round, "{events}");
     }
-    // The next controller finds what this one left, on the new interface.
+    // The next controller finds the old one's remains on the new interface.
     site.kill_and_restart(|_| {}).unwrap();
     for family in Family::BOTH {
         site.homes(family, 1..=5).unwrap();

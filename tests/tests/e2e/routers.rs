@@ -1,5 +1,5 @@
-//! Two balancers behind real routing daemons, with the configurations in `contrib/`: a router that spreads clients by ECMP
-//! (BIRD, FRR), and a pair of which one stands by (keepalived).
+//! Tests of two balancers behind real routing daemons, with the configurations in `contrib/`: a router that spreads
+//! clients by ECMP (BIRD, FRR), and an active and a standby balancer (keepalived).
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -32,7 +32,7 @@ const PORT: u16 = 80;
 const BACKENDS: u16 = 3;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=60;
 
-/// A host of clients behind a router, two balancers, three backends with `dsr`, all on one segment.
+/// A client host behind a router, two balancers, and three `dsr` backends, all on one segment.
 struct Pair {
     controllers: [Controller; 2],
     backends: Vec<Option<Backend>>,
@@ -73,7 +73,7 @@ impl Pair {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A routing daemon's configuration in a file.
+    /// Writes a routing daemon's configuration to a file.
     fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.files.path().join(name);
         fs::write(&path, text).unwrap();
@@ -86,7 +86,7 @@ impl Pair {
         homes(&self.topology, &requests(&self.topology, family, PORT, CLIENTS))
     }
 
-    /// How many balancers have seen each client.
+    /// The number of balancers that have seen each client.
     fn seen(&self) -> BTreeMap<u16, usize> {
         let knows = |number, client| {
             let address = self.topology.client_address(Family::V4, client).to_string();
@@ -96,7 +96,7 @@ impl Pair {
         CLIENTS.map(|client| (client, (0..2).filter(|&number| knows(number, client)).count())).collect()
     }
 
-    /// Has clients connect all the time while `work` is done.
+    /// Lets clients connect all the time while `work` runs.
     fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
         let of = |family| requests(&self.topology, family, PORT, CLIENTS);
         let requests: Vec<Request> = Family::BOTH.into_iter().flat_map(of).collect();
@@ -104,7 +104,7 @@ impl Pair {
         under_load(&entrance, &requests, || work(self))
     }
 
-    /// Gateways of the router's route to the VIP.
+    /// The gateways of the router's route to the VIP.
     fn next_hops(&self, family: Family) -> Vec<String> {
         let flag = if family == Family::V4 { "-4" } else { "-6" };
         let vip = self.topology.vip(family).to_string();
@@ -151,7 +151,7 @@ fn start_balancer(topology: &Topology, settings: &Settings, files: &Path, number
     controller
 }
 
-/// BIRD on the router and on both balancers.
+/// Starts BIRD on the router and on both balancers.
 fn birds(pair: &Pair) -> Vec<Process> {
     let start = |namespace: &Namespace, config: &Path| {
         routing::start_bird(namespace, config).expect("bird is needed: cargo xtask setup, or apt-get install bird2")
@@ -164,7 +164,7 @@ fn birds(pair: &Pair) -> Vec<Process> {
     std::iter::once(start(pair.topology.router(), &router)).chain(on_balancers).collect()
 }
 
-/// FRR on the router and on both balancers.
+/// Starts FRR on the router and on both balancers.
 fn frrs(pair: &Pair) -> Vec<Process> {
     let start = |namespace: &Namespace, config: &Path| {
         routing::start_frr(namespace, config).expect("FRR is needed: cargo xtask setup, or apt-get install frr")
@@ -194,7 +194,7 @@ fn when_balancers_come_and_go_then_frr_follows_and_no_request_fails() {
     let _frrs = frrs(&pair);
     follows_what_balancers_announce(&mut pair);
 
-    // A machine that is cut off says nothing; sessions would last for a minute without BFD.
+    // A machine that is cut off sends nothing. Without BFD, sessions would last for a minute.
     pair.topology.switch().ip("link set balancer nomaster").unwrap();
     pair.wait_next_hops(&[1]);
     pair.topology.switch().ip("link set balancer master br0").unwrap();
@@ -204,7 +204,7 @@ fn when_balancers_come_and_go_then_frr_follows_and_no_request_fails() {
 fn follows_what_balancers_announce(pair: &mut Pair) {
     pair.wait_next_hops(&[0, 1]);
 
-    // By addresses: each client has one balancer. By ports as well: both. One answer in any case.
+    // With a hash of addresses, each client has one balancer; with ports, both. The answer is the same.
     let homes = Family::BOTH.map(|family| pair.homes(family));
     for _ in 0..5 {
         assert_eq!(pair.homes(Family::V4), homes[0]);
@@ -219,7 +219,7 @@ fn follows_what_balancers_announce(pair: &mut Pair) {
     let both = pair.seen().values().filter(|&&balancers| balancers == 2).count();
     assert!(both > CLIENTS.len() / 2, "{both} clients have come to both balancers");
 
-    // One is taken out and comes back, the other one is stopped and started: nobody notices.
+    // One balancer is withdrawn and returns, the other one is restarted: no client notices.
     let load = pair.under_load(|pair| {
         pair.cli(0, &["withdraw", "--wait"]);
         pair.wait_next_hops(&[1]);
@@ -234,7 +234,7 @@ fn follows_what_balancers_announce(pair: &mut Pair) {
     load.assert_answered(200);
     assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
 
-    // With nobody to steer to there is nothing to announce.
+    // Without a backend to steer to, balancers announce nothing.
     pair.backends.iter_mut().for_each(|backend| *backend = None);
     pair.wait_next_hops(&[]);
     pair.backends[1] = Some(start_backend(&pair.topology, Forwarding::Dsr, 2, pair.files.path()).unwrap());
@@ -255,9 +255,9 @@ fn start_keepalived(pair: &Pair, number: usize) -> Process {
 }
 
 #[test]
-fn a_pair_hands_its_vips_over() {
+fn when_the_active_balancer_of_a_pair_fails_or_withdraws_then_its_vips_move() {
     let mut pair = Pair::new("");
-    // The VIPs are on the segment, wherever they are.
+    // The VIPs are on the segment, at either balancer.
     for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
         pair.topology.router().ip(&format!("{flag} route add {} dev eth0", pair.topology.vip(family))).unwrap();
     }
@@ -267,23 +267,23 @@ fn a_pair_hands_its_vips_over() {
     let homes = Family::BOTH.map(|family| pair.homes(family));
     assert!(!pair.has_vips(1));
 
-    // A restart of the first one's balancer is no reason to move.
+    // A restart of the first balancer does not move the VIPs.
     pair.controllers[0].process().signal(Signal::SIGTERM).unwrap();
     wait("it does not end", || pair.controllers[0].process().exited().unwrap().is_some());
     pair.start_again(0);
     thread::sleep(Duration::from_secs(4));
     assert!(pair.has_vips(0) && !pair.has_vips(1));
 
-    // The first one's balancer dies: it is not ready, and the second one takes over.
+    // The first balancer dies: it is not ready, and the second one takes over.
     pair.controllers[0].process().kill().unwrap();
     wait("the second one does not take over", || pair.has_vips(1) && !pair.has_vips(0));
     assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
-    // It is back, and stands by.
+    // It returns as the standby.
     pair.start_again(0);
     thread::sleep(Duration::from_secs(4));
     assert!(pair.has_vips(1) && !pair.has_vips(0));
 
-    // The active one is withdrawn, comes back, and its keepalived ends: nobody notices.
+    // The active balancer is withdrawn, returns, and its keepalived ends: no client notices.
     let load = pair.under_load(|pair| {
         pair.cli(1, &["withdraw"]);
         wait("the first one does not take over", || pair.has_vips(0) && !pair.has_vips(1));

@@ -1,4 +1,5 @@
-//! Rules for client prefixes: whom they move, once, and that nobody else notices; and as their users meet them.
+//! Tests of rules for client prefixes: which clients they move, once, that no other client notices, and how users
+//! handle them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -28,7 +29,7 @@ use serde_json::{Value, json};
 
 const CLIENTS: u32 = 10_000;
 const REMEMBER: &str = "remember = \"60s\"";
-/// A prefix that holds 256 of the clients, which are numbered from 172.16.0.0 on.
+/// A prefix with 256 of the clients, which are numbered from 172.16.0.0 on.
 const PREFIX: &str = "172.16.3.0/24";
 
 type Homes = BTreeMap<u32, String>;
@@ -58,13 +59,13 @@ fn moved(before: &Homes, after: &Homes) -> BTreeSet<u32> {
     before.iter().filter(|(number, backend)| after.get(number) != Some(backend)).map(|(&number, _)| number).collect()
 }
 
-/// Those whom a pin of [`PREFIX`] to `backend` should move.
+/// The clients that a pin of [`PREFIX`] to `backend` should move.
 fn concerned(homes: &Homes, backend: &str) -> BTreeSet<u32> {
     homes.iter().filter(|&(&number, home)| within(number) && home != backend).map(|(&number, _)| number).collect()
 }
 
 #[test]
-fn a_pin_moves_its_prefix_once_and_its_end_moves_nobody() -> Result<()> {
+fn when_a_prefix_is_pinned_then_its_clients_move_once_and_at_the_end_none_moves() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.pass(3)?;
@@ -99,7 +100,7 @@ fn a_pin_moves_its_prefix_once_and_its_end_moves_nobody() -> Result<()> {
     Ok(())
 }
 
-/// Segments of clients that no rule concerns are steered by the table alone, as without the rule.
+/// The table alone steers segments of clients without a rule, as if there were no rules.
 #[test]
 fn when_a_rule_pins_some_then_only_their_slots_have_exceptions() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
@@ -150,7 +151,7 @@ fn when_a_pin_ends_before_any_sweep_then_segments_of_those_pinned_stay_there() -
     Ok(())
 }
 
-/// The other addresses of the prefix are the same client, and have the same entry.
+/// The other addresses of the prefix belong to the same client and have the same entry.
 #[test]
 fn when_a_pin_names_a_part_of_a_client_then_it_is_refused_and_nobody_moves() -> Result<()> {
     let mut world = World::new(&format!("{REMEMBER}\nclient_prefix = {{ v4 = 24 }}"), 4, 262_144)?;
@@ -162,7 +163,7 @@ fn when_a_pin_names_a_part_of_a_client_then_it_is_refused_and_nobody_moves() -> 
     for number in [0x301, 0x302] {
         assert_eq!(world.connect(client(number))?, home);
     }
-    // What needs no entry may name a part.
+    // A rule that needs no entry may name a part of a client.
     add(&mut world, &address, Action::Deny, None)?;
     assert_eq!(world.connect(client(0x302))?, home);
     Ok(())
@@ -187,9 +188,9 @@ fn when_clients_become_larger_than_a_pin_then_it_is_not_active_until_they_are_sm
 }
 
 #[test]
-fn a_client_pinned_while_the_rule_stands_stays_when_it_ends_by_itself() -> Result<()> {
+fn when_a_rule_ends_by_itself_then_clients_pinned_meanwhile_stay() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
-    // Long before anybody is known there: the sweep must not give the slots back meanwhile.
+    // Long before any client is known there: the sweep must not clear the slots' flags meanwhile.
     add(&mut world, PREFIX, pin("web2"), Some(20))?;
     world.pass(10)?;
     let homes = connect_all(&mut world)?;
@@ -200,7 +201,7 @@ fn a_client_pinned_while_the_rule_stands_stays_when_it_ends_by_itself() -> Resul
     assert_eq!(world.controller().services()[0].rules().len(), 0, "it has ended");
     world.pass(3)?;
     assert_eq!(connect_all(&mut world)?, homes);
-    // A packet of a connection that is under way, too.
+    // This applies also to a packet of an open connection.
     for number in (0..CLIENTS).filter(|&number| within(number)) {
         assert_eq!(world.send(client(number), ACK)?.as_deref(), Some("web2"));
     }
@@ -211,12 +212,12 @@ fn a_client_pinned_while_the_rule_stands_stays_when_it_ends_by_itself() -> Resul
 }
 
 #[test]
-fn a_pin_to_a_backend_that_takes_nobody_is_as_if_not_there() -> Result<()> {
+fn when_a_pin_names_a_backend_without_new_clients_then_it_has_no_effect() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     add(&mut world, PREFIX, pin("web2"), None)?;
     let homes = connect_all(&mut world)?;
     world.pass(2)?;
-    // Known clients stay with a backend that drains; new ones go elsewhere.
+    // Known clients stay at a draining backend; new ones go elsewhere.
     world.admin("web2", Admin::Drain, None)?;
     assert_eq!(moved(&homes, &connect_all(&mut world)?), BTreeSet::new());
     world.checked("web2", &CheckOutcome::Hard("connect: refused".to_owned()), 3)?;
@@ -231,13 +232,13 @@ fn a_pin_to_a_backend_that_takes_nobody_is_as_if_not_there() -> Result<()> {
     let why = world.controller().services()[0].inactive(&rule);
     assert_eq!(why.as_deref(), Some("backend web2 is down (connect: refused)"));
 
-    // It works again when the backend does, and moves them back, which is the rule's doing.
+    // The pin works again with the backend, and moves the clients back; the rule is the reason.
     world.checked("web2", &CheckOutcome::Passed, 2)?;
     world.admin("web2", Admin::Ready, None)?;
     let back = connect_all(&mut world)?;
     assert_eq!(moved(&down, &back), (0..CLIENTS).filter(|&number| within(number)).collect());
     assert_eq!(world.counters()?.moved(MoveCause::Rule), 256);
-    // A weight of 0 takes nobody by the table, but whom a rule names.
+    // With a weight of 0, only rules bring clients to a backend.
     world.change(Change::SetWeight {
         name: balancer_model::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() },
         weight: 0,
@@ -247,14 +248,14 @@ fn a_pin_to_a_backend_that_takes_nobody_is_as_if_not_there() -> Result<()> {
 }
 
 #[test]
-fn a_rule_outlives_its_backend_and_works_again_with_one_of_its_name() -> Result<()> {
+fn when_a_rules_backend_is_removed_then_the_rule_works_again_with_one_of_that_name() -> Result<()> {
     let mut world = World::new("remember = \"0s\"", 4, 1)?;
     let homes = connect_all(&mut world)?;
     add(&mut world, PREFIX, pin("web2"), None)?;
     assert_eq!(moved(&homes, &connect_all(&mut world)?), concerned(&homes, "web2"));
     let name = balancer_model::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
     world.change(Change::Remove { name, force: true })?;
-    // Takes an id; the rule must not take it for web2's.
+    // This backend gets an id; the rule must not confuse it with web2's.
     world.add("web9", 9)?;
     let service = &world.controller().services()[0];
     let rule = service.rules().iter().next().cloned().unwrap();
@@ -273,13 +274,13 @@ fn a_rule_outlives_its_backend_and_works_again_with_one_of_its_name() -> Result<
     Ok(())
 }
 
-/// Clients of the prefix whom the table has elsewhere than at web2.
+/// The clients of the prefix for which the table names another backend than web2.
 fn concerned_by_table(homes: &Homes) -> BTreeSet<u32> {
     concerned(homes, "web2")
 }
 
 #[test]
-fn spread_and_deny_leave_no_trace_in_the_memory_of_clients() -> Result<()> {
+fn when_rules_spread_or_deny_then_the_client_memory_is_unchanged() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     add(&mut world, PREFIX, Action::Spread, None)?;
@@ -295,7 +296,7 @@ fn spread_and_deny_leave_no_trace_in_the_memory_of_clients() -> Result<()> {
     assert_eq!(at.len(), 4, "connections are spread over {at:?}");
     assert_eq!(world.counters()?.decided(Decision::Stateless) - stateless, 128);
     assert_eq!(world.dataplane().drop_stats()?.reasons[DropReason::Denied.index()], 128);
-    // The longer prefix goes, the shorter one is there.
+    // The longer prefix is removed, the shorter one applies.
     remove(&mut world, "172.16.3.128/25")?;
     assert!(world.send(client(3 * 256 + 200), SYN)?.is_some());
     remove(&mut world, PREFIX)?;
@@ -304,7 +305,7 @@ fn spread_and_deny_leave_no_trace_in_the_memory_of_clients() -> Result<()> {
     Ok(())
 }
 
-/// Exit code, standard output, standard error.
+/// Returns exit code, standard output and standard error.
 fn balancer(site: &Site, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = site.output(arguments).unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().trim_end().to_owned();
@@ -312,7 +313,7 @@ fn balancer(site: &Site, arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn rules_as_operators_meet_them() {
+fn when_operators_use_rules_then_commands_and_effects_are_as_documented() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |_, _| Ok(())).unwrap();
     let of = |clients: std::ops::RangeInclusive<u16>| site.homes(Family::V4, clients).unwrap();
     let before = of(1..=60);

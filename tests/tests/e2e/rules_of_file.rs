@@ -1,4 +1,4 @@
-//! Rules and lists of denied prefixes that the configuration file names.
+//! Tests of rules and lists of denied prefixes in the configuration file.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -122,7 +122,7 @@ fn when_a_list_of_denied_prefixes_changes_then_it_is_followed_and_a_wrong_one_is
     let shown = site.cli(&["client", "where", &one]).unwrap();
     assert!(shown.contains("(dropped)") && shown.contains("/32 deny"), "{shown}");
 
-    // A rule for the very prefix decides, and the list again once it is gone.
+    // A rule for the same prefix decides; after its removal, the list does again.
     site.cli(&["rule", "add", "web", &one, "spread"]).unwrap();
     assert!(is_served(&site, 1));
     site.cli(&["rule", "remove", "web", &one]).unwrap();

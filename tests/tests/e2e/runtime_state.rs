@@ -1,4 +1,4 @@
-//! Tests of changes at run time, over restarts, new configuration files, and many users at once.
+//! Tests of run-time changes, over restarts, new configuration files, and many users at once.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, fs, process::Command, thread, time::Instant};
@@ -20,7 +20,7 @@ fn site(hosts: u16) -> Site {
     .unwrap()
 }
 
-/// Name, address, weight and administrative state of every backend.
+/// The name, address, weight and administrative state of every backend.
 type Configured = BTreeMap<String, (String, u16, String)>;
 
 fn configured(status: &StatusView) -> Configured {
@@ -42,9 +42,9 @@ fn wait_log(site: &Site, words: &str) {
     }
 }
 
-/// Set by hand or by NTP, between the last write of the state and the next start.
+/// An operator or NTP sets the clock between the last write of the state and the next start.
 #[test]
-fn drains_end_when_they_were_to_end_whatever_the_wall_clock_says() {
+fn when_the_wall_clock_jumps_then_drains_end_at_the_right_time() {
     const DAY: i64 = 86_400;
     let place = tempfile::tempdir().unwrap();
     let faults = Faults::new(place.path(), &binaries::balancer().unwrap()).unwrap();
@@ -69,7 +69,7 @@ fn drains_end_when_they_were_to_end_whatever_the_wall_clock_says() {
 }
 
 #[test]
-fn changes_survive_restarts_and_new_files() {
+fn when_the_balancer_restarts_or_gets_a_new_file_then_run_time_changes_survive() {
     let mut site = site(5);
     site.cli(&["backend", "remove", "web/web3", "--force"]).unwrap();
     site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
@@ -91,7 +91,7 @@ fn changes_survive_restarts_and_new_files() {
     assert_eq!(configured(&site.status().unwrap()), configured(&before));
     assert_eq!(site.homes(Family::V4, 1..=100).unwrap(), homes);
 
-    // A file that has changed wins for what it has changed, and for nothing else.
+    // A changed file overrides only what has changed in it.
     site.restart(|settings| {
         settings.backends.retain(|backend| backend.0 != 5);
         settings.backends[3].1 = 70;
@@ -105,7 +105,7 @@ fn changes_survive_restarts_and_new_files() {
 }
 
 #[test]
-fn a_file_is_taken_over_by_apply_and_by_sighup() {
+fn when_a_user_runs_apply_or_sends_sighup_then_the_file_is_applied() {
     let mut site = site(4);
     let file = site.config();
     let path = file.to_str().unwrap();
@@ -156,9 +156,9 @@ fn a_file_is_taken_over_by_apply_and_by_sighup() {
     assert!(configured(&site.status().unwrap()).values().all(|backend| backend.1 == 30));
 }
 
-/// 500 changes by 20 processes: each is made whole, in some order, and is in the state file when it is answered.
+/// 500 changes by 20 processes: each is made completely, in some order, and is in the state file when it is answered.
 #[test]
-fn changes_by_many_at_once_are_made_one_after_the_other() {
+fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other() {
     let mut site = site(2);
     let (binary, socket) = (binaries::balancer().unwrap(), site.files().join("balancer.sock"));
     let change = |arguments: &[String]| {
@@ -170,7 +170,7 @@ fn changes_by_many_at_once_are_made_one_after_the_other() {
         for user in 0..20u16 {
             let change = &change;
             scope.spawn(move || {
-                // Its own backend: added, weighed, removed, as often as not there at the end.
+                // The user's own backend: added, weighed, removed, and absent at the end.
                 let own = format!("web/own{user}");
                 let steps = (0..8).flat_map(|round| {
                     let add = format!("backend add {own} 10.9.0.{}:80", user + 1);
@@ -180,7 +180,7 @@ fn changes_by_many_at_once_are_made_one_after_the_other() {
                 assert_eq!(steps.len(), 25);
                 for (number, step) in steps.into_iter().enumerate() {
                     assert_eq!(change(&words(step.clone())), (Some(0), String::new()), "{step}");
-                    // And one that all fight for: whoever is late is told.
+                    // And a shared backend: the losers get an error.
                     if number % 5 == 0 {
                         let (code, error) = change(&words("backend add web/shared 10.9.1.1:80".to_owned()));
                         assert!(code == Some(0) || code == Some(1) && error.contains("exists already"), "{error}");
@@ -202,9 +202,9 @@ fn changes_by_many_at_once_are_made_one_after_the_other() {
     assert_eq!((configured(&again), again.generation), (configured(&status), 501));
 }
 
-/// Where the state is large, a change is a line of the journal beside it.
+/// If the state is large, a change is a line of the journal next to it.
 #[test]
-fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
+fn when_the_state_is_large_then_changes_survive_any_end_of_the_balancer() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
         settings.remember = "1h";
         settings.on_exit = "keep";
@@ -234,7 +234,7 @@ fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
     assert_eq!(site.homes(Family::V4, 1..=40).unwrap(), homes);
     assert!(!journal.exists(), "a start writes the state whole");
 
-    // A change that was being written when the machine ended was not answered.
+    // A change that was only partly written when the machine failed was not answered.
     site.cli(&["backend", "weight", "web/web1", "60"]).unwrap();
     site.cli(&["backend", "weight", "web/web1", "70"]).unwrap();
     site.controller().process().kill().unwrap();
@@ -244,7 +244,7 @@ fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
     assert_eq!(web(&site), (3, vec![60, 100]));
     assert!(!log(&site).contains("is lost"), "{}", log(&site));
 
-    // One that was, and is not there any more, is told of.
+    // The log reports an answered change that is missing.
     site.cli(&["backend", "weight", "web/web1", "80"]).unwrap();
     site.cli(&["backend", "weight", "web/web1", "90"]).unwrap();
     site.controller().process().kill().unwrap();
@@ -256,7 +256,7 @@ fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
     assert_eq!(web(&site), (4, vec![80, 100]));
     assert!(log(&site).contains("line 2 is of no use") && log(&site).contains("is lost"), "{}", log(&site));
 
-    // An orderly end leaves nothing but the state.
+    // A clean end leaves only the state.
     site.cli(&["backend", "weight", "web/web1", "30"]).unwrap();
     site.restart(|_| {}).unwrap();
     assert_eq!(web(&site), (5, vec![30, 100]));
@@ -264,7 +264,7 @@ fn changes_of_a_large_state_survive_whatever_ends_the_balancer() {
 }
 
 #[test]
-fn a_state_that_cannot_be_used_or_kept_is_told() {
+fn when_the_state_cannot_be_read_or_written_then_the_balancer_says_so() {
     let mut site = site(2);
     site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
     site.cli(&["backend", "weight", "web/web1", "60"]).unwrap();
@@ -276,7 +276,7 @@ fn a_state_that_cannot_be_used_or_kept_is_told() {
     assert!(log(&site).contains("cannot be used") && log(&site).contains("is lost"), "{}", log(&site));
     assert!(configured(&site.status().unwrap())["web1"].1 >= 50);
 
-    // Where nothing can be written, nothing is changed.
+    // If nothing can be written, changes are refused.
     let blocked = site.files().join("state.json.new");
     fs::create_dir(&blocked).unwrap();
     let before = configured(&site.status().unwrap());
@@ -287,7 +287,7 @@ fn a_state_that_cannot_be_used_or_kept_is_told() {
     site.cli(&["backend", "weight", "web/web2", "7"]).unwrap();
 }
 
-/// A service is scaled to nothing, and back to what it was.
+/// A service is scaled to zero and back.
 #[test]
 fn when_all_backends_are_removed_and_added_again_then_their_clients_are_at_home_and_none_has_moved() {
     let site = site(4);

@@ -1,4 +1,4 @@
-//! `check = { via = "service" }`: a backend that does not hold the VIP is down, though its own address answers.
+//! Tests of `check = { via = "service" }`: a backend without the VIP is down, although its own address answers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, thread, time::Duration};
@@ -24,7 +24,7 @@ struct Cell {
     forwarding: Forwarding,
     of: &'static str,
     crossed: bool,
-    /// Whether the VIPs are addresses of the balancer's host too.
+    /// Whether the balancer's host has the VIPs as well.
     local: bool,
 }
 
@@ -48,7 +48,7 @@ fn site(cell: &Cell) -> Site {
     .unwrap()
 }
 
-/// Gives the victim the VIPs, or takes them away.
+/// Gives the victim the VIPs, or removes them.
 fn hold(site: &Site, holds: bool) {
     let host = &site.topology().backends()[usize::from(VICTIM) - 1];
     for family in Family::BOTH {
@@ -63,7 +63,7 @@ fn all_are(site: &mut Site, state: &str) {
     (1..=3).for_each(|number| site.wait_state(number, &[state]).unwrap());
 }
 
-/// Only the victim is down, and it is said why.
+/// Checks that only the victim is down, with the reason.
 fn the_victim_is_down(site: &mut Site) {
     site.wait_state(VICTIM, &["down"]).unwrap();
     let status = site.status().unwrap();
@@ -88,7 +88,7 @@ fn a_backend_without_the_vip_is_down(cell: &Cell) {
     let homes = site.homes(Family::V4, 1..=60).unwrap();
     assert!(!homes.values().any(|home| home == "web2"), "{homes:?}");
 
-    // What was known stays known, and is found again.
+    // Earlier results survive, and the cause is found again.
     site.kill_and_restart(|_| {}).unwrap();
     the_victim_is_down(&mut site);
 
@@ -115,38 +115,38 @@ fn a_backend_without_the_vip_is_down(cell: &Cell) {
 }
 
 #[test]
-fn dsr() {
+fn when_a_dsr_backend_has_no_vip_then_it_is_down() {
     let (shape, forwarding) = (Shape::OneLegged, Forwarding::Dsr);
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: false, local: true });
 }
 
 #[test]
-fn dsr_from_a_balancer_without_the_vip() {
+fn when_a_dsr_backend_has_no_vip_and_the_balancer_neither_then_it_is_down() {
     let (shape, forwarding) = (Shape::TwoLegged, Forwarding::Dsr);
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: false, local: false });
 }
 
 #[test]
-fn ipip() {
+fn when_an_ipip_backend_has_no_vip_then_it_is_down() {
     let (shape, forwarding) = (Shape::TwoLegged, Forwarding::Ipip);
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: TCP, crossed: false, local: true });
 }
 
 #[test]
-fn ipip_over_the_other_family() {
+fn when_an_ipip_backend_of_the_other_family_has_no_vip_then_it_is_down() {
     let (shape, forwarding) = (Shape::OneLegged, Forwarding::Ipip);
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: true, local: false });
 }
 
 #[test]
-fn gue() {
+fn when_a_gue_backend_has_no_vip_then_it_is_down() {
     let (shape, forwarding) = (Shape::OneLegged, Forwarding::Gue);
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: false, local: true });
 }
 
-/// An answer that says no, and one that does not come, are what they are elsewhere.
+/// A negative or missing answer has the same meaning as in other checks.
 #[test]
-fn answers_are_judged_as_others() {
+fn when_a_check_via_the_service_fails_then_it_counts_like_other_checks() {
     let cell = Cell { shape: Shape::OneLegged, forwarding: Forwarding::Dsr, of: HTTP, crossed: false, local: true };
     let mut site = site(&cell);
     all_are(&mut site, "up");

@@ -1,4 +1,4 @@
-//! Under a service manager: the capabilities of the unit and no more, what is told when, and logs for machines.
+//! Tests under a service manager: only the unit's capabilities, notifications, and machine-readable logs.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -38,7 +38,7 @@ const FAMILY: Family = Family::V4;
 const UNIT: &str = include_str!("../../../packaging/balancer.service");
 const EXEC_CHECKS: &str = include_str!("../../../contrib/systemd/exec-checks.conf");
 
-/// The capabilities that a unit, or an addition to one, gives.
+/// The capabilities in a unit or a drop-in file.
 fn capabilities(unit: &str) -> Vec<&str> {
     let [bounding, ambient]: [Vec<&str>; 2] = ["CapabilityBoundingSet=", "AmbientCapabilities="]
         .map(|key| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap().split(' ').collect());
@@ -46,7 +46,7 @@ fn capabilities(unit: &str) -> Vec<&str> {
     bounding
 }
 
-/// As `setpriv` wants them: `-all,+bpf,…`.
+/// The argument for `setpriv`: `-all,+bpf,…`.
 fn bounding_set(capabilities: &[&str]) -> String {
     let names = capabilities.iter().map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
     format!("-all{}", names.collect::<String>())
@@ -64,8 +64,8 @@ fn mask() -> String {
     format!("{:016x}", capabilities(UNIT).into_iter().map(bit).sum::<u64>())
 }
 
-/// A program that is the balancer as the unit starts it, but as root: with its capabilities, mounts and processes of its
-/// own, and more `options` of `run`.
+/// A wrapper that runs the balancer like the unit, but as root: with its capabilities, its own mounts and processes,
+/// and additional `options` of `run`.
 fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
     with_capabilities(&capabilities(UNIT), directory, variables, options)
 }
@@ -86,7 +86,7 @@ fn with_capabilities(capabilities: &[&str], directory: &Path, variables: &str, o
 }
 
 #[test]
-fn the_units_capabilities_are_enough() {
+fn when_the_balancer_has_the_units_capabilities_then_they_are_enough() {
     let directory = tempfile::tempdir().unwrap();
     for (forwarding, mode) in [(Forwarding::Nat, "native"), (Forwarding::Dsr, "generic")] {
         let mut site = Site::start(Shape::OneLegged, forwarding, 2, |settings, topology| {
@@ -129,12 +129,12 @@ fn may_raise_limits() -> bool {
     u64::from_str_radix(effective, 16).unwrap() & 1 << 24 != 0
 }
 
-/// The nice value of each thread of a process, by its name.
+/// The nice value of each thread of a process, by name.
 fn nice_values(pid: u32) -> BTreeMap<String, i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
     let value = |thread: PathBuf| {
         let stat = fs::read_to_string(thread.join("stat")).ok()?;
-        // Names may have spaces; what follows is the third field and those after it.
+        // Names may have spaces; the rest begins with the third field.
         let (before, after) = stat.rsplit_once(") ")?;
         let name = before.split_once('(')?.1.to_owned();
         Some((name, after.split(' ').nth(16)?.parse().unwrap()))
@@ -142,12 +142,13 @@ fn nice_values(pid: u32) -> BTreeMap<String, i32> {
     threads.filter_map(value).collect()
 }
 
-/// The threads between a failed check and its effect come before other programs, where they may; what they start does not.
+/// If it is allowed, the threads between a failed check and its effect have priority over other programs. Their child
+/// processes do not.
 #[test]
-fn failures_are_acted_on_before_other_programs_run() {
+fn when_a_check_fails_on_a_busy_machine_then_its_threads_come_before_other_programs() {
     let directory = tempfile::tempdir().unwrap();
     let limit = UNIT.lines().find_map(|line| line.strip_prefix("LimitNICE=")).unwrap();
-    // The kernel counts from the other end.
+    // The kernel counts in the other direction.
     let limit = format!("prlimit --pid $$ --nice={}", 20 - limit.parse::<i32>().unwrap());
     // As root, or in the unit with these variables.
     let mut cases = vec![(None, true), (Some(""), false)];
@@ -180,13 +181,13 @@ fn failures_are_acted_on_before_other_programs_run() {
     }
 }
 
-/// Programs of checks have nothing of what the unit and its addition may do, and are ended all the same.
+/// Programs of checks have no capabilities of the unit or its drop-in file, and are still ended.
 #[test]
-fn programs_of_checks_run_as_nobody() {
+fn when_checks_run_programs_then_these_run_without_privileges() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let begun = directory.path().join("pids");
-    // web2's never ends by itself.
+    // web2's program never ends by itself.
     let script = format!(
         "set -e; test $(id -u) = $(id -u nobody); test \"$(id -G)\" = \"$(id -g nobody)\"; \
          test $(grep -c '^Cap[IPEA][a-z]*:.0*$' /proc/self/status) = 4; \
@@ -213,9 +214,9 @@ fn programs_of_checks_run_as_nobody() {
     wait("programs of checks go on", || !pids.lines().any(runs));
 }
 
-/// Without the addition such a check says what is missing, health stays unknown, and clients are served.
+/// Without the drop-in file, such a check reports what is missing, health stays unknown, and clients are served.
 #[test]
-fn the_unit_alone_runs_no_programs_of_checks() {
+fn when_the_unit_has_no_drop_in_file_then_checks_run_no_programs() {
     let directory = tempfile::tempdir().unwrap();
     let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, |settings, _| {
         settings.binary = Some(as_in_the_unit(directory.path(), "", ""));
@@ -230,14 +231,14 @@ fn the_unit_alone_runs_no_programs_of_checks() {
     site.homes(FAMILY, 1..=4).unwrap();
 }
 
-/// The next datagram for the service manager.
+/// The next notification for the service manager.
 fn told(notify: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = notify.recv(&mut buffer).unwrap();
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
-/// The next datagram that begins so.
+/// The next notification that begins with `start`.
 fn told_next(notify: &UnixDatagram, start: &str) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -249,7 +250,7 @@ fn told_next(notify: &UnixDatagram, start: &str) -> String {
     }
 }
 
-/// A new socket for the service manager, and the line that names it.
+/// A new socket for the service manager, and the environment line for it.
 fn notify_socket(directory: &Path) -> (UnixDatagram, String) {
     let path = directory.join("notify");
     let notify = UnixDatagram::bind(&path).unwrap();
@@ -258,7 +259,7 @@ fn notify_socket(directory: &Path) -> (UnixDatagram, String) {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn when_the_balancer_starts_and_stops_then_it_notifies_the_service_manager() {
     let directory = tempfile::tempdir().unwrap();
     let (notify, variable) = notify_socket(directory.path());
 
@@ -288,9 +289,9 @@ fn the_service_manager_is_told() {
     }
 }
 
-/// One that steers on for a while asks for the time that it takes, and says that it is alive meanwhile.
+/// A balancer that continues to steer for a while asks for this time, and notifies the watchdog meanwhile.
 #[test]
-fn the_service_manager_is_told_that_stopping_takes_longer() {
+fn when_stopping_takes_longer_then_the_service_manager_knows() {
     let directory = tempfile::tempdir().unwrap();
     let (notify, variable) = notify_socket(directory.path());
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, topology| {
@@ -314,7 +315,7 @@ fn the_service_manager_is_told_that_stopping_takes_longer() {
 }
 
 #[test]
-fn the_service_manager_is_told_of_reloads() {
+fn when_the_balancer_reloads_then_it_notifies_the_service_manager() {
     let directory = tempfile::tempdir().unwrap();
     let (notify, variable) = notify_socket(directory.path());
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {
@@ -341,7 +342,7 @@ fn the_service_manager_is_told_of_reloads() {
         site.controller().process().signal(Signal::SIGHUP).unwrap();
         let words = told_next(&notify, "RELOADING=1\n");
         let begun = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.trim().parse().ok());
-        // systemd takes no READY that answers an earlier reload.
+        // systemd ignores a READY for an earlier reload.
         let begun: i128 = begun.expect("microseconds");
         assert!(begun >= i128::from(before.tv_sec()) * 1_000_000 + i128::from(before.tv_nsec()) / 1000, "{words}");
         let words = told_next(&notify, "READY=1\n");
@@ -354,7 +355,7 @@ fn the_service_manager_is_told_of_reloads() {
 }
 
 #[test]
-fn the_service_manager_is_told_why_it_does_not_start() {
+fn when_the_balancer_cannot_start_then_the_service_manager_gets_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let (notify, variable) = notify_socket(directory.path());
     let script = as_in_the_unit(directory.path(), &variable, "");
@@ -374,11 +375,11 @@ fn the_service_manager_is_told_why_it_does_not_start() {
     assert!(words.starts_with("STATUS=") && words.contains("none0"), "{words}");
 }
 
-/// A shell command that makes standard error the journal's stream, as far as a program can tell.
+/// A shell command that makes standard error look like the journal's stream.
 const JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
 #[test]
-fn the_journal_is_told_priorities() {
+fn when_the_log_goes_to_the_journal_then_lines_have_priorities() {
     let directory = tempfile::tempdir().unwrap();
     for (options, warning, plain) in
         [("", "<4> WARN backend web/web2 down", "<6> INFO attached to eth0"), ("--log-format json", "<4>{", "<6>{")]
@@ -401,7 +402,7 @@ fn the_journal_is_told_priorities() {
 }
 
 #[test]
-fn the_journal_is_told_that_a_failure_is_an_error() {
+fn when_the_start_fails_under_the_journal_then_the_error_has_its_priority() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("balancer.toml");
     fs::write(&file, "interface = [\"lo\"]\nremember = 3\n").unwrap();
@@ -416,7 +417,7 @@ fn the_journal_is_told_that_a_failure_is_an_error() {
 }
 
 #[test]
-fn every_line_of_a_json_log_is_an_object() {
+fn when_the_log_is_json_then_every_line_is_an_object() {
     let directory = tempfile::tempdir().unwrap();
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.binary = Some(as_in_the_unit(directory.path(), "", "--log-format json"));
@@ -436,7 +437,7 @@ fn every_line_of_a_json_log_is_an_object() {
             assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {line}");
         }
     }
-    // Each has come up before, sooner or later.
+    // Each backend has come up earlier.
     let about = |backend: &str, what: &str| {
         let mut lines = lines.iter().filter(|line| line["backend"] == backend);
         lines.find(|line| line["message"].as_str().unwrap().contains(what)).unwrap()
@@ -450,13 +451,13 @@ fn every_line_of_a_json_log_is_an_object() {
     assert_eq!(state.get("uid"), None);
 }
 
-/// The descriptor of the process's own socket of this inode, as another one of ours.
+/// Copies the process's socket with this inode into this process.
 fn take(pid: u32, inode: u64) -> OwnedFd {
     let name = format!("socket:[{inode}]");
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap);
     let mut those = descriptors.filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.to_str() == Some(&name)));
     let number: i32 = those.next().unwrap().file_name().to_str().unwrap().parse().unwrap();
-    // SAFETY: no memory is involved, and the descriptors are new ones that nobody else has.
+    // SAFETY: no memory is involved, and the descriptors are new ones that no other code has.
     let open = |call, one: i64, two: i64| unsafe {
         let descriptor = libc::syscall(call, one, two, 0);
         assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
@@ -466,16 +467,16 @@ fn take(pid: u32, inode: u64) -> OwnedFd {
     open(libc::SYS_pidfd_getfd, process.as_raw_fd().into(), number.into())
 }
 
-/// The inode of the socket in the line of a table below `/proc/PID/net` that is `wanted`.
+/// The inode of the socket in the `wanted` line of a table below `/proc/PID/net`.
 fn inode(pid: u32, table: &str, field: usize, wanted: impl Fn(&str) -> bool) -> u64 {
     let table = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
     let line = table.lines().find(|line| wanted(line)).unwrap();
     line.split_ascii_whitespace().nth(field).unwrap().parse().unwrap()
 }
 
-/// A listener that is broken is one of the ways in which a task ends.
+/// A broken listener is one of the reasons why a task ends.
 #[test]
-fn a_process_that_has_lost_a_task_ends_and_traffic_goes_on() {
+fn when_a_task_of_the_process_ends_then_the_process_ends_and_traffic_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let (notify, variable) = notify_socket(directory.path());
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {

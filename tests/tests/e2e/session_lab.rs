@@ -1,4 +1,4 @@
-//! The session lab: a reduced set of what it plays, with real servers, and what it says when a part is bad.
+//! Tests of the session lab: a reduced set of its rows with real servers, and its messages about missing parts.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::support::wait;
 
-/// Clients with addresses of their own, and those behind one.
+/// The number of clients with their own addresses, and of those behind one.
 const CLIENTS: [u64; 2] = [150, 100];
 
 fn lab(output: &Path, strategy: &str, events: &str) -> Command {
@@ -40,13 +40,13 @@ fn lab(output: &Path, strategy: &str, events: &str) -> Command {
     command
 }
 
-/// Runs it to its end, and checks that nothing of it is left.
+/// Runs the lab to its end, and checks that nothing remains.
 fn finish(command: &mut Command, temporary: &TempDir) -> Output {
     let child = command.env("TMPDIR", temporary.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     end(child, temporary)
 }
 
-/// The same of one that runs.
+/// The same for a running lab.
 fn end(child: Child, temporary: &TempDir) -> Output {
     let prefix = format!("bal-{}-", child.id());
     let output = child.wait_with_output().unwrap();
@@ -73,7 +73,7 @@ fn play(strategy: &str) -> Vec<Cell> {
 }
 
 #[test]
-fn a_servers_memory_loses_what_that_server_had_and_nothing_else() {
+fn when_sessions_are_in_a_servers_memory_then_only_that_servers_sessions_are_lost() {
     for cell in play("node-memory") {
         assert_eq!(cell.row.strategy, Strategy::NodeMemory);
         let (all, elsewhere) = (cell.sessions(), cell.elsewhere);
@@ -88,7 +88,7 @@ fn a_servers_memory_loses_what_that_server_had_and_nothing_else() {
     }
 }
 
-/// Also those of the server that is killed, and its clients are moved nevertheless.
+/// Not even sessions of the killed server are lost, although its clients move.
 fn nothing_is_lost(strategy: &str) {
     for cell in play(strategy) {
         let all = cell.sessions();
@@ -98,17 +98,17 @@ fn nothing_is_lost(strategy: &str) {
 }
 
 #[test]
-fn a_shared_store_loses_nothing() {
+fn when_sessions_are_in_a_shared_store_then_none_is_lost() {
     nothing_is_lost("node-redis");
 }
 
 #[test]
-fn cookies_lose_nothing() {
+fn when_sessions_are_in_cookies_then_none_is_lost() {
     nothing_is_lost("node-cookie");
 }
 
 #[test]
-fn an_interrupted_lab_leaves_nothing_and_goes_on_where_it_was() {
+fn when_the_lab_is_interrupted_then_it_leaves_nothing_and_goes_on_later() {
     let (output, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let first = output.path().join("cells/node-cookie.nothing.json");
     let mut command = lab(output.path(), "node-cookie", "nothing,weight");
@@ -127,7 +127,7 @@ fn an_interrupted_lab_leaves_nothing_and_goes_on_where_it_was() {
     assert!(fs::read_to_string(output.path().join("index.html")).unwrap().contains("signed cookie"));
 }
 
-/// A `PATH` with these programs, and those that the lab itself takes.
+/// A `PATH` with these programs, and those that the lab itself needs.
 fn path_with(directory: &Path, programs: &[(&str, &str)]) -> PathBuf {
     let path = directory.join("bin");
     fs::create_dir(&path).unwrap();
@@ -154,7 +154,7 @@ fn complaint(strategy: &str, programs: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn a_missing_part_is_named_and_how_to_get_it() {
+fn when_a_part_is_missing_then_the_lab_names_it_and_how_to_get_it() {
     let said = complaint("node-redis", &[("node", "exit 1")]);
     assert_eq!(
         said,
@@ -163,7 +163,7 @@ fn a_missing_part_is_named_and_how_to_get_it() {
 }
 
 #[test]
-fn a_server_that_does_not_start_ends_the_lab() {
+fn when_a_server_does_not_start_then_the_lab_ends() {
     let said = complaint("node-memory", &[("node", "echo listen EADDRINUSE: port 80 is taken >&2; exit 3")]);
     assert!(said.contains("web1-node does not run (exit status: 3)"), "{said}");
     assert!(said.contains("EADDRINUSE: port 80 is taken"), "{said}");

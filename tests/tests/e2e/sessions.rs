@@ -1,5 +1,5 @@
-//! Sessions with client memory, as their users live through them: who keeps theirs, who loses it and why, and that it is
-//! counted.
+//! Tests of sessions with client memory from the users' perspective: which users keep theirs, which lose it and why,
+//! and whether it is counted.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -49,17 +49,17 @@ fn known_clients_stay_through_every_change(forwarding: Forwarding) {
 }
 
 #[test]
-fn known_clients_stay_through_every_change_with_nat() {
+fn when_backends_change_with_nat_then_known_clients_stay() {
     known_clients_stay_through_every_change(Forwarding::Nat);
 }
 
 #[test]
-fn known_clients_stay_through_every_change_with_dsr() {
+fn when_backends_change_with_dsr_then_known_clients_stay() {
     known_clients_stay_through_every_change(Forwarding::Dsr);
 }
 
 #[test]
-fn a_drain_keeps_known_clients_until_its_deadline() {
+fn when_a_backend_drains_then_known_clients_stay_until_the_deadline() {
     let mut users = Users::new(Forwarding::Nat, |_| {});
     users.visit(CLIENTS);
     users.wait_counted();
@@ -71,7 +71,7 @@ fn a_drain_keeps_known_clients_until_its_deadline() {
     users.nobody_moves("while web2 drained");
     users.wait_counted();
 
-    // Exit code 0, or an error.
+    // The exit code is 0, or the command fails.
     let said = users.site.cli(&["backend", "drain", "web/web2", "--timeout", "5s", "--wait"]).unwrap();
     assert!(said.contains("backend web/web2 drained"), "{said}");
     assert_eq!(users.shown(2).0, "drained");
@@ -79,7 +79,7 @@ fn a_drain_keeps_known_clients_until_its_deadline() {
     users.assert_moves(&[("drain", moved)]);
     println!("{moved} clients of web2 moved at the deadline, once each");
 
-    // Nobody is known at web5: there is nothing to wait an hour for.
+    // No client is known at web5, so the drain need not wait for an hour.
     users.site.cli(&["backend", "weight", "web/web1", "0"]).unwrap();
     users.add_web5();
     let arguments = ["backend", "drain", "web/web5", "--timeout", "1h", "--wait", "--wait-timeout", "20s"];
@@ -89,7 +89,7 @@ fn a_drain_keeps_known_clients_until_its_deadline() {
 }
 
 #[test]
-fn the_clients_of_a_killed_backend_move_once_and_stay_where_they_went() {
+fn when_a_backend_is_killed_then_its_clients_move_once_and_stay() {
     let mut users = Users::new(Forwarding::Dsr, |_| {});
     users.visit(CLIENTS);
     users.site.kill_backend(3).unwrap();
@@ -105,7 +105,7 @@ fn the_clients_of_a_killed_backend_move_once_and_stay_where_they_went() {
 }
 
 #[test]
-fn with_failback_return_they_go_home() {
+fn when_failback_is_return_then_moved_clients_go_home() {
     let mut users = Users::new(Forwarding::Nat, |settings| settings.service_lines += "failback = \"return\"\n");
     users.visit(CLIENTS);
     let home = users.clients_of("web3");
@@ -123,7 +123,7 @@ fn with_failback_return_they_go_home() {
 }
 
 #[test]
-fn a_soft_failure_drains() {
+fn when_a_backend_fails_softly_then_it_drains() {
     let mut users = Users::new(Forwarding::Nat, |_| {});
     users.visit(CLIENTS);
     users.site.fail_backend(2, "503").unwrap();
@@ -141,7 +141,7 @@ fn a_soft_failure_drains() {
 }
 
 #[test]
-fn maintenance_and_removal_move_each_with_its_cause() {
+fn when_a_backend_is_in_maintenance_or_removed_then_its_clients_move_with_that_reason() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.service_lines += "drain = { timeout = \"5s\" }\n";
     });
@@ -153,7 +153,7 @@ fn maintenance_and_removal_move_each_with_its_cause() {
     users.site.cli(&["backend", "ready", "web/web1"]).unwrap();
 
     users.wait_counted();
-    // No sweep has counted these.
+    // No sweep has counted these clients yet.
     users.visit(LATE);
     let said = users.site.cli(&["backend", "remove", "web/web2"]).unwrap();
     assert!(said.contains("drains before it is removed"), "{said}");
@@ -172,7 +172,7 @@ fn maintenance_and_removal_move_each_with_its_cause() {
     assert_eq!(users.site.status().unwrap().services[0].backends.len(), 2);
     let removed = users.only_its_clients_move("web3");
     users.assert_moves(&[("maint", maint), ("drain", drain), ("removed", removed)]);
-    // What a removed backend has counted outlives its row.
+    // The counts of a removed backend survive its row.
     users.wait_counted();
     thread::sleep(Duration::from_secs(5));
     users.assert_moves(&[("maint", maint), ("drain", drain), ("removed", removed)]);
@@ -185,7 +185,7 @@ fn client_where(site: &Site, client: u16) -> Value {
 }
 
 #[test]
-fn a_client_is_found_where_its_answers_come_from() {
+fn when_a_client_is_looked_up_then_the_answer_is_its_real_backend() {
     let mut users = Users::new(Forwarding::Nat, |_| {});
     let view = client_where(&users.site, 1);
     assert_eq!(
@@ -216,7 +216,7 @@ fn a_client_is_found_where_its_answers_come_from() {
 }
 
 #[test]
-fn neighbours_behind_one_prefix_are_one_client() {
+fn when_addresses_share_a_client_prefix_then_they_are_one_client() {
     let mut users = Users::new(Forwarding::Nat, |settings| settings.prefix_v4 = 24);
     // 10.1.N.1 and 10.1.N.200 for forty N.
     let first = (0..40u16).map(|net| net << 8 | 1);
@@ -289,7 +289,7 @@ fn datagrams_stick(forwarding: Forwarding) {
         let newcomers = ask(NEWCOMERS);
         assert!(newcomers.values().all(|home| home != "web1") && newcomers.values().any(|home| home == "web4"));
 
-        // Idle for half a minute: the next datagram is a new connection, of a client that is still known.
+        // After half a minute of silence, the next datagram is a new connection of a still known client.
         thread::sleep(Duration::from_secs(32));
         assert_eq!(ask(CLIENTS), homes, "{forwarding:?}");
         let kept = site.metrics().unwrap().sum("decisions_total", &["service=\"echo\"", "result=\"kept\""]).unwrap();
@@ -298,11 +298,11 @@ fn datagrams_stick(forwarding: Forwarding) {
 }
 
 #[test]
-fn datagrams_stick_with_nat() {
+fn when_clients_send_datagrams_with_nat_then_they_stay() {
     datagrams_stick(Forwarding::Nat);
 }
 
 #[test]
-fn datagrams_stick_with_dsr() {
+fn when_clients_send_datagrams_with_dsr_then_they_stay() {
     datagrams_stick(Forwarding::Dsr);
 }

@@ -1,4 +1,4 @@
-//! `snat`: backends that need nothing, because they see the balancer's own address.
+//! Tests of `snat`: backends need no configuration, because they see the balancer's own address.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -36,7 +36,7 @@ fn site(shape: Shape, lines: &str) -> Site {
     site
 }
 
-/// A connection from a client's own address, which stays open.
+/// A client's connection from its own address, which stays open.
 fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
     let vip = SocketAddr::new(site.topology().vip(family), PORT);
     let from = SocketAddr::new(site.topology().client_address(family, client), 0);
@@ -52,7 +52,7 @@ fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
     site.topology().client().run_in_thread(work).unwrap().unwrap()
 }
 
-/// A request on an open connection, of which the answer's head is read.
+/// Sends a request on an open connection and reads the answer's head.
 fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n")?;
     let mut answer = vec![0; 4096];
@@ -60,7 +60,7 @@ fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
-/// Connections by backend, as `status` has them.
+/// The connections by backend in `status`.
 fn active(site: &Site, service: usize) -> BTreeMap<String, u64> {
     let status = site.status().unwrap();
     let backends = status.services[service].backends.iter();
@@ -215,7 +215,7 @@ fn when_a_server_dies_then_its_connections_are_reset_and_nobody_else_notices() {
     for stream in [&mut lost, &mut kept] {
         assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200"));
     }
-    // The machine is gone: nothing comes from there.
+    // The machine has failed: it sends nothing.
     site.topology().switch().ip("link set web2 down").unwrap();
     site.wait_state(2, &["down"]).unwrap();
     let error = ask(&mut lost).unwrap_err();

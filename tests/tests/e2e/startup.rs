@@ -1,4 +1,4 @@
-//! Starting, being refused, and ending: clear words, and nothing left behind.
+//! Tests of starting, refusing to start, and ending: clear messages, and nothing left behind.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -28,11 +28,11 @@ use crate::{restart::own_pins, support::wait};
 
 const FAMILY: Family = Family::V4;
 
-/// Everything that a balancer could leave on its host: interfaces with their programs and addresses, switches, pinned objects.
+/// Everything that a balancer could leave on its host: programs and addresses of interfaces, settings, pinned objects.
 fn traces(topology: &Topology) -> BTreeSet<String> {
     let host = topology.balancer();
     let interfaces = [host.ip("-details link show").unwrap(), host.ip("addr show").unwrap()].concat();
-    // Without the timers that run in a bridge.
+    // Without the timers of a bridge.
     let lines = interfaces.lines().filter(|line| !line.trim_start().starts_with("bridge"));
     let mut traces: BTreeSet<String> = lines.map(str::to_owned).collect();
     let switches = host.run_in_thread(|| {
@@ -57,7 +57,7 @@ fn has_program(topology: &Topology, interface: &str) -> bool {
     topology.balancer().ip(&format!("-details link show dev {interface}")).unwrap().contains("prog/xdp")
 }
 
-/// How a process has ended.
+/// The exit status of a process.
 fn end(process: &mut Process) -> std::process::ExitStatus {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -69,7 +69,8 @@ fn end(process: &mut Process) -> std::process::ExitStatus {
     }
 }
 
-/// Starts a balancer that must be refused with exit code 1, leave nothing, and say why in one last line.
+/// Starts a balancer that must refuse with exit code 1, leave nothing behind, and have the reason in its last line,
+/// which is returned.
 fn refused(topology: &Topology, settings: &Settings, files: &Path) -> String {
     let before = traces(topology);
     let mut controller = start_controller(topology, settings, files).unwrap();
@@ -96,7 +97,7 @@ fn one_line(output: &Output) -> String {
 }
 
 #[test]
-fn without_a_controller_the_command_line_says_so() {
+fn when_there_is_no_controller_then_the_command_line_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let (missing, stale) = (directory.path().join("missing.sock"), directory.path().join("stale.sock"));
     drop(UnixListener::bind(&stale).unwrap());
@@ -120,10 +121,10 @@ fn without_a_controller_the_command_line_says_so() {
 }
 
 #[test]
-fn without_privileges_the_missing_ones_are_named() {
+fn when_privileges_are_missing_then_they_are_named() {
     let (topology, settings, files) = one_leg();
     let config = write_config(&topology, &settings, files.path()).unwrap();
-    // Where anybody may read and start it.
+    // In a place where any user can read and start it.
     let program = files.path().join("balancer");
     fs::copy(binaries::balancer().unwrap(), &program).unwrap();
     for path in [files.path(), &program] {
@@ -147,7 +148,7 @@ fn without_privileges_the_missing_ones_are_named() {
 }
 
 #[test]
-fn a_missing_interface_is_refused_with_the_nearest_name() {
+fn when_an_interface_is_missing_then_the_start_is_refused_with_the_nearest_name() {
     let (topology, mut settings, files) = one_leg();
     settings.interfaces = vec!["eht0".to_owned()];
     let words = refused(&topology, &settings, files.path());
@@ -183,7 +184,7 @@ fn when_one_of_several_interfaces_is_missing_at_a_restart_then_it_steers_on_the_
             wait("more0 is not attached to", || has_program(site.topology(), "more0"));
             wait("it stays degraded", || ready(&site).starts_with("ready"));
         }
-        // A VIP's interface is waited for as well.
+        // The balancer also waits for a VIP's interface.
         site.topology().balancer().ip("link add dummy0 type veth peer name dummy1").unwrap();
         site.apply(|settings| settings.service_lines = "assign_vip = \"dummy0\"".to_owned()).unwrap();
         site.topology().balancer().ip("link del dummy0").unwrap();
@@ -201,7 +202,7 @@ fn when_no_interface_is_there_then_the_start_fails() {
 }
 
 #[test]
-fn a_second_balancer_is_refused_and_the_first_goes_on() {
+fn when_a_second_balancer_starts_then_it_is_refused_and_the_first_goes_on() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |_, _| Ok(())).unwrap();
     let homes = site.homes(FAMILY, 1..=20).unwrap();
     let mut second = Settings::new(site.topology(), Forwarding::Nat, 1);
@@ -217,7 +218,7 @@ fn a_second_balancer_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn a_foreign_program_is_left_in_place() {
+fn when_a_foreign_program_is_attached_then_it_stays() {
     let (topology, mut settings, files) = one_leg();
     for hook in [Hook::Native, Hook::Generic] {
         let foreign = Passer::attach(topology.balancer(), "eth0", hook).unwrap();
@@ -246,7 +247,7 @@ fn onto_a_bridge(topology: &Topology) {
 }
 
 #[test]
-fn native_mode_insists() {
+fn when_native_mode_is_not_available_then_native_is_refused() {
     let (topology, mut settings, files) = one_leg();
     onto_a_bridge(&topology);
     settings.interfaces = vec!["br0".to_owned()];
@@ -255,7 +256,7 @@ fn native_mode_insists() {
 }
 
 #[test]
-fn auto_mode_falls_back_and_says_so() {
+fn when_native_mode_is_not_available_then_auto_falls_back_and_says_so() {
     for forwarding in [Forwarding::Dsr, Forwarding::Nat] {
         let mut site = Site::start(Shape::OneLegged, forwarding, 2, |settings, topology| {
             onto_a_bridge(topology);
@@ -281,14 +282,14 @@ fn auto_mode_falls_back_and_says_so() {
 }
 
 #[test]
-fn generic_mode_has_no_packets_merged_while_it_runs() {
+fn when_the_program_is_in_generic_mode_then_packets_are_not_merged() {
     let (topology, mut settings, files) = one_leg();
     settings.xdp_mode = "generic";
     let merges = || {
         let output = topology.balancer().command("ethtool").args(["-k", "eth0"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().contains("generic-receive-offload: on")
     };
-    // The topology has it off on the balancer's side.
+    // The topology has switched it off on the balancer's side.
     let on = topology.balancer().command("ethtool").args(["-K", "eth0", "gro", "on"]).status().unwrap();
     assert!(on.success() && merges());
     let mut controller = started(&topology, &settings, files.path());
@@ -298,7 +299,7 @@ fn generic_mode_has_no_packets_merged_while_it_runs() {
     assert!(merges());
 }
 
-/// Until it serves and its program is attached.
+/// Starts a balancer and waits until it serves and its program is attached.
 fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller {
     let mut controller = start_controller(topology, settings, files).unwrap();
     controller.wait_ready(PATIENCE).unwrap();
@@ -306,7 +307,7 @@ fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller
     controller
 }
 
-/// Arenas of threads other than the first: 64 MiB each, at a multiple of that, of which the rest is out of reach.
+/// The number of malloc arenas other than the first: 64 MiB each, aligned, with the unused rest inaccessible.
 fn arenas_of_threads(maps: &str) -> usize {
     const ARENA: u64 = 64 << 20;
     let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
@@ -326,7 +327,7 @@ fn arenas_of_threads(maps: &str) -> usize {
 }
 
 #[test]
-fn its_threads_take_memory_from_one_arena() {
+fn when_the_balancer_has_threads_then_they_share_one_arena() {
     let (topology, settings, files) = one_leg();
     let mut controller = started(&topology, &settings, files.path());
     for _ in 0..10 {
@@ -339,7 +340,7 @@ fn its_threads_take_memory_from_one_arena() {
 }
 
 #[test]
-fn a_signal_ends_it_cleanly() {
+fn when_a_signal_comes_then_the_balancer_ends_cleanly() {
     let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
     let mut settings = Settings::new(&topology, Forwarding::Nat, 1);
     settings.families = Family::BOTH.to_vec();
@@ -360,9 +361,9 @@ fn a_signal_ends_it_cleanly() {
     }
 }
 
-/// Whenever it is told.
+/// At any time during the start.
 #[test]
-fn a_signal_during_the_start_leaves_nothing() {
+fn when_a_signal_comes_during_the_start_then_nothing_is_left() {
     let (topology, settings, files) = one_leg();
     let before = traces(&topology);
     let begun = Instant::now();
@@ -390,7 +391,7 @@ fn a_signal_during_the_start_leaves_nothing() {
 }
 
 #[test]
-fn the_next_start_follows_a_crash() {
+fn when_a_balancer_has_crashed_then_the_next_one_starts() {
     let (topology, settings, files) = one_leg();
     let mut controller = started(&topology, &settings, files.path());
     controller.process().kill().unwrap();
@@ -427,7 +428,7 @@ fn when_another_program_has_the_address_of_the_metrics_then_it_steers_and_serves
 }
 
 #[test]
-fn a_failed_start_leaves_nothing() {
+fn when_a_start_fails_then_nothing_is_left() {
     let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
     let settings = Settings::new(&topology, Forwarding::Nat, 1);
     let files = tempfile::tempdir().unwrap();
@@ -453,12 +454,12 @@ fn a_failed_start_leaves_nothing() {
     assert_eq!(fs::read_to_string(&socket).unwrap(), "something else");
     fs::remove_file(&socket).unwrap();
 
-    // Nothing of all this is in the way of a good start.
+    // None of these failures prevents a good start.
     started(&topology, &settings, files.path());
 }
 
 #[test]
-fn a_group_that_does_not_exist_starts_nothing() {
+fn when_the_group_does_not_exist_then_the_start_is_refused() {
     let (topology, settings, files) = one_leg();
     let config = write_config(&topology, &settings, files.path()).unwrap();
     let text = fs::read_to_string(&config).unwrap();
@@ -473,7 +474,7 @@ fn a_group_that_does_not_exist_starts_nothing() {
 }
 
 #[test]
-fn a_broken_configuration_starts_nothing() {
+fn when_the_configuration_is_broken_then_the_start_is_refused() {
     let (topology, settings, files) = one_leg();
     let config = write_config(&topology, &settings, files.path()).unwrap();
     let good = fs::read_to_string(&config).unwrap();
@@ -509,10 +510,10 @@ fn when_a_service_takes_every_port_of_the_machines_own_address_then_it_is_warned
              [[service.backend]]\nname = \"own1\"\naddress = \"10.0.0.99\"\n"
         );
         let settings = Settings { lines, ..settings.clone() };
-        // With a log of its own.
+        // With a separate log.
         let files = tempfile::tempdir().unwrap();
         let mut controller = started(&topology, &settings, files.path());
-        // Another look at everything.
+        // Makes the balancer check everything again.
         topology.balancer().ip("link set eth0 mtu 1400").unwrap();
         topology.balancer().ip("link set eth0 mtu 1500").unwrap();
         thread::sleep(Duration::from_millis(300));
@@ -523,7 +524,7 @@ fn when_a_service_takes_every_port_of_the_machines_own_address_then_it_is_warned
 }
 
 #[test]
-fn in_a_user_namespace_the_start_says_that_it_must_be_outside() {
+fn when_the_balancer_is_in_a_user_namespace_then_it_says_that_it_must_be_outside() {
     let (topology, settings, files) = one_leg();
     let config = write_config(&topology, &settings, files.path()).unwrap();
     let mut command = topology.balancer().command("unshare");

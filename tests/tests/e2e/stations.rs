@@ -1,5 +1,5 @@
-//! Tests of the frames that the balancer takes: those for its interfaces' own MACs, and for those of the devices upon
-//! them, as they change.
+//! Tests of which frames the balancer accepts: those for its interfaces' MAC addresses, and for those of devices on top
+//! of them, also when they change.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use balancer_testkit::{
 const VRRP: &str = "00:00:5e:00:01:33";
 const ANOTHER: &str = "02:00:00:00:00:77";
 const STRANGER: &str = "02:00:00:00:00:99";
-/// Far longer than a change takes to be followed.
+/// Much longer than a change takes to be noticed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Has the clients' host send its packets for the VIP to `mac`.
+/// Makes the clients' host send its packets for the VIP to `mac`.
 fn send_to(client: &Namespace, mac: &str) {
     let route = client.ip("-4 route show 10.2.0.0/16").unwrap();
     let via = route.split_whitespace().nth(2).unwrap();
@@ -36,12 +36,12 @@ fn wait_until_served(site: &Site, served: bool, what: &str) {
 }
 
 #[test]
-fn stations_are_followed() {
+fn when_mac_addresses_change_then_the_balancer_follows() {
     let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
     let (client, balancer) = (site.topology().client(), site.topology().balancer());
     wait_until_served(&site, true, "the balancer's own MAC");
 
-    // As a switch floods it: the frame comes in, and is another's.
+    // Like a flooded frame of a switch: it arrives, but is for another station.
     send_to(client, STRANGER);
     assert!(!is_served(&site), "a stranger's frames are taken");
     send_to(client, VRRP);

@@ -1,4 +1,4 @@
-//! Known clients with known traffic and known moves: every number that is told equals the truth.
+//! Tests with known clients, traffic and moves: every reported number equals the truth.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +25,7 @@ const PAYLOAD: usize = 958;
 /// Ethernet, IPv4, UDP.
 const FRAME: f64 = (14 + 20 + 8 + PAYLOAD) as f64;
 
-/// Everybody visits; where each has been answered.
+/// All clients send a request; returns the backends.
 fn visit(site: &Site, homes: &mut BTreeMap<u16, String>) -> BTreeMap<u16, String> {
     let now = site.homes(FAMILY, CLIENTS).unwrap();
     let moved = homes.iter().filter(|&(client, home)| now.get(client) != Some(home));
@@ -38,7 +38,7 @@ fn of(homes: &BTreeMap<u16, String>, backend: &str) -> usize {
     homes.values().filter(|home| *home == backend).count()
 }
 
-/// Frames sent towards the balancer by the other end of its veth, by that end's own counters in sysfs.
+/// The frames sent towards the balancer by the other end of its veth pair, by that end's counters in sysfs.
 fn received(site: &Site) -> f64 {
     let interface = site.topology().interfaces()[0];
     let shown = site.topology().balancer().ip(&format!("-s -j link show dev {interface}")).unwrap();
@@ -65,7 +65,7 @@ fn top(site: &Site, arguments: &[&str]) -> Vec<TopClient> {
 }
 
 #[test]
-fn every_number_equals_the_truth() {
+fn when_clients_traffic_and_moves_are_known_then_every_reported_number_is_right() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, topology| {
         settings.remember = "60s";
         settings.check =
@@ -94,7 +94,7 @@ fn every_number_equals_the_truth() {
     // Another refused connection would count as well.
     let (frames_before, before) = at_rest(&site);
 
-    // Who went where, when.
+    // Which clients moved where, and when.
     let everybody = CLIENTS.count();
     let mut homes = BTreeMap::new();
     visit(&site, &mut homes);
@@ -212,8 +212,8 @@ fn heavy_clients_are_named(site: &mut Site) {
     let share = site.metrics().unwrap().sum("top_client_share_ratio", &["service=\"bulk\"", "rank=\"1\""]).unwrap();
     assert!((share - 0.6).abs() < 0.06, "{share}");
 
-    // It is most of its backend's load: said in the status and in the log, with the cure, and as the service asks for
-    // proposals, in the events.
+    // This client is most of its backend's load. Status and log report it with a cure, and the events do because the
+    // service asks for proposals.
     let warned = |status: &balancer_api::model::StatusView| {
         let bulk = status.services.iter().find(|service| service.name == "bulk").unwrap();
         bulk.warnings.iter().any(|warning| warning.contains(&format!("balancer rule add bulk {heavy} spread")))
@@ -231,9 +231,9 @@ fn state(status: &balancer_api::model::StatusView, name: &str) -> String {
     backend.map(|backend| backend.state.clone()).unwrap_or_default()
 }
 
-/// `promtool check metrics` has nothing to say about them.
+/// `promtool check metrics` has no complaints.
 #[test]
-fn promtool_accepts_the_metrics() {
+fn when_promtool_checks_the_metrics_then_it_accepts_them() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.remember = "60s";
         Ok(())

@@ -1,4 +1,5 @@
-//! Heavy clients, sums and the last hour of a service with listeners of both address families: what is told is of both.
+//! Tests of heavy clients, sums and the last hour of a service with listeners of both address families: the reports
+//! include both.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,12 +23,12 @@ use balancer_testkit::{
 const PORT: u16 = 5300;
 const PAYLOAD: usize = 900;
 const ROUNDS: u32 = 100;
-/// Clients that send one datagram a round, of each family.
+/// Clients of each family that send one datagram per round.
 const OTHERS: u16 = 15;
 const HEAVY: u16 = 700;
 const CLIENTS: u64 = 2 * (OTHERS as u64 + 1);
 
-/// Datagrams of the heavy client a round.
+/// The number of the heavy client's datagrams per round.
 const fn heavy_sends(family: Family) -> u32 {
     match family {
         Family::V4 => 30,
@@ -35,7 +36,7 @@ const fn heavy_sends(family: Family) -> u32 {
     }
 }
 
-/// Datagrams that come for a family's listener in all rounds.
+/// The number of datagrams for a family's listener in all rounds.
 fn sent(family: Family) -> u32 {
     ROUNDS * (heavy_sends(family) + u32::from(OTHERS))
 }
@@ -90,7 +91,7 @@ fn top(site: &Site, arguments: &[&str]) -> Vec<TopClient> {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Tries until it gives something.
+/// Tries until the attempt returns a value.
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -108,7 +109,7 @@ fn wait_packets(site: &Site, packets: u32) {
     assert_eq!(total(), f64::from(packets));
 }
 
-/// Where the controller says that each client is.
+/// The backend of each client according to the controller.
 fn homes(site: &Site) -> BTreeMap<IpAddr, String> {
     let numbers = || (1..=OTHERS).chain([HEAVY]);
     let clients = Family::BOTH.into_iter().flat_map(|family| numbers().map(move |number| (family, number)));
@@ -127,14 +128,14 @@ fn heavy(site: &Site, family: Family) -> String {
 }
 
 #[test]
-fn what_is_told_is_of_both_families() {
+fn when_a_service_has_both_families_then_reports_are_of_both() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, topology| {
         settings.families = Vec::new();
         settings.lines = service(topology);
         Ok(())
     })
     .unwrap();
-    // The last hour begins with the first look.
+    // The last hour begins with the first sample.
     eventually("a first look", || period(&stats(&site), "hour"));
     let began = Instant::now();
     site.topology().client().run_in_thread(|| send(site.topology())).unwrap().unwrap();
@@ -143,7 +144,7 @@ fn what_is_told_is_of_both_families() {
 
     heavy_clients_are_of_both(&site);
 
-    // Sums, and those of listeners.
+    // Sums, and the sums of listeners.
     let metrics = site.metrics().unwrap();
     let of = |name: &str, label: &str| metrics.sum(name, &["service=\"bulk\"", label]).unwrap();
     for family in Family::BOTH {
@@ -155,7 +156,7 @@ fn what_is_told_is_of_both_families() {
     assert_eq!(metrics.sum("bytes_total", &["service=\"bulk\""]).unwrap(), bytes);
     assert_eq!(of("decisions_total", "result=\"new\""), CLIENTS as f64);
 
-    // Those of a backend that is taken away go, of both families, and that is told of the last minute and hour as well.
+    // Counts of a removed backend disappear for both families, and the output says so for the last minute and hour.
     let before = homes(&site);
     site.cli(&["backend", "maint", "bulk/web1"]).unwrap();
     site.topology().client().run_in_thread(|| send(site.topology())).unwrap().unwrap();
@@ -170,7 +171,7 @@ fn what_is_told_is_of_both_families() {
     for name in ["minute", "hour", "start"] {
         let period = period(&told, name).unwrap();
         if period.seconds.is_some_and(|seconds| seconds < began.elapsed().as_secs()) {
-            // It began later than this test did.
+            // This period began later than the test.
             continue;
         }
         assert_eq!((period.decisions["new"], period.moves["maint"]), (CLIENTS, moved), "{name}");
@@ -186,7 +187,7 @@ fn what_is_told_is_of_both_families() {
     assert!((shares - 1.0).abs() < 1e-9, "{shares}");
 }
 
-/// The two heavy ones come first, with their parts of the packets of both families, and each is named with a cure.
+/// The two heavy clients come first, with their shares of the packets of both families, and each has a cure.
 fn heavy_clients_are_of_both(site: &Site) {
     let all = f64::from(Family::BOTH.into_iter().map(sent).sum::<u32>());
     let expected =

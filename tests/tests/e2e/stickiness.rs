@@ -1,4 +1,4 @@
-//! A client comes to the same backend every time, whatever port it comes from, and clients are spread evenly.
+//! Tests that a client reaches the same backend every time, from every port, and that clients are spread evenly.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ const CLIENTS: std::ops::RangeInclusive<u16> = 1..=600;
 const MANY: std::ops::RangeInclusive<u16> = 1..=20_000;
 const BACKENDS: u16 = 4;
 
-/// 600 clients of each family, three connections each; and what the controller says of them.
+/// 600 clients of each family with three connections each, compared with the controller's answers.
 fn clients_stay(shape: Shape, forwarding: Forwarding) {
     let site = Site::start(shape, forwarding, BACKENDS, |settings, _| {
         settings.families = Family::BOTH.to_vec();
@@ -42,7 +42,7 @@ fn clients_stay(shape: Shape, forwarding: Forwarding) {
             assert_eq!((&view["service"], &view["why"]), (&service(family).into(), &"table".into()));
         }
 
-        // 20,000 clients by the same core in this process, checked against the running one by a sample.
+        // 20,000 clients in the same core in this process, compared with the running one by samples.
         let many: BTreeMap<u16, String> = MANY
             .map(|client| (client, home(&model, site.topology().client_address(family, client)).unwrap().unwrap()))
             .collect();
@@ -57,21 +57,21 @@ fn clients_stay(shape: Shape, forwarding: Forwarding) {
 }
 
 #[test]
-fn clients_stay_with_dsr_on_one_leg() {
+fn when_clients_connect_with_dsr_on_one_leg_then_they_stay() {
     clients_stay(Shape::OneLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn clients_stay_with_nat_on_one_leg() {
+fn when_clients_connect_with_nat_on_one_leg_then_they_stay() {
     clients_stay(Shape::OneLegged, Forwarding::Nat);
 }
 
 #[test]
-fn clients_stay_with_dsr_on_two_legs() {
+fn when_clients_connect_with_dsr_on_two_legs_then_they_stay() {
     clients_stay(Shape::TwoLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn clients_stay_with_nat_on_two_legs() {
+fn when_clients_connect_with_nat_on_two_legs_then_they_stay() {
     clients_stay(Shape::TwoLegged, Forwarding::Nat);
 }

@@ -1,5 +1,5 @@
-//! Tests that a change which makes strangers of known clients says so before it is made, in the answer, in JSON and in
-//! the log, and that they are counted; `renamed_from` keeps them.
+//! Tests that a change which makes known clients unknown is announced in the plan, the answer, JSON and the log, and
+//! counted. `renamed_from` keeps the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -29,7 +29,7 @@ fn forgotten(site: &Site, service: &str) -> f64 {
     site.metrics().unwrap().sum("moves_total", &labels).unwrap_or(0.0)
 }
 
-/// Takes over the file as `edit` makes it; first says what would be. Both say the same of known clients.
+/// Applies the file after `edit`, after a dry run. Checks that both report the same about known clients.
 fn apply(site: &Site, edit: impl Fn(&str) -> String) -> Applied {
     let file = site.config();
     let text = fs::read_to_string(&file).unwrap();
@@ -54,7 +54,7 @@ fn log(site: &Site) -> String {
 }
 
 #[test]
-fn another_client_prefix_and_another_name_are_no_silent_changes() {
+fn when_client_prefix_or_name_changes_then_the_loss_of_clients_is_reported() {
     let mut users = users();
     let applied = apply(&users.site, |text| text.replace("v4 = 32", "v4 = 31"));
     assert!(applied.message.ends_with(", 300 known clients forgotten"), "{}", applied.message);
@@ -70,12 +70,12 @@ fn another_client_prefix_and_another_name_are_no_silent_changes() {
     assert!(gone.removed && gone.known_clients_forgotten == 151, "{gone:?}");
     assert!(applied.message.ends_with(", 151 known clients forgotten"), "{}", applied.message);
     assert!(log(&users.site).contains("if it is called www now, renamed_from = \"web\" there keeps its known clients"));
-    // Who has taken over its address counts them.
+    // The service that has taken over the address counts them.
     let text = users.site.metrics_text().unwrap();
     let moves: Vec<&str> = text.lines().filter(|line| line.contains("moves_total") && !line.ends_with(" 0")).collect();
     assert_eq!(forgotten(&users.site, "www"), 151.0, "{moves:#?} {applied:?}");
 
-    // A restart is a change of the file as any other.
+    // A restart with a changed file counts as a change.
     users.visit(1..=CLIENTS as u16);
     let file = users.site.config();
     let text = fs::read_to_string(&file).unwrap();
@@ -86,7 +86,7 @@ fn another_client_prefix_and_another_name_are_no_silent_changes() {
 }
 
 #[test]
-fn a_renamed_service_and_backend_go_on_with_their_clients() {
+fn when_a_service_and_backend_are_renamed_then_their_clients_stay() {
     let mut users = users();
     for arguments in [vec!["backend", "weight", "web/web4", "50"], vec!["backend", "drain", "web/web3"]] {
         users.site.cli(&arguments).unwrap();
@@ -114,20 +114,20 @@ fn a_renamed_service_and_backend_go_on_with_their_clients() {
     assert!(now > before, "{before} connections, {now} under the new name");
     assert!(metrics.sum("connections_total", &["backend=\"web2\""]).is_err());
     assert_eq!(metrics.sum("moves_total", &["cause=\"forgotten\""]).unwrap_or(0.0), 0.0);
-    // A second later the state on disk is of the new names.
+    // A second later, the state on disk has the new names.
     thread::sleep(Duration::from_secs(1));
     users.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     users.nobody_moves("over a restart");
 
-    // Taken away, it says something else.
+    // After its removal, the file has another meaning.
     let applied = apply(&users.site, |text| text.replace("renamed_from = \"web\"\n", ""));
     assert_eq!(applied.services[0].forgotten_because.as_deref(), Some("it is hashed under another name"));
     assert!(applied.message.contains("300 known clients forgotten"), "{}", applied.message);
 }
 
-/// The client table of this one has 64 parts, so that something happens between two of them.
+/// This service's client table has 64 parts, so that events can occur between two of them.
 #[test]
-fn what_meets_while_the_client_table_is_gone_through_is_all_done() {
+fn when_changes_come_during_a_pass_over_the_client_table_then_all_are_done() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.on_exit = "keep";
         settings.remember = "10m";
@@ -157,7 +157,7 @@ fn what_meets_while_the_client_table_is_gone_through_is_all_done() {
     users.nobody_moves("by three changes of remember, a weight and a drain at once");
     assert_eq!(forgotten(&users.site, "web"), 0.0);
 
-    // Ended in the middle of it, one time or another.
+    // The controller is ended in the middle of the pass, at different times.
     for (round, file) in [&files[1], &files[0]].into_iter().cycle().take(6).enumerate() {
         let mut command = Command::new(binaries::balancer().unwrap());
         command.args(["apply", file, "--socket"]).arg(users.site.files().join("balancer.sock"));

@@ -1,4 +1,4 @@
-//! Functions that several tests share.
+//! Functions for several tests.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,13 +19,13 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// Waits until it is done. `what` is wrong where it takes too long: so long that fleets come about on a busy machine.
+/// Waits until `done` is true. Fails with `what` after a time limit, which is long enough for fleets on a busy machine.
 #[track_caller]
 pub(crate) fn wait(what: &str, done: impl FnMut() -> bool) {
     wait_for(3 * PATIENCE, what, done);
 }
 
-/// Waits until it is done, at most for `patience`.
+/// Waits until `done` is true, at most for `patience`.
 #[track_caller]
 pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
@@ -35,7 +35,7 @@ pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() ->
     }
 }
 
-/// Whether a process runs. One that was killed is there until it has died, and until whoever inherits it has seen that.
+/// Whether a process runs. A killed process exists until it has died and its new parent has noticed.
 pub(crate) fn runs(pid: impl Display) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'S', 'D', 'T']))
@@ -48,13 +48,13 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// At least so many requests were made, and all were answered.
+    /// Asserts that at least this number of requests were made, and that all were answered.
     #[track_caller]
     pub(crate) fn assert_answered(&self, least: usize) {
         self.assert_answered_but(0, least);
     }
 
-    /// At least so many requests were made, and all but so many were answered.
+    /// Asserts that at least `least` requests were made, and at most `most` were not answered.
     #[track_caller]
     pub(crate) fn assert_answered_but(&self, most: usize, least: usize) {
         let Self { asked, failed } = self;
@@ -62,7 +62,7 @@ impl Load {
     }
 }
 
-/// Has clients behind `entrance` make these requests again and again while `work` is done.
+/// Lets clients behind `entrance` repeat these requests while `work` runs.
 pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl FnOnce()) -> Load {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -92,14 +92,14 @@ pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl F
     })
 }
 
-/// A request of each client.
+/// Returns a request of each client.
 pub(crate) fn requests(topology: &Topology, family: Family, port: u16, clients: RangeInclusive<u16>) -> Vec<Request> {
     let target = SocketAddr::new(topology.vip(family), port);
     let source = |client| SocketAddr::new(topology.client_address(family, client), 0);
     clients.map(|client| Request { timeout: PATIENCE, ..Request::new(source(client), target) }).collect()
 }
 
-/// The backend that answers each.
+/// Returns the backend that answers each request.
 #[track_caller]
 pub(crate) fn homes(topology: &Topology, requests: &[Request]) -> Vec<String> {
     let replies = send_all(topology.client(), requests, WORKERS).unwrap();

@@ -1,4 +1,4 @@
-//! `stats --watch` and `status --watch` on a terminal, over a controller that hangs and one that goes away.
+//! Tests of `stats --watch` and `status --watch` on a terminal, with a controller that hangs and one that disappears.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -53,7 +53,7 @@ impl Terminal {
         let (seen, mut output) = (Arc::clone(&screen), File::from(pair.master.try_clone().unwrap()));
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // An error: the terminal is gone.
+            // An error means that the terminal is gone.
             while let Ok(length) = output.read(&mut buffer) {
                 seen.lock().unwrap().extend_from_slice(&buffer[..length]);
             }
@@ -61,12 +61,12 @@ impl Terminal {
         Self { keyboard: pair.master.into(), screen, line: pair.slave, before, child }
     }
 
-    /// Everything written to it since the last time.
+    /// Returns the output since the last call.
     fn take(&self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut *self.screen.lock().unwrap())).into_owned()
     }
 
-    /// Waits until `words` are written, and gives all that was until then.
+    /// Waits until the output has `words`, and returns the output so far.
     #[track_caller]
     fn wait(&self, words: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -79,7 +79,7 @@ impl Terminal {
         text
     }
 
-    /// Waits for the end. The terminal is as it was.
+    /// Waits for the end, and checks that the terminal is restored.
     #[track_caller]
     fn end(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
@@ -103,11 +103,11 @@ impl Terminal {
     }
 }
 
-/// The alternate screen is left.
+/// The sequence that leaves the alternate screen.
 const LEFT: &str = "\x1b[?1049l";
 
 #[test]
-fn live_statistics_end_and_leave_the_terminal_as_it_was() {
+fn when_live_statistics_end_then_the_terminal_is_restored() {
     let mut site = site();
     for end in [&b"q"[..], b"\x03", b"\x1b"] {
         let mut terminal = Terminal::start(&site, &["stats", "--watch"]);
@@ -122,7 +122,7 @@ fn live_statistics_end_and_leave_the_terminal_as_it_was() {
     terminal.wait(LEFT);
     terminal.end();
 
-    // Nobody answers.
+    // The controller does not answer.
     let mut terminal = Terminal::start(&site, &["stats", "--watch"]);
     terminal.wait("quits");
     site.controller().process().signal(Signal::SIGSTOP).unwrap();
@@ -134,7 +134,7 @@ fn live_statistics_end_and_leave_the_terminal_as_it_was() {
 }
 
 #[test]
-fn live_views_outlive_the_controller() {
+fn when_the_controller_ends_then_live_views_continue() {
     let mut site = site();
     let mut terminals = ["stats", "status"].map(|verb| Terminal::start(&site, &[verb, "--watch"]));
     for terminal in &terminals {
@@ -158,7 +158,7 @@ fn live_views_outlive_the_controller() {
 }
 
 #[test]
-fn a_live_status_stays_within_the_terminal() {
+fn when_the_live_status_is_larger_than_the_terminal_then_it_is_cut() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {
         settings.backends = (1..=30).map(|number| (number, 100)).collect();
         Ok(())

@@ -1,4 +1,4 @@
-//! The hosts that the other tests build on: who reaches whom, and that nothing stays behind.
+//! Tests of the hosts for the other tests: which hosts reach each other, and that nothing remains.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,7 +24,7 @@ fn any_port(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
 }
 
-/// Every client address reaches every backend's own address, and the backend sees who asks.
+/// Checks that every client address reaches every backend's own address, and that the backend sees the client.
 fn clients_reach_backends(shape: Shape, forwarding: Forwarding) {
     let logs = tempfile::tempdir().unwrap();
     let topology = Topology::new(shape, forwarding, 2).unwrap();
@@ -52,28 +52,28 @@ fn clients_reach_backends(shape: Shape, forwarding: Forwarding) {
 }
 
 #[test]
-fn one_legged_dsr_clients_reach_backends() {
+fn when_the_topology_is_one_legged_with_dsr_then_clients_reach_backends() {
     clients_reach_backends(Shape::OneLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn one_legged_nat_clients_reach_backends() {
+fn when_the_topology_is_one_legged_with_nat_then_clients_reach_backends() {
     clients_reach_backends(Shape::OneLegged, Forwarding::Nat);
 }
 
 #[test]
-fn two_legged_dsr_clients_reach_backends() {
+fn when_the_topology_is_two_legged_with_dsr_then_clients_reach_backends() {
     clients_reach_backends(Shape::TwoLegged, Forwarding::Dsr);
 }
 
 #[test]
-fn two_legged_nat_clients_reach_backends() {
+fn when_the_topology_is_two_legged_with_nat_then_clients_reach_backends() {
     clients_reach_backends(Shape::TwoLegged, Forwarding::Nat);
 }
 
-/// Also where backends have the service's address too.
+/// This holds also if backends have the service's address.
 #[test]
-fn the_service_address_leads_to_the_balancer() {
+fn when_a_client_uses_the_service_address_then_it_reaches_the_balancer() {
     let logs = tempfile::tempdir().unwrap();
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         for forwarding in [Forwarding::Dsr, Forwarding::Nat] {
@@ -98,7 +98,7 @@ fn the_service_address_leads_to_the_balancer() {
 }
 
 #[test]
-fn a_namespace_has_its_own_sockets() {
+fn when_a_socket_is_made_in_a_namespace_then_it_belongs_to_it() {
     let (one, other) = (Namespace::new("one").unwrap(), Namespace::new("other").unwrap());
     let listener = one.run_in_thread(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
     let address = listener.local_addr().unwrap();
@@ -107,7 +107,7 @@ fn a_namespace_has_its_own_sockets() {
 }
 
 #[test]
-fn nothing_stays_behind() {
+fn when_a_topology_is_dropped_then_nothing_remains() {
     let logs = tempfile::tempdir().unwrap();
     let topology = Topology::new(Shape::TwoLegged, Forwarding::Nat, 1).unwrap();
     let names = [topology.client(), topology.balancer(), topology.switch(), &topology.backends()[0]]
@@ -115,7 +115,7 @@ fn nothing_stays_behind() {
     let listen = ["127.0.0.1:80".parse().unwrap()];
     let mut backend =
         Backend::start(&binaries::balancer().unwrap(), &topology.backends()[0], "web1", &listen, logs.path()).unwrap();
-    // One that its starter has lost sight of, as a user at another terminal would start it.
+    // A process whose starter is gone, like one that a user starts at another terminal.
     let mut stray = Command::new("ip").args(["netns", "exec", &names[0], "sleep", "1000"]).spawn().unwrap();
     while run(Command::new("ip").args(["netns", "pids", &names[0]])).unwrap().is_empty() {}
 
@@ -127,11 +127,11 @@ fn nothing_stays_behind() {
 }
 
 #[test]
-fn only_leftovers_of_the_dead_are_removed() {
+fn when_a_process_has_died_then_only_its_remains_are_removed() {
     let mut dead = Command::new("true").spawn().unwrap();
     dead.wait().unwrap();
     let leftover = format!("bal-{}-0-web1", dead.id());
-    // Another test's process may remove it while it is being made.
+    // Another test's process may remove the namespace during its creation.
     let added = (0..10).any(|_| run(Command::new("ip").args(["netns", "add", &leftover])).is_ok());
     assert!(added, "{leftover} cannot be made");
     let live = Namespace::new("live").unwrap();

@@ -1,5 +1,5 @@
-//! 100 MB over TCP and over UDP through each kind of forwarding, for both families, in segments that fill the MTU: every
-//! byte arrives, and as many packets have been counted as there must have been.
+//! Tests with 100 MB over TCP and UDP in each forwarding mode, for both families, in segments that fill the MTU: every
+//! byte arrives, and the counts of packets are correct.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -13,7 +13,7 @@ const BYTES: u64 = 100 << 20;
 const MTU: u64 = 1500;
 const CLIENT: u16 = 7;
 
-/// The largest packet that fits the way to the backend.
+/// The largest packet that fits the path to the backend.
 fn fits(forwarding: Forwarding, outer: Family) -> u64 {
     let ip = match outer {
         Family::V4 => 20,
@@ -26,7 +26,7 @@ fn fits(forwarding: Forwarding, outer: Family) -> u64 {
     }
 }
 
-/// Packets and bytes that the service's backend was sent.
+/// The numbers of packets and bytes sent to the service's backend.
 fn counted(site: &Site, service: &str) -> (f64, f64) {
     let metrics = site.metrics().unwrap();
     let of = |name| metrics.sum(name, &[&format!("service=\"{service}\"")]).unwrap();
@@ -49,7 +49,7 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
         let ip = if family == Family::V6 { 40 } else { 20 };
         let transfer = Transfer::new(&site, forwarding, family, CLIENT);
 
-        // In the other direction a transfer passes the balancer with nat and snat alone.
+        // In the other direction, only transfers with nat and snat pass the balancer.
         let down = if matches!(forwarding, Forwarding::Nat | Forwarding::Snat) { BYTES } else { 0 };
         let took = transfer.tcp(BYTES, down).unwrap();
         let (packets, bytes) = counted(&site, &format!("tcp{six}"));
@@ -57,7 +57,7 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
         // 20 bytes of header and 12 of options; the Ethernet header is counted. Nothing was merged on the way.
         let segment = (fits - ip - 32) as f64;
         let least = BYTES as f64 / segment;
-        // What comes down is acknowledged, at most packet by packet.
+        // Data in the other direction causes at most one acknowledgement per packet.
         let most = least + down as f64 / segment;
         assert!(packets >= least && packets < 1.1 * most + 128.0, "{packets} packets, {least} to {most} are needed");
         assert!(bytes / packets <= (MTU + 14) as f64, "{bytes} bytes in {packets} packets");
@@ -80,46 +80,46 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
 }
 
 #[test]
-fn with_dsr() {
+fn when_much_is_sent_with_dsr_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Dsr, |_| ());
 }
 
 #[test]
-fn with_nat() {
+fn when_much_is_sent_with_nat_then_every_byte_arrives() {
     every_byte_arrives(Shape::TwoLegged, Forwarding::Nat, |_| ());
 }
 
 #[test]
-fn with_nat_on_one_leg_in_generic_mode() {
+fn when_much_is_sent_with_nat_on_one_leg_in_generic_mode_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Nat, |settings| settings.xdp_mode = "generic");
 }
 
 #[test]
-fn with_snat() {
+fn when_much_is_sent_with_snat_then_every_byte_arrives() {
     every_byte_arrives(Shape::TwoLegged, Forwarding::Snat, |_| ());
 }
 
 #[test]
-fn with_snat_on_one_leg_in_generic_mode() {
+fn when_much_is_sent_with_snat_on_one_leg_in_generic_mode_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Snat, |settings| settings.xdp_mode = "generic");
 }
 
 #[test]
-fn with_ipip() {
+fn when_much_is_sent_with_ipip_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Ipip, |_| ());
 }
 
 #[test]
-fn with_gue() {
+fn when_much_is_sent_with_gue_then_every_byte_arrives() {
     every_byte_arrives(Shape::TwoLegged, Forwarding::Gue, |_| ());
 }
 
 #[test]
-fn with_ipip_over_the_other_family() {
+fn when_much_is_sent_with_ipip_over_the_other_family_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Ipip, |settings| settings.crossed = true);
 }
 
 #[test]
-fn with_gue_over_the_other_family() {
+fn when_much_is_sent_with_gue_over_the_other_family_then_every_byte_arrives() {
     every_byte_arrives(Shape::TwoLegged, Forwarding::Gue, |settings| settings.crossed = true);
 }

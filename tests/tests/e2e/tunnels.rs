@@ -1,5 +1,5 @@
-//! `ipip` and `gue` with `balancer decap` on the backends: clients stay, large uploads arrive, strangers' tunnel packets
-//! do not.
+//! Tests of `ipip` and `gue` with `balancer decap` on the backends: clients stay, large uploads arrive, and tunnel
+//! packets from other senders do not.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=200;
 const BACKENDS: u16 = 3;
-/// Bytes of an upload: some 3,500 segments of the largest size.
+/// The size of an upload: about 3,500 segments of the largest size.
 const UPLOAD: usize = 5 << 20;
 const MTU: usize = 1500;
 
@@ -35,7 +35,7 @@ enum Variant {
     Generic,
 }
 
-/// Bytes of the outer headers.
+/// The size of the outer headers, in bytes.
 fn overhead(forwarding: Forwarding, outer: Family) -> usize {
     let ip = match outer {
         Family::V4 => 20,
@@ -56,7 +56,7 @@ fn site(shape: Shape, forwarding: Forwarding, backends: u16, variant: Variant) -
     .unwrap()
 }
 
-/// Stripped, refused, malformed and passed, as `balancer decap` says at its end.
+/// The final counts of `balancer decap`: stripped, refused, malformed and passed.
 fn end(site: &mut Site, number: u16) -> [u64; 4] {
     let decap = site.decap(number).unwrap();
     let status = decap.stop().unwrap();
@@ -76,7 +76,7 @@ fn end(site: &mut Site, number: u16) -> [u64; 4] {
     counters
 }
 
-/// Answers one connection with all that it brings.
+/// Answers one connection with all data that it receives.
 fn echo_one(listener: &TcpListener) -> std::io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     let mut bytes = Vec::new();
@@ -99,7 +99,7 @@ fn upload(source: IpAddr, target: SocketAddr, bytes: &[u8]) -> std::io::Result<V
     Ok(back)
 }
 
-/// A client's full-sized segments do not fit the tunnel. The balancer tells it so, and its connection adapts.
+/// A client's full-sized segments do not fit the tunnel. The balancer reports that, and the connection adapts.
 fn large_uploads_arrive(site: &mut Site, family: Family, fits: usize) {
     let client = *CLIENTS.start();
     let home = site.homes(family, [client]).unwrap().remove(&client).unwrap();
@@ -126,7 +126,7 @@ fn large_uploads_arrive(site: &mut Site, family: Family, fits: usize) {
     site.start_backend(number).unwrap();
 }
 
-/// Packets that the balancer has sent to backends, once it sends no more.
+/// The number of packets that the balancer has sent to backends, once it sends no more.
 fn sent(site: &Site) -> f64 {
     let count = || -> f64 {
         let metrics = site.metrics().unwrap();
@@ -180,48 +180,48 @@ fn serves(shape: Shape, forwarding: Forwarding, variant: Variant) {
 }
 
 #[test]
-fn ipip_on_one_leg() {
+fn when_ipip_runs_on_one_leg_then_clients_are_served() {
     serves(Shape::OneLegged, Forwarding::Ipip, Variant::Usual);
 }
 
 #[test]
-fn ipip_on_two_legs() {
+fn when_ipip_runs_on_two_legs_then_clients_are_served() {
     serves(Shape::TwoLegged, Forwarding::Ipip, Variant::Usual);
 }
 
 #[test]
-fn gue_on_one_leg() {
+fn when_gue_runs_on_one_leg_then_clients_are_served() {
     serves(Shape::OneLegged, Forwarding::Gue, Variant::Usual);
 }
 
 #[test]
-fn gue_on_two_legs() {
+fn when_gue_runs_on_two_legs_then_clients_are_served() {
     serves(Shape::TwoLegged, Forwarding::Gue, Variant::Usual);
 }
 
 #[test]
-fn ipip_to_backends_of_the_other_family() {
+fn when_ipip_leads_to_backends_of_the_other_family_then_clients_are_served() {
     serves(Shape::OneLegged, Forwarding::Ipip, Variant::Crossed);
 }
 
 #[test]
-fn gue_to_backends_of_the_other_family() {
+fn when_gue_leads_to_backends_of_the_other_family_then_clients_are_served() {
     serves(Shape::TwoLegged, Forwarding::Gue, Variant::Crossed);
 }
 
 #[test]
-fn ipip_in_generic_mode() {
+fn when_ipip_runs_in_generic_mode_then_clients_are_served() {
     serves(Shape::OneLegged, Forwarding::Ipip, Variant::Generic);
 }
 
 #[test]
-fn gue_in_generic_mode() {
+fn when_gue_runs_in_generic_mode_then_clients_are_served() {
     serves(Shape::TwoLegged, Forwarding::Gue, Variant::Generic);
 }
 
-/// Tunnel packets from a stranger: only those for the VIP get through.
+/// Tunnel packets from another sender: only those for the VIP get through.
 #[test]
-fn tunnel_packets_for_others_are_refused_and_counted() {
+fn when_tunnel_packets_are_for_other_addresses_then_they_are_refused_and_counted() {
     const EACH: u64 = 10;
     const SOURCE: &str = "10.1.0.5:4000";
     let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, Variant::Usual);
@@ -266,7 +266,7 @@ fn tunnel_packets_for_others_are_refused_and_counted() {
 }
 
 #[test]
-fn addresses_are_followed() {
+fn when_addresses_change_then_decap_follows() {
     let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, Variant::Usual);
     let vip = site.topology().vip(Family::V4);
     let other = site.topology().vip(Family::V6).to_string();
@@ -295,7 +295,7 @@ fn addresses_are_followed() {
 }
 
 #[test]
-fn what_stands_in_the_way_is_said_in_one_line() {
+fn when_decap_cannot_start_then_it_says_why_in_one_line() {
     let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, Variant::Usual);
     let decap = |site: &Site, arguments: &[&str]| -> Output {
         let mut command = site.topology().backends()[0].command(binaries::balancer().unwrap());
@@ -318,14 +318,14 @@ fn what_stands_in_the_way_is_said_in_one_line() {
     refused(&site, &["--interface", "eth0", "--vip", "0.0.0.0"], 2, "the address of one host");
     refused(&site, &["--interface", "eth0", "--from", "10.0.0.1/24"], 2, "did you mean 10.0.0.0/24?");
     refused(&site, &["--interface", "eth0", "--from", "everybody"], 2, "give a prefix or an address");
-    // None of them has disturbed the one that runs.
+    // None of these failed starts has disturbed the running program.
     site.homes(Family::V4, [1]).unwrap();
     end(&mut site, 1);
 }
 
-/// A sender whose address is in none of the given prefixes is a stranger, whatever is inside the tunnel.
+/// A sender outside of the given prefixes is refused, whatever the tunnel packet contains.
 #[test]
-fn tunnels_of_strangers_are_refused() {
+fn when_a_tunnels_sender_is_not_allowed_then_its_packets_are_refused() {
     const EACH: usize = 10;
     let mut site = site(Shape::OneLegged, Forwarding::Ipip, 1, Variant::Usual);
     end(&mut site, 1);
@@ -361,9 +361,9 @@ fn tunnels_of_strangers_are_refused() {
     }
 }
 
-/// An address of the attached interface is served when it is named; also in generic mode.
+/// An address of the attached interface is served if it is given, also in generic mode.
 #[test]
-fn a_named_vip_is_served() {
+fn when_a_vip_is_given_then_decap_serves_it() {
     let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, Variant::Usual);
     end(&mut site, 1);
     let host = &site.topology().backends()[0];
@@ -382,7 +382,7 @@ fn a_named_vip_is_served() {
     let (_, source) = received.recv_from(&mut [0; 64]).unwrap();
     assert_eq!(source.to_string(), "10.1.0.5:4000");
 
-    // Even one that cannot clean up leaves no program behind.
+    // Even a killed process leaves no program behind.
     decap.kill().unwrap();
     assert!(!host.ip("-details link show dev eth0").unwrap().contains("prog/xdp"));
 }

@@ -1,4 +1,4 @@
-//! `docs/src/two-machines.md`, typed on two hosts with keepalived.
+//! Runs the commands of `docs/src/two-machines.md` on two hosts with keepalived.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf};
@@ -23,7 +23,7 @@ const PORT: u16 = 80;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=60;
 const FAMILY: Family = Family::V4;
 
-/// The blocks of a language in the chapter, with the addresses of the topology in place of the chapter's.
+/// The code blocks of a language in the chapter, with the topology's addresses.
 fn blocks(topology: &Topology, language: &str) -> Vec<String> {
     let chapter = include_str!("../../../docs/src/two-machines.md");
     let fence = format!("```{language}\n");
@@ -80,7 +80,7 @@ impl Site {
         self.files.path().join(format!("{index}-{name}"))
     }
 
-    /// Types the chapter.
+    /// Follows the chapter.
     fn set_up(&self, index: u16) -> Machine {
         for script in blocks(&self.topology, "sh") {
             let output = self.host(index).command("sh").args(["-ec", &script]).output().unwrap();
@@ -136,7 +136,7 @@ impl Site {
 #[test]
 fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_server_as_the_vip_moves() {
     let mut site = Site::new();
-    // The first one's balancer has begun before the second one's server.
+    // The first balancer has started before the second server.
     wait("the first one's balancer does not find both servers", || {
         let health = site.machines[0].controller.cli(&["health", "show", "web", "--json"]).unwrap();
         let health: Vec<HealthView> = serde_json::from_slice(&health.stdout).unwrap();
@@ -145,7 +145,7 @@ fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_serv
     let before = site.homes();
     assert!(["one", "two"].iter().all(|name| before.values().any(|home| home == name)), "{before:?}");
 
-    // The first one's keepalived ends, and begins again: nobody notices.
+    // The first machine's keepalived ends and starts again: no client notices.
     let entrance = site.topology.client().entrance();
     let requests = requests(&site.topology, FAMILY, PORT, CLIENTS);
     let load = under_load(&entrance, &requests, || {
@@ -155,7 +155,7 @@ fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_serv
     load.assert_answered(20);
     assert_eq!(site.homes(), before);
 
-    // The second one's balancer dies; the first one has no keepalived, so that the second goes on by `on_exit = "keep"`.
+    // The second balancer dies. The first machine has no keepalived, so the second continues with `on_exit = "keep"`.
     site.machines[1].controller.process().kill().unwrap();
     assert_eq!(site.homes(), before);
     let balancer = site.balance(1);

@@ -1,4 +1,4 @@
-//! `assign_vip`: the balancer gives its interface the VIPs, tells the neighbours, and takes them back.
+//! Tests of `assign_vip`: the balancer adds the VIPs to its interface, announces them to neighbours, and removes them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{thread, time::Duration};
@@ -19,7 +19,7 @@ fn ip(namespace: &Namespace, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A site whose balancer has no VIP of its own, and whose client believes that the VIPs are elsewhere.
+/// A site whose balancer has no VIP of its own, and whose client has outdated neighbour entries for the VIPs.
 fn site(on_exit: &'static str) -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
@@ -42,18 +42,18 @@ fn assigned(site: &Site, family: Family) -> bool {
 }
 
 #[test]
-fn vips_come_with_the_balancer_and_go_with_it() {
+fn when_the_balancer_starts_and_ends_then_vips_come_and_go() {
     let mut site = site("detach");
     for family in Family::BOTH {
         assert!(assigned(&site, family), "{family:?}");
         site.homes(family, 1..=5).unwrap();
     }
-    // Somebody removed one: it comes back.
+    // An operator removes one: it comes back.
     let interface = site.topology().interfaces()[0];
     let vip = site.topology().vip(Family::V4);
     site.topology().balancer().ip(&format!("addr del {vip}/32 dev {interface}")).unwrap();
     wait("the VIP does not come back", || assigned(&site, Family::V4));
-    // One that was killed leaves what the next one knows to be a balancer's.
+    // After a kill, the next balancer recognizes the remaining address.
     site.kill_and_restart(|_| {}).unwrap();
     assert!(assigned(&site, Family::V4));
     site.controller().process().stop().unwrap();
@@ -63,7 +63,7 @@ fn vips_come_with_the_balancer_and_go_with_it() {
 }
 
 #[test]
-fn an_address_that_is_there_already_is_somebody_elses() {
+fn when_an_address_exists_already_then_the_balancer_leaves_it_to_its_owner() {
     let mut site = site("detach");
     site.controller().process().stop().unwrap();
     let interface = site.topology().interfaces()[0];
@@ -76,10 +76,10 @@ fn an_address_that_is_there_already_is_somebody_elses() {
 }
 
 #[test]
-fn neighbours_are_told() {
+fn when_vips_are_assigned_then_neighbours_are_told() {
     let mut site = site("detach");
     site.controller().process().stop().unwrap();
-    // Each of these is a neighbour of a host on the balancer's link, with an entry that is out of date.
+    // Each of these is a neighbour on the balancer's link with an outdated entry.
     let backend = &site.topology().backends()[0];
     for family in Family::BOTH {
         let vip = site.topology().vip(family).to_string();
@@ -95,18 +95,17 @@ fn neighbours_are_told() {
     }
 }
 
-/// The MAC address that a neighbour knows for an address.
+/// The MAC address that a neighbour has for an address.
 fn known_mac(neighbour: &Namespace, address: &str) -> String {
     let entry = ip(neighbour, &["neigh", "show", address, "dev", "eth0"]);
     entry.split_whitespace().skip_while(|&word| word != "lladdr").nth(1).unwrap_or_default().to_owned()
 }
 
-/// Effects of each of these changes: the neighbours' entries are out of date, and nothing but an announcement renews
-/// them.
+/// After each of these changes, the neighbours' entries are outdated, and only an announcement renews them.
 #[test]
 fn when_mac_carrier_mode_or_an_address_changes_then_neighbours_are_told_anew() {
     const NEW_MAC: &str = "02:00:00:00:00:99";
-    // An address of the operator's.
+    // An address of the operator.
     const OTHER: &str = "10.0.0.77";
     type Change = fn(&mut Site);
     let mut site = site("detach");
@@ -128,7 +127,7 @@ fn when_mac_carrier_mode_or_an_address_changes_then_neighbours_are_told_anew() {
         }),
     ];
     for (what, change) in changes {
-        // What was announced at the start, or for the change before, has an end.
+        // Announcements at the start and for the previous change have ended.
         thread::sleep(Duration::from_secs(9));
         for address in vips.iter().map(String::as_str).chain([OTHER]) {
             let backend = &site.topology().backends()[0];
@@ -148,7 +147,7 @@ fn when_mac_carrier_mode_or_an_address_changes_then_neighbours_are_told_anew() {
 }
 
 #[test]
-fn kept_vips_go_with_detach() {
+fn when_vips_were_kept_then_detach_removes_them() {
     let mut site = site("keep");
     site.controller().process().kill().unwrap();
     assert!(assigned(&site, Family::V4) && assigned(&site, Family::V6));
@@ -157,10 +156,10 @@ fn kept_vips_go_with_detach() {
     assert!(!assigned(&site, Family::V4) && !assigned(&site, Family::V6));
 }
 
-/// An address that was there before a service wants it, a service that comes by `apply`, a restart between: whoever added
-/// it keeps it.
+/// An address exists before a service needs it, `apply` brings the service, and the balancer restarts: the address
+/// stays with its owner.
 #[test]
-fn an_operators_address_that_apply_begins_to_want_stays_the_operators() {
+fn when_apply_begins_to_need_an_operators_address_then_it_stays_the_operators() {
     let mut site = site("keep");
     site.apply(|settings| settings.service_lines.clear()).unwrap();
     wait("VIPs stay assigned", || Family::BOTH.iter().all(|&family| !assigned(&site, family)));
@@ -183,7 +182,7 @@ fn an_operators_address_that_apply_begins_to_want_stays_the_operators() {
 }
 
 #[test]
-fn vips_follow_the_first_interface_over_a_restart() {
+fn when_the_first_interface_changes_over_a_restart_then_vips_follow() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.on_exit = "keep";
         settings.service_lines = "assign_vip = true".to_owned();
@@ -209,7 +208,7 @@ fn vips_follow_the_first_interface_over_a_restart() {
 
 /// The notes for the next controller have room for every VIP that was ever assigned.
 #[test]
-fn hundreds_of_vips_come_go_and_outlive_a_restart() {
+fn when_hundreds_of_vips_come_and_go_then_they_survive_a_restart() {
     const SERVICES: usize = 100;
     let mut site = site("keep");
     let services = |net: u8| -> String {

@@ -1,4 +1,4 @@
-//! An etcd that answers, and does not write.
+//! Tests of an etcd that answers but does not write.
 
 use balancer_engine::Settings;
 use balancer_fleet::engine::{Answer, Request};
@@ -12,7 +12,7 @@ use crate::lab::{Driver, Lab, address, keys, put, put_leased};
 const QUOTA: &str = "--quota-backend-bytes=4194304";
 
 impl Lab {
-    /// Writes until etcd says that it is full.
+    /// Writes until etcd reports that it is full.
     fn fill(&self) {
         let value = "x".repeat(100_000);
         let put = |number: usize| {
@@ -23,7 +23,7 @@ impl Lab {
         assert!(format!("{refused:#}").contains("database space exceeded"), "{refused:#}");
     }
 
-    /// Makes room in etcd in the way that the book describes.
+    /// Frees space in etcd as the book describes.
     fn make_room(&self) {
         self.etcdctl(0, &["del", "--prefix", "/filler/"]);
         let status = self.etcdctl(0, &["endpoint", "status", "--write-out=fields"]);

@@ -1,4 +1,4 @@
-//! Members that die, freeze and return, and histories that end.
+//! Tests of etcd servers that die, freeze and return, and of compacted histories.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use balancer_fleet::engine::{Answer, News, Request, Revision};
 
 use crate::lab::{Driver, Lab, address, keys, put, put_leased};
 
-/// A driver of one endpoint.
+/// A driver with one endpoint.
 fn at(lab: &Lab, index: usize, lease: u64) -> Driver {
     Driver::new(Settings { endpoints: vec![lab.cluster.endpoints()[index].clone()], ..lab.settings(lease) })
 }
 
-/// The changes that a watcher has seen, which must be each revision once, in order.
+/// The changes that a watcher has received. It must receive each revision once and in order.
 #[derive(Default)]
 struct Seen(BTreeMap<Revision, String>);
 
@@ -29,11 +29,11 @@ impl Seen {
 }
 
 #[test]
-fn every_change_is_seen_once_and_in_order_while_members_die_and_freeze() {
+fn when_members_die_and_freeze_then_every_change_is_seen_once_and_in_order() {
     Lab::new(3).run(async |lab| {
         let mut writer = lab.join(15).await;
         writer.made(vec![put_leased("live/writer")]).await;
-        // One at each endpoint at first, so that each failure strikes one.
+        // One watcher at each endpoint, so that each failure affects one.
         let mut watchers = Vec::new();
         for index in 0..3 {
             let mut endpoints = lab.cluster.endpoints();
@@ -81,7 +81,7 @@ fn every_change_is_seen_once_and_in_order_while_members_die_and_freeze() {
 }
 
 #[test]
-fn the_session_goes_on_at_another_endpoint() {
+fn when_an_endpoint_fails_then_the_session_goes_on_at_another() {
     Lab::new(3).run(async |lab| {
         let mut driver = lab.join(30).await;
         driver.made(vec![put_leased("live/mine")]).await;
@@ -100,7 +100,7 @@ fn the_session_goes_on_at_another_endpoint() {
             .await
             .unwrap()
             .unwrap();
-            // The new one may still be electing a leader.
+            // The new endpoint may still be electing a leader.
             while !matches!(driver.transaction(vec![], vec![put("live/other", fault)]).await, Answer::Made(_)) {}
             match fault {
                 "killed" => lab.start_member(u8::try_from(member).unwrap()),
@@ -112,7 +112,7 @@ fn the_session_goes_on_at_another_endpoint() {
 }
 
 #[test]
-fn a_history_that_is_compacted_meanwhile_costs_the_session() {
+fn when_the_history_is_compacted_meanwhile_then_the_session_is_lost() {
     Lab::new(3).run(async |lab| {
         let mut driver = at(lab, 2, 60);
         driver.joined().await;
@@ -125,7 +125,7 @@ fn a_history_that_is_compacted_meanwhile_costs_the_session() {
         let status = lab.etcdctl(0, &["endpoint", "status", "--write-out=fields"]);
         let revision = status.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).unwrap();
         lab.etcdctl(0, &["compaction", revision]);
-        // What it still would have sent is lost with it.
+        // Its unsent changes are lost with it.
         lab.cluster.kill(2).unwrap();
         lab.start_member(2);
         let reason = driver.lost().await;
@@ -137,7 +137,7 @@ fn a_history_that_is_compacted_meanwhile_costs_the_session() {
 }
 
 #[test]
-fn a_compacted_history_is_of_no_consequence_to_who_has_seen_it() {
+fn when_a_watcher_has_seen_a_compacted_history_then_nothing_is_lost() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(60).await;
         for value in ["1", "2"] {
@@ -166,7 +166,7 @@ fn a_compacted_history_is_of_no_consequence_to_who_has_seen_it() {
 }
 
 #[test]
-fn without_a_majority_requests_end_unknown_and_the_session_is_lost() {
+fn when_there_is_no_majority_then_requests_end_unknown_and_the_session_is_lost() {
     Lab::new(3).run(async |lab| {
         let mut driver = at(lab, 0, 3);
         driver.joined().await;

@@ -25,7 +25,7 @@ impl Lab {
 }
 
 #[test]
-fn keys_without_a_name_and_values_without_measure_are_left_out() {
+fn when_keys_have_no_name_or_values_are_too_large_then_they_are_left_out() {
     let larger = Options { arguments: vec!["--max-request-bytes=90000000".to_owned()], ..Options::default() };
     Lab::with(1, &larger).run(async |lab| {
         let mut writer = lab.join(30).await;
@@ -49,7 +49,7 @@ fn keys_without_a_name_and_values_without_measure_are_left_out() {
         assert!(watcher.engine.facts.borrow().skipped >= 4);
 
         lab.put_bytes(b"/balancer/site1/live/\xc3\x28", "no name");
-        // More than is read at once: it is passed over without being read.
+        // More than the driver reads at once: it skips the value.
         writer.made(vec![put("bulk/a", "before"), put("bulk/b", vec![4; 70 << 20]), put("bulk/c", "after")]).await;
         assert_eq!(keys(&writer.read("bulk/").await), ["bulk/a", "bulk/c"]);
         let mut late = Driver::new(lab.settings(30));
@@ -62,12 +62,12 @@ fn keys_without_a_name_and_values_without_measure_are_left_out() {
 }
 
 #[test]
-fn servers_that_are_no_etcd_are_passed_over() {
+fn when_servers_are_no_etcd_then_the_driver_skips_them() {
     Lab::new(1).run(async |lab| {
         let says: [&[u8]; 5] = [
             b"",
             b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
-            // HTTP/2: settings, and then an answer that was not asked for, and one that is too long.
+            // HTTP/2: settings, then an unrequested answer, and one that is too long.
             b"\0\0\0\x04\0\0\0\0\0\0\0\x04\0\0\0\0\0\x7f",
             b"\0\0\0\x04\0\0\0\0\0\xff\xff\xff\x01\x05\0\0\0\x01",
             &[0xff; 100_000],
@@ -78,7 +78,7 @@ fn servers_that_are_no_etcd_are_passed_over() {
             let answering = tokio::spawn(async move {
                 let mut connections = Vec::new();
                 while let Ok((mut stream, _)) = stranger.accept().await {
-                    // Whether it is heard is not important.
+                    // It does not matter whether the peer receives it.
                     let _ = stream.write_all(words).await;
                     connections.push(stream);
                 }
@@ -98,13 +98,13 @@ fn servers_that_are_no_etcd_are_passed_over() {
 }
 
 #[test]
-fn another_cluster_does_not_take_the_place_of_the_first() {
+fn when_an_endpoint_belongs_to_another_cluster_then_the_driver_does_not_use_it() {
     let mut first = Lab::new(1);
     let second_host = Namespace::new("other").unwrap();
     join((&first.namespace, "there"), (&second_host, "here")).unwrap();
     first.namespace.ip("address add 10.0.0.1/24 dev there").unwrap();
     second_host.ip("address add 10.0.0.2/24 dev here").unwrap();
-    // Clusters are told apart by what their members are called and where they are.
+    // The names and addresses of members distinguish clusters.
     let second = EtcdCluster::start(&[(&second_host, "10.0.0.2".parse().unwrap())], &Options::default()).unwrap();
     first.run(async |lab| {
         let mut endpoints = lab.cluster.endpoints();

@@ -1,4 +1,4 @@
-//! An etcd in a namespace of its own, and drivers of it.
+//! An etcd in its own namespace, and drivers for it.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-/// How long anything may take on a busy machine.
+/// The time limit for everything on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
 pub(crate) struct Lab {
@@ -31,7 +31,7 @@ impl Lab {
         Self::with(members, &Options::default())
     }
 
-    /// The calling thread is in the namespace from then on.
+    /// Starts an etcd, and moves the calling thread into its namespace.
     pub(crate) fn with(members: u8, options: &Options) -> Self {
         let namespace = Namespace::new("etcd").unwrap();
         let places: Vec<_> = (0..members).map(|index| (&namespace, address(index))).collect();
@@ -40,7 +40,7 @@ impl Lab {
         Self { namespace, cluster, runtime: None }
     }
 
-    /// Runs drivers in the calling thread alone: while it does something else, they stand still.
+    /// Runs drivers only in the calling thread: while it does something else, they stand still.
     pub(crate) fn standing_still(mut self) -> Self {
         self.runtime = Some(Builder::new_current_thread().enable_all().build().unwrap());
         self
@@ -64,7 +64,7 @@ impl Lab {
         driver
     }
 
-    /// Runs `etcdctl`, which asks one member, and returns its output.
+    /// Runs `etcdctl` with one member and returns its output.
     pub(crate) fn etcdctl(&self, member: u8, arguments: &[&str]) -> String {
         run(self.cluster.client(&self.namespace, address(member)).args(arguments)).unwrap()
     }
@@ -102,7 +102,7 @@ impl Driver {
         }
     }
 
-    /// The next change.
+    /// Returns the next change.
     pub(crate) async fn changed(&mut self) -> (Revision, Vec<Entry>, Vec<String>) {
         match self.next().await {
             News::Changed { revision, put, deleted } => (revision, put, deleted),
@@ -110,7 +110,7 @@ impl Driver {
         }
     }
 
-    /// Changes are passed over.
+    /// Waits for the loss of the session; skips changes.
     pub(crate) async fn lost(&mut self) -> String {
         loop {
             match self.next().await {
@@ -128,7 +128,7 @@ impl Driver {
         ticket
     }
 
-    /// The answer to a request; changes that come before are passed over.
+    /// Returns the answer to a request; skips changes before it.
     pub(crate) async fn answer(&mut self, request: impl FnOnce(Ticket) -> Request) -> Answer {
         let asked = self.ask(request);
         loop {
@@ -144,7 +144,7 @@ impl Driver {
         self.answer(|ticket| Request::Transaction { ticket, conditions, writes }).await
     }
 
-    /// Writes that must be made; says when they were.
+    /// Makes writes, which must succeed, and returns their revision.
     pub(crate) async fn made(&mut self, writes: Vec<Write>) -> Revision {
         match self.transaction(Vec::new(), writes).await {
             Answer::Made(revision) => revision,
@@ -159,7 +159,7 @@ impl Driver {
         }
     }
 
-    /// Waits until what stands in the way has these words.
+    /// Waits until the current failure has these words.
     pub(crate) async fn trouble(&mut self, words: &str) {
         let has = |trouble: &Option<String>| trouble.as_ref().is_some_and(|trouble| trouble.contains(words));
         let waiting = timeout(PATIENCE, self.engine.facts.wait_for(|facts| has(&facts.trouble)));
@@ -181,7 +181,7 @@ pub(crate) fn keys(entries: &[Entry]) -> Vec<&str> {
     entries.iter().map(|entry| entry.key.as_str()).collect()
 }
 
-/// Settings of a driver that may use all members; `lease` in seconds.
+/// The settings of a driver that may use all members; `lease` in seconds.
 pub(crate) fn settings(cluster: &EtcdCluster, lease: u64) -> Settings {
     Settings {
         fleet: "site1".to_owned(),

@@ -1,4 +1,4 @@
-//! Leases that run out, and sessions that end with them.
+//! Tests of expired leases, and of sessions that end with them.
 
 use std::{thread, time::Duration};
 
@@ -8,7 +8,7 @@ use balancer_fleet::engine::{News, Request, Ticket};
 use crate::lab::{Lab, keys, put, put_leased};
 
 #[test]
-fn a_process_that_was_stopped_for_longer_than_its_lease_begins_anew() {
+fn when_a_process_was_stopped_for_longer_than_its_lease_then_it_begins_again() {
     Lab::new(1).standing_still().run(async |lab| {
         let mut driver = lab.join(2).await;
         driver.made(vec![put_leased("live/mine"), put("live/stays", "")]).await;
@@ -34,7 +34,7 @@ fn a_process_that_was_stopped_for_longer_than_its_lease_begins_anew() {
 }
 
 #[test]
-fn a_lease_that_somebody_revokes_is_noticed() {
+fn when_a_lease_is_revoked_then_the_driver_notices() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(3).await;
         driver.made(vec![put_leased("live/mine")]).await;
@@ -47,7 +47,7 @@ fn a_lease_that_somebody_revokes_is_noticed() {
 }
 
 #[test]
-fn a_leased_write_under_a_lease_that_is_gone_ends_the_session() {
+fn when_a_leased_write_has_an_expired_lease_then_the_session_ends() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(60).await;
         let leases = lab.etcdctl(0, &["lease", "list"]);
@@ -63,7 +63,7 @@ fn a_leased_write_under_a_lease_that_is_gone_ends_the_session() {
 }
 
 #[test]
-fn an_etcd_that_is_frozen_for_longer_than_the_lease_costs_the_session() {
+fn when_etcd_is_frozen_for_longer_than_the_lease_then_the_session_is_lost() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(3).await;
         driver.made(vec![put_leased("live/mine"), put("live/stays", "")]).await;

@@ -1,4 +1,4 @@
-//! The driver of the engine against real etcd, whose members are killed, frozen and compacted.
+//! Tests of the engine's driver with real etcd servers, which are killed, frozen and compacted.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,4 +1,4 @@
-//! Networks that are cut: every etcd in a namespace of its own, and the driver in another.
+//! Tests of network partitions: every etcd server and the driver have separate namespaces.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use tokio::{runtime::Builder, time::timeout};
 
 use crate::lab::{Driver, PATIENCE, keys, put, put_leased, settings};
 
-/// Three members and the driver's host at one switch; the calling thread is on the driver's host.
+/// Three servers and the driver's host at one switch. The calling thread is on the driver's host.
 struct Network {
     switch: Namespace,
     own: Namespace,
@@ -51,13 +51,13 @@ impl Network {
         settings(&self.cluster, lease)
     }
 
-    /// Which member a driver uses.
+    /// The server that a driver uses.
     fn in_use(&self, driver: &Driver) -> usize {
         let endpoint = driver.engine.facts.borrow().endpoint.clone().unwrap();
         self.cluster.endpoints().iter().position(|known| *known == endpoint).unwrap()
     }
 
-    /// Cuts a member off from the others, or ends that; clients reach it as before.
+    /// Cuts a server off from the others, or reconnects it; clients still reach it.
     fn isolate(&self, member: usize, change: &str) {
         for other in (0..MEMBERS).filter(|&other| other != member) {
             self.hosts[member].ip(&format!("-6 route {change} blackhole {}/128", address(other))).unwrap();
@@ -82,7 +82,7 @@ async fn reachable(driver: &mut Driver, expected: bool) {
 }
 
 #[test]
-fn a_member_that_is_cut_off_from_the_others_is_left_and_the_session_goes_on() {
+fn when_a_member_is_cut_off_then_the_driver_leaves_it_and_the_session_goes_on() {
     let network = Network::new();
     run(async || {
         let mut watcher = Driver::new(network.settings(30));
@@ -118,7 +118,7 @@ fn a_member_that_is_cut_off_from_the_others_is_left_and_the_session_goes_on() {
 }
 
 #[test]
-fn a_link_that_is_down_for_less_than_the_lease_costs_nothing_and_for_longer_the_session() {
+fn when_a_link_is_down_then_the_session_survives_for_the_length_of_the_lease() {
     let network = Network::new();
     run(async || {
         let mut driver = Driver::new(network.settings(20));

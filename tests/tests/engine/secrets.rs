@@ -1,4 +1,4 @@
-//! TLS: who trusts whom, and what is said when somebody does not.
+//! Tests of TLS: trust between the sides, and error messages.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ fn secured(lab: &Lab) -> Settings {
 }
 
 #[test]
-fn with_the_right_certificates_all_is_well() {
+fn when_certificates_are_right_then_the_driver_connects() {
     let mut lab = lab();
     lab.run(async |lab| {
         let mut driver = Driver::new(secured(lab));
@@ -28,7 +28,7 @@ fn with_the_right_certificates_all_is_well() {
 }
 
 #[test]
-fn what_is_wrong_with_certificates_is_said() {
+fn when_certificates_are_wrong_then_the_error_says_why() {
     let mut lab = lab();
     lab.run(async |lab| {
         let elsewhere = tempfile::tempdir().unwrap();
@@ -62,7 +62,7 @@ fn what_is_wrong_with_certificates_is_said() {
 }
 
 #[test]
-fn files_that_are_put_right_are_read_without_a_restart() {
+fn when_files_are_corrected_then_the_driver_reads_them_without_a_restart() {
     let mut lab = lab();
     lab.run(async |lab| {
         let own = secured(lab);

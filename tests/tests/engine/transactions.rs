@@ -1,11 +1,11 @@
-//! Transactions, reads, and what the watch says of them.
+//! Tests of transactions, reads, and the watch's view of them.
 
 use balancer_fleet::engine::{Answer, Condition, Entry, Request, Revision, Write};
 
 use crate::lab::{Lab, keys, put, put_leased};
 
 #[test]
-fn a_transaction_is_made_whole_or_not_at_all_and_seen_whole() {
+fn when_a_transaction_is_made_then_it_is_whole_and_seen_whole() {
     Lab::new(1).run(async |lab| {
         let (mut a, mut b) = (lab.join(5).await, lab.join(5).await);
         let absent = Condition::Absent("live/a".to_owned());
@@ -54,7 +54,7 @@ fn a_transaction_is_made_whole_or_not_at_all_and_seen_whole() {
 }
 
 #[test]
-fn requests_are_answered_in_their_order() {
+fn when_requests_are_sent_then_they_are_answered_in_order() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(5).await;
         let asked: Vec<_> = (0..100)
@@ -87,7 +87,7 @@ fn requests_are_answered_in_their_order() {
 }
 
 #[test]
-fn what_etcd_refuses_is_said_and_nothing_else_happens() {
+fn when_etcd_refuses_a_request_then_the_answer_says_so_and_nothing_else_happens() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(5).await;
         let answer = driver.transaction(vec![], vec![put("live/a", vec![0; 1_600_000])]).await;
@@ -100,7 +100,7 @@ fn what_etcd_refuses_is_said_and_nothing_else_happens() {
 }
 
 #[test]
-fn leased_keys_go_with_their_holder_and_others_stay() {
+fn when_a_holder_leaves_then_its_leased_keys_go_and_others_stay() {
     Lab::new(1).run(async |lab| {
         let (mut a, mut b) = (lab.join(60).await, lab.join(60).await);
         a.made(vec![put_leased("live/member/a"), put("live/stays", "")]).await;
@@ -113,7 +113,7 @@ fn leased_keys_go_with_their_holder_and_others_stay() {
 }
 
 #[test]
-fn fleets_do_not_see_each_other() {
+fn when_fleets_share_an_etcd_then_they_do_not_see_each_other() {
     Lab::new(1).run(async |lab| {
         let mut one = lab.join(5).await;
         let mut settings = lab.settings(5);

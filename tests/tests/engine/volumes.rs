@@ -1,4 +1,4 @@
-//! Much at once, and readers that take their time.
+//! Tests with large volumes and slow readers.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use balancer_testkit::namespace::run;
 use crate::lab::{Lab, keys, put, put_leased};
 
 #[test]
-fn many_and_large_values_are_read_whole_while_the_watch_goes_on() {
+fn when_many_large_values_are_read_then_they_are_whole_and_the_watch_goes_on() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(10).await;
         let mut watcher = lab.join(10).await;
@@ -45,7 +45,7 @@ fn many_and_large_values_are_read_whole_while_the_watch_goes_on() {
 }
 
 #[test]
-fn a_copy_of_thousands_of_keys_is_whole_and_in_order() {
+fn when_thousands_of_keys_are_copied_then_the_copy_is_whole_and_in_order() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(10).await;
         let mut expected = Vec::new();
@@ -61,7 +61,7 @@ fn a_copy_of_thousands_of_keys_is_whole_and_in_order() {
 }
 
 #[test]
-fn a_reader_that_takes_its_time_keeps_its_lease_and_misses_nothing() {
+fn when_a_reader_is_slow_then_it_keeps_its_lease_and_misses_nothing() {
     Lab::new(1).run(async |lab| {
         let mut slow = lab.join(3).await;
         slow.made(vec![put_leased("live/slow")]).await;
@@ -85,7 +85,7 @@ fn a_reader_that_takes_its_time_keeps_its_lease_and_misses_nothing() {
 }
 
 #[test]
-fn more_than_a_copy_may_hold_is_said_and_not_read_on() {
+fn when_there_is_more_than_a_copy_may_hold_then_the_read_fails() {
     Lab::new(1).run(async |lab| {
         let mut driver = lab.join(30).await;
         let mut watcher = lab.join(30).await;
@@ -93,7 +93,7 @@ fn more_than_a_copy_may_hold_is_said_and_not_read_on() {
         for number in 0..255 {
             driver.made(vec![write(number)]).await;
         }
-        // It watches as well, and may lose its session before it hears of this one.
+        // This driver watches as well, and may lose its session before it receives this answer.
         driver.ask(|ticket| Request::Transaction { ticket, conditions: Vec::new(), writes: vec![write(255)] });
         assert_eq!(watcher.lost().await, "more than 256 MiB below live/");
         watcher.trouble("more than 256 MiB below /balancer/site1/live/").await;

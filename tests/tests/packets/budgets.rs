@@ -1,4 +1,4 @@
-//! Tests of budgets: work that anybody from outside can have the program do is limited for each CPU and second.
+//! Tests of budgets: the amount of work that outside senders can cause is limited for each CPU and second.
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_dataplane::Budgets;
@@ -10,14 +10,14 @@ use nix::sched::{CpuSet, sched_setaffinity};
 
 use crate::cases::services;
 
-/// So few that a test sees their end within the second.
+/// So small that a test exceeds them within a second.
 const FEW: Budgets = Budgets { errors: 20, rejections: 20, echo: 20, fragments: 20, waiting: 20 };
 const SENT: u64 = 4000;
 
 const XDP_DROP: u32 = 1;
 const XDP_TX: u32 = 3;
 
-/// In a namespace and on a CPU of its own.
+/// Runs a test in a new namespace and on one CPU.
 fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
     let thread = std::thread::spawn(|| {
         let mut first = CpuSet::new();
@@ -29,7 +29,7 @@ fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
 }
 
 #[test]
-fn echo_requests_are_answered_so_often() {
+fn when_echo_requests_exceed_the_budget_then_they_are_dropped() {
     with_rig(|rig| {
         let ping = Frame::icmp("203.0.113.7:0", "198.51.100.10:0", 8, 0, [0; 4]).bytes();
         let mut dropped = 0;
@@ -43,13 +43,13 @@ fn echo_requests_are_answered_so_often() {
         assert_eq!(rig.drops(DropReason::EchoLimited).expect("counters"), dropped);
         assert!(answered >= 20, "{answered}");
         assert!(dropped > 0);
-        // Other things have budgets of their own.
+        // Other work has separate budgets.
         assert_eq!(rig.replies().expect("counters").fragments_not_remembered, 0);
     });
 }
 
 #[test]
-fn first_fragments_are_forwarded_but_not_remembered() {
+fn when_first_fragments_exceed_the_budget_then_they_are_forwarded_but_not_remembered() {
     with_rig(|rig| {
         let whole = Frame { payload: vec![7; 64], ..Frame::udp("203.0.113.7:40000", "198.51.100.10:53") };
         let first = whole.fragments(32, 1).swap_remove(0).bytes();
@@ -61,9 +61,9 @@ fn first_fragments_are_forwarded_but_not_remembered() {
     });
 }
 
-/// As a flood with addresses of the link as its source brings them about.
+/// A flood with source addresses of the link causes this.
 #[test]
-fn replies_wait_for_their_neighbours_so_often() {
+fn when_replies_wait_for_neighbours_then_the_budget_limits_them() {
     with_rig(|rig| {
         for port in 0..SENT {
             let client = format!("10.0.0.66:{}", 1024 + port);

@@ -1,4 +1,4 @@
-//! Running a table of cases.
+//! Runs a table of cases.
 
 use balancer_common::{
     handover::Handed,
@@ -11,7 +11,7 @@ use balancer_testkit::{
     rig::{IN_MAC, OUT_MAC, Rig, Service, Target, backend_mac},
 };
 
-/// One row.
+/// A row of the table.
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) frame: Vec<u8>,
@@ -20,17 +20,17 @@ pub(crate) struct Case {
 
 /// The expected fate of a frame.
 pub(crate) enum Then {
-    /// To the kernel, bytes unchanged.
+    /// The frame passes to the kernel unchanged.
     Pass,
-    /// Out of the same interface, as these bytes.
+    /// The frame leaves by the ingress interface, with these bytes.
     Tx(Vec<u8>),
-    /// Out of another interface, as these bytes.
+    /// The frame leaves by another interface, with these bytes.
     Redirect(Vec<u8>),
-    /// To the kernel, marked, as these bytes.
+    /// The frame passes to the kernel with a mark and these bytes.
     Handed(Vec<u8>),
-    /// Out of the same interface, to this MAC; the bytes are shown elsewhere.
+    /// The frame leaves by the ingress interface, to this MAC address. Other tests check its bytes.
     To([u8; 6]),
-    /// Dropped, counted under this reason alone.
+    /// The frame is dropped and counted only for this reason.
     Drop(DropReason),
 }
 
@@ -45,7 +45,7 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// The services every table of cases finds.
+/// The services in every table of cases.
 pub(crate) fn services() -> Vec<Service> {
     use Forwarding::{Dsr, Gue, Ipip, Nat};
     use Protocol::{Tcp, Udp};
@@ -96,7 +96,7 @@ pub(crate) fn services() -> Vec<Service> {
     ]
 }
 
-/// Runs `cases` in a namespace of their own and reports every one that fails.
+/// Runs `cases` in a new namespace and reports every failure.
 pub(crate) fn run(cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static) {
     run_with(|_| Ok(()), cases);
 }
@@ -109,13 +109,13 @@ pub(crate) fn run_with(
     run_services(services(), prepare, cases);
 }
 
-/// The same with `services` alone.
+/// The same with only `services`.
 pub(crate) fn run_services(
     services: Vec<Service>,
     prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
     cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
 ) {
-    // A thread of its own: it moves into another namespace.
+    // A separate thread, because it moves into another namespace.
     let failures = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
         let mut rig = Rig::new(&services)?;
         prepare(&mut rig)?;
@@ -167,25 +167,25 @@ fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns `frame` as it is when it is handed over.
+/// Returns `frame` as the program passes it to the kernel.
 pub(crate) fn handed(rig: &Rig, frame: &Frame, handed: Handed) -> Frame {
     Frame { destination_mac: handed.destination(), source_mac: rig.handover_source(), ..frame.clone() }
 }
 
-/// Returns `frame`, which is for a `dsr` service, as it is on its way to the backend.
+/// Returns `frame`, which is for a `dsr` service, as it goes to the backend.
 pub(crate) fn dsr(rig: &Rig, frame: &Frame) -> Frame {
     let index = rig.service(&frame.destination.to_string()).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
     Frame { destination_mac: backend_mac(index), source_mac, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// Returns `frame` as it leaves by the interface that it came in by, for the backend of the service at `service`.
+/// Returns `frame` as it leaves by its ingress interface, for the backend of the service at `service`.
 pub(crate) fn to_backend_mac(rig: &Rig, frame: &Frame, service: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     Frame { destination_mac: backend_mac(index), source_mac: IN_MAC, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// Returns `frame`, which is for a `nat` service, as it is on its way to the backend at `address`.
+/// Returns `frame`, which is for a `nat` service, as it goes to the backend at `address`.
 pub(crate) fn nat(rig: &Rig, frame: &Frame, service: &str, address: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };

@@ -1,11 +1,11 @@
-//! Values at which one's complement sums wrap around: the incremental update must equal a sum from scratch.
+//! Tests with values at which one's complement sums wrap around: the incremental update must equal a sum from scratch.
 
 use balancer_testkit::frame::{ACK, Frame, Transport};
 
 use crate::cases::{Case, Then, nat, run};
 
 #[test]
-fn wrap_around_values() {
+fn when_sums_wrap_around_then_the_incremental_update_is_right() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, vip, tcp_backend, udp_backend) in [
@@ -13,7 +13,7 @@ fn wrap_around_values() {
             ("[2001:db8:c::7]:40000", "[2001:db8::20]", "[fd00::21]:8080", "[fd00::22]:5353"),
         ] {
             let (tcp, udp) = (format!("{vip}:80"), format!("{vip}:53"));
-            // A payload word that makes the transport checksum take each of these values, before or after.
+            // A payload word that gives the transport checksum each of these values, before or after.
             for wanted in [0x0000u16, 0x0001, 0x7fff, 0x8000, 0xfffe, 0xffff] {
                 for (transport, service, backend) in
                     [(Transport::Tcp(ACK), &tcp, tcp_backend), (Transport::Udp, &udp, udp_backend)]
@@ -29,7 +29,7 @@ fn wrap_around_values() {
                 }
             }
         }
-        // The IPv4 header checksum runs through all of its wrap-arounds with the identification.
+        // With the identification, the IPv4 header checksum passes all of its wrap-arounds.
         for id in (0..=u16::MAX).step_by(257).chain([0, 1, 0xfffe, 0xffff]) {
             let frame = Frame { id, ..Frame::tcp("203.0.113.7:40000", "198.51.100.20:80", ACK) };
             let out = nat(rig, &frame, "198.51.100.20:80", "10.0.0.21:8080");
@@ -39,7 +39,7 @@ fn wrap_around_values() {
     });
 }
 
-/// An eight-byte payload with which `frame`'s transport checksum is `wanted` (or its other name: 0 for 0xffff).
+/// An eight-byte payload with which `frame`'s transport checksum is `wanted` (0 and 0xffff are equivalent).
 fn payload_for(frame: &Frame, wanted: u16) -> Vec<u8> {
     let (at, header) = match frame.transport {
         Transport::Tcp(_) => (16, 20),

@@ -1,4 +1,4 @@
-//! On a backend: tunnel headers are stripped for local VIPs, and for nobody else.
+//! Tests of a backend's program: it strips tunnel headers only for local VIPs.
 
 use std::net::IpAddr;
 
@@ -28,7 +28,7 @@ fn run(cases: &[Case]) {
     run_from(&[], cases);
 }
 
-/// The same where tunnels come from these prefixes alone, if any is given.
+/// The same with tunnels only from these prefixes, if any is given.
 fn run_from(from: &[&str], cases: &[Case]) {
     let vips = ["198.51.100.10", "2001:db8::10"].map(address);
     let own = OUTER.map(|(_, own)| address(own));
@@ -69,7 +69,7 @@ fn address(text: &str) -> IpAddr {
 
 type Wrap = Box<dyn Fn(&Frame) -> Frame>;
 
-/// Every mode and family pair: name, inner packet to a VIP, and how it is wrapped.
+/// Every mode and family pair: its name, an inner packet to a VIP, and the encapsulation.
 fn pairs() -> Vec<(String, Frame, Wrap)> {
     let mut pairs: Vec<(String, Frame, Wrap)> = Vec::new();
     for (source, destination) in OUTER {
@@ -85,7 +85,7 @@ fn pairs() -> Vec<(String, Frame, Wrap)> {
 }
 
 #[test]
-fn stripped_for_local_vips() {
+fn when_a_tunnel_packet_is_for_a_local_vip_then_its_header_is_stripped() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let mut stripped = |what: &str, inner: Frame, outer: Frame| {
@@ -134,7 +134,7 @@ fn stripped_for_local_vips() {
 }
 
 #[test]
-fn refused_for_everybody_else() {
+fn when_a_tunnel_packet_is_for_another_address_then_it_is_refused() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let [v4, v6] = CLIENTS;
@@ -148,11 +148,11 @@ fn refused_for_everybody_else() {
 }
 
 #[test]
-fn tunnels_of_other_machines_pass() {
+fn when_a_tunnel_ends_at_another_machine_then_its_packets_pass() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let mut outer = wrap(&inner);
-        // The router of somebody else's tunnel; the VIP itself is no end of one.
+        // The router of another tunnel; the VIP itself is no tunnel end.
         for end in if outer.source.is_ipv4() { ["10.0.0.51", "198.51.100.10"] } else { ["fd00::51", "2001:db8::10"] } {
             outer.destination.set_ip(address(end));
             cases.push(Case { name: format!("{name} to {end}"), frame: outer.bytes(), then: Then::Passed });
@@ -165,7 +165,7 @@ fn tunnels_of_other_machines_pass() {
 }
 
 #[test]
-fn tunnels_come_from_where_they_may() {
+fn when_a_tunnel_comes_from_an_allowed_prefix_then_its_header_is_stripped() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let outer = wrap(&inner);
@@ -185,9 +185,9 @@ fn tunnels_come_from_where_they_may() {
     run_from(&["10.0.0.0/29", "192.0.2.1/32", "fd00::/124", "2001:db8:9::1/128"], &cases);
 }
 
-/// A family of which no prefix is given: nobody's.
+/// A family without any allowed prefix: its tunnels are refused.
 #[test]
-fn prefixes_of_one_family_say_nothing_of_the_other() {
+fn when_only_one_family_has_prefixes_then_the_other_is_unaffected() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let outer = wrap(&inner);
@@ -198,7 +198,7 @@ fn prefixes_of_one_family_say_nothing_of_the_other() {
 }
 
 #[test]
-fn malformed_tunnel_packets() {
+fn when_a_tunnel_packet_is_malformed_then_it_is_refused() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let whole = wrap(&inner);
@@ -236,7 +236,7 @@ fn malformed_tunnel_packets() {
 }
 
 #[test]
-fn passed_when_it_is_no_tunnel() {
+fn when_a_packet_is_no_tunnel_packet_then_it_passes() {
     let mut cases = Vec::new();
     let mut passed = |name: &str, frame: Vec<u8>| {
         cases.push(Case { name: name.to_owned(), frame, then: Then::Passed });

@@ -73,7 +73,7 @@ fn when_a_packet_is_forwarded_then_its_macs_and_its_ttl_change_and_nothing_else(
 }
 
 #[test]
-fn connections_packets_and_bytes_are_counted() {
+fn when_packets_are_forwarded_then_connections_packets_and_bytes_are_counted() {
     std::thread::spawn(|| {
         let rig = balancer_testkit::rig::Rig::new(&crate::cases::services()).expect("a rig");
         let syn = Frame::tcp(CLIENTS[0].0, "198.51.100.10:80", SYN).bytes();

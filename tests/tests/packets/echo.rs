@@ -1,4 +1,4 @@
-//! Echo requests: answered for VIPs, passed for everybody else.
+//! Tests of echo requests: the program answers them for VIPs, and passes all others.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::{
@@ -26,7 +26,7 @@ fn reply(request: &Frame, kind: u8) -> Frame {
     }
 }
 
-/// The reply's bytes. An ICMP checksum of 0 has another name, which is always right.
+/// The reply's bytes. An ICMP checksum of 0 is written as 0xffff, which is always right.
 pub(crate) fn reply_bytes(request: &Frame, kind: u8) -> Vec<u8> {
     let mut bytes = reply(request, kind).bytes();
     let check = 14 + 4 * request.vlans.len() + 20 + 2;
@@ -37,7 +37,7 @@ pub(crate) fn reply_bytes(request: &Frame, kind: u8) -> Vec<u8> {
 }
 
 #[test]
-fn answered_for_a_vip() {
+fn when_an_echo_request_is_for_a_vip_then_it_is_answered() {
     run(|_| {
         let mut cases = Vec::new();
         for (client, vip, elsewhere, request, answer) in FAMILIES {
@@ -112,7 +112,7 @@ fn answered_for_a_vip() {
 }
 
 #[test]
-fn answers_are_counted() {
+fn when_echo_requests_are_answered_then_they_are_counted() {
     std::thread::spawn(|| {
         let rig = Rig::new(&services()).expect("a rig");
         for (client, vip, elsewhere, request, _) in FAMILIES {

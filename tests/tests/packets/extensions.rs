@@ -1,4 +1,4 @@
-//! IPv6 extension headers: followed to the ports, and left as they are.
+//! Tests of IPv6 extension headers: the program follows them to the ports, and does not change them.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{
@@ -26,7 +26,7 @@ fn chains() -> Vec<(&'static str, Vec<Extension>)> {
 }
 
 #[test]
-fn followed_to_the_ports() {
+fn when_extension_headers_lead_to_the_ports_then_the_packet_is_forwarded() {
     run(|rig| {
         let mut cases = Vec::new();
         for (name, extensions) in chains() {
@@ -62,7 +62,7 @@ fn followed_to_the_ports() {
 }
 
 #[test]
-fn chains_that_lead_nowhere() {
+fn when_extension_headers_lead_nowhere_then_the_packet_is_not_forwarded() {
     run(|_| {
         let mut cases = Vec::new();
         for host in ["10", "20"] {

@@ -1,4 +1,4 @@
-//! The table of connections, full and under attack.
+//! Tests of the connection table when it is full and under attack.
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
@@ -33,7 +33,7 @@ fn with_rig(flows: u32, addresses: &'static [Ipv4Addr], test: impl FnOnce(Rig) +
     std::thread::spawn(run).join().expect("the thread panicked");
 }
 
-/// Client number so many, with a port of its own.
+/// The client with this number, with its own port.
 fn client(number: u32) -> String {
     let [_, a, b, c] = (number / 8).to_be_bytes();
     format!("10.{}.{b}.{c}:{}", a + 1, 40_000 + number % 8)
@@ -109,7 +109,7 @@ fn when_a_million_segments_open_connections_that_nobody_answers_then_none_that_c
         for (number, end) in (0..LIVE).zip(&ends) {
             assert_eq!(sent(&rig, number, ACK), *end, "client {number}");
         }
-        // A client that comes in the middle of it is served.
+        // A new client during the attack is served.
         connect(&rig, LIVE);
         println!("{} without a port", rig.drops(DropReason::NoPort).expect("counters"));
     });

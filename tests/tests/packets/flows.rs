@@ -1,4 +1,4 @@
-//! `snat`: both ends of a packet are rewritten, and replies find their client.
+//! Tests of `snat`: both ends of a packet are rewritten, and replies reach their client.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -81,7 +81,7 @@ fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
     std::thread::spawn(move || test(Rig::new(&services()).expect("a rig"))).join().expect("the thread panicked");
 }
 
-/// The port under which the backend sees the sender of `frame`, which it is sent as if from there.
+/// The port under which the backend sees the sender of `frame`.
 fn sent(rig: &Rig, index: usize, frame: &Frame, backend: &str) -> u16 {
     let ran = rig.run(&frame.bytes()).expect("a run");
     assert_eq!(ran.action, XDP_TX, "{frame:?}");
@@ -128,7 +128,7 @@ fn action(rig: &Rig, frame: &Frame) -> u32 {
     rig.run(&frame.bytes()).expect("a run").action
 }
 
-/// A connection from `port` that carries data; the port that the backend sees.
+/// Opens a connection from `port` and sends data. Returns the port that the backend sees.
 fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
     let seen = sent(rig, scene.index, &scene.there(port, SYN), scene.backend);
     comes_back(rig, &scene.back(seen, SYN | ACK), scene.vip, &scene.client(port));
@@ -320,7 +320,7 @@ fn when_a_router_says_that_a_packet_is_too_big_then_its_sender_hears_it() {
                 let length = if scene.index == 0 { length } else { length + 20 };
                 let there = Frame { payload: vec![3; 100], ..scene.there(40_000, ACK) };
                 let at_backend = Frame { ttl: there.ttl - 1, ..translated(&there, scene.index, seen, scene.backend) };
-                // To the client, about what it sent to the backend.
+                // To the client, about its packet to the backend.
                 let told = error(scene.router, &at_backend, length, scene.too_big);
                 let as_sent = Frame { source: there.source, destination: there.destination, ..at_backend.clone() };
                 let expected = Frame {
@@ -332,7 +332,7 @@ fn when_a_router_says_that_a_packet_is_too_big_then_its_sender_hears_it() {
                 };
                 let ran = rig.run(&told.bytes()).expect("a run");
                 assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()), "to {}, {length}", scene.client);
-                // To the backend, about what it sent to the client.
+                // To the backend, about its packet to the client.
                 let back = Frame { payload: vec![3; 100], ..scene.back(seen, ACK) };
                 let at_client = restored(&back, scene.vip, &scene.client(40_000));
                 let told = error(scene.router, &at_client, length, scene.too_big);

@@ -1,4 +1,4 @@
-//! Fragments: the first is steered by its ports, the rest follow it.
+//! Tests of fragments: the ports steer the first fragment, and the others follow it.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::{
@@ -8,7 +8,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, dsr, nat, run, to_backend_mac};
 
-/// A datagram of 108 bytes from port 40000: fragments of 40 bytes are three.
+/// A datagram of 108 bytes from port 40000, which has three fragments of 40 bytes.
 fn datagram(client: &str, to: &str) -> Frame {
     Frame { payload: (0..100).collect(), dont_fragment: false, ..Frame::udp(client, to) }
 }
@@ -16,14 +16,14 @@ fn datagram(client: &str, to: &str) -> Frame {
 const FAMILIES: [(&str, &str, &str); 2] =
     [("203.0.113.7:40000", "198.51.100.", ""), ("[2001:db8:c::7]:40000", "[2001:db8::", "]")];
 
-/// Every fragment of `whole` becomes the same one of `out`.
+/// Cases in which every fragment of `whole` becomes the same fragment of `out`.
 fn pairs(name: &str, whole: &Frame, out: &Frame, id: u32) -> Vec<Case> {
     let parts = whole.fragments(40, id).into_iter().zip(out.fragments(40, id)).enumerate();
     parts.map(|(index, (part, out))| Case::new(format!("{name}, part {index}"), &part, Then::Tx(out.bytes()))).collect()
 }
 
 #[test]
-fn later_fragments_follow_the_first() {
+fn when_the_first_fragment_was_seen_then_later_ones_follow_it() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, prefix, close) in FAMILIES {
@@ -41,15 +41,15 @@ fn later_fragments_follow_the_first() {
             cases.extend(pairs(&format!("{client} nat, VLAN"), &tagged, &out, 2));
             let tcp = Frame { payload: (0..100).collect(), ..Frame::tcp(client, &at("10", 80), ACK) };
             cases.extend(pairs(&format!("{client} dsr tcp"), &tcp, &dsr(rig, &tcp), 3));
-            // The same identification from another client is another datagram.
+            // The same identification from another client belongs to another datagram.
             let other = client.replace(":40000", ":40001").replace("113.7", "113.8").replace("::7", "::8");
             let later = datagram(&other, &at("10", 53)).fragments(40, 1).remove(1);
             cases.push(match close {
-                // UDP at this address is one service alone, so it goes there anyway.
+                // This address has only one UDP service, so the fragment goes there anyway.
                 "" => Case::new("another client", &later, Then::Tx(dsr_part(rig, &later, &at("10", 53)))),
                 _ => Case::new("another client, IPv6", &later, Then::Tx(dsr_part(rig, &later, &at("10", 53)))),
             });
-            // TCP has two services here, so a part that was not seen to begin cannot be told.
+            // TCP has two services here, so the service of a fragment without its first one is unknown.
             let tcp = Frame { payload: (0..100).collect(), ..Frame::tcp(&other, &at("10", 80), ACK) };
             let parts = tcp.fragments(40, 9);
             for index in [2, 1] {
@@ -76,7 +76,7 @@ fn dsr_part(rig: &Rig, part: &Frame, service: &str) -> Vec<u8> {
 }
 
 #[test]
-fn without_the_first_the_only_service_takes_them() {
+fn when_the_first_fragment_was_not_seen_then_the_only_service_takes_the_rest() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, prefix, close) in FAMILIES {
@@ -99,7 +99,7 @@ fn without_the_first_the_only_service_takes_them() {
             let sctp = Frame { transport: Transport::Raw(132), payload: vec![1; 64], ..tcp };
             let part = sctp.fragments(40, 53).remove(1);
             cases.push(Case::new(format!("{client} SCTP"), &part, Then::Pass));
-            // What begins as a packet for the kernel goes there whole.
+            // If the first fragment passes to the kernel, the others follow.
             let passed = datagram(client, &at("70", 5000));
             for (index, part) in passed.fragments(40, 54).iter().enumerate() {
                 cases.push(Case::new(format!("{client} another port, part {index}"), part, Then::Pass));
@@ -147,7 +147,7 @@ fn without_the_first_the_only_service_takes_them() {
 }
 
 #[test]
-fn replies_of_nat_backends() {
+fn when_nat_backends_reply_in_fragments_then_all_are_translated() {
     run(|_| {
         let mut cases = Vec::new();
         let restored = |frame: &Frame, vip: &str| Frame {
@@ -179,7 +179,7 @@ fn replies_of_nat_backends() {
             let used_up = Frame { ttl: 1, ..whole.fragments(40, 84).remove(2) };
             cases.push(Case::new(format!("{alone} TTL used up"), &used_up, Then::Drop(DropReason::TtlExceeded)));
         }
-        // What is fragmented begins with destination options, so the later fragment names those and not UDP.
+        // Destination options are the first header inside the fragments, so a later fragment names them and not UDP.
         let first = Frame {
             extensions: vec![fragment(0, true, 85), options(DESTINATION_OPTIONS, 1)],
             ..Frame::udp("[fd00::22]:5353", "[2001:db8:c::7]:40000")
@@ -198,7 +198,7 @@ fn replies_of_nat_backends() {
 }
 
 #[test]
-fn broken_fragments() {
+fn when_fragments_are_broken_then_they_are_dropped() {
     run(|_| {
         let mut cases = Vec::new();
         for (client, prefix, close) in FAMILIES {

@@ -1,5 +1,5 @@
-//! Tables of listeners and of ways back in which nearly every row has a key, so that keys lie at all of their places: each is
-//! found, and nothing else is.
+//! Tests of the tables of listeners and of ways back when almost every row has a key, so that keys are at all possible
+//! places: the program finds each key, and no other.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,14 +12,14 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, run_services, to_backend_mac};
 
-/// VIP, backend and client.
+/// The VIP, backend and client.
 const FAMILIES: [(&str, &str, &str); 2] =
     [("198.51.100.20", "10.0.0.20", "203.0.113.7:40000"), ("2001:db8::20", "fd00::20", "[2001:db8:c::7]:40000")];
-/// Listeners of each family. With both addresses of each they fill 86% of the rows that the rig has.
+/// The listeners of each family. With both addresses of each, they fill 86% of the rig's rows.
 const PORTS: std::ops::Range<u16> = 1000..1440;
-/// Ports that nobody listens on.
+/// Ports without listeners.
 const OTHERS: std::ops::Range<u16> = 1440..2440;
-/// From a listener's port to its backends'.
+/// The difference between a listener's port and its backends' port.
 const FURTHER: u16 = 20_000;
 
 fn at(address: &str, port: u16) -> SocketAddr {
@@ -65,7 +65,7 @@ fn cases(rig: &Rig) -> Vec<Case> {
 }
 
 #[test]
-fn every_listener_and_every_way_back_is_found() {
+fn when_tables_are_nearly_full_then_every_listener_and_way_back_is_found() {
     let service = |address, target| Service {
         address,
         protocol: Protocol::Tcp,

@@ -1,4 +1,4 @@
-//! Frames that XDP cannot send are rewritten as ever, marked, and left to the kernel.
+//! Tests of frames that XDP cannot send: the program rewrites and marks them, and passes them to the kernel.
 
 use balancer_common::{
     handover::Handed,
@@ -19,7 +19,7 @@ fn to(rig: &Rig, service: &str) -> Handed {
     Handed::Backend(backend_id(index).0)
 }
 
-/// Frame, service, and what becomes of it apart from its mark, for every mode and family; the backend is beyond the other
+/// The frame, its service, and the result without its mark, for every mode and family. The backend is behind the other
 /// interface.
 fn beyond(rig: &Rig) -> Vec<(String, Frame, &'static str, Frame)> {
     let mut all = Vec::new();
@@ -53,7 +53,7 @@ fn beyond(rig: &Rig) -> Vec<(String, Frame, &'static str, Frame)> {
 }
 
 #[test]
-fn an_interface_that_takes_no_frames() {
+fn when_an_interface_takes_no_frames_then_they_are_handed_over() {
     run_with(
         |rig| rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)]),
         |rig| {
@@ -82,9 +82,9 @@ fn an_interface_that_takes_no_frames() {
     );
 }
 
-/// A tag says by which VLAN a frame came in. The one that it leaves by has another.
+/// A tag names the VLAN on which a frame arrived. It leaves by another VLAN.
 #[test]
-fn tags_of_an_interface_with_vlans() {
+fn when_an_interface_has_vlans_then_tagged_frames_are_handed_over() {
     run_with(
         |rig| rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]),
         |rig| {
@@ -127,7 +127,7 @@ fn tags_of_an_interface_with_vlans() {
     );
 }
 
-/// Only what may concern a frame is asked about: its tag, or that it leaves by another interface.
+/// The program checks only properties that matter for the frame: its tag, or that it leaves by another interface.
 #[test]
 fn when_both_are_known_then_only_frames_with_tags_and_redirected_ones_are_handed_over() {
     run_with(
@@ -156,7 +156,7 @@ fn when_both_are_known_then_only_frames_with_tags_and_redirected_ones_are_handed
 }
 
 #[test]
-fn what_is_known_of_interfaces_can_be_taken_back() {
+fn when_properties_of_interfaces_are_withdrawn_then_frames_are_sent_again() {
     run_with(
         |rig| {
             rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS), (rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)])?;

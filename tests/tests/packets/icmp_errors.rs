@@ -1,4 +1,4 @@
-//! ICMP errors go to the backend of the client that the packet they quote was for, and back.
+//! Tests of ICMP errors: they go to the backend of the client in the quoted packet, and back.
 
 use std::net::SocketAddr;
 
@@ -53,7 +53,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// An error from `router` about `quoted`, of which it holds `length` bytes.
+/// An error from `router` that quotes `length` bytes of `quoted`.
 pub(crate) fn error(
     router: &str,
     quoted: &Frame,
@@ -70,11 +70,11 @@ pub(crate) fn error(
     }
 }
 
-/// Quotes as long as routers make them: the least of RFC 792, more, all.
+/// Lengths of quotes that routers use: the minimum of RFC 792, more, and everything.
 const LENGTHS: [usize; 5] = [28, 36, 40, 48, 1500];
 
 #[test]
-fn to_the_backend_of_the_quoted_client() {
+fn when_an_error_quotes_a_reply_to_a_client_then_it_goes_to_the_clients_backend() {
     run(|rig| {
         let mut cases = Vec::new();
         for Family { client, router, vip, backend, errors } in &FAMILIES {
@@ -167,7 +167,7 @@ fn to_the_backend_of_the_quoted_client() {
 }
 
 #[test]
-fn through_tunnels() {
+fn when_an_error_is_for_a_tunnel_backend_then_it_goes_through_the_tunnel() {
     run(|rig| {
         let mut cases = Vec::new();
         for (mode, vip, backend) in [
@@ -193,7 +193,7 @@ fn through_tunnels() {
 }
 
 #[test]
-fn about_fragments() {
+fn when_an_error_quotes_a_fragment_then_it_goes_to_the_backend() {
     run(|rig| {
         let mut cases = Vec::new();
         for Family { client, router, vip, backend, errors } in &FAMILIES {
@@ -220,7 +220,7 @@ fn about_fragments() {
 }
 
 #[test]
-fn from_the_backends_to_the_client() {
+fn when_a_backend_sends_an_error_then_it_goes_to_the_client() {
     run(|_| {
         let mut cases = Vec::new();
         for Family { client, router, vip, backend, errors } in &FAMILIES {
@@ -275,7 +275,7 @@ fn from_the_backends_to_the_client() {
 }
 
 #[test]
-fn about_nothing_of_ours() {
+fn when_an_error_quotes_a_foreign_packet_then_it_passes() {
     run(|_| {
         let mut cases = Vec::new();
         for Family { client, router, vip, errors, .. } in &FAMILIES {
@@ -311,7 +311,7 @@ fn about_nothing_of_ours() {
 }
 
 #[test]
-fn nothing_is_counted_as_a_connection() {
+fn when_an_error_is_forwarded_then_it_is_not_counted_as_a_connection() {
     std::thread::spawn(|| {
         let rig = Rig::new(&services()).expect("a rig");
         let Family { client, router, errors, .. } = &FAMILIES[0];

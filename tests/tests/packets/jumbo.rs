@@ -1,4 +1,4 @@
-//! Frames longer than their linear part: only headers are looked at.
+//! Tests of frames that are longer than their linear part: the program reads only headers.
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_testkit::{
@@ -10,7 +10,7 @@ use balancer_testkit::{
 use crate::cases::{Case, Then, dsr, nat, run, services};
 
 #[test]
-fn nine_thousand_bytes() {
+fn when_a_frame_has_nine_thousand_bytes_then_it_is_forwarded() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, at_dsr, at_nat, backend, header) in [
@@ -39,7 +39,7 @@ fn nine_thousand_bytes() {
 
 /// Drivers that split headers from data leave little more than headers in the linear part.
 #[test]
-fn short_linear_parts() {
+fn when_linear_parts_are_short_then_frames_are_forwarded() {
     std::thread::spawn(|| {
         let rig = Rig::new(&services()).expect("a rig");
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
@@ -60,7 +60,7 @@ fn short_linear_parts() {
             run_linear(rig.program(), &frame.bytes(), headers - 1, rig.in_ifindex).expect("a run");
         }
         assert_eq!(rig.verdicts(Verdict::Tx).expect("counters"), 6);
-        // Headers that are not there cannot be read.
+        // Missing headers cannot be read.
         assert_eq!(rig.drops(DropReason::Malformed).expect("counters"), 2);
     })
     .join()

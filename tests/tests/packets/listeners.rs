@@ -1,5 +1,5 @@
-//! A service with several listeners, at two VIPs: each takes packets, fragments and ICMP errors to the same backends, `nat`
-//! to ports of their own, and replies go back to where their connection was opened.
+//! Tests of a service with several listeners at two VIPs: all send packets, fragments and ICMP errors to the same
+//! backends, with `nat` to each listener's port, and replies return to the listener of their connection.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,10 +20,10 @@ struct Scene {
     forwarding: Forwarding,
     client: &'static str,
     router: &'static str,
-    /// Two VIPs.
+    /// The two VIPs.
     vips: [&'static str; 2],
     backend: &'static str,
-    /// The service of the rig, by the listener that it is made with.
+    /// The service of the rig, named by its first listener.
     service: &'static str,
     target: Target,
 }
@@ -56,8 +56,8 @@ const SCENES: [Scene; 8] = {
     ]
 };
 
-/// Which VIP, the ports, the protocol, and the port of `nat` backends; 0: the packet's own. One port twice at a VIP, by
-/// both protocols, and twice in all, at both VIPs.
+/// The index of the VIP, the ports, the protocol, and the port of `nat` backends (0: the packet's own). One port occurs
+/// twice at a VIP with both protocols, and another at both VIPs.
 const LISTENERS: [(usize, &str, Protocol, u16); 5] = [
     (0, "80", Protocol::Tcp, 8080),
     (0, "443", Protocol::Tcp, 8443),
@@ -66,7 +66,7 @@ const LISTENERS: [(usize, &str, Protocol, u16); 5] = [
     (1, "10000-10100", Protocol::Udp, 0),
 ];
 
-/// One packet for each listener, and two for the range: VIP, port, protocol, port of the backend.
+/// One packet for each listener and two for the range: VIP, port, protocol, and the backend's port.
 const DOORS: [(usize, u16, Protocol, u16); 6] = [
     (0, 80, Protocol::Tcp, 8080),
     (0, 443, Protocol::Tcp, 8443),
@@ -76,7 +76,7 @@ const DOORS: [(usize, u16, Protocol, u16); 6] = [
     (1, 10_100, Protocol::Udp, 10_100),
 ];
 
-/// Destinations that no listener takes.
+/// Destinations without a listener.
 const ELSEWHERE: [(usize, u16, Protocol); 6] = [
     (0, 80, Protocol::Udp),
     (0, 10_000, Protocol::Udp),
@@ -108,12 +108,12 @@ impl Scene {
         frame(self.client, &self.vip(vip, port).to_string(), protocol, flags)
     }
 
-    /// Returns a packet as it is on its way to the backend's port.
+    /// Returns a packet as it goes to the backend's port.
     fn forwarded(&self, rig: &Rig, frame: &Frame, port: u16) -> Frame {
         let out = to_backend_mac(rig, frame, self.service);
         match self.forwarding {
             Forwarding::Dsr => out,
-            // No scene has `snat`, whose ports are drawn: it has tables of its own.
+            // No scene has `snat` with its random ports: other tests have it.
             Forwarding::Nat | Forwarding::Snat => Frame { destination: self.backend(port), ttl: frame.ttl - 1, ..out },
             Forwarding::Ipip => tunnel::wrapped(rig, "ipip", frame, self.service, self.backend),
             Forwarding::Gue => tunnel::wrapped(rig, "gue", frame, self.service, self.backend),
@@ -129,7 +129,7 @@ fn frame(source: &str, destination: &str, protocol: Protocol, flags: u8) -> Fram
     Frame { payload: (0..100).collect(), ..Frame::new(source, destination, transport) }
 }
 
-/// Runs what `cases` makes of each scene.
+/// Runs the cases of each scene.
 fn run(cases: impl Fn(&Rig, &Scene) -> Vec<Case> + Send + 'static) {
     let service = |scene: &Scene| Service {
         address: scene.service,
@@ -156,7 +156,7 @@ fn run(cases: impl Fn(&Rig, &Scene) -> Vec<Case> + Send + 'static) {
 }
 
 #[test]
-fn each_takes_packets_to_the_backend() {
+fn when_a_packet_comes_to_any_listener_then_it_goes_to_the_backend() {
     run(|rig, scene| {
         let taken = DOORS.iter().flat_map(|&(vip, port, protocol, backend_port)| {
             [SYN, ACK].map(|flags| {
@@ -173,11 +173,11 @@ fn each_takes_packets_to_the_backend() {
 }
 
 #[test]
-fn fragments_follow_the_first() {
+fn when_the_first_fragment_comes_to_any_listener_then_the_others_follow() {
     run(|rig, scene| {
         let mut cases = Vec::new();
         if matches!(scene.forwarding, Forwarding::Ipip | Forwarding::Gue) {
-            // Outer packets that may be fragmented have an identification of their own: tests end to end show those.
+            // Outer packets that may be fragmented have their own identification: end-to-end tests check those.
             return cases;
         }
         for (id, &(vip, port, protocol, backend_port)) in (1..).zip(&DOORS) {
@@ -185,7 +185,7 @@ fn fragments_follow_the_first() {
             let translated = Frame { destination: scene.backend(backend_port), ..whole.clone() };
             let sent = if scene.is_nat() { translated } else { whole.clone() };
             for (part, sent) in whole.fragments(40, id).iter().zip(sent.fragments(40, id)) {
-                // Checksums are of the whole, whose ports and addresses change.
+                // Checksums cover the whole datagram, whose ports and addresses change.
                 let part_out = Frame { destination: part.destination, ..sent };
                 let out = scene.forwarded(rig, &part_out, backend_port);
                 let name = format!("{} part {:?}", scene.name(vip, port, protocol), part.payload.len());
@@ -197,7 +197,7 @@ fn fragments_follow_the_first() {
 }
 
 #[test]
-fn replies_go_back_to_where_the_connection_was_opened() {
+fn when_a_backend_replies_then_the_reply_goes_to_the_listener_of_its_connection() {
     run(|_, scene| {
         let mut cases = Vec::new();
         for &(vip, port, protocol, backend_port) in &DOORS {
@@ -212,7 +212,7 @@ fn replies_go_back_to_where_the_connection_was_opened() {
             let then = if scene.is_nat() { Then::Tx(restored.bytes()) } else { Then::Pass };
             cases.push(Case::new(format!("from {backend_port}: {}", scene.name(vip, port, protocol)), &reply, then));
         }
-        // Ports of listeners are none of a backend's where they are mapped.
+        // Ports of listeners are no ports of backends if they are mapped.
         for (port, protocol) in [(80, Protocol::Tcp), (443, Protocol::Tcp), (443, Protocol::Udp), (9443, Protocol::Udp)]
         {
             let reply = frame(&scene.backend(port).to_string(), scene.client, protocol, SYN | ACK);
@@ -223,7 +223,7 @@ fn replies_go_back_to_where_the_connection_was_opened() {
 }
 
 #[test]
-fn errors_reach_the_backend_and_the_client() {
+fn when_an_error_comes_to_any_listener_then_it_reaches_backend_or_client() {
     run(|rig, scene| {
         let mut cases = Vec::new();
         let kind = if scene.client.starts_with('[') {
@@ -267,7 +267,7 @@ fn errors_reach_the_backend_and_the_client() {
 }
 
 #[test]
-fn what_does_not_fit_is_told_whichever_it_came_through() {
+fn when_a_packet_at_any_listener_does_not_fit_then_its_sender_is_told() {
     run(|_, scene| {
         let outer = match scene.forwarding {
             Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => return what_is_used_up(scene),
@@ -284,7 +284,7 @@ fn what_does_not_fit_is_told_whichever_it_came_through() {
     });
 }
 
-/// With `nat` a packet takes a hop; with `dsr` it does not.
+/// With `nat` the hop limit decreases; with `dsr` it does not.
 fn what_is_used_up(scene: &Scene) -> Vec<Case> {
     if !scene.is_nat() {
         return Vec::new();
@@ -299,7 +299,7 @@ fn what_is_used_up(scene: &Scene) -> Vec<Case> {
 }
 
 #[test]
-fn both_vips_answer_echo_requests() {
+fn when_an_echo_request_comes_to_either_vip_then_it_is_answered() {
     run(|_, scene| {
         let v6 = scene.client.starts_with('[');
         let (request, answer) = if v6 { (128, 129) } else { (8, 0) };

@@ -1,5 +1,5 @@
-//! Frames through the loaded program (`BPF_PROG_TEST_RUN`): the real verifier, the real maps. Each case is a row: what it
-//! shows, the frame, and what must become of it. Expected frames are built from scratch with checksums summed anew.
+//! Tests with single frames in the loaded program (`BPF_PROG_TEST_RUN`), with the real verifier and maps. Each case has
+//! a title, a frame, and the expected result. The tests build expected frames from scratch with new checksums.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "the helpers of tests fail like tests")]
 

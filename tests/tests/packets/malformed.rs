@@ -1,4 +1,5 @@
-//! Broken frames: dropped and counted when they are for a VIP, passed when that cannot be told or is not so.
+//! Tests of malformed frames: they are dropped and counted if they are for a VIP, and passed if that is unknown or
+//! false.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{ACK, Frame, SYN};
@@ -13,7 +14,7 @@ fn vip(prefix: &str, host: &str, port: u16) -> String {
 }
 
 #[test]
-fn runts_at_every_truncation_point() {
+fn when_a_frame_is_cut_anywhere_then_it_is_passed_or_dropped() {
     run(|_| {
         let mut cases = Vec::new();
         for (client, prefix, ip_header) in FAMILIES {
@@ -24,8 +25,8 @@ fn runts_at_every_truncation_point() {
                 ] {
                     let whole = frame.bytes();
                     for length in 14..whole.len() {
-                        // Up to the end of the IP header nobody can tell where it goes; from then on the IP length is
-                        // a lie.
+                        // Before the end of the IP header, the destination is unknown; after it, the IP length is
+                        // wrong.
                         let then = if length < 14 + ip_header { Then::Pass } else { Then::Drop(DropReason::Malformed) };
                         let name = format!("{prefix}{host} {what} cut to {length} of {} bytes", whole.len());
                         cases.push(Case { name, frame: whole[..length].to_vec(), then });
@@ -42,7 +43,7 @@ fn runts_at_every_truncation_point() {
     });
 }
 
-/// A frame with some bytes replaced and the IPv4 header checksum summed anew.
+/// A frame with some bytes replaced and a new IPv4 header checksum.
 fn patched(frame: &Frame, patches: &[(usize, u8)]) -> Vec<u8> {
     let mut bytes = frame.bytes();
     for &(at, value) in patches {
@@ -52,7 +53,7 @@ fn patched(frame: &Frame, patches: &[(usize, u8)]) -> Vec<u8> {
 }
 
 #[test]
-fn headers_that_contradict_themselves() {
+fn when_headers_contradict_themselves_then_the_frame_is_dropped() {
     run(|_| {
         let mut cases = Vec::new();
         let drop = || Then::Drop(DropReason::Malformed);

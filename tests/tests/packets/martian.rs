@@ -1,4 +1,4 @@
-//! Packets for a service from addresses that no client can have.
+//! Tests of packets for a service from addresses that no client can have.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,7 +15,7 @@ use crate::cases::{Case, Then, dsr, run, services};
 
 const MARTIAN: Then = Then::Drop(DropReason::Martian);
 
-/// For each family: a service over TCP and one over UDP, the sources of nobody, and some of somebody.
+/// For each family: a TCP and a UDP service, impossible client addresses, and possible ones.
 const FAMILIES: [(&str, &str, &[&str], &[&str]); 2] = [
     (
         "198.51.100.10:80",
@@ -40,7 +40,7 @@ const FAMILIES: [(&str, &str, &[&str], &[&str]); 2] = [
 ];
 
 #[test]
-fn nobodys_addresses_are_no_clients() {
+fn when_a_source_cannot_be_a_client_then_the_packet_is_dropped() {
     run(|rig: &Rig| {
         let mut cases = Vec::new();
         for (tcp, udp, nobody, somebody) in FAMILIES {
@@ -74,7 +74,7 @@ fn nobodys_addresses_are_no_clients() {
 }
 
 #[test]
-fn no_client_is_another_vip() {
+fn when_a_source_is_another_vip_then_the_packet_is_dropped() {
     run(|_: &Rig| {
         let mut cases = Vec::new();
         for (source, tcp, udp) in [
@@ -89,9 +89,9 @@ fn no_client_is_another_vip() {
     });
 }
 
-/// Most sources are no VIPs by a word of bits, which follows the services.
+/// For most sources, a word of bits shows that they are no VIPs. The word follows the services.
 #[test]
-fn an_address_is_a_vip_from_when_a_service_comes_until_it_goes() {
+fn when_a_service_comes_and_goes_then_its_address_is_a_vip_meanwhile() {
     const DROP: u32 = 1;
     const TX: u32 = 3;
     thread::spawn(|| {
@@ -117,9 +117,9 @@ fn an_address_is_a_vip_from_when_a_service_comes_until_it_goes() {
     .expect("the thread of the rig panicked");
 }
 
-/// A later fragment whose first was not seen goes to the only service of its protocol: not from everywhere.
+/// A later fragment whose first one was not seen goes to the only service of its protocol, but not from every source.
 #[test]
-fn later_fragments_of_nobody() {
+fn when_a_later_fragments_source_cannot_be_a_client_then_it_is_dropped() {
     run(|_: &Rig| {
         let mut cases = Vec::new();
         for (_, udp, nobody, _) in FAMILIES {

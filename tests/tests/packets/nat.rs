@@ -1,4 +1,4 @@
-//! Network address translation on the way to the backend.
+//! Tests of network address translation on the way to the backend.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
@@ -11,7 +11,7 @@ const FAMILIES: [(&str, &str, &str, &str); 2] = [
 ];
 
 #[test]
-fn destination_is_rewritten_and_checksums_hold() {
+fn when_a_packet_is_for_a_nat_service_then_its_destination_changes_and_checksums_hold() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, vip, near, far) in FAMILIES {

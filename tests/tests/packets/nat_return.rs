@@ -1,4 +1,4 @@
-//! Replies of `nat` backends: the VIP is put back, and the client is found by the kernel's routes.
+//! Tests of replies from `nat` backends: the program restores the VIP, and finds the client by the kernel's routes.
 
 use balancer_common::{handover::Handed, verdict::DropReason};
 use balancer_testkit::{
@@ -8,7 +8,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, handed, run};
 
-/// Returns a backend's reply as it is on its way to the client.
+/// Returns a backend's reply as it goes to the client.
 pub(crate) fn restored(frame: &Frame, vip: &str) -> Frame {
     Frame {
         destination_mac: ROUTER_MAC,
@@ -20,7 +20,7 @@ pub(crate) fn restored(frame: &Frame, vip: &str) -> Frame {
 }
 
 #[test]
-fn source_is_restored() {
+fn when_a_nat_backend_replies_then_the_source_is_restored() {
     run(|_: &Rig| {
         let mut cases = Vec::new();
         for (backend, vip, clients) in [
@@ -55,7 +55,7 @@ fn source_is_restored() {
 }
 
 #[test]
-fn what_cannot_be_sent_on_is_passed_or_counted() {
+fn when_a_reply_cannot_be_sent_then_it_is_passed_or_counted() {
     run(|_: &Rig| {
         vec![
             Case::new(
@@ -90,9 +90,9 @@ fn what_cannot_be_sent_on_is_passed_or_counted() {
     });
 }
 
-/// The kernel sends it, and asks for the neighbour meanwhile.
+/// The kernel sends the reply after resolving the neighbour.
 #[test]
-fn a_reply_whose_neighbour_is_not_resolved_is_handed_over() {
+fn when_the_neighbour_of_a_reply_is_unknown_then_it_is_handed_over() {
     run(|rig: &Rig| {
         let mut cases = Vec::new();
         for (backend, vip, client) in [

@@ -1,4 +1,4 @@
-//! Tests that packets which are not for a service go to the kernel, bytes unchanged.
+//! Tests that packets for no service pass to the kernel unchanged.
 
 use balancer_testkit::frame::{DESTINATION_OPTIONS, Frame, SYN, Transport};
 
@@ -8,7 +8,7 @@ fn raw(name: &str, frame: Vec<u8>) -> Case {
     Case { name: name.into(), frame, then: Then::Pass }
 }
 
-/// `frame` with another layer-4 protocol number and IPv4 checksum left as it is: nobody looks at it.
+/// `frame` with another layer-4 protocol number and an unchanged IPv4 checksum, which the program does not check.
 fn with_protocol(frame: &Frame, protocol: u8) -> Vec<u8> {
     let mut bytes = frame.bytes();
     let at = if frame.source.is_ipv4() { 14 + 9 } else { 14 + 6 };
@@ -17,7 +17,7 @@ fn with_protocol(frame: &Frame, protocol: u8) -> Vec<u8> {
 }
 
 #[test]
-fn not_for_a_service() {
+fn when_a_packet_is_for_no_service_then_it_passes_unchanged() {
     run(|_| {
         let mut cases = Vec::new();
         for (client, vip, other) in [

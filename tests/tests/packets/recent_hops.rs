@@ -1,4 +1,4 @@
-//! Replies whose clients' next hops the kernel was asked for a moment ago: they leave as if it were asked each time.
+//! Tests of replies with recently cached next hops: they leave as if the program had asked the kernel each time.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{process::Command, thread, time::Duration};
@@ -19,17 +19,17 @@ use crate::{
     too_big::{segment, told},
 };
 
-/// Beyond the other interface.
+/// The router behind the other interface.
 const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
-/// Longer than an answer of the kernel's is kept.
+/// Longer than the program caches the kernel's answer.
 const LATER: Duration = Duration::from_millis(60);
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// Backend and VIP, by family.
+/// The backend and VIP, by family.
 const BACKENDS: [(&str, &str); 2] = [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
 
-/// Runs `test` on one CPU, in a namespace of its own.
+/// Runs `test` on one CPU, in a new namespace.
 fn with_rig(test: impl FnOnce(&Rig) + Send + 'static) {
     let work = move || {
         let mut cpus = CpuSet::new();
@@ -45,7 +45,7 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// Returns the fate of a reply: the action, and the MAC that it goes to.
+/// Returns the fate of a reply: the action, and its destination MAC address.
 fn leaves(rig: &Rig, backend: &str, client: &str) -> (u32, [u8; 6]) {
     let ran = rig.run(&Frame::tcp(backend, client, ACK).bytes()).unwrap();
     (ran.action, ran.frame[..6].try_into().unwrap())
@@ -56,9 +56,9 @@ fn redirected(reply: &Frame, vip: &str) -> Frame {
     Frame { destination_mac: OTHER_ROUTER_MAC, source_mac: OUT_MAC, ..restored(reply, vip) }
 }
 
-/// Many more clients than next hops are kept of, beyond two routers.
+/// Many more clients than the cache has entries, behind two routers.
 #[test]
-fn each_client_has_its_own_however_many_there_are() {
+fn when_there_are_more_clients_than_cached_hops_then_each_has_its_own() {
     with_rig(|rig| {
         let near = (XDP_TX, ROUTER_MAC);
         let far = (XDP_REDIRECT, OTHER_ROUTER_MAC);
@@ -82,9 +82,9 @@ fn each_client_has_its_own_however_many_there_are() {
     });
 }
 
-/// Where routes go by the source, two VIPs have two ways to one client.
+/// With routes by source, two VIPs have different routes to one client.
 #[test]
-fn each_vip_has_its_own() {
+fn when_routes_depend_on_the_source_then_each_vip_has_its_own_hop() {
     with_rig(|rig| {
         ip("rule add from 198.51.100.31 lookup 100");
         ip("route add default via 10.0.1.254 table 100");
@@ -96,7 +96,7 @@ fn each_vip_has_its_own() {
 }
 
 #[test]
-fn what_changes_on_the_way_counts_a_moment_later() {
+fn when_a_route_changes_then_replies_follow_a_moment_later() {
     with_rig(|rig| {
         let clients = ["203.0.113.7:40000", "[2001:db8:c::7]:40000"];
         let go = |expected: (u32, [u8; 6])| {
@@ -119,7 +119,7 @@ fn what_changes_on_the_way_counts_a_moment_later() {
 }
 
 #[test]
-fn a_packet_is_looked_at_all_the_same() {
+fn when_the_hop_is_cached_then_the_packet_is_still_checked() {
     run(|_: &Rig| {
         let mut cases = Vec::new();
         for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.114.9:40000", "[2001:db8:d::9]:40000"]) {
@@ -143,9 +143,9 @@ fn a_packet_is_looked_at_all_the_same() {
     });
 }
 
-/// The next hop of one that XDP sends may be that of one that the kernel has to send.
+/// XDP may send one packet, and the kernel another, with the same next hop.
 #[test]
-fn whether_xdp_sends_a_packet_is_its_own() {
+fn when_a_hop_is_shared_then_each_packet_decides_whether_xdp_sends_it() {
     run_with(
         |rig| rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]),
         |rig| {

@@ -1,5 +1,4 @@
-//! Tests that packets which no backend takes are answered where the service says so: with a reset, or with an ICMP
-//! error.
+//! Tests that packets which no backend takes get an answer if the service is configured so: a reset, or an ICMP error.
 
 use std::net::SocketAddr;
 
@@ -23,7 +22,8 @@ const SEQUENCE: u32 = 0x0102_0304;
 const ANSWERED: u32 = 0x0a0b_0c0d;
 
 const CLIENTS: [&str; 2] = ["203.0.113.7:40000", "[2001:db8:c::7]:40000"];
-/// TCP and UDP services of both families that reject: without backends, with all of them down, and one that takes clients.
+/// TCP and UDP services of both families with `reject`: without backends, with all backends down, and one that takes
+/// clients.
 const EMPTY: [[&str; 2]; 2] = [["198.51.100.10:80", "198.51.100.10:53"], ["[2001:db8::10]:80", "[2001:db8::10]:53"]];
 const DOWN: [[&str; 2]; 2] = [["198.51.100.11:80", "198.51.100.11:53"], ["[2001:db8::11]:80", "[2001:db8::11]:53"]];
 const TAKES: [[&str; 2]; 2] = [["198.51.100.12:80", "198.51.100.12:53"], ["[2001:db8::12]:80", "[2001:db8::12]:53"]];
@@ -61,7 +61,7 @@ fn run(rig: &Rig, frame: &[u8]) -> Ran {
     rig.run(frame).expect("a run")
 }
 
-/// `frame` with an acknowledgement number, its checksum summed anew.
+/// `frame` with an acknowledgement number and a new checksum.
 fn acknowledging(frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.bytes();
     let l4 = bytes.len() - frame.payload.len() - 20;
@@ -72,7 +72,7 @@ fn acknowledging(frame: &Frame) -> Vec<u8> {
     bytes
 }
 
-/// The reset of `frame`, with these numbers.
+/// The reset for `frame`, with these numbers.
 fn reset(frame: &Frame, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u8> {
     let answer = Frame {
         destination_mac: frame.source_mac,
@@ -105,7 +105,7 @@ fn reset(frame: &Frame, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u
     bytes
 }
 
-/// Returns segments for a TCP service: bare, with options, in VLANs, with and without data.
+/// Returns segments for a TCP service: plain, with options, in VLANs, with and without data.
 fn dressed(client: &str, vip: &str, flags: u8) -> Vec<(&'static str, Frame)> {
     let plain = Frame::tcp(client, vip, flags);
     let mut frames = vec![
@@ -126,7 +126,7 @@ fn dressed(client: &str, vip: &str, flags: u8) -> Vec<(&'static str, Frame)> {
 }
 
 #[test]
-fn segments_are_reset() {
+fn when_no_backend_takes_a_segment_then_it_is_reset() {
     rejecting(PLENTY, |rig| {
         let mut sent = 0;
         for (family, client) in CLIENTS.into_iter().enumerate() {
@@ -157,7 +157,7 @@ fn segments_are_reset() {
     });
 }
 
-/// The error about `frame`, in two bytes of type and code.
+/// The error about `frame`, with this type and code.
 fn error(frame: &Frame, [kind, code]: [u8; 2]) -> Vec<u8> {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let v4 = frame.source.is_ipv4();
@@ -186,7 +186,7 @@ const UNREACHABLE: [[u8; 2]; 2] = [[3, 3], [1, 4]];
 const PROHIBITED: [[u8; 2]; 2] = [[3, 13], [1, 1]];
 
 #[test]
-fn senders_of_datagrams_are_told() {
+fn when_no_backend_takes_a_datagram_then_its_sender_is_told() {
     rejecting(PLENTY, |rig| {
         for (family, client) in CLIENTS.into_iter().enumerate() {
             for vip in [EMPTY[family][1], DOWN[family][1]] {
@@ -196,7 +196,7 @@ fn senders_of_datagrams_are_told() {
                     Frame { payload: vec![1; 1400], ..plain.clone() },
                     Frame { vlans: vec![3, 4], ..plain.clone() },
                 ];
-                // Short ones are quoted whole, or Linux takes no notice.
+                // Short packets are quoted completely, because Linux ignores shorter quotes.
                 frames.extend((0..20).map(|length| Frame { payload: vec![7; length], ..plain.clone() }));
                 if family == 0 {
                     frames.push(Frame { options: vec![1; 8], ..plain.clone() });
@@ -215,7 +215,7 @@ fn senders_of_datagrams_are_told() {
 }
 
 #[test]
-fn the_denied_are_told() {
+fn when_a_rule_denies_a_client_then_it_is_told() {
     rejecting(PLENTY, |mut rig| {
         for family in [0, 1] {
             for vip in TAKES[family] {
@@ -237,7 +237,7 @@ fn the_denied_are_told() {
 }
 
 #[test]
-fn some_are_never_answered() {
+fn when_a_packet_must_not_be_answered_then_it_is_dropped_silently() {
     rejecting(PLENTY, |rig| {
         let mut sent = 0;
         let mut silent = |name: &str, frame: &[u8], reason: DropReason| {
@@ -260,7 +260,7 @@ fn some_are_never_answered() {
             silent(martian, &Frame::tcp(martian, tcp, SYN).bytes(), DropReason::Martian);
             let parts = Frame { payload: vec![1; 100], ..Frame::tcp(client, tcp, SYN) }.fragments(48, 9);
             silent(&format!("{client}, a SYN in parts"), &parts[0].bytes(), DropReason::NoBackend);
-            // An ICMP error about a packet of the VIP's.
+            // An ICMP error about a packet of the VIP.
             let quoted = Frame::tcp(tcp, client, ACK).packet();
             let kind = if family == 0 { 3 } else { 1 };
             let error = Frame { payload: quoted, ..Frame::icmp(client, tcp, kind, 1, [0; 4]) };
@@ -272,7 +272,7 @@ fn some_are_never_answered() {
 }
 
 #[test]
-fn nobody_is_told_unless_the_service_says_so() {
+fn when_the_service_does_not_reject_then_no_client_is_told() {
     rejecting(PLENTY, |mut rig| {
         rig.reject(false).expect("services that do not reject");
         for family in [0, 1] {
@@ -288,7 +288,7 @@ fn nobody_is_told_unless_the_service_says_so() {
 }
 
 #[test]
-fn answers_are_limited() {
+fn when_rejections_exceed_the_budget_then_answers_are_limited() {
     rejecting(Budgets { rejections: 20, errors: 0, ..PLENTY }, |rig| {
         const SENT: u64 = 4000;
         let syn = Frame::tcp(CLIENTS[0], EMPTY[0][0], SYN).bytes();
@@ -303,7 +303,7 @@ fn answers_are_limited() {
     });
 }
 
-/// A service that rejects, and one with a tunnel that long packets do not fit.
+/// A service with `reject`, and one with a tunnel that long packets do not fit.
 #[test]
 fn when_a_flood_is_rejected_then_senders_of_long_packets_are_told_all_the_same() {
     rejecting(Budgets { errors: 20, rejections: 20, ..PLENTY }, |rig| {

@@ -1,4 +1,4 @@
-//! A backend's row is replaced while packets read it: each sees the row before or the one after, whole.
+//! Tests of replacing a backend's row while packets read it: each sees the old or the new row completely.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
@@ -19,7 +19,7 @@ const XDP_REDIRECT: u32 = 4;
 const CHANGES: usize = 150;
 
 #[test]
-fn no_packet_is_lost_or_goes_half_a_way() {
+fn when_a_row_is_replaced_then_no_packet_is_lost_or_mixed() {
     let thread = thread::spawn(|| {
         let (service, backend) = ("198.51.100.20:80", "10.0.0.21:8080");
         let mut rig = Rig::new(&services()).expect("a rig");

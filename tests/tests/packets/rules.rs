@@ -1,4 +1,4 @@
-//! Rules for client prefixes: pinned, spread, denied, in every mode and by the rare ways as well.
+//! Tests of rules for client prefixes: pin, spread and deny in every mode, also on rare paths.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -15,7 +15,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, run_with};
 
-/// Services with rules: VIP, the backend that is added to the table, the backend that takes no clients.
+/// Services with rules: the VIP, the backend added to the table, and the backend that takes no clients.
 const SERVICES: [(&str, &str, &str); 9] = [
     ("198.51.100.10:80", "10.0.0.111", "10.0.0.211"),
     ("[2001:db8::10]:80", "fd00::111", "fd00::211"),
@@ -28,12 +28,12 @@ const SERVICES: [(&str, &str, &str); 9] = [
     ("[2001:db8::70]:53", "fd00::170", "fd00::242"),
 ];
 
-/// The number of the backend that a pin names, by the service's place in [`SERVICES`].
+/// The number of the pinned backend, by the service's index in [`SERVICES`].
 const fn pinned(place: usize) -> usize {
     100 + place
 }
 
-/// The number of the one that takes no clients.
+/// The number of the backend that takes no clients.
 const fn unwilling(place: usize) -> usize {
     150 + place
 }
@@ -96,7 +96,7 @@ fn packet(client: &str, port: u16, vip: &str, flags: u8) -> Frame {
     Frame::new(&from(client, port), vip, transport)
 }
 
-/// The MAC of the table's backend for a client, or for one of its connections.
+/// The MAC address of the table's backend for a client, or for one of its connections.
 fn by_table(rig: &Rig, place: usize, client: &str, connection: Option<u16>) -> [u8; 6] {
     let key = HashKey { k0: 1, k1: 2 };
     let words: [u64; 2] = match client.parse().expect("an address") {
@@ -116,7 +116,7 @@ fn by_table(rig: &Rig, place: usize, client: &str, connection: Option<u16>) -> [
 }
 
 #[test]
-fn each_client_goes_where_the_longest_prefix_says() {
+fn when_several_prefixes_match_then_the_longest_decides() {
     run_with(prepare, |rig| {
         let mut cases = Vec::new();
         for (place, (vip, ..)) in SERVICES.into_iter().enumerate() {
@@ -141,7 +141,7 @@ fn each_client_goes_where_the_longest_prefix_says() {
 }
 
 #[test]
-fn connections_that_are_spread_reach_both_backends() {
+fn when_connections_are_spread_then_they_reach_both_backends() {
     run_with(prepare, |rig| {
         for (place, (vip, ..)) in SERVICES.into_iter().enumerate() {
             let of = clients(vip);
@@ -161,7 +161,7 @@ fn connections_that_are_spread_reach_both_backends() {
 }
 
 #[test]
-fn rare_packets_obey_as_well() {
+fn when_packets_are_rare_then_rules_apply_as_well() {
     run_with(prepare, |rig| {
         let mut cases = Vec::new();
         for (place, id) in [(7, 70), (8, 80)] {
@@ -208,7 +208,7 @@ fn rare_packets_obey_as_well() {
     });
 }
 
-/// An error of a router about a packet from the VIP to `client`.
+/// A router's error about a packet from the VIP to `client`.
 fn error(vip: &str, client: &str, port: u16) -> Frame {
     let quoted = Frame {
         source: vip.parse().expect("an address"),
@@ -228,7 +228,7 @@ fn error(vip: &str, client: &str, port: u16) -> Frame {
 }
 
 #[test]
-fn errors_go_where_the_flow_goes() {
+fn when_an_error_belongs_to_a_flow_with_a_rule_then_it_goes_where_the_flow_goes() {
     run_with(prepare, |rig| {
         let mut cases = Vec::new();
         for (place, (vip, ..)) in SERVICES.into_iter().enumerate() {
@@ -252,7 +252,7 @@ fn errors_go_where_the_flow_goes() {
 }
 
 #[test]
-fn everything_is_counted_once() {
+fn when_rules_decide_then_everything_is_counted_once() {
     run_with(prepare, count_everything);
 }
 

@@ -1,5 +1,5 @@
-//! Tests of signs in packets that backends may have failed: the controller is told, and resets that refuse connections
-//! are withheld.
+//! Tests of packets that suggest the failure of a backend: the controller is informed, and resets that refuse
+//! connections are withheld.
 
 use std::{
     env,
@@ -22,16 +22,16 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const RST: u8 = 4;
-/// More than the clock that the program reads may be behind.
+/// More than the possible delay of the program's clock.
 const CLOCK: Duration = Duration::from_millis(20);
 
-/// For each family: the service, its backend, a client without its port.
+/// For each family: the service, its backend, and a client without its port.
 const NAT: [(&str, &str, &str); 2] =
     [("198.51.100.10:80", "10.0.0.11:80", "203.0.113.7"), ("[2001:db8::10]:80", "[fd00::11]:80", "[2001:db8:c::7]")];
 const DSR: (&str, &str, &str) = ("198.51.100.20:80", "10.0.0.21:80", "203.0.113.7");
-/// The service for UDP, its backend, a client without its port.
+/// The UDP service, its backend, and a client without its port.
 const DATAGRAMS: (&str, &str, &str) = ("198.51.100.30:53", "10.0.0.31:53", "203.0.113.7");
-/// So many packets of a flood; `BALANCER_FLOOD` says otherwise.
+/// The number of packets in a flood; `BALANCER_FLOOD` overrides it.
 const FLOOD: u32 = 1_000_000;
 
 fn services() -> Vec<Service> {
@@ -50,7 +50,7 @@ fn services() -> Vec<Service> {
     ]
 }
 
-/// In a namespace of its own, with resets withheld for so long.
+/// Runs a test in a new namespace, with resets withheld for this time.
 fn with_rig(withhold: Option<Duration>, test: impl FnOnce(Rig, Suspects) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let mut rig = Rig::new(&services()).expect("a rig");
@@ -181,7 +181,7 @@ fn when_clients_go_on_with_their_handshakes_then_the_backend_is_left_alone() {
                 for port in 40_000..40_010 {
                     action(&rig, &syn(case, port));
                 }
-                // One is enough: it answers.
+                // One packet is enough: the backend answers.
                 let (vip, _, client) = case;
                 action(&rig, &Frame::tcp(&format!("{client}:{}", 40_000 + round), vip, ACK).bytes());
                 sleep(Duration::from_millis(100));
@@ -257,7 +257,7 @@ fn when_the_datagram_that_could_not_be_delivered_was_fragmented_then_the_control
     }
 }
 
-/// Returns the most reports about one backend that the controller may get since then.
+/// Returns the largest number of reports about one backend since then.
 fn budget(since: Instant) -> usize {
     usize::try_from(since.elapsed().as_secs()).expect("not that long") + 2
 }
@@ -266,7 +266,7 @@ fn flood() -> u32 {
     env::var("BALANCER_FLOOD").ok().and_then(|flood| flood.parse().ok()).unwrap_or(FLOOD)
 }
 
-/// Nobody answers the SYNs of clients that there are not: that is checked, so many times.
+/// The SYNs of nonexistent clients have no answers: the controller checks for that, a limited number of times.
 #[test]
 fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_second() {
     with_rig(Some(Duration::from_secs(1)), |rig, mut suspects| {
@@ -291,7 +291,7 @@ fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_seco
     });
 }
 
-/// A port that is closed by intent, as the first checks find.
+/// The port is closed on purpose, as the first checks find.
 #[test]
 fn when_a_client_is_refused_a_hundred_thousand_times_then_it_learns_so_and_checks_are_few() {
     with_rig(Some(Duration::from_secs(5)), |rig, mut suspects| {
@@ -325,7 +325,7 @@ fn when_resets_and_errors_come_from_elsewhere_then_nothing_is_withheld_and_nobod
                 bytes[header + 4..header + 8].fill(0);
                 bytes
             };
-            // To the VIP, as clients send it; to a client, from a stranger and from another port of the backend.
+            // To the VIP, like from clients; to a client, from an unknown host and from another port of the backend.
             for (from, to, wanted) in [
                 (client.as_str(), vip, XDP_TX),
                 (stranger, client.as_str(), XDP_PASS),
@@ -342,7 +342,7 @@ fn when_resets_and_errors_come_from_elsewhere_then_nothing_is_withheld_and_nobod
             let (from, to) = (client.replace(":40000", ":0"), vip.replace(":80", ":0"));
             let error = Frame { payload, ..Frame::icmp(&from, &to, message, code, [0; 4]) }.bytes();
             assert_eq!(action(&rig, &error), XDP_TX, "goes to the backend");
-            // About packets to somebody else.
+            // About packets to another host.
             let quoted = Frame::tcp(&client, stranger, SYN);
             let stranger = stranger.replace(":80", ":0");
             assert_eq!(action(&rig, &unreachable(&stranger, case, &quoted)), XDP_PASS);

@@ -1,4 +1,5 @@
-//! Frames are for this machine or they are not: by their destination's MAC, and, for replies, by where they come in.
+//! Tests of whether frames are for this machine: by their destination MAC address, and for replies by their ingress
+//! interface.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const XDP_PASS: u32 = 2;
 const PAIRS: [(&str, &str); 2] =
     [("203.0.113.7:40000", "198.51.100.10:80"), ("[2001:db8:c::7]:40000", "[2001:db8::10]:80")];
 
-/// In a namespace of its own.
+/// Runs a test in a new namespace.
 fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
     let thread = std::thread::spawn(|| test(Rig::new(&services()).expect("a rig")));
     thread.join().expect("the thread panicked");
@@ -29,7 +30,7 @@ fn to(destination_mac: Mac) -> Vec<u8> {
 }
 
 #[test]
-fn frames_for_other_stations_pass() {
+fn when_a_frame_is_for_another_station_then_it_passes() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, vip) in PAIRS {
@@ -48,7 +49,7 @@ fn frames_for_other_stations_pass() {
                 let sent = Then::Tx(dsr(rig, &frame).bytes());
                 cases.push(Case::new(format!("{vip}: to several"), &frame, sent));
             }
-            // What another balancer has forwarded already, and a switch has flooded.
+            // A frame that another balancer has forwarded, flooded by a switch.
             let forwarded = dsr(rig, &frame);
             cases.push(Case::new(format!("{vip}: forwarded by another"), &forwarded, Then::Pass));
         }
@@ -62,7 +63,7 @@ fn frames_for_other_stations_pass() {
 }
 
 #[test]
-fn an_interface_may_have_several_stations() {
+fn when_an_interface_has_several_stations_then_frames_for_each_are_taken() {
     with_rig(|mut rig| {
         let steered = |rig: &Rig, mac| rig.run(&to(mac)).expect("a run").action != XDP_PASS;
         let (vrrp, new) = ([0, 0, 0x5e, 0, 1, 51], [2, 0, 0, 0, 0, 77]);
@@ -85,7 +86,7 @@ fn an_interface_may_have_several_stations() {
         assert!(steered(&rig, new) && !steered(&rig, IN_MAC) && !steered(&rig, vrrp));
         rig.set_layers(full);
         assert!(steered(&rig, IN_MAC) && many[1..].iter().all(|&mac| steered(&rig, mac)) && !steered(&rig, many[0]));
-        // More than can be told apart, or none known: nobody is turned away.
+        // Too many stations, or none known: the program accepts all frames.
         rig.set_layers(crowded);
         assert!(steered(&rig, IN_MAC) && steered(&rig, many[0]) && steered(&rig, new));
         rig.set_layers(Layers::default());
@@ -93,14 +94,14 @@ fn an_interface_may_have_several_stations() {
     });
 }
 
-/// A reply, as it comes in by an interface.
+/// A reply that arrives on an interface.
 fn reply(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> Ran {
     let destination_mac = if ifindex == rig.in_ifindex { IN_MAC } else { OUT_MAC };
     let frame = Frame { destination_mac, ..Frame::tcp(source, destination, SYN | ACK) };
     rig.run_by(ifindex, &frame.bytes()).expect("a run")
 }
 
-/// Whether the reply of a backend goes on to its client, by the interface that it comes in by.
+/// Whether the program forwards a backend's reply that arrives on this interface.
 fn goes_on(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> bool {
     let before = rig.drops(DropReason::WrongInterface).expect("counters");
     let ran = reply(rig, ifindex, source, destination);
@@ -110,7 +111,7 @@ fn goes_on(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> bool {
 }
 
 #[test]
-fn replies_come_in_where_the_backend_is() {
+fn when_a_reply_comes_in_where_the_backend_is_then_it_is_forwarded() {
     with_rig(|rig| {
         let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
         for (backend, at, elsewhere, client, own) in [
@@ -120,14 +121,14 @@ fn replies_come_in_where_the_backend_is() {
         ] {
             assert!(goes_on(&rig, at, backend, client), "{backend}");
             assert!(!goes_on(&rig, elsewhere, backend, client), "{backend} from elsewhere");
-            // What is for the machine itself is for its own reverse path filter to judge.
+            // For packets to the machine itself, the kernel's reverse path filter decides.
             assert_eq!(reply(&rig, elsewhere, backend, own).action, XDP_PASS, "{backend} to {own}");
         }
     });
 }
 
 #[test]
-fn errors_about_requests_come_in_where_the_backend_is() {
+fn when_an_error_comes_in_where_the_backend_is_then_it_is_forwarded() {
     with_rig(|rig| {
         let quoted = Frame::tcp("203.0.113.7:40000", "10.0.0.21:8080", ACK).packet();
         let unreachable = |destination_mac| Frame {
@@ -143,7 +144,7 @@ fn errors_about_requests_come_in_where_the_backend_is() {
 }
 
 #[test]
-fn the_way_in_follows_the_next_hop() {
+fn when_the_next_hop_moves_then_the_accepted_ingress_follows() {
     with_rig(|mut rig| {
         let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
         let (service, backend, client) = ("198.51.100.20:80", "10.0.0.21:8080", "203.0.113.7:40000");
@@ -167,7 +168,7 @@ fn the_way_in_follows_the_next_hop() {
 }
 
 #[test]
-fn ports_of_one_bridge_are_one_way_in() {
+fn when_replies_come_in_by_ports_of_one_bridge_then_they_are_forwarded() {
     with_rig(|mut rig| {
         let (usual, other) = (rig.in_ifindex, rig.out_ifindex);
         let by = |rig: &Rig, ifindex| goes_on(rig, ifindex, "10.0.0.21:8080", "203.0.113.7:40000");
@@ -179,7 +180,7 @@ fn ports_of_one_bridge_are_one_way_in() {
         assert!(by(&rig, usual) && by(&rig, other));
         rig.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
         assert!(by(&rig, usual) && !by(&rig, other));
-        // Behind an interface that the program is not attached to: its replies come in by another one.
+        // Behind an interface without the program: its replies arrive on another one.
         rig.move_backend("198.51.100.20:80", "10.0.0.21:8080", Some(1)).expect("a move");
         assert!(by(&rig, usual) && by(&rig, other));
     });

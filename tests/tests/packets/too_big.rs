@@ -1,4 +1,4 @@
-//! Packets that do not fit their way: their senders are told what would.
+//! Tests of packets that are too large for their path: their senders are told the MTU.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ pub(crate) fn segment(client: &str, vip: &str, length: usize) -> Frame {
     Frame { payload: (0..length - headers).map(|i| i as u8).collect(), ..Frame::tcp(client, vip, ACK) }
 }
 
-/// Returns the error that the sender of `frame` gets.
+/// Returns the error for the sender of `frame`.
 pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let packet = frame.packet();
@@ -44,7 +44,7 @@ pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
     }
 }
 
-/// Client, VIP, and what the way leaves of the MTU.
+/// The client, the VIP, and the remaining MTU of the path.
 fn ways() -> Vec<(&'static str, &'static str, usize)> {
     let (v4, v6) = ("203.0.113.7:40000", "[2001:db8:c::7]:40000");
     let out = OUT_MTU as usize;
@@ -69,7 +69,7 @@ fn ways() -> Vec<(&'static str, &'static str, usize)> {
 }
 
 #[test]
-fn senders_are_told_what_fits() {
+fn when_a_packet_is_too_large_then_its_sender_is_told_what_fits() {
     run(|_| {
         let mut cases = Vec::new();
         for (client, vip, mtu) in ways() {
@@ -102,7 +102,7 @@ fn senders_are_told_what_fits() {
 }
 
 #[test]
-fn what_fits_exactly_goes_on() {
+fn when_a_packet_fits_exactly_then_it_is_forwarded() {
     run(|rig| {
         let mut cases = Vec::new();
         for (mode, client, vip, backend, mtu) in [
@@ -127,7 +127,7 @@ fn what_fits_exactly_goes_on() {
 }
 
 #[test]
-fn replies_too_big_for_the_clients_interface() {
+fn when_a_reply_is_too_large_for_the_clients_interface_then_its_sender_is_told() {
     run(|_| {
         let restored = |frame: &Frame, vip: &str| Frame {
             destination_mac: [2, 0, 0, 0, 0, 8],
@@ -152,7 +152,7 @@ fn replies_too_big_for_the_clients_interface() {
 }
 
 #[test]
-fn answers_are_counted_and_limited() {
+fn when_senders_are_told_then_answers_are_counted_and_limited() {
     std::thread::spawn(|| {
         let budgets = Budgets { errors: 20, rejections: 0, echo: 0, fragments: 0, waiting: 0 };
         let rig = Rig::limited(&services(), budgets).expect("a rig");
@@ -164,7 +164,7 @@ fn answers_are_counted_and_limited() {
         let told = rig.replies().expect("counters").too_big;
         let dropped = rig.drops(DropReason::TooBig).expect("counters");
         assert_eq!(told + dropped, SENT);
-        // So many for each CPU and second, of which a run of this length sees few.
+        // The budget is per CPU and second, and this run is short.
         assert!(told >= 20, "{told}");
         assert!(dropped > 0);
     })

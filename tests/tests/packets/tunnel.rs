@@ -1,4 +1,4 @@
-//! `ipip` and `gue` in all family pairs.
+//! Tests of `ipip` and `gue` in all family pairs.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, run};
 
-/// Mode, VIP and port, and the backend's address.
+/// The mode, the VIP and port, and the backend's address.
 const PAIRS: [(&str, &str, &str, &str); 8] = [
     ("ipip 4 in 4", "203.0.113.7:40000", "198.51.100.50:80", "10.0.0.50"),
     ("ipip 4 in 6", "203.0.113.7:40000", "198.51.100.52:80", "fd00::52"),
@@ -29,7 +29,7 @@ fn words(address: SocketAddr) -> [u32; 4] {
     }
 }
 
-/// Returns `frame` as it is on its way to the backend.
+/// Returns `frame` as it goes to the backend.
 pub(crate) fn wrapped(rig: &Rig, mode: &str, frame: &Frame, service: &str, backend: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     let backend: IpAddr = backend.parse().expect("an address");
@@ -41,7 +41,7 @@ pub(crate) fn wrapped(rig: &Rig, mode: &str, frame: &Frame, service: &str, backe
 }
 
 #[test]
-fn wrapped_in_every_family_pair() {
+fn when_a_packet_is_tunnelled_then_it_is_wrapped_in_every_family_pair() {
     run(|rig| {
         let mut cases = Vec::new();
         for (mode, client, vip, backend) in PAIRS {
@@ -90,7 +90,7 @@ fn wrapped_in_every_family_pair() {
 }
 
 #[test]
-fn other_interface_and_udp_in_fragments() {
+fn when_a_tunnel_uses_another_interface_or_fragments_then_packets_are_wrapped() {
     run(|rig| {
         let mut cases = Vec::new();
         for (mode, client, vip, backend) in [
@@ -117,9 +117,9 @@ fn other_interface_and_udp_in_fragments() {
     });
 }
 
-/// The outer packet of one that may be fragmented may be as well, and then needs an identification of its own.
+/// If a packet may be fragmented, so may its outer packet, which then needs its own identification.
 #[test]
-fn identifications_differ_where_they_are_needed() {
+fn when_outer_packets_may_be_fragmented_then_their_identifications_differ() {
     std::thread::spawn(|| {
         let rig = Rig::new(&crate::cases::services()).expect("a rig");
         let mut ids = std::collections::HashSet::new();
@@ -137,7 +137,7 @@ fn identifications_differ_where_they_are_needed() {
                 ids.insert(id);
             }
         }
-        // All different, unless the scheduler moved the test to a CPU that counts elsewhere and met itself.
+        // All differ, unless the scheduler moved the test to a CPU whose counter had the same values.
         assert!(ids.len() >= 50, "{ids:?}");
     })
     .join()

@@ -1,4 +1,4 @@
-//! Services that cannot forward say why.
+//! Tests that services which cannot forward count the reason.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::{
@@ -9,7 +9,7 @@ use balancer_testkit::{
 use crate::cases::{Case, Then, run, services};
 
 #[test]
-fn each_reason_has_its_counter() {
+fn when_a_service_cannot_forward_then_the_reason_is_counted() {
     run(|_| {
         let mut cases = Vec::new();
         for (client, vip) in [("203.0.113.7:40000", "198.51.100.4"), ("[2001:db8:c::7]:40000", "[2001:db8::4")] {
@@ -30,7 +30,7 @@ fn each_reason_has_its_counter() {
 }
 
 #[test]
-fn a_connection_that_goes_no_further_is_a_decision_all_the_same() {
+fn when_a_connection_cannot_be_forwarded_then_its_decision_still_counts() {
     const V4: &str = "203.0.113.7:40000";
     const V6: &str = "[2001:db8:c::7]:40000";
     let last_hop = |frame: Frame| Frame { ttl: 1, ..frame };
@@ -59,7 +59,7 @@ fn a_connection_that_goes_no_further_is_a_decision_all_the_same() {
                 for ((frame, vip), reason, change) in cases {
                     let index = rig.service(&vip).unwrap_or_else(|| panic!("{vip}"));
                     let frame = change.map_or_else(|| frame.clone(), |change| change(frame.clone()));
-                    // Whether or not it may be fragmented: the sender is told.
+                    // Regardless of the DF bit: the sender is told.
                     for frame in [frame.clone(), fragmentable(frame)] {
                         let before = rig.backend_stats(index).expect("counters");
                         let drops = rig.drops(reason).expect("counters") + rig.replies().expect("counters").too_big;

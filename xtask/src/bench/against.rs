@@ -1,8 +1,10 @@
-//! The kernel program beside that of another commit: `cargo xtask bench path --against REV`, and the gate of `cargo xtask ci`.
+//! Compares the kernel program's speed with another commit's: `cargo xtask bench path --against REV`, and the gate of
+//! `cargo xtask ci`.
 //!
-//! The other commit lies, without its history, in target/baseline/tree, and is built into a target directory of its own, which
-//! begins with the dependencies that this tree has built already. Its programs are measured by this tree's benchmark, so that
-//! both sides have the same paths; where that does not compile there, by its own.
+//! The other commit is in target/baseline/tree, without its history. It has its own target directory, which starts with
+//! the dependencies that this tree has already built. This tree's benchmark measures the other commit's program, so
+//! that both sides have the same paths. If this benchmark does not compile there, the other commit's own benchmark
+//! measures it.
 
 use std::{
     ffi::OsStr,
@@ -16,12 +18,12 @@ use anyhow::{Context as _, Result};
 use super::PATH;
 use crate::command::{built, cargo, output, program, root, run};
 
-/// Names the commit that the kernel program is compared with.
+/// The file with the name of the commit to compare with.
 const BASELINE: &str = "tests/bench/baseline";
-/// The benchmarks.
+/// The directory of the benchmarks.
 const BENCHMARKS: &str = "tests/bench";
 
-/// The sources that decide what the kernel program does and how it is loaded.
+/// The sources that determine the kernel program and its loading.
 const PROGRAM: [&str; 6] = [
     "balancer-common",
     "balancer-ebpf",
@@ -31,13 +33,13 @@ const PROGRAM: [&str; 6] = [
     "rust-toolchain.toml",
 ];
 
-/// A commit that this tree is compared with.
+/// A commit to compare this tree with.
 pub(crate) struct Against {
     commit: String,
 }
 
 impl Against {
-    /// The commit of this name.
+    /// Returns the commit with this name.
     pub(crate) fn revision(name: &str) -> Result<Self> {
         let found = output(git().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{name}^{{commit}}")));
         let commit = found.with_context(|| {
@@ -46,13 +48,13 @@ impl Against {
         Ok(Self { commit })
     }
 
-    /// The commit that is named in [`BASELINE`].
+    /// Returns the commit named in [`BASELINE`].
     pub(crate) fn baseline() -> Result<Self> {
         let text = fs::read_to_string(root().join(BASELINE)).with_context(|| format!("cannot read {BASELINE}"))?;
         Self::revision(text.trim()).with_context(|| format!("the commit in {BASELINE}"))
     }
 
-    /// Whether the kernel program may be another one.
+    /// Whether the kernel program may differ.
     pub(crate) fn differs(&self) -> Result<bool> {
         let unchanged = git().args(["diff", "--quiet", &self.commit, "--"]).args(PROGRAM).status()?.success();
         let added = output(git().args(["ls-files", "--others", "--exclude-standard", "--"]).args(PROGRAM));
@@ -73,13 +75,13 @@ impl Against {
         Ok(())
     }
 
-    /// Measures with `own`, this tree's benchmark, and the one that [`Self::build`] has made.
+    /// Compares the results of `own`, this tree's benchmark, and of the one that [`Self::build`] has made.
     pub(crate) fn compare(&self, own: &Path, options: &[String]) -> Result<()> {
         println!("before: {}, after: this tree", self.commit);
         run(program(own).arg("--against").arg(Place::new()?.benchmark()).args(options))
     }
 
-    /// Leaves an extracted tree as it is, so that little is built a second time.
+    /// Keeps an already extracted tree, so that little has to be rebuilt.
     fn extract(&self, place: &Place) -> Result<()> {
         let is_there = fs::read_to_string(place.stamp()).is_ok_and(|commit| commit == self.commit);
         if is_there { Ok(()) } else { self.extract_anew(place) }
@@ -92,7 +94,7 @@ impl Against {
         gone(fs::remove_dir_all(place.tree())).context("cannot remove the tree of before")?;
         fs::create_dir_all(place.tree()).with_context(|| format!("cannot make {}", place.tree().display()))?;
         run(git().args(["archive", "--format", "tar", "--output"]).arg(place.archive()).arg(&self.commit))?;
-        // Files are as new as they are here: by the commit's times, what is built would seem to be newer.
+        // Give the files the current time. With the commit's times, existing build outputs would seem newer.
         run(program("tar")
             .arg("--extract")
             .arg("--touch")
@@ -104,7 +106,7 @@ impl Against {
     }
 }
 
-/// Where the other commit lies.
+/// The directory of the other commit.
 struct Place(PathBuf);
 
 impl Place {
@@ -120,7 +122,7 @@ impl Place {
         self.0.join("tree.tar")
     }
 
-    /// Names the commit.
+    /// The file with the commit's name.
     fn stamp(&self) -> PathBuf {
         self.0.join("commit")
     }
@@ -133,7 +135,7 @@ impl Place {
         self.target().join("debug").join(PATH)
     }
 
-    /// Puts this tree's benchmarks in place of the other's.
+    /// Replaces the other commit's benchmarks by this tree's.
     fn overlay(&self) -> Result<()> {
         let place = self.tree().join(BENCHMARKS);
         gone(fs::remove_dir_all(&place)).with_context(|| format!("cannot remove {}", place.display()))?;
@@ -143,12 +145,12 @@ impl Place {
     fn build(&self) -> Result<()> {
         let mut command = cargo();
         command.args(["build", "--package", "balancer-bench", "--bin", PATH]).current_dir(self.tree());
-        // It is built once; and only what is the project's own has debug information.
+        // It is built only once; debug information for the project's crates is enough.
         command.args(["--config", "profile.dev.debug=false"]).env("CARGO_INCREMENTAL", "0");
         run(command.env("CARGO_TARGET_DIR", self.target()))
     }
 
-    /// Has the first build begin with what this tree has built of other people's crates.
+    /// Lets the first build start with the dependencies that this tree has already built.
     fn seed(&self) -> Result<()> {
         if self.target().exists() {
             return Ok(());
@@ -157,7 +159,7 @@ impl Place {
         let own = own.parent().context("a profile lies in a target directory")?;
         for profile in ["debug", "bpf/release", "bpf/bpfel-unknown-none/release"] {
             let (from, to) = (own.join(profile), self.target().join(profile));
-            // Compilers replace these files, so that one that has two names can be shared.
+            // Compilers replace these files, so hard links can share them.
             share(&from.join("deps"), &to.join("deps"), &["--link"], |path| {
                 path.extension().and_then(OsStr::to_str).is_some_and(|end| ["rlib", "rmeta", "so", "d"].contains(&end))
             })?;
@@ -169,7 +171,7 @@ impl Place {
     }
 }
 
-/// Copies what is `wanted` in one folder to another, with its times, but for what is made of the project's own crates.
+/// Copies the `wanted` files of a folder with their times, except those of the project's own crates.
 fn share(from: &Path, to: &Path, options: &[&str], wanted: impl Fn(&Path) -> bool) -> Result<()> {
     let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
@@ -186,7 +188,7 @@ fn share(from: &Path, to: &Path, options: &[&str], wanted: impl Fn(&Path) -> boo
     Ok(())
 }
 
-/// Whether a file of a target directory is made of one of the project's own crates.
+/// Whether a file in a target directory belongs to one of the project's own crates.
 fn is_own(name: &str) -> bool {
     let name = name.strip_prefix("lib").unwrap_or(name);
     ["balancer", "xtask"].iter().any(|own| name.starts_with(own))
@@ -196,7 +198,7 @@ fn git() -> Command {
     program("git")
 }
 
-/// It is as well if there was nothing to remove.
+/// Ignores that there was nothing to remove.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -204,14 +206,15 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The part of the gate that takes long, and may run beside the tests: builds the baseline, if there is anything to compare.
+/// The long part of the gate, which may run in parallel with the tests: builds the baseline, if there is anything to
+/// compare.
 pub(crate) fn build_baseline() -> Result<()> {
     let baseline = Against::baseline()?;
     if baseline.differs()? { baseline.build() } else { Ok(()) }
 }
 
-/// The gate: compares the unoptimized [`PATH`] that is built beside the tests with the baseline's. The kernel program is
-/// optimized in every build, and the time is the kernel's.
+/// The gate: compares the speed of the unoptimized [`PATH`], built together with the tests, with the baseline's. The
+/// kernel program is optimized in every build, and the benchmark measures only the kernel's time.
 pub(crate) fn check_paths() -> Result<()> {
     let baseline = Against::baseline()?;
     if !baseline.differs()? {
@@ -226,7 +229,7 @@ mod tests {
     use super::{Against, is_own};
 
     #[test]
-    fn the_projects_own_crates_are_not_shared() {
+    fn when_files_are_of_the_projects_own_crates_then_they_are_not_shared() {
         for name in ["libbalancer_core-01ab.rlib", "balancer-ebpf-77", "balancer_bench-1.d", "xtask-0"] {
             assert!(is_own(name), "{name}");
         }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench --all`: what benchmarks say, on one page.
+//! `cargo xtask bench --all`: puts the results of all benchmarks on one page.
 
 use std::{
     env,
@@ -18,14 +18,14 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// The program that puts the page together.
+/// The program that makes the page.
 const REPORT: &str = "bench-report";
-/// Where the book has its pictures.
+/// The directory of the book's pictures.
 const BOOK: &str = "docs/src/charts";
-/// How long one benchmark may take: the longest takes less than half of it.
+/// The time limit of a benchmark: the longest takes less than half of it.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The benchmarks on the page, in its order, with options. Those that take long and need more are left out.
+/// The benchmarks on the page in their order, with options. It leaves out long ones with further requirements.
 const WANTED: [(Benchmark, &[&str]); 10] = [
     (Benchmark::Path, &[]),
     (Benchmark::Live, &[]),
@@ -54,7 +54,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Builds everything, measures, and writes.
+    /// Builds everything, runs the benchmarks, and writes the page.
     pub(super) fn make(&self) -> Result<()> {
         ensure_root("a benchmark of the kernel program", "bench --all")?;
         let out = match &self.out {
@@ -92,7 +92,7 @@ impl Page {
     }
 }
 
-/// Names the parts of the page, done and failed benchmarks, in the arguments of `report`.
+/// Adds the parts of the page, and the finished and failed benchmarks, to the arguments of `report`.
 fn of<'a>(report: &'a mut Command, done: &[Benchmark], failed: &[String], raw: &Path) -> Result<&'a mut Command> {
     for &benchmark in done {
         if benchmark == Benchmark::Table {
@@ -115,7 +115,7 @@ fn is_wanted(benchmark: Benchmark) -> bool {
     WANTED.iter().any(|(wanted, _)| *wanted == benchmark)
 }
 
-/// Before anything is measured.
+/// Builds everything before the measurements.
 fn build() -> Result<()> {
     let mut binaries = vec!["balancer", REPORT];
     binaries.extend(BINARIES.iter().filter(|(benchmark, ..)| is_wanted(*benchmark)).map(|(_, binary, _)| *binary));
@@ -130,7 +130,7 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// Runs a benchmark; what it prints goes into a file.
+/// Runs a benchmark with its output in a file.
 fn measure(benchmark: Benchmark, options: &[&str], file: &Path) -> Result<()> {
     let mut command = if let Some((_, bench)) = BENCHES.iter().find(|(other, _)| *other == benchmark) {
         let mut command = cargo_bench(*bench);
@@ -143,7 +143,7 @@ fn measure(benchmark: Benchmark, options: &[&str], file: &Path) -> Result<()> {
         command.args(*what);
         command
     };
-    // Criterion leaves its samples elsewhere.
+    // Criterion stores its samples elsewhere.
     let file = if benchmark == Benchmark::Table {
         file.with_extension("txt")
     } else {
@@ -179,7 +179,7 @@ mod tests {
     use super::{BENCHES, BINARIES, Benchmark, WANTED, is_wanted, name};
 
     #[test]
-    fn every_benchmark_has_one_program() {
+    fn when_a_benchmark_exists_then_it_has_one_program() {
         for benchmark in Benchmark::value_variants() {
             let benches = BENCHES.iter().filter(|(other, _)| other == benchmark).count();
             let binaries = BINARIES.iter().filter(|(other, ..)| other == benchmark).count();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_takes_long_is_not_on_the_page() {
+    fn when_a_benchmark_does_not_take_long_then_it_is_on_the_page() {
         let missing = Benchmark::value_variants().iter().filter(|benchmark| !is_wanted(**benchmark));
         assert_eq!(missing.map(|benchmark| name(*benchmark)).collect::<Vec<_>>(), ["memory", "fleet"]);
         assert_eq!(WANTED.len() + 2, Benchmark::value_variants().len());

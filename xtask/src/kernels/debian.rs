@@ -1,4 +1,4 @@
-//! Debian's kernels.
+//! Downloads Debian's kernels.
 
 use std::{
     collections::BTreeSet,
@@ -24,11 +24,11 @@ const SUITES: [&str; 8] = [
     "forky",
     "sid",
 ];
-/// The oldest kernel that is supported.
+/// The oldest supported kernel.
 const OLDEST: [u32; 2] = [6, 1];
-/// A kernel's package; newer kernels come in several.
+/// The packages of a kernel; newer kernels have several.
 const PARTS: [&str; 4] = ["image", "binary", "base", "modules"];
-/// The modules that the tests' hosts need. Debian may have built some into the kernel.
+/// The modules that the tests' hosts need. Debian may have compiled some into the kernel.
 const MODULES: [&str; 11] = [
     "veth",
     "bridge",
@@ -43,10 +43,10 @@ const MODULES: [&str; 11] = [
     "virtio_net",
 ];
 
-/// A kernel, unpacked.
+/// An unpacked kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// As `uname -r` says it, less the flavour.
+    /// The version of `uname -r` without the flavour.
     pub(super) version: String,
     pub(super) arch: Arch,
     directory: PathBuf,
@@ -57,7 +57,7 @@ impl Kernel {
         self.directory.join("vmlinuz")
     }
 
-    /// The version, and the processor if that is another than this machine's.
+    /// The version, and the processor if it differs from this machine's.
     pub(super) fn label(&self) -> String {
         if self.arch.is_this_machines() {
             return self.version.clone();
@@ -65,17 +65,17 @@ impl Kernel {
         format!("{} {}", self.version, self.arch.name())
     }
 
-    /// An archive with the modules, numbered in the order of loading.
+    /// An archive of the modules, numbered in loading order.
     pub(super) fn modules(&self) -> PathBuf {
         self.directory.join("modules.cpio")
     }
 
-    /// Whether it was unpacked with the modules that are wanted now.
+    /// Whether it was unpacked with the currently required modules.
     fn is_complete(&self) -> bool {
         fs::read_to_string(self.list()).is_ok_and(|list| list == MODULES.join(" "))
     }
 
-    /// The modules asked for: written last.
+    /// The list of requested modules, written last.
     fn list(&self) -> PathBuf {
         self.directory.join("modules")
     }
@@ -85,23 +85,23 @@ impl Kernel {
     }
 }
 
-/// Which kernels of those that there are.
+/// Selects kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which<'a> {
-    /// The newest of a version or beginning of one.
+    /// The newest kernel of a version or series.
     Of(&'a str),
-    /// The newest of all.
+    /// The newest kernel.
     Newest,
-    /// The newest of each series from the oldest that is supported.
+    /// The newest kernel of each supported series.
     NewestOfEach,
 }
 
-/// Kernels for virtual machines are the smallest.
+/// The kernel flavour for virtual machines, which is the smallest.
 fn flavour(arch: Arch) -> String {
     format!("-cloud-{}", arch.debian())
 }
 
-/// These kernels, each once, downloaded unless they are there.
+/// Returns these kernels, each once; downloads missing ones.
 pub(super) fn kernels(directory: &Path, arch: Arch, wanted: &[Which<'_>]) -> Result<Vec<Kernel>> {
     let apt = Apt::new(directory, &SUITES, (!arch.is_this_machines()).then(|| arch.debian()))?;
     let all = versions(&apt, &flavour(arch))?;
@@ -132,7 +132,7 @@ fn versions(apt: &Apt, flavour: &str) -> Result<BTreeSet<String>> {
     Ok(whole(&apt.search(&format!("^linux-(image|binary|modules)-[0-9].*{flavour}$"))?, flavour))
 }
 
-/// The versions of kernels of which everything is among these packages: the modules as well, where they are not in the image's.
+/// The kernel versions whose packages are complete, including the modules if they are in a separate package.
 fn whole(packages: &[String], flavour: &str) -> BTreeSet<String> {
     let of = |part: &str| -> BTreeSet<&str> {
         packages.iter().filter_map(|package| version(package.strip_prefix(part)?, flavour)).collect()
@@ -169,7 +169,7 @@ impl fmt::Display for Which<'_> {
     }
 }
 
-/// Whether a version is `series` or goes on behind it with other than a digit.
+/// Whether a version equals `series` or continues it with a character that is no digit.
 fn is_of(version: &str, series: &str) -> bool {
     version.strip_prefix(series).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
 }
@@ -186,7 +186,7 @@ fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// The version in the rest of the name of a kernel's package. Packages of two numbers only name others.
+/// The version in the rest of a kernel package's name. Packages with two numbers only depend on others.
 fn version<'a>(rest: &'a str, flavour: &str) -> Option<&'a str> {
     rest.strip_suffix(flavour).filter(|version| numbers(version).len() > 2)
 }
@@ -223,7 +223,7 @@ fn unpack(apt: &Apt, kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// Packs the modules of a kernel whose packages lie unpacked in `tree`, uncompressed.
+/// Packs the modules of an unpacked kernel in `tree`, uncompressed.
 fn modules(kernel: &Kernel, tree: &Path, full: &str) -> Result<()> {
     run(program("depmod").arg("--basedir").arg(tree).arg(full))?;
     let root = kernel.directory.join("root");
@@ -234,7 +234,7 @@ fn modules(kernel: &Kernel, tree: &Path, full: &str) -> Result<()> {
         let mut command = program("modprobe");
         command.arg("--dirname").arg(tree).args(["--set-version", full, "--show-depends", module]);
         let lines = output(&mut command).with_context(|| format!("there is no module {module}"))?;
-        // Behind the path there may be the module's parameters.
+        // The module's parameters may follow the path.
         let paths = lines.lines().filter_map(|line| line.strip_prefix("insmod ")?.split_whitespace().next());
         for path in paths.map(PathBuf::from) {
             if !ordered.contains(&path) {
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_kernel_of_a_series_is_found() {
+    fn when_a_series_has_several_kernels_then_the_newest_is_found() {
         let packages = [
             "linux-image-5.10.0-46-cloud-amd64",
             "linux-image-6.1-cloud-amd64",

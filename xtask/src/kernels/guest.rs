@@ -1,4 +1,4 @@
-//! One boot of a kernel.
+//! Boots a kernel once.
 
 use std::{
     fs::File,
@@ -14,12 +14,12 @@ use super::{debian::Kernel, outcome::Outcome};
 use crate::{arch::Arch, command::program};
 
 const MEMORY: &str = "4G";
-/// Two, and more that could be added, as in many virtual machines: maps must not be made for those.
+/// Two CPUs, and more that could be added, as in many virtual machines: the program must not size maps for those.
 const CPUS: &str = "2,maxcpus=64";
-/// A guest that hangs is given up.
+/// The time limit of a guest.
 const LIMIT: &str = "7200";
 
-/// Boots `kernel` with the archive `tests`, until it switches itself off. Says what each of its suites came to.
+/// Boots `kernel` with the archive `tests`, until it shuts down. Returns the results of its suites.
 pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     let start = Instant::now();
     let disk = kernel.image().with_file_name("initrd");
@@ -37,7 +37,7 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         writeln!(log, "{line}")?;
-        // The firmware writes to the same line before.
+        // The firmware writes to the same line earlier.
         if let Some((_, said)) = line.split_once("@@ ") {
             outcome.hear(said);
             if said != "end" {
@@ -54,20 +54,20 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
 /// The ends of each cable between two of a guest's network cards.
 const CABLES: [[&str; 2]; 2] = [["near0", "far0"], ["near1", "far1"]];
 
-/// The emulator with a machine that has a serial line, and network cards joined by cables.
+/// The emulator command for a machine with a serial line and network cards joined by cables.
 fn emulator(arch: Arch) -> Command {
     let mut qemu = program("timeout");
     qemu.args([LIMIT, arch.emulator(), "-accel", "tcg,thread=multi", "-smp", CPUS, "-m", MEMORY]);
     qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
     let (cpu, line) = match arch {
         Arch::X86_64 => ("max", "ttyS0"),
-        // Signed pointers as architected take an emulator most of its time.
+        // The architected algorithm for pointer signatures would take most of the emulator's time.
         Arch::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
     };
     for (cable, ends) in CABLES.iter().enumerate() {
         for (end, card) in ends.iter().enumerate() {
             qemu.args(["-netdev", &format!("hubport,id={card},hubid={cable}")]);
-            // Of unknown speed, cards are no parts of an 802.3ad bond.
+            // Cards of unknown speed cannot join an 802.3ad bond.
             let device = format!("mac=52:54:00:00:{cable:02x}:{end:02x},speed=10000,duplex=full");
             qemu.args(["-device", &format!("virtio-net-pci,netdev={card},{device}")]);
         }

@@ -1,4 +1,4 @@
-//! The archive that a guest boots into: the tests, the programs that they start, and a shell.
+//! The archive that a guest boots: the tests, the programs that they start, and a shell.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,13 +21,13 @@ use crate::{
 
 /// Process 1.
 const INIT: &str = include_str!("init.sh");
-/// Tests that need [`PROGRAM`].
+/// The tests that need [`PROGRAM`].
 const STARTS_PROGRAMS: &str = "e2e";
-/// Built beside those tests, and a suite of its own.
+/// The program that is built with those tests; it is also a suite.
 const PROGRAM: &str = "balancer";
 const DIRECTORIES: [&str; 8] = ["dev", "proc", "sys", "run", "tmp", "root", "tools", "tests/deps"];
 
-/// Builds the suites for a processor and packs them; gives the archive.
+/// Builds the suites for a processor and packs them. Returns the archive.
 pub(super) fn make(directory: &Path, arch: Arch, suites: &[Suite]) -> Result<PathBuf> {
     let root = directory.join("root");
     if root.exists() {
@@ -73,11 +73,11 @@ pub(super) fn make(directory: &Path, arch: Arch, suites: &[Suite]) -> Result<Pat
     Ok(archive)
 }
 
-/// Builds for a processor; statically where it is not this machine's.
+/// Builds for a processor; links statically if it is not this machine's.
 struct Builder {
     arch: Arch,
     is_foreign: bool,
-    /// As Rust calls it.
+    /// Rust's name of the target.
     target: String,
 }
 
@@ -91,7 +91,7 @@ impl Builder {
         Ok(Self { arch, is_foreign, target })
     }
 
-    /// The whole workspace, so that the dependencies are built with the features that all other builds use.
+    /// Builds the whole workspace, so that dependencies have the same features as in all other builds.
     fn cargo(&self, what: &str) -> Command {
         let mut command = cargo();
         command.args([what, "--workspace", "--locked", "--quiet"]);
@@ -104,7 +104,7 @@ impl Builder {
         command
     }
 
-    /// Where cargo puts programs.
+    /// The directory of cargo's programs.
     fn built(&self) -> Result<PathBuf> {
         if self.is_foreign { Ok(built(&self.target)?.join("debug")) } else { built("debug") }
     }
@@ -134,7 +134,7 @@ fn test_programs(suites: &[Suite]) -> BTreeSet<&'static str> {
     suites.iter().map(|suite| suite.program).filter(|program| *program != PROGRAM).collect()
 }
 
-/// How the guest's shell runs a suite.
+/// The guest's shell command for a suite.
 fn line(suite: &Suite) -> String {
     let Suite { name, program, only, environment } = suite;
     let environment = environment.join(" ");
@@ -144,14 +144,14 @@ fn line(suite: &Suite) -> String {
     format!("suite {name} env {environment} /tests/deps/{program} --test-threads 1 --nocapture {only}\n")
 }
 
-/// The name of the tests, and the program, that a message of cargo tells of.
+/// The tests' name and program in a message of cargo.
 fn executable(message: &Value) -> Option<(String, PathBuf)> {
     let target = &message["target"];
     let tests = target["kind"].as_array()?.iter().any(|kind| kind == "test");
     Some((target["name"].as_str().filter(|_| tests)?.to_owned(), message["executable"].as_str()?.into()))
 }
 
-/// Packs a directory for the kernel to unpack.
+/// Packs a directory in the kernel's format.
 pub(super) fn pack(directory: &Path, archive: &Path) -> Result<()> {
     let list = output(program("find").arg(".").current_dir(directory)).context("`find` failed")?;
     let file = fs::File::create(archive).with_context(|| archive.display().to_string())?;

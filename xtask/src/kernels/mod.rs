@@ -1,7 +1,7 @@
-//! `cargo xtask test --kernels`: the kernel programs on other kernels than this machine's, Debian's, in virtual machines.
+//! `cargo xtask test --kernels`: runs the kernel programs on Debian's kernels in virtual machines.
 //!
-//! Processors are emulated in software: a guest boots within ten seconds everywhere, while virtualization within a virtual
-//! machine often hangs.
+//! The emulator does not use virtualization: a guest boots within ten seconds everywhere, while nested virtualization
+//! often hangs.
 
 mod debian;
 mod guest;
@@ -25,13 +25,13 @@ use crate::{
     setup::{Purpose, guests, setup},
 };
 
-/// Series whose newest kernel is tried if none is named; besides them the newest of all.
+/// The series whose newest kernels are tried by default, in addition to the newest of all.
 const SERIES: [&str; 3] = ["6.1", "6.12", "6.18"];
 
-/// The word for the newest kernel of each series that is supported.
+/// The word for the newest kernel of each supported series.
 const ALL: &str = "all";
 
-/// Series on which each change must load: the oldest that is supported, and the one with which most people run.
+/// The series on which each change must load: the oldest supported one, and the most common one.
 const EVERY_CHANGE: [&str; 2] = ["6.1", "6.12"];
 
 /// Which tests run where.
@@ -80,12 +80,12 @@ impl Options {
     }
 }
 
-/// Tests of one program, as they are run in a guest, or the balancer itself.
+/// Tests of one program in a guest, or the balancer itself.
 #[derive(Debug)]
 struct Suite {
     name: &'static str,
     program: &'static str,
-    /// Only tests whose names hold this; the balancer's arguments.
+    /// The filter for tests' names, or the balancer's arguments.
     only: &'static str,
     environment: &'static [&'static str],
 }
@@ -101,21 +101,31 @@ const SUITES: [Suite; 14] = [
     Suite {
         name: "stickiness",
         program: "e2e",
-        only: "stickiness::clients_stay_with_nat_on_two_legs",
+        only: "stickiness::when_clients_connect_with_nat_on_two_legs",
         environment: &[],
     },
-    // When a program goes off its interface differs between kernels.
-    Suite { name: "restart", program: "e2e", only: "restart::a", environment: &[] },
+    // The time at which a program leaves its interface differs between kernels.
+    Suite { name: "restart", program: "e2e", only: "restart::when_a_", environment: &[] },
     Suite { name: "passive", program: "e2e", only: "passive::", environment: &[] },
-    Suite { name: "tunnels", program: "e2e", only: "tunnels::gue_on_one_leg", environment: &[] },
+    Suite { name: "tunnels", program: "e2e", only: "tunnels::when_gue_runs_on_one_leg", environment: &[] },
     Suite { name: "demo", program: "balancer", only: "demo --once", environment: &[] },
-    Suite { name: "bridge", program: "e2e", only: "devices::behind_a_bridge", environment: &[] },
-    Suite { name: "cards", program: "e2e", only: "devices::on_network_cards --include-ignored", environment: &[] },
+    Suite { name: "bridge", program: "e2e", only: "devices::when_the_backends_are_behind_a_bridge", environment: &[] },
+    Suite {
+        name: "cards",
+        program: "e2e",
+        only: "devices::when_the_backends_are_behind_network_cards --include-ignored",
+        environment: &[],
+    },
     Suite { name: "bond", program: "e2e", only: "bonds:: --include-ignored", environment: &[] },
-    Suite { name: "vlan", program: "e2e", only: "devices::behind_a_vlan --include-ignored", environment: &[] },
+    Suite {
+        name: "vlan",
+        program: "e2e",
+        only: "devices::when_the_backends_are_behind_a_vlan --include-ignored",
+        environment: &[],
+    },
 ];
 
-/// Runs suites on kernels, and prints a table.
+/// Runs suites on kernels and prints a table.
 pub(crate) fn test(options: &Options) -> Result<()> {
     let suites = options.suites()?;
     setup(Purpose::Run)?;
@@ -130,7 +140,7 @@ fn this_machines() -> Result<Arch> {
     Arch::of_this_machine().with_context(|| format!("there are no guests for {ARCH}"))
 }
 
-/// Has the kernels on which each change must load verify both programs.
+/// Lets the kernels on which each change must load verify both programs.
 pub(crate) fn load() -> Result<()> {
     run(this_machines()?, &EVERY_CHANGE.map(Which::Of), &[LOADING])
 }
@@ -154,8 +164,8 @@ fn run(arch: Arch, wanted: &[Which<'_>], suites: &[Suite]) -> Result<()> {
     Ok(())
 }
 
-/// How often a machine is started that does not come as far as process 1: with several processors, qemu without
-/// virtualization now and then runs into an instruction that the kernel is about to replace (`Oops: int3`).
+/// How often to start a machine that does not reach process 1. With several processors, qemu without virtualization
+/// sometimes runs into an instruction that the kernel is replacing (`Oops: int3`).
 const BOOTS: u32 = 3;
 
 fn on(kernel: &Kernel, tests: &Path, suites: &[Suite]) -> Result<Outcome> {

@@ -1,4 +1,4 @@
-//! The outcome of a guest, as heard from its process 1.
+//! The results of a guest, as reported by its process 1.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,14 +8,14 @@ use super::{LOADING, Suite};
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     kernel: String,
-    /// By program.
+    /// The number of verified instructions, by program.
     verified: BTreeMap<String, u32>,
-    /// Exit code and seconds by suite.
+    /// The exit code and seconds, by suite.
     suites: BTreeMap<String, (i32, u32)>,
     trouble: bool,
-    /// It came to its end by itself.
+    /// Whether the guest shut down by itself.
     ended: bool,
-    /// The guest's process 1 has said something.
+    /// Whether the guest's process 1 has reported anything.
     heard: bool,
     seconds: u64,
 }
@@ -29,7 +29,7 @@ impl Outcome {
         &self.kernel
     }
 
-    /// Takes in a line that the guest's process 1 said.
+    /// Parses a line from the guest's process 1.
     pub(super) fn hear(&mut self, said: &str) {
         self.heard = true;
         match *said.split_whitespace().collect::<Vec<_>>() {
@@ -49,12 +49,12 @@ impl Outcome {
         self.seconds = after.as_secs();
     }
 
-    /// Whether its kernel came as far as process 1.
+    /// Whether its kernel reached process 1.
     pub(super) const fn has_booted(&self) -> bool {
         self.heard
     }
 
-    /// Whether every suite passed and the kernel had nothing to complain of.
+    /// Whether every suite passed without complaints from the kernel.
     pub(super) fn passed(&self, suites: &[Suite]) -> bool {
         let all = suites.iter().all(|suite| matches!(self.suites.get(suite.name), Some((0, _))));
         all && self.ended && !self.trouble
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_passed_to_the_end_has_passed() {
+    fn when_a_guest_does_not_pass_to_its_end_then_it_has_failed() {
         let lines = ["balancer: 317702 verified instructions", "suite verifier 0 14", "end"];
         let good = heard(&lines);
         assert!(good.passed(&[LOADING]));

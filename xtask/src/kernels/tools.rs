@@ -1,4 +1,4 @@
-//! Programs of the system that the tests start in a guest.
+//! The system programs that the tests start in a guest.
 
 use std::{
     collections::BTreeSet,
@@ -15,14 +15,14 @@ use crate::{
     debian::Apt,
 };
 
-/// The programs, and the packages of Debian that have them.
+/// The programs and their Debian packages.
 const TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("ethtool", "ethtool"), ("busybox", "busybox-static")];
-/// The release of Debian that they are taken from for another processor.
+/// The Debian release of the programs for another processor.
 const SUITE: &str = "trixie";
-/// Directories that Debian has in `usr` since bookworm.
+/// Directories that Debian has moved to `usr` since bookworm.
 const MERGED: [&str; 3] = ["bin", "sbin", "lib"];
 
-/// Copies those of this machine into a guest's directory, with the libraries that they are linked with.
+/// Copies this machine's programs into a guest's directory, with their libraries.
 pub(super) fn copy(root: &Path) -> Result<()> {
     for (tool, _) in TOOLS {
         let found = output(program("sh").args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin command -v {tool}")]));
@@ -34,7 +34,7 @@ pub(super) fn copy(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies the libraries that a program of this machine is linked with.
+/// Copies the libraries of one of this machine's programs.
 pub(super) fn copy_libraries(of: &Path, root: &Path) -> Result<()> {
     let listed = output(program("ldd").arg(of)).unwrap_or_default();
     let libraries: BTreeSet<&Path> =
@@ -49,7 +49,7 @@ pub(super) fn copy_libraries(of: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks Debian's for another processor, with what they depend on. What is downloaded stays in `directory`.
+/// Unpacks Debian's programs for another processor, with their dependencies. Downloads stay in `directory`.
 pub(super) fn unpack(arch: Arch, directory: &Path, root: &Path) -> Result<()> {
     let apt = Apt::new(&directory.join("tools"), &[SUITE], Some(arch.debian()))?;
     for merged in MERGED {

@@ -1,4 +1,4 @@
-//! The archive of a release, and the checksums.
+//! Makes the archive of a release, and the checksums.
 
 use std::{fs, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::command::{output, program, root, run};
 /// The file of checksums.
 pub(super) const CHECKSUMS: &str = "SHA256SUMS";
 
-/// Below the project's root: file, and its directory in the archive.
+/// Files below the project's root, and their directories in the archive.
 const FILES: [(&str, &str); 8] = [
     ("README.md", ""),
     ("CHANGELOG.md", ""),
@@ -21,10 +21,10 @@ const FILES: [(&str, &str); 8] = [
     ("contrib/systemd/exec-checks.conf", "contrib/systemd"),
 ];
 
-/// Generated ones.
+/// Directories of generated files.
 const DIRECTORIES: [&str; 2] = ["man", "completions"];
 
-/// Makes `NAME.tar.gz` in `directory`: a directory with the program and what belongs to it.
+/// Makes `NAME.tar.gz` in `directory` from a directory with the program and its other files.
 pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, time: &str) -> Result<()> {
     let tree = directory.join(name);
     fs::create_dir_all(&tree)?;
@@ -46,7 +46,7 @@ pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, tim
         }
     }
     let archive = format!("{name}.tar");
-    // The same bytes whoever makes it, and when.
+    // Reproducible: the same bytes for every user and at every time.
     let mut tar = within(directory, "tar");
     tar.args(["--create", "--format=gnu", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
     run(tar.args(["--mode=go=rX,u+rw,a-s", &format!("--mtime=@{time}"), "--file", &archive, name]))?;
@@ -54,7 +54,7 @@ pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, tim
     Ok(fs::remove_dir_all(tree)?)
 }
 
-/// Writes the checksums of all that is in `directory`.
+/// Writes the checksums of all files in `directory`.
 pub(super) fn checksums(directory: &Path) -> Result<()> {
     let mut names =
         fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;

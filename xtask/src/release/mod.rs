@@ -1,7 +1,7 @@
-//! `cargo xtask release`: packages and archives for people who compile nothing.
+//! `cargo xtask release`: makes packages and archives for people who do not compile.
 //!
-//! Programs are linked statically with musl, so they run on every distribution. The same sources, compiler and tools give
-//! the same bytes in whichever directory they are built.
+//! Programs are linked statically with musl, so that they run on every distribution. The same sources, compiler and
+//! tools produce the same bytes in every directory.
 
 mod archive;
 mod musl;
@@ -84,7 +84,7 @@ fn pack(arch: Arch, binary: &Path, libraries: &[Library], directory: &Path, time
     run(command.env("SOURCE_DATE_EPOCH", time))
 }
 
-/// Seconds since 1970 that take the place of every file's time: `SOURCE_DATE_EPOCH`, or the latest commit's.
+/// The time in seconds since 1970 that replaces every file's time: `SOURCE_DATE_EPOCH`, or the last commit's.
 fn source_time() -> Result<String> {
     let time = match env::var("SOURCE_DATE_EPOCH") {
         Ok(time) => time,
@@ -95,7 +95,7 @@ fn source_time() -> Result<String> {
     Ok(time)
 }
 
-/// Builds the balancer; gives the program.
+/// Builds the balancer, and returns the program.
 fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathBuf> {
     let target = target(arch);
     let toolchain = Toolchain::make(arch)?;

@@ -1,5 +1,5 @@
-//! A C compiler and linker for static programs: gcc with Debian's musl, and with LLVM's unwinder instead of gcc's, which
-//! asks for functions of glibc. What is Debian's is downloaded without touching what is installed on this machine.
+//! A C compiler and linker for static programs: gcc with Debian's musl, and with LLVM's unwinder, because gcc's needs
+//! functions of glibc. It downloads Debian's packages without installing them on this machine.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
 
 const PACKAGES: [&str; 2] = ["musl-dev", "libunwind-19-dev"];
 
-/// Functions that LLVM's unwinder is linked with in Debian, and that musl does not have.
+/// Functions that Debian's build of LLVM's unwinder needs and musl lacks.
 const FORTIFIED: &str = "\
 #include <stdarg.h>
 #include <stdio.h>
@@ -31,20 +31,20 @@ int __fprintf_chk(FILE *file, int flag, const char *format, ...) {
 }
 ";
 
-/// The compiler and libraries that programs for one processor are linked with.
+/// The compiler and libraries for one processor.
 pub(super) struct Toolchain {
     arch: Arch,
     directory: PathBuf,
 }
 
 impl Toolchain {
-    /// Downloads and makes it, unless it is there.
+    /// Downloads and creates the toolchain, unless it exists.
     pub(super) fn make(arch: Arch) -> Result<Self> {
         let this = Self { arch, directory: root().join("target/musl").join(arch.name()) };
         if !this.compiler().exists() {
             println!("Downloading {} for {}", PACKAGES.join(", "), arch.name());
             this.download().with_context(|| format!("{} for {}", PACKAGES.join(", "), arch.debian()))?;
-            // Last, as it stands for the whole.
+            // Written last, as a sign that the toolchain is complete.
             this.write_compiler()?;
         }
         Ok(this)
@@ -65,13 +65,13 @@ impl Toolchain {
             .collect()
     }
 
-    /// The version of a downloaded package, from the name of its file: `NAME_VERSION_ARCH.deb`.
+    /// The version of a downloaded package, from its file name: `NAME_VERSION_ARCH.deb`.
     fn version(&self, package: &str) -> Option<String> {
         let names =
             fs::read_dir(&self.directory).ok()?.flatten().filter_map(|file| file.file_name().into_string().ok());
         names.into_iter().find_map(|name| {
             let rest = name.strip_prefix(package)?.strip_prefix('_')?.strip_suffix(".deb")?;
-            // Colons are escaped.
+            // apt escapes colons in file names.
             Some(rest.rsplit_once('_')?.0.replace("%3a", ":"))
         })
     }
@@ -88,7 +88,7 @@ impl Toolchain {
         self.directory.join("tree")
     }
 
-    /// Where musl's libraries and start files are, and the unwinder.
+    /// The directory of musl's libraries and start files, and of the unwinder.
     fn libraries(&self) -> PathBuf {
         self.tree().join("usr/lib").join(format!("{}-linux-musl", self.arch.processor()))
     }
@@ -138,7 +138,7 @@ impl Toolchain {
     }
 }
 
-/// This machine's release of Debian.
+/// The Debian release of this machine.
 fn suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));

@@ -1,4 +1,4 @@
-//! Paths of this machine in what compilers write, replaced.
+//! Replaces this machine's paths in the compilers' outputs.
 
 use std::{env, fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
@@ -6,15 +6,15 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{output, program, root};
 
-/// A program that cargo starts instead of rustc, also for the kernel program: rustc with names in place of the paths of
-/// the sources, of the crates and of the compiler.
+/// A program that cargo starts instead of rustc, also for the kernel program. It calls rustc and replaces the paths of
+/// sources, crates and compiler by names.
 pub(super) fn wrapper(compiler: &str) -> Result<PathBuf> {
     let sysroot = output(program("rustup").args(["run", compiler, "rustc", "--print", "sysroot"]));
     let mut names = vec![
         (root().to_owned(), "/balancer".to_owned()),
         (sysroot.context("no answer from rustc")?.into(), "/rust".to_owned()),
     ];
-    // Its name depends on where crates are downloaded from.
+    // The directory's name depends on the download server.
     let crates = cargo_home()?.join("registry/src");
     for registry in fs::read_dir(&crates).with_context(|| crates.display().to_string())? {
         names.push((registry?.path(), "/crates".to_owned()));

@@ -1,5 +1,5 @@
-//! The bill of materials: each crate and library that is part of the program, in CycloneDX 1.5's JSON. From `cargo
-//! metadata`, because what cargo-cyclonedx writes names the directory of the sources.
+//! The bill of materials: each crate and library in the program, as CycloneDX 1.5 JSON. It uses `cargo metadata`,
+//! because the output of cargo-cyclonedx has the directory of the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,14 @@ use crate::command::{cargo, output};
 /// The command and the kernel program in it.
 const ROOTS: [&str; 2] = ["balancer-userspace", "balancer-ebpf"];
 
-/// A library that is linked with the program and is not one of its crates.
+/// A library that is linked with the program and is no crate.
 pub(super) struct Library {
     pub(super) name: &'static str,
     pub(super) version: String,
     pub(super) licence: &'static str,
 }
 
-/// The bill of the program for `target`.
+/// The bill of materials of the program for `target`.
 pub(super) fn bill(target: &str, libraries: &[Library]) -> Result<String> {
     let metadata = output(cargo().args(["metadata", "--locked", "--format-version", "1", "--filter-platform", target]));
     let metadata: Value = serde_json::from_str(&metadata.context("`cargo metadata` failed")?)?;
@@ -97,7 +97,7 @@ fn component(reference: &str, package: &Value, checksums: &BTreeMap<(&str, &str)
         component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
     }
     if let Some(licence) = package["license"].as_str() {
-        // An older way of writing "or".
+        // An older notation for "or".
         component["licenses"] = json!([{ "expression": licence.replace('/', " OR ") }]);
     }
     component
@@ -107,12 +107,12 @@ fn reference(package: &Value) -> String {
     format!("pkg:cargo/{}@{}", text(&package["name"]), text(&package["version"]))
 }
 
-/// Neither for building nor for tests alone.
+/// Whether the dependency is linked, and not only for building or tests.
 fn is_linked(edge: &Value) -> bool {
     items(&edge["dep_kinds"]).any(|kind| kind["kind"].is_null())
 }
 
-/// Part of the compiler, not of the program.
+/// Whether the package is a procedural macro, which is part of the compiler.
 fn is_macro(package: &Value) -> bool {
     items(&package["targets"]).any(|target| items(&target["kind"]).any(|kind| kind == "proc-macro"))
 }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bill_has_what_is_linked_and_nothing_else() {
+    fn when_a_bill_is_made_then_it_has_exactly_what_is_linked() {
         let metadata = json!({
             "packages": [
                 package("balancer-userspace", "bin"), package("serde", "lib"), package("serde_derive", "proc-macro"),

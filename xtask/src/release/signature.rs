@@ -1,4 +1,4 @@
-//! Signing with an SSH key (`ssh-keygen -Y sign`), which those who release have, and those who download can check.
+//! Signs with an SSH key (`ssh-keygen -Y sign`), a tool that users have for checking as well.
 
 use std::{
     fs,
@@ -12,18 +12,18 @@ use crate::{
     setup::signing,
 };
 
-/// The purpose of the signature: one for another purpose is invalid, even with the same key.
+/// The purpose of the signature. A signature for another purpose is invalid, even with the same key.
 const NAMESPACE: &str = "balancer-release";
 
-/// The key's absolute path, before anything is built.
+/// Returns the key's absolute path, before the build begins.
 pub(super) fn key(path: &Path) -> Result<PathBuf> {
     signing()?;
     fs::canonicalize(path).with_context(|| format!("the key {}", path.display()))
 }
 
-/// Writes the signature of `file` beside it, as `FILE.sig`.
+/// Writes the signature of `file` next to it, as `FILE.sig`.
 pub(super) fn sign(file: &Path, key: &Path) -> Result<()> {
-    // It would ask before it replaces one.
+    // ssh-keygen would ask before it replaces a signature.
     let signature = PathBuf::from(format!("{}.sig", file.display()));
     if signature.exists() {
         fs::remove_file(&signature).with_context(|| signature.display().to_string())?;
@@ -42,7 +42,7 @@ mod tests {
         Ok(fs::read_to_string(at.with_extension("pub"))?)
     }
 
-    /// As the book says it.
+    /// Checks a signature with the commands of the book.
     fn is_signed(directory: &Path) -> Result<bool> {
         let mut command = program("ssh-keygen");
         command.args(["-Y", "verify", "-n", NAMESPACE, "-I", "release@example.com", "-f", "signers", "-s", "SUMS.sig"]);
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_of_one_key_and_one_text() -> Result<()> {
+    fn when_a_text_or_key_differs_then_the_signature_is_invalid() -> Result<()> {
         let directory = std::env::temp_dir().join(format!("balancer-signature-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
         let (own, other) = (make_key(&directory.join("own"))?, make_key(&directory.join("other"))?);

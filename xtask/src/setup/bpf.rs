@@ -1,11 +1,11 @@
-//! A compiler and a linker for the kernel program, by one of two ways:
+//! Finds a compiler and a linker for the kernel program, in one of two ways:
 //!
 //! 1. rustup's nightly of the date in `balancer-userspace/dataplane/nightly`, which compiles `core` for BPF from the
-//!    `rust-src` component; where it cannot be had, the nightly that is there;
+//!    `rust-src` component; if it is not available, the installed nightly;
 //! 2. Debian's compiler with its prebuilt `core` for BPF, linked into rustup as `bpf-core`.
 //!
-//! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, then the nightly of that date, then
-//! any.
+//! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, then the nightly of that date,
+//! then any.
 
 use std::{fmt, fs, path::Path, process::Command, time::Duration};
 
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use super::install::Installer;
 use crate::command::{cargo, installed, output, program};
 
-/// The rustup name of the nightly that everybody is to compile the kernel program with.
+/// The rustup name of the nightly with which to compile the kernel program.
 const PINNED: &str = include_str!("../../../balancer-userspace/dataplane/nightly");
 
 const LINKER: &str = "bpf-linker";
@@ -23,28 +23,28 @@ const LINKER_VERSION: &str = "0.13.0";
 /// Downloads programs that are already built.
 const BINSTALL: &str = "cargo-binstall";
 
-/// LLVM versions that this version of the linker can be built with.
+/// LLVM versions that can build this version of the linker.
 const LINKER_LLVM: [u32; 3] = [21, 22, 23];
 
-/// Where Debian's compiler is installed.
+/// The installation directory of Debian's compiler.
 const DEBIAN_SYSROOT: &str = "/usr";
 
 /// Debian's compiler with `core` for BPF.
 const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
-/// Packages that the linker is linked with, besides LLVM.
+/// Packages for building the linker, in addition to LLVM.
 const LINKER_PACKAGES: [&str; 3] = ["libzstd-dev", "zlib1g-dev", "g++"];
 
-/// Rustup has retries of its own; past this there is no hope.
+/// The time limit of an installation. rustup has its own retries.
 const COMPONENT_LIMIT: Duration = Duration::from_secs(60);
 const TOOLCHAIN_LIMIT: Duration = Duration::from_secs(300);
 
 /// A compiler for BPF, by its rustup name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compiler {
-    /// The nightly of the right date.
+    /// The nightly with the pinned date.
     Pinned,
-    /// The nightly of whichever date.
+    /// Any other nightly.
     Nightly,
     Linked,
 }
@@ -64,12 +64,12 @@ impl Compiler {
         command
     }
 
-    /// Whether rustup knows it.
+    /// Whether rustup has the toolchain.
     fn exists(self) -> bool {
         output(self.rustc().arg("--version")).is_some()
     }
 
-    /// Whether it has what `core` for BPF takes.
+    /// Whether the toolchain has the sources or binaries of `core` for BPF.
     fn has_core(self) -> bool {
         output(self.rustc().args(["--print", "sysroot"])).is_some_and(|sysroot| match self {
             Self::Pinned | Self::Nightly => Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir(),
@@ -77,7 +77,7 @@ impl Compiler {
         })
     }
 
-    /// Whether rustup knows it as the nightly of the right date, under whichever name.
+    /// Whether rustup's toolchain is the nightly with the pinned date, under any name.
     fn is_pinned(self) -> bool {
         let sysroot = output(self.rustc().args(["--print", "sysroot"])).unwrap_or_default();
         let manifest = Path::new(&sysroot).join("lib/rustlib/multirust-channel-manifest.toml");
@@ -96,7 +96,7 @@ impl fmt::Display for Compiler {
     }
 }
 
-/// Finds a compiler with a linker, or installs what is missing of one.
+/// Finds a compiler with a linker, or installs the missing parts.
 pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
     ensure!(
         installed("rustup"),
@@ -116,19 +116,19 @@ pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
     println!("No compiler for BPF by way of rustup: {no_nightly:#}");
     let Err(no_debian) = install_debian(installer) else { return Ok(Compiler::Linked) };
     println!("No compiler for BPF by way of Debian's packages: {no_debian:#}");
-    // Minutes of compiling, and worth it only where prebuilt programs can be downloaded.
+    // Compiling takes minutes, and is useful only if prebuilt programs can be downloaded.
     if preferred.has_core() && !installed(BINSTALL) && install_binstall(installer).is_ok() && installed(LINKER) {
         return Ok(preferred);
     }
     bail!("no compiler for BPF could be installed\n{}", by_hand())
 }
 
-/// The name of a nightly with its sources, installed if it is missing.
+/// The name of a nightly with its sources, which is installed if it is missing.
 pub(super) fn nightly(installer: &mut Installer) -> Result<String> {
     Ok(install_sources(installer)?.name().to_owned())
 }
 
-/// The nightly that the build would take.
+/// The nightly that the build would use.
 fn present() -> Compiler {
     if Compiler::Pinned.exists() || !Compiler::Nightly.exists() { Compiler::Pinned } else { Compiler::Nightly }
 }
@@ -166,7 +166,7 @@ fn install_debian(installer: &mut Installer) -> Result<()> {
     }
     let version = output(program("/usr/bin/rustc").arg("--version").arg("--verbose")).context("no /usr/bin/rustc")?;
     install_linker(installer, llvm_major(&version).context("/usr/bin/rustc names no LLVM version")?)?;
-    // Last, because it hides nightly from the build.
+    // Last, because the linked toolchain hides nightly from the build.
     if !Compiler::Linked.exists() {
         let mut command = program("rustup");
         command.args(["toolchain", "link", Compiler::Linked.name(), DEBIAN_SYSROOT]);
@@ -192,7 +192,7 @@ fn install_binstall(installer: &mut Installer) -> Result<()> {
     download_linker(installer)
 }
 
-/// A prebuilt linker brings its own LLVM, newer than any compiler's at its release.
+/// Downloads a prebuilt linker, which includes a newer LLVM than any compiler at its release.
 fn download_linker(installer: &mut Installer) -> Result<()> {
     let version = format!("{LINKER}@{LINKER_VERSION}");
     installer.step(&version, None, cargo().args(["binstall", "--no-confirm", &version]))
@@ -220,7 +220,7 @@ fn has_prebuilt_core(sysroot: &str) -> bool {
     })
 }
 
-/// The date of a toolchain, from the manifest that rustup keeps of it.
+/// The date of a toolchain, from rustup's manifest.
 fn date(manifest: &str) -> Option<&str> {
     manifest.lines().find_map(|line| line.strip_prefix("date = \"")?.strip_suffix('"'))
 }
@@ -250,7 +250,7 @@ mod tests {
     use super::{PINNED, date, llvm_major};
 
     #[test]
-    fn the_date_of_a_nightly_is_found() {
+    fn when_a_manifest_is_parsed_then_the_nightlys_date_is_found() {
         assert_eq!(
             date("manifest-version = \"2\"\ndate = \"2026-05-20\"\n\n[pkg]\ndate = \"x\"\n"),
             Some("2026-05-20")
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_of_llvm_is_found() {
+    fn when_a_compiler_prints_its_version_then_that_of_llvm_is_found() {
         let version = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
         assert_eq!(llvm_major(version), Some(22));
         assert_eq!(llvm_major("rustc 1.96.0\n"), None);

@@ -1,4 +1,4 @@
-//! Saying what is installed, and installing it.
+//! Announces and installs packages and programs.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::packages::{Manager, Tool};
 use crate::command::{cargo, installed, is_root, output, program, run, run_within, shown};
 
-/// Installs things, each announced before.
+/// Installs things, and announces each before.
 #[derive(Debug)]
 pub(super) struct Installer {
     manager: Option<Manager>,
@@ -19,7 +19,7 @@ impl Installer {
         Self { manager: Manager::of_this_system(), lists_are_fresh: false }
     }
 
-    /// Installs those of the tools that are missing.
+    /// Installs the missing ones of these tools.
     pub(super) fn tools(&mut self, tools: &[Tool]) -> Result<()> {
         match self.missing(tools)? {
             packages if packages.is_empty() => Ok(()),
@@ -27,13 +27,13 @@ impl Installer {
         }
     }
 
-    /// Installs those of the servers that are missing; none is started: not now, and not when the system starts.
+    /// Installs the missing ones of these servers. It does not start them, neither now nor when the system boots.
     pub(super) fn servers(&mut self, servers: &[Tool]) -> Result<()> {
         let packages = self.missing(servers)?;
         self.without_starting(&packages)
     }
 
-    /// Installs packages of Debian of which these files are missing; they start no services.
+    /// Installs Debian packages if these files are missing. The packages start no services.
     pub(super) fn files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
         let missing = files.iter().filter(|(path, _)| !Path::new(path).exists());
         let packages: Vec<&'static str> = missing.map(|&(_, package)| package).collect();
@@ -43,7 +43,7 @@ impl Installer {
         self.without_starting(&packages)
     }
 
-    /// The same where other systems have them in a package that is installed already.
+    /// The same, for files that other systems have in an already installed package.
     pub(super) fn debian_files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
         if self.manager == Some(Manager::Apt) { self.files(files) } else { Ok(()) }
     }
@@ -59,7 +59,7 @@ impl Installer {
             return Ok(());
         }
         for unit in packages.iter().flat_map(|package| units(package)) {
-            // Many packages bring none.
+            // Many packages have no unit.
             if output(program("systemctl").args(["cat", "--quiet", &unit])).is_some() {
                 run(program("systemctl").args(["disable", "--now", "--quiet", &unit]))?;
             }
@@ -67,7 +67,7 @@ impl Installer {
         Ok(())
     }
 
-    /// The packages of those tools that are not there.
+    /// The packages of the missing tools.
     fn missing(&self, tools: &[Tool]) -> Result<Vec<&'static str>> {
         let missing: Vec<&Tool> = tools.iter().filter(|tool| !installed(tool.program)).collect();
         let programs = || missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");
@@ -91,19 +91,19 @@ impl Installer {
         run(&mut command).with_context(|| format!("install by hand, as root: {by_hand}"))
     }
 
-    /// Complains where packages are not Debian's.
+    /// Returns an error if the system does not use Debian packages.
     pub(super) fn ensure_apt(&self) -> Result<()> {
         ensure!(self.manager == Some(Manager::Apt), "this system has no packages of Debian");
         Ok(())
     }
 
-    /// Whether the system has such a package to install.
+    /// Whether the system can install such a package.
     pub(super) fn package_exists(&mut self, package: &str) -> Result<bool> {
         self.refresh_lists()?;
         Ok(output(program("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty()))
     }
 
-    /// Installs a program from the crate registry: downloaded where cargo-binstall is installed, otherwise compiled.
+    /// Installs a program from the crate registry: downloads it if cargo-binstall is installed, otherwise compiles it.
     pub(super) fn cargo(
         &mut self,
         name: &str,
@@ -127,7 +127,7 @@ impl Installer {
     /// Runs a command that installs `what`.
     pub(super) fn step(&mut self, what: &str, limit: Option<Duration>, command: &mut Command) -> Result<()> {
         announce(what, command);
-        // Of no use in what these programs say when they fail.
+        // It would only clutter these programs' error messages.
         command.env_remove("RUST_BACKTRACE");
         match limit {
             Some(limit) => run_within(limit, command),
@@ -145,7 +145,7 @@ impl Installer {
     }
 }
 
-/// While it lives, packages start no services, unless the system has a policy of its own.
+/// While this value exists, packages start no services, unless the system has its own policy.
 struct Policy(Option<&'static Path>);
 
 impl Policy {
@@ -171,9 +171,9 @@ impl Drop for Policy {
     }
 }
 
-/// Returns the names that a package may give its service: its own, or its first word.
+/// Returns the possible names of a package's service: the package's name, or its first word.
 fn units(package: &str) -> Vec<String> {
-    // systemd disables no unit by its other name.
+    // systemd does not disable a unit by an alias.
     if package == "bind9" {
         return vec!["named".to_owned()];
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: finds what each chore needs, and installs what is missing of it.
+//! `cargo xtask setup`: finds the requirements of each task, and installs missing ones.
 
 mod bpf;
 mod install;
@@ -16,7 +16,7 @@ use crate::{
 };
 use install::Installer;
 
-/// The purpose of a set-up; each takes what those before it take.
+/// The purpose of a set-up. Each purpose includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Compiling.
@@ -25,16 +25,16 @@ pub(crate) enum Purpose {
     Run,
     /// All tests.
     Test,
-    /// All else that a change must pass.
+    /// All other checks that a change must pass.
     Ci,
 }
 
-/// Installs what a machine of its own takes.
+/// Installs the requirements of a separate machine.
 pub(crate) fn machine() -> Result<()> {
     Installer::new().tools(&packages::MACHINES)
 }
 
-/// Installs what virtual machines with other kernels take, on such a processor.
+/// Installs the requirements of virtual machines with other kernels, for this processor.
 pub(crate) fn guests(arch: Arch) -> Result<()> {
     let mut installer = Installer::new();
     installer.tools(&[packages::emulator(arch)])?;
@@ -43,24 +43,24 @@ pub(crate) fn guests(arch: Arch) -> Result<()> {
     installer.tools(&packages::GUESTS)
 }
 
-/// Installs what benchmarks measure beside the balancer.
+/// Installs the programs that benchmarks compare with the balancer.
 pub(crate) fn classics() -> Result<()> {
     let mut installer = Installer::new();
     installer.servers(&packages::CLASSICS)?;
     installer.files(&packages::CLASSICS_PARTS)
 }
 
-/// Installs what signs releases.
+/// Installs the signing program.
 pub(crate) fn signing() -> Result<()> {
     Installer::new().tools(&packages::SIGNING)
 }
 
-/// Installs what several balancers run beside them: etcd and routing daemons.
+/// Installs the programs that run next to several balancers: etcd and routing daemons.
 pub(crate) fn fleet() -> Result<()> {
     Installer::new().servers(&packages::FLEET)
 }
 
-/// Installs what the session lab runs. No package starts a service.
+/// Installs the session lab's programs. No package starts a service.
 pub(crate) fn session_lab() -> Result<()> {
     let mut installer = Installer::new();
     installer.servers(&packages::SERVERS)?;
@@ -70,7 +70,7 @@ pub(crate) fn session_lab() -> Result<()> {
     node::modules(&mut installer)
 }
 
-/// Installs what links programs for a processor.
+/// Installs a linker for a processor.
 pub(crate) fn cross_compiler(arch: Arch) -> Result<()> {
     let processor = arch.processor();
     let compiler = format!("{processor}-linux-gnu-gcc");
@@ -85,7 +85,7 @@ pub(crate) fn cross_compiler(arch: Arch) -> Result<()> {
     Installer::new().packages(&[&package]).with_context(|| format!("{compiler} is missing"))
 }
 
-/// Installs what compiles tests for another processor than this machine's: Rust's standard library, and glibc.
+/// Installs Rust's standard library and glibc, for compiling tests for another processor.
 pub(crate) fn cross_libraries(arch: Arch, target: &str) -> Result<()> {
     cross_compiler(arch)?;
     let mut installer = Installer::new();
@@ -102,22 +102,22 @@ pub(crate) fn cross_libraries(arch: Arch, target: &str) -> Result<()> {
     installer.step(&what, None, program("rustup").args(["target", "add", target]))
 }
 
-/// The rustup name of a compiler that brings the sources of the standard library, installed if it is missing.
+/// The rustup name of a compiler with the sources of the standard library, which is installed if it is missing.
 pub(crate) fn nightly() -> Result<String> {
     bpf::nightly(&mut Installer::new())
 }
 
-/// Installs what makes Debian packages.
+/// Installs the program that makes Debian packages.
 pub(crate) fn cargo_deb() -> Result<()> {
     soon(&mut Installer::new(), "cargo-deb", "3.8.0", &[])
 }
 
-/// Installs what runs fuzz targets.
+/// Installs the program that runs fuzz targets.
 pub(crate) fn cargo_fuzz() -> Result<()> {
     soon(&mut Installer::new(), "cargo-fuzz", "0.13.1", &[])
 }
 
-/// Installs what looks for misspelt words, and says where it is.
+/// Installs the spell checker. Returns its path.
 pub(crate) fn typos() -> Result<PathBuf> {
     const NAME: &str = "typos";
     if installed(NAME) { Ok(NAME.into()) } else { python::package(&mut Installer::new(), NAME, "1.52.0") }
@@ -125,12 +125,12 @@ pub(crate) fn typos() -> Result<PathBuf> {
 
 const MDBOOK: &str = "0.5.4";
 
-/// Installs what makes HTML of the book, without its server and its search.
+/// Installs the program that makes HTML of the book, without its server and its search.
 pub(crate) fn mdbook() -> Result<()> {
     soon(&mut Installer::new(), "mdbook", MDBOOK, &["--no-default-features"])
 }
 
-/// Installs a program that runs for a few seconds, compiled to be there soon.
+/// Installs a program that runs only for seconds, with a quick compilation.
 fn soon(installer: &mut Installer, name: &str, version: &str, arguments: &[&str]) -> Result<()> {
     if installed(name) {
         return Ok(());
@@ -139,7 +139,7 @@ fn soon(installer: &mut Installer, name: &str, version: &str, arguments: &[&str]
     installer.cargo(name, version, &arguments, &[("CARGO_PROFILE_DEV_DEBUG".to_owned(), "false".to_owned())])
 }
 
-/// Installs what is missing. Quick and quiet when nothing is.
+/// Installs missing requirements. It is quick and quiet if there are none.
 pub(crate) fn setup(purpose: Purpose) -> Result<()> {
     let mut installer = Installer::new();
     if purpose >= Purpose::Run {

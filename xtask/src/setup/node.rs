@@ -1,4 +1,4 @@
-//! Installs the packages of the npm registry that the session lab's Node servers are made of.
+//! Installs the npm packages of the session lab's Node servers.
 
 use std::fs;
 
@@ -7,12 +7,12 @@ use anyhow::{Context as _, Result};
 use super::install::Installer;
 use crate::command::{program, root};
 
-/// Name them, and their exact versions.
+/// The files with the packages' names and exact versions.
 const FILES: [&str; 2] = ["package.json", "package-lock.json"];
-/// npm writes it when all are there.
+/// npm writes this file when all packages are installed.
 const DONE: &str = "node_modules/.package-lock.json";
 
-/// Installs them in `target/lab/node`, if they are missing or others are asked for by now.
+/// Installs the packages in `target/lab/node`, if they are missing or outdated.
 pub(super) fn modules(installer: &mut Installer) -> Result<()> {
     let (from, to) = (root().join("balancer-userspace/lab/parts/node"), root().join("target/lab/node"));
     let same =

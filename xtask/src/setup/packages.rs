@@ -1,21 +1,21 @@
-//! Distributions, and what their packages are called.
+//! Distributions, and the names of their packages.
 
 use std::fs;
 
 use crate::arch::Arch;
 
-/// A package manager, by the distributions that use it.
+/// A package manager, with the distributions that use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     /// Debian, Ubuntu.
     Apt,
-    /// Fedora and its kin.
+    /// Fedora and related distributions.
     Dnf,
     /// Arch.
     Pacman,
 }
 
-/// A program of the system, and the package that brings it.
+/// A system program and its package.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tool {
     pub(super) program: &'static str,
@@ -39,7 +39,7 @@ impl Tool {
     }
 }
 
-/// Makes network namespaces.
+/// Creates network namespaces.
 pub(super) const NAMESPACES: [Tool; 1] = [Tool { program: "ip", apt: "iproute2", dnf: "iproute", pacman: "iproute2" }];
 
 /// The program with which tests look at interfaces.
@@ -49,7 +49,7 @@ pub(super) const INTERFACES: [Tool; 1] = [Tool::everywhere("ethtool", "ethtool")
 pub(super) const PYTHON: [Tool; 1] =
     [Tool { program: "python3", apt: "python3-venv", dnf: "python3", pacman: "python" }];
 
-/// For the tests of the page.
+/// The browser for tests of the page.
 pub(super) const BROWSER: [Tool; 2] = [
     Tool::everywhere("chromium", "chromium"),
     Tool { program: "chromedriver", apt: "chromium-driver", dnf: "chromedriver", pacman: "chromium" },
@@ -59,7 +59,7 @@ const NGINX: Tool = Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", p
 
 const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
 
-/// Servers, or tools that come with one, that tests alone start.
+/// Servers, and tools from servers' packages, that only tests start.
 pub(super) const SERVERS: [Tool; 6] = [
     NGINX,
     HAPROXY,
@@ -69,10 +69,10 @@ pub(super) const SERVERS: [Tool; 6] = [
     Tool { program: "named", apt: "bind9", dnf: "bind", pacman: "bind" },
 ];
 
-/// The programs that benchmarks measure beside the balancer.
+/// The programs that benchmarks compare with the balancer.
 pub(super) const CLASSICS: [Tool; 3] = [NGINX, HAPROXY, Tool::everywhere("nft", "nftables")];
 
-/// Parts of them that Debian has in packages of their own, each by a file that it brings.
+/// Parts of them in separate Debian packages, each with one of its files.
 pub(super) const CLASSICS_PARTS: [(&str, &str); 1] =
     [("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
 
@@ -87,7 +87,7 @@ pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
 
-/// The programs with which tests ask servers, and a server that no package starts.
+/// Clients that tests use, and a server that no package starts.
 pub(super) const CLIENTS: [Tool; 4] = [
     Tool::everywhere("curl", "curl"),
     Tool::everywhere("iperf3", "iperf3"),
@@ -98,7 +98,7 @@ pub(super) const CLIENTS: [Tool; 4] = [
 /// The program with which tests ask etcd.
 pub(super) const ENGINE: [Tool; 1] = [Tool { program: "etcdctl", apt: "etcd-client", dnf: "etcd", pacman: "etcd" }];
 
-/// The programs that make a Debian in a directory and boot it.
+/// The programs that install a Debian system in a directory and boot it.
 pub(super) const MACHINES: [Tool; 2] = [
     Tool::everywhere("debootstrap", "debootstrap"),
     Tool { program: "systemd-nspawn", apt: "systemd-container", dnf: "systemd-container", pacman: "systemd" },
@@ -112,7 +112,7 @@ pub(super) const SESSIONS: [Tool; 4] = [
     Tool::everywhere("memcached", "memcached"),
 ];
 
-/// The programs that the whole session lab runs besides: Debian's packages, each by a file that it brings.
+/// The additional programs of the whole session lab: Debian packages, each with one of its files.
 pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/bin/java", "default-jre-headless"),
     ("/usr/share/tomcat10/bin/bootstrap.jar", "tomcat10-common"),
@@ -128,7 +128,7 @@ pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/share/doc/postgresql", "postgresql"),
 ];
 
-/// Returns the emulator of machines with such a processor.
+/// Returns the emulator of machines with this processor.
 pub(super) const fn emulator(arch: Arch) -> Tool {
     let (apt, dnf, pacman) = match arch {
         Arch::X86_64 => ("qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86"),
@@ -137,7 +137,7 @@ pub(super) const fn emulator(arch: Arch) -> Tool {
     Tool { program: arch.emulator(), apt, dnf, pacman }
 }
 
-/// The programs that make machines that boot other kernels.
+/// The programs that make virtual machines with other kernels.
 pub(super) const GUESTS: [Tool; 6] = [
     Tool { program: "busybox", apt: "busybox-static", dnf: "busybox", pacman: "busybox" },
     Tool::everywhere("cpio", "cpio"),
@@ -148,12 +148,12 @@ pub(super) const GUESTS: [Tool; 6] = [
 ];
 
 impl Manager {
-    /// This system's; `None` on one that is not known.
+    /// This system's package manager; `None` if the system is unknown.
     pub(super) fn of_this_system() -> Option<Self> {
         Self::of(&fs::read_to_string("/etc/os-release").ok()?)
     }
 
-    /// By the text of `/etc/os-release`.
+    /// Finds the package manager by the text of `/etc/os-release`.
     fn of(os_release: &str) -> Option<Self> {
         let value = |key: &str| {
             let line = os_release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -186,7 +186,7 @@ impl Manager {
         }
     }
 
-    /// The command for people.
+    /// The install command, for people.
     pub(super) fn by_hand(self, packages: &[&str]) -> String {
         let command = match self {
             Self::Apt => "apt-get update && apt-get install",
@@ -205,7 +205,7 @@ mod tests {
     };
 
     #[test]
-    fn distributions_are_known_by_their_names_or_their_kin() {
+    fn when_a_distribution_or_its_kin_is_known_then_its_package_manager_is_found() {
         let cases = [
             (
                 "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nID=debian\n",
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn every_program_has_a_package_everywhere() {
+    fn when_a_program_is_needed_then_it_has_a_package_on_every_distribution() {
         let emulators = Arch::ALL.map(emulator);
         let names = |manager| {
             let tools = NAMESPACES

@@ -1,4 +1,4 @@
-//! The words of backends' agents.
+//! Handles the reports of backends' agents.
 
 use std::time::Instant;
 
@@ -11,21 +11,22 @@ use crate::{
 };
 
 impl Controller {
-    /// Returns who says how much work a backend takes. `None`: nobody does, or it is not there.
+    /// Returns the source that reports the capacity of a backend. `None`: no source reports it, or the backend does not
+    /// exist.
     #[must_use]
     pub fn words_of(&self, name: &BackendName) -> Option<WordsOf> {
         let service = self.legs(&name.service).next()?;
         service.words_of(service.backends().iter().find(|backend| backend.name() == name.backend)?)
     }
 
-    /// Returns what the agent of a backend has said so far. `None`: it has no agent, or is not there.
+    /// Returns what the agent of a backend has reported so far. `None`: it has no agent, or does not exist.
     #[must_use]
     pub fn agent_said(&self, name: &BackendName) -> Option<Said> {
         self.words_of(name)?;
         Some(self.backend(name).ok()?.agent().cloned().unwrap_or_default())
     }
 
-    /// Puts in force what the agent of a backend says.
+    /// Applies the report of a backend's agent.
     pub(super) fn hear(
         &mut self,
         name: &BackendName,

@@ -1,4 +1,4 @@
-//! Bounds of backends' loads.
+//! Applying bounds to backends' loads.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Controller {
-    /// Puts in force which backends of a service give slots away.
+    /// Sets which backends of a service give slots away.
     pub(super) fn bound(
         &mut self,
         name: &str,

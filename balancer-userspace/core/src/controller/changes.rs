@@ -1,4 +1,4 @@
-//! Changes that users ask for.
+//! Changes requested by users.
 
 use std::{
     mem,
@@ -24,12 +24,12 @@ use crate::{
     table::Footing,
 };
 
-/// Weight of a backend that is added without one.
+/// The weight of a backend that is added without one.
 const DEFAULT_WEIGHT: u16 = 100;
 
 impl Controller {
-    /// Makes a change, whole or not at all. Gives one line that says what was done, and the commands; what the change
-    /// brings about beyond the backend it names is among them as reports.
+    /// Makes a change completely or not at all. Returns one line that says what was done, and the commands.
+    /// Consequences beyond the named backend are among the commands as reports.
     ///
     /// # Errors
     /// [`Refused`] says why nothing was changed.
@@ -37,7 +37,7 @@ impl Controller {
         if let Change::Reload(config) | Change::Reset(config) = &change
             && self.is_follower()
         {
-            // Its services are for the fleet to decide.
+            // The fleet decides about the services.
             return self.take_over_settings(Config::clone(config));
         }
         self.refuse_as_follower()?;
@@ -89,7 +89,7 @@ impl Controller {
                     )));
                 }
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
-                    // The last sweep may be seconds old.
+                    // The count of the last sweep may be seconds old.
                     let swept = self.parts(&name).map(Backend::known_clients).sum();
                     let is_counted = self.role != Role::Decides;
                     let known = self.foreseen.known_clients.or_else(|| is_counted.then_some(swept));
@@ -120,7 +120,7 @@ impl Controller {
         }
     }
 
-    /// Takes over a configuration file.
+    /// Applies a configuration file.
     fn take_over_file(
         &mut self,
         mut config: Config,
@@ -136,7 +136,7 @@ impl Controller {
         Ok(done)
     }
 
-    /// Takes over what a configuration says beyond its services.
+    /// Applies the settings of a configuration other than its services.
     fn take_over_settings(&mut self, config: Config) -> Result<(String, Vec<Command>), Refused> {
         let differences = self.settings.differences(&config);
         if !differences.refused.is_empty() {
@@ -150,19 +150,19 @@ impl Controller {
         Ok((message, differences.reports().collect()))
     }
 
-    /// Settles the service of a backend that was changed.
+    /// Reconciles the service of a backend that was changed.
     pub(super) fn settle_around(&mut self, name: &BackendName, now: Instant) -> Settled {
         self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now)
     }
 
-    /// Begins to drain a backend that is to be removed.
+    /// Starts draining a backend that is to be removed.
     pub(super) fn leave(&mut self, name: &BackendName, known: Option<u64>, now: Instant) -> (String, Vec<Command>) {
         self.parts_mut(name).for_each(Backend::leave);
         let settled = self.settle_around(name, now);
         let message = self.done(name, "drains before it is removed", &settled);
         let mut commands = settled.commands;
         commands.extend(self.remove_those_that_left(now));
-        // One that decides for a fleet has no client table to count in.
+        // A controller that decides for a fleet has no client table to count in.
         let clients = known.map_or_else(
             || "its known clients leave first".to_owned(),
             |known| counted(known as usize, "known client"),
@@ -170,7 +170,7 @@ impl Controller {
         (format!("{message}; {clients} (--force does not wait for them)"), commands)
     }
 
-    /// Any weight is right beside any other, so nothing else of the configuration is looked at.
+    /// Sets a weight. Any weight is valid beside any others, so the rest of the configuration is not validated.
     fn set_weight(&mut self, name: &BackendName, weight: u16, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         let old = self.backend(name)?.weight();
         if old == weight {
@@ -228,7 +228,7 @@ impl Controller {
         Ok((self.done(name, &what, &settled), settled.commands))
     }
 
-    /// A copy of the present configuration to make a change in, and the index of the service called `name`.
+    /// A copy of the current configuration to change, and the index of the service called `name`.
     pub(super) fn edit(&self, name: &str) -> Result<(Vec<Arc<ServiceConfig>>, usize), Refused> {
         let configs = self.present();
         let index = configs.iter().position(|service| service.name == name);
@@ -248,7 +248,8 @@ impl Controller {
         Ok((self.done(subject, what, &settled) + &resized, settled.commands))
     }
 
-    /// `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and what is now unusual about the service.
+    /// Returns a line such as `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and anything
+    /// unusual about the service now.
     pub(super) fn done(&self, name: &BackendName, what: &str, settled: &Settled) -> String {
         let mut message = format!("backend {name} {what}");
         let none = Moves::default();

@@ -1,4 +1,4 @@
-//! How much of a service is to be looked at anew.
+//! Which parts of services must be re-evaluated.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use crate::{
     service::{Look, Service},
 };
 
-/// The services that something has happened to.
+/// The services affected by events.
 #[derive(Debug, Default)]
 pub(super) struct Concerned(HashMap<ServiceId, Option<Vec<usize>>>);
 
@@ -16,19 +16,19 @@ impl Concerned {
         self.0.is_empty()
     }
 
-    /// The check of the backend at this place says something else.
+    /// Adds a backend, by its place, whose check result has changed.
     pub(super) fn add_checked(&mut self, service: ServiceId, place: usize) {
         if let Some(places) = self.0.entry(service).or_insert_with(|| Some(Vec::new())) {
             places.push(place);
         }
     }
 
-    /// Something has happened to these as a whole.
+    /// Adds whole services.
     pub(super) fn extend(&mut self, services: impl IntoIterator<Item = ServiceId>) {
         self.0.extend(services.into_iter().map(|service| (service, None)));
     }
 
-    /// How much of a service is to be looked at, if it is.
+    /// Returns which part of a service must be re-evaluated, if any.
     pub(super) fn look(&self, service: &Service) -> Option<Look<'_>> {
         Some(self.0.get(&service.id())?.as_deref().map_or(Look::Whole, Look::Checked))
     }

@@ -1,4 +1,4 @@
-//! From one configuration to the next.
+//! Moving from one configuration to the next.
 
 use std::{mem, sync::Arc, time::Instant};
 
@@ -32,7 +32,7 @@ use crate::{
     service::{Backend, Service},
 };
 
-/// How one configuration differs from the one before.
+/// The difference between two configurations.
 #[derive(Default)]
 pub(super) struct Difference {
     pub(super) services: [usize; 3],
@@ -47,8 +47,8 @@ impl Difference {
 }
 
 impl Controller {
-    /// Takes over what the configuration file says now, where it says otherwise than before; with `reset`, where it says
-    /// otherwise than what there is.
+    /// Applies what has changed in the configuration file since it was last applied; with `reset`, every difference
+    /// from the current state.
     pub(super) fn reload(
         &mut self,
         file: Valid,
@@ -142,8 +142,9 @@ impl Controller {
         Ok((message, commands))
     }
 
-    /// The id of a backend of the same name and address that was removed and is still known to clients, and how many: they come
-    /// home to the one that is added, and need not move. Its next hop is taken to be what it was until it is heard of.
+    /// Returns the id of a removed backend with the same name and address that clients still know, and the number of
+    /// these clients. The backend that is added takes over the id, so its clients return without moving. Its next hop
+    /// is assumed unchanged until a new one is reported.
     fn come_back(&mut self, service: &Service, wanted: &BackendConfig) -> Option<(BackendId, u64)> {
         let address = service.row_address_of(wanted);
         let is_same = |gone: &Gone| {
@@ -152,7 +153,7 @@ impl Controller {
                 && gone.name == wanted.name
                 && gone.row.address == address
         };
-        // Of several the one whose clients were there last.
+        // If there are several, the most recently removed one is used.
         let gone = self.gone.remove(self.gone.iter().rposition(is_same)?);
         if let Some(hop) = gone.row.next_hop {
             self.hops.expect(gone.row.address.ip(), hop);
@@ -160,7 +161,7 @@ impl Controller {
         Some((gone.row.id, gone.known))
     }
 
-    /// Makes `configs` the services that there are, keeping what is known of those that stay.
+    /// Makes `configs` the current services, keeping the state of services that remain.
     pub(super) fn configure(
         &mut self,
         configs: Vec<Arc<ServiceConfig>>,
@@ -171,8 +172,7 @@ impl Controller {
         self.take_over(configs, &AllRules::default(), subject, now)
     }
 
-    /// As [`configure`](Self::configure), of configurations that are valid, with `rules` for those services that have other
-    /// ones from now on.
+    /// Works like [`configure`](Self::configure), for valid configurations, with new `rules` for some services.
     pub(super) fn take_over(
         &mut self,
         configs: Vec<Arc<ServiceConfig>>,
@@ -206,7 +206,7 @@ impl Controller {
         if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }
-        // The id of a service that is gone, with clients still known at its backends, is not another's yet.
+        // A removed service's id is not reused while clients are known at its backends.
         let gone = self.gone.iter().map(|gone| gone.row.service);
         let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
@@ -273,7 +273,7 @@ impl Controller {
             self.services.push(Arc::new(service));
         }
         for service in old_services.values() {
-            // The rules of a part that is gone wait in the other, for its clients to come back.
+            // The rules of a removed part wait in the other part until its clients are served again.
             let heir = self.services.those_mut(|other| other.name() == service.name()).next();
             if let Some(heir) = heir.filter(|_| !service.rules().is_empty()) {
                 service.rules().iter().cloned().for_each(|rule| drop(heir.rules_mut().set(rule)));
@@ -290,7 +290,7 @@ impl Controller {
         Ok((difference, self.settle(|service| concerned.contains(&service.id()), removed, subject, now)))
     }
 
-    /// The names of the services that are as `configs` say.
+    /// The names of services that already match `configs`.
     fn configured_so<'a>(&self, configs: &'a [Arc<ServiceConfig>]) -> HashSet<&'a str> {
         let parts: Vec<&Service> = self.services.iter().collect();
         let parts = parts.chunk_by(|one, other| one.name() == other.name());
@@ -302,7 +302,7 @@ impl Controller {
         configs.iter().filter(same).map(|config| config.name.as_str()).collect()
     }
 
-    /// Has those that were `added` to one part of a service be as the operator wants them in the other, where they were.
+    /// Copies the operator's settings of backends that were `added` to one part of a service from its other part.
     fn follow_twins(&mut self, added: &HashSet<BackendId>) {
         for index in 0..self.services.len() {
             let Some(service) = self.services.get(index).filter(|service| service.is_one_of_two()) else { continue };
@@ -321,8 +321,8 @@ impl Controller {
         }
     }
 
-    /// Puts every rule into the part of its service that is for its family, if there is one. Gives the services whose rules
-    /// are others then.
+    /// Moves every rule to the part of its service for its address family, if that exists. Returns the services whose
+    /// rules changed.
     fn sort_rules(&mut self) -> Vec<ServiceId> {
         let mut touched = Vec::new();
         let place = |services: &Services, name: &str, family| {
@@ -348,7 +348,7 @@ impl Controller {
         touched
     }
 
-    /// How many rows of backends `configs` takes beyond those there are.
+    /// The number of additional backend rows that `configs` needs.
     fn rows_needed(&self, configs: &[&ServiceConfig], renamed: &HashMap<String, String>) -> usize {
         if configs.is_empty() {
             return 0;
@@ -371,7 +371,7 @@ impl Controller {
     }
 }
 
-/// How `configs` differ from those `present`; `renamed` has the former names of services by their new ones.
+/// The difference between `configs` and the `present` services; `renamed` maps new names of services to former ones.
 fn difference(
     present: Vec<ServiceConfig>,
     renamed: &HashMap<String, String>,
@@ -405,17 +405,17 @@ fn difference(
     difference
 }
 
-/// Whether `config` is the configuration of which these are the parts.
+/// Whether `config` is the configuration of these parts.
 pub(super) fn are_configured_as(parts: &[&Service], config: &Arc<ServiceConfig>) -> bool {
     parts.len() == config.families().len() && parts.iter().all(|part| part.is_configured_as(config))
 }
 
-/// A configured service for each family of its clients.
+/// One configured service for each family of its clients.
 fn parts(config: &Arc<ServiceConfig>) -> impl Iterator<Item = (&Arc<ServiceConfig>, Family)> {
     config.families().into_iter().map(move |family| (config, family))
 }
 
-/// Tells what is undone, instead of what follows from that.
+/// Reports the undone changes instead of their consequences.
 fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
     let follows = |line: &String| {
         changes.iter().any(|change| {

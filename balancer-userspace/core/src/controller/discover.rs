@@ -1,4 +1,4 @@
-//! Lists of targets: backends that come, drain and come back as a list names them.
+//! Lists of targets: backends that are added, drained and re-added as a list names them.
 
 use std::{sync::Arc, time::Instant};
 
@@ -30,10 +30,10 @@ impl Largest {
 }
 
 impl Controller {
-    /// Returns the backends that the targets of a list make of those there are; `None`: the list changes nothing.
+    /// Returns the backends that result from the targets of a list; `None`: the list changes nothing.
     ///
     /// # Errors
-    /// Why the list cannot be taken over.
+    /// Why the list cannot be applied.
     pub fn discovery(&self, service: &str, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
         let (services, index) = self.edit(service)?;
         let Some(config) = services.get(index) else { return Ok(None) };
@@ -41,7 +41,7 @@ impl Controller {
         Ok(pool.filter(|pool| pool.backends != config.backends))
     }
 
-    /// The questions to DNS that services have.
+    /// The DNS queries that services need.
     #[must_use]
     pub fn questions(&self) -> Questions {
         let mut lists = self.services.iter().flat_map(Service::discover);
@@ -52,7 +52,7 @@ impl Controller {
         }
     }
 
-    /// Returns the reason why targets have not the addresses that a service needs of them.
+    /// Returns why targets lack the addresses that a service needs.
     #[must_use]
     pub fn unresolved(&self, service: &str, source: &Source, targets: &[Target]) -> Option<String> {
         let (services, index) = self.edit(service).ok()?;
@@ -71,13 +71,13 @@ impl Controller {
         discover::pool(service, list, targets, admin).map(Some).map_err(told)
     }
 
-    /// Whether the service has the list that a backend is of.
+    /// Whether the service still has the list that a backend comes from.
     pub(super) fn is_discovered(&self, service: &str, backend: &Discovered) -> bool {
         let lists = self.legs(service).flat_map(Service::discover);
         { lists }.any(|list| list.source == backend.source)
     }
 
-    /// Takes over a list of targets.
+    /// Applies a list of targets.
     pub(super) fn discover(
         &mut self,
         service: &str,
@@ -121,7 +121,7 @@ impl Controller {
         Ok((format!("service {service} discovers: {summary}; {moved} slots moved, {needless} needless"), commands))
     }
 
-    /// Has the backends drain that are of lists which their services have no longer.
+    /// Starts draining backends from lists that their services no longer have.
     pub(super) fn leave_lost_lists(&mut self, now: Instant) -> Vec<Command> {
         let mut lost = Vec::new();
         for service in self.services.iter().filter(|service| service.discover().is_empty()) {

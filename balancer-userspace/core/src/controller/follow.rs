@@ -1,5 +1,5 @@
-//! A controller of a fleet: one member's *decides* by what all have agreed on, and its state is what the controllers of
-//! all members *follow*.
+//! Controllers of a fleet: one member's controller *decides* by what all have agreed on, and the controllers of all
+//! members *follow* its state.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl Controller {
-    /// A controller that follows: it has no services before the first [`follow`](Self::follow).
+    /// A following controller. It has no services before the first [`follow`](Self::follow).
     #[must_use]
     pub fn follower(config: Config, key: HashKey, now: Instant) -> Self {
         let role = Role::Follows { as_of: now, alone: false };
@@ -34,7 +34,7 @@ impl Controller {
         this
     }
 
-    /// A restored controller that goes on as one that follows.
+    /// Turns a restored controller into a following one.
     #[must_use]
     pub fn into_follower(mut self, now: Instant) -> Self {
         self.role = Role::Follows { as_of: now, alone: true };
@@ -43,7 +43,7 @@ impl Controller {
         self
     }
 
-    /// Tells everything as it was before a restart. Comes once, before anything else, in place of [`start`](Self::start).
+    /// Announces everything as it was before a restart. It is called once, first, in place of [`start`](Self::start).
     pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
@@ -51,7 +51,7 @@ impl Controller {
         commands
     }
 
-    /// A controller that decides, from a configuration: that of a fleet's first member.
+    /// A deciding controller from a configuration, for the first member of a fleet.
     #[must_use]
     pub fn decider(config: Config, key: HashKey, now: Instant) -> Self {
         let mut this = Self { role: Role::Decides, ..Self::new(config, key) };
@@ -61,10 +61,10 @@ impl Controller {
         this
     }
 
-    /// A controller that decides, where another has.
+    /// A deciding controller that succeeds another.
     ///
     /// # Errors
-    /// What in the state contradicts itself, in one line.
+    /// A contradiction in the state, in one line.
     pub fn decider_from(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let config = Config { services: Valid::default(), ..config };
         let mut this = Self { role: Role::Decides, ..Self::restore(config, key, state, clocks)? };
@@ -73,13 +73,13 @@ impl Controller {
         Ok(this)
     }
 
-    /// Has backends that came since judged by what is agreed on.
+    /// Marks new backends so that the fleet's agreed results decide about them.
     fn decide(&mut self, now: Instant) {
         self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(false));
         let _ = self.settle(|_| true, Vec::new(), None, now);
     }
 
-    /// Makes a change as one that decides: see [`change`](Self::change).
+    /// Makes a change as the deciding controller: see [`change`](Self::change).
     ///
     /// # Errors
     /// [`Refused`] says why nothing was changed.
@@ -89,7 +89,7 @@ impl Controller {
         Ok(decided)
     }
 
-    /// Takes over what a member's configuration file says of services: see [`crate::merge`].
+    /// Applies the services in a member's configuration file: see [`crate::merge`].
     ///
     /// # Errors
     /// [`Refused`] says why nothing was changed.
@@ -100,7 +100,7 @@ impl Controller {
         Ok(decided)
     }
 
-    /// Takes over what is agreed on.
+    /// Applies agreed judgements.
     pub fn judge(&mut self, judgements: &[Judgement], now: Instant) -> Vec<Command> {
         let mut concerned = HashSet::new();
         for judgement in judgements {
@@ -113,8 +113,8 @@ impl Controller {
         self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
     }
 
-    /// Returns the state that other balancers follow, without what each of them knows for itself. Two states of one
-    /// moment can be compared.
+    /// Returns the state that other balancers follow, without what each member determines itself. Two states of the
+    /// same moment can be compared.
     #[must_use]
     pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
         let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
@@ -123,25 +123,25 @@ impl Controller {
         state
     }
 
-    /// Does everything that has become due, so that [`agreed_state`](Self::agreed_state) says the same to whoever reads
-    /// it as of now.
+    /// Performs everything that is due, so that [`agreed_state`](Self::agreed_state) means the same to every reader as
+    /// of now.
     pub fn decide_what_is_due(&mut self, now: Instant) -> Vec<Command> {
         let mut commands = self.handle_all([Event::Tick], now);
         commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
         commands
     }
 
-    /// Whether going from `before` to this takes slots from backends that keep their known clients.
+    /// Whether the change from `before` to this state takes slots from backends that keep their known clients.
     #[must_use]
     pub fn gives(&self, before: &Self) -> bool {
         self.services.iter().any(|service| before.services.with_id(service.id()).is_some_and(|old| service.gives(old)))
     }
 
-    /// Takes over a state that was decided at `clocks.wall`, now. What a state that contradicts itself, or is another
-    /// fleet's, says changes nothing.
+    /// Follows a state that was decided at `clocks.wall`, now. A contradictory state, or one of another fleet, changes
+    /// nothing.
     ///
     /// # Errors
-    /// What is wrong with it, in one line.
+    /// What is wrong with the state, in one line.
     pub fn follow(&mut self, state: SavedState, clocks: Clocks) -> Result<Vec<Command>, String> {
         if state.key_fingerprint != keys::fingerprint(self.key) {
             return Err("it was made under another hash key".to_owned());
@@ -160,8 +160,8 @@ impl Controller {
         Ok(commands)
     }
 
-    /// Goes on where the controller before stood, service by service and backend by backend, as their ids say. Gives the
-    /// commands for what has gone.
+    /// Continues from the previous controller, matching services and backends by their ids. Returns the commands for
+    /// what no longer exists.
     fn succeed(&mut self, before: Self) -> Dropped {
         let mut dropped = Dropped::default();
         let told: HashMap<BackendId, _> = before.gone.iter().map(|gone| (gone.row.id, &gone.row)).collect();
@@ -174,7 +174,8 @@ impl Controller {
         dropped.last.extend(freed.map(Command::RetireBackend));
         for old in before.services {
             for backend in old.backends() {
-                // The same number for another service's backend: whoever is known there is not known here.
+                // If the same id now belongs to another service's backend, the old backend's clients are not known
+                // here.
                 let stays = self.owners.get(&backend.id()) == Some(&old.id());
                 self.leave_behind(backend, stays, needed.contains(&backend.id()), &mut dropped);
             }
@@ -186,7 +187,7 @@ impl Controller {
         dropped
     }
 
-    /// Gives removed backends the next hops that this balancer knew of them, and has those that come back begin with theirs.
+    /// Gives removed backends the next hops that this balancer knew, and makes returning backends start with theirs.
     fn keep_next_hops(&mut self, before: &Self) {
         let present =
             before.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.as_ref());
@@ -221,7 +222,7 @@ impl Controller {
         }
     }
 
-    /// Whether the engine is out of reach, so that hard failures seen here count at once.
+    /// Sets whether the engine is unreachable, so that hard failures seen here count at once.
     pub fn set_alone(&mut self, alone: bool, now: Instant) -> Vec<Command> {
         if let Role::Follows { alone: before, .. } = &mut self.role {
             *before = alone;
@@ -246,31 +247,32 @@ impl Controller {
         settled.commands.into_iter().chain(reports).collect()
     }
 
-    /// When [`Event::Tick`] is due for what is decided here although another balancer decides for the fleet.
+    /// The time at which [`Event::Tick`] is due for decisions that this balancer makes although another one decides for
+    /// the fleet.
     pub(super) fn deadline_alone(&self) -> Option<Instant> {
         self.services.iter().filter_map(Service::deadline_alone).min()
     }
 
-    /// The backends whose latest check failed here, in services where so many fail that it looks like an outage.
+    /// The backends whose latest check failed here, in services where enough fail to look like an outage.
     #[must_use]
     pub fn failing_in_numbers(&self) -> Vec<BackendId> {
         self.services.iter().flat_map(|service| service.failing_in_numbers(&self.hops)).collect()
     }
 
-    /// The backends whose latest check failed here, and which are not down here yet.
+    /// The backends whose latest check failed here and which are not down here yet.
     pub fn begin_to_fail(&self) -> impl Iterator<Item = BackendId> {
         let backends = self.services.iter().flat_map(Service::backends);
         backends.filter(|backend| backend.health().failing().is_some_and(|(failures, _)| failures > 0)).map(Backend::id)
     }
 
-    /// Takes note of which backends' latest checks failed, as most members of the fleet say.
+    /// Records which backends' latest checks failed according to most members of the fleet.
     pub fn note_failing(&mut self, failing: &HashSet<BackendId>) {
         self.services
             .those_mut(|service| service.differs_in_failing(failing))
             .for_each(|service| service.note_failing(failing));
     }
 
-    /// Takes note of events as one that follows: what checks and next hops say is an opinion, and a way for packets.
+    /// Handles events as a follower: the results of checks and next hops are an opinion, and paths for packets.
     pub(super) fn witness_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
         let mut reached_otherwise = HashSet::new();
         for event in events {
@@ -313,7 +315,7 @@ impl Controller {
         commands
     }
 
-    /// Returns the opinion that this balancer has of every backend.
+    /// Returns this balancer's opinion of every backend.
     pub fn opinions(&self) -> impl Iterator<Item = (&Service, &Backend, Opinion)> {
         let hops = &self.hops;
         self.services.iter().flat_map(move |service| {
@@ -322,13 +324,13 @@ impl Controller {
         })
     }
 
-    /// A copy that decides, to see what would become of a change.
+    /// A deciding copy, to find out the effect of a change.
     pub(crate) fn as_one_that_decides(&self) -> Self {
         let role = if self.role.follows() { Role::Decides } else { self.role.clone() };
         Self { role, ..self.clone() }
     }
 
-    /// The services as a configuration file last said.
+    /// The services as the last applied configuration file lists them.
     #[must_use]
     pub const fn file(&self) -> &Valid {
         &self.file
@@ -340,13 +342,13 @@ impl Controller {
         self.key
     }
 
-    /// Whether it is one that follows.
+    /// Whether this controller follows.
     #[must_use]
     pub const fn is_follower(&self) -> bool {
         self.role.follows()
     }
 
-    /// Refuses a change if this balancer follows, because the fleet decides then.
+    /// Refuses a change if this balancer follows, because then the fleet decides.
     pub(super) fn refuse_as_follower(&self) -> Result<(), Refused> {
         if self.role.follows() {
             return Err(Refused::Conflict("this balancer is one of a fleet, which decides".to_owned()));
@@ -355,11 +357,11 @@ impl Controller {
     }
 }
 
-/// Commands for what has gone from one state to the next.
+/// Commands that remove backends and services missing from a new state.
 #[derive(Default)]
 struct Dropped {
-    /// Before everything else.
+    /// Commands before all others.
     first: Vec<Command>,
-    /// After everything else.
+    /// Commands after all others.
     last: Vec<Command>,
 }

@@ -1,35 +1,35 @@
-//! Results computed for a change before it is made: base tables, made in the copy of the controller that tries the
-//! change, and the number of known clients that it concerns.
+//! Results computed before a change is made: base tables from the copy of the controller that tried the change, and the
+//! number of known clients affected.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::{Controller, Services};
 use crate::{io::ServiceId, table::Made};
 
-/// The tables and the number of known clients for the change that comes next.
+/// Precomputed tables and the number of known clients for the next change.
 #[derive(Clone, Debug, Default)]
 pub struct Foresight {
-    /// Tables by service. Where they turn out not to be the ones that are wanted, those are made.
+    /// Precomputed tables by service. If they do not match, the tables are computed again.
     tables: HashMap<ServiceId, Arc<[Made]>>,
-    /// Known clients of the backend that it removes, counted a moment ago; `None`: nobody has counted them.
+    /// The number of known clients of the backend to be removed, counted shortly before; `None`: not counted.
     pub(super) known_clients: Option<u64>,
 }
 
 impl Foresight {
-    /// With the number of clients that are known at the backend which is to be removed.
+    /// Sets the number of clients known at the backend to be removed.
     #[must_use]
     pub fn with_known_clients(self, known_clients: Option<u64>) -> Self {
         Self { known_clients, ..self }
     }
 
-    /// The tables there are for a service.
+    /// The precomputed tables of a service.
     pub(super) fn of(&self, service: ServiceId) -> &[Made] {
         self.tables.get(&service).map_or(&[], |made| made)
     }
 }
 
 impl Controller {
-    /// The tables of the services that were touched since they were shared with `before`.
+    /// The tables of the services that have changed since they were shared with `before`.
     #[must_use]
     pub fn foresight_since(&self, before: &Services) -> Foresight {
         let touched = self.services.touched_since(before);
@@ -37,7 +37,7 @@ impl Controller {
         Foresight { tables, known_clients: None }
     }
 
-    /// Has these for the change that comes next, instead of those of the last.
+    /// Sets the results for the next change, in place of the last ones.
     pub fn expect(&mut self, foresight: Foresight) {
         self.foreseen = foresight;
     }

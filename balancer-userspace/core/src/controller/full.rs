@@ -1,4 +1,4 @@
-//! Backends at their limits.
+//! Applying backends' limits.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Controller {
-    /// Sets how much a backend takes at most.
+    /// Sets the limits of a backend.
     pub(super) fn set_limits(
         &mut self,
         name: &BackendName,
@@ -39,7 +39,7 @@ impl Controller {
         self.reconfigure(services, name, &format!("{old} → {limits}"), now)
     }
 
-    /// Has these backends of a service take no new clients, because they are full, and all others take some.
+    /// Sets the backends of a service that are full and take no new clients; all others take some.
     pub(super) fn fill(
         &mut self,
         name: &str,

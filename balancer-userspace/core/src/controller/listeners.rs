@@ -1,4 +1,4 @@
-//! Listeners that come and go.
+//! Adding and removing listeners.
 
 use std::{sync::Arc, time::Instant};
 
@@ -22,7 +22,7 @@ impl Controller {
             return Ok((format!("service {service} listens on {listener} already: nothing changed"), Vec::new()));
         }
         config.listen.push(listener);
-        // What is there is not in the way of what is asked for, but the other way round.
+        // If two collide, the error must blame the requested listener and not the existing one.
         let mut asked_last = services.clone();
         asked_last[index..].rotate_left(1);
         validate::services(&asked_last, &self.file)?;

@@ -1,7 +1,7 @@
 //! The controller: events and changes in, commands out.
 //!
-//! Every configuration, the first one, a changed one and a single added backend, goes the same way (`configure.rs`): what
-//! should be is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
+//! Every configuration, the first one, a changed one and a single added backend, takes the same path (`configure.rs`):
+//! the wanted state is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
 
 mod agents;
 mod bounded;
@@ -67,18 +67,18 @@ pub use self::{
 #[derive(Clone, Debug)]
 pub struct Controller {
     key: HashKey,
-    /// Whether the configuration leaves the key to the controller.
+    /// Whether the controller owns the hash key because the configuration has none.
     keeps_key: bool,
-    /// Which kernel maps it works with.
+    /// The number of the kernel maps in use.
     instance: u64,
-    /// How often users have changed something.
+    /// The number of changes by users.
     generation: u64,
     settings: settings::Settings,
-    /// The services of the configuration file, as last taken over.
+    /// The services of the configuration file as last applied.
     file: Valid,
-    /// The services of the configuration file at start; empty once `start` has taken them over.
+    /// The services of the configuration file at the start; empty once `start` has applied them.
     first: Valid,
-    /// Whether it goes on where another has ended.
+    /// Whether the controller continues from an earlier state.
     restored: bool,
     services: Services,
     owners: HashMap<BackendId, ServiceId>,
@@ -86,41 +86,41 @@ pub struct Controller {
     hops: NextHops,
     /// The directory of services as last published.
     published: Option<Arc<Vec<ServiceSpec>>>,
-    /// Removed backends that clients may still be known at.
+    /// Removed backends that clients may still know.
     gone: Vec<Gone>,
-    /// The last check that was started.
+    /// The number of the check started last.
     last_check: CheckNumber,
     role: Role,
     foreseen: Foresight,
 }
 
-/// A removed backend whose row and id are still needed: its known clients have not all come back.
+/// A removed backend whose row and id are still needed because clients may still know it.
 #[derive(Clone, Debug)]
 pub struct Gone {
-    /// The name of the backend in the service that it was in.
+    /// The backend's name in its former service.
     pub name: String,
-    /// The row of the backend, which keeps no clients.
+    /// The backend's row, which keeps no clients.
     pub row: Arc<BackendSpec>,
     /// Known clients at the last sweep.
     pub known: u64,
     empty_sweeps: u32,
 }
 
-/// The services and ids that there must be room for.
+/// The services and ids for which maps must have room.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Largest {
-    /// Services as large as they are at any time.
+    /// Services at their largest size at any time.
     pub services: Vec<Arc<ServiceConfig>>,
-    /// Backend ids that are in use at one time.
+    /// Number of backend ids in use at the same time.
     pub ids: usize,
-    /// The highest of those that are in use already.
+    /// The highest backend id already in use.
     pub highest_id: u16,
-    /// The highest id of a service that is in use already.
+    /// The highest service id already in use.
     pub highest_service: u16,
 }
 
 impl Largest {
-    /// Takes in what comes instead.
+    /// Adds the needs of an alternative.
     pub fn extend(&mut self, other: Self) {
         self.services.extend(other.services);
         self.ids = self.ids.max(other.ids);
@@ -135,20 +135,20 @@ impl From<Vec<Arc<ServiceConfig>>> for Largest {
     }
 }
 
-/// The backend ids that services take.
+/// The number of backend ids that services need.
 fn ids_of(services: &[Arc<ServiceConfig>]) -> usize {
     services.iter().map(|service| service.backend_ids()).sum()
 }
 
 impl Gone {
-    /// Sweeps in a row that find nobody before its id is free. The one that is under way when it is removed may have passed
-    /// a client by; the second cannot. Before the third begins, packets have left that moved its last clients during the
-    /// second, and have counted them.
+    /// The number of sweeps in a row that must find no client before an id is free. The sweep in progress at the
+    /// removal may have passed a client; the second cannot. Packets that moved the last clients during the second sweep
+    /// have been counted and have left before the third begins.
     pub const ENOUGH_SWEEPS: u32 = 3;
 }
 
 impl Controller {
-    /// A controller of the services of `config`, which is valid, under the fleet's key `key`. Nothing is served before
+    /// A controller for the services of `config`, which is valid, under the fleet's key `key`. Nothing is served before
     /// [`start`](Self::start).
     #[must_use]
     pub fn new(config: Config, key: HashKey) -> Self {
@@ -173,14 +173,14 @@ impl Controller {
         }
     }
 
-    /// Removed backends that clients may still be known at.
+    /// Removed backends that clients may still know.
     #[must_use]
     pub fn gone(&self) -> &[Gone] {
         &self.gone
     }
 
-    /// Returns the services and ids that [`start`](Self::start) needs room for, or more: those from before are told
-    /// first, and are still there while those that replace them are added.
+    /// Returns the services and ids for which [`start`](Self::start) needs room, or more. Old services are announced
+    /// first and still exist while their replacements are added.
     #[must_use]
     pub fn largest(&self) -> Largest {
         let services = self.largest_services();
@@ -193,7 +193,8 @@ impl Controller {
         }
     }
 
-    /// Has no more ids than the maps of backends have rows, a power of two. Those of a fleet are the fleet's.
+    /// Limits backend ids to the number of rows in the maps of backends, a power of two. In a fleet, the fleet chooses
+    /// ids.
     pub fn set_backend_rows(&mut self, rows: u32) {
         if !self.role.follows() {
             self.ids.set_rows(rows);
@@ -226,31 +227,31 @@ impl Controller {
         services
     }
 
-    /// Whether it goes on where another has ended. Decided by [`start`](Self::start).
+    /// Whether the controller continues from an earlier state, as [`start`](Self::start) decides.
     #[must_use]
     pub const fn goes_on(&self) -> bool {
         self.restored
     }
 
-    /// Which kernel maps it works with: a number that the shell draws when it makes them.
+    /// The number of the kernel maps in use, which the shell draws when it makes them.
     #[must_use]
     pub const fn instance(&self) -> u64 {
         self.instance
     }
 
-    /// Binds it to other kernel maps.
+    /// Binds the controller to other kernel maps.
     pub const fn set_instance(&mut self, instance: u64) {
         self.instance = instance;
     }
 
-    /// How often users have changed something, over restarts.
+    /// The number of changes by users, across restarts.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Starts to serve. Comes once, before anything else. A restored controller first tells everything as it was, then
-    /// what the configuration file says otherwise than before.
+    /// Starts serving. It is called once, first. A restored controller announces its old state first, and then applies
+    /// what has changed in the configuration file.
     pub fn start(&mut self, now: Instant) -> Vec<Command> {
         let services = mem::take(&mut self.first);
         if !self.restored {
@@ -287,7 +288,7 @@ impl Controller {
         }
     }
 
-    /// Itself as if nothing had been before it.
+    /// The controller without its history.
     fn without_history(self) -> Self {
         Self {
             restored: false,
@@ -302,13 +303,12 @@ impl Controller {
         }
     }
 
-    /// Takes note of an event.
+    /// Handles an event.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Command> {
         self.handle_all([event], now)
     }
 
-    /// Takes note of events that came together: a service's table changes at most once, whatever happened to its
-    /// backends.
+    /// Handles events that came together: each service's table changes at most once, whatever happened to its backends.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
         if self.role.follows() {
             return self.witness_all(events, now);
@@ -360,13 +360,13 @@ impl Controller {
         commands
     }
 
-    /// Whether a backend that was added still waits for its next hop, and takes no clients before.
+    /// Whether an added backend still waits for its next hop and therefore takes no clients.
     #[must_use]
     pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
         self.parts(name).any(|backend| backend.waits_for_next_hop(&self.hops))
     }
 
-    /// Returns the line that tells of an added backend, where `before` slots of its service had moved before the change
+    /// Returns the line about an added backend, given the numbers of moved slots of its service `before` the change
     /// (required, needless).
     #[must_use]
     pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
@@ -390,13 +390,14 @@ impl Controller {
         )
     }
 
-    /// Goes back to what it was `before` a change. Numbers that were given to checks since are not given again.
+    /// Returns to the state `before` a change. Check numbers that were used since are not reused.
     pub fn undo(&mut self, before: Self) {
         let last_check = self.last_check;
         *self = Self { last_check, ..before };
     }
 
-    /// When to send [`Event::Tick`] at the latest: the end of the next drain or rule, or the next step of a slow start.
+    /// The latest time at which to send [`Event::Tick`]: the end of the next drain or rule, or the next step of a slow
+    /// start.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.role.follows() {
@@ -417,20 +418,20 @@ impl Controller {
         self.settings.config()
     }
 
-    /// The interfaces are these, whatever the configuration says.
+    /// Fixes the list of interfaces, whatever the configuration says.
     pub fn name_interfaces(&mut self, named: Vec<String>) {
         self.settings.name_interfaces(named);
     }
 
-    /// The interfaces that the program is to be on.
+    /// The interfaces to which the program should be attached.
     #[must_use]
     pub fn interfaces(&self) -> &[String] {
         self.settings.interfaces()
     }
 
-    /// The VIPs that the balancer is to give its machine, with the interfaces; none: the first. Where somebody else could
-    /// take its place (in a fleet, and where routing daemons announce what an interface has), only while it is `ready`,
-    /// those of services that are worth sending clients to.
+    /// The VIPs that the balancer should assign to its machine, with the interfaces; no interface means the first. If
+    /// another machine could take over (in a fleet, or where routing daemons announce assigned addresses), only VIPs of
+    /// services that can take clients are included, and only while this balancer is `ready`.
     #[must_use]
     pub fn assigned_vips(&self, ready: bool) -> BTreeSet<(Option<String>, IpAddr)> {
         let in_fleet = self.settings().fleet.is_some();
@@ -453,14 +454,14 @@ impl Controller {
         self.services.iter().any(|service| *service.assign_vip() != AssignVip::No)
     }
 
-    /// The ranges of ports that `snat` services name.
+    /// The port ranges named by `snat` services.
     #[must_use]
     pub fn snat_ports(&self) -> BTreeSet<(u16, u16)> {
         let snat = self.services.iter().filter(|service| service.forwarding() == Forwarding::Snat);
         snat.filter_map(Service::snat_ports).collect()
     }
 
-    /// The interfaces that `assign_vip` names.
+    /// The interfaces named by `assign_vip`.
     #[must_use]
     pub fn vip_interfaces(&self) -> BTreeSet<String> {
         let named = self.services.iter().filter_map(|service| match service.assign_vip() {
@@ -478,7 +479,7 @@ impl Controller {
         self.services.iter().find(|service| service.name() == name).ok_or_else(|| self.no_service(name))
     }
 
-    /// The part of the service called `name` that is for clients of `family`.
+    /// The part of the service called `name` for clients of `family`.
     #[must_use]
     pub fn leg(&self, name: &str, family: Family) -> Option<&Service> {
         self.services.iter().find(|service| service.name() == name && service.family() == family)
@@ -501,14 +502,14 @@ impl Controller {
         })
     }
 
-    /// The name of the backend with this id in its service, one removed whose clients have not all come back included.
+    /// The name of the backend with this id in its service, including removed backends that clients may still know.
     #[must_use]
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
         let present = self.backend_with_id(id).map(Backend::name);
         present.or_else(|| self.gone.iter().find(|gone| gone.row.id == id).map(|gone| gone.name.as_str()))
     }
 
-    /// The backend of this id, unless it is gone.
+    /// The backend with this id, unless it was removed.
     pub fn backend_with_id(&self, id: BackendId) -> Option<&Backend> {
         self.with_service(id).map(|(_, backend)| backend)
     }
@@ -523,19 +524,19 @@ impl Controller {
         Some((service, service.backends().get(service.position(id)?)?))
     }
 
-    /// A backend in each of the parts of its service.
+    /// The backend's entry in each part of its service.
     pub fn parts<'a>(&'a self, name: &'a BackendName) -> impl Iterator<Item = &'a Backend> {
         let backends = self.legs(&name.service).flat_map(Service::backends);
         backends.filter(|backend| backend.name() == name.backend)
     }
 
-    /// [`Self::parts`], to change them.
+    /// The same as [`Self::parts`], mutable.
     pub(super) fn parts_mut(&mut self, name: &BackendName) -> impl Iterator<Item = &mut Backend> {
         let legs = self.services.those_mut(|service| service.name() == name.service);
         legs.flat_map(Service::backends_mut).filter(|backend| backend.name() == name.backend)
     }
 
-    /// Whether a backend waits for the next hop of its own part of the service.
+    /// Whether a backend waits for the next hop in its own part of the service.
     #[cfg(test)]
     pub(crate) fn waits(&self, backend: &Backend) -> bool {
         backend.waits_for_next_hop(&self.hops)
@@ -550,7 +551,7 @@ impl Controller {
         Refused::not_found("service", name, self.services.iter().map(Service::name))
     }
 
-    /// Counts a check. Gives the service, and the backend's place there, if its table may change by it.
+    /// Records a check. Returns the service and the backend's place if the table may change.
     fn checked(
         &mut self,
         backend: BackendId,
@@ -576,7 +577,7 @@ impl Controller {
         self.services_with(|backend| addresses.contains(&backend.address().ip()))
     }
 
-    /// Takes note of how many clients each backend has. Gives the services in which one is drained now.
+    /// Records the number of known clients of each backend. Returns the services with a backend that is drained now.
     fn swept(&mut self, known: &HashMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
         let of = |backend: &Backend| known.get(&backend.id()).copied().unwrap_or(0);
@@ -592,7 +593,8 @@ impl Controller {
         concerned
     }
 
-    /// Takes note of how many connections each backend of a `snat` service has. Gives the services in which one is drained now.
+    /// Records the number of connections of each backend of `snat` services. Returns the services with a backend that
+    /// is drained now.
     fn flows(&mut self, of: &BTreeMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
         let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
@@ -615,7 +617,7 @@ impl Controller {
         concerned
     }
 
-    /// Gives up the rows of removed backends that enough sweeps have found without a client.
+    /// Releases the rows of removed backends for which enough sweeps have found no client.
     fn retire_those_that_nobody_knows(&mut self, known: &HashMap<BackendId, u64>, commands: &mut Vec<Command>) {
         let ids = &mut self.ids;
         self.gone.retain_mut(|gone| {

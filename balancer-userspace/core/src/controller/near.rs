@@ -1,5 +1,5 @@
-//! Backends that may answer some clients past this machine: those of `nat` services on a link of its own, whose replies to
-//! clients on the same link need no router.
+//! Backends that may reply to some clients directly, bypassing this machine: those of `nat` services on one of its
+//! links, whose replies to clients on the same link need no router.
 
 use std::time::Instant;
 
@@ -13,23 +13,23 @@ use crate::{
     next_hops::Hop,
 };
 
-/// One of them.
+/// A backend that can reach clients without this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NearBackend {
-    /// The index of its service.
+    /// Index of its service.
     pub service: ServiceId,
-    /// The index of the backend's row.
+    /// Index of the backend's row.
     pub id: BackendId,
     /// The backend's name.
     pub name: BackendName,
     /// The interface by which it is reached.
     pub ifindex: u32,
-    /// The moment from which on it has passed its checks.
+    /// The time since which it has passed its checks.
     pub up_since: Instant,
 }
 
 impl Controller {
-    /// Those that pass their checks.
+    /// The near backends that pass their checks.
     pub fn near_backends(&self) -> impl Iterator<Item = NearBackend> {
         let services = self.services.iter().filter(|service| service.forwarding() == Forwarding::Nat);
         services.flat_map(|service| {

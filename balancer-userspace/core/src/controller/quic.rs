@@ -1,4 +1,4 @@
-//! The key under which servers of a service name themselves in connection IDs of QUIC.
+//! The key with which servers of a service encode themselves in QUIC connection IDs.
 
 use std::{sync::Arc, time::Instant};
 

@@ -1,4 +1,4 @@
-//! The controller to and from what outlives the process.
+//! Saving the controller's state and restoring it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +23,7 @@ use crate::{
     state::{Clocks, ListChanges, Listed, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
-/// The highest count that a state may say, from which one can count on.
+/// The highest valid counter in a state, so that counting can continue.
 const MOST_COUNTED: u64 = u64::MAX / 2;
 
 impl Controller {
@@ -35,7 +35,7 @@ impl Controller {
         self.export_lists(self.file.copies(), services, next_hops)
     }
 
-    /// The same, to be written.
+    /// Exports the state for writing, without copying its large lists.
     #[must_use]
     pub fn export_listed(
         &self,
@@ -71,7 +71,7 @@ impl Controller {
         }
     }
 
-    /// Returns the changes since [`export`](Self::export) gave the state of `before`, an earlier copy.
+    /// Returns the changes since the state of `before`, an earlier copy.
     #[must_use]
     pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
         let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();
@@ -89,7 +89,7 @@ impl Controller {
         }
     }
 
-    /// Whether not even a count is another than `before`, in an earlier copy.
+    /// Whether nothing differs from `before`, an earlier copy, not even a counter.
     #[must_use]
     pub fn is_untouched_since(&self, before: &Self) -> bool {
         let known = |gone: &[Gone]| gone.iter().map(|gone| gone.known).collect::<Vec<_>>();
@@ -102,11 +102,11 @@ impl Controller {
         self.gone.iter().map(saved).collect()
     }
 
-    /// The controller that `state` was exported from, with the same ids and tables; [`start`](Self::start) then takes
-    /// over what `config` says otherwise than the file did before. `key` is the configuration's or the state's.
+    /// Restores the controller that `state` was exported from, with the same ids and tables; [`start`](Self::start)
+    /// then applies what has changed in `config`. `key` is the key from the configuration or the state.
     ///
     /// # Errors
-    /// What in the state contradicts itself, in one line.
+    /// A contradiction in the state, in one line.
     pub fn restore(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let mut this = Self::new(config, key);
         this.restored = true;
@@ -115,7 +115,7 @@ impl Controller {
         Ok(this)
     }
 
-    /// Takes over services, ids, removed backends, and what is known of next hops.
+    /// Restores services, ids, removed backends and next hops.
     pub(super) fn take_in(&mut self, state: SavedState, clocks: Clocks) -> Result<(), String> {
         let file = consistent(&state)?;
         self.generation = state.generation;
@@ -144,7 +144,7 @@ impl Controller {
         Ok(())
     }
 
-    /// The services as they are configured now, without a copy of those that are as they were configured.
+    /// The current configuration of services; unchanged ones are shared rather than copied.
     pub(crate) fn present(&self) -> Vec<Arc<ServiceConfig>> {
         let file = by_name(&self.file);
         let parts: Vec<&Service> = self.services.iter().collect();
@@ -157,19 +157,19 @@ impl Controller {
         present.collect()
     }
 
-    /// The services that are `wanted`, as they are configured now.
+    /// The current configuration of the `wanted` services.
     pub(super) fn configs_of(&self, wanted: impl Fn(&str) -> bool) -> Vec<ServiceConfig> {
         let parts: Vec<&Service> = self.services.iter().filter(|service| wanted(service.name())).collect();
         parts.chunk_by(|one, other| one.name() == other.name()).filter_map(joined).collect()
     }
 }
 
-/// The configuration of which these are the parts.
+/// The configuration that these parts come from.
 fn joined(parts: &[&Service]) -> Option<ServiceConfig> {
     let (first, others) = parts.split_first()?;
     let mut config = first.config();
     for part in others {
-        // One that has left one part of its service stays until it has left the other.
+        // A backend that was removed from one part of its service stays until it is removed from the other.
         let known: HashSet<String> = config.backends.iter().map(|backend| backend.name.clone()).collect();
         let left = part.backends().iter().filter(|backend| !known.contains(backend.name()));
         config.backends.extend(left.map(|backend| backend.config().clone()));
@@ -187,7 +187,8 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
     ListChanges::new(names(before), names(now), changed)
 }
 
-/// Checks what the controller relies on and a file made by somebody else may lack. Gives what the configuration file said.
+/// Checks the properties that the controller relies on but a foreign file may lack. Returns the services of the
+/// configuration file.
 fn consistent(state: &SavedState) -> Result<Valid, String> {
     if let Some(count) = state.counts().find(|count| *count > MOST_COUNTED) {
         return Err(format!("it has a count of {count}, which nothing comes to"));

@@ -1,4 +1,4 @@
-//! Everything that should be, for a shell in which a command has failed.
+//! The full state as commands, for a shell in which a command has failed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl Controller {
-    /// Returns the commands that bring a shell that holds `held` to what it was told, in an order that is safe at every
-    /// step. Rows, tables, the directory and rules are written again whatever is there.
+    /// Returns the commands that take a shell from `held` to the state it was told, in an order that is safe at every
+    /// step. Rows, tables, the directory and rules are written again in any case.
     #[must_use]
     pub fn resync(&mut self, held: &Held) -> Vec<Command> {
         let rows: Vec<Arc<BackendSpec>> = self.told_rows().collect();
@@ -44,7 +44,7 @@ impl Controller {
             commands.add(Stage::Removed, Command::StopChecks(id));
         }
         for &id in held.rows.difference(&wanted) {
-            // Clients may have come to know it.
+            // Clients may have learnt this id.
             self.ids.postpone(id);
             commands.add(Stage::Removed, Command::RetireBackend(id));
         }
@@ -57,8 +57,8 @@ impl Controller {
         commands.in_order()
     }
 
-    /// The rows that packets are sent by, also those of backends that were removed and still have clients; whether a row is
-    /// that of a backend that there is.
+    /// The rows that packets are forwarded by, including those of removed backends that still have clients. The flag
+    /// says whether the backend still exists.
     pub fn rows(&self) -> impl Iterator<Item = (Arc<BackendSpec>, bool)> {
         self.told_rows().map(|row| {
             let present = self.owners.contains_key(&row.id);

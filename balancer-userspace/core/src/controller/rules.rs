@@ -1,4 +1,4 @@
-//! Rules for client prefixes: adding, removing, ending, and what stands behind each.
+//! Rules for client prefixes: adding, removing, expiry and merging.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,11 +20,11 @@ use crate::{
     service::Service,
 };
 
-/// Rules of services, by name.
+/// Rules of services by service name.
 #[derive(Default)]
 pub(super) struct AllRules {
     merged: BTreeMap<String, MergedRules>,
-    /// How many rules the services have of which the file says and has said none.
+    /// The number of rules of services for which the file has no rules and had none.
     others: usize,
 }
 
@@ -104,8 +104,8 @@ impl Controller {
         commands
     }
 
-    /// The rules of the services for which the file says some, or has said some: what the `file` says merged into what there
-    /// is; and where these differ. `before` and `present` are the services under their old and new names.
+    /// The rules of services for which the file has or had rules: the rules of `file` merged into the current ones, and
+    /// the differences. `before` and `present` are the services under their old and new names.
     pub(super) fn merge_all_rules(
         &self,
         before: &[Arc<ServiceConfig>],
@@ -144,9 +144,9 @@ impl Controller {
         if count > MAX_RULES as usize { Err(rules::too_many()) } else { Ok((all, differences)) }
     }
 
-    /// Gives services their merged rules, each part those of its family; the first part also those of a family of which the
-    /// service has no clients, which wait there. Gives the services that have other rules now, and how many rules were
-    /// added, removed and changed.
+    /// Gives services their merged rules, each part those of its family. The first part also stores rules of a family
+    /// for which the service has no listener. Returns the services with changed rules, and the numbers of rules added,
+    /// removed and changed.
     pub(super) fn set_rules(&mut self, all: &AllRules) -> (Vec<ServiceId>, [usize; 3]) {
         let (mut touched, mut counts) = (Vec::new(), [0; 3]);
         for (name, merged) in &all.merged {
@@ -176,7 +176,8 @@ impl Controller {
         rules
     }
 
-    /// Where the rule for a prefix is: in the part of the service that it is about, or else in the first, where it waits.
+    /// The rules that contain the rule for a prefix: in the part for its family, or otherwise in the first part, where
+    /// it waits.
     fn rules_mut(&mut self, service: &str, prefix: IpNet) -> Option<&mut Rules> {
         let family = Family::of(prefix.addr());
         let about = self.services.iter().position(|other| other.name() == service && other.family() == family);
@@ -185,8 +186,8 @@ impl Controller {
     }
 }
 
-/// The rules to take for those that the file said before, so that its word wins for every rule: all that there are, and those
-/// whose time is over.
+/// The rules to use as the previous file's, so that the new file wins for every rule: all current ones, and those that
+/// have expired.
 fn as_if_written(rules: &Rules, before: &[RuleConfig]) -> Vec<RuleConfig> {
     let ended = before.iter().filter(|rule| rules.has_ended(rule.prefix)).cloned();
     rules.iter().map(Rule::written).chain(ended).collect()

@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl Controller {
-    /// Where services are not as the configuration file says. That clients are pinned by a rule whose time is over, or that VIPs
-    /// are withdrawn, is no change of this kind.
+    /// The differences between the services and the configuration file. Expired rules and withdrawn VIPs do not count
+    /// as such changes.
     #[must_use]
     pub fn changed_at_run_time(&self) -> Vec<RunTimeChange> {
         let present = self.present();
@@ -43,7 +43,7 @@ impl Controller {
         changes
     }
 
-    /// Has every backend be ready and follow its checks. Gives the services that this changes.
+    /// Sets every backend to ready and to following its checks. Returns the affected services.
     pub(super) fn reset_states(&mut self) -> HashSet<ServiceId> {
         let is_set = |backend: &Backend| {
             let is_unlisted = backend.is_leaving() && backend.config().discovered.is_some();
@@ -63,7 +63,7 @@ impl Controller {
     }
 }
 
-/// The states that the operator has set, by backend.
+/// The states set by the operator, by backend.
 fn states(service: &Service) -> BTreeMap<String, String> {
     let words = |backend: &Backend| {
         let admin = match backend.admin() {
@@ -83,8 +83,8 @@ fn states(service: &Service) -> BTreeMap<String, String> {
     service.backends().iter().filter_map(words).collect()
 }
 
-/// The services to take for those that the file said before, so that its word wins for everything: all that there are, but
-/// without backends that leave and that the `file` has.
+/// The services to use as the previous file's, so that the new file wins for everything: all current ones, without
+/// leaving backends that the `file` contains.
 pub(super) fn as_if_written(
     present: &[Arc<ServiceConfig>],
     leaves: impl Fn(&str, &str) -> bool,
@@ -105,7 +105,7 @@ pub(super) fn as_if_written(
     present.iter().map(written).collect()
 }
 
-/// Gives discovered backends the weights of their lists.
+/// Gives discovered backends the weights from their lists.
 pub(super) fn as_listed(services: &mut [Arc<ServiceConfig>]) {
     let weight = |backend: &BackendConfig| backend.discovered.as_ref().map_or(backend.weight, |of| of.weight);
     for service in services.iter_mut().filter(|of| of.backends.iter().any(|backend| backend.weight != weight(backend)))

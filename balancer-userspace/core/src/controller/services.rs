@@ -1,4 +1,4 @@
-//! The services of a controller, shared between its copies until one of them changes one.
+//! The services of a controller, shared between its copies until one changes them.
 
 use std::{ops::Index, slice, sync::Arc};
 
@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashSet};
 
 use crate::{ids::place, io::ServiceId, service::Service};
 
-/// Services in configuration order. A copy costs a pointer each.
+/// Services in configuration order. A copy costs one pointer for each.
 #[derive(Clone, Debug, Default)]
 pub struct Services(Vec<Arc<Service>>);
 
@@ -14,41 +14,41 @@ pub struct Services(Vec<Arc<Service>>);
 pub type Iter<'a> = std::iter::Map<slice::Iter<'a, Arc<Service>>, fn(&Arc<Service>) -> &Service>;
 
 impl Services {
-    /// All, in their order.
+    /// Iterates over the services in order.
     pub fn iter(&self) -> Iter<'_> {
         self.0.iter().map(AsRef::as_ref)
     }
 
-    /// All, to be shared.
+    /// Iterates over the shared pointers of all services.
     pub(super) fn shared(&self) -> slice::Iter<'_, Arc<Service>> {
         self.0.iter()
     }
 
-    /// How many there are.
+    /// The number of services.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no services.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The first.
+    /// The first service.
     #[must_use]
     pub fn first(&self) -> Option<&Service> {
         self.get(0)
     }
 
-    /// The one at `index`.
+    /// The service at `index`.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&Service> {
         self.0.get(index).map(AsRef::as_ref)
     }
 
-    /// The one with this id.
+    /// The service with this id.
     #[must_use]
     pub fn with_id(&self, id: ServiceId) -> Option<&Service> {
         self.get(self.place(id)?)
@@ -58,7 +58,7 @@ impl Services {
         self.0.get_mut(index).map(Arc::make_mut)
     }
 
-    /// The one with this id, to change it.
+    /// The service with this id, mutable.
     pub(super) fn with_id_mut(&mut self, id: ServiceId) -> Option<&mut Service> {
         self.get_mut(self.place(id)?)
     }
@@ -67,7 +67,7 @@ impl Services {
         place(&self.0, id.0, |service| service.id().0)
     }
 
-    /// Those `wanted`, to change them. The others stay shared.
+    /// The `wanted` services, mutable. The others stay shared.
     pub(super) fn those_mut(&mut self, wanted: impl Fn(&Service) -> bool) -> impl Iterator<Item = &mut Service> {
         self.0.iter_mut().filter(move |service| wanted(service)).map(Arc::make_mut)
     }
@@ -76,18 +76,18 @@ impl Services {
         self.0.push(service);
     }
 
-    /// Those that were touched since they were shared with `other`, or are not in it.
+    /// The services that changed since they were shared with `other`, or are not in it.
     pub fn touched_since<'a>(&'a self, other: &Self) -> impl Iterator<Item = &'a Service> {
         let others: HashSet<*const Service> = other.0.iter().map(Arc::as_ptr).collect();
         self.0.iter().filter(move |service| !others.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
     }
 
-    /// Whether nothing about them was touched since they were shared with `before`.
+    /// Whether nothing has changed since these were shared with `before`.
     pub(super) fn is_untouched_since(&self, before: &Self) -> bool {
         self.0.len() == before.0.len() && self.0.iter().zip(&before.0).all(|(now, before)| Arc::ptr_eq(now, before))
     }
 
-    /// Those of which a later start would not find what it would have found `before`.
+    /// The services whose saved state differs from that in `before`.
     pub(super) fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Service> {
         let before: HashMap<ServiceId, &Arc<Service>> =
             before.0.iter().map(|service| (service.id(), service)).collect();

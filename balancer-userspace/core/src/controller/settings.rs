@@ -1,4 +1,5 @@
-//! The settings of a configuration beyond its services: which can change in a running balancer, which take a restart.
+//! The settings of a configuration other than its services: which of them can change at run time, and which need a
+//! restart.
 
 use std::fmt::Display;
 
@@ -10,27 +11,27 @@ use balancer_model::{
 
 use crate::io::{Command, Report, ReportLevel};
 
-/// The settings that hold now.
+/// The current settings.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// As they were last read, without services.
+    /// The settings as last read, without services.
     config: Config,
-    /// Interfaces that the command line names; they are these, whatever the file says. None if it leaves that to the file.
+    /// The interfaces named on the command line, which override the file. Empty if the file decides.
     named: Vec<String>,
-    /// Whether memory was set aside, because some service remembers clients.
+    /// Whether memory was allocated for client memory, because some service remembers clients.
     memory: bool,
-    /// Whether there is a table of connections, because some service is `snat`.
+    /// Whether a flow table exists, because some service is `snat`.
     flows: bool,
 }
 
-/// How a configuration says otherwise.
+/// The differences to another configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
     /// Reasons to refuse the configuration, a line each.
     pub(super) refused: Vec<String>,
-    /// Keys that are changed.
+    /// The changed keys.
     pub(super) changed: Vec<&'static str>,
-    /// A line for each, with before and after.
+    /// A line with old and new value for each.
     pub(super) lines: Vec<String>,
 }
 
@@ -48,17 +49,17 @@ impl Settings {
         self.named = named;
     }
 
-    /// Where the program is to be.
+    /// The interfaces to which the program should be attached.
     pub(super) fn interfaces(&self) -> &[String] {
         if self.named.is_empty() { &self.config.interfaces } else { &self.named }
     }
 
-    /// From now on they are those of `config`, which has no services.
+    /// Replaces the settings by those of `config`, which has no services.
     pub(super) fn take_over(&mut self, config: Config) {
         self.config = config;
     }
 
-    /// Compares the settings with those of `config`. Every key is named here: one that is forgotten does not compile.
+    /// Compares the settings with those of `config`. The code names every key, so a forgotten key does not compile.
     pub(super) fn differences(&self, config: &Config) -> Differences {
         let Config {
             interfaces,
@@ -74,7 +75,7 @@ impl Settings {
             hash_key,
             statistics: StatisticsConfig { heavy_client_share, sample_interval },
             fleet,
-            // Merged with what was changed at run time.
+            // The merge with run-time changes handles services.
             services: _,
         } = config;
         let old = &self.config;
@@ -120,7 +121,7 @@ impl Settings {
 }
 
 impl Differences {
-    /// The lines as they are told.
+    /// The differences as reports.
     pub(super) fn reports(&self) -> impl Iterator<Item = Command> {
         self.lines.iter().cloned().map(noted)
     }
@@ -140,12 +141,12 @@ impl Differences {
     }
 }
 
-/// A line for the log and the events.
+/// A report for the log and the events.
 pub(super) const fn noted(message: String) -> Command {
     Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })
 }
 
-/// A member is of its fleet from its start to its end.
+/// Compares `[fleet]`, which cannot change while a member runs.
 fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Differences) {
     let (Some(old), Some(new)) = (old, new) else {
         return differences.restart("fleet", old.is_none() && new.is_none());
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_taken_over_or_refused_by_its_name() {
+    fn when_a_key_changes_then_it_is_applied_or_refused_by_its_name() {
         let base = "interfaces = [\"eth0\"]";
         let settings = Settings::of(&config(base));
         assert_eq!(settings.differences(&config(base)), Differences::default());
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fleet_stays_as_it_was_key_by_key() {
+    fn when_a_key_of_a_fleet_changes_then_it_is_refused() {
         let fleet = |keys: &str| {
             let mut all = vec![("name", "\"a\""), ("endpoints", "[\"https://192.0.2.1:2379\"]")];
             all.extend([("cert", "\"/cert\""), ("key", "\"/key\"")]);
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_that_the_command_line_names_stay() {
+    fn when_the_command_line_names_interfaces_then_they_stay() {
         let mut settings = Settings::of(&config(""));
         settings.name_interfaces(vec!["eth7".to_owned()]);
         let differences = settings.differences(&config("interfaces = [\"eth0\"]"));

@@ -1,4 +1,4 @@
-//! Commands for the difference between what should be and what the shell was told, in the order of their stages
+//! Turning the difference between the wanted state and what the shell was told into commands, ordered by stage
 //! (`stage.rs`).
 
 use std::{
@@ -30,8 +30,8 @@ pub(super) struct Settled {
 }
 
 impl Controller {
-    /// Turns the difference between what should be and what the shell was told into commands, for the services that
-    /// are `concerned`; `removed` are backends that are no longer in any service. The state of `subject` needs no report.
+    /// Makes the commands for the difference between the wanted state and what the shell was told, for the `concerned`
+    /// services; `removed` backends belong to no service any more. The state of `subject` needs no report.
     pub(super) fn settle(
         &mut self,
         concerned: impl Fn(&Service) -> bool,
@@ -42,7 +42,8 @@ impl Controller {
         self.settle_looking(|service| concerned(service).then_some(Look::Whole), removed, subject, now)
     }
 
-    /// The same, where `look` says how much of a service something has happened to. All else of it is as it was told.
+    /// Makes the commands where `look` says which part of a service may have changed. The rest is as the shell was
+    /// told.
     pub(super) fn settle_looking<'a>(
         &mut self,
         look: impl Fn(&Service) -> Option<Look<'a>>,
@@ -77,12 +78,12 @@ impl Controller {
         for service in services.those_mut(|service| look(service).is_some()) {
             let look = look(service).unwrap_or(Look::Whole);
             let turn = if judges { service.judge_outage(hops, now) } else { Turn::default() };
-            // Whom an outage keeps clients for depends on all of them.
+            // An outage may keep the clients of any backend, so all are evaluated.
             let look = if turn.changed { Look::Whole } else { look };
             let places = service.places(look, now);
             tell_checks(service, &places, last_check, &mut commands);
             let refreshed = service.refresh(&places, hops, now, foreseen.of(service.id()));
-            // Whether all are as if they were up is said in the row of each.
+            // Each backend's row says whether the service treats all backends as up.
             let told = if refreshed.footing.is_some() { service.places(Look::Whole, now) } else { places };
             tell_rows(service, &told, hops, &mut commands);
             if refreshed.swap {
@@ -107,9 +108,9 @@ impl Controller {
             all_moves.insert(service.id(), refreshed.moves);
         }
 
-        // What is published of a service changes only with it, and there may be thousands.
+        // A service's published part changes only with the service, and there may be thousands of services.
         let is_same = |(spec, service): (&ServiceSpec, &Service)| {
-            // Whether all are full, checks may say.
+            // Check results may change whether all backends are full.
             let may_differ = whole(service) || look(service).is_some() && service.has_limits();
             spec.id == service.id() && (!may_differ || *spec == service.spec())
         };
@@ -132,8 +133,8 @@ impl Controller {
             owners.remove(&id);
             match row.filter(|row| row.keeps_known || backend.known_clients() > 0 || remembering.contains(&row.service))
             {
-                // Its known clients are told apart by its id until the last of them has moved or is forgotten. It keeps its
-                // next hop for packets that are on their way, and for itself if it is added again.
+                // The row keeps its service id for its known clients until the last of them has moved or is forgotten.
+                // It keeps its next hop for packets in progress, and for the backend itself if it is added again.
                 Some(row) => {
                     let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
                     let left =
@@ -167,7 +168,7 @@ impl Controller {
     }
 }
 
-/// Whether nothing differs from what the shell was told, wherever something has happened.
+/// Whether the shell was told everything about an affected service.
 fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
     service.is_assessed(hops, now)
         && service.told_rules == service.rule_specs()
@@ -178,7 +179,7 @@ fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
         })
 }
 
-/// The rows of a service's backends at these places that differ from what the shell was told.
+/// Adds commands for rows of a service's backends, at these places, that differ from what the shell was told.
 fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands: &mut Staged) {
     for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
@@ -193,7 +194,7 @@ fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands:
     }
 }
 
-/// The checks of a service's backends at these places that differ from what the shell was told.
+/// Adds commands for checks of a service's backends, at these places, that differ from what the shell was told.
 fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, commands: &mut Staged) {
     for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
@@ -209,7 +210,7 @@ fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, 
                 backend.check_as(*last, wanted);
             }
             None => {
-                // A check that begins later finds nothing.
+                // A check that is started later begins without a verdict.
                 backend.forget_verdict();
                 backend.told.check = None;
                 commands.add(Stage::Checks, Command::StopChecks(backend.id()));

@@ -35,7 +35,7 @@ impl Controller {
         Ok((told(service, before, steer), settled.commands))
     }
 
-    /// Looks no longer for connections that are older than the last change of a service's share.
+    /// Stops looking for connections from before the last change of a service's share, once they have had their time.
     pub(super) fn settle_shares(&mut self, now: Instant) -> Vec<Command> {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();
@@ -53,7 +53,7 @@ impl Controller {
     }
 }
 
-/// Returns the line that tells what a change of a service's share does, in percent.
+/// Returns the line about the effect of a change of a service's share, in percent.
 fn told(service: &str, before: u8, steer: u8) -> String {
     let what = match steer {
         0 => "every new connection goes to the host, what would be steered is counted".to_owned(),

@@ -1,4 +1,4 @@
-//! Sizes of lookup tables before and after a change.
+//! Lookup table sizes before and after a change.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use super::Services;
 use crate::{report, service::Service};
 
-/// The services before a change. While it is held, a service is copied before it is changed.
+/// The services before a change. While this exists, services are copied on change.
 pub(super) struct Sizes(Services);
 
 impl Sizes {
@@ -22,7 +22,7 @@ impl Sizes {
         report::resized(size(&self.0), size(now))
     }
 
-    /// The same of all services that there were and are.
+    /// Returns the changes in table sizes of all services before or after the change.
     pub(super) fn all_resized(&self, now: &Services) -> String {
         let touched: BTreeMap<&str, u32> =
             now.touched_since(&self.0).map(|service| (service.name(), service.slots_wanted())).collect();

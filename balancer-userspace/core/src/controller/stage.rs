@@ -10,32 +10,32 @@ use crate::{
     service::Service,
 };
 
-/// When a command is carried out. Those of an earlier stage come first, those of one stage as they were added.
+/// The position of a command in the order. Earlier stages come first; commands of one stage keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     /// Next hops to watch.
     Watch,
     /// Rows of backends, before a table names them.
     Rows,
-    /// The end of a service's last rules, before the directory says that it has none.
+    /// Removal of a service's last rules, before the directory says that it has none.
     LastRules,
     /// Tables of services that are not published yet.
     FirstTables,
-    /// The directory of services, if something came to it: the way back of replies is there before the way to it.
+    /// The directory of services, if something was added: replies can be translated before packets are forwarded.
     LargerDirectory,
-    /// Rows of backends that are reached otherwise: replies come from there with the first packet that goes there.
+    /// Rows of backends with a new address: their replies come from there after the first packet.
     MovedRows,
     /// Tables of the other services.
     Tables,
-    /// The directory of services, if something only left it.
+    /// The directory of services, if something was only removed.
     SmallerDirectory,
-    /// Rules, once the directory says that the service has some.
+    /// Rules, once the directory says that the service has rules.
     Rules,
     /// Checks and rows of removed backends, which no table names any more.
     Removed,
-    /// Next hops that nobody needs.
+    /// Next hops that are no longer needed.
     Unwatch,
-    /// Health checks of the others.
+    /// Health checks of other backends.
     Checks,
     /// Lines for the operator.
     Reports,
@@ -50,7 +50,7 @@ impl Staged {
         self.0.push((stage, command));
     }
 
-    /// The table of a service that is in the directory already, or is not.
+    /// Adds the table of a service that is `published` already or not yet.
     pub(super) fn swap(&mut self, service: &Service, published: bool) {
         let (table, home) = service.tables();
         let stage = if published { Stage::Tables } else { Stage::FirstTables };
@@ -62,7 +62,7 @@ impl Staged {
         self.add(stage, Command::SetRules { service, rules });
     }
 
-    /// The directory of services, `old` until then.
+    /// Adds the directory of services, which was `old` before.
     pub(super) fn publish(&mut self, old: &[ServiceSpec], new: Vec<ServiceSpec>) {
         let stage = if grows(old, &new) { Stage::LargerDirectory } else { Stage::SmallerDirectory };
         self.add(stage, Command::PublishServices(new));
@@ -74,7 +74,7 @@ impl Staged {
     }
 }
 
-/// Whether a service or a backend is in `new` that is not, or not at that address, in `old`.
+/// Whether `new` contains a service, backend or address that `old` does not.
 fn grows(old: &[ServiceSpec], new: &[ServiceSpec]) -> bool {
     let old: HashMap<ServiceId, &ServiceSpec> = old.iter().map(|spec| (spec.id, spec)).collect();
     new.iter().any(|spec| {

@@ -1,4 +1,4 @@
-//! The rules of a service: those that the file said, those that there are, and those that the file says now.
+//! Merging the rules of a service: those of the old file, those at run time, and those of the new file.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -12,14 +12,14 @@ use crate::rules::{Rule, Rules};
 pub struct MergedRules {
     /// The rules to be.
     pub rules: Rules,
-    /// How many are added, removed and changed by it.
+    /// The numbers of rules added, removed and changed.
     pub counts: [usize; 3],
-    /// Where file and run time differ, one line each.
+    /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
 }
 
-/// Merges what the `file` says about the rules of `service` into those that are `present`, where `base` is what it said
-/// before. A rule keeps its end where it stays as it is.
+/// Merges the rules of `service` in the `file` into the `present` ones, where `base` is the previous file's. An
+/// unchanged rule keeps its expiry.
 #[must_use]
 pub fn merge_rules(
     service: &str,
@@ -80,7 +80,7 @@ pub fn merge_rules(
     merged
 }
 
-/// How many rules are only in the second, only in the first, and in both but otherwise.
+/// The numbers of rules only in the second set, only in the first, and in both with differences.
 fn counts(before: &Rules, after: &Rules) -> [usize; 3] {
     let missing = |rules: &Rules, from: &Rules| rules.iter().filter(|rule| from.get(rule.prefix).is_none()).count();
     let other = |rule: &&Rule| before.get(rule.prefix).is_some_and(|old| old.written() != rule.written());
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// Rules of `PREFIX ACTION [SECONDS]` lines; `pin a` is written `a`.
+    /// Rules from `PREFIX ACTION [SECONDS]` lines; `pin a` is written `a`.
     fn written(lines: &[&str]) -> Vec<RuleConfig> {
         let one = |line: &&str| {
             let mut words = line.split(' ');
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn when_the_file_is_read_again_then_it_wins_for_the_rules_that_it_has_changed() {
         type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
-        // What it is, [what the file said, what is at run time, what the file says, what comes of it], what is told.
+        // Each case: its name, [old file, run time, new file, result], and the reported differences.
         let cases: &[Case<'_>] = &[
             ("nothing changed", [&["1 deny"], &["1 deny"], &["1 deny"], &["1 deny"]], &[]),
             ("added in the file", [&[], &[], &["1 deny"], &["1 deny"]], &[]),

@@ -1,4 +1,4 @@
-//! The expected state, derived anew after each step and compared with the controller and with the data plane.
+//! The expected state, derived anew after each step and compared with the controller and the data plane.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -30,7 +30,7 @@ use crate::{
     table::Footing,
 };
 
-/// How far the drain of a backend has come.
+/// The progress of a backend's drain.
 #[derive(Clone, Debug)]
 struct Drain {
     admin: Admin,
@@ -39,12 +39,12 @@ struct Drain {
     empty_sweeps: u32,
 }
 
-/// Backends that fail in an outage, or what may be one, and keep their clients.
+/// Whether a backend fails in an outage, or a suspected one, and keeps its clients.
 fn held(service: &Service, backend: &Backend) -> bool {
     service.holds(backend.id()) && backend.admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// Whether one that new clients may come to has not failed, as far as is known.
+/// Whether some backend for new clients has not failed, as far as known.
 fn anybody_stands(service: &Service, plane: &DataPlane) -> bool {
     let config = service.config();
     let primaries = service.backends().iter().any(|backend| may_serve(backend) && !backend.is_backup());
@@ -59,7 +59,7 @@ fn may_serve(backend: &Backend) -> bool {
         && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// Every backend's drain.
+/// The drains of all backends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drains(BTreeMap<BackendId, Drain>);
 
@@ -68,7 +68,7 @@ struct Standing {
     takes_new: bool,
     keeps_known: bool,
     cause: MoveCause,
-    /// Whether it keeps them although its drain is over.
+    /// Whether it keeps clients although its drain is over.
     beyond: bool,
 }
 
@@ -84,22 +84,22 @@ fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<Failu
 }
 
 impl Drains {
-    /// The operator's word begins a drain anew.
+    /// Starts a drain anew on the operator's request.
     pub(super) fn ask(&mut self, id: BackendId, admin: Admin, timeout: Option<Duration>) {
         self.0.insert(id, Drain { admin, timeout, until: None, empty_sweeps: 0 });
     }
 
-    /// A sweep is complete.
+    /// Records a complete sweep.
     pub(super) fn swept(&mut self, known: &[(BackendId, u64)]) {
         for (id, drain) in &mut self.0 {
             let empty = drain.until.is_some() && !known.iter().any(|(other, known)| other == id && *known > 0);
-            // Once it is over, whoever comes does not begin it again.
+            // A drain that is over is not restarted by new clients.
             let over = drain.until.is_some() && drain.empty_sweeps >= 2;
             drain.empty_sweeps = if empty || over { drain.empty_sweeps + 1 } else { 0 };
         }
     }
 
-    /// A restart counts sweeps anew, except of those that are shown to be over.
+    /// Restarts the counts of sweeps after a restart, except for drains that are shown as over.
     pub(super) fn restarted(&mut self, controller: &Controller) {
         for backend in controller.services().iter().flat_map(Service::backends) {
             let over = backend.state() == BackendState::Drained
@@ -110,7 +110,7 @@ impl Drains {
         }
     }
 
-    /// Drains that begin and end with what has happened to the backends.
+    /// Starts and ends drains that follow from the state of the backends.
     pub(super) fn follow(&mut self, controller: &Controller, plane: &DataPlane, now: Instant) {
         let mut present = BTreeSet::new();
         for service in controller.services() {
@@ -119,7 +119,7 @@ impl Drains {
                 present.insert(backend.id());
                 let admin = backend.admin();
                 let fresh = Drain { admin, timeout: None, until: None, empty_sweeps: 0 };
-                // In one part of a service as in the other, where it was before.
+                // A backend in one part of a service is treated as it was in the other.
                 let name = service.name_of(backend);
                 let mut twins = controller.parts(&name);
                 let twin = twins.find(|twin| twin.id() != backend.id() && twin.admin() == Admin::Drain);
@@ -145,7 +145,7 @@ impl Drains {
         self.0.retain(|id, _| present.contains(id));
     }
 
-    /// The table of the manual: administrative state × health × memory.
+    /// The table in the manual: administrative state × health × memory.
     fn standing(&self, service: &Service, backend: &Backend, plane: &DataPlane, waits: bool, now: Instant) -> Standing {
         let hop = &plane.watched[&backend.address().ip()];
         let config = &service.config();
@@ -157,7 +157,7 @@ impl Drains {
             && backend.effective_forced().is_none()
             && check.kind != CheckKind::None;
         let failed = failure(config, backend, hop);
-        // Without memory a backend of an outage keeps its slots, as long as not all are down.
+        // Without memory, a backend in an outage keeps its slots, as long as not all are down.
         let keeps_slots = !remembers && anybody_stands(service, plane);
         let held = held(service, backend) && failed.is_some() && (remembers || keeps_slots);
         let (takes_new, keeps_known, cause) = match (backend.admin(), failed) {
@@ -176,7 +176,7 @@ impl Drains {
     }
 }
 
-/// Compares everything that can be seen of the controller with the data plane and with what should be.
+/// Compares everything visible of the controller with the data plane and with the expected state.
 pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drains, now: Instant) {
     let ids: Vec<BackendId> = controller
         .services()
@@ -328,9 +328,9 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         })
         .collect()
     };
-    // Whoever has a deadline and is in no drain starts slowly.
+    // A backend with a deadline but without a drain is in a slow start.
     let starts = |backend: &Backend| backend.drain_deadline().is_none() && backend.deadline().is_some();
-    // Whoever has a bound gives slots away as well.
+    // A backend with a bound gives slots away as well.
     let slow = |backend: &Backend| starts(backend) || backend.bound().is_some();
     let configured = members(&|backend| {
         backend.is_backup() == backup && backend.effective_weight() > 0 && (all_wait || !waits(backend))

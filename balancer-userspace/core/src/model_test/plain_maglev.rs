@@ -1,4 +1,5 @@
-//! Lookup tables, written a second time from their description in [`crate::maglev`]: slot by slot, and nothing for speed.
+//! Lookup tables, implemented a second time from their description in [`crate::maglev`], slot by slot and without
+//! optimization.
 
 use std::hash::Hasher as _;
 
@@ -7,22 +8,22 @@ use siphasher::sip::SipHasher24;
 
 use crate::maglev::Member;
 
-/// A backend that fills its share of the slots.
+/// A backend that claims its slots.
 struct Filler {
     id: u16,
     offset: u64,
     skip: u64,
-    /// How many draws it has made.
+    /// Number of draws so far.
     draws: u64,
 }
 
-/// A lookup table, and who comes next at each of its slots.
+/// A lookup table, and the runner-up of each of its slots.
 pub(super) struct Plain {
     pub(super) slots: Vec<u16>,
     next: Vec<Option<u16>>,
 }
 
-/// The lookup table of `members`, which are told apart by their names.
+/// The lookup table of `members`, which are distinguished by name.
 pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<Plain> {
     let mut members: Vec<_> = members.iter().filter(|member| member.weight != 0).collect();
     members.sort_by_key(|member| member.name);
@@ -51,8 +52,7 @@ pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<
     Some(Plain { slots: table.into_iter().collect::<Option<_>>()?, next })
 }
 
-/// Returns the table `base` when only the members in `left` may have slots, by the description in
-/// [`crate::succession`].
+/// Returns the table `base` if only the members in `left` may have slots, by the description in [`crate::succession`].
 pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> {
     let Plain { slots: base, next } = base;
     let alone = table(left, base.len() as u32, key).unwrap().slots;
@@ -66,13 +66,13 @@ pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> 
     base.iter().enumerate().map(|(slot, id)| if is_left(id) { *id } else { successor(slot) }).collect()
 }
 
-/// `slots·w/Σw` each: rounded down, and one more for the largest remainders, the first of equal ones first.
+/// Returns `slots·w/Σw` for each weight: rounded down, and one more for the largest remainders, the first among equals.
 fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     let total: u64 = weights.iter().sum();
     let mut counts: Vec<u64> =
         weights.iter().map(|weight| (slots * weight).checked_div(total)).collect::<Option<_>>()?;
     for _ in counts.iter().sum::<u64>()..slots {
-        // What an index lacks of its exact share, in parts of `total`.
+        // The difference to the exact share, in parts of `total`.
         let lack = |index: usize| (slots * weights[index]).saturating_sub(counts[index] * total);
         let most = (0..weights.len()).map(lack).max()?;
         let first = (0..weights.len()).find(|&index| lack(index) == most)?;
@@ -81,7 +81,7 @@ fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     Some(counts)
 }
 
-/// Returns the order of turns, as indices of the backends, from first to last.
+/// Returns the order of turns as indices of backends.
 fn turns(counts: &[u64]) -> Vec<usize> {
     let price = counts.iter().copied().max().unwrap_or(0);
     let mut credits = vec![0; counts.len()];
@@ -90,7 +90,8 @@ fn turns(counts: &[u64]) -> Vec<usize> {
         if turns.len() as u64 == counts.iter().sum::<u64>() {
             break;
         }
-        // Who has a 2^c-th of the largest share, or less, is asked in each 2^c-th round, the largest shares first.
+        // A backend with at most a 2^c-th of the largest share takes part in each 2^c-th round, the largest shares
+        // first.
         for class in (0..64).take_while(|class| round.is_multiple_of(1 << class)) {
             for (index, &count) in counts.iter().enumerate().filter(|of| *of.1 > 0 && (price / of.1).ilog2() == class) {
                 credits[index] += count << class;
@@ -112,14 +113,14 @@ impl Filler {
         (((draw >> 32) * u64::from(slots)) >> 32) as usize
     }
 
-    /// Becomes the runner-up (`next`) of a slot that another backend has, unless the slot has a runner-up already.
+    /// Becomes the runner-up (`next`) of a taken slot, unless the slot has one already.
     fn lose(&self, slot: usize, table: &[Option<u16>], next: &mut [Option<u16>]) {
         if table[slot] != Some(self.id) && next[slot].is_none() {
             next[slot] = Some(self.id);
         }
     }
 
-    /// The first slot of its draws that nobody has.
+    /// The first slot of its draws that is free.
     fn drawn(&mut self, table: &[Option<u16>], next: &mut [Option<u16>]) -> usize {
         loop {
             let slot = self.draw(table.len() as u32);
@@ -130,7 +131,7 @@ impl Filler {
         }
     }
 
-    /// The slot of those that nobody has which it likes best.
+    /// The free slot that ranks best for it.
     fn ranked(&self, table: &[Option<u16>]) -> usize {
         let free = (0..table.len()).filter(|&slot| table[slot].is_none());
         let rank = |&slot: &usize| mixed(!self.offset.wrapping_add(self.skip.wrapping_mul(slot as u64)));

@@ -1,4 +1,4 @@
-//! A data plane in memory, which refuses what the real one could not survive, with clients that come to it.
+//! An in-memory data plane with clients, which refuses what the real one could not survive.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,27 +22,27 @@ use crate::{
     next_hops::Hop,
 };
 
-/// Live table and base table.
+/// A live table and a base table.
 pub(super) type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
-/// The data plane that the commands build, from an empty one.
+/// The data plane that the commands build, starting empty.
 #[derive(Clone, Default)]
 pub(super) struct DataPlane {
     pub(super) rows: BTreeMap<BackendId, Arc<BackendSpec>>,
     pub(super) tables: BTreeMap<ServiceId, Tables>,
     pub(super) services: Vec<ServiceSpec>,
-    /// The watched addresses, with the next hops found.
+    /// The watched addresses with their next hops.
     pub(super) watched: BTreeMap<IpAddr, Hop>,
-    /// The checks that run, by backend.
+    /// The running checks by backend.
     pub(super) checked: BTreeMap<BackendId, CheckSpec>,
     pub(super) last_check: CheckNumber,
-    /// Live tables that differ from the one before.
+    /// Number of swaps that changed a live table.
     pub(super) swaps: HashMap<ServiceId, u64>,
     pub(super) rules: BTreeMap<ServiceId, Arc<[RuleSpec]>>,
-    /// Known clients, by the high half of their hashes.
+    /// Known clients by the high half of their hashes.
     pub(super) clients: BTreeMap<(ServiceId, u32), Entry>,
     pub(super) held: Held,
-    /// Whether it is told again what it may have been told before.
+    /// Whether commands may repeat what was told before.
     pub(super) again: bool,
 }
 
@@ -72,7 +72,7 @@ impl DataPlane {
                     "packets go to {} before replies find back from there",
                     spec.address
                 );
-                // One that was removed and comes back has the next hop that it had.
+                // A removed backend that comes back has its earlier next hop.
                 let is_published =
                     self.services.iter().any(|of| of.backends.iter().any(|backend| backend.0 == spec.id));
                 let before = before.filter(|before| !is_published && before.address == spec.address);
@@ -165,7 +165,7 @@ impl DataPlane {
         }
     }
 
-    /// Where a client's next connection goes.
+    /// The destination of a client's next connection.
     pub(super) fn steer(&self, spec: &ServiceSpec, tag: u32) -> Steered {
         let (table, home) = &self.tables[&spec.id];
         let place = slot(u64::from(tag) << 32, table.len() as u32) as usize;
@@ -186,7 +186,7 @@ impl DataPlane {
         })
     }
 
-    /// A connection of a client; where it went.
+    /// Makes a connection of a client, and returns its backend.
     pub(super) fn connect(&mut self, spec: &ServiceSpec, tag: u32) -> Option<u16> {
         let steered = self.steer(spec, tag);
         let known = self
@@ -200,7 +200,7 @@ impl DataPlane {
         steered.backend
     }
 
-    /// Known clients by backend.
+    /// Returns known clients by backend.
     pub(super) fn sweep(&self) -> Vec<(BackendId, u64)> {
         let mut known: BTreeMap<BackendId, u64> = BTreeMap::new();
         for entry in self.clients.values() {

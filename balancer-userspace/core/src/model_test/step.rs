@@ -9,7 +9,7 @@ use proptest::{prelude::*, sample::Index};
 pub(super) enum Step {
     Check(Index, u8, u8),
     NextHop(Index, bool),
-    /// As many checks of several backends as make a verdict, at once.
+    /// Enough checks of several backends at once to make verdicts.
     Together(Vec<(Index, u8)>),
     Add {
         service: Index,
@@ -23,26 +23,26 @@ pub(super) enum Step {
     Admin(Index, Admin, Option<Duration>),
     Weight(Index, u16),
     Force(Index, Option<Forced>),
-    /// The words of an agent: a percentage, and whether the backend is down.
+    /// An agent's report: a percentage, and whether the backend is down.
     Agent(Index, u8, bool),
-    /// A backend gives slots away, if so, and its service's others do not.
+    /// A backend gives slots away or not, and the service's others do not.
     Bound(Index, Option<u8>),
-    /// A backend is full, or has room, and its service's others have.
+    /// A backend is full or has room, and the service's others have room.
     Full(Index, bool),
-    /// It takes so many clients at most.
+    /// A backend gets a limit of clients, or loses it.
     Limit(Index, Option<u32>),
     Rule(Index, u8, u8),
-    /// The list of a service names some of a few targets, from this one on, with this weight.
+    /// A service's list gets other targets: a part of the possible ones, beginning with this index, with this weight.
     Discover(u8, u8, u16),
-    /// A service listens on one of a few more, or does so no longer.
+    /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index, bool),
     Reload(Vec<Edit>),
-    /// Clients connect: every one whose number is divisible.
+    /// Clients connect: every client whose number is divisible by this.
     Connect(u32),
     Forget(u32),
     Sweep,
     Wait(Duration),
-    /// One of the commands that the next change or event comes to fails.
+    /// A command of the next change or event fails.
     Fail(Index),
     Restart,
 }
@@ -58,9 +58,9 @@ pub(super) enum Edit {
     DropService(Index),
     Resize(Index),
     Policy(Index, u16),
-    /// A service, and its first backend, are called otherwise; without saying so, if so.
+    /// A service and its first backend are renamed; the flag leaves out the former names.
     Rename(Index, u8, bool),
-    /// It listens on one of a few more, or does so no longer.
+    /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index),
     Prefix(Index),
 }

@@ -43,11 +43,11 @@ use crate::{
     state::Clocks,
 };
 
-/// Known clients that a service may have, by the high half of their hashes.
+/// Number of possible known clients of a service, by the high half of their hashes.
 const CLIENTS: u32 = 30;
 
-/// Further addresses for services to listen on: some belong to one service alone, and the IPv6 ones to services whose
-/// backends have IPv6 addresses.
+/// Further addresses for listeners: some are for one service only, and the IPv6 ones for services whose backends have
+/// IPv6 addresses.
 const LISTENERS: [&str; 6] = [
     "198.51.100.10:443/tcp",
     "198.51.100.10:443/udp",
@@ -65,13 +65,13 @@ fn tag(number: u32) -> u32 {
     (number + 1).wrapping_mul(0x9e37_79b9)
 }
 
-/// SRV records.
+/// The source of SRV records.
 fn source() -> Source {
     let name = "_http._tcp.web.internal".to_owned();
     Source::Dns(DnsSource { records: Records::Services, name, family: None, servers: Vec::new() })
 }
 
-/// `web` (a backup, memory) and `dns` (none, drops when all are down), which share addresses.
+/// `web` (a backup, memory) and `dns` (no memory, drops when all are down), which share addresses.
 fn services() -> Vec<ServiceConfig> {
     let backends = ["web1 10.0.0.1:80", "web2 10.0.0.2:80", "web3 10.0.0.3:80", "web4 10.0.0.4:80"];
     let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &backends);
@@ -92,10 +92,10 @@ fn services() -> Vec<ServiceConfig> {
     vec![web, dns]
 }
 
-/// Configuration, generation, live table and the backends' states.
+/// Configuration, generation, live table and states of the backends.
 type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(BackendState, Admin)>);
 
-/// From whom to whom: slots and clients.
+/// A move: from and to a backend, with slots and clients.
 type Pair = (Option<String>, Option<String>, (u32, u64));
 
 pub(super) struct World {
@@ -105,7 +105,7 @@ pub(super) struct World {
     /// The configuration file.
     file: Valid,
     now: Instant,
-    /// Which of the next commands that can fail does.
+    /// The index of the next command that fails.
     failing: Option<Index>,
     disk: Disk,
 }
@@ -132,14 +132,14 @@ impl World {
         self.disk.write(&self.controller, self.now);
     }
 
-    /// The tables that a copy makes for a change.
+    /// Lets a copy compute the tables for a change.
     fn propose(&self, change: Change) -> Foresight {
         let mut copy = self.controller.clone();
         let _ = copy.change(change, self.now);
         copy.foresight_since(self.controller.services())
     }
 
-    /// Goes on in another process with an empty data plane, after a minute, if nothing is due within it.
+    /// Continues in another process with an empty data plane after one minute, unless something is due sooner.
     fn restart(&mut self) {
         self.event(Event::Tick);
         let clocks = Clocks { now: self.now, wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
@@ -212,8 +212,8 @@ impl World {
         self.events(vec![event]);
     }
 
-    /// Events that come together. One backend that goes or comes while all others are there moves no slot between two
-    /// others, and no service's table changes twice.
+    /// Handles events that come together. A single backend that fails or returns while all others are up moves no slot
+    /// between two others, and no service's table changes twice.
     fn events(&mut self, events: Vec<Event>) {
         for event in &events {
             match event {
@@ -243,7 +243,7 @@ impl World {
             let same_backends = before.config() == service.config();
             let changes = service.table_generation() - before.table_generation();
             assert!(changes <= 1 || !same_backends, "{changes} tables at once");
-            // One that waits for its next hop is as if it were not configured yet.
+            // A backend that waits for its next hop counts as not configured.
             let waits = |controller: &Controller, service: &Service| -> Vec<bool> {
                 service.backends().iter().map(|backend| controller.waits(backend)).collect()
             };
@@ -256,7 +256,7 @@ impl World {
         self.look();
     }
 
-    /// The place of the command that fails, if one does.
+    /// The position of the command that fails, if one does.
     fn failure(&mut self, commands: &[Command]) -> Option<usize> {
         let can_fail = |command: &Command| match command {
             Command::WriteBackend(_)
@@ -275,7 +275,8 @@ impl World {
         (!places.is_empty()).then(|| *place.get(&places))
     }
 
-    /// The command at `place` fails: all is told again, which comes to the same as if none had.
+    /// Makes the command at `place` fail. The controller then sends everything again, and the result must be the same
+    /// as without a failure.
     fn fails(&mut self, mut commands: Vec<Command>, place: usize) {
         let mut expected = self.plane.clone();
         commands.iter().cloned().for_each(|command| expected.apply(command));
@@ -297,12 +298,12 @@ impl World {
         assert_eq!(of(&self.plane), of(expected));
         assert_eq!((&self.plane.services, &self.plane.held), (&expected.services, &expected.held));
         assert!(self.plane.watched.keys().eq(expected.watched.keys()), "watched");
-        // What is only counted, and what those who come to know an address anew are told at once.
+        // Counters may differ, and next hops are reported at once to new watchers.
         (self.plane.watched, self.plane.swaps) = (expected.watched.clone(), expected.swaps.clone());
         self.plane.clients.clone_from(&expected.clients);
     }
 
-    /// Makes a change, and compares what it does with what its plan says.
+    /// Makes a change, and compares its effect with its plan.
     fn change(&mut self, change: Change) -> Result<String, Refused> {
         let before = self.seen();
         if self.failing.is_some() {
@@ -345,7 +346,7 @@ impl World {
         }
     }
 
-    /// The plan of a change that has just been made was right about slots, and about clients, once all come back.
+    /// Asserts that the plan of a change was right about slots and, once all clients return, about clients.
     fn holds(&self, plan: Plan, old: &DataPlane) {
         let spec = |plane: &DataPlane, id: ServiceId| plane.services.iter().find(|spec| spec.id == id).cloned();
         let ids: Vec<ServiceId> = plan.services.iter().map(|of| of.id).collect();
@@ -404,7 +405,7 @@ impl World {
                 planned.iter_mut().for_each(|moves| moves.2.1 = 0);
                 planned.retain(|moves| moves.2 != (0, 0));
             }
-            // Those that are gone at once have no name any more.
+            // Backends that were removed at once have no name any more.
             let gone = |moves: &Pair| moves.0.is_none();
             if expected.iter().any(gone) {
                 let sum =
@@ -418,7 +419,7 @@ impl World {
         }
     }
 
-    /// A check that ended; one of a backend that is not checked as well.
+    /// Makes the event of a finished check, also for a backend without checks.
     fn checked(&self, backend: BackendId, outcome: u8) -> Event {
         let outcome = match outcome {
             0 => CheckOutcome::Passed,
@@ -445,7 +446,7 @@ impl World {
                 for _ in 0..times {
                     self.event(self.checked(id, outcome));
                 }
-                // An answer to an earlier check, which was under way when this one began.
+                // The result belongs to an earlier check, which was running when this one began.
                 let before = self.seen();
                 if let Event::Checked { backend, check, outcome, took, asked } = self.checked(id, 2) {
                     let check = CheckNumber(check.0.saturating_sub(1));
@@ -644,7 +645,8 @@ impl World {
         self.look();
     }
 
-    /// Clients connect. Known ones stay where they are kept, and new ones never come to a backend that takes none.
+    /// Lets clients connect. Known clients stay where they are kept, and new ones never go to a backend that takes
+    /// none.
     fn connect(&mut self, every: u32) {
         for spec in self.plane.services.clone().into_iter().filter(|spec| !spec.remember.is_zero()) {
             let service = self.controller.services().iter().find(|service| service.id() == spec.id).unwrap();
@@ -771,7 +773,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         }
         Edit::Prefix(index) => {
             if let Some(place) = place(index) {
-                // Shorter than some prefixes of rules, or longer than all.
+                // The prefix becomes shorter than some rules' prefixes, or longer than all.
                 services[place].client_prefix.v4 ^= 32 ^ 20;
             }
         }

@@ -1,9 +1,9 @@
-//! A service of both address families is two in the core; its plan is shown as that of the one that is configured.
+//! Joining plans: a service with both address families is two in the core, but its plan is shown as one.
 
 use super::{Planned, PlannedMove, PlannedService};
 
 impl Planned {
-    /// With the parts of each service put together, which lie next to each other. Slots and tables are those of both.
+    /// Joins the neighbouring parts of each service. Slots and tables are added.
     #[must_use]
     pub fn joined(self) -> Self {
         let mut services: Vec<PlannedService> = Vec::with_capacity(self.services.len());
@@ -18,7 +18,7 @@ impl Planned {
 }
 
 impl PlannedService {
-    /// Takes in the other part of the service. What both know of all listeners stays.
+    /// Adds the other part of the service. Common facts about listeners stay.
     fn add(&mut self, other: Self) {
         self.table_size_before += other.table_size_before;
         self.table_size += other.table_size;
@@ -70,7 +70,7 @@ mod tests {
         all.iter().map(|listener| listener.parse().unwrap()).collect()
     }
 
-    /// A service of three backends that have addresses of both families.
+    /// A service of three backends with addresses of both families.
     fn shop(listen: &[&str]) -> ServiceConfig {
         let backends = ["a 10.0.0.11:0", "b 10.0.0.12:0", "c 10.0.0.13:0"];
         let mut shop = service("shop", V4, Forwarding::Dsr, &backends);
@@ -90,7 +90,7 @@ mod tests {
         bench
     }
 
-    /// The plan of a change, where every slot of both tables has a known client at its backend.
+    /// The plan of a change if every slot of both tables has a known client at its backend.
     fn plan(bench: &Bench, change: Change) -> PlannedService {
         let all: Vec<(usize, Vec<u16>)> = bench
             .controller
@@ -110,7 +110,7 @@ mod tests {
         of
     }
 
-    /// Slots of both tables that a backend has.
+    /// The number of a backend's slots in both tables.
     fn slots(bench: &Bench, backend: &str) -> u32 {
         let of = |part: &Service| {
             let id = part.backends().iter().find(|of| of.name() == backend).map(Backend::id).unwrap();
@@ -119,7 +119,7 @@ mod tests {
         bench.controller.services().iter().map(of).sum()
     }
 
-    /// Listeners before, a change, and listeners that come and go with it.
+    /// Listeners before, a change, and the listeners that it adds and removes.
     type Case<'a> = (&'a [&'a str], Change, &'a [&'a str], &'a [&'a str]);
 
     fn reload(listen: &[&str]) -> Change {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_that_come_and_go_are_named_and_move_nobody() {
+    fn when_listeners_are_added_or_removed_then_they_are_named_and_no_client_moves() {
         const MORE: &str = "198.51.100.10:443/udp";
         let of = |text: &str| ("shop".to_owned(), text.parse::<Listener>().unwrap());
         let ((service, more), (_, v4)) = (of(MORE), of(V4));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_and_clients_are_those_of_both_families() {
+    fn when_a_service_has_both_families_then_slots_and_clients_are_added_up() {
         let bench = bench(&[V4, V6]);
         let at = slots(&bench, "a");
         let change = Change::SetAdmin { name: name("shop/a"), admin: Admin::Maint, timeout: None };
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_loses_a_family_is_not_removed() {
+    fn when_a_service_loses_a_family_then_it_is_not_removed() {
         let bench = bench(&[V4, V6]);
         let last = Change::RemoveListener { service: "shop".to_owned(), listener: V6.parse().unwrap() };
         for change in [last, reload(&[V4])] {

@@ -1,4 +1,4 @@
-//! The effects of what backends' agents say. An agent lowers what the operator and the checks leave, and never raises it.
+//! The effects of agents' reports. An agent lowers what the operator and the checks allow, and never raises it.
 
 use balancer_model::{
     agent::Said,
@@ -8,17 +8,17 @@ use balancer_model::{
 
 use super::{Backend, Service};
 
-/// Who says how much work a backend takes.
+/// The source of a backend's capacity reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WordsOf {
-    /// An agent, which is asked.
+    /// An agent that the balancer queries.
     Agents,
     /// The answers to its HTTP checks, if they have the header.
     Checks,
 }
 
 impl Backend {
-    /// Returns what its agent has said and is in force; `None`: nothing that takes anything away.
+    /// Returns the report of its agent that is in effect; `None`: nothing is reduced.
     #[must_use]
     pub fn agent(&self) -> Option<&Said> {
         self.agent.as_deref()
@@ -28,26 +28,26 @@ impl Backend {
         self.agent = Some(said).filter(|said| !said.is_nothing()).map(Box::new);
     }
 
-    /// Returns the weight that its slots go by: the configured one, as far as its agent leaves it.
+    /// Returns the weight for its slots: the configured one, reduced by its agent.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
         self.agent().map_or(self.config.weight, |said| said.weight(self.config.weight))
     }
 
-    /// Returns the administrative state in force: that of the operator or of the agent, whichever leaves it less.
+    /// Returns the effective administrative state: the operator's or the agent's, whichever allows less.
     #[must_use]
     pub fn effective_admin(&self) -> Admin {
         self.agent().map_or(self.admin, |said| said.admin(self.admin))
     }
 
-    /// Returns the verdict that is set instead of the checks'. The operator's comes before the agent's.
+    /// Returns the verdict that overrides the checks. The operator takes precedence over the agent.
     #[must_use]
     pub fn effective_forced(&self) -> Option<Forced> {
         let by_agent = || self.agent().is_some_and(|said| said.down.is_some()).then_some(Forced::Down);
         self.forced.or_else(by_agent)
     }
 
-    /// Returns the reason why it is down, whatever its checks say.
+    /// Returns why it is down regardless of its checks.
     pub(super) fn forced_down_by(&self) -> String {
         match self.agent().and_then(|said| said.down.as_deref()).filter(|_| self.forced.is_none()) {
             None => "forced down by operator".to_owned(),
@@ -56,7 +56,7 @@ impl Backend {
         }
     }
 
-    /// Why it takes fewer clients than the operator and its checks would have it take; empty where there is no reason.
+    /// Why it takes fewer clients than the operator and its checks allow; empty if there is no reason.
     pub(super) fn lowered(&self) -> String {
         let Some(said) = self.agent() else { return String::new() };
         if said.admin(self.admin) != self.admin {
@@ -70,7 +70,8 @@ impl Backend {
 }
 
 impl Service {
-    /// Returns who says how much work a backend takes; `None`: nobody. Where agents are asked, nobody else is heard.
+    /// Returns the source of a backend's capacity reports; `None`: there is none. If agents are queried, other sources
+    /// are ignored.
     #[must_use]
     pub fn words_of(&self, backend: &Backend) -> Option<WordsOf> {
         let has_answers = || matches!(self.check_config(backend).kind, CheckKind::Http(_));
@@ -80,12 +81,12 @@ impl Service {
         }
     }
 
-    /// Forgets all words: from now on somebody else says them.
+    /// Forgets all reports, because their source has changed.
     pub(super) fn forget_words(&mut self) {
         self.backends.iter_mut().for_each(|backend| backend.agent = None);
     }
 
-    /// Forgets the words about backends of which nobody says any more.
+    /// Forgets the reports about backends without a source.
     pub(crate) fn drop_words(&mut self) {
         let silent: Vec<bool> = self.backends.iter().map(|backend| self.words_of(backend).is_none()).collect();
         for (backend, _) in self.backends.iter_mut().zip(silent).filter(|(_, is_silent)| *is_silent) {

@@ -88,7 +88,7 @@ impl Service {
         Assessment { health, standing, drains: situation.drains(), beyond, reason }
     }
 
-    /// Whether of every backend is known what follows for it.
+    /// Whether the consequences are known for every backend.
     pub(crate) fn is_assessed(&self, hops: &NextHops, now: Instant) -> bool {
         self.backends.iter().all(|backend| {
             let mut assessment = self.assess(backend, hops, now);
@@ -105,9 +105,9 @@ impl Service {
         }
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
-            // One that follows is told.
+            // A following controller receives slow starts from others.
             let begins = backend.witness().is_none() && backend.begins(assessment);
-            // Of an outage all come back as new as each other.
+            // After an outage, all backends return equally new, so none starts slowly.
             let begins = begins && !self.outage.has_returned(backend.id);
             let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
             let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
@@ -121,7 +121,7 @@ impl Service {
                     backend.config.backup == backup && backend.effective_weight() > 0 && assessment.standing.takes_new
                 })
             };
-            // With nobody to take the other clients there is no slow start; and it is over for all of them at once.
+            // Without other backends to take the clients there is no slow start, and it ends for all at the same time.
             let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
             let through =
                 together().all(|(backend, _)| backend.slow_start.as_ref().is_none_or(|start| start.step == STEPS));

@@ -31,61 +31,61 @@ use crate::{
 pub struct Backend {
     pub(super) id: BackendId,
     pub(super) config: BackendConfig,
-    /// Where it is reached; port 0: by its service's listeners.
+    /// The address by which it is reached; port 0: the ports of its service's listeners.
     pub(super) reached: SocketAddr,
     pub(super) admin: Admin,
     pub(super) health: Health,
     pub(super) assessment: Option<Assessment>,
-    /// When the state shown began.
+    /// Start of the current state.
     pub(super) since: Instant,
     pub(super) slots: u32,
     pub(super) steered: bool,
     /// Known clients at the last sweep.
     pub(super) known: u64,
-    /// The number of its connections when they were last counted. `None`: they are not.
+    /// Number of connections at the last count. `None`: connections are not counted.
     pub(super) flows: Option<u64>,
-    /// Whether its drains wait for its connections, not for its clients.
+    /// Whether its drains wait for connections rather than clients.
     pub(super) waits_for_connections: bool,
     pub(super) drain: Drain,
     pub(super) slow_start: Option<Box<SlowStart>>,
-    /// Whether it is removed once it is drained.
+    /// Whether it is removed once drained.
     pub(super) leaving: bool,
-    /// Whether it came (or its address did) to a service that is in use: new clients then wait for its next hop.
+    /// Whether it (or its address) was added while the service was in use, so that new clients wait for its next hop.
     pub(super) late: bool,
     pub(super) checks: [u64; 3],
     pub(super) last_check: Option<LastCheck>,
     /// When the verdict of the checks last changed.
     pub(super) verdict_since: Instant,
-    /// The verdict that the operator has set instead of the checks'.
+    /// The verdict that the operator has set.
     pub(super) forced: Option<Forced>,
-    /// The words of its agent that take something away; `None`: nothing is taken away.
+    /// The agent's report that reduces something; `None`: nothing is reduced.
     pub(super) agent: Option<Box<Said>>,
-    /// The part of its slots that its load leaves it; `None`: all.
+    /// The part of its slots that its load allows; `None`: all.
     pub(super) bound: Option<Bound>,
-    /// What it has too much of to take new clients; `None`: nothing.
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
     pub(super) full: Option<Full>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
-    /// Whether whoever checks it must forget what has been counted.
+    /// Whether the prober must forget earlier results.
     checked_anew: bool,
-    /// `None`: there is no fleet.
+    /// The state in a fleet; `None`: there is no fleet.
     pub(super) fleet: Option<Box<InFleet>>,
 }
 
 /// The additional state of a backend in a fleet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFleet {
-    /// The way to the backend that the fleet has agreed on; `None`: the own next hop decides.
+    /// The path on which the fleet has agreed; `None`: the own next hop decides.
     pub(super) agreed_way: Option<Way>,
-    /// The results of the own checks, where the fleet's verdict is in the backend's `health`.
+    /// The results of this balancer's checks, if `health` holds the fleet's verdict.
     pub(super) witness: Option<Health>,
-    /// Why it counts as failed, whatever the fleet agreed on before it was out of reach.
+    /// Why it counts as failed, regardless of what the fleet agreed on before this member lost contact.
     pub(super) overruled: Option<String>,
-    /// Whether its latest checks failed, as most members see it.
+    /// Whether its latest checks failed according to most members.
     pub(super) fails: bool,
 }
 
-/// The specifications of a backend that the shell was last given.
+/// The specifications of a backend that were last passed to the shell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
     pub(crate) row: Option<Arc<BackendSpec>>,
@@ -93,7 +93,7 @@ pub(crate) struct Told {
     pub(crate) check: Option<Box<ToldCheck>>,
 }
 
-/// A check that runs.
+/// A running check.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ToldCheck {
     pub(crate) number: CheckNumber,
@@ -101,30 +101,30 @@ pub(crate) struct ToldCheck {
     pub(crate) config: CheckConfig,
 }
 
-/// A health check that has ended.
+/// A finished health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastCheck {
-    /// How.
+    /// The outcome.
     pub outcome: CheckOutcome,
-    /// How long it took.
+    /// The duration.
     pub took: Duration,
-    /// When.
+    /// The time of its end.
     pub ended: Instant,
 }
 
-/// How far a drain has come.
+/// The progress of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drain {
-    /// Instead of the service's drain timeout.
+    /// A timeout in place of the service's.
     pub(super) timeout: Option<Duration>,
-    /// When it ends at the latest, while it lasts.
+    /// The deadline of a drain in progress.
     pub(super) until: Option<Instant>,
-    /// Complete sweeps in a row that found no known client, of those that ended during it.
+    /// The number of consecutive sweeps during the drain that found no known client.
     pub(super) empty_sweeps: u32,
 }
 
 impl Drain {
-    /// The sweep that is under way when a drain begins may have passed a client by; the second cannot.
+    /// The sweep in progress at the start of a drain may have passed a client; the second cannot.
     pub(super) const ENOUGH_SWEEPS: u32 = 2;
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
@@ -132,23 +132,23 @@ impl Drain {
     }
 }
 
-/// How far a slow start has come.
+/// The progress of a slow start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlowStart {
     pub(super) since: Instant,
-    /// How long it takes.
+    /// Total duration.
     pub(super) lasts: Duration,
-    /// The step that the live table knows, from 1.
+    /// The step in the live table, from 1.
     pub(super) step: u8,
 }
 
 impl SlowStart {
-    /// The first step is taken at once, the last one at the end.
+    /// When a step begins: the first at once, the last at the end.
     fn step_begins(self, step: u8) -> Instant {
         self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
     }
 
-    /// Takes the steps that are due.
+    /// Performs the steps that are due.
     pub(super) fn advance(self, now: Instant) -> Self {
         let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
         Self { step, ..self }
@@ -165,7 +165,7 @@ pub(super) struct Assessment {
     pub(super) health: HealthFact,
     pub(super) standing: Standing,
     pub(super) drains: bool,
-    /// Whether it keeps its clients although its drain is over.
+    /// Whether it keeps clients although its drain is over.
     pub(super) beyond: bool,
     pub(super) reason: String,
 }
@@ -221,13 +221,13 @@ impl Backend {
         &self.config
     }
 
-    /// Where it is reached; port 0: by the ports of its service's listeners.
+    /// The address by which it is reached; port 0: the ports of its service's listeners.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.reached
     }
 
-    /// 0–65535.
+    /// The weight, 0–65535.
     #[must_use]
     pub const fn weight(&self) -> u16 {
         self.config.weight
@@ -251,13 +251,13 @@ impl Backend {
         self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
     }
 
-    /// Returns the state that it is shown with.
+    /// Returns the displayed state.
     #[must_use]
     pub fn state(&self) -> BackendState {
         self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
     }
 
-    /// Why, in a few words; empty when there is nothing to explain.
+    /// The reason in a few words; empty if there is nothing to explain.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
@@ -269,24 +269,24 @@ impl Backend {
         self.slots
     }
 
-    /// Whether new clients are steered to it now. A backup that is not needed gets none.
+    /// Whether new clients are steered to it now. An idle backup gets none.
     #[must_use]
     pub const fn takes_new_clients(&self) -> bool {
         self.steered
     }
 
-    /// Whether rules may pin clients to it: its weight, and whether a backup is needed, do not matter then.
+    /// Whether rules may pin clients to it; weight and backup status do not matter.
     #[must_use]
     pub fn takes_pinned(&self) -> bool {
         self.may_take_new()
     }
 
-    /// Whether its standing lets it take new clients.
+    /// Whether its standing allows new clients.
     pub(crate) fn may_take_new(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
     }
 
-    /// Health checks that passed, failed softly, failed hard.
+    /// Health checks: passed, failed softly, failed hard.
     #[must_use]
     pub const fn checks(&self) -> [u64; 3] {
         self.checks
@@ -308,27 +308,27 @@ impl Backend {
         own_health(&mut self.health, self.fleet.as_deref_mut())
     }
 
-    /// Returns the results of the own checks, where the verdict is a fleet's.
+    /// Returns the results of this balancer's checks, if the verdict is a fleet's.
     pub(super) fn witness(&self) -> Option<&Health> {
         self.fleet.as_ref()?.witness.as_ref()
     }
 
-    /// Returns the way to the backend that its fleet has agreed on.
+    /// Returns the path on which its fleet has agreed.
     pub(super) fn agreed_way(&self) -> Option<&Way> {
         self.fleet.as_ref()?.agreed_way.as_ref()
     }
 
-    /// Why it counts as failed, whatever its fleet has agreed on.
+    /// Why it counts as failed, regardless of what its fleet has agreed on.
     pub(super) fn overruled(&self) -> Option<&str> {
         self.fleet.as_ref()?.overruled.as_deref()
     }
 
-    /// Whether its latest checks failed, as most members of its fleet see it.
+    /// Whether its latest checks failed according to most members of its fleet.
     pub(super) fn fails_for_the_fleet(&self) -> bool {
         self.fleet.as_ref().is_some_and(|fleet| fleet.fails)
     }
 
-    /// Returns its state in its fleet, created if it is not there yet.
+    /// Returns its state in its fleet, creating it if necessary.
     pub(super) fn in_fleet(&mut self) -> &mut InFleet {
         self.fleet.get_or_insert_default()
     }
@@ -345,18 +345,18 @@ impl Backend {
         self.verdict_since
     }
 
-    /// Returns the verdict that the operator has set instead of the checks'.
+    /// Returns the verdict that the operator has set.
     #[must_use]
     pub const fn forced(&self) -> Option<Forced> {
         self.forced
     }
 
-    /// Overrides the checks, which go on.
+    /// Overrides the verdict of the checks, which continue.
     pub(crate) const fn force(&mut self, forced: Option<Forced>) {
         self.forced = forced;
     }
 
-    /// Counts a check. `service_check` is the service's.
+    /// Records a check. `service_check` is the service's configuration.
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
@@ -375,13 +375,13 @@ impl Backend {
         }
     }
 
-    /// How often it entered each of [`BackendState::ALL`]. The state it was first in is not counted.
+    /// The number of times it entered each of [`BackendState::ALL`], without its first state.
     #[must_use]
     pub const fn transitions(&self) -> [u64; BackendState::ALL.len()] {
         self.transitions
     }
 
-    /// Takes over another configuration. Another address is another server, of which nothing is known.
+    /// Applies another configuration. A new address means a new server, about which nothing is known.
     pub(crate) fn configure(&mut self, config: BackendConfig, reached: SocketAddr) {
         let ports = [self.reached.port(), reached.port()];
         if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
@@ -402,7 +402,7 @@ impl Backend {
         self.config = config;
     }
 
-    /// Takes over what the operator wants of its `twin`, which is the same backend in the other part of its service.
+    /// Copies the operator's settings from its `twin`, the same backend in the other part of its service.
     pub(crate) fn follow(&mut self, twin: &Self) {
         self.admin = twin.admin;
         self.forced = twin.forced;
@@ -415,19 +415,19 @@ impl Backend {
         }
     }
 
-    /// It, or its service, has another name: its check is told of with that, and counts on.
+    /// Announces its check again under a new name of the backend or service; results continue to count.
     pub(super) fn called_otherwise(&mut self) {
         self.checked_anew = true;
     }
 
-    /// Sets what the operator wants; a drain takes `timeout` instead of the service's.
+    /// Sets the operator's state; a drain takes `timeout` in place of the service's.
     pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
         self.admin = admin;
         self.drain = Drain { timeout, ..Drain::default() };
         self.leaving &= admin == Admin::Drain;
     }
 
-    /// Has it removed once it is drained.
+    /// Marks it for removal once drained.
     pub(crate) fn leave(&mut self) {
         if self.admin != Admin::Drain {
             self.set_admin(Admin::Drain, None);
@@ -435,7 +435,7 @@ impl Backend {
         self.leaving = true;
     }
 
-    /// Is not removed after all, and is again as the operator wants it, unless that has changed since.
+    /// Cancels its removal, and restores the operator's state unless that has changed since.
     pub(crate) fn stay(&mut self, admin: Admin) {
         if self.leaving && admin != Admin::Drain {
             self.set_admin(admin, None);
@@ -443,17 +443,17 @@ impl Backend {
         self.leaving = false;
     }
 
-    /// Whether it is to be removed and has nobody to keep any more.
+    /// Whether it is to be removed and has no clients to keep.
     pub(crate) fn has_left(&self) -> bool {
         self.leaving && !self.may_keep_known()
     }
 
-    /// Whether known clients stay with it, were there another one to go to.
+    /// Whether known clients would stay with it if another backend could take them.
     pub(crate) fn may_keep_known(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
     }
 
-    /// Why its known clients are moved; `None` while they stay.
+    /// The cause of its known clients' moves; `None` while they stay.
     pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
         let standing = self.assessment.as_ref()?.standing;
         (!standing.keeps_known).then_some(standing.cause)
@@ -464,41 +464,41 @@ impl Backend {
         self.leaving
     }
 
-    /// Whether a complete sweep that has found so many known clients changes anything.
+    /// Whether a complete sweep with this many known clients changes anything.
     pub(crate) const fn learns_from_sweep(&self, known: u64) -> bool {
         self.known != known || self.drain.until.is_some() || self.drain.empty_sweeps > 0
     }
 
-    /// Takes note of a complete sweep. True if it ends a drain.
+    /// Records a complete sweep. True if it ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;
         !self.waits_for_connections && self.found(known)
     }
 
-    /// Whether a count of its connections changes anything of it. `waits`: drains wait for those.
+    /// Whether a count of its connections changes anything. `waits`: drains wait for connections.
     pub(crate) fn learns_from_flows(&self, flows: u64, waits: bool) -> bool {
         self.flows != Some(flows)
             || self.waits_for_connections != waits
             || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
     }
 
-    /// Takes note of how many connections it has. True if that ends a drain, which waits for those alone.
+    /// Records its number of connections. True if that ends a drain, which waits only for them.
     pub(crate) fn flows(&mut self, flows: u64) -> bool {
         self.flows = Some(flows);
         self.waits_for_connections = true;
         self.found(flows)
     }
 
-    /// Returns the number of its connections when they were last counted. `None`: they are not.
+    /// Returns the number of connections at the last count. `None`: connections are not counted.
     #[must_use]
     pub const fn connections(&self) -> Option<u64> {
         self.flows
     }
 
-    /// Takes note of how many there are of what a drain waits for. True if that ends it.
+    /// Records the number of clients or connections that a drain waits for. True if that ends it.
     fn found(&mut self, known: u64) -> bool {
         if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
-            // It is over, whoever comes then: somebody may where nobody takes clients and the table is open.
+            // The drain is over even if a client comes, which may happen in an open table without other backends.
             return false;
         }
         if self.drain.until.is_none() || known > 0 {
@@ -509,21 +509,21 @@ impl Backend {
         self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
     }
 
-    /// Takes note of a complete sweep where somebody else decides what follows from it.
+    /// Records a complete sweep whose consequences another balancer decides.
     pub(crate) const fn note_known(&mut self, known: u64) {
         self.known = known;
     }
 
-    /// The same of connections.
+    /// Records connections whose consequences another balancer decides.
     pub(crate) const fn note_flows(&mut self, flows: u64) {
         self.waits_for_connections = false;
         self.flows = Some(flows);
     }
 
-    /// When a drain under way ends at the latest.
+    /// The deadline of a drain in progress.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
-        // One that is down and keeps them nevertheless does so beyond its deadline, because of an outage.
+        // A down backend that keeps clients does so beyond its deadline, because of an outage.
         let drains = self.assessment.as_ref().is_some_and(|assessment| {
             let keeps = assessment.standing.keeps_known && assessment.standing.state != BackendState::Down;
             keeps && !assessment.beyond
@@ -531,7 +531,7 @@ impl Backend {
         self.drain.until.filter(|_| drains)
     }
 
-    /// When something about it is due.
+    /// The next time at which something is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.drain_deadline()
             .into_iter()
@@ -539,8 +539,8 @@ impl Backend {
             .min()
     }
 
-    /// Whether it begins to take new clients where it did not before, `assessment` being the new one. At the
-    /// balancer's own start nobody begins, all are there at once.
+    /// Whether it starts taking new clients with the new `assessment`. At the balancer's start none does, because all
+    /// are there at once.
     pub(super) fn begins(&self, assessment: &Assessment) -> bool {
         let before = self.assessment.as_ref().map(|before| before.standing);
         let absent = match before {
@@ -550,7 +550,8 @@ impl Backend {
         assessment.standing.takes_new && absent
     }
 
-    /// Where nothing else explains its state, and it is full, starts slowly or has too much load: `slow start, step 3 of 10`.
+    /// Explains its state if nothing else does and it is full, starts slowly or has too much load: `slow start, step 3
+    /// of 10`.
     pub(super) fn explain(&self, assessment: &mut Assessment) {
         if let Some(full) = self.full.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
             assessment.reason = format!("full: {full}");
@@ -564,7 +565,6 @@ impl Backend {
         }
     }
 
-    /// Whether it came to a service in use and the way to it is not known yet.
     /// Whether it is this machine itself, as its row was told.
     pub(crate) fn is_local(&self) -> bool {
         self.told.row.as_ref().and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
@@ -590,14 +590,14 @@ impl Backend {
         self.known
     }
 
-    /// Back to unknown: nobody has been checking.
+    /// Resets the verdict to unknown, because no check was running.
     pub(crate) fn forget_verdict(&mut self) {
         *self.health_mut() = Health::default();
         self.last_check = None;
         self.checked_anew = true;
     }
 
-    /// Whether the check that the shell was told of is the one that should run.
+    /// Whether the check that the shell was told is the wanted one.
     pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig)>) -> bool {
         match (&self.told.check, wanted) {
             (None, None) => true,
@@ -608,8 +608,7 @@ impl Backend {
         }
     }
 
-    /// Begins the check `number`. What was counted towards the next verdict counts on, unless it was something else that
-    /// was asked.
+    /// Starts the check `number`. Counts towards the next verdict continue unless the check asks something else.
     pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
         let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
         if self.told.check.as_deref().is_some_and(other) {
@@ -619,7 +618,7 @@ impl Backend {
         self.told.check = Some(Box::new(ToldCheck { number, target, config }));
     }
 
-    /// The check that runs.
+    /// The running check.
     #[must_use]
     pub fn check_number(&self) -> Option<CheckNumber> {
         self.told.check.as_ref().map(|told| told.number)
@@ -644,7 +643,7 @@ impl Backend {
     }
 }
 
-/// Returns the results of the own checks: they are beside a backend's `health` where that is its fleet's.
+/// Returns the results of this balancer's checks, which are separate if `health` holds the fleet's verdict.
 fn own_health<'a>(health: &'a mut Health, fleet: Option<&'a mut InFleet>) -> &'a mut Health {
     fleet.and_then(|fleet| fleet.witness.as_mut()).unwrap_or(health)
 }

@@ -1,4 +1,4 @@
-//! A service whose state others decide.
+//! Services whose state another balancer decides.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Service {
-    /// Goes on where `before`, the same service in the state before, stands: with what the shell was told, and with what
+    /// Continues from `before`, the same service in the previous state: takes over what the shell was told and what
     /// only this balancer knows.
     pub(crate) fn succeed(&mut self, before: Self) {
         self.told_rules = before.told_rules;
@@ -34,7 +34,7 @@ impl Service {
         }
     }
 
-    /// Has each backend judged by what is agreed on; `witness`: with its own checks beside it.
+    /// Makes each backend follow agreed judgements; `witness`: beside its own checks.
     pub(crate) fn is_agreed_on(&mut self, witness: bool) {
         for backend in &mut self.backends {
             let fleet = backend.in_fleet();
@@ -45,7 +45,7 @@ impl Service {
         }
     }
 
-    /// Takes over a judgement; true if it is news.
+    /// Applies a judgement; true if it is new.
     pub(crate) fn judge(&mut self, judgement: &Judgement) -> bool {
         let place = self.position(judgement.backend);
         let Some(backend) = place.and_then(|place| self.backends.get_mut(place)) else { return false };
@@ -69,8 +69,8 @@ impl Service {
         }
     }
 
-    /// Where nobody else decides, a backend that fails hard here counts as failed, unless so many do that it is an outage.
-    /// Whether that is news, and what there is to tell of an outage.
+    /// If no other member decides, counts a backend with a hard failure here as failed, unless so many fail that it is
+    /// an outage. Returns whether something changed, and news about an outage.
     pub(crate) fn overrule(&mut self, hops: &NextHops, alone: bool, now: Instant) -> (bool, Option<Report>) {
         let report = if alone {
             let facts = self.facts_seen_here(hops);
@@ -111,8 +111,8 @@ impl Service {
         }
     }
 
-    /// Whether some slot is taken from a backend that keeps its known clients, which then have to be known wherever
-    /// this table is to hold.
+    /// Whether some slot leaves a backend that keeps its known clients. These clients must then be known at every
+    /// balancer that uses this table.
     pub(crate) fn gives(&self, before: &Self) -> bool {
         if !self.remembers() || !before.remembers() {
             return false;
@@ -131,7 +131,7 @@ impl Service {
                 .any(|(old, new)| old != new && keeps.get(usize::from(*old)).copied().unwrap_or(false))
     }
 
-    /// The slots that `self` and `before` say differently; all, if their numbers differ.
+    /// The slots that differ between `self` and `before`; all if their numbers differ.
     #[must_use]
     pub fn slots_changed_since(&self, before: &Self) -> Vec<bool> {
         if self.live.len() != before.live.len() {
@@ -142,7 +142,7 @@ impl Service {
 }
 
 impl Backend {
-    /// Goes on where it stood in the state before.
+    /// Continues from the previous state.
     fn succeed(&mut self, before: &mut Self) {
         self.told = std::mem::take(&mut before.told);
         self.assessment = before.assessment.take();
@@ -165,13 +165,13 @@ impl Backend {
         }
     }
 
-    /// Returns the way to it and the health that are agreed on.
+    /// Returns the agreed path and health.
     #[must_use]
     pub fn agreed(&self) -> (&Way, &Verdict) {
         (self.agreed_way().unwrap_or(&Way::Unknown), self.health.verdict())
     }
 
-    /// Whether this balancer itself cannot use it, though it is agreed that it can be used; why.
+    /// Returns why this balancer cannot use it although the fleet agrees that it can be used, if so.
     #[must_use]
     pub fn unreachable_here(&self, opinion: &Opinion) -> Option<String> {
         let agreed = matches!(self.health.verdict(), Verdict::Up | Verdict::Unknown)

@@ -1,4 +1,4 @@
-//! Backends at their limits.
+//! Applying backends' limits within a service.
 
 use std::collections::BTreeMap;
 
@@ -15,19 +15,19 @@ impl Backend {
 }
 
 impl Service {
-    /// Whether one of its backends has a limit.
+    /// Whether a backend has a limit.
     #[must_use]
     pub fn has_limits(&self) -> bool {
         self.backends.iter().any(|backend| !backend.config.limits.is_none())
     }
 
-    /// Whether its backends may be full: one of them has a limit, and clients or connections are counted.
+    /// Whether backends can be full: one has a limit, and clients or connections are counted.
     #[must_use]
     pub fn bounds_clients(&self) -> bool {
         self.keeps_clients() && self.has_limits()
     }
 
-    /// Where nobody is counted, nobody is full.
+    /// Clears the full backends if nothing is counted.
     pub(super) fn drop_full(&mut self) {
         if !self.keeps_clients() {
             self.backends.iter_mut().for_each(|backend| backend.full = None);
@@ -40,7 +40,7 @@ impl Service {
         self.settings.when_full
     }
 
-    /// These are full, by the names of backends, and no others.
+    /// Sets exactly these backends as full, by name.
     pub(crate) fn set_full(&mut self, full: &BTreeMap<String, Full>) {
         for backend in &mut self.backends {
             let has_limits = !backend.config.limits.is_none();
@@ -48,19 +48,19 @@ impl Service {
         }
     }
 
-    /// Whether all backends that could take new clients are full. `takes_new` is each one's, as in [`Service::build`].
+    /// Whether all backends that could take new clients are full. `takes_new` is as in [`Service::build`].
     pub(super) fn are_all_full(&self, takes_new: &[Option<bool>]) -> bool {
         let takers = self.backends.iter().zip(takes_new);
         let mut takers = takers.filter(|(of, takes_new)| **takes_new == Some(true) && of.effective_weight() > 0);
         takers.next().is_some_and(|(first, _)| first.full.is_some() && takers.all(|(other, _)| other.full.is_some()))
     }
 
-    /// Whether all backends that could take new clients were full when it was last looked at.
+    /// Whether all backends that could take new clients were full at the last evaluation.
     pub(crate) const fn is_full_up(&self) -> bool {
         self.all_full
     }
 
-    /// Whether clients that nobody takes are told so.
+    /// Whether clients that no backend takes get a rejection.
     pub(super) const fn rejects(&self) -> bool {
         match self.settings.when_full {
             WhenFull::Reject if self.all_full => true,

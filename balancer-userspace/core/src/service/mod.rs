@@ -62,12 +62,12 @@ fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
 #[derive(Clone, Debug)]
 pub struct Service {
     id: ServiceId,
-    /// The family of its clients: a configured service is one of these for each family.
+    /// The family of its clients; a configured service becomes one of these for each family.
     family: Family,
     listeners: Vec<(Listener, ListenerId)>,
-    /// The service's configuration; `backends` is empty, because the backends are below.
+    /// The service's configuration, without `backends`, which are stored below.
     settings: ServiceConfig,
-    /// The configuration that it was last given, as long as the service and its backends still match it.
+    /// The configuration it was last given, as long as service and backends match it.
     configured_as: Option<Arc<ServiceConfig>>,
     fleet: HashKey,
     client_key: HashKey,
@@ -75,13 +75,13 @@ pub struct Service {
     backends: Vec<Backend>,
     rules: Rules,
     outage: Outage,
-    /// The same by this balancer's own checks, while it is alone in its fleet.
+    /// The outage by this balancer's own checks, while it is alone in its fleet.
     outage_seen_alone: Outage,
     /// The rules that were last passed to the shell.
     pub(crate) told_rules: Arc<[RuleSpec]>,
     /// Whether one of its backends is being removed.
     has_leaving: bool,
-    /// When something about its backends is due, since it was last looked at.
+    /// The next due time of its backends, as of the last evaluation.
     due: Option<Instant>,
     builder: Builder,
     live: Arc<[u16]>,
@@ -91,7 +91,7 @@ pub struct Service {
     generation: u64,
     required: u64,
     needless: u64,
-    /// Seconds in a tick of its memory. Stays while it can, so that ages need not be written anew.
+    /// Seconds in a tick of its memory. It stays while possible, so that ages need no conversion.
     tick_seconds: u32,
     share: SharedClients,
     /// Whether all backends that could take new clients are full.
@@ -148,7 +148,7 @@ impl Service {
         self.family
     }
 
-    /// `shop`, and of a service of both families `shop (IPv6)`.
+    /// Returns `shop`, or `shop (IPv6)` if the service has both families.
     #[must_use]
     pub fn label(&self) -> String {
         if self.is_one_of_two() { format!("{} ({})", self.name(), self.family) } else { self.name().to_owned() }
@@ -179,7 +179,7 @@ impl Service {
         self.listeners.iter().map(|&(_, id)| id)
     }
 
-    /// Gives each of its listeners an id: the one before, or one of `free`.
+    /// Gives each of its listeners an id: its earlier one, or one of `free`.
     pub(crate) fn name_listeners(&mut self, free: &mut impl Iterator<Item = ListenerId>) {
         let before = std::mem::take(&mut self.listeners);
         let known = |listener| before.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id);
@@ -188,24 +188,24 @@ impl Service {
             .collect();
     }
 
-    /// Where a backend is reached: see [`ServiceConfig::backend_address`].
+    /// The address by which a backend is reached: see [`ServiceConfig::backend_address`].
     pub(crate) fn reached(&self, backend: &BackendConfig) -> SocketAddr {
         self.settings.backend_address(backend, self.family).unwrap_or(backend.address)
     }
 
-    /// A backend's address as it is shown.
+    /// A backend's displayed address.
     #[must_use]
     pub fn shown_address(&self, backend: &Backend) -> String {
         self.settings.shown_address(&backend.config)
     }
 
-    /// How packets reach its backends.
+    /// The forwarding mode.
     #[must_use]
     pub const fn forwarding(&self) -> Forwarding {
         self.settings.forwarding
     }
 
-    /// The ports under which backends see its clients, if it names any.
+    /// The port range that backends see as source, if it is configured.
     pub(crate) const fn snat_ports(&self) -> Option<(u16, u16)> {
         self.settings.snat.ports
     }
@@ -216,30 +216,30 @@ impl Service {
         self.settings.drains_until()
     }
 
-    /// M, of the live table.
+    /// Number of slots of the live table.
     #[must_use]
     pub fn table_size(&self) -> u32 {
         if self.live.is_empty() { self.slots_wanted() } else { self.live.len() as u32 }
     }
 
-    /// M, once all of its backends are reachable.
+    /// Number of slots once all of its backends are reachable.
     pub(crate) fn slots_wanted(&self) -> u32 {
         self.settings.table_size.slots(self.backends.len())
     }
 
-    /// The same before a backend was added.
+    /// Number of slots before a backend was added.
     pub(crate) fn slots_wanted_before(&self) -> u32 {
         self.settings.table_size.slots(self.backends.len().saturating_sub(1))
     }
 
-    /// Returns its configuration as it is now, with the backends added at run time and without those removed.
+    /// Returns its current configuration, including backends added and without those removed at run time.
     #[must_use]
     pub fn config(&self) -> ServiceConfig {
         let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
         ServiceConfig { backends, ..self.settings.clone() }
     }
 
-    /// Whether it is, and has backends, as `config` says, in the same order.
+    /// Whether it matches `config`, including the order of backends.
     pub(crate) fn is_configured_as(&self, config: &Arc<ServiceConfig>) -> bool {
         let is_so = || {
             self.settings.has_settings_of(config)
@@ -256,12 +256,12 @@ impl Service {
         self.configured_as.as_ref()
     }
 
-    /// It is, and has backends, as `config` says.
+    /// Records that it matches `config`.
     pub(crate) fn note_configured(&mut self, config: &Arc<ServiceConfig>) {
         self.configured_as = Some(Arc::clone(config));
     }
 
-    /// Takes over another weight of a backend.
+    /// Sets the weight of a backend.
     pub(crate) fn set_weight(&mut self, backend: &str, weight: u16) {
         self.configured_as = None;
         self.backends.iter_mut().filter(|of| of.config.name == backend).for_each(|of| of.config.weight = weight);
@@ -273,14 +273,14 @@ impl Service {
         &self.backends
     }
 
-    /// Those that are being removed.
+    /// The backends that are being removed.
     pub(crate) fn leaving(&self) -> impl Iterator<Item = &Backend> {
         debug_assert!(self.has_leaving || !self.backends.iter().any(Backend::is_leaving), "{}", self.name());
         let all = if self.has_leaving { self.backends.as_slice() } else { &[] };
         all.iter().filter(|backend| backend.is_leaving())
     }
 
-    /// When something about it is due.
+    /// The next time at which something is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         debug_assert_eq!(self.due, self.backends.iter().filter_map(Backend::deadline).min(), "{}", self.name());
         self.due
@@ -291,7 +291,7 @@ impl Service {
             .min()
     }
 
-    /// When something is due that is decided here although another balancer decides for the fleet.
+    /// The next due time of decisions that this balancer makes although another one decides for the fleet.
     pub(crate) fn deadline_alone(&self) -> Option<Instant> {
         self.outage_seen_alone.deadline()
     }
@@ -301,7 +301,7 @@ impl Service {
         self.due.into_iter().chain(self.outage.deadline()).any(|due| due <= now)
     }
 
-    /// Where among them the one with this id is.
+    /// The position of the backend with this id.
     pub(crate) fn position(&self, id: BackendId) -> Option<usize> {
         place(&self.backends, id.0, |backend| backend.id.0)
     }
@@ -318,37 +318,37 @@ impl Service {
         (Arc::clone(&self.live), self.home.clone())
     }
 
-    /// Where moved clients go when their home returns.
+    /// What happens to moved clients when their home returns.
     pub(crate) const fn failback(&self) -> Failback {
         self.settings.failback
     }
 
-    /// Whether it is worth sending clients to: somebody takes them, or keeps those that are known and works, or the
-    /// operator wants them steered whatever the checks say.
+    /// Whether it is worth sending clients to: some backend takes clients, or works and keeps known ones, or the
+    /// operator wants them steered regardless of checks.
     pub(crate) fn has_somebody(&self) -> bool {
         let keeps = |backend: &Backend| backend.keeps_known() && self.outage.holds(backend.id).is_none();
         let takes = |backend: &Backend| backend.takes_new_clients() || keeps(backend);
         self.settings.when_all_down == WhenAllDown::Open || self.backends.iter().any(takes)
     }
 
-    /// Whether, and where, the balancer is to give its machine the VIPs.
+    /// Whether, and on which interface, the balancer should assign the VIPs to its machine.
     pub(crate) const fn assign_vip(&self) -> &AssignVip {
         &self.settings.assign_vip
     }
 
-    /// The lists of targets that are its backends.
+    /// The lists of targets that become its backends.
     #[must_use]
     pub fn discover(&self) -> &[DiscoverConfig] {
         &self.settings.discover
     }
 
-    /// The list of prefixes whose clients are denied.
+    /// The list of denied prefixes.
     #[must_use]
     pub const fn deny(&self) -> Option<&DenyConfig> {
         self.settings.deny.as_ref()
     }
 
-    /// The part of its bytes from which on a rule is proposed for a client.
+    /// The fraction of its bytes from which on a rule is suggested for a client.
     #[must_use]
     pub const fn spread_heavy(&self) -> Option<f64> {
         self.settings.spread_heavy
@@ -360,30 +360,30 @@ impl Service {
         !self.settings.remember.is_zero()
     }
 
-    /// Whether clients may stay with a backend that takes no new ones: by their memory, or by their connections.
+    /// Whether clients may stay with a backend that takes no new ones, because of memory or connections.
     pub(crate) fn keeps_clients(&self) -> bool {
         self.remembers() || self.forwarding() == Forwarding::Snat
     }
 
-    /// How often the live table was replaced. Counts from 1, the first table.
+    /// The number of live tables so far, including the first.
     #[must_use]
     pub const fn table_generation(&self) -> u64 {
         self.generation
     }
 
-    /// Slots moved since start, required and needless (see [`Moves`]).
+    /// Slots moved since the start, required and needless (see [`Moves`]).
     #[must_use]
     pub const fn slots_moved(&self) -> (u64, u64) {
         (self.required, self.needless)
     }
 
-    /// The slots that differ from an `earlier` self.
+    /// The slots that differ from an `earlier` state.
     #[must_use]
     pub fn moves_since(&self, earlier: &Self) -> Moves {
         Moves::between(&earlier.live, &earlier.shares, &self.live, &self.shares)
     }
 
-    /// On what ground the live table stands.
+    /// Which kind of backends the live table steers to.
     #[must_use]
     pub fn footing(&self) -> Footing {
         self.footing.unwrap_or(Footing::NoBackend)
@@ -404,7 +404,7 @@ impl Service {
         self.settings.client_prefix
     }
 
-    /// Where the check of a backend connects to, whether or not it runs.
+    /// The address that the check of a backend would connect to, whether or not it runs.
     #[must_use]
     pub fn check_target(&self, backend: &Backend) -> SocketAddr {
         let check = self.check_config(backend);
@@ -444,7 +444,7 @@ impl Service {
         }
     }
 
-    /// How connection IDs of QUIC name its backends.
+    /// How QUIC connection IDs encode its backends.
     #[must_use]
     pub fn quic_spec(&self) -> Option<QuicSpec> {
         let config = self.settings.quic.clone()?;
@@ -465,7 +465,7 @@ impl Service {
         self.listeners.iter().map(spec).collect()
     }
 
-    /// A backend's address as the data path has it.
+    /// A backend's address in the data path.
     fn row_address(&self, backend: &Backend) -> SocketAddr {
         self.row_address_of(&backend.config)
     }
@@ -499,10 +499,10 @@ impl Service {
         self.drop_full();
     }
 
-    /// The row that backend should have, after a [`refresh`](Self::refresh).
+    /// The row that a backend should have, after a [`refresh`](Self::refresh).
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
-        // As if it were up, it keeps its clients: also a backup or one of weight 0, which takes no new ones.
+        // If the service treats backends as up, this one keeps its clients even as a backup or with weight 0.
         let as_if_up =
             self.footing == Some(Footing::AsIfUp) && backend.effective_admin() != Admin::Maint && self.keeps_clients();
         let next_hop = match self.way(backend, hops) {
@@ -512,9 +512,9 @@ impl Service {
         BackendSpec {
             service: self.id,
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
-            // Without memory nobody is moved, and nothing is written anew for the sake of a cause.
+            // Without memory no client is moved, so a change of the cause needs no new row.
             cause: standing.filter(|_| self.keeps_clients()).map_or(MoveCause::Down, |standing| standing.cause),
-            // Rows of services without pins are not written anew for its sake.
+            // Services without pins do not rewrite rows for this flag.
             takes_pinned: self.rules.pins() && backend.takes_pinned(),
             id: backend.id,
             forwarding: self.settings.forwarding,
@@ -525,13 +525,13 @@ impl Service {
         }
     }
 
-    /// Returns the reaction to packets that say that a backend may have failed: `None` where no check could confirm it.
+    /// Returns the reaction to packets with signs of failure: `None` if no check could confirm a failure.
     fn passive(&self, backend: &Backend) -> Option<Passive> {
         let check = self.check_config(backend);
         (check.kind != CheckKind::None && check.passive).then_some(Passive { withhold: self.settings.withhold })
     }
 
-    /// The way to a backend, if its service's kind of forwarding can go it.
+    /// The path to a backend, if its service's forwarding mode can use it.
     fn way(&self, backend: &Backend, hops: &NextHops) -> Hop {
         let address = backend.reached.ip();
         let hop = hops.get(address);
@@ -542,7 +542,7 @@ impl Service {
         obstacle.map_or_else(|| hop.clone(), Hop::Failed)
     }
 
-    /// The way to a backend as far as its standing depends on it: the fleet's, or else the own one.
+    /// The path to a backend that its standing depends on: the fleet's if there is one, or else its own.
     fn judged_way(&self, backend: &Backend, hops: &NextHops) -> Way {
         if let Some(way) = backend.agreed_way() {
             return way.clone();
@@ -554,17 +554,17 @@ impl Service {
         }
     }
 
-    /// The check that should run on a backend, and where to.
+    /// The check that should run on a backend, and its target.
     #[must_use]
     pub fn check<'a>(&'a self, backend: &'a Backend) -> Option<(SocketAddr, &'a CheckConfig)> {
         Some((self.checked_at(backend)?, self.check_config(backend)))
     }
 
-    /// Where the check that should run on a backend connects to.
+    /// The target of the check that should run on a backend.
     #[must_use]
     pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
-        // One whose answers say `maint` goes on being asked, or it could not take that back.
+        // A backend whose answers say `maint` is still checked, because otherwise it could not revoke that.
         let admin = match self.words_of(backend) {
             Some(WordsOf::Checks) => backend.admin(),
             Some(WordsOf::Agents) | None => backend.effective_admin(),
@@ -582,13 +582,13 @@ impl Service {
         }
     }
 
-    /// Returns where the agents of its backends are asked; `None`: they are not.
+    /// Returns where its backends' agents are queried; `None`: they are not.
     #[must_use]
     pub const fn agents(&self) -> Option<&AgentConfig> {
         self.settings.agent.as_ref()
     }
 
-    /// The check of backends that have none of their own.
+    /// The check of backends without their own.
     #[must_use]
     pub const fn own_check(&self) -> &CheckConfig {
         &self.settings.check
@@ -606,13 +606,13 @@ impl Service {
         }
     }
 
-    /// The check of a backend: its own, or else the service's.
+    /// The check of a backend: its own if it has one, or else the service's.
     #[must_use]
     pub fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
         backend.config.check.as_deref().unwrap_or(&self.settings.check)
     }
 
-    /// Counts a check of the backend at `index`; true if the service should be looked at again.
+    /// Records a check of the backend at `index`; true if the service should be evaluated again.
     pub(crate) fn record(
         &mut self,
         index: usize,

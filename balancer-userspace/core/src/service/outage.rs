@@ -1,4 +1,4 @@
-//! Outages of a service: what is known of its backends, as far as that decides whether there is one.
+//! Outages of a service: collecting the facts by which they are judged.
 
 use std::{
     collections::HashSet,
@@ -21,19 +21,19 @@ use crate::{
 };
 
 impl Service {
-    /// Takes note of what backends fail by now, all together.
+    /// Judges all backends' failures together.
     pub(crate) fn judge_outage(&mut self, hops: &NextHops, now: Instant) -> Turn {
         let facts = self.facts(hops);
         self.outage.judge(&facts, self.settings.outage, now)
     }
 
-    /// Whether a backend that is down is one of an outage, or of what may be one.
+    /// Whether a down backend belongs to an outage or a suspected one.
     #[cfg(test)]
     pub(crate) fn holds(&self, id: BackendId) -> bool {
         self.outage.holds(id).is_some()
     }
 
-    /// How long it has had an outage, as of `now`, and that in words; nothing where there is none.
+    /// The duration of its outage as of `now`, also in words; `None` if there is none.
     #[must_use]
     pub fn outage(&self, now: Instant) -> Option<(Duration, String)> {
         let lasted = now.saturating_duration_since(self.outage.since().or(self.outage_seen_alone.since())?);
@@ -68,13 +68,13 @@ impl Service {
         if self.remembers() { self.held().map(|backend| backend.known).sum() } else { 0 }
     }
 
-    /// Whether a backend that is down in an outage may keep what it has: clients where they are remembered, and where
-    /// they are not its slots, unless all are down, for which there is [`WhenAllDown`](balancer_model::config::WhenAllDown).
+    /// Whether a backend that is down in an outage may keep what it has: its clients if they are remembered, otherwise
+    /// its slots, unless all backends are down, for which [`WhenAllDown`](balancer_model::config::WhenAllDown) exists.
     pub(super) fn may_be_held(&self, backend: &Backend) -> bool {
         is_judged_by_checks(backend) && (self.remembers() || self.outage.spares_some())
     }
 
-    /// Returns the facts about its backends that outages are judged by.
+    /// Returns the facts about its backends by which outages are judged.
     pub(super) fn facts(&self, hops: &NextHops) -> Facts {
         let judged = || self.backends.iter().filter(|backend| is_judged_by_checks(backend));
         let has_primaries = self.backends.iter().any(|backend| !backend.config.backup && may_serve(backend));
@@ -93,12 +93,12 @@ impl Service {
         Facts { backends: facts, relieved, round, return_takes }
     }
 
-    /// Returns the facts as this balancer's own checks and next hops show them, where other members have decided.
+    /// Returns the facts by this balancer's own checks and next hops, if other members have decided.
     pub(super) fn facts_seen_here(&self, hops: &NextHops) -> Facts {
         let facts = self.facts(hops);
         let seen = |fact: Fact| {
             let backend = self.backends.get(self.position(fact.id)?)?;
-            // One that the fleet holds down is nothing to decide on.
+            // A backend that the fleet considers down needs no decision.
             if matches!(backend.health.verdict(), Verdict::Down { .. }) && self.outage.holds(fact.id).is_none() {
                 return None;
             }
@@ -114,7 +114,7 @@ impl Service {
         Facts { backends: facts.backends.into_iter().filter_map(seen).collect(), ..facts }
     }
 
-    /// The backends whose latest check failed here, where they are so many that it looks like an outage.
+    /// The backends whose latest check failed here, if enough fail to look like an outage.
     pub(crate) fn failing_in_numbers(&self, hops: &NextHops) -> Vec<BackendId> {
         let fails_here = |backend: &Backend| {
             fails(backend.health(), false) || matches!(self.opinion(backend, hops), Opinion::NoWay(_))
@@ -133,7 +133,7 @@ impl Service {
         self.backends.iter().any(|backend| backend.fails_for_the_fleet() != failing.contains(&backend.id))
     }
 
-    /// Takes note of which backends' latest checks failed, as most members of the fleet say.
+    /// Records which backends' latest checks failed according to most members of the fleet.
     pub(crate) fn note_failing(&mut self, failing: &HashSet<BackendId>) {
         for backend in &mut self.backends {
             let fails = failing.contains(&backend.id);
@@ -143,7 +143,7 @@ impl Service {
         }
     }
 
-    /// `primaries`: whether backups are not asked for.
+    /// `primaries`: backups are not considered.
     fn fact(&self, backend: &Backend, primaries: bool, hops: &NextHops) -> Fact {
         let is_checked = self.check_config(backend).kind != CheckKind::None;
         let has_no_way = backend.overruled().is_some() || matches!(self.judged_way(backend, hops), Way::Closed(_));
@@ -174,12 +174,12 @@ fn fails(health: &Health, for_the_fleet: bool) -> bool {
     }
 }
 
-/// Whether nobody says that it is to have no clients, whatever its checks find.
+/// Whether only checks decide about its clients, because no operator or agent does.
 fn is_judged_by_checks(backend: &Backend) -> bool {
     backend.effective_admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// Whether new clients would come to it if it worked.
+/// Whether it would get new clients if it worked.
 fn may_serve(backend: &Backend) -> bool {
     backend.effective_admin() == Admin::Ready
         && backend.effective_weight() > 0

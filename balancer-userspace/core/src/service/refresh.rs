@@ -1,4 +1,4 @@
-//! A look at a service: what follows for its backends, and the live table that is brought in line.
+//! Evaluating a service: the consequences for its backends, and updating the live table.
 
 use std::{collections::BTreeSet, mem, sync::Arc, time::Instant};
 
@@ -15,28 +15,28 @@ use crate::{
     table::{Footing, Made},
 };
 
-/// The part of a service that something has happened to.
+/// The part of a service that may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look<'a> {
-    /// Anything.
+    /// Anything may have changed.
     Whole,
-    /// These of its backends, by their places, and nothing but what their checks say.
+    /// Checks only the results of the backends at these places.
     Checked(&'a [usize]),
 }
 
-/// The changes that a look at a service found.
+/// The changes found by an evaluation.
 pub(crate) struct Refreshed {
-    /// Whether the live table (or the base table below it) is another one than before.
+    /// Whether the live table (or its base table) has changed.
     pub(crate) swap: bool,
     pub(crate) moves: Moves,
     pub(crate) transitions: Vec<Transition>,
-    /// The ground it stands on, if it is another one than before (at first: than primary backends).
+    /// The new footing if it has changed (at first: if it differs from primary backends).
     pub(crate) footing: Option<Footing>,
 }
 
 impl Service {
-    /// The places of the backends that are to be looked at, in ascending order. By checks alone only what is said of those that
-    /// were checked changes, unless something is due or somebody starts slowly.
+    /// The places of the backends to evaluate, in ascending order. If only check results changed, only those backends
+    /// are evaluated, unless something is due or a backend starts slowly.
     pub(crate) fn places(&self, look: Look<'_>, now: Instant) -> Vec<usize> {
         match look {
             Look::Checked(places) if self.settings.slow_start.is_zero() && self.due.is_none_or(|due| due > now) => {
@@ -46,8 +46,7 @@ impl Service {
         }
     }
 
-    /// Assesses the backends at these `places` anew, and brings the live table in line. Tables that are in `made`
-    /// already are not made again.
+    /// Assesses the backends at these `places`, and updates the live table. Tables in `made` are reused.
     pub(crate) fn refresh(&mut self, places: &[usize], hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
         let is_whole = places.len() == self.backends.len();
         let mut assessments: Vec<Assessment> =
@@ -58,7 +57,7 @@ impl Service {
         }
         for (&place, assessment) in places.iter().zip(&mut assessments) {
             if let Some(backend) = self.backends.get_mut(place) {
-                // Without its clients it has no load.
+                // Without clients it has no load.
                 let stays = assessment.standing.takes_new || assessment.standing.keeps_known;
                 backend.bound = backend.bound.filter(|_| stays);
                 backend.full = backend.full.filter(|_| stays);
@@ -87,7 +86,7 @@ impl Service {
         self.needless += u64::from(moves.needless());
         let swap = changed || self.remembers() && self.home != live.home;
         if swap {
-            // Without memory nobody asks for it; it is told once somebody does.
+            // Without memory the home table is not needed; the data path receives it when it is.
             self.home = live.home;
         }
         if changed {
@@ -116,13 +115,13 @@ impl Service {
         Refreshed { swap, moves, transitions, footing }
     }
 
-    /// Assesses the backend at a place, which begins to drain or ends it.
+    /// Assesses the backend at a place, and starts or ends its drain.
     fn look_at(&mut self, place: usize, hops: &NextHops, now: Instant) -> Option<Assessment> {
         let remembers = self.keeps_clients();
         let backend = self.backends.get(place)?;
         let assessment = self.assess(backend, hops, now);
         let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
-        // What the operator has begun ends when it was to end, whatever fails and recovers meanwhile.
+        // A drain by the operator ends at its time, whatever fails and recovers in between.
         let drain = if assessment.drains || backend.effective_admin() == Admin::Drain && remembers {
             Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
         } else {

@@ -1,4 +1,4 @@
-//! Services and backends to and from what outlives the process.
+//! Saving services and backends, and restoring them.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -44,7 +44,7 @@ impl Service {
         }
     }
 
-    /// Whether a later start would find the same service as `before`, but for what checks and sweeps count all the time.
+    /// Whether a later start would find the same service as `before`, except for counters of checks and sweeps.
     pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
         self.id == before.id
             && self.family == before.family
@@ -60,13 +60,13 @@ impl Service {
             && self.backends.iter().zip(&before.backends).all(|(now, before)| now.is_saved_as(before))
     }
 
-    /// The service as it was. Its table, which follows from the rest, is not there before a refresh.
+    /// Restores a service. Its table, which follows from the rest, is built by a refresh.
     pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
         let family = state.family.unwrap_or(state.settings.first().family());
         let mut this = Self::new(state.id, family, state.settings, fleet);
         this.listeners = state.listeners;
         this.share = SharedClients::restored(this.settings.steer, state.share, clocks);
-        // The refresh counts the table as one more.
+        // The refresh counts the table once more.
         this.generation = state.table_generation.saturating_sub(1);
         if state.tick_seconds > 0 {
             this.tick_seconds = state.tick_seconds;
@@ -92,8 +92,8 @@ impl Service {
         this
     }
 
-    /// Assesses a restored backend that was `shown` so. What has changed since, such as a drain that has come to its
-    /// end, counts as a transition.
+    /// Assesses a restored backend with the last displayed state `shown`. Changes since then, such as a drain that has
+    /// ended, count as transitions.
     fn reassess(&mut self, index: usize, shown: BackendState, hops: &NextHops, now: Instant) {
         let Some(backend) = self.backends.get(index) else { return };
         let mut assessment = self.assess(backend, hops, now);
@@ -164,7 +164,8 @@ impl Backend {
         this.admin = state.admin;
         this.health = state.health;
         this.since = clocks.instant(state.since);
-        // What was drained stays so. Other sweeps are counted anew: one may have passed by what came meanwhile.
+        // A drained backend stays so. Other sweeps are counted anew, because one may have passed a client that came in
+        // between.
         let drained = match state.state {
             BackendState::Drained => true,
             BackendState::Down => state.admin == Admin::Ready,

@@ -1,4 +1,4 @@
-//! A service's rules for client prefixes, and what they come to with its backends as they are.
+//! A service's rules for client prefixes, and their effect given its backends.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl Service {
         &mut self.rules
     }
 
-    /// Why `rule` decides about nobody just now, if so.
+    /// Why `rule` has no effect at the moment, if so.
     #[must_use]
     pub fn inactive(&self, rule: &Rule) -> Option<String> {
         if Family::of(rule.prefix.addr()) != self.family {
@@ -44,8 +44,8 @@ impl Service {
         }
     }
 
-    /// Whether a pin holds only a part of a remembered client. One entry of the client table says where all of a client
-    /// is, so that the pin would move all of it, and two such pins would move it with every packet.
+    /// Whether a pin covers only a part of a remembered client. A client has a single entry in the client table, so the
+    /// pin would move the whole client, and two such pins would move it with every packet.
     pub(crate) fn is_part_of_a_client(&self, rule: &Rule) -> bool {
         let pins = matches!(rule.action, Action::Pin { .. });
         pins && self.remembers()
@@ -53,17 +53,17 @@ impl Service {
             && rule.prefix.prefix_len() > self.client_prefix()
     }
 
-    /// Why a pin of a part of a client is of no use.
+    /// Why a pin of a part of a client is useless.
     pub(crate) fn less_than_a_client(&self, prefix: IpNet) -> String {
         less_than_a_client(self.name(), prefix, self.client_prefix()).unwrap_or_default()
     }
 
-    /// Takes away the rules whose time is over.
+    /// Removes the rules whose time is over.
     pub(crate) fn take_ended_rules(&mut self, now: Instant) -> Vec<Rule> {
         self.rules.take_ended(&self.settings.rules, now)
     }
 
-    /// Whether the configuration file says a rule as it is here.
+    /// Whether the configuration file has the same rule.
     #[must_use]
     pub fn is_in_file(&self, rule: &Rule) -> bool {
         self.settings.rules.contains(&rule.written())

@@ -1,4 +1,4 @@
-//! The share of a service's clients that are steered, and connections of the time before it changed.
+//! The share of a service's steered clients, and connections from before it changed.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use balancer_common::share::{SETTLES_SECONDS, Share, WHOLE};
 use super::Service;
 use crate::state::{Clocks, SavedShare};
 
-/// The share of clients that are steered, now and recently.
+/// The share of steered clients, now and recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedClients {
     share: Share,
-    /// When it stops to matter what the share was before.
+    /// The time from which on the earlier shares no longer matter.
     settles: Option<Instant>,
 }
 
@@ -54,17 +54,17 @@ impl Service {
         self.share.share()
     }
 
-    /// Has the share of clients be steered that its settings say.
+    /// Sets the share of steered clients to that of the settings.
     pub(crate) fn share_as_configured(&mut self, now: Instant) {
         self.share.set(self.settings.steer, now);
     }
 
-    /// Whether connections of the time before the share changed are looked for no longer.
+    /// Whether connections from before the change of the share no longer matter.
     pub(crate) fn share_settles(&self, now: Instant) -> bool {
         self.share.settles.is_some_and(|settles| settles <= now)
     }
 
-    /// Looks no longer for connections of the time before the share changed.
+    /// Stops considering connections from before the change of the share.
     pub(crate) const fn settle_share(&mut self) {
         self.share = SharedClients::always(self.settings.steer);
     }

@@ -19,15 +19,16 @@ use crate::{
 };
 
 impl Service {
-    /// Returns `takes_new` for every backend that counts. `None`: the backend does not count yet, as if it were not
-    /// configured, so that it moves slots once, when it can serve them.
+    /// Returns `takes_new` for every backend that counts. `None`: the backend counts as not configured, so that slots
+    /// move only once, when it can serve them.
     pub(super) fn counted(&self, takes_new: impl Iterator<Item = bool>, hops: &NextHops) -> Vec<Option<bool>> {
         let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let counts = self.backends.iter().map(|backend| all_wait || !backend.waits_for_next_hop(hops));
         counts.zip(takes_new).map(|(counts, takes_new)| counts.then_some(takes_new)).collect()
     }
 
-    /// The live table, where `takes_new` says of every backend whether it takes new clients; `None`: it does not count yet.
+    /// The live table, given by `takes_new` whether each backend takes new clients; `None`: the backend does not count
+    /// yet.
     pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
         let all_full = self.are_all_full(takes_new);
         let is_open = self.settings.when_full == WhenFull::Open;
@@ -52,12 +53,12 @@ impl Service {
         builder.live(&candidates, when_nobody, (slots, self.table_key), made)
     }
 
-    /// The tables that it has made.
+    /// The precomputed base tables.
     pub(crate) fn made(&self) -> Vec<Made> {
         self.builder.made()
     }
 
-    /// These are steered to; all others are not. What was not so before is written, or, where backends may be new, what is of all.
+    /// Records that exactly these backends are steered to. Writes the changed rows or, if backends may be new, all.
     pub(super) fn steer(&mut self, shares: Shares, all: bool) {
         let before = mem::replace(&mut self.shares, shares);
         if all {
@@ -73,7 +74,7 @@ impl Service {
         }
     }
 
-    /// Counts the slots of each backend: by what has moved from a table as long, or else anew.
+    /// Counts the slots of each backend: from the moves if the table has the same length, or else anew.
     pub(super) fn count_slots(&mut self, moves: Option<&Moves>) {
         let counts = match moves {
             Some(moves) => {
@@ -98,7 +99,7 @@ impl Service {
     }
 }
 
-/// How many slots of `table` each backend has. There may be thousands of tables, each with few of the ids that there are.
+/// The number of slots of each backend in `table`. There may be thousands of tables, each with few of the ids.
 fn counts(table: &[u16], backends: &[Backend]) -> ById<u32> {
     let mut counts = ById::new(backends.iter().map(|backend| backend.id.0), 0);
     for &entry in table {

@@ -1,4 +1,4 @@
-//! The differences between a state and the one that was written before.
+//! The differences between a state and the one written before.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
@@ -8,8 +8,8 @@ use super::{SavedClock, SavedCountersByService, SavedEpoch, SavedGone, SavedServ
 use crate::{io::ServiceId, next_hops::Hop};
 use balancer_model::config::ServiceConfig;
 
-/// With this, an earlier state becomes a later one: what is absent is as before. Counts that checks and sweeps add to all
-/// the time make no difference, so they are as old as the last whole state or the last other change of their service.
+/// Changes that turn an earlier state into a later one; absent parts are unchanged. Counters of checks and sweeps alone
+/// make no difference, so they are as old as the last whole state or the last other change of their service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedChanges {
@@ -28,7 +28,7 @@ pub struct SavedChanges {
     /// See [`SavedState::free_ids`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_ids: Option<Vec<(u16, u16)>>,
-    /// See [`SavedState::next_hops`]; `None`: nobody asks for it any more.
+    /// See [`SavedState::next_hops`]; `None`: the address is no longer watched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next_hops: Vec<(IpAddr, Option<Hop>)>,
     /// See [`SavedState::departed`].
@@ -43,19 +43,19 @@ pub struct SavedChanges {
     /// See [`SavedState::epoch`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// See [`SavedState::clock`]; that of the state these belong to has gone on as this one.
+    /// See [`SavedState::clock`]; the earlier state's clock has continued as this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
 
-/// The differences between two versions of a list of things that have keys.
+/// The differences between two versions of a list with keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListChanges<K, T> {
-    /// The keys in their order, where there are others than before, or in another order.
+    /// The keys in order, if the set or the order has changed.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub order: Option<Vec<K>>,
-    /// Things that are new or say something else.
+    /// New and changed items.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<T>,
 }
@@ -73,7 +73,7 @@ impl<K, T> ListChanges<K, T> {
 }
 
 impl<K: Eq + Hash, T> ListChanges<K, T> {
-    /// The keys `before` and `now`; `changed`: those of the list that say something else than before.
+    /// Compares the keys `before` and `now`; `changed` are the items that are new or different.
     pub(crate) fn new(before: Vec<K>, now: Vec<K>, changed: Vec<T>) -> Self {
         Self { order: (before != now).then_some(now), changed }
     }
@@ -94,7 +94,7 @@ impl<K: Eq + Hash, T> ListChanges<K, T> {
 }
 
 impl SavedChanges {
-    /// Whether a later start would find the same without them.
+    /// Whether a later start would find the same state without these changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self { clock: self.clock.clone(), ..Self::default() }
@@ -102,7 +102,7 @@ impl SavedChanges {
 }
 
 impl SavedState {
-    /// Becomes the later state.
+    /// Applies changes to become the later state.
     pub fn apply(&mut self, changes: SavedChanges) {
         let SavedChanges {
             generation,

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn lists_of_any_length_are_as_they_are_when_they_are_whole() {
+    async fn when_a_list_is_written_in_parts_then_it_equals_the_whole() {
         for (items, is_long) in [(0, false), (3, false), (200_000, true)] {
             let list = (0..items).map(|number| format!("number {number}"));
             let answer = written(OneByOne::new(list.clone())).await.unwrap();

@@ -1,4 +1,4 @@
-//! The file of events: JSON, one a line.
+//! The file of events, with one JSON object on each line.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +12,7 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// A file of this size, in bytes, becomes the previous one.
+/// A file that reaches this size in bytes becomes the previous file.
 pub(super) const MAX_SIZE: u64 = 1 << 20;
 const EVENTS: Kind = Kind { name: "events", writer: "the writer of events", bytes: MAX_SIZE, lines: u64::MAX };
 
@@ -32,7 +32,7 @@ impl EventFile {
     }
 }
 
-/// The last `limit` events of both files. Lines that make no sense, as a torn last one, are passed over.
+/// Reads the last `limit` events of both files. Invalid lines, such as a torn last one, are skipped.
 pub(super) fn read(path: &Path, limit: usize) -> VecDeque<EventView> {
     let mut events: VecDeque<EventView> = VecDeque::new();
     for line in lines::read(path, EVENTS) {

@@ -1,4 +1,4 @@
-//! The member's own configuration file beside what the fleet's last one said of services.
+//! Comparing the member's own configuration file with the one that the fleet last applied.
 
 use std::{
     fs,
@@ -22,14 +22,14 @@ use crate::{
 
 /// See the [module](self).
 pub(super) struct OwnFile {
-    /// Where it is, without links, if that is known.
+    /// The file's path without links, if known.
     path: Option<PathBuf>,
-    /// The services in the file, as it was last read.
+    /// The services in the file, as last read.
     services: Valid,
     /// The epoch whose file it was compared with.
     compared: Option<Epoch>,
     differs: bool,
-    /// When a user last changed something in the fleet, on the clock of this machine.
+    /// Time of the last change by a user in the fleet, on this machine's clock.
     changed: Option<SystemTime>,
 }
 
@@ -38,20 +38,20 @@ impl OwnFile {
         Self { path: None, services, compared: None, differs: false, changed: None }
     }
 
-    /// Whether it says something else than the fleet's.
+    /// Whether the file differs from the fleet's.
     pub(super) const fn differs(&self) -> bool {
         self.differs
     }
 
-    /// A user has changed something so long ago.
+    /// Records how long ago a user changed something.
     pub(super) fn fleet_has_changed(&mut self, ago: Option<Duration>) {
         let changed = ago.and_then(|ago| wall().checked_sub(ago));
         self.changed = self.changed.max(changed);
     }
 
-    /// Takes note of what it says now; says whether that is newer than what the fleet has.
+    /// Records the file's contents. Returns whether they are newer than the fleet's.
     fn read(&mut self, services: Valid, modified: Option<SystemTime>) -> bool {
-        // A file that was copied back is no news, however late.
+        // A file that was copied back is not an edit, however late.
         let is_edited = services != self.services;
         self.services = services;
         self.compared = None;
@@ -64,24 +64,24 @@ fn is_newer(modified: Option<SystemTime>, changed: Option<SystemTime>) -> bool {
 }
 
 impl Fleet {
-    /// When a user last changed something in the fleet, on the clock of this machine.
+    /// Time of the last change by a user in the fleet, on this machine's clock.
     pub(crate) const fn changed(&self) -> Option<SystemTime> {
         self.file.changed
     }
 
-    /// Which file is its own.
+    /// Sets the path of the own file.
     pub(crate) fn set_file(&mut self, file: &Path) {
         self.file.path = fs::canonicalize(file).ok();
     }
 
-    /// A file was applied here: if it is the own one, it was read with that.
+    /// Records that a file was applied here; if it is the own file, it counts as read.
     pub(crate) fn file_was_applied(&mut self, path: &Path, services: Valid) {
         if self.file.path.as_deref() == Some(path) {
             (self.file.services, self.file.compared) = (services, None);
         }
     }
 
-    /// The file was read again. What it says of services becomes the fleet's, if it is newer.
+    /// Handles the file read again: its services become the fleet's if they are newer.
     pub(crate) fn file_was_read(
         &mut self,
         config: Box<Config>,
@@ -91,7 +91,7 @@ impl Fleet {
     ) {
         let is_newer = self.file.read(config.services.clone(), modified);
         if !is_newer || *owner.controller().file() == config.services {
-            // A caller that has gone away does not want its answer.
+            // A caller that is gone no longer needs its answer.
             let _ = reply.send(Ok(None));
             return;
         }
@@ -105,7 +105,7 @@ impl Fleet {
         });
     }
 
-    /// Whether the file has begun to say something else than the fleet's, or does no longer.
+    /// Returns whether the file differs from the fleet's, if that has changed.
     pub(super) fn compare_file(&mut self, owner: &Owner<KernelDataplane>) -> Option<bool> {
         let epoch = self.member.epoch().filter(|_| self.member.is_in_step())?;
         let was_read = self.file.compared.is_none();

@@ -1,4 +1,5 @@
-//! The place where a process runs: a process of the same place goes on where one has ended that left its name behind.
+//! The identity of the place where a process runs. A new process in the same place may take over the name of an ended
+//! one.
 
 use std::{
     fs,
@@ -7,17 +8,17 @@ use std::{
     path::Path,
 };
 
-/// The start of the machine, the network namespace and the state file, which no two processes have at one time. Clones of
-/// a machine differ in the first.
+/// Hashes boot id, network namespace and state file, a combination that two processes never have at the same time.
+/// Clones of a machine differ in the boot id.
 pub(super) fn of_this_process(state_file: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().hash(&mut hasher);
     if let Ok(namespace) = fs::metadata("/proc/self/ns/net") {
         (namespace.dev(), namespace.ino()).hash(&mut hasher);
     }
-    // There may be no file yet.
+    // The file may not exist yet.
     state_file.parent().and_then(|folder| fs::canonicalize(folder).ok()).hash(&mut hasher);
     state_file.file_name().hash(&mut hasher);
-    // 0 says that it is not known.
+    // 0 stands for unknown.
     hasher.finish().max(1)
 }

@@ -1,4 +1,4 @@
-//! The state of a fleet as it is shown.
+//! The state of a fleet for display.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,16 +22,16 @@ use tokio::time::Instant;
 
 use crate::{clocks::wall, owner::Owner};
 
-/// How often members are looked at by themselves.
+/// The interval at which members are checked without an event.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// Counts and measurements of a fleet that are kept only to be shown.
+/// Counters and measurements of a fleet for display only.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     records: FleetRecords,
     commit: Option<Duration>,
     looked: Option<Instant>,
-    /// Members that apply another epoch than the one that holds: which, since when.
+    /// Members that apply an outdated epoch: which one, and since when.
     behind: HashMap<String, (Option<Epoch>, Instant)>,
 }
 
@@ -48,12 +48,12 @@ impl Shown {
         self.records.conflicts += imported.conflicts;
     }
 
-    /// Notes that the decision made at `at` is applied now.
+    /// Records that the decision made at `at` is applied now.
     pub(super) fn applied(&mut self, at: Moment) {
         self.commit = Some(wall().duration_since(UNIX_EPOCH + at.0).unwrap_or_default());
     }
 
-    /// Notes who is behind, from time to time.
+    /// Records from time to time which members are behind.
     pub(super) fn look(&mut self, member: &Member) {
         let now = Instant::now();
         if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOKS_EVERY) {
@@ -116,7 +116,7 @@ impl Shown {
     }
 }
 
-/// Backends of which a card says something else than what is applied here. Ids mean the same in the same epoch only.
+/// Backends for which a member's card differs from what is applied here. Ids are comparable only within an epoch.
 fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Vec<String> {
     if card.epoch.is_none() || card.epoch != member.epoch() {
         return Vec::new();
@@ -124,7 +124,7 @@ fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Ve
     let services = owner.controller().services().iter();
     let backends = services.flat_map(|service| service.backends().iter().map(move |backend| (service, backend)));
     let differing = backends.filter(|(_, backend)| differs(backend, &card.ballot.opinion(backend.id())));
-    // A service of both families is two here.
+    // A service with both families counts as two here.
     let names: BTreeSet<String> = differing.map(|(service, backend)| service.name_of(backend).to_string()).collect();
     names.into_iter().collect()
 }
@@ -137,7 +137,7 @@ fn differs(backend: &Backend, opinion: &Opinion) -> bool {
     }
 }
 
-/// Why etcd refuses, without who says so.
+/// Why etcd refuses, without the name of the server.
 pub(super) fn in_its_words(why: &str) -> String {
     why.trim_start_matches("etcd answers: ").to_owned()
 }

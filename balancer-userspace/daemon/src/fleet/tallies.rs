@@ -1,4 +1,4 @@
-//! The exchange of counts in a fleet: this member's are told to the others, and theirs are read.
+//! Exchanging counters in a fleet: this member's are sent to the others, and theirs are read.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
     owner::Owner,
 };
 
-/// Tells the other members every ten seconds what this one has counted, until the controller is gone.
+/// Sends this member's counters to the others every ten seconds, until the controller is gone.
 pub(crate) async fn tell(calls: Calls) {
     let mut step = interval(STEP);
     step.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -42,7 +42,7 @@ pub(crate) async fn tell(calls: Calls) {
 }
 
 impl Fleet {
-    /// Asks what the other members have counted.
+    /// Requests the counters of the other members.
     pub(crate) fn ask_tallies(
         &mut self,
         reply: oneshot::Sender<Result<Tallies, Refused>>,
@@ -62,7 +62,7 @@ impl Fleet {
             others.remove(self.member.name());
             Tallies { others, shared: self.config.share_clients }
         });
-        // A caller that has gone away does not want its answer.
+        // A caller that is gone no longer needs its answer.
         let _ = reply.send(result);
     }
 }

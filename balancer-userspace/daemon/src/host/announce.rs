@@ -1,5 +1,5 @@
-//! Telling the neighbours where an address is now: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour
-//! advertisements (RFC 4861 section 7.2.6).
+//! Announcing addresses to neighbours: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisements
+//! (RFC 4861 section 7.2.6).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use crate::{
     packet_socket::{self, link_address},
 };
 
-/// An announcement may be lost, the more so where a link has just come up: it comes again after each of these.
+/// An announcement may be lost, especially when a link has just come up, so it is repeated after each of these pauses.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(300), Duration::from_millis(700), Duration::from_secs(2), Duration::from_secs(5)];
 
@@ -32,10 +32,10 @@ const BROADCAST: Mac = [0xff; 6];
 /// The Ethernet address of ff02::1, all nodes.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// Shows that no router has forwarded it.
+/// The hop limit that proves that no router has forwarded the packet.
 const HOP_LIMIT: u8 = 255;
 
-/// Announcements on their way for the other times. Dropping this ends them.
+/// Pending repetitions of announcements. Dropping this cancels them.
 #[derive(Debug)]
 struct Repeats(AbortHandle);
 
@@ -45,7 +45,7 @@ impl Drop for Repeats {
     }
 }
 
-/// The announcements that neighbours have been sent.
+/// The announcements that neighbours have received.
 #[derive(Debug, Default)]
 pub(super) struct Announcements {
     announcer: Announcer,
@@ -54,12 +54,12 @@ pub(super) struct Announcements {
 }
 
 impl Announcements {
-    /// An address was not there for a while: another machine may have had it.
+    /// Forgets an address that was absent for a while, because another machine may have had it.
     pub(super) fn forget(&mut self, place: Place) {
         self.told.remove(&place);
     }
 
-    /// Tells the neighbours what they do not know yet: see [`plan::announcements`].
+    /// Announces what neighbours do not know yet: see [`plan::announcements`].
     pub(super) fn tell(
         &mut self,
         ours: &BTreeSet<Place>,
@@ -75,7 +75,7 @@ impl Announcements {
             })
             .collect();
         let due = plan::announcements(&self.told, ours, others, &signs);
-        // One whose link is down is told of when it is up again.
+        // An address whose link is down is announced when the link is up again.
         self.told
             .retain(|place, _| others.contains(place) || ours.contains(place) && signs.contains_key(&place.ifindex));
         self.repeats.retain(|place, _| self.told.contains_key(place));
@@ -105,7 +105,7 @@ impl Announcements {
     }
 }
 
-/// Sends announcements. One socket does for all, because closing one takes the kernel a grace period.
+/// Sends announcements. One socket serves all, because closing one costs a grace period in the kernel.
 #[derive(Clone, Debug, Default)]
 struct Announcer(Arc<Mutex<Option<Socket>>>);
 
@@ -124,7 +124,7 @@ impl Announcer {
         socket.send_to(&frame, &link_address(0, ifindex, None)).map(drop)
     }
 
-    /// Announces it the other times.
+    /// Repeats an announcement after the pauses.
     async fn again(self, interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
         for pause in PAUSES {
             sleep(pause).await;
@@ -135,7 +135,7 @@ impl Announcer {
     }
 }
 
-/// An ARP request of the address for itself.
+/// Makes an ARP request of the address for itself.
 fn arp(mac: Mac, address: Ipv4Addr) -> io::Result<Vec<u8>> {
     let own = address.octets();
     let request = ArpEthIpv4Packet {
@@ -153,7 +153,7 @@ fn arp(mac: Mac, address: Ipv4Addr) -> io::Result<Vec<u8>> {
 fn advertisement(mac: Mac, address: Ipv6Addr) -> io::Result<Vec<u8>> {
     let flags = NeighborAdvertisementHeader { router: false, solicited: false, r#override: true };
     let mut body = address.octets().to_vec();
-    // Target link-layer address, one unit of eight bytes.
+    // The target link-layer address takes one unit of eight bytes.
     body.extend([2, 1]);
     body.extend(mac);
     let mut frame = Vec::new();
@@ -172,7 +172,7 @@ mod tests {
     const MAC: Mac = [2, 0, 0, 0, 0, 9];
 
     #[test]
-    fn arp_asks_for_the_address_in_its_own_name() {
+    fn when_an_ipv4_address_is_announced_then_it_asks_for_itself_by_arp() {
         let frame = arp(MAC, Ipv4Addr::new(198, 51, 100, 10)).unwrap();
         assert_eq!(
             frame,
@@ -184,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn an_advertisement_has_a_right_checksum() {
+    fn when_an_ipv6_address_is_announced_then_the_checksum_is_right() {
         let frame = advertisement(MAC, "2001:db8::10".parse().unwrap()).unwrap();
         assert_eq!(frame.len(), 86);
-        // The pseudo-header's addresses, length and protocol, and the message, sum up to all ones.
+        // The pseudo-header's addresses, length and protocol, and the message sum up to all ones.
         let words = |bytes: &[u8]| -> u32 {
             bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
         };

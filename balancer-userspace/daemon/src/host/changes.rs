@@ -1,4 +1,4 @@
-//! Putting back what the balancer changed on its machine.
+//! Undoing changes to this machine.
 
 use std::{collections::BTreeSet, thread};
 
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{plan, switches::Switches, vips};
 
-/// Puts everything back. What somebody else has changed since stays.
+/// Undoes every change. Later changes by others stay.
 pub fn put_back(changes: HostChanges) {
     if !changes.vips_on.is_empty() {
         remove_vips(changes.vips_on);
@@ -23,7 +23,7 @@ pub fn put_back(changes: HostChanges) {
     changes.tag_stripping.into_iter().for_each(|name| offload::switch_on(Offload::TagStripping, name));
 }
 
-/// In a thread that waits for the kernel.
+/// Removes the VIPs in a separate thread, which waits for the kernel.
 pub(super) fn remove_vips(on: BTreeSet<u32>) {
     let work = move || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

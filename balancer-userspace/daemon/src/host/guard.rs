@@ -1,7 +1,7 @@
-//! Takes VIPs away when the balancer has ended without doing so: a process beside it, which waits for its end.
+//! A helper process that removes VIPs when the balancer ends without doing so.
 //!
-//! Where the data path ends with the process, a VIP that stays would have routers go on sending clients to nobody. The
-//! kernel takes the program off by itself, but no addresses.
+//! If the data path ends with the process, a VIP that stays would make routers keep sending clients here in vain. The
+//! kernel detaches the program by itself, but does not remove addresses.
 
 use std::{
     collections::BTreeSet,
@@ -16,12 +16,12 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::changes::remove_vips;
 
-/// The subcommand that the process is started with.
+/// The subcommand of the helper process.
 pub const VERB: &str = "guard-vips";
-/// The own program, also where its file has been replaced.
+/// The running program, even if its file has been replaced.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// The process, while there is something to guard.
+/// The helper process, while there are VIPs to guard.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
     running: Option<(Child, ChildStdin)>,
@@ -29,10 +29,10 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// From now on, if this process ends, VIPs that a balancer has added go from the interfaces `on`.
+    /// Makes the helper remove VIPs that a balancer has added from the interfaces `on` if this process ends.
     ///
     /// # Errors
-    /// When the process cannot be started, or told.
+    /// If the helper cannot be started or informed.
     pub(super) fn watch(&mut self, on: &BTreeSet<u32>) -> anyhow::Result<()> {
         if on.is_empty() {
             *self = Self::default();
@@ -67,10 +67,10 @@ impl Guard {
 }
 
 impl Drop for Guard {
-    /// An orderly end: what was to be taken away has been.
+    /// Tells the helper that the end is orderly: VIPs that had to go were removed.
     fn drop(&mut self) {
         let Some((mut child, mut input)) = self.running.take() else { return };
-        // A panic is none.
+        // A panic is no orderly end.
         let told = if thread::panicking() { Ok(()) } else { input.write_all(b"\n") };
         drop(input);
         if told.is_ok() {
@@ -79,14 +79,14 @@ impl Drop for Guard {
     }
 }
 
-/// It knows what to guard from its first moment on.
+/// Starts the helper, which knows from the beginning what to guard.
 fn start(on: &BTreeSet<u32>) -> anyhow::Result<(Child, ChildStdin)> {
     let mut command = Command::new(PROGRAM);
     command.arg(VERB).args(on.iter().map(u32::to_string)).stdin(Stdio::piped()).stdout(Stdio::null());
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     // SAFETY: between fork and exec only a system call is made; nothing is allocated or locked.
     unsafe {
-        // Those that mean the balancer are the balancer's.
+        // Signals meant for the balancer must not end the helper.
         command.pre_exec(move || Ok(signals.thread_block()?));
     }
     let mut child = command.spawn().context("starting the process that guards them")?;
@@ -94,10 +94,10 @@ fn start(on: &BTreeSet<u32>) -> anyhow::Result<(Child, ChildStdin)> {
     Ok((child, input))
 }
 
-/// The process: begins with the indices of interfaces `on`, and a line of its input has others; at the end VIPs go from
-/// those of the last line.
+/// Runs the helper process: it starts with the indices of the interfaces `on`, and each line of its input replaces
+/// them. At the end of input it removes VIPs from the interfaces of the last line.
 pub fn guard_vips(mut on: BTreeSet<u32>) {
-    // Whatever ends the input, it is the end.
+    // The input ends with the balancer, for whatever reason.
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         on = line.split_whitespace().filter_map(|index| index.parse().ok()).collect();
     }

@@ -1,4 +1,4 @@
-//! This machine, and what is changed on it.
+//! This machine, and the balancer's changes to it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,49 +32,49 @@ use crate::{
     interfaces::{self, Link},
 };
 
-/// Addresses that are added or removed at once.
+/// Number of addresses added or removed at a time.
 const AT_ONCE: usize = 64;
-/// Addresses that a line names; a count stands for the others.
+/// Number of addresses named in a line; the others are only counted.
 const NAMED: usize = 4;
 
-/// Everything that is changed beyond maps. Dropping it takes the program off and puts switches back; only addresses need
-/// [`remove_vips`](Self::remove_vips).
+/// Everything that the balancer changes besides maps. Dropping it detaches the program and resets switches; only
+/// addresses need [`remove_vips`](Self::remove_vips).
 pub(super) struct Machine {
     handle: Handle,
     announcements: Announcements,
     guard: Guard,
-    /// Addresses that a balancer has added, as they were found last.
+    /// Addresses that a balancer has added, as last found.
     vips: BTreeSet<(IpAddr, String)>,
     attacher: Attacher,
     attached: Vec<Attached>,
-    /// Where what outlives this process is pinned, if anything does.
+    /// The pins, if anything outlives this process.
     pins: Option<Pins>,
-    /// Whether they were made for a change that may still be undone.
+    /// Whether the pins were made for a change that may still be undone.
     fresh_pins: bool,
-    /// Names them.
+    /// The state file, by which pins are named.
     state_file: PathBuf,
     switches: Switches,
-    /// Interfaces on which addresses of ours may be.
+    /// Interfaces that may have the balancer's addresses.
     vips_on: BTreeSet<u32>,
     /// Interfaces whose receive offload an earlier process left off, until this one has settled.
     receive_offload: Vec<String>,
-    /// The same of those that it has told to leave VLAN tags where they are.
+    /// Interfaces whose VLAN tag stripping an earlier process left off.
     tag_stripping: Vec<String>,
-    /// Which counters were an interface's before it was attached to, by index.
+    /// Additional counters of interfaces from before they were attached to, by index.
     counted: BTreeMap<u32, BTreeSet<u32>>,
-    /// This machine's own addresses that were [warned of](Self::warn_of_own).
+    /// Own addresses that were [warned about](Self::warn_of_own).
     warned: BTreeSet<IpAddr>,
-    /// Addresses that were added before this process has settled.
+    /// Addresses added before this process settled.
     fresh: Vec<Place>,
     notes: NotesWriter,
     events: Events,
-    /// Interfaces that went away.
+    /// Interfaces that disappeared.
     missed: BTreeSet<String>,
-    /// Interfaces that are in another mode than before a change that may still be undone: their mode before.
+    /// Interfaces whose mode was changed for a change that may still be undone, with their earlier mode.
     modes_before: Vec<(u32, XdpMode)>,
-    /// The obstacles to the wanted state, by subject. Each is told once.
+    /// Problems by subject. Each is reported once.
     troubles: BTreeMap<String, String>,
-    /// The troubles of this round.
+    /// The problems of this round.
     round: BTreeMap<String, String>,
 }
 
@@ -122,11 +122,11 @@ impl Machine {
         }
     }
 
-    /// Does what `target` asks for beyond what is, and takes nothing away. The interfaces `must` have to be there, and the
+    /// Makes the additions that `target` needs, and removes nothing. The interfaces `must` have to exist; the earlier
     /// mode was `mode_before`.
     ///
     /// # Errors
-    /// The first thing that stands in the way. What was done by then stays until it is [settled](Self::settle) otherwise.
+    /// The first problem. What was done before it stays until [`settle`](Self::settle) changes it.
     pub(super) async fn extend(
         &mut self,
         target: &Target,
@@ -148,7 +148,7 @@ impl Machine {
             let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
             self.events.note(&format!("{how} {name} in {mode} mode"));
         }
-        // Before anything is told of what is attached: packets come in by parts from the first on.
+        // This comes before attachments are reported, because packets arrive by members from the start.
         self.follow_parts(&links);
         let Places { all: wanted, announced } = self.places(target, &links);
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
@@ -171,10 +171,10 @@ impl Machine {
         done
     }
 
-    /// The first time: interfaces that are not there are waited for, as long as there is one.
+    /// The first round: waits for missing interfaces, as long as at least one exists.
     ///
     /// # Errors
-    /// As of [`extend`](Self::extend); and when the program is on no interface.
+    /// As in [`extend`](Self::extend), and when the program is on no interface.
     pub(super) async fn begin(&mut self, target: &Target) -> anyhow::Result<()> {
         self.extend(target, &[], target.mode).await?;
         let links = interfaces::links(&self.handle).await?;
@@ -193,7 +193,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The first round has failed: removes the addresses that were added.
+    /// Removes added addresses if the first round fails.
     pub(super) async fn undo_first(&mut self) {
         for place in mem::take(&mut self.fresh) {
             if let Err(error) = vips::remove(&self.handle, place).await {
@@ -202,11 +202,10 @@ impl Machine {
         }
     }
 
-    /// The first round is through: what an earlier process changed is this one's, and from now on what is pinned stays,
-    /// however this process ends.
+    /// Completes the first round: this process takes over an earlier one's changes, and pins stay however it ends.
     ///
     /// # Errors
-    /// When a pin cannot be removed.
+    /// If a pin cannot be removed.
     pub(super) fn take_over(&mut self) -> anyhow::Result<()> {
         self.finish_pins()?;
         self.fresh.clear();
@@ -220,10 +219,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Pins the data path, so that it may outlive this process. Until [`keep`](Self::keep) it does not.
+    /// Pins the data path so that it can outlive this process, which [`keep`](Self::keep) makes final.
     ///
     /// # Errors
-    /// When it cannot be pinned; nothing is then.
+    /// If it cannot be pinned; nothing is pinned then.
     pub(super) fn pin(&mut self) -> anyhow::Result<()> {
         if self.pins.is_some() {
             return Ok(());
@@ -246,7 +245,7 @@ impl Machine {
         }
     }
 
-    /// From now on the data path outlives this process, or does not.
+    /// Sets whether the data path outlives this process.
     pub(super) fn keep(&mut self, keep: bool) {
         self.fresh_pins = false;
         let done = if keep { self.finish_pins() } else { self.unpin() };
@@ -255,7 +254,7 @@ impl Machine {
         }
     }
 
-    /// The change that the data path was pinned for is not made.
+    /// Removes pins that were made for a change that is not made.
     pub(super) fn undo_pins(&mut self) {
         if mem::take(&mut self.fresh_pins)
             && let Err(error) = self.unpin()
@@ -274,14 +273,14 @@ impl Machine {
         self.pins.take().map_or(Ok(()), |mut pins| pins.remove())
     }
 
-    /// Whether interfaces of these names can be attached to, and those of the others are there.
+    /// Checks whether the interfaces `attach` can be attached to and those in `there` exist.
     pub(super) async fn check(&self, attach: &[String], there: &BTreeSet<String>) -> anyhow::Result<()> {
         let links = interfaces::links(&self.handle).await?;
         interfaces::select(attach, &links)?;
         there.iter().try_for_each(|name| interfaces::find(name, &links)).context("assign_vip")
     }
 
-    /// Brings the machine to where `target` wants it, as far as that can be. Whether it can.
+    /// Brings the machine to the state of `target` as far as possible. Returns whether that worked completely.
     pub(super) async fn settle(&mut self, target: &Target) -> bool {
         let links = match interfaces::links(&self.handle).await {
             Ok(links) => links,
@@ -344,7 +343,7 @@ impl Machine {
         }
     }
 
-    /// The interfaces that packets come in by: those wanted that there are, and what they are made of.
+    /// The interfaces by which packets arrive: the existing wanted ones, and their lower devices.
     fn forwarding<'a>(&self, target: &Target, links: &'a [Link]) -> Vec<&'a str> {
         let wanted = |link: &&Link| {
             let attached = self.attached.iter().find(|attached| attached.at.ifindex == link.ifindex);
@@ -356,7 +355,7 @@ impl Machine {
         with_parts.map(|link| link.name.as_str()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Has nothing merge packets or take VLAN tags off before the program sees them.
+    /// Switches off merging of packets and stripping of VLAN tags before the program sees packets.
     fn settle_offloads(&mut self, links: &[Link]) {
         for attached in &mut self.attached {
             let tagged = interfaces::tagged(attached.at.ifindex, links);
@@ -367,8 +366,8 @@ impl Machine {
         }
     }
 
-    /// Warns of addresses of which services take every port, and which are this machine's own: the connections of its other
-    /// programs would be steered as well.
+    /// Warns about addresses for which a service takes every port although they are this machine's own: connections of
+    /// its other programs would be steered as well.
     fn warn_of_own(&mut self, target: &Target, found: &[Found], links: &[Link]) {
         let own = found.iter().filter(|found| {
             let link = links.iter().find(|link| link.ifindex == found.place.ifindex);
@@ -386,7 +385,7 @@ impl Machine {
         self.warned = own.into_keys().collect();
     }
 
-    /// Says of an interface that it is called otherwise than in the configuration, which the next start goes by.
+    /// Reports an interface whose current name differs from the configured one, which the next start will look for.
     fn follow_names(&mut self, links: &[Link]) {
         let mut troubles = Vec::new();
         for attached in &mut self.attached {
@@ -406,7 +405,7 @@ impl Machine {
         }
     }
 
-    /// Takes note of what bonds and teams are made of now.
+    /// Records the current members of bonds and teams.
     fn follow_parts(&mut self, links: &[Link]) {
         let mut taken: Vec<u32> = self.attached.iter().map(|attached| attached.at.ifindex).collect();
         let mut troubles = Vec::new();
@@ -436,7 +435,7 @@ impl Machine {
         }
     }
 
-    /// Forgets interfaces that are gone, takes note of new names, and gives those to attach to.
+    /// Forgets removed interfaces, records new names, and returns the interfaces to attach to.
     fn not_entered(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
         let (there, on) = (names(links), self.on());
         let plan::InterfacePlan { gone, leave: _, enter, renamed } =
@@ -455,7 +454,7 @@ impl Machine {
         enter.into_iter().map(|on| (on.name.to_owned(), on.ifindex)).collect()
     }
 
-    /// Whether an earlier controller was attached.
+    /// Attaches the program. Returns whether an earlier controller was attached.
     fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<bool> {
         let others: Vec<u32> = self.attached.iter().map(|attached| attached.at.ifindex).collect();
         let attached = block_in_place(|| self.attacher.attach(name, ifindex, mode, &others))?;
@@ -464,17 +463,17 @@ impl Machine {
         Ok(adopted)
     }
 
-    /// Has the program tell of packets.
+    /// Starts tracing.
     pub(super) fn trace(&mut self, filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
         block_in_place(|| self.attacher.tell(&mut self.attached, filter))
     }
 
-    /// Has it tell no more.
+    /// Stops tracing.
     pub(super) fn trace_no_more(&mut self) {
         block_in_place(|| self.attacher.tell_no_more(&mut self.attached));
     }
 
-    /// Has the program off and on again where it is in a mode that is not to be.
+    /// Reattaches the program where its mode is wrong.
     fn change_modes(&mut self, mode: XdpMode, before: XdpMode) -> anyhow::Result<()> {
         let wrong = |attached: &Attached| plan::wrong_mode(attached.at.native, mode, before);
         let wrong: Vec<u32> =
@@ -505,12 +504,12 @@ impl Machine {
         Ok(())
     }
 
-    /// The change that modes were changed for is made.
+    /// Confirms changed modes.
     pub(super) fn keep_modes(&mut self) {
         self.modes_before.clear();
     }
 
-    /// The change that modes were changed for is not made.
+    /// Restores earlier modes.
     pub(super) fn undo_modes(&mut self) {
         for (ifindex, mode) in mem::take(&mut self.modes_before) {
             if let Err(error) = self.change_mode(ifindex, mode) {
@@ -526,7 +525,7 @@ impl Machine {
         let before = self.vips_on.len();
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
         if before != self.vips_on.len() {
-            // Before anything is done that is to be put back.
+            // The notes are written before any change that must be undone later.
             self.write_notes()?;
         }
         if let Err(error) = self.guard(target) {
@@ -565,7 +564,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The addresses wanted on interfaces that are there.
+    /// The wanted addresses on existing interfaces.
     fn places(&self, target: &Target, links: &[Link]) -> Places {
         let ifindex = |name: &String| {
             let attached = self.attached.iter().find(|attached| attached.at.name == *name);
@@ -596,7 +595,7 @@ impl Machine {
         vips::add(&self.handle, place).await.with_context(|| format!("interface {interface}"))
     }
 
-    /// Notes what was done to addresses, a line for each interface.
+    /// Reports changes of addresses, one line for each interface.
     fn tell(&self, done: &[(Place, anyhow::Result<()>)], what: &str, links: &[Link]) {
         let mut by_interface: BTreeMap<u32, Vec<String>> = BTreeMap::new();
         for (place, _) in done.iter().filter(|(_, done)| done.is_ok()) {
@@ -610,7 +609,7 @@ impl Machine {
         }
     }
 
-    /// Tells the neighbours where addresses are, if they do not know.
+    /// Announces addresses that the neighbours do not know yet.
     fn announce(&mut self, ours: &BTreeSet<Place>, found: &[Found], links: &[Link]) {
         let native = |ifindex| {
             let attached = self.attached.iter().find(|attached| attached.at.ifindex == ifindex);
@@ -632,14 +631,14 @@ impl Machine {
         removed
     }
 
-    /// Has the addresses go, also if this process is killed.
+    /// Makes the helper process remove the addresses if this process is killed.
     fn guard(&mut self, target: &Target) -> anyhow::Result<()> {
         let none = BTreeSet::new();
         let on = if target.guarded { &self.vips_on } else { &none };
         block_in_place(|| self.guard.watch(on))
     }
 
-    /// Removes every address of ours.
+    /// Removes every address that the balancer added.
     pub(super) async fn remove_vips(&mut self) {
         let removed = async {
             let links = interfaces::links(&self.handle).await?;
@@ -652,7 +651,7 @@ impl Machine {
         }
     }
 
-    /// Takes the program off every interface, and puts the rest back.
+    /// Detaches the program from every interface, and undoes other changes.
     pub(super) async fn detach(mut self) -> anyhow::Result<()> {
         self.remove_vips().await;
         let detached = self.attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and);
@@ -660,7 +659,7 @@ impl Machine {
         detached.and(unpinned)
     }
 
-    /// Leaves everything as it is for the next controller.
+    /// Leaves everything in place for the next controller.
     pub(super) fn leave(self) {
         self.attached.into_iter().for_each(Attached::leave);
         self.switches.leave();
@@ -705,11 +704,11 @@ impl Machine {
     }
 }
 
-/// Where addresses are wanted.
+/// The places of wanted addresses.
 #[derive(Debug, Default)]
 struct Places {
     all: BTreeSet<Place>,
-    /// Those of them that the neighbours are told of.
+    /// The places that are announced to neighbours.
     announced: BTreeSet<Place>,
 }
 

@@ -1,9 +1,9 @@
-//! The changes that the balancer makes to its machine beyond its own maps: attachments of its program, forwarding
-//! switches, receive offload and VIPs, with the notes of all that.
+//! The balancer's changes to its machine besides its own maps: attachments of the program, forwarding switches, receive
+//! offload and VIPs, with the notes about them.
 //!
-//! A task of its own brings the machine to where it is wanted, again and again: when something else is wanted, when the
-//! kernel tells of a change, when something did not work, and now and then. What a change of the configuration needs is
-//! done before the change is made ([`Host::prepare`]), so that it can be refused.
+//! A separate task brings the machine to the wanted state again and again: when that changes, when the kernel reports a
+//! change, after a failure, and periodically. What a configuration change needs is done before the change is made
+//! ([`Host::prepare`]), so that the change can be refused.
 
 mod announce;
 mod changes;
@@ -49,12 +49,12 @@ use super::{
     trace::Trace,
 };
 
-/// How often everything is looked at.
+/// The interval at which everything is checked.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How soon after a failure.
+/// The delay before a retry.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The part of [`Wanted`] that is kept up all the time, with an interface for each VIP, so that two of them can be
+/// The part of [`Wanted`] that is enforced continuously. Each VIP has an explicit interface, so that two targets can be
 /// joined.
 #[derive(Clone, Debug)]
 struct Target {
@@ -63,26 +63,26 @@ struct Target {
     v4: bool,
     v6: bool,
     vips: BTreeSet<WantedVip>,
-    /// Addresses of which services take every port.
+    /// Addresses for which services take every port.
     whole: BTreeSet<IpAddr>,
-    /// Ranges of ports that the kernel is not to give to its own sockets.
+    /// Port ranges that the kernel must not assign to its own sockets.
     reserved: BTreeSet<(u16, u16)>,
-    /// Whether they are to go however the process ends.
+    /// Whether VIPs are removed however the process ends.
     guarded: bool,
 }
 
-/// An address that an interface is to have.
+/// A wanted address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct WantedVip {
     interface: String,
     address: IpAddr,
-    /// Whether the neighbours are told.
+    /// Whether neighbours get announcements.
     announced: bool,
 }
 
 impl From<&Wanted> for Target {
     fn from(wanted: &Wanted) -> Self {
-        // What is no target is done once, when it changes.
+        // The other parts are applied once, when they change.
         let Wanted {
             interfaces,
             mode,
@@ -109,7 +109,7 @@ impl From<&Wanted> for Target {
 }
 
 impl Target {
-    /// Returns the union of both, in the mode of this one.
+    /// Returns the union of both, with the mode of this one.
     fn and(mut self, other: &Self) -> Self {
         let more = other.interfaces.iter().filter(|name| !self.interfaces.contains(name)).cloned().collect::<Vec<_>>();
         self.interfaces.extend(more);
@@ -124,15 +124,15 @@ impl Target {
 }
 
 enum Ask {
-    /// This is wanted from now on.
+    /// This state is wanted from now on.
     Want(Wanted),
-    /// This may be wanted soon: have it ready beside what is wanted now.
+    /// Prepare this state beside the current one, because it may be wanted soon.
     Prepare(Wanted, oneshot::Sender<anyhow::Result<()>>),
-    /// Could it be had ready? As far as that can be told without changing anything.
+    /// Check whether this state could be prepared, as far as that is possible without changes.
     Check(Wanted, oneshot::Sender<anyhow::Result<()>>),
-    /// It is not wanted after all.
+    /// The prepared state is not wanted after all.
     Cancel,
-    /// Packets are to be told of.
+    /// Start a trace.
     Trace(Filter, oneshot::Sender<anyhow::Result<Arc<Trace>>>),
     /// A trace has ended.
     TraceEnded,
@@ -142,27 +142,27 @@ enum Ask {
     },
 }
 
-/// The means that the task works with.
+/// The resources of the task.
 pub struct Surroundings {
     /// The data path's ends for this task.
     pub ends: HostEnds,
-    /// Names what outlives the process.
+    /// The state file, by which pins are named.
     pub state_file: PathBuf,
     /// The changes that an earlier process made.
     pub inherited: HostChanges,
-    /// Where it is told.
+    /// The history for reports.
     pub events: Events,
-    /// Whom scrapes ask.
+    /// The channel for scrapes' requests.
     pub calls: Calls,
-    /// The metrics listener, bound as is wanted; `None` also where that could not be yet.
+    /// The metrics listener, if it is wanted and could be bound.
     pub metrics: Option<TcpListener>,
-    /// The control socket, whose group is as is wanted.
+    /// The path of the control socket, whose group is already set.
     pub socket: PathBuf,
-    /// Hears of tasks that end.
+    /// The supervisor of tasks.
     pub supervisor: Supervisor,
 }
 
-/// The running task. It must be [ended](Self::end), or addresses stay behind.
+/// The running task. It must be [ended](Self::end), because otherwise addresses stay behind.
 pub struct Host {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
@@ -171,13 +171,13 @@ pub struct Host {
     task: Task<()>,
 }
 
-/// The machine is ready for a change. When this is dropped without being [made](Self::made), the preparation is undone.
+/// The machine is prepared for a change. Dropping this without calling [`made`](Self::made) undoes the preparation.
 #[must_use]
 #[derive(Debug)]
 pub struct Prepared(Option<mpsc::UnboundedSender<Ask>>);
 
 impl Prepared {
-    /// The change is made; what is wanted is said after it.
+    /// Confirms that the change is made; the wanted state follows.
     pub fn made(mut self) {
         self.0 = None;
     }
@@ -186,23 +186,23 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Some(asks) = self.0.take() {
-            // The end takes everything back as well.
+            // The end of the task undoes it as well.
             let _ = asks.send(Ask::Cancel);
         }
     }
 }
 
-/// Tells whether something could be had ready.
+/// A handle for checking whether a state could be prepared.
 pub struct Checker {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
 }
 
 impl Checker {
-    /// Whether what `wanted` takes could be, as far as that can be told without changing anything.
+    /// Checks whether `wanted` could be prepared, as far as that is possible without changes.
     ///
     /// # Errors
-    /// The obstacle to it.
+    /// The problem.
     pub async fn check(self, wanted: Wanted) -> anyhow::Result<()> {
         if wanted == self.wanted {
             return Ok(());
@@ -214,10 +214,10 @@ impl Checker {
 }
 
 impl Host {
-    /// Brings the machine to where it is wanted, and keeps it there.
+    /// Brings the machine to the wanted state, and keeps it there.
     ///
     /// # Errors
-    /// The obstacle to it. Nothing is changed then, and what an earlier process changed is left.
+    /// The problem. Nothing is changed then, and changes of an earlier process stay.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
         let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
         let news = News::open().context("opening a netlink socket")?;
@@ -279,19 +279,19 @@ impl Host {
         &self.wanted
     }
 
-    /// Has the machine follow.
+    /// Sets the wanted state.
     pub fn want(&mut self, wanted: Wanted) {
         if self.wanted != wanted {
             self.wanted = wanted.clone();
-            // Only at the end is nobody there.
+            // The receiver is missing only at the end.
             let _ = self.asks.send(Ask::Want(wanted));
         }
     }
 
-    /// Has what `wanted` takes ready, beside what is wanted now.
+    /// Prepares what `wanted` needs beside the current state.
     ///
     /// # Errors
-    /// The obstacle to it. Nothing has changed then.
+    /// The problem. Nothing has changed then.
     pub fn prepare(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<Prepared>> + Send + 'static {
         let asks = self.asks.clone();
         async move {
@@ -302,11 +302,11 @@ impl Host {
         }
     }
 
-    /// Has packets be told of, until nobody asks for them any more. The counters of the backends behind `hops` tell why each
-    /// goes where it does.
+    /// Starts a trace that lasts until it is no longer polled. The counters of the backends in `hops` explain each
+    /// packet's destination.
     ///
     /// # Errors
-    /// The obstacle to it: somebody else's trace, or the kernel.
+    /// The problem: another trace, or the kernel.
     pub fn trace(
         &self,
         filter: Filter,
@@ -326,7 +326,7 @@ impl Host {
         }
     }
 
-    /// Returns the trace of this number, if it is under way.
+    /// Returns the trace with this number if it is running.
     #[must_use]
     pub fn traced(&self, number: u64) -> Option<Arc<Trace>> {
         let present = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -338,10 +338,10 @@ impl Host {
         Checker { asks: self.asks.clone(), wanted: self.wanted.clone() }
     }
 
-    /// Ends the task. Puts everything back, unless it is to be left for the next controller.
+    /// Ends the task. Undoes everything, unless it is left for the next controller.
     ///
     /// # Errors
-    /// The first interface that the program does not go off.
+    /// The first interface from which the program could not be detached.
     pub async fn end(self, leave: bool) -> anyhow::Result<()> {
         let (done, ended) = oneshot::channel();
         self.task.release();
@@ -352,10 +352,10 @@ impl Host {
     }
 }
 
-/// The trace that is under way, if there is one.
+/// The running trace, if there is one.
 type PresentTrace = Arc<Mutex<Option<Arc<Trace>>>>;
 
-/// What begins and ends traces.
+/// Starts and ends traces.
 struct Tracing {
     present: PresentTrace,
     asks: mpsc::WeakUnboundedSender<Ask>,
@@ -373,7 +373,7 @@ impl Tracing {
         let prepared = machine.trace(filter)?;
         let asks = self.asks.clone();
         let gone = move || {
-            // At the end of the process nobody listens any more.
+            // At the end of the process the receiver is gone.
             if let Some(asks) = asks.upgrade() {
                 let _ = asks.send(Ask::TraceEnded);
             }
@@ -388,17 +388,17 @@ impl Tracing {
     }
 }
 
-/// The task's own.
+/// The state of the task.
 struct Keeping {
     machine: Machine,
     scrapes: Scrapes,
-    /// The control socket.
+    /// The path of the control socket.
     socket: PathBuf,
     wanted: Wanted,
     target: Target,
-    /// The wanted state and the target of a change that is not made yet.
+    /// The wanted state and the target of a prepared change.
     soon: Option<(Wanted, Target)>,
-    /// Whether everything is as it is wanted.
+    /// Whether everything is as wanted.
     well: bool,
     tracing: Tracing,
 }
@@ -467,7 +467,7 @@ impl Keeping {
         present
     }
 
-    /// Has ready what `wanted` takes, beside what is wanted now; or nothing has changed.
+    /// Prepares what `wanted` needs beside the current state, or changes nothing.
     async fn prepare(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
         let target = Target::from(wanted);
         let (must, vip_interfaces) = self.new_interfaces(wanted);
@@ -500,13 +500,13 @@ impl Keeping {
         spawn_blocking(move || socket::find(group.as_deref())).await?.map(drop)
     }
 
-    /// Those to attach to, and those that VIPs may come to.
+    /// The interfaces to attach to, and those that may get VIPs.
     fn new_interfaces(&self, wanted: &Wanted) -> (Vec<String>, BTreeSet<String>) {
         let interfaces = wanted.interfaces.iter().filter(|name| !self.target.interfaces.contains(name)).cloned();
         (interfaces.collect(), &wanted.vip_interfaces - &self.wanted.vip_interfaces)
     }
 
-    /// The change is made.
+    /// Completes a change.
     async fn make(&mut self, wanted: Wanted) {
         self.soon = None;
         self.machine.keep_modes();
@@ -518,7 +518,7 @@ impl Keeping {
         self.wanted = wanted;
     }
 
-    /// The change is not made.
+    /// Cancels a change.
     async fn cancel(&mut self) {
         let Some((wanted, _)) = self.soon.take() else { return };
         self.machine.undo_modes();
@@ -544,7 +544,7 @@ impl Keeping {
     }
 }
 
-/// Names are looked up in whatever the machine knows groups by.
+/// Sets the group of the socket. Group names are resolved by the system's usual means.
 async fn give(socket: &Path, group: &Option<String>) -> anyhow::Result<()> {
     let (socket, group) = (socket.to_owned(), group.clone());
     spawn_blocking(move || socket::give(&socket, group.as_deref())).await?
@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn two_targets_are_joined_without_losing_either() {
+    fn when_two_targets_are_joined_then_neither_loses_anything() {
         let old = Target::from(&wanted(&["a", "b"], true, false, &["192.0.2.1"]));
         let new = Target {
             mode: XdpMode::Native,

@@ -1,5 +1,5 @@
-//! Hears that the kernel tells of a change of what this machine is kept at: links (their names, MAC addresses, carriers
-//! and offloads), addresses, and forwarding. What has changed is read anew, so news is not looked into.
+//! Notifications of the kernel about changes on this machine: links (names, MAC addresses, carriers and offloads),
+//! addresses, and forwarding. The changed state is read anew, so the contents of notifications do not matter.
 
 use std::{io, time::Duration};
 
@@ -17,19 +17,19 @@ const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Ipv4Netconf,
     MulticastGroup::Ipv6Netconf,
 ];
-/// How long more news of the same change is waited for.
+/// How long to wait for more notifications about the same change.
 const TOGETHER: Duration = Duration::from_millis(20);
-/// How soon a socket that broke is opened again.
+/// The delay before a broken socket is reopened.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longer than the kernel's longest datagram (32 KiB).
 const DATAGRAM: usize = 1 << 16;
 
-/// A socket that hears of changes.
+/// A socket for change notifications.
 pub(super) struct News {
-    /// `None` after it broke, until it is opened again.
+    /// The socket; `None` after it broke, until it is reopened.
     socket: Option<TokioSocket>,
     buffer: BytesMut,
-    /// Whether news has come that [`next`](Self::next) has not told of.
+    /// Whether a notification came that [`next`](Self::next) has not returned for.
     heard: bool,
 }
 
@@ -38,7 +38,7 @@ impl News {
         Ok(Self { socket: Some(socket()?), buffer: BytesMut::new(), heard: false })
     }
 
-    /// Waits for a change, and a moment more, because changes seldom come alone. May be cancelled without losing any.
+    /// Waits for a change and a little longer, because changes often come together. Cancelling it loses nothing.
     pub(super) async fn next(&mut self) {
         if !self.heard {
             self.hear().await;
@@ -49,7 +49,7 @@ impl News {
         self.heard = false;
     }
 
-    /// One datagram. A loss of some is news as well.
+    /// Receives one datagram. Losing some counts as a notification as well.
     async fn hear(&mut self) {
         let Some(socket) = &mut self.socket else { return self.reopen().await };
         self.buffer.clear();
@@ -63,8 +63,7 @@ impl News {
         }
     }
 
-    /// Opens the socket again, as often as it takes. Changes missed meanwhile are found by looking at everything, which
-    /// is done now and then.
+    /// Reopens the socket, however many attempts that takes. Periodic checks find changes missed in between.
     async fn reopen(&mut self) {
         loop {
             sleep(AGAIN).await;

@@ -1,4 +1,4 @@
-//! From what is wanted of this machine and what is found to what is to be done. Pure.
+//! Comparing the wanted state of this machine with the actual one, to derive the steps to take. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,28 +7,28 @@ use balancer_model::config::XdpMode;
 
 use super::vips::{Found, Place};
 
-/// An interface that the program is on.
+/// An interface with the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct On<'a> {
     pub(super) name: &'a str,
     pub(super) ifindex: u32,
 }
 
-/// The steps that bring the program onto the wanted interfaces, and off others.
+/// The steps that attach the program to the wanted interfaces and detach it from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InterfacePlan<'a> {
-    /// Indices that nobody has any more.
+    /// Indices that no longer exist.
     pub(super) gone: Vec<u32>,
-    /// Indices of those that are not wanted.
+    /// Indices of interfaces that are no longer wanted.
     pub(super) leave: Vec<u32>,
-    /// Names of those that the program is not on, with their indices.
+    /// Interfaces to attach to, with their names and indices.
     pub(super) enter: Vec<On<'a>>,
-    /// Those that are wanted by the name that they have got.
+    /// Interfaces that are wanted by their new name.
     pub(super) renamed: Vec<On<'a>>,
 }
 
-/// `there`: every interface of the network namespace. An interface that the program is on is known by its index, whatever
-/// it is called meanwhile; a name of the configuration counts when the program goes on it.
+/// `there`: every interface of the network namespace. An attached interface is identified by its index, whatever its
+/// current name; a configured name counts when the program is attached.
 pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(String, u32)]) -> InterfacePlan<'a> {
     let mut plan = InterfacePlan::default();
     let exists = |ifindex: u32| there.iter().any(|&(_, other)| other == ifindex);
@@ -45,7 +45,7 @@ pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(Stri
         match by_index(ifindex) {
             None => plan.enter.push(On { name, ifindex }),
             Some(known) if wanted.iter().any(|name| name == known.name) => {
-                // It is wanted by the name that it had, too.
+                // The interface is also wanted by its earlier name.
             }
             Some(known) => {
                 stays.insert(known.ifindex);
@@ -70,8 +70,8 @@ pub(super) struct Addresses {
     pub(super) remove: Vec<Place>,
 }
 
-/// `own`: the interfaces that this balancer is on or was on. What is marked elsewhere is another balancer's, and what is
-/// not marked is the operator's.
+/// `own`: the interfaces that this balancer is or was on. Marked addresses elsewhere belong to another balancer, and
+/// unmarked ones to the operator.
 pub(super) fn addresses(wanted: &BTreeSet<Place>, found: &[Found], own: &BTreeSet<u32>) -> Addresses {
     let there: BTreeSet<Place> = found.iter().map(|found| found.place).collect();
     let unwanted =
@@ -79,26 +79,27 @@ pub(super) fn addresses(wanted: &BTreeSet<Place>, found: &[Found], own: &BTreeSe
     Addresses { add: wanted.difference(&there).copied().collect(), remove: unwanted.map(|found| found.place).collect() }
 }
 
-/// Those of `wanted` that a balancer has added.
+/// The `wanted` addresses that a balancer has added.
 pub(super) fn ours(wanted: &BTreeSet<Place>, found: &[Found]) -> BTreeSet<Place> {
     found.iter().filter(|found| found.ours && wanted.contains(&found.place)).map(|found| found.place).collect()
 }
 
-/// The facts that make an announcement due again when they change: neighbours would send elsewhere, or a switch has
+/// The facts that require a new announcement when they change, because neighbours would send elsewhere or a switch has
 /// forgotten the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sign {
     pub(super) mac: Mac,
-    /// How often the carrier has come.
+    /// Number of times that the carrier came up.
     pub(super) carrier_ups: u32,
-    /// Whether the driver runs the program, which may take the link down for a moment to change that.
+    /// Whether the driver runs the program; changing that may take the link down for a moment.
     pub(super) native: Option<bool>,
 }
 
-/// Which addresses the neighbours must be told of, because they are new or go by another sign than was `told`.
+/// The addresses to announce, because they are new or their sign differs from the `told` one.
 ///
-/// `ours` are told of at once. `others` are the operator's, which the kernel or another program has told of: they matter only
-/// when the MAC address changes, of which the kernel says nothing. `signs`: of interfaces whose link is up.
+/// `ours` are announced at once. `others` belong to the operator, and the kernel or another program announced them;
+/// they matter only when the MAC address changes, which the kernel does not announce. `signs`: those of interfaces
+/// whose link is up.
 pub(super) fn announcements(
     told: &BTreeMap<Place, Sign>,
     ours: &BTreeSet<Place>,
@@ -114,12 +115,12 @@ pub(super) fn announcements(
     new.chain(moved).copied().collect()
 }
 
-/// Whether the program must go off an interface and on again for `mode`, which was `before`.
+/// Whether the program must be reattached for `mode`, which was `before`.
 pub(super) fn wrong_mode(native: bool, mode: XdpMode, before: XdpMode) -> bool {
     match mode {
         XdpMode::Native => !native,
         XdpMode::Generic => native,
-        // Where the driver has no native mode, that was tried before.
+        // If the driver has no native mode, that was tried before.
         XdpMode::Auto => !native && before == XdpMode::Generic,
     }
 }
@@ -133,9 +134,9 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_come_go_return_and_change_their_names() {
+    fn when_interfaces_come_go_return_or_are_renamed_then_the_plan_follows() {
         type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, u32)], &'a [(&'a str, u32)], [&'a [u32]; 4]);
-        // What it is, wanted, the program is on, there are, [gone, leave, enter, renamed].
+        // Each case: its name, wanted, attached, existing, [gone, leave, enter, renamed].
         let cases: &[Case<'_>] = &[
             ("the first time", &["a", "b"], &[], &[("lo", 1), ("a", 2), ("b", 3)], [&[], &[], &[2, 3], &[]]),
             ("nothing to do", &["a"], &[("a", 2)], &[("a", 2), ("b", 3)], [&[], &[], &[], &[]]),
@@ -167,9 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_with_the_mark_on_own_interfaces_are_removed() {
+    fn when_addresses_are_planned_then_only_marked_ones_on_own_interfaces_are_removed() {
         type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, bool)], &'a [&'a str], &'a [&'a str]);
-        // What it is, wanted, found (marked?), added, removed. Interfaces 2 and 3 are ours.
+        // Each case: its name, wanted, found (marked?), added, removed. Interfaces 2 and 3 are the balancer's.
         let cases: &[Case<'_>] = &[
             ("new", &["2 192.0.2.1", "2 2001:db8::1"], &[], &["2 192.0.2.1", "2 2001:db8::1"], &[]),
             ("there", &["2 192.0.2.1"], &[("2 192.0.2.1", true)], &[], &[]),
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_told_of_what_is_new_and_of_every_change_of_the_link() {
+    fn when_an_address_is_new_or_its_link_changes_then_neighbours_are_told() {
         let sign = |mac, carrier_ups, native| Sign { mac: [2, 0, 0, 0, 0, mac], carrier_ups, native };
         let first = sign(1, 1, Some(true));
         let (ours, others) = ([place("2 192.0.2.1")].into(), [place("2 192.0.2.9")].into());
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_is_wrong_where_it_is_refused_or_better_may_be_had() {
+    fn when_a_mode_is_refused_or_a_better_one_is_possible_then_it_is_wrong() {
         use XdpMode::{Auto, Generic, Native};
         for (native, mode, before, wrong) in [
             (true, Native, Auto, false),

@@ -1,4 +1,4 @@
-//! The metrics listener, which may move to another address while it serves.
+//! The metrics listener, which can move to another address while it serves.
 
 use std::{
     net::{self, IpAddr, SocketAddr},
@@ -20,18 +20,18 @@ use crate::{
     supervisor::{Supervisor, Task},
 };
 
-/// How long the address may take to be free after its listener is told to end.
+/// How long it may take for an address to become free after its listener was told to end.
 const RELEASE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The server, and what it is to become.
+/// The server, and its next state.
 pub(super) struct Scrapes {
     calls: Calls,
     listen: Listen,
     serving: Option<Serving>,
     /// The listener for a change that is not made yet.
     next: Option<Next>,
-    /// Why nothing is served, although it is wanted.
+    /// Why metrics are wanted but not served.
     trouble: Option<String>,
     supervisor: Supervisor,
 }
@@ -49,7 +49,8 @@ struct Next {
 }
 
 impl Scrapes {
-    /// Serves on `listener`, which was bound as `listen` says; without one, an address is [tried again](Self::retry).
+    /// Serves on `listener`, which was bound according to `listen`; without a listener, [`retry`](Self::retry) tries to
+    /// bind again.
     pub(super) fn start(
         listen: Listen,
         listener: Option<TcpListener>,
@@ -67,7 +68,7 @@ impl Scrapes {
         let listener = TcpListener::from_std(listener).context("the metrics listener")?;
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error says that the sender is gone, which is the end as well.
+            // An error means that the sender is gone, which is the end as well.
             let _ = stopped.changed().await;
         };
         let served = metrics::serve(listener, self.calls.clone(), page, ended);
@@ -75,7 +76,7 @@ impl Scrapes {
         Ok(Serving { socket, stop, task })
     }
 
-    /// Serves where that is wanted and could not be. Whether all is as it is wanted.
+    /// Tries to serve if that is wanted and failed before. Returns whether everything is as wanted.
     pub(super) async fn retry(&mut self) -> bool {
         let wanted = self.listen.at.filter(|_| self.serving.is_none() && self.next.is_none());
         let Some(at) = wanted else {
@@ -93,15 +94,15 @@ impl Scrapes {
         self.trouble.is_none()
     }
 
-    /// Why nothing is served, although it is wanted.
+    /// Why metrics are wanted but not served.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
 
-    /// Binds what `wanted` says, beside the present listener where that is possible.
+    /// Binds the listener for `wanted`, beside the current one if possible.
     ///
     /// # Errors
-    /// When the address cannot be used. The present listener serves on.
+    /// If the address cannot be used. The current listener goes on.
     pub(super) async fn prepare(&mut self, wanted: Listen) -> anyhow::Result<()> {
         if wanted == self.listen {
             return Ok(());
@@ -113,7 +114,7 @@ impl Scrapes {
                 Some(TcpListener::from_std(socket).context("the metrics listener")?)
             }
             (Some(at), Some(_)) if self.listen.at.is_some_and(|before| overlap(before, at)) => {
-                // Both cannot be: the present one steps back for the moment.
+                // Both cannot exist at once, so the current one is stopped for the moment.
                 self.stop().await;
                 match bind_soon(at).await {
                     Ok(listener) => Some(listener),
@@ -129,7 +130,7 @@ impl Scrapes {
         Ok(())
     }
 
-    /// Whether [`prepare`](Self::prepare) would find an address that can be used, as far as that can be told beforehand.
+    /// Checks whether [`prepare`](Self::prepare) would find a usable address, as far as possible beforehand.
     pub(super) async fn check(&self, wanted: Listen) -> anyhow::Result<()> {
         match wanted.at {
             Some(at) if !self.listen.at.is_some_and(|before| overlap(before, at)) => metrics::bind(at).await.map(drop),
@@ -137,7 +138,7 @@ impl Scrapes {
         }
     }
 
-    /// The change is made.
+    /// Completes a change.
     pub(super) async fn make(&mut self) {
         let Some(Next { listen, listener }) = self.next.take() else { return };
         let before = self.serving.take();
@@ -155,14 +156,14 @@ impl Scrapes {
         }
     }
 
-    /// The change is not made.
+    /// Cancels a change.
     pub(super) async fn undo(&mut self) {
         if self.next.take().is_some() && self.serving.is_none() {
             self.resume().await;
         }
     }
 
-    /// Ends it; scrapes under way have a moment.
+    /// Ends the server; running scrapes get a moment to finish.
     pub(super) async fn end(mut self) {
         self.stop().await;
     }
@@ -190,7 +191,7 @@ impl Serving {
     }
 }
 
-/// Whether two listeners cannot be at once.
+/// Whether two listeners cannot exist at the same time.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let any = |address: IpAddr| address.is_unspecified();
     one.port() == other.port() && (one.ip() == other.ip() || any(one.ip()) || any(other.ip()))
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_moves_when_the_change_is_made_and_not_before() {
+    async fn when_the_address_changes_then_the_listener_moves_only_when_the_change_is_made() {
         let (mut scrapes, first, _asked) = start().await;
         let second = free().await;
         for (undone, listen) in [(true, second), (false, second)] {
@@ -246,7 +247,7 @@ mod tests {
                 assert!(answers(second).await);
             }
         }
-        // The page alone: no moment without a listener.
+        // Only the page setting changes, so the listener is never absent.
         scrapes.prepare(Listen { at: Some(second), page: false }).await.unwrap();
         scrapes.make().await;
         assert!(answers(second).await);
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_the_present_one_stands_in_the_way_of_is_taken_over_or_given_back() {
+    async fn when_the_present_listener_blocks_an_address_then_it_is_taken_over_or_given_back() {
         let (mut scrapes, first, _asked) = start().await;
         let every = SocketAddr::new("0.0.0.0".parse().unwrap(), first.port());
         scrapes.check(Listen { at: Some(every), page: true }).await.unwrap();
@@ -283,7 +284,7 @@ mod tests {
         assert!(!scrapes.retry().await);
         let trouble = scrapes.trouble().unwrap();
         assert!(trouble.contains("another program listens there"), "{trouble}");
-        // What stays as it is stands in the way of no change.
+        // An unchanged address blocks no change.
         scrapes.prepare(listen).await.unwrap();
         drop(taken);
         assert!(scrapes.retry().await && scrapes.trouble().is_none());
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_cannot_be_used_changes_nothing() {
+    async fn when_an_address_cannot_be_used_then_nothing_changes() {
         let (mut scrapes, first, _asked) = start().await;
         let taken = metrics::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let bad = Listen { at: taken.local_addr().ok(), page: true };

@@ -1,5 +1,5 @@
-//! The kernel's switches: forwarding, and ports that are reserved for `snat`. `nat` and `snat` replies ask its routing tables for the way to the client, and they answer
-//! only for interfaces that may forward.
+//! The kernel's switches: forwarding, and reserved ports for `snat`. `nat` and `snat` replies look up the path to the
+//! client in the kernel's routing tables, which answer only for interfaces with forwarding on.
 
 use std::{
     collections::BTreeSet,
@@ -11,24 +11,24 @@ use anyhow::{Context as _, bail};
 use balancer_dataplane::SwitchChange;
 
 const PROC_SYS: &str = "/proc/sys";
-/// Ports of both families that the kernel does not give to its own sockets.
+/// Ports of both families that the kernel does not assign to its own sockets.
 const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 
-/// The switches that were changed, to be put back: when that is no longer wanted, or when this is dropped.
+/// Changed switches, to be reset when they are no longer wanted or when this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping this switches forwarding off again"]
 pub(super) struct Switches {
     root: PathBuf,
-    /// In the order made.
+    /// Changes in the order made.
     changes: Vec<SwitchChange>,
-    /// How many of them an earlier process made, which are not put back before this one has [settled](Self::settle).
+    /// The number of changes by an earlier process, which are not reset before this one has [settled](Self::settle).
     inherited: usize,
-    /// Ranges of ports that are reserved.
+    /// Reserved port ranges.
     reserved: BTreeSet<(u16, u16)>,
 }
 
 impl Switches {
-    /// Goes on from the changes of an earlier process.
+    /// Continues with the changes of an earlier process.
     pub(super) fn new(inherited: Vec<SwitchChange>) -> Self {
         Self::below(PROC_SYS.into(), inherited)
     }
@@ -37,11 +37,11 @@ impl Switches {
         Self { root, inherited: inherited.len(), changes: inherited, reserved: BTreeSet::new() }
     }
 
-    /// Keeps the kernel from giving these ranges of ports to its own sockets; what another program has reserved stays. None: it
-    /// gives all again.
+    /// Keeps the kernel from assigning these port ranges to its own sockets; reservations of other programs stay. An
+    /// empty set releases all.
     ///
     /// # Errors
-    /// When that cannot be read or written; the error gives the command to run by hand.
+    /// If the switch cannot be read or written; the error gives the command to run by hand.
     pub(super) fn reserve(&mut self, ports: &BTreeSet<(u16, u16)>) -> anyhow::Result<()> {
         let made = self.changes.iter().position(|change| change.key == RESERVED);
         if made.is_none() && ports.is_empty() {
@@ -51,7 +51,7 @@ impl Switches {
         let before = match made.map(|place| &self.changes[place]) {
             Some(change) if change.after == present && self.reserved == *ports => return Ok(()),
             Some(change) if change.after == present => change.before.clone(),
-            // Another program has said otherwise.
+            // Another program has changed it.
             Some(_) | None => present,
         };
         let ranges = ports.iter().map(|(first, last)| format!("{first}-{last}"));
@@ -62,7 +62,7 @@ impl Switches {
         fs::write(&path, &wanted).with_context(|| {
             format!("cannot write {}; run `sysctl -w {}={wanted}`", path.display(), sysctl(RESERVED))
         })?;
-        // The kernel joins and sorts what it is told.
+        // The kernel joins and sorts the ranges.
         let after = self.read(RESERVED)?;
         match made {
             Some(place) if ports.is_empty() => {
@@ -79,12 +79,13 @@ impl Switches {
         Ok(())
     }
 
-    /// Switches forwarding on for `interfaces`, IPv4 (`v4`) or IPv6 (`v6`) or both, and puts back what is not wanted any
-    /// more. With IPv6, interfaces that accept router advertisements go on doing so, so that the host keeps its routers.
+    /// Switches forwarding on for `interfaces`, for IPv4 (`v4`), IPv6 (`v6`) or both, and resets switches that are no
+    /// longer wanted. With IPv6, interfaces that accept router advertisements continue to do so, so that the host keeps
+    /// its routers.
     ///
     /// # Errors
-    /// When a switch cannot be read or written; the error gives the command to run by hand. What this call has switched on
-    /// is put back.
+    /// If a switch cannot be read or written; the error gives the command to run by hand. Switches changed by this
+    /// call are reset.
     pub(super) fn set(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
         let wanted = interfaces.iter().flat_map(|name| keys(name, v4, v6)).chain([RESERVED.to_owned()]);
         let wanted: Vec<String> = wanted.collect();
@@ -119,17 +120,17 @@ impl Switches {
         &self.changes
     }
 
-    /// From now on what an earlier process changed is put back as well.
+    /// Allows changes of an earlier process to be reset as well.
     pub(super) const fn settle(&mut self) {
         self.inherited = 0;
     }
 
-    /// Leaves everything switched as it is.
+    /// Leaves all switches as they are.
     pub(super) fn leave(mut self) {
         self.changes.clear();
     }
 
-    /// Interfaces have other names, from and to, and their switches with them.
+    /// Updates the switches of renamed interfaces (old and new names).
     pub(super) fn follow(&mut self, renamed: &[(String, String)]) {
         let parts = renamed.iter().map(|(before, now)| (format!("/conf/{before}/"), format!("/conf/{now}/")));
         let parts: Vec<_> = parts.collect();
@@ -154,8 +155,8 @@ impl Switches {
                 due.extend(self.due(accept_ra(name), "1", "2")?);
                 off.extend(self.due(forwarding("ipv6", name), "0", "1")?);
             }
-            // Switching it on for any interface makes the kernel forget the advertised routers of all interfaces, except
-            // where accept_ra is 2. So the others are at 2 for that moment.
+            // Switching it on for any interface makes the kernel forget the advertised routers of all interfaces,
+            // except where accept_ra is 2. Therefore the others are set to 2 for that moment.
             if !off.is_empty() {
                 keeps_routers = self.interfaces_v6();
                 keeps_routers.retain(|name| !interfaces.contains(&name.as_str()));
@@ -174,7 +175,7 @@ impl Switches {
         self.write_all(due)
     }
 
-    /// The change that sets a switch to `after`, if it is at `before`.
+    /// Returns the change that sets a switch to `after`, if it is at `before`.
     fn due(&self, key: String, before: &str, after: &str) -> anyhow::Result<Option<SwitchChange>> {
         let is_due = self.read(&key)? == before;
         Ok(is_due.then(|| SwitchChange { key, before: before.to_owned(), after: after.to_owned() }))
@@ -183,7 +184,7 @@ impl Switches {
     /// Makes all these changes.
     ///
     /// # Errors
-    /// When some cannot be made; the error gives the command for all of them.
+    /// If some cannot be made; the error gives the command for all of them.
     fn write_all(&mut self, changes: Vec<SwitchChange>) -> anyhow::Result<()> {
         let mut first = None;
         let mut by_hand = String::new();
@@ -193,7 +194,7 @@ impl Switches {
                 first.get_or_insert((path, error));
                 by_hand += &format!(" {}={}", sysctl(&change.key), change.after);
             } else if self.changes.iter().any(|made| made.key == change.key) {
-                // The interface was made anew, or another program has switched it back.
+                // The interface was recreated, or another program has reset the switch.
                 tracing::info!("{} set to {} again", sysctl(&change.key), change.after);
             } else {
                 self.changes.push(change);
@@ -238,7 +239,7 @@ fn restore(root: &Path, change: &SwitchChange) -> anyhow::Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    // Somebody else's later change stays.
+    // Later changes by others stay.
     let present = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     if present.trim() == change.after {
         fs::write(&path, &change.before).with_context(|| path.display().to_string())?;
@@ -254,14 +255,14 @@ fn accept_ra(interface: &str) -> String {
     format!("net/ipv6/conf/{interface}/accept_ra")
 }
 
-/// The switches that translating packets of these families takes on an interface.
+/// The switches of an interface that translation needs, for these families.
 fn keys(interface: &str, v4: bool, v6: bool) -> impl Iterator<Item = String> {
     let v4 = v4.then(|| forwarding("ipv4", interface));
     let v6 = v6.then(|| [forwarding("ipv6", interface), accept_ra(interface)]);
     v4.into_iter().chain(v6.into_iter().flatten())
 }
 
-/// The name of a switch for sysctl(8), where an interface name's own dots are written as slashes.
+/// The name of a switch for sysctl(8), which writes dots in interface names as slashes.
 fn sysctl(key: &str) -> String {
     key.chars()
         .map(|c| match c {
@@ -279,7 +280,7 @@ mod tests {
     struct Tree(tempfile::TempDir);
 
     impl Tree {
-        /// Switches of eth0, eth1.100 and wan0, with forwarding off and advertisements accepted.
+        /// Creates switches of eth0, eth1.100 and wan0, with forwarding off and advertisements accepted.
         fn new() -> Self {
             let tree = Self(tempfile::tempdir().unwrap());
             for name in ["all", "default", "eth0", "eth1.100", "wan0"] {
@@ -303,7 +304,7 @@ mod tests {
             fs::read_to_string(self.0.path().join(key)).unwrap().trim().to_owned()
         }
 
-        /// forwarding (v4), forwarding (v6), accept_ra.
+        /// Returns forwarding (v4), forwarding (v6) and accept_ra.
         fn state(&self, name: &str) -> [String; 3] {
             ["ipv4/conf/NAME/forwarding", "ipv6/conf/NAME/forwarding", "ipv6/conf/NAME/accept_ra"]
                 .map(|key| self.get(&format!("net/{}", key.replace("NAME", name))))
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_on_and_puts_back() {
+    fn when_forwarding_is_wanted_then_it_is_switched_on_and_put_back() {
         let tree = Tree::new();
         let mut switches = tree.switches();
         switches.set(&["eth0", "eth1.100"], true, true).unwrap();
@@ -337,12 +338,12 @@ mod tests {
         assert_eq!((tree.get(RESERVED), switches.changes().len()), ("8080".to_owned(), 0));
         switches.reserve(&ports(&[(20_000, 20_999)])).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
-        // As every few seconds: what is not wanted any more is put back, and these are wanted.
+        // The task does this every few seconds: it resets unwanted switches and sets wanted ones.
         switches.set(&["eth0"], true, false).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
         switches.reserve(&ports(&[(30_000, 30_999)])).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,30000-30999");
-        // A controller before this one has reserved them.
+        // An earlier controller has reserved them.
         let inherited = switches.changes().to_vec();
         switches.leave();
         let mut switches = Switches::below(tree.0.path().to_owned(), inherited);
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_what_is_wanted() {
+    fn when_the_wanted_interfaces_change_then_switches_follow() {
         let tree = Tree::new();
         let mut switches = tree.switches();
         for (names, v4, v6, eth0, wan0) in [
@@ -371,7 +372,7 @@ mod tests {
                 (eth0.map(Into::into), wan0.map(Into::into)),
                 "{names:?}"
             );
-            // Again, and nothing is noted twice.
+            // Repeating it records nothing twice.
             let changes = switches.changes().to_vec();
             switches.set(names, v4, v6).unwrap();
             assert_eq!(switches.changes(), changes);
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_made_anew_is_switched_on_and_put_back_like_the_first() {
+    fn when_an_interface_is_recreated_then_it_is_switched_on_and_put_back_like_the_first() {
         let tree = Tree::new();
         let mut switches = tree.switches();
         switches.set(&["eth0"], true, true).unwrap();
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_alone_what_was_right_or_was_changed_since() {
+    fn when_a_switch_was_right_or_has_changed_since_then_it_is_left_alone() {
         let tree = Tree::new();
         tree.set("net/ipv4/conf/eth0/forwarding", "1");
         tree.set("net/ipv6/conf/eth0/accept_ra", "0");
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_fails_leaves_what_an_earlier_process_changed() {
+    fn when_a_start_fails_then_changes_of_an_earlier_process_stay() {
         let tree = Tree::new();
         let mut first = tree.switches();
         first.set(&["eth0"], true, false).unwrap();
@@ -431,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_puts_everything_back_and_gives_the_command() {
+    fn when_a_switch_cannot_be_written_then_everything_is_put_back_and_the_command_is_given() {
         let tree = Tree::new();
         let mut switches = tree.switches();
         switches.set(&["wan0"], true, false).unwrap();
@@ -445,9 +446,9 @@ mod tests {
     }
 
     #[test]
-    fn switches_that_cannot_be_written_are_all_named_at_once() {
+    fn when_several_switches_cannot_be_written_then_all_are_named_at_once() {
         let tree = Tree::new();
-        // A directory cannot be written to, by root either.
+        // A directory cannot be written to, not even by root.
         let change = |key: &str| SwitchChange { key: key.to_owned(), before: "0".to_owned(), after: "1".to_owned() };
         let mut switches = tree.switches();
         let error = switches

@@ -1,5 +1,5 @@
-//! VIPs that the balancer gives its machine (`assign_vip`). Addresses that it adds are marked with a protocol
-//! number of its own (`IFA_PROTO`), so that they can be told from an operator's whoever looks, and whenever.
+//! VIPs that the balancer assigns to its machine (`assign_vip`). The addresses carry a protocol number of the balancer
+//! (`IFA_PROTO`), which distinguishes them from an operator's addresses for every reader and at any time.
 
 use std::{
     io,
@@ -13,29 +13,27 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use rtnetlink::{AddressMessageBuilder, Error, Handle};
 use tokio::time::timeout;
 
-/// How long the kernel may take to answer.
+/// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// `ip address` shows it as `proto 0xb1`.
 const MARK: AddressProtocol = AddressProtocol::Other(0xb1);
 
-/// An address of an interface.
+/// An address on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    /// The interface's index.
     pub(super) ifindex: u32,
-    /// The address.
     pub(super) address: IpAddr,
 }
 
-/// An address that an interface has.
+/// An existing address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) place: Place,
     /// Whether a balancer has added it.
     pub(super) ours: bool,
-    /// Whether it is this machine's for certain: no other one on the link may have it.
+    /// Whether the address certainly belongs to this machine and to no other one on the link.
     pub(super) settled: bool,
-    /// Whether it comes with a network, as a machine's own does.
+    /// Whether it comes with a subnet, like a machine's own address.
     pub(super) subnet: bool,
 }
 
@@ -77,7 +75,7 @@ pub(super) async fn add(handle: &Handle, place: Place) -> anyhow::Result<()> {
         .with_context(|| format!("adding {address}"))
 }
 
-/// Removes an address that was added. One that is gone already is no error.
+/// Removes an address. A missing address is no error.
 pub(super) async fn remove(handle: &Handle, place: Place) -> anyhow::Result<()> {
     let address = place.address;
     let removed = timeout(TIMEOUT, handle.address().del(message(place)).execute())
@@ -85,7 +83,7 @@ pub(super) async fn remove(handle: &Handle, place: Place) -> anyhow::Result<()> 
         .with_context(|| format!("removing {address}: no answer from the kernel"))?;
     match removed {
         Ok(()) => Ok(()),
-        // Somebody else was faster, or the interface is gone.
+        // Another program was faster, or the interface no longer exists.
         Err(Error::NetlinkError(error))
             if matches!(error.to_io().raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) =>
         {
@@ -102,7 +100,7 @@ fn message(Place { ifindex, address }: Place) -> AddressMessage {
     };
     message.attributes.push(AddressAttribute::Protocol(MARK));
     if address.is_ipv6() {
-        // Backends with dsr hold it as well: duplicate detection would find them.
+        // Backends with dsr have the address as well, and duplicate detection would find them.
         message.header.flags |= AddressHeaderFlags::Nodad;
     }
     message

@@ -1,4 +1,4 @@
-//! A fleet as Prometheus' text.
+//! A fleet in Prometheus' text format.
 
 use balancer_common::verdict::{CauseIndex, MoveCause};
 use balancer_core::{fleet::FleetSnapshot, snapshot::ServiceSnapshot};
@@ -8,7 +8,7 @@ use super::{
     text::Text,
 };
 
-/// The states in which members report themselves.
+/// The states that members report about themselves.
 const STATES: [&str; 4] = ["ready", "degraded", "not_ready", "withdrawn"];
 
 pub(super) fn render(encoder: &mut Text<'_>, fleet: &FleetSnapshot, services: &[ServiceSnapshot]) {

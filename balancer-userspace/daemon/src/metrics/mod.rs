@@ -1,4 +1,4 @@
-//! `/metrics` for Prometheus, and a page for people.
+//! The metrics listener: `/metrics` for Prometheus, and a page for people.
 
 mod fleet;
 mod page;
@@ -32,11 +32,11 @@ use super::{
 };
 pub use render::render;
 
-/// Texts up to this length are sent whole: not everybody who scrapes understands pieces.
+/// The maximum length of texts that are sent as a whole, because not every scraper understands chunks.
 const WHOLE: usize = 16 << 20;
 /// The content type of the text that [`render()`] writes.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// How long a scrape waits for the controller; below Prometheus' own default of 10 s.
+/// How long a scrape waits for the controller; less than Prometheus' default of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LIMITS: Limits = Limits {
     connections: 64,
@@ -45,13 +45,13 @@ const LIMITS: Limits = Limits {
     lifetime: Duration::from_secs(60),
     farewell: Duration::from_secs(1),
 };
-/// Answers at once: each has a snapshot in memory until it is written.
+/// The maximum number of concurrent answers: each keeps a snapshot in memory until it is written.
 const ANSWERS: usize = 4;
 
 /// Listens on `listen`.
 ///
 /// # Errors
-/// When the address is not this machine's, is taken, or needs privileges.
+/// If the address is not this machine's, is taken, or needs privileges.
 pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = match error.raw_os_error() {
@@ -63,17 +63,17 @@ pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Whom to ask, and how many may.
+/// The channel to the owner, and the permits for answers.
 #[derive(Clone, Debug)]
 struct Pages {
     calls: Calls,
     answers: Arc<Semaphore>,
 }
 
-/// Answers scrapes, and with `page` people, until `shutdown` ends.
+/// Answers scrapes, and with `page` also browsers, until `shutdown` completes.
 ///
 /// # Errors
-/// When the listener is broken.
+/// If the listener is broken.
 pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: impl Future) -> anyhow::Result<()> {
     let routes = Router::new().route("/metrics", get(metrics)).route("/ready", get(ready));
     let routes = if page {
@@ -88,7 +88,7 @@ pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: im
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceQuery {
-    /// Only this service.
+    /// Restricts the answer to this service.
     service: Option<String>,
 }
 
@@ -106,12 +106,12 @@ async fn metrics(State(scrapes): State<Pages>, Query(ServiceQuery { service }): 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReadyQuery {
-    /// Whether one that is withdrawn is not ready.
+    /// Whether a withdrawn balancer counts as not ready.
     #[serde(default)]
     announced: bool,
 }
 
-/// 200 where clients may be sent to it, else 503; the state and a line for each reason.
+/// Answers 200 if clients may be sent here, else 503, with the state and a line for each reason.
 async fn ready(State(scrapes): State<Pages>, Query(ReadyQuery { announced }): Query<ReadyQuery>) -> Response {
     let readiness = async {
         let (reply, readiness) = oneshot::channel();
@@ -145,7 +145,7 @@ async fn page_numbers(State(scrapes): State<Pages>, Query(ServiceQuery { service
     scrapes.answer(service, show).await
 }
 
-/// The newest events, the oldest first; none where nobody answers.
+/// The newest events, oldest first; empty if the owner does not answer.
 async fn events(calls: &Calls) -> Vec<EventView> {
     let history = async {
         let (reply, history) = oneshot::channel();
@@ -160,19 +160,19 @@ fn unavailable(why: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
-/// Where an answer goes.
+/// The channel for an answer.
 struct Reply(oneshot::Sender<anyhow::Result<Response>>);
 
 impl Reply {
     fn send(self, answer: anyhow::Result<Response>) {
-        // Whoever asked may be gone.
+        // The requester may be gone.
         let _ = self.0.send(answer);
     }
 }
 
 impl Pages {
-    /// Answers with a view of a snapshot and of the service that is asked for, which `show` makes, or with the reason
-    /// why there is none. `show` runs on a thread that it may block.
+    /// Answers with a view that `show` makes of a snapshot and of the requested service, or with the reason why there
+    /// is none. `show` runs on a thread that it may block.
     async fn answer(
         &self,
         service: Option<String>,
@@ -204,11 +204,11 @@ impl Pages {
         };
         let shown = match timeout(PATIENCE, snapshot).await {
             Ok(Some(Ok(snapshot))) => {
-                // Given back when the last byte has left this process.
+                // It is released when the last byte has left this process.
                 let permit = Arc::new(permit);
                 let writing = Arc::clone(&permit);
                 let (reply, shown) = oneshot::channel();
-                // Megabytes, with ten thousand backends: not in the way of other tasks.
+                // With ten thousand backends the text has megabytes, so it must not block other tasks.
                 tokio::task::spawn_blocking(move || {
                     let _writing = writing;
                     show(snapshot.whole(), Reply(reply));
@@ -245,7 +245,7 @@ mod tests {
         *,
     };
 
-    /// A listener whose controller answers with `answer` until it is to shut down.
+    /// Starts a listener whose controller answers with `answer` until shutdown.
     async fn serving(
         answer: fn() -> anyhow::Result<balancer_core::snapshot::Snapshot>,
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<anyhow::Result<()>>) {
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_scrapes() {
+    async fn when_it_is_scraped_then_it_answers() {
         let (address, stop, server) = serving(|| Ok(snapshot())).await;
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -292,7 +292,7 @@ mod tests {
         assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
         assert!(http(address, "POST", "/metrics").await.0.starts_with("HTTP/1.1 405 "));
 
-        // A connection that never asks does not hold up the end.
+        // An idle connection must not delay the end.
         let _idle = TcpStream::connect(address).await.unwrap();
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn says_whether_it_is_ready_in_a_status() {
+    async fn when_readiness_is_asked_then_the_status_tells_it() {
         let not_ready = || {
             let reasons = vec!["one".to_owned(), "two".to_owned()];
             let readiness = Readiness { state: Fitness::NotReady, reasons };
@@ -323,7 +323,7 @@ mod tests {
         }
     }
 
-    /// 46 MB of text.
+    /// A snapshot that makes 46 MB of text.
     fn large() -> anyhow::Result<Snapshot> {
         let mut large = snapshot();
         let backends = large.services[0].backends.clone();
@@ -331,7 +331,7 @@ mod tests {
         Ok(large)
     }
 
-    /// A body that came in chunks.
+    /// Joins a body that came in chunks.
     fn whole(mut chunks: &str) -> String {
         let mut body = String::new();
         loop {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_answer_comes_in_pieces_and_a_short_one_says_how_long_it_is() {
+    async fn when_an_answer_is_long_then_it_comes_in_chunks_and_a_short_one_has_a_length() {
         let (address, _stop, _server) = serving(large).await;
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
@@ -357,23 +357,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_does_not_wait_for_whoever_takes_an_answer_slowly() {
+    async fn when_a_reader_is_slow_then_the_end_does_not_wait_for_it() {
         let (address, stop, server) = serving(large).await;
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         slow.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
-        // It is told that this was not all: the last chunk is missing.
+        // The missing last chunk tells the reader that the answer is incomplete.
         let mut rest = Vec::new();
         let _ = slow.read_to_end(&mut rest).await;
         assert!(rest.len() < 32 << 20 && !rest.ends_with(b"0\r\n\r\n"), "{}", rest.len());
     }
 
     #[tokio::test]
-    async fn answers_that_nobody_takes_are_few_and_bounded_in_time() {
+    async fn when_answers_are_not_read_then_their_number_and_time_are_bounded() {
         let (address, _stop, _server) = serving(large).await;
-        // Far more than sockets buffer, and nobody reads.
+        // This is far more than sockets buffer, and it is not read.
         let mut stuck = Vec::new();
         for _ in 0..ANSWERS + 8 {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -391,7 +391,7 @@ mod tests {
         assert!(heads.iter().all(|head| head.ends_with("200") || head.ends_with("503")), "{heads:?}");
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("too many ask at once"), "{head} {body}");
-        // What needs no answer of that size is there as before, and so is the rest once somebody has gone.
+        // Requests without such large answers work as before, and so do the others once a reader is gone.
         assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
         drop(stuck);
         let (head, body) = http(address, "GET", "/metrics").await;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_page_is_for_its_reader_alone() {
+    async fn when_the_page_is_served_then_only_its_own_script_may_run() {
         let (address, _stop, _server) = serving(|| Ok(snapshot())).await;
         let (head, body) = http(address, "GET", "/").await;
         assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/html"), "{head}");
@@ -423,7 +423,7 @@ mod tests {
         assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
     }
 
-    /// Services with the names, each as the one of [`snapshot`].
+    /// Services with these names, each like that of [`snapshot`].
     fn several<const N: usize>(names: [&str; N]) -> Snapshot {
         let mut several = snapshot();
         let one = several.services.remove(0);
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_many_services_there_is_an_overview_and_a_page_each() {
+    async fn when_services_are_many_then_there_is_an_overview_and_a_page_each() {
         let (address, _stop, _server) = serving(|| Ok(several(["a", "b", "c"]))).await;
         let (_, body) = http(address, "GET", "/").await;
         assert!(body.contains("id=\"services\"") && body.contains("href=\"/?service=b\""), "{body}");
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn says_when_there_is_nothing_to_show() {
+    async fn when_there_is_nothing_to_show_then_the_answer_says_why() {
         let (address, _stop, _server) = serving(|| Err(anyhow!("reading map backends: gone"))).await;
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 500 ") && body.contains("reading map backends"), "{head} {body}");
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_taken_or_foreign_address_is_an_error_with_advice() {
+    async fn when_an_address_is_taken_or_foreign_then_the_error_has_advice() {
         let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = taken.local_addr().unwrap();
         let error = bind(address).await.unwrap_err().to_string();

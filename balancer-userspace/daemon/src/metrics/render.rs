@@ -1,4 +1,4 @@
-//! A snapshot as Prometheus' text. Label values are names from the configuration, never a client's address.
+//! A snapshot in Prometheus' text format. Label values are names from the configuration, never a client's address.
 
 use std::collections::BTreeMap;
 
@@ -23,8 +23,8 @@ use super::{
 /// Ranks of `top_client_share_ratio`.
 const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
 
-/// The text of `snapshot`, every name prefixed with `balancer_`: `full` takes its pieces as they are written, and the last is
-/// returned.
+/// The text of `snapshot` with every name prefixed by `balancer_`. `full` takes its pieces as they are written, and the
+/// last piece is returned.
 pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
     let mut text = Text::new(full);
     let encoder = &mut text;
@@ -129,7 +129,7 @@ fn interfaces(encoder: &mut Text<'_>, snapshot: &Snapshot) {
     );
 }
 
-/// Writes the readiness of this balancer, whether it is withdrawn, and how many VIPs it has.
+/// Writes the readiness of this balancer, whether it is withdrawn, and its number of VIPs.
 fn member(encoder: &mut Text<'_>, member: &MemberSnapshot) {
     let one = |value: u64| std::iter::once(([], value));
     let serves = u64::from(member.readiness.state.serves());
@@ -177,7 +177,7 @@ fn client_table(encoder: &mut Text<'_>, memory: &MemorySnapshot) {
     )
 }
 
-/// A service's listeners that are counted, with their text.
+/// A service's counted listeners with their text.
 fn listeners(service: &ServiceSnapshot) -> impl Iterator<Item = (&str, String, Protocol, ListenerStats)> {
     service
         .listeners
@@ -315,7 +315,7 @@ fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     )
 }
 
-/// Clients that a connection named another backend for, by the name of the backend they left.
+/// Clients that a connection moved to another backend, by the name of the backend they left.
 fn migrated(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, u64)> {
     let servers = service.quic.iter().flat_map(|quic| &quic.servers);
     servers
@@ -340,7 +340,7 @@ fn quic(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     }
 }
 
-/// Clients moved, by the name of the backend they left: one that was removed is counted on, and by the next of its name.
+/// Clients moved, by the name of the backend they left. Counts of a removed backend continue under its name.
 fn moves(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, [u64; MOVE_COUNTERS])> {
     let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
     let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
@@ -428,7 +428,7 @@ fn traffic(encoder: &mut Text<'_>, services: &[ServiceSnapshot], backends: &[Lab
     );
 }
 
-/// Shares of the heaviest clients, by rank: who they are is nobody's business here.
+/// Shares of the heaviest clients by rank, without revealing their addresses.
 fn heavy(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     gauges(
         encoder,
@@ -703,7 +703,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn lines_are_exact() {
+    fn when_a_snapshot_is_rendered_then_its_lines_are_exact() {
         let text = text(&snapshot());
         let lines: HashSet<&str> = text.lines().collect();
         let version = format!("balancer_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
@@ -766,7 +766,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_a_fleet_nothing_is_said_of_one() {
+    fn when_there_is_no_fleet_then_no_metric_mentions_one() {
         assert!(!text(&Snapshot { fleet: None, ..snapshot() }).contains("fleet"));
     }
 
@@ -783,7 +783,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn sums_are_exact() {
+    fn when_counters_are_rendered_then_their_sums_agree() {
         let text = text(&snapshot());
         assert_eq!(sum(&text, "balancer_decisions_total"), sum(&text, "balancer_connections_total"));
         assert_eq!(sum(&text, "balancer_table_slots"), 60_000);
@@ -792,14 +792,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn moves_from_removed_backends_are_counted_on_under_their_name() {
+    fn when_a_backend_is_removed_and_added_then_its_moves_count_on() {
         let mut snapshot = snapshot();
         let moved = |count| {
             let mut moves = [0; MOVE_COUNTERS];
             moves[CauseIndex::from(MoveCause::Removed).counter()] = count;
             BackendStats { moves, ..BackendStats::default() }
         };
-        // web2 was removed twice, of late with clients still known there, and added again each time.
+        // web2 was removed twice, recently with clients still known there, and added again each time.
         snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
         snapshot.services[0].gone =
             vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];
@@ -812,7 +812,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_series_occurs_once_and_names_no_client() {
+    fn when_metrics_are_rendered_then_every_series_is_unique_and_names_no_client() {
         let text = text(&snapshot());
         let mut seen = HashSet::new();
         for line in samples(&text) {
@@ -824,7 +824,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_book_has_every_metric_and_no_other() {
+    fn when_a_metric_exists_then_the_book_has_it_and_no_other() {
         let text = text(&snapshot());
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE balancer_"));
         let exported: BTreeSet<_> = types.filter_map(|line| line.split(' ').next()).collect();
@@ -835,7 +835,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_not_known_yet_is_left_out() {
+    fn when_a_value_is_not_known_yet_then_it_is_left_out() {
         let mut snapshot = snapshot();
         for backend in &mut snapshot.services[0].backends {
             backend.stats = BackendStats::default();
@@ -848,7 +848,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn heavy_clients_are_ranks() {
+    fn when_clients_are_heavy_then_they_are_shown_by_rank() {
         let mut snapshot = snapshot();
         let mut top = balancer_core::top::Top::default();
         for (client, samples) in [("203.0.113.7", 60), ("203.0.113.8", 30), ("203.0.113.9", 10)] {

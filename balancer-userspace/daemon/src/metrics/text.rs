@@ -1,19 +1,19 @@
-//! Prometheus' text format, version 0.0.4: every Prometheus reads it, and promtool checks it.
+//! Prometheus' text format, version 0.0.4, which every Prometheus reads and promtool checks.
 
 use std::{fmt::Write as _, mem};
 
-/// The type of a family's samples.
+/// The type of a metric family.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// Only goes up.
+    /// A value that only increases.
     Counter,
-    /// Goes up and down.
+    /// A value that goes up and down.
     Gauge,
 }
 
 /// A sample's labels.
 pub(super) trait Labels {
-    /// Appends them as they stand between braces.
+    /// Appends the labels as they stand between braces.
     fn write(&self, text: &mut String);
 }
 
@@ -31,7 +31,7 @@ impl<const N: usize> Labels for [(&'static str, &str); N] {
     }
 }
 
-/// Labels that many samples have, written once.
+/// Labels shared by many samples, formatted once.
 #[derive(Debug)]
 pub(super) struct Written(String);
 
@@ -49,7 +49,7 @@ impl Labels for &Written {
     }
 }
 
-/// Those that many samples have, and others.
+/// Shared labels, followed by others.
 impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
     fn write(&self, text: &mut String) {
         self.0.write(text);
@@ -60,7 +60,7 @@ impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
 
 /// A sample's value.
 pub(super) trait Value {
-    /// Appends it.
+    /// Appends the value.
     fn write(self, text: &mut String);
 }
 
@@ -83,9 +83,9 @@ impl Value for f64 {
     }
 }
 
-/// How long a piece of text is, about: few answers are longer, and many of these fit into memory.
+/// The approximate length of a piece of text: few answers are longer, and many pieces fit into memory.
 const PIECE: usize = 256 * 1024;
-/// No sample is much longer.
+/// An upper estimate for the length of a sample.
 const SAMPLE: usize = 1024;
 
 /// The text since its last full piece.
@@ -95,12 +95,12 @@ pub(super) struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// A text whose pieces go to `full`, but for the last.
+    /// A text whose pieces are passed to `full`, except for the last.
     pub(super) fn new(full: &'a mut dyn FnMut(String)) -> Self {
         Self { text: String::new(), full }
     }
 
-    /// Begins the samples of one name.
+    /// Starts a metric family.
     pub(super) fn family(&mut self, name: &str, help: &str, kind: Kind) {
         let kind = match kind {
             Kind::Counter => "counter",
@@ -110,7 +110,7 @@ impl<'a> Text<'a> {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// A sample of that name.
+    /// Appends a sample of that family.
     pub(super) fn sample(&mut self, name: &str, labels: &impl Labels, value: impl Value) {
         self.text.push_str(name);
         let bare = self.text.len();
@@ -131,7 +131,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// The last piece.
+    /// Returns the last piece.
     pub(super) fn end(self) -> String {
         self.text
     }
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_as_prometheus_reads_them() {
+    fn when_samples_are_written_then_lines_are_in_prometheus_format() {
         let mut none = |piece| panic!("{piece}");
         let mut text = Text::new(&mut none);
         text.family("x_total", "What.", Kind::Counter);
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(text.end(), expected);
     }
     #[test]
-    fn a_long_text_comes_in_pieces_of_whole_lines() {
+    fn when_a_text_is_long_then_its_pieces_have_whole_lines() {
         let mut pieces = Vec::new();
         let mut keep = |piece| pieces.push(piece);
         let mut text = Text::new(&mut keep);

@@ -1,4 +1,4 @@
-//! One question to DNS: its records, and the addresses of the hosts that they name.
+//! A DNS query: its records, and the addresses of the hosts that they name.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,34 +28,34 @@ use tokio::{
 
 use super::servers::{Resolver, Servers};
 
-/// How long a whole answer may take.
+/// The maximum time for a whole answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How many hosts of one answer are asked about at once.
+/// The number of hosts of one answer that are queried at a time.
 const HOSTS_AT_ONCE: usize = 16;
 
-/// Asks one question again and again.
+/// Performs one query repeatedly.
 pub(super) struct Asker {
     dns: DnsSource,
     families: BTreeSet<Family>,
     servers: Servers,
-    /// The addresses of hosts, for as long as they are valid.
+    /// The addresses of hosts while they are valid.
     hosts: HashMap<(String, Family), Held>,
 }
 
-/// Addresses, and until when they are valid.
+/// Addresses, and the end of their validity.
 struct Held {
     addresses: Vec<IpAddr>,
     until: Instant,
 }
 
-/// The targets of an answer.
+/// The targets in an answer.
 pub(super) struct Answer {
     pub(super) targets: Vec<Target>,
-    /// For how long all of it is valid.
+    /// The validity of the whole answer.
     pub(super) valid: Duration,
 }
 
-/// Records of one kind.
+/// Records of one type.
 struct Found {
     data: Vec<RData>,
     valid: Duration,
@@ -71,10 +71,10 @@ impl Asker {
         &self.dns
     }
 
-    /// Asks.
+    /// Performs the query.
     ///
     /// # Errors
-    /// Why there is no answer, or none that names a target.
+    /// Why there is no answer, or no target in it.
     pub(super) async fn ask(&mut self) -> Result<Answer, String> {
         let told = |error| format!("{}: {error}", self.dns);
         let resolver = self.servers.resolver().map_err(told)?;
@@ -95,7 +95,7 @@ impl Asker {
         answer.map_err(|error| format!("{}: {error}", self.dns))
     }
 
-    /// Asks for the addresses of a name, each of which is a target.
+    /// Queries the addresses of a name, each of which is a target.
     async fn ask_addresses(
         &self,
         resolver: &Resolver,
@@ -120,7 +120,7 @@ impl Asker {
         Ok(Answer { targets: dns::of_addresses(&addresses, port)?, valid })
     }
 
-    /// Asks for SRV records, and for the addresses of hosts in them that are not known or no longer valid.
+    /// Queries SRV records, and the addresses of their hosts that are unknown or no longer valid.
     async fn ask_services(&mut self, resolver: &Resolver, name: Name, deadline: Instant) -> Result<Answer, String> {
         let found = lookup(resolver, name, RecordType::SRV, deadline).await.map_err(Missing::text)?;
         let (mut records, mut names) = (Vec::with_capacity(found.data.len()), BTreeMap::new());
@@ -136,7 +136,7 @@ impl Asker {
         Ok(Answer { targets: dns::of_services(&records, &hosts)?, valid: valid.min(found.valid) })
     }
 
-    /// The addresses of hosts, and for how long all of them are valid.
+    /// Resolves the addresses of hosts, and returns how long all of them are valid.
     async fn resolve(
         &mut self,
         resolver: &Resolver,
@@ -178,7 +178,7 @@ impl Asker {
     }
 }
 
-/// Asks for the addresses of a host.
+/// Queries the addresses of a host.
 async fn addresses(resolver: &Resolver, name: Name, family: Family, deadline: Instant) -> Result<Held, String> {
     let start = Instant::now();
     let found = lookup(resolver, name, record_type(family), deadline).await.map_err(Missing::text)?;
@@ -193,9 +193,9 @@ async fn addresses(resolver: &Resolver, name: Name, family: Family, deadline: In
 
 /// Why there are no records.
 enum Missing {
-    /// A server says that there are none.
+    /// A server reports that there are none.
     NoRecords(String),
-    /// No server says anything about it.
+    /// No server answers.
     NoAnswer(String),
 }
 
@@ -239,7 +239,7 @@ fn missing(error: &NetError, kind: RecordType, servers: &str) -> Missing {
     }))
 }
 
-/// The usual word for why a server gives no answer.
+/// The usual word for a server's refusal.
 fn refusal(code: ResponseCode) -> &'static str {
     if code == ResponseCode::ServFail {
         "SERVFAIL"
@@ -250,7 +250,7 @@ fn refusal(code: ResponseCode) -> &'static str {
     }
 }
 
-/// A name that no search domain is added to.
+/// A fully qualified name, to which no search domain is added.
 fn name(text: &str) -> Result<Name, String> {
     Name::from_ascii(format!("{text}.")).map_err(|error| format!("it is no name of DNS: {error}"))
 }

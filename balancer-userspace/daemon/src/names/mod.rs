@@ -1,5 +1,5 @@
-//! Questions to DNS whose answers are lists of targets. Each is asked again when what it was told is no longer valid, and on
-//! its own, so that one without an answer delays no other.
+//! DNS queries whose answers are lists of targets. Each is repeated when its answer is no longer valid, and separately,
+//! so that a query without an answer delays no other.
 
 mod asker;
 mod servers;
@@ -25,16 +25,16 @@ use tokio::{
 use self::asker::Asker;
 use crate::call::{Call, Calls, ListRead};
 
-/// The time between two questions, at least and at most.
+/// The minimum and maximum time between two queries.
 const BETWEEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// The time between two questions while there is no answer, at most.
+/// The maximum time between two queries while there is no answer.
 const BACK_OFF: Duration = Duration::from_secs(30);
-/// The part of a wait by which it may be longer. It is never shorter: a cache would tell the same again.
+/// The fraction by which a wait may be longer. It is never shorter, because a cache would give the same answer.
 const JITTER: f64 = 0.1;
-/// How many questions are under way at once. Others wait.
+/// The maximum number of concurrent queries. Others wait.
 const AT_ONCE: usize = 64;
 
-/// Asks everything once, and gives the answers that come within `patience`.
+/// Performs all queries once, and returns the answers that arrive within `patience`.
 pub(crate) async fn first_answers(questions: &Questions, patience: Duration) -> Vec<(DnsSource, Arc<Vec<Target>>)> {
     let mut asking = JoinSet::new();
     for (dns, families) in questions.clone() {
@@ -52,7 +52,7 @@ pub(crate) async fn first_answers(questions: &Questions, patience: Duration) -> 
     answers
 }
 
-/// Asks what is `wanted` again and again, and tells each answer.
+/// Performs the `wanted` queries repeatedly, and reports each answer.
 pub(crate) async fn follow(mut wanted: watch::Receiver<Questions>, calls: Calls) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let (mut running, mut tasks) = (JoinSet::new(), BTreeMap::<DnsSource, (BTreeSet<Family>, AbortHandle)>::new());
@@ -79,7 +79,7 @@ pub(crate) async fn follow(mut wanted: watch::Receiver<Questions>, calls: Calls)
     }
 }
 
-/// Asks one question until nobody wants to know.
+/// Performs one query until it is no longer wanted.
 async fn ask_on(mut asker: Asker, permits: Arc<Semaphore>, calls: Calls) {
     let mut failures = 0;
     loop {
@@ -97,7 +97,7 @@ async fn ask_on(mut asker: Asker, permits: Arc<Semaphore>, calls: Calls) {
     }
 }
 
-/// The time until the next question, after so many in a row that had no answer or not all of it.
+/// The time until the next query, after this many incomplete or missing answers in a row.
 fn wait(valid: Option<Duration>, failures: u32) -> Duration {
     let (least, most) = BETWEEN;
     let patience = match failures.checked_sub(1) {

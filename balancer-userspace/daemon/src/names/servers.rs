@@ -1,4 +1,4 @@
-//! The DNS servers that are asked: those that somebody names, or those of this system.
+//! The DNS servers to query: those that are configured, or those of the system.
 
 use std::{
     fs,
@@ -16,24 +16,24 @@ use hickory_resolver::{
 use crate::followed_files::{Version, version};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// How long a server may take.
+/// The maximum time for a server's answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PORT: u16 = 53;
 
-/// Asks the servers that are right now.
+/// The current servers to query.
 #[derive(Default)]
 pub(super) struct Servers {
-    /// Those that somebody names; none: those of this system.
+    /// The configured servers; empty: those of the system.
     named: Vec<SocketAddr>,
-    /// What asks them, and by which version of the system's file.
+    /// The resolver, and the version of the system's file that it was made from.
     present: Option<(Version, Resolver)>,
 }
 
-/// What asks some servers.
+/// A resolver for a set of servers.
 #[derive(Clone)]
 pub(super) struct Resolver {
     pub(super) asks: TokioResolver,
-    /// The servers, in words.
+    /// The servers as text.
     pub(super) servers: String,
 }
 
@@ -42,10 +42,10 @@ impl Servers {
         Self { named, present: None }
     }
 
-    /// Returns what asks them. The system's file counts as it is now.
+    /// Returns the resolver. It follows changes of the system's file.
     ///
     /// # Errors
-    /// When it names none.
+    /// If the file names no server.
     pub(super) fn resolver(&mut self) -> Result<Resolver, String> {
         let version = if self.named.is_empty() { version(Path::new(RESOLV_CONF)) } else { None };
         if let Some((at, resolver)) = &self.present
@@ -95,7 +95,7 @@ fn build(servers: &[SocketAddr]) -> Result<Resolver, String> {
     options.use_hosts_file = ResolveHosts::Never;
     options.edns0 = true;
     options.preserve_intermediates = true;
-    // The system picks none of the ports that are reserved for connections of `snat`.
+    // The system chooses ports outside of those reserved for `snat` connections.
     options.os_port_selection = true;
     let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
     let asks = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())

@@ -1,4 +1,4 @@
-//! Which interfaces XDP cannot simply send frames to. Pure.
+//! Interfaces to which XDP cannot simply send frames. Pure.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,10 @@ use netlink_packet_route::link::InfoKind;
 
 use crate::interfaces::Link;
 
-/// Kinds of interfaces of which it is known that they take frames that XDP sends from others. Hardware has no kind.
+/// Kinds of interfaces known to accept frames that XDP sends from other interfaces. Hardware has no kind.
 const TAKE_FRAMES: [InfoKind; 3] = [InfoKind::Veth, InfoKind::Bond, InfoKind::Tun];
 
-/// Returns the known properties of `links`. `said`: whether drivers take such frames, where the kernel tells.
+/// Returns the known properties of `links`. `said`: whether drivers accept such frames, if the kernel tells.
 pub(super) fn devices<'a>(links: impl Iterator<Item = &'a Link>, said: Option<&HashMap<u32, bool>>) -> Devices {
     let mut devices = Devices::new();
     for link in links.filter(|link| !link.loopback) {
@@ -46,14 +46,14 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_known() {
+    fn when_the_kernel_says_nothing_then_kinds_of_interfaces_decide() {
         let none = DEVICE_TAKES_NO_FRAMES;
         let expected = Devices::from([(2, DEVICE_CARRIES_TAGS), (3, none), (4, none), (6, none)]);
         assert_eq!(devices(links().iter(), None), expected);
     }
 
     #[test]
-    fn what_the_kernel_says_counts() {
+    fn when_the_kernel_says_what_drivers_accept_then_that_decides() {
         let said = HashMap::from([(1, false), (2, false), (3, false), (4, false), (5, false), (6, true)]);
         let none = DEVICE_TAKES_NO_FRAMES;
         let expected = Devices::from([(2, none | DEVICE_CARRIES_TAGS), (3, none), (4, none), (5, none)]);

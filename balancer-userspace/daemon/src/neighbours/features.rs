@@ -9,7 +9,7 @@ use nix::sys::{
     time::{TimeVal, TimeValLike as _},
 };
 
-/// `NETDEV_XDP_ACT_NDO_XMIT`: the driver takes frames that XDP sends from another interface.
+/// `NETDEV_XDP_ACT_NDO_XMIT`: the driver accepts frames that XDP sends from another interface.
 const TAKES_FRAMES: u64 = 1 << 2;
 
 const CONTROLLER: u16 = 0x10;
@@ -19,7 +19,7 @@ const FAMILY_NAME: u16 = 2;
 const FAMILY_GROUPS: u16 = 7;
 const GROUP_NAME: u16 = 1;
 const GROUP_ID: u16 = 2;
-/// The group in which the family tells of changes.
+/// The multicast group in which the family reports changes.
 const CHANGES: &[u8] = b"mgmt\0";
 const DEV_GET: u8 = 1;
 const DEV_IFINDEX: u16 = 1;
@@ -32,12 +32,12 @@ const DONE: u16 = 3;
 const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
-/// The kernel answers within the call that asks.
+/// The maximum time for an answer; the kernel answers within the call that asks.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Room for one change.
+/// Buffer size for one notification.
 const DATAGRAM: usize = 4096;
 
-/// Whether each interface takes frames that XDP sends from another one. `None`: this kernel does not say.
+/// Whether each interface accepts frames that XDP sends from another one. `None`: this kernel does not tell.
 pub(super) fn takes_frames() -> Option<HashMap<u32, bool>> {
     ask().map_err(|error| tracing::debug!("XDP features of interfaces: {error}")).ok()
 }
@@ -70,7 +70,7 @@ fn connect() -> io::Result<Socket> {
 #[derive(Debug, PartialEq, Eq)]
 struct Family {
     id: u16,
-    /// The group in which it tells of changes.
+    /// The multicast group of its changes.
     changes: Option<u32>,
 }
 
@@ -92,15 +92,15 @@ impl Family {
     }
 }
 
-/// Hears that drivers say something else of XDP than before: many take frames only while a program is attached to their own
-/// interface, and no link changes with that.
+/// Notifications of changed XDP features: many drivers accept frames only while a program is attached to their own
+/// interface, and no link notification accompanies that.
 pub(super) struct Changes {
     socket: TokioSocket,
     buffer: BytesMut,
 }
 
 impl Changes {
-    /// `None`: this kernel does not tell.
+    /// Opens the socket; `None`: this kernel does not notify.
     pub(super) fn open() -> Option<Self> {
         let open = || {
             let family = Family::of(&mut connect()?)?;
@@ -113,12 +113,12 @@ impl Changes {
         open().map_err(|error| tracing::debug!("changes of XDP features: {error}")).ok()
     }
 
-    /// Waits for a change; those that wait behind it are the same one. May be cancelled.
+    /// Waits for a change; pending ones behind it count as the same. Cancelling it loses nothing.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
         match self.socket.recv(&mut self.buffer).await {
-            // Something was lost, which may be anything.
+            // Notifications were lost, so anything may have changed.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
             heard => heard?,
         }
@@ -150,7 +150,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Kind and body of each message in a datagram.
+/// Type and body of each message in a datagram.
 fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -165,7 +165,7 @@ fn kinds(datagram: &[u8]) -> impl Iterator<Item = u16> {
     parts(datagram).map(|(kind, _)| kind)
 }
 
-/// The attributes' bytes of each answer in a datagram.
+/// The attribute bytes of each answer in a datagram.
 fn messages(datagram: &[u8]) -> io::Result<impl Iterator<Item = &[u8]>> {
     for (kind, body) in parts(datagram) {
         let code = body.get(..4).and_then(|code| code.try_into().ok()).map_or(0, i32::from_ne_bytes);
@@ -192,7 +192,7 @@ fn value(body: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
 }
 
-/// Reads a datagram: interfaces by index, and whether their drivers take frames.
+/// Reads a datagram: interfaces by index, and whether their drivers accept frames.
 pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, bool)>> {
     Ok(messages(datagram)?.filter_map(device))
 }
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_device_of_a_datagram() {
+    fn when_a_datagram_has_several_devices_then_each_is_read() {
         let datagram = [device_message(2, 0x7), device_message(3, 0x3), message(DONE, 2, 0, &[])].concat();
         let found: Vec<_> = messages(&datagram).unwrap().filter_map(device).collect();
         assert_eq!(found, [(2, true), (3, false)]);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_of_changes_is_among_others() {
+    fn when_the_group_of_changes_is_among_others_then_it_is_found() {
         let group = |name: &[u8], id: u32| {
             let mut group = Vec::new();
             attribute(&mut group, GROUP_NAME, name);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_an_error_and_nonsense_is_nothing() {
+    fn when_the_kernel_refuses_then_it_is_an_error_and_nonsense_is_ignored() {
         let mut refusal = message(ERROR, 0, 0, &[]);
         refusal[HEADER..].copy_from_slice(&(-libc::ENOENT).to_ne_bytes());
         assert_eq!(messages(&refusal).err().and_then(|error| error.raw_os_error()), Some(libc::ENOENT));

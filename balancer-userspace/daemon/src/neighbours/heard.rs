@@ -1,4 +1,4 @@
-//! Everything that is made of the kernel's datagrams, without a kernel: for fuzz targets.
+//! Processing of the kernel's datagrams without a kernel, for fuzz targets.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::layers;
 
-/// Hears two datagrams, one of rtnetlink and one that answers questions for drivers' features, while next hops of
-/// `addresses` are watched. Returns how many neighbours it would ask for, and how many changes it tells.
+/// Processes two datagrams, one of rtnetlink and one with drivers' features, while next hops of `addresses` are
+/// watched. Returns the numbers of neighbours that would be queried and of changes reported.
 #[must_use]
 pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, usize) {
     let begin = Instant::now();
@@ -25,7 +25,7 @@ pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, u
     for &address in addresses {
         tracker.watch(address, begin);
     }
-    // An answer to a question for a route is a message as the others.
+    // The answer to a route query is a message like the others.
     let mut known: Option<Route> = None;
     if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(changes)
         && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) = message.payload

@@ -1,7 +1,7 @@
-//! Next hops: how frames reach an address, kept known while the kernel's routes, links and neighbours change.
+//! Next hops: how frames reach an address, kept up to date while the kernel's routes, links and neighbours change.
 //!
-//! One task owns the netlink sockets. `resolve` turns tables into next hops, `tracker` decides what to tell and whom to
-//! ask when; both are pure. `netlink` asks the kernel, `monitor` hears of its changes.
+//! One task owns the netlink sockets. `resolve` turns tables into next hops, `tracker` decides what to report and which
+//! neighbours to query; both are pure. `netlink` queries the kernel, `monitor` receives its notifications.
 
 mod devices;
 mod features;
@@ -33,14 +33,15 @@ use crate::supervisor::{Supervisor, Task};
 #[cfg(test)]
 pub(super) use resolve::tests::link as test_link;
 
-/// Clients' neighbours waiting to be asked for; more are dropped, and come back with the client's next packet.
+/// The maximum number of clients' neighbours waiting to be resolved; further ones are dropped, and return with the
+/// client's next packet.
 const WANTED: usize = 256;
 
-/// Callers' wishes that the task has yet to catch up with. None is lost however many come at once, and the memory is
-/// bounded by the number of addresses.
+/// Callers' requests that the task has not taken yet. No request is lost, and memory is bounded by the number of
+/// addresses.
 #[derive(Debug, Default)]
 struct Wishes {
-    /// By address, whether it is to be watched: the last of the wishes that the task has not taken yet.
+    /// The last request for each address that the task has not taken yet: whether to watch it.
     untaken: Mutex<HashMap<IpAddr, bool>>,
     changed: Notify,
 }
@@ -60,16 +61,14 @@ impl Wishes {
     }
 }
 
-/// An address that has answered on the link of an interface.
+/// An address that has answered on an interface's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Near {
-    /// The interface's index.
     pub ifindex: u32,
-    /// The address.
     pub address: IpAddr,
 }
 
-/// A question for addresses on the links of interfaces.
+/// A request for addresses on the links of interfaces.
 struct NearAsked {
     ifindexes: BTreeSet<u32>,
     reply: oneshot::Sender<Vec<Near>>,
@@ -80,7 +79,7 @@ struct NearAsked {
 pub struct NearAddresses(mpsc::Sender<NearAsked>);
 
 impl NearAddresses {
-    /// Those on the links of some interfaces, up to a thousand; none when nobody watches any more.
+    /// Returns the addresses on the links of some interfaces, up to a thousand; empty if the task is gone.
     pub async fn on(&self, ifindexes: BTreeSet<u32>) -> Vec<Near> {
         let (reply, answer) = oneshot::channel();
         match self.0.send(NearAsked { ifindexes, reply }).await {
@@ -110,10 +109,11 @@ impl Drop for Neighbours {
 
 impl Neighbours {
     /// Starts watching on the current tokio runtime, in the network namespace of the calling thread. Changes arrive at
-    /// `events` as [`Event::NextHop`]; when the channel is full they wait, and only the latest of each address is sent.
+    /// `events` as [`Event::NextHop`]; when the channel is full they wait, and only the latest for each address is
+    /// sent.
     ///
     /// # Errors
-    /// When a netlink socket cannot be opened.
+    /// If a netlink socket cannot be opened.
     pub fn spawn(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> anyhow::Result<Self> {
         let wishes = Arc::new(Wishes::default());
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);
@@ -137,48 +137,49 @@ impl Neighbours {
         Ok(Self { wishes, wanted, layers, devices, tunnels, near: NearAddresses(near), task })
     }
 
-    /// This machine's network devices: none before they were first listed, then as they change.
+    /// This machine's network devices: empty until they are first listed, then updated on change.
     pub fn layers(&self) -> watch::Receiver<Layers> {
         self.layers.clone()
     }
 
-    /// The interfaces that XDP cannot simply send frames to, and their changes. They are known soon after the start.
+    /// The interfaces to which XDP cannot simply send frames, updated on change. They are known soon after the start.
     #[must_use]
     pub fn devices(&self) -> watch::Receiver<Devices> {
         self.devices.clone()
     }
 
-    /// Keeps the next hop of `address` known: an event as soon as it is resolved (or, after some 2.5 s, why it is not),
-    /// and one at each change. Watching an address again sends the event again. Never blocks.
+    /// Tracks the next hop of `address`: an event as soon as it is resolved (or after about 2.5 s, why it is not), and
+    /// one at each change. Watching an address again repeats the event. Never blocks.
     pub fn watch(&self, address: IpAddr) {
         self.wishes.wish(address, true);
     }
 
-    /// `address` is of no more interest, however often it was watched. Never blocks.
+    /// Stops watching `address`, however often it was watched. Never blocks.
     pub fn unwatch(&self, address: IpAddr) {
         self.wishes.wish(address, false);
     }
 
-    /// Which addresses are on this machine's links.
+    /// Returns access to the addresses on this machine's links.
     #[must_use]
     pub fn near(&self) -> NearAddresses {
         self.near.clone()
     }
 
-    /// Which tunnels lead to the addresses that are watched: routers' errors about their packets are heard. Never blocks.
+    /// Sets which tunnels lead to watched addresses, so that routers' errors about their packets are received. Never
+    /// blocks.
     pub fn set_tunnels(&self, tunnels: Tunnels) {
         self.tunnels.send_if_modified(|known| std::mem::replace(known, tunnels) != tunnels);
     }
 
-    /// Has the kernel resolve a neighbour that a `nat` reply needs. Bounded: at most once a second for each neighbour
-    /// and a hundred times a second in all; what is beyond is dropped. Never blocks.
+    /// Makes the kernel resolve a neighbour that a `nat` reply needs. This is limited to once a second for each
+    /// neighbour and a hundred times a second in total; more requests are dropped. Never blocks.
     pub fn want(&self, wanted: &NeighbourWanted) {
         let address = match u8::try_from(wanted.family) {
             Ok(FAMILY_V4) => IpAddr::V4(Ipv4Addr::from(wanted.address[0].to_ne_bytes())),
             Ok(FAMILY_V6) => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<[u32; 4], [u8; 16]>(wanted.address))),
             _ => return,
         };
-        // A full queue is the bound at work.
+        // A full queue enforces the limit.
         let _ = self.wanted.try_send(NeighbourKey { ifindex: wanted.ifindex, address });
     }
 }
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_the_wishes_for_an_address_the_last_counts_and_each_is_taken_once() {
+    fn when_requests_for_an_address_pile_up_then_the_last_counts_and_is_taken_once() {
         let wishes = Wishes::default();
         let address = |last| IpAddr::from([10, 0, 0, last]);
         for (last, watched) in [(1, true), (2, true), (2, false), (3, false), (3, true), (1, true)] {

@@ -1,4 +1,4 @@
-//! The kernel's notifications of links, neighbours, routes, rules and addresses that change.
+//! The kernel's notifications about links, neighbours, routes, rules and addresses.
 
 use std::io;
 
@@ -23,30 +23,30 @@ const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
-    // Next hops that routes name by their id (`ip nexthop`). With `net.ipv4.nexthop_compat_mode=0` nothing is told of the
-    // routes when one is replaced.
+    // These are next hops that routes name by id (`ip nexthop`). With `net.ipv4.nexthop_compat_mode=0`, replacing one
+    // causes no notification about routes.
     MulticastGroup::Nexthop,
 ];
 
-/// Room for bursts, in bytes; what does not fit is lost, and said to be.
+/// Buffer for bursts, in bytes; if it overflows, notifications are lost and the loss is reported.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// Longer than the kernel's longest datagram (32 KiB).
 const DATAGRAM: usize = 1 << 16;
 const HEADER: usize = 16;
 
-/// Why updates are missing.
+/// Why notifications are missing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
     /// The tables must be read anew.
     #[error("the kernel told of more changes than fitted the receive buffer")]
     Overrun,
-    /// The socket cannot be used any more.
+    /// The socket is unusable.
     #[error("reading the netlink socket: {0}")]
     Broken(io::Error),
 }
 
-/// A socket that hears of changes. Nothing is buffered here beyond one datagram, so a burst is bounded by the socket's
-/// own receive buffer.
+/// A socket for notifications. At most one datagram is buffered here, so a burst is bounded by the socket's receive
+/// buffer.
 pub(super) struct Monitor {
     socket: TokioSocket,
     buffer: BytesMut,
@@ -61,7 +61,7 @@ impl Monitor {
         Ok(Self { socket, buffer: BytesMut::new() })
     }
 
-    /// The next changes. May be cancelled without losing any.
+    /// Returns the next changes. Cancelling it loses nothing.
     pub(super) async fn next(&mut self) -> Result<Vec<Update>, Lost> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
@@ -73,8 +73,8 @@ impl Monitor {
     }
 }
 
-/// The changes in a datagram of one or more messages. One that cannot be read may be of any kind, and messages about next
-/// hops are among those.
+/// The changes in a datagram of one or more messages. An unreadable message may be of any kind, including messages
+/// about next hops.
 pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
     let mut updates = Vec::new();
     while datagram.len() >= HEADER {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_every_message_of_a_datagram() {
+    fn when_a_datagram_has_several_messages_then_each_is_read() {
         let mut neighbour = neighbour_message(AddressFamily::Inet);
         let address: std::net::IpAddr = "10.0.0.9".parse().unwrap();
         neighbour.attributes.push(NeighbourAttribute::Destination(address.into()));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_cannot_be_read_may_be_about_any_route() {
+    fn when_a_message_cannot_be_read_then_any_route_may_have_changed() {
         let mut truncated = bytes(vec![RouteNetlinkMessage::NewRoute(RouteMessage::default())]);
         truncated.truncate(20);
         assert_eq!(updates(&mut truncated), [Update::Routes(None)]);
@@ -191,8 +191,8 @@ mod tests {
     }
 
     #[test]
-    fn a_next_hop_of_its_own_may_be_any_routes() {
-        // linux/rtnetlink.h
+    fn when_a_next_hop_object_changes_then_any_route_may_have_changed() {
+        // The number is from linux/rtnetlink.h.
         const RTM_NEWNEXTHOP: u16 = 104;
         let mut message = bytes(vec![RouteNetlinkMessage::NewRoute(RouteMessage::default())]);
         message[4..6].copy_from_slice(&RTM_NEWNEXTHOP.to_ne_bytes());

@@ -1,4 +1,4 @@
-//! Questions to the kernel's routing and neighbour tables.
+//! Queries to the kernel's routing and neighbour tables.
 
 use std::{
     collections::BTreeSet,
@@ -22,15 +22,15 @@ use tokio::task::AbortHandle;
 use super::resolve::{Neighbour, NeighbourKey, NoRoute, Route};
 use crate::interfaces::{self, Link};
 
-/// How long the kernel may take to answer.
+/// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the kernel may take to list all routes: some machines know a million.
+/// The maximum time for listing all routes: some machines have a million.
 const LISTING: Duration = Duration::from_secs(10);
-/// Few machines have more than a handful.
+/// The maximum number of gateways; few machines have more than a handful.
 const MAX_GATEWAYS: usize = 256;
 
-/// A connection for requests; answers come back in the order asked.
+/// A connection for requests; answers arrive in the order of the requests.
 pub(super) struct Netlink {
     handle: Handle,
     connection: AbortHandle,
@@ -109,8 +109,8 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Makes the kernel resolve a neighbour as if a packet for it were waiting (`ip neigh … use`). Must not name a
-    /// permanent entry: the kernel would make it an ordinary one.
+    /// Makes the kernel resolve a neighbour as if a packet for it were waiting (`ip neigh … use`). It must not be
+    /// called for a permanent entry, which the kernel would turn into an ordinary one.
     pub(super) async fn ask(&self, key: NeighbourKey) -> anyhow::Result<()> {
         let request = self
             .handle
@@ -170,12 +170,12 @@ fn way(attributes: &[RouteAttribute]) -> Way {
     way
 }
 
-/// The MTU of a route, or of the path beyond it while the kernel remembers that a router has refused larger packets.
+/// The MTU of a route, or of the path behind it while the kernel remembers a router's refusal of larger packets.
 fn mtu(metric: &RouteMetric) -> Option<u32> {
     if let RouteMetric::Mtu(mtu) = metric { Some(*mtu).filter(|&mtu| mtu > 0) } else { None }
 }
 
-/// The neighbours that packets by this route go to.
+/// The next hops of packets on this route.
 pub(super) fn gateways(message: &RouteMessage) -> Vec<NeighbourKey> {
     if message.header.kind != RouteType::Unicast {
         return Vec::new();
@@ -210,7 +210,7 @@ pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     let family = message.header.address_family;
     let address = match destination {
         Some(address) => address,
-        // A default route names no destination.
+        // A default route has no destination.
         None if family == AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         None if family == AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
         None => return None,
@@ -218,7 +218,7 @@ pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     ipnet::IpNet::new(address, message.header.destination_prefix_length).ok()
 }
 
-/// The entry that a neighbour message is about; `None` where it is none of IP's (a bridge's forwarding database).
+/// The entry in a neighbour message; `None` if it is not about IP (a bridge's forwarding database).
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;

@@ -1,8 +1,8 @@
-//! Errors of routers on the way to the far ends of tunnels, which say that a packet does not fit.
+//! Errors of routers on the path to tunnel endpoints that report packets as too big.
 //!
-//! The kernel takes an error as news of a path's MTU only where a socket of this machine may have sent what the error
-//! quotes. XDP sends tunnel packets without a socket, so a raw socket of each outer protocol stands in for it. The kernel
-//! then keeps what it has learnt with the route, and forgets it after a while.
+//! The kernel learns a path's MTU from such an error only if a socket of this machine may have sent the quoted packet.
+//! XDP sends tunnel packets without a socket, so a raw socket of each outer protocol represents it. The kernel then
+//! stores the MTU with the route, and forgets it after a while.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -24,9 +24,9 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// How long errors wait for more of their kind.
+/// How long errors are collected.
 const PAUSE: Duration = Duration::from_millis(50);
-/// `return 0` of classic BPF: nothing is received.
+/// `return 0` of classic BPF: the socket receives nothing.
 const NOTHING: SockFilter = SockFilter::new(6, 0, 0, 0);
 /// IPv4 and IPv6, as protocols in IP.
 const IP_IN_IP: [i32; 2] = [libc::IPPROTO_IPIP, libc::IPPROTO_IPV6];
@@ -37,12 +37,12 @@ const UDP: [i32; 1] = [libc::IPPROTO_UDP];
 pub struct Tunnels {
     /// IP in IP.
     pub ipip: bool,
-    /// UDP in between.
+    /// IP in UDP.
     pub gue: bool,
 }
 
 impl Tunnels {
-    /// Those of these services.
+    /// The kinds of tunnels of these services.
     #[must_use]
     pub fn of(services: &[ServiceSpec]) -> Self {
         let any = |forwarding| services.iter().any(|service| service.forwarding == forwarding);
@@ -61,15 +61,15 @@ impl Tunnels {
 #[derive(Default)]
 pub(super) struct PathErrors {
     sockets: BTreeMap<(i32, i32), AsyncFd<Socket>>,
-    /// Errors that come before wait until then.
+    /// The time until which errors are collected.
     pause: Option<Instant>,
 }
 
 impl PathErrors {
-    /// Listens for errors about such tunnels from now on, and for no others.
+    /// Listens for errors about exactly these tunnels.
     ///
     /// # Errors
-    /// When this process may not.
+    /// If this process lacks the permission.
     pub(super) fn listen(&mut self, tunnels: Tunnels) -> io::Result<()> {
         let both = |protocol| [(libc::AF_INET, protocol), (libc::AF_INET6, protocol)];
         let wanted: Vec<(i32, i32)> = tunnels.protocols().flat_map(both).collect();
@@ -80,7 +80,7 @@ impl PathErrors {
                 Ok(socket) => {
                     closed.insert(socket);
                 }
-                // A kernel without IPv6.
+                // The kernel has no IPv6.
                 Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
                 Err(error) => return Err(error),
             }
@@ -88,7 +88,7 @@ impl PathErrors {
         Ok(())
     }
 
-    /// Where packets were sent that some router has refused. May be cancelled without losing any.
+    /// Returns destinations of packets that some router has refused. Cancelling it loses nothing.
     pub(super) async fn next(&mut self) -> Vec<IpAddr> {
         if self.sockets.is_empty() {
             return future::pending().await;
@@ -101,7 +101,7 @@ impl PathErrors {
         self.pause = Some(Instant::now() + PAUSE);
         match ready {
             Ok(mut ready) => {
-                // First, so that what comes meanwhile is not missed.
+                // This comes first, so that an error arriving meanwhile is not missed.
                 ready.clear_ready();
                 refused(ready.get_inner())
             }
@@ -124,7 +124,7 @@ fn open((domain, protocol): (i32, i32)) -> io::Result<AsyncFd<Socket>> {
     unsafe { AsyncFd::register_with_interest(socket, Interest::ERROR) }.map_err(io::Error::other)
 }
 
-/// Takes all errors that wait; there are no more than fit the socket's buffer.
+/// Reads all pending errors; their number is limited by the socket's buffer.
 fn refused(socket: &Socket) -> Vec<IpAddr> {
     let mut quoted = [MaybeUninit::uninit(); 1];
     let mut next = || socket.recv_from_with_flags(&mut quoted, libc::MSG_ERRQUEUE).ok();

@@ -1,4 +1,4 @@
-//! From a route, links and neighbour entries to a next hop, or to the reason why there is none. Pure.
+//! Deriving a next hop from a route, links and neighbour entries, or the reason why there is none. Pure.
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
@@ -8,20 +8,20 @@ use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
 
 use crate::interfaces::Link;
 
-/// Where the kernel would send packets for an address.
+/// The route that the kernel would use for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) kind: RouteType,
     pub(super) ifindex: u32,
-    /// May be of the other family than the address (IPv4 via an IPv6 gateway).
+    /// The gateway, possibly of the other family than the address (IPv4 via an IPv6 gateway).
     pub(super) gateway: Option<IpAddr>,
-    /// This machine's address for it.
+    /// This machine's source address for the route.
     pub(super) source: Option<IpAddr>,
-    /// The path MTU, where the route or a router on the way says one.
+    /// The path MTU, if the route or a router reports one.
     pub(super) mtu: Option<u32>,
 }
 
-/// Why the kernel would not send packets for an address.
+/// Why the kernel has no route for an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NoRoute {
     Missing,
@@ -58,7 +58,7 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// The MAC, if it may be used now.
+    /// The MAC, if it is usable now.
     pub(super) fn usable_mac(&self) -> Option<Mac> {
         let usable = matches!(
             self.state,
@@ -80,27 +80,26 @@ pub(super) struct Tables {
     pub(super) neighbours: HashMap<NeighbourKey, Neighbour>,
 }
 
-/// The result of resolving an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resolution {
     /// Packets can be sent.
     Known { next_hop: NextHop, neighbour: NeighbourKey },
-    /// It is this machine.
+    /// The address is this machine's.
     Local(NextHop),
-    /// The neighbour's MAC is not known.
+    /// The neighbour's MAC is unknown.
     Unanswered {
         neighbour: NeighbourKey,
-        /// The kernel has asked and given up.
+        /// The kernel has queried the neighbour and given up.
         failed: bool,
-        /// The reason to be reported if it stays so.
+        /// The reason to report if it stays unknown.
         reason: String,
     },
-    /// Packets cannot be sent, and asking neighbours would not help.
+    /// Packets cannot be sent, and querying neighbours would not help.
     Impossible(String),
 }
 
-/// The next hop of `address`, whose route is `route`. `last_egress` is the interface it had a route by before, so that
-/// a route that went away with its interface is explained by the interface.
+/// Resolves the next hop of `address`, given its `route`. `last_egress` is the interface of its last route: if the
+/// route disappeared with that interface, the reason names the interface.
 pub(super) fn resolve(
     address: IpAddr,
     route: &Result<Route, NoRoute>,
@@ -235,7 +234,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn usable_states_give_a_next_hop() {
+    fn when_a_neighbour_is_usable_then_there_is_a_next_hop() {
         let address = "10.0.0.9".parse().unwrap();
         let neighbour = key(2, "10.0.0.9");
         let next_hop = NextHop {
@@ -261,7 +260,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_ipv4_address_may_have_an_ipv6_gateway() {
+    fn when_an_ipv4_route_has_an_ipv6_gateway_then_it_is_used() {
         let gateway = key(2, "fe80::1");
         let route =
             Ok(Route { kind: RouteType::Unicast, ifindex: 2, gateway: Some(gateway.address), source: None, mtu: None });
@@ -281,7 +280,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn reasons_name_the_cause() {
+    fn when_there_is_no_next_hop_then_the_reason_names_the_cause() {
         let kind = |kind| Ok(Route { kind, ifindex: 2, gateway: None, source: None, mtu: None });
         assert_eq!(reason(Err(NoRoute::Missing)), "no route to 10.0.0.9");
         assert_eq!(reason(Err(NoRoute::Blackhole)), "no route to 10.0.0.9 (blackhole route)");
@@ -302,7 +301,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_route_lost_with_its_interface_blames_the_interface() {
+    fn when_a_route_is_lost_with_its_interface_then_the_interface_is_blamed() {
         let address = "10.0.0.9".parse().unwrap();
         let lost = |egress| resolve(address, &Err(NoRoute::Missing), Some(egress), &tables(&[]));
         assert_eq!(lost(3), Resolution::Impossible("interface eth1 is down".to_owned()));

@@ -28,17 +28,17 @@ use super::{
 };
 use crate::layers;
 
-/// How often links, neighbours and some of the routes are read anew, in case of a change that is not told, and unconfirmed
-/// neighbours are confirmed.
+/// The interval at which links, neighbours and some routes are read again, in case a notification is missing, and
+/// unconfirmed neighbours are confirmed.
 const RESYNC: Duration = Duration::from_secs(10);
-/// How often the routes are searched for gateways; there may be very many routes.
+/// The interval at which routes are searched for gateways; there may be very many routes.
 const GATEWAYS: Duration = Duration::from_secs(60);
-/// How many addresses on links are told at most.
+/// The maximum number of addresses returned for links.
 const NEAR: usize = 1000;
-/// How soon after trouble everything is read anew.
+/// The delay after a failure before everything is read again.
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// Where is told what is found out of this machine's devices.
+/// The channel on which findings about this machine's devices are published.
 pub(super) struct Told {
     pub(super) layers: watch::Sender<Layers>,
     pub(super) devices: watch::Sender<Devices>,
@@ -56,18 +56,18 @@ pub(super) struct Task {
     callers: WantedBy,
     events: mpsc::Sender<Event>,
     told: Told,
-    /// Interfaces of which was said that the kernel sends frames for backends by them.
+    /// Interfaces already reported as those on which the kernel sends frames to backends.
     by_kernel: BTreeSet<u32>,
     netlink: Netlink,
-    /// `None` after it broke, until it can be opened again.
+    /// The socket; `None` after it broke, until it is reopened.
     monitor: Option<Monitor>,
-    /// Notifications of changed XDP features of drivers; `None` as well where the kernel does not tell.
+    /// Notifications of changed XDP features of drivers; also `None` if the kernel does not notify.
     changes: Option<Changes>,
     path_errors: PathErrors,
     tracker: Tracker,
     limiter: Limiter,
     resync_at: Instant,
-    /// Changes may have been missed since everything was last read.
+    /// Whether changes may have been missed since everything was last read.
     missed: bool,
     gateways_at: Instant,
 }
@@ -163,7 +163,7 @@ impl Task {
             Ok(updates) => {
                 for update in updates {
                     if matches!(&update, Update::Routes(Some(prefix)) if prefix.prefix_len() == 0) {
-                        // Perhaps another default gateway.
+                        // There may be another default gateway.
                         self.gateways_at = now;
                         self.resync_at = self.resync_at.min(now + RECOVERY);
                     }
@@ -184,7 +184,7 @@ impl Task {
         }
     }
 
-    /// Reads the tables anew and has unconfirmed neighbours confirmed.
+    /// Reads the tables again and has unconfirmed neighbours confirmed.
     async fn resync(&mut self) {
         self.resync_at = Instant::now() + RESYNC;
         if self.monitor.is_none() {
@@ -214,12 +214,12 @@ impl Task {
         }
         self.tracker.resync(links, neighbours, std::mem::take(&mut self.missed), Instant::now());
         self.tell_layers();
-        // A change of theirs may have been missed as well.
+        // A change of devices may have been missed as well.
         self.tell_devices();
         Ok(())
     }
 
-    /// Gives whether a link has changed.
+    /// Publishes changed links. Returns whether there were any.
     fn tell_layers(&mut self) -> bool {
         let changed = self.tracker.take_links_changed();
         if changed {
@@ -232,7 +232,7 @@ impl Task {
         tell(&self.told.devices, devices(self.tracker.links(), takes_frames().as_ref()));
     }
 
-    /// Says of an interface that backends are behind when XDP cannot send them their frames, and when it can again.
+    /// Reports an interface with backends behind it when XDP cannot send to it, and when it can again.
     fn tell_of_devices(&mut self) {
         let devices = self.told.devices.borrow();
         let takes_none = |ifindex: &u32| devices.get(ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
@@ -291,7 +291,7 @@ impl Task {
     }
 }
 
-/// Tells of what is, if it is not as it was.
+/// Publishes a value if it has changed.
 fn tell<T: PartialEq>(to: &watch::Sender<T>, what: T) {
     to.send_if_modified(|told| {
         let changed = *told != what;
@@ -314,7 +314,7 @@ async fn next(monitor: &mut Option<Monitor>) -> Result<Vec<Update>, Lost> {
     }
 }
 
-/// Bounds what clients can make the kernel ask: a token bucket over all, and a pause for each neighbour.
+/// Limits the queries that clients can cause: a token bucket for all, and a pause for each neighbour.
 #[derive(Debug)]
 struct Limiter {
     tokens: f64,
@@ -334,7 +334,7 @@ impl Limiter {
         let earned = now.duration_since(self.filled).as_secs_f64() * Self::PER_SECOND;
         self.tokens = (self.tokens + earned).min(Self::PER_SECOND);
         self.filled = now;
-        // Bounded by what the bucket lets in during a pause.
+        // Its size is bounded by what the bucket admits during a pause.
         self.recent.retain(|_, &mut asked| now.duration_since(asked) < Self::PAUSE);
         if self.tokens < 1.0 || self.recent.contains_key(&key) {
             return false;
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn one_neighbour_is_asked_for_once_a_second() {
+    fn when_a_neighbour_is_wanted_often_then_it_is_asked_for_once_a_second() {
         let now = Instant::now();
         let mut limiter = Limiter::new(now);
         assert!(limiter.admits(key(1), now));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_bounded() {
+    fn when_many_neighbours_are_wanted_then_requests_are_bounded() {
         let now = Instant::now();
         let mut limiter = Limiter::new(now);
         let admitted = (0..=255).filter(|&last| limiter.admits(key(last), now)).count();

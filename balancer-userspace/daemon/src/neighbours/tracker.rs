@@ -1,5 +1,5 @@
-//! Which next hops are watched, what was last said of each, and which neighbours must be asked when. Pure: time comes
-//! in as an argument.
+//! Watched next hops, the last report about each, and when to query which neighbours. Pure: time is an argument.
+//!
 //!
 //! ```text
 //!                    usable entry                       entry lost, not failed
@@ -27,16 +27,16 @@ use super::{
 };
 use crate::interfaces::Link;
 
-/// How often a neighbour that does not answer is asked.
+/// The interval at which a silent neighbour is queried.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
-/// How long a neighbour may leave the first questions unanswered.
+/// How long a neighbour may leave the first queries unanswered.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2500);
-/// How many routes are looked up again though nothing was heard of them, at a time: some 10 µs each.
+/// The number of routes looked up at a time without a notification: about 10 µs each.
 const AGAIN: usize = 4096;
-/// How long a change waits for more of its kind.
+/// How long a change waits for others.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// A change that the kernel told of.
+/// A change reported by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Update {
     Link(Link),
@@ -45,20 +45,20 @@ pub(super) enum Update {
     NeighbourGone(NeighbourKey),
     /// Routes to this prefix changed; `None`: any route may have.
     Routes(Option<IpNet>),
-    /// A router has refused a packet on its way to this address.
+    /// A router has refused a packet to this address.
     PathError(IpAddr),
 }
 
 #[derive(Debug, Default)]
 struct Watch {
-    /// `None` until the first lookup.
+    /// The route; `None` before the first lookup.
     route: Option<Result<Route, NoRoute>>,
-    /// The interface of the last route there was.
+    /// The interface of the last existing route.
     egress: Option<u32>,
-    /// The next hop that holds now or why there is none, and the neighbour that it depends on.
+    /// The current next hop or why there is none, and the neighbour that it depends on.
     current: Option<Result<NextHop, String>>,
     through: Option<NeighbourKey>,
-    /// The result that was last handed out.
+    /// The last reported result.
     told: Option<Result<NextHop, String>>,
     asking: Option<Box<Asking>>,
 }
@@ -67,36 +67,36 @@ struct Watch {
 struct Asking {
     neighbour: NeighbourKey,
     since: Instant,
-    /// `None`: not asked yet.
+    /// Time of the last query; `None`: not queried yet.
     last: Option<Instant>,
 }
 
-/// The watched addresses and the tables that they are resolved from.
+/// The watched addresses, and the tables by which they are resolved.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     tables: Tables,
-    /// In boxes, as there is more room in a tree than is used.
+    /// Boxed, because a tree reserves more room than it uses.
     watches: BTreeMap<IpAddr, Box<Watch>>,
     /// Addresses whose route must be looked up.
     stale_routes: BTreeSet<IpAddr>,
-    /// Up to where they were last looked up again.
+    /// The address up to which routes were last looked up again.
     again: Option<IpAddr>,
-    /// Addresses of which there may be news.
+    /// Addresses that may have news.
     news: BTreeSet<IpAddr>,
-    /// Neighbours that next hops rest on or wait for, and gateways.
+    /// Neighbours that next hops depend on or wait for, and gateways.
     relevant: HashSet<NeighbourKey>,
-    /// This machine's gateways, which replies to clients may need at any time, and when each was last asked.
+    /// This machine's gateways, which replies to clients may need at any time, and the time of each one's last query.
     gateways: BTreeMap<NeighbourKey, Option<Instant>>,
-    /// Links may have changed.
+    /// Whether links may have changed.
     links_changed: bool,
-    /// When changes seen so far are to be acted on.
+    /// When the changes seen so far must be processed.
     due: Option<Instant>,
-    /// When some neighbour must be asked again or given up.
+    /// When some neighbour must be queried again or given up.
     retry: Option<Instant>,
 }
 
 impl Tracker {
-    /// Watches `address` from scratch: what holds is told even if it was told before.
+    /// Watches `address` from scratch: the current result is reported even if it was reported before.
     pub(super) fn watch(&mut self, address: IpAddr, now: Instant) {
         self.watches.insert(address, Box::default());
         self.stale_routes.insert(address);
@@ -158,8 +158,9 @@ impl Tracker {
         self.due.get_or_insert(now + DEBOUNCE);
     }
 
-    /// Replaces the tables by fresh copies of the kernel's. Wants every route looked up if changes were `missed`, or links
-    /// are not as changes told; else some, others each time, as not everything that a route depends on is told.
+    /// Replaces the tables by fresh copies of the kernel's. Every route is looked up again if changes were `missed` or
+    /// links differ from the notifications; otherwise some routes are, different ones each time, because not every
+    /// change that affects a route is notified.
     pub(super) fn resync(
         &mut self,
         links: Vec<Link>,
@@ -187,13 +188,13 @@ impl Tracker {
         self.stale_routes.extend(next);
     }
 
-    /// Takes note of this machine's gateways, all of them.
+    /// Replaces the set of this machine's gateways.
     pub(super) fn set_gateways(&mut self, gateways: BTreeSet<NeighbourKey>) {
         let asked = std::mem::take(&mut self.gateways);
         self.gateways = gateways.into_iter().map(|key| (key, asked.get(&key).copied().flatten())).collect();
     }
 
-    /// Addresses on the links of some interfaces, `most` of them at most.
+    /// Returns up to `most` addresses on the links of some interfaces.
     pub(super) fn near(&self, ifindexes: &BTreeSet<u32>, most: usize) -> Vec<Near> {
         let all = self.tables.neighbours.iter().filter(|(key, _)| ifindexes.contains(&key.ifindex));
         let usable = all.filter(|(_, neighbour)| neighbour.usable_mac().is_some());
@@ -205,7 +206,7 @@ impl Tracker {
         self.tables.links.values()
     }
 
-    /// Whether they may have changed since this was last asked.
+    /// Whether links may have changed since the last call.
     pub(super) fn take_links_changed(&mut self) -> bool {
         std::mem::take(&mut self.links_changed)
     }
@@ -230,18 +231,18 @@ impl Tracker {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// When [`Tracker::evaluate`] has something to do.
+    /// The time at which [`Tracker::evaluate`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         [self.due, self.retry].into_iter().flatten().min()
     }
 
-    /// Leaves what is to be done until `at`.
+    /// Postpones all work until `at`.
     pub(super) fn postpone(&mut self, at: Instant) {
         self.due = Some(at);
         self.retry = None;
     }
 
-    /// Draws the conclusions. Returns the neighbours that must be asked now.
+    /// Evaluates all changes. Returns the neighbours to query now.
     pub(super) fn evaluate(&mut self, now: Instant) -> Vec<NeighbourKey> {
         self.due = None;
         self.retry = None;
@@ -283,7 +284,7 @@ impl Tracker {
                         watch.current = Some(Err(reason));
                     }
                     let wake = if now < given_up { given_up.min(last + RETRY) } else { last + RETRY };
-                    // Neighbours asked at different moments share a round rather than get one each.
+                    // Neighbours queried at different moments then share a round.
                     let wake = wake.max(now + DEBOUNCE);
                     self.retry = Some(self.retry.map_or(wake, |retry| retry.min(wake)));
                 }
@@ -295,8 +296,8 @@ impl Tracker {
         ask.into_iter().collect()
     }
 
-    /// Gateways without a MAC that were not asked a moment ago. One that stays silent is asked again when the kernel
-    /// gives it up, and with every resync.
+    /// Gateways without a MAC that were not queried recently. A silent gateway is queried again when the kernel gives
+    /// it up, and with every resync.
     fn unanswered_gateways(&mut self, now: Instant) -> HashSet<NeighbourKey> {
         let unknown: Vec<NeighbourKey> = self.gateways.keys().copied().filter(|&key| self.is_unknown(key)).collect();
         let mut ask = HashSet::new();
@@ -319,13 +320,13 @@ impl Tracker {
         self.relevant.iter().filter(stale).copied().collect()
     }
 
-    /// The interfaces that watched addresses are reached through.
+    /// The egress interfaces of watched addresses.
     pub(super) fn egresses(&self) -> BTreeSet<u32> {
         self.watches.values().filter_map(|watch| watch.egress).collect()
     }
 
-    /// Whether asking for this neighbour on behalf of a client makes sense: the interface is there and up, and the
-    /// kernel has no MAC for it.
+    /// Whether querying this neighbour for a client makes sense: the interface exists and is up, and the kernel has no
+    /// MAC for the neighbour.
     pub(super) fn is_unknown(&self, key: NeighbourKey) -> bool {
         let up = self.tables.links.get(&key.ifindex).is_some_and(|link| link.up && link.mac.is_some());
         let known = self.tables.neighbours.get(&key).is_some_and(|entry| entry.usable_mac().is_some());
@@ -336,7 +337,7 @@ impl Tracker {
         !self.news.is_empty()
     }
 
-    /// The next change to tell of: what holds now, not what held in between.
+    /// The next change to report: the current state, without intermediate ones.
     pub(super) fn next_news(&mut self) -> Option<Event> {
         while let Some(address) = self.news.pop_first() {
             let Some(watch) = self.watches.get_mut(&address) else { continue };

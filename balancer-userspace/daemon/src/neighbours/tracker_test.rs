@@ -14,7 +14,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// `ADDRESS` is watched, on link of eth0 (2), and has been asked for; eth1 (3) exists too.
+    /// Starts with a watched `ADDRESS` on the link of eth0 (2), which has been queried; eth1 (3) exists too.
     fn new() -> Self {
         let mut bench = Self { tracker: Tracker::default(), now: Instant::now() };
         bench.tracker.resync(vec![link(2, "eth0"), link(3, "eth1")], Vec::new(), true, bench.now);
@@ -50,7 +50,7 @@ impl Bench {
         self.tracker.evaluate(self.now)
     }
 
-    /// Lets the debounce time pass and draws the conclusions.
+    /// Lets the debounce time pass and evaluates.
     fn settle(&mut self) -> Option<Result<NextHop, String>> {
         self.now += DEBOUNCE;
         self.evaluate();
@@ -65,7 +65,7 @@ impl Bench {
         })
     }
 
-    /// Moves on to the next deadline; returns who is asked then.
+    /// Advances to the next deadline; returns the neighbours queried then.
     fn next(&mut self) -> Vec<NeighbourKey> {
         self.now = self.tracker.deadline().unwrap();
         self.evaluate()
@@ -85,7 +85,7 @@ fn silent() -> Option<Result<NextHop, String>> {
 }
 
 #[test]
-fn asks_every_second_and_gives_up_after_patience() {
+fn when_a_neighbour_is_silent_then_it_is_asked_every_second_and_given_up_after_patience() {
     let mut bench = Bench::new();
     let start = bench.now;
     let mut asked = Vec::new();
@@ -108,7 +108,7 @@ fn asks_every_second_and_gives_up_after_patience() {
 }
 
 #[test]
-fn tells_each_change_once() {
+fn when_a_next_hop_changes_then_each_change_is_told_once() {
     let mut bench = Bench::known();
     for state in [NeighbourState::Stale, NeighbourState::Delay, NeighbourState::Probe, NeighbourState::Reachable] {
         bench.neighbour(state);
@@ -123,7 +123,7 @@ fn tells_each_change_once() {
 }
 
 #[test]
-fn a_change_that_is_undone_before_it_is_told_is_not_told() {
+fn when_a_change_is_undone_before_it_is_told_then_it_is_not_told() {
     let mut bench = Bench::known();
     bench.neighbour(NeighbourState::Failed);
     bench.now += DEBOUNCE;
@@ -133,7 +133,7 @@ fn a_change_that_is_undone_before_it_is_told_is_not_told() {
 }
 
 #[test]
-fn a_short_question_does_not_flap() {
+fn when_a_neighbour_answers_soon_then_its_next_hop_does_not_flap() {
     let mut bench = Bench::known();
     bench.apply(Update::NeighbourGone(key(2, ADDRESS)));
     bench.now += DEBOUNCE;
@@ -146,14 +146,14 @@ fn a_short_question_does_not_flap() {
 }
 
 #[test]
-fn a_neighbour_that_stops_answering_is_lost_at_once_when_the_kernel_says_so() {
+fn when_the_kernel_gives_up_a_neighbour_then_it_is_lost_at_once() {
     let mut bench = Bench::known();
     bench.neighbour(NeighbourState::Failed);
     assert_eq!(bench.settle(), silent());
 }
 
 #[test]
-fn a_neighbour_that_stays_gone_is_lost_after_patience() {
+fn when_a_neighbour_stays_gone_then_it_is_lost_after_patience() {
     let mut bench = Bench::known();
     bench.apply(Update::NeighbourGone(key(2, ADDRESS)));
     assert_eq!(bench.settle(), None);
@@ -168,7 +168,7 @@ fn a_neighbour_that_stays_gone_is_lost_after_patience() {
 }
 
 #[test]
-fn follows_interface_and_route() {
+fn when_interface_or_route_change_then_the_next_hop_follows() {
     let mut bench = Bench::known();
     bench.apply(Update::Link(Link { up: false, running: false, ..link(2, "eth0") }));
     bench.route(Err(NoRoute::Missing));
@@ -185,7 +185,7 @@ fn follows_interface_and_route() {
 }
 
 #[test]
-fn what_does_not_concern_a_watched_address_is_ignored() {
+fn when_a_change_does_not_concern_a_watched_address_then_it_is_ignored() {
     let mut bench = Bench::known();
     bench.apply(Update::Routes(Some("10.0.1.0/24".parse().unwrap())));
     bench.apply(Update::Routes(Some("::/0".parse().unwrap())));
@@ -197,7 +197,7 @@ fn what_does_not_concern_a_watched_address_is_ignored() {
 }
 
 #[test]
-fn a_resync_finds_what_was_missed() {
+fn when_a_change_was_missed_then_a_resync_finds_it() {
     let mut bench = Bench::known();
     let moved = Neighbour { state: NeighbourState::Stale, mac: Some(OTHER_MAC) };
     bench.tracker.resync(vec![link(2, "eth0")], vec![(key(2, ADDRESS), moved)], false, bench.now);
@@ -207,7 +207,7 @@ fn a_resync_finds_what_was_missed() {
 }
 
 #[test]
-fn resyncs_look_up_some_routes_at_a_time_and_all_in_turn() {
+fn when_routes_are_many_then_resyncs_look_up_some_at_a_time_and_all_in_turn() {
     const MANY: u32 = 2 * AGAIN as u32 + 7;
     let mut tracker = Tracker::default();
     let now = Instant::now();
@@ -235,7 +235,7 @@ fn resyncs_look_up_some_routes_at_a_time_and_all_in_turn() {
 }
 
 #[test]
-fn watching_again_tells_again_and_unwatching_tells_nothing() {
+fn when_an_address_is_watched_again_then_it_is_told_again_and_unwatched_it_is_silent() {
     let mut bench = Bench::known();
     bench.tracker.watch(address(), bench.now);
     bench.route(on_link(2));
@@ -250,7 +250,7 @@ fn watching_again_tells_again_and_unwatching_tells_nothing() {
 }
 
 #[test]
-fn gateways_are_asked_for_and_kept() {
+fn when_there_are_gateways_then_they_are_asked_for_and_kept() {
     let mut bench = Bench::known();
     let gateway = key(2, "10.0.0.254");
     bench.tracker.set_gateways(BTreeSet::from([gateway, key(2, ADDRESS)]));
@@ -267,7 +267,7 @@ fn gateways_are_asked_for_and_kept() {
 }
 
 #[test]
-fn clients_are_asked_for_only_where_that_helps() {
+fn when_a_client_is_wanted_then_it_is_asked_for_only_where_that_helps() {
     let bench = Bench::known();
     assert!(bench.tracker.is_unknown(key(2, "10.0.0.77")));
     assert!(!bench.tracker.is_unknown(key(2, ADDRESS)), "known");

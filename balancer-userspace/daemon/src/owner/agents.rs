@@ -1,4 +1,4 @@
-//! Agents of backends: which are asked, and what is made of their answers.
+//! Agents of backends: which ones to query, and the use of their answers.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -18,42 +18,42 @@ use tracing::{info, warn};
 use super::Owner;
 use crate::agents::{Agent, Agents};
 
-/// What was heard of each agent.
+/// The last answer of each agent.
 #[derive(Debug, Default)]
 pub(super) struct Heard(BTreeMap<BackendName, Last>);
 
 #[derive(Debug)]
 struct Last {
-    /// Of the last answer that was right, or else when the agent was first asked.
+    /// Time of the last valid answer, or otherwise of the first query.
     at: Instant,
-    /// Why there has been none since.
+    /// Why there has been no valid answer since.
     silent: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The agents to ask. `asks`: whether this balancer does, which in a fleet the leader alone does.
+    /// The agents to query. `asks`: whether this balancer queries them; in a fleet only the leader does.
     pub fn agents(&self, asks: bool) -> Agents {
         let mut agents = Agents::new();
         for service in self.controller.services().iter().filter(|_| asks) {
             let Some(config) = service.agents() else { continue };
             for backend in service.backends() {
                 let at = SocketAddr::new(backend.address().ip(), config.port);
-                // A service of both families asks an agent once, by the address of the first.
+                // In a service with both families, an agent is queried once, at the address of the first.
                 agents.entry(service.name_of(backend)).or_insert(Agent { at, interval: config.interval });
             }
         }
         agents
     }
 
-    /// Takes note of what a check's answer says in `X-Load`, or that it lacks the header. Gives the change that it asks for.
-    /// Where agents are asked, their words alone count.
+    /// Records the `X-Load` header of a check's answer, or its absence. Returns the resulting change. If agents are
+    /// queried, only their reports count.
     pub fn load_said(&mut self, name: BackendName, words: Option<&[u8]>) -> Option<Change> {
         if self.controller.words_of(&name) != Some(WordsOf::Checks) {
             return None;
         }
         match words.map(Answer::parse) {
             Some(Ok(answer)) => self.agent_answered(name, Ok(answer)),
-            // Another header of that name, perhaps.
+            // It may be another header with that name.
             Some(Err(_)) if !self.heard.0.contains_key(&name) => None,
             Some(Err(why)) => self.agent_answered(name, Err(format!("its X-Load {why}"))),
             None => {
@@ -64,7 +64,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Takes note of an answer, or of why there is none. Gives the change that it asks for.
+    /// Records an answer, or why there is none. Returns the resulting change.
     pub fn agent_answered(&mut self, name: BackendName, answer: Result<Answer, String>) -> Option<Change> {
         let Some(before) = self.controller.agent_said(&name) else {
             self.heard.0.remove(&name);
@@ -91,7 +91,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Forgets agents that are not asked any more.
+    /// Forgets agents that are no longer queried.
     pub fn forget_agents(&mut self, wanted: &Agents) {
         let Self { heard, controller, .. } = self;
         let is_heard = |name: &BackendName| controller.words_of(name) == Some(WordsOf::Checks);

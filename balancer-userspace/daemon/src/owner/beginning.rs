@@ -1,22 +1,22 @@
-//! The first commands of a controller: they are worked out, and next hops asked for, before there is a data path.
+//! The first commands of a controller: they are computed, and next hops requested, before there is a data path.
 
 use balancer_core::{controller::Controller, held::Held, io::Command};
 use tokio::time::Instant;
 
 use crate::neighbours::Neighbours;
 
-/// A controller that has started, and its first commands.
+/// A started controller with its first commands.
 pub struct Beginning {
     pub(super) controller: Controller,
-    /// To be carried out.
+    /// Commands to be carried out.
     pub(super) commands: Vec<Command>,
-    /// The effect of the other commands, those about next hops, which are carried out already.
+    /// The effect of the commands about next hops, which were carried out already.
     pub(super) held: Held,
     at: Instant,
 }
 
 impl Beginning {
-    /// Starts `controller`, and has `neighbours` watch what it needs.
+    /// Starts `controller`, and makes `neighbours` watch the addresses that it needs.
     #[must_use]
     pub fn new(mut controller: Controller, neighbours: &Neighbours) -> Self {
         let at = Instant::now();
@@ -37,7 +37,7 @@ impl Beginning {
         Self { controller, commands, held, at }
     }
 
-    /// When that was.
+    /// The time of the start.
     #[must_use]
     pub const fn at(&self) -> Instant {
         self.at

@@ -1,4 +1,4 @@
-//! The loads of backends: which of them are to give slots away, and which are full.
+//! Loads of backends: which ones give slots away, and which are full.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +14,16 @@ use tokio::time::Instant;
 
 use super::Owner;
 
-/// What was seen of each service that bounds loads.
+/// The observed loads of each service with bounded loads.
 #[derive(Debug, Default)]
 pub(super) struct Watches(BTreeMap<String, Watch>);
 
-/// When backends of each service with limits were found to be full.
+/// For each service with limits, when its backends became full.
 #[derive(Debug, Default)]
 pub(super) struct Fullness(BTreeMap<String, full::Watch>);
 
 impl<D: Dataplane> Owner<D> {
-    /// Takes note of the loads. Gives the changes that they ask for, where this balancer `decides`, which in a fleet the
-    /// leader alone does.
+    /// Records the loads. Returns the resulting changes if this balancer `decides`; in a fleet only the leader does.
     pub fn look_at_loads(&mut self, decides: bool) -> Vec<Change> {
         let now = Instant::now().into_std();
         let Self { controller, dataplane, watches, .. } = self;
@@ -37,7 +36,7 @@ impl<D: Dataplane> Owner<D> {
             let name = service.name();
             let legs = || services.iter().filter(|of| of.name() == name);
             if legs().next().is_some_and(|first| first.id() != service.id()) {
-                // The other family of a service.
+                // It is the other family of a service.
                 continue;
             }
             let watch = watches.0.entry(name.to_owned()).or_insert_with(|| Watch::new(rule.by));
@@ -56,7 +55,7 @@ impl<D: Dataplane> Owner<D> {
         changes
     }
 
-    /// Looks at the backends with limits. Gives the changes that they ask for.
+    /// Evaluates the backends with limits. Returns the resulting changes.
     pub fn look_at_limits(&mut self) -> Vec<Change> {
         let now = Instant::now().into_std();
         let Self { controller, fullness, .. } = self;
@@ -79,14 +78,14 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// How long the last check of a backend took. One that failed says nothing of how fast the backend works.
+/// Records the duration of a backend's last check. A failed check does not tell how fast the backend works.
 fn note_check(watch: &mut Watch, backend: &Backend) {
     if let Some(check) = backend.last_check().filter(|check| check.outcome == CheckOutcome::Passed) {
         watch.note(backend.name(), check.ended, check.took.as_secs_f64());
     }
 }
 
-/// The known clients of backends, or their counters, in all address families.
+/// The known clients of backends, or their counters, over all address families.
 fn loads<'a, D: Dataplane>(dataplane: &D, by: Load, legs: impl Iterator<Item = &'a Service>) -> BTreeMap<&'a str, f64> {
     let counters = dataplane.backend_counters();
     let mut loads = BTreeMap::new();

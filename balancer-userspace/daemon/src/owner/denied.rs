@@ -1,4 +1,4 @@
-//! The lists of prefixes whose clients are denied: which are known, and which the data path is to have.
+//! Deny lists: which ones are known, and which ones the data path should have.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -20,30 +20,30 @@ use super::Owner;
 #[derive(Debug, Default)]
 pub(super) struct Denied {
     lists: HashMap<PathBuf, Known>,
-    /// The lists that the data path was last given.
+    /// The lists that were last passed to the data path.
     told: HashMap<ServiceId, (Family, Arc<DenyList>)>,
-    /// Whether the data path is not there yet.
+    /// Whether the data path has not finished yet.
     going: bool,
-    /// Why the data path did not take what it was told.
+    /// Why the data path refused the lists.
     refused: Option<String>,
 }
 
-/// The last state of a file of denied prefixes.
+/// The last state of a deny list file.
 #[derive(Debug, Default)]
 struct Known {
-    /// The list that was last valid in it, and when that was read.
+    /// The last valid list, and when it was read.
     list: Option<(Arc<DenyList>, Instant)>,
-    /// Why it is not right any more.
+    /// Why the file is no longer valid.
     error: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The files that services name.
+    /// The files named by services.
     pub fn deny_files(&self) -> BTreeSet<PathBuf> {
         self.controller.services().iter().filter_map(Service::deny_file).map(Path::to_owned).collect()
     }
 
-    /// A file was read. One that is wrong changes nothing but what is told.
+    /// Handles a file that was read. An invalid file changes only what is reported.
     pub fn deny_file_was_read(&mut self, file: PathBuf, read: Result<Arc<DenyList>, String>) {
         let known = self.denied.lists.entry(file).or_default();
         match read {
@@ -66,7 +66,7 @@ impl<D: Dataplane> Owner<D> {
         self.tell_lists();
     }
 
-    /// Has the data path come to have the lists that services name.
+    /// Passes the lists named by services to the data path.
     pub fn tell_lists(&mut self) {
         let wanted: HashMap<ServiceId, (Family, &Path)> = self
             .controller
@@ -106,12 +106,12 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Whether there is something left to be done to lists.
+    /// Whether work on lists is left.
     pub const fn has_list_steps(&self) -> bool {
         self.denied.going
     }
 
-    /// Goes on with what is left to be done to lists, by about a millisecond's work.
+    /// Continues the work on lists for about a millisecond.
     pub fn step_lists(&mut self) {
         match self.dataplane.step_lists() {
             Ok(true) => {
@@ -121,15 +121,15 @@ impl<D: Dataplane> Owner<D> {
             }
             Ok(false) => {}
             Err(error) => {
-                // It is tried again once a list changes.
+                // It is retried when a list changes.
                 self.denied.going = false;
                 self.note_lists(Err(error));
             }
         }
     }
 
-    /// Does everything that is left to be done to lists. What an earlier controller left for a service whose file could not be
-    /// read stays.
+    /// Completes the work on lists. Lists that an earlier controller left for services whose files could not be read
+    /// stay.
     pub fn begin_lists(&mut self) {
         self.tell_lists();
         while self.denied.going {
@@ -141,7 +141,7 @@ impl<D: Dataplane> Owner<D> {
         self.note_lists(forgotten);
     }
 
-    /// Notes how a write ended; whether well.
+    /// Records the result of a write. Returns whether it succeeded.
     fn note_lists(&mut self, done: anyhow::Result<()>) -> bool {
         let refused = done.err().map(|error| format!("a list of denied prefixes is in force in part: {error:#}"));
         if let Some(refused) = &refused
@@ -157,7 +157,7 @@ impl<D: Dataplane> Owner<D> {
         is_well
     }
 
-    /// Returns the faults of the lists, a sentence each.
+    /// Returns the problems of lists, one sentence each.
     pub(super) fn list_troubles(&self) -> impl Iterator<Item = String> {
         let mut errors: Vec<String> = self.denied.lists.values().filter_map(|known| known.error.clone()).collect();
         errors.sort_unstable();
@@ -165,8 +165,7 @@ impl<D: Dataplane> Owner<D> {
         errors.chain(self.denied.refused.clone())
     }
 
-    /// Returns the size and the packets of a service's list, when it was read, and its error; `None`: the service has
-    /// none.
+    /// Returns the size and packets of a service's list, its age, and its error; `None`: the service has none.
     pub(super) fn denied_snapshot(&self, service: &Service) -> Option<DeniedSnapshot> {
         let file = service.deny_file()?;
         let known = self.denied.lists.get(file);
@@ -180,7 +179,7 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// Takes the list into account in where a client is steered to.
+    /// Applies the list to the location of a client.
     pub(super) fn deny_located(&self, service: &Service, address: IpAddr, located: &mut Located) {
         let list = self.denied.told.get(&service.id());
         let Some(prefix) = list.and_then(|(_, list)| list.longest(address)) else { return };

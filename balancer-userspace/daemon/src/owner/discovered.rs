@@ -1,4 +1,4 @@
-//! Lists of targets: which are known, and what is to be made of them.
+//! Lists of targets: which ones are known, and the resulting changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,36 +23,36 @@ use tracing::{error, info, warn};
 
 use super::Owner;
 
-/// When a list is tried again that was refused.
+/// The delay before a refused list is retried.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
     lists: BTreeMap<Source, Known>,
-    /// By service and list.
+    /// The attempts by service and list.
     uses: BTreeMap<(String, Source), Use>,
 }
 
 /// The last state of a list of targets.
 #[derive(Debug, Default)]
 struct Known {
-    /// The targets when the list was last right, and when it was read.
+    /// The targets of the last valid list, and when it was read.
     targets: Option<(Arc<Vec<Target>>, Instant)>,
-    /// Why it is not right any more.
+    /// Why the list is no longer valid.
     error: Option<String>,
 }
 
-/// The last attempt of a service to take over a list.
+/// The last attempt of a service to apply a list.
 #[derive(Debug, Default)]
 struct Use {
-    /// The input of the last attempt: the list, the section of the configuration, and the generation of the latter.
+    /// The input of the last attempt: the list, the section of the configuration, and its generation.
     seen: Option<(Arc<Vec<Target>>, DiscoverConfig, u64)>,
-    /// Whether a change is under way.
+    /// Whether a change was requested and not answered.
     is_asked: bool,
-    /// Why the list is not taken over, and when that was found.
+    /// Why the list is not applied, and since when.
     refused: Option<(String, Instant)>,
-    /// Why some targets have not the addresses that the service needs.
+    /// Why some targets lack addresses that the service needs.
     unresolved: Option<String>,
 }
 
@@ -62,7 +62,7 @@ impl<D: Dataplane> Owner<D> {
         self.uses().filter_map(|(_, list)| list.source.file()).map(Path::to_owned).collect()
     }
 
-    /// The questions to DNS that services have.
+    /// The DNS queries that services need.
     pub fn questions(&self) -> Questions {
         if self.member.is_of_fleet() { Questions::new() } else { self.controller.questions() }
     }
@@ -75,7 +75,7 @@ impl<D: Dataplane> Owner<D> {
         services.flat_map(|service| service.discover().iter().map(|list| (service.name(), list)))
     }
 
-    /// A list was read. One that is wrong changes nothing but what is told.
+    /// Handles a list that was read. An invalid list changes only what is reported.
     pub fn list_was_read(&mut self, source: Source, read: Result<Arc<Vec<Target>>, String>) {
         if !self.uses().any(|(_, list)| list.source == source) {
             return;
@@ -100,7 +100,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The changes that lists ask for now. Each is answered by [`discovery_done`](Self::discovery_done).
+    /// The changes that lists require now. [`discovery_done`](Self::discovery_done) reports the outcome of each.
     pub fn discoveries(&mut self) -> Vec<Change> {
         let wanted: BTreeMap<(String, Source), DiscoverConfig> =
             self.uses().map(|(service, list)| ((service.to_owned(), list.source.clone()), list.clone())).collect();
@@ -141,7 +141,7 @@ impl<D: Dataplane> Owner<D> {
         changes
     }
 
-    /// Takes note of how a change ended that a list has asked for.
+    /// Records the outcome of a change that a list required.
     pub fn discovery_done(&mut self, service: &str, source: &Source, refused: Option<&Refused>) {
         if let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.clone())) {
             of.is_asked = false;
@@ -161,7 +161,7 @@ impl<D: Dataplane> Owner<D> {
         of.refused = refused.map(|text| (text, Instant::now()));
     }
 
-    /// Makes the changes that lists ask for at once: before the first packet nobody waits.
+    /// Makes the changes that lists require immediately: before the first packet no client waits.
     pub fn begin_discovery(&mut self) {
         for change in self.discoveries() {
             let Change::Discover { service, source, .. } = &change else { continue };
@@ -171,7 +171,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The reasons why lists are not taken over, a sentence each.
+    /// Why lists are not applied, one sentence each.
     pub(super) fn discovery_troubles(&self) -> impl Iterator<Item = String> {
         let errors = self.discovery.lists.values().filter_map(|known| known.error.as_ref());
         let told = |error: &String| format!("a list of targets is not taken over, the last pool stays: {error}");
@@ -186,7 +186,7 @@ impl<D: Dataplane> Owner<D> {
         troubles.into_iter()
     }
 
-    /// The states of the lists that a service names.
+    /// The states of the lists named by a service.
     pub(super) fn discover_snapshots(&self, service: &Service) -> Vec<DiscoverSnapshot> {
         let snapshot = |list: &DiscoverConfig| {
             let known = self.discovery.lists.get(&list.source);

@@ -14,10 +14,10 @@ use super::Owner;
 use crate::flow_look::FlowLook;
 
 impl<D: Dataplane> Owner<D> {
-    /// Where the connections of a `snat` service, or of all, are found.
+    /// Access to the connections of a `snat` service, or of all.
     ///
     /// # Errors
-    /// When the service asked for does not exist, or knows no connections.
+    /// If the requested service does not exist or has no flows.
     pub fn flows(&self, service: Option<&str>) -> Result<FlowLook, Refused> {
         let is_snat = |service: &Service| service.forwarding() == Forwarding::Snat;
         if let Some(name) = service
@@ -36,13 +36,13 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// The table of connections. `None`: there is none.
+    /// The state of the flow table. `None`: there is none.
     pub(super) fn flows_snapshot(&self) -> Option<FlowsSnapshot> {
         let capacity = u64::from(self.dataplane.flows().capacity());
         (capacity > 0).then_some(FlowsSnapshot { capacity, entries: self.flow_counts.entries })
     }
 
-    /// Takes note of how many connections `snat` services have.
+    /// Records the numbers of connections of `snat` services.
     pub fn count_flows(&mut self, counts: FlowCounts) {
         self.handle(Event::Flows { of: counts.of_backends.clone() });
         self.warn_of_full_pools(&counts);
@@ -50,7 +50,7 @@ impl<D: Dataplane> Owner<D> {
         self.flows_counted += 1;
     }
 
-    /// How often connections were counted.
+    /// The number of times that connections were counted.
     pub(crate) const fn flows_counted(&self) -> u64 {
         self.flows_counted
     }
@@ -68,7 +68,7 @@ impl<D: Dataplane> Owner<D> {
         Some(drained.map(of).filter(|&(_, connections)| connections > 0).collect())
     }
 
-    /// Says once of each backend that few ports are left for it.
+    /// Warns once about each backend that few ports are left for it.
     fn warn_of_full_pools(&self, counts: &FlowCounts) {
         for id in counts.fullest.keys().filter(|id| full(&self.flow_counts, **id).is_none()) {
             if let (Some(part), Some(name)) = (full(counts, *id), self.controller.full_name_of(*id)) {
@@ -77,7 +77,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The same of those of a service, for as long as it is so.
+    /// The warnings about a service's backends, as long as they apply.
     pub(super) fn full_pools(&self, service: &Service) -> Vec<String> {
         let of = |backend: &Backend| {
             let part = full(&self.flow_counts, backend.id())?;
@@ -91,7 +91,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The part of a backend's ports that is taken, where it is large.
+/// The fraction of a backend's ports in use, if it is large.
 fn full(counts: &FlowCounts, id: BackendId) -> Option<f64> {
     const LARGE: f64 = 0.8;
     counts.fullest.get(&id).copied().filter(|&part| part >= LARGE)

@@ -1,4 +1,4 @@
-//! Known clients that somebody wants forgotten: one, or all of a backend.
+//! Forgetting known clients on request: a single client, or all clients of a backend.
 
 use balancer_api::model::{ClientQuery, ForgottenView};
 use balancer_common::{
@@ -19,20 +19,20 @@ use crate::events::Events;
 /// A pass over the client table that forgets a backend's clients.
 #[derive(Debug)]
 pub struct Forgetting {
-    /// It in each part of its service that has still to be looked for.
+    /// The backend in each part of its service that is not processed yet.
     parts: Vec<(ServiceId, BackendId)>,
     name: BackendName,
     uid: Option<u32>,
-    /// Where the look for the last of them goes on.
+    /// The position in the client table for the last of them.
     next: usize,
     sum: Forgotten,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Forgets a client in every service that remembers, or in the one asked for.
+    /// Forgets a client in every service with memory, or in the requested one.
     ///
     /// # Errors
-    /// When there is no such service, or none that remembers.
+    /// If there is no such service, or none with memory.
     pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
         let located = self.controller.locate(query.address, query.service.as_deref())?;
         let address = query.address.to_canonical();
@@ -55,10 +55,10 @@ impl<D: Dataplane> Owner<D> {
         Ok(forgotten_view(&self.events, &format!("client {address}"), None, sum, uid))
     }
 
-    /// Begins to forget the clients of a backend; [`Owner::forget_more`] goes on.
+    /// Starts to forget the clients of a backend; [`Owner::forget_more`] continues.
     ///
     /// # Errors
-    /// When there is no such backend, or its service remembers nobody.
+    /// If there is no such backend, or its service has no memory.
     pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
         self.controller.backend(&name)?;
         if !self.controller.service(&name.service)?.remembers() {
@@ -71,7 +71,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(Forgetting { parts: parts.collect(), name, uid, next: 0, sum: Forgotten::default() })
     }
 
-    /// Forgets the backend's clients in one more part of the client table. `Some` with the last.
+    /// Forgets the backend's clients in one more part of the client table. Returns `Some` with the last part.
     pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
         let Forgetting { parts, name, uid, next, sum } = forgetting;
         if let Some(&(service, backend)) = parts.last() {
@@ -90,7 +90,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Nobody can tell from a later packet that its client was known elsewhere, so the move is counted at once.
+    /// Counts a move at once, because later packets cannot reveal that their client was known elsewhere.
     pub(super) fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
         if moved > 0 {
             let mut stats = BackendStats::default();

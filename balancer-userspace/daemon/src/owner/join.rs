@@ -1,11 +1,11 @@
-//! A service of both address families is two in the core and the data path; it is shown as the one that is configured.
+//! Joining services: a service with both address families is two in the core and the data path, but shown as one.
 
 use std::iter;
 
 use balancer_core::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot, Unanswered};
 use balancer_model::states::BackendState;
 
-/// Puts the parts of services together, which lie next to each other.
+/// Joins the neighbouring parts of services.
 pub(super) fn join(services: impl Iterator<Item = ServiceSnapshot>) -> impl Iterator<Item = ServiceSnapshot> {
     let mut services = services.peekable();
     iter::from_fn(move || {
@@ -51,7 +51,7 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
         first.last_change = other.last_change;
     }
     for listener in other.listeners {
-        // Each part has counters of its own listeners alone.
+        // Each part has counters only for its own listeners.
         let same = first.listeners.iter_mut().find(|known| known.listener == listener.listener);
         if let Some(known) = same.filter(|known| known.stats.is_none()) {
             known.stats = listener.stats;
@@ -103,7 +103,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     }
 }
 
-/// Ranks states: of two, the higher one is shown, because a user should look at it first.
+/// Ranks states: of two, the higher one is shown, because a user should see it first.
 const fn severity(state: BackendState) -> u8 {
     match state {
         BackendState::Up => 0,

@@ -1,4 +1,4 @@
-//! Known clients that somebody brings from elsewhere, or wants to take elsewhere.
+//! Importing known clients from elsewhere, and exporting them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 use super::Owner;
 
-/// The known clients of a service, to be searched for by another thread.
+/// The known clients of a service, for a search in another thread.
 pub struct Searching {
     service: String,
     prefixes: ClientPrefix,
@@ -30,10 +30,10 @@ pub struct Searching {
 }
 
 impl Owner<KernelDataplane> {
-    /// Has clients of a service be known at the backends named.
+    /// Records clients of a service at the named backends.
     ///
     /// # Errors
-    /// When there is no such service or backend, or the service remembers nobody. Nothing is changed then.
+    /// If there is no such service or backend, or the service has no memory. Nothing is changed then.
     pub fn import_clients(
         &mut self,
         service: &str,
@@ -95,10 +95,10 @@ impl Owner<KernelDataplane> {
         ImportedView { message, new, known, moved, expired, full, strangers }
     }
 
-    /// The known clients of a service, for [`Searching::search`].
+    /// Returns the known clients of a service for [`Searching::search`].
     ///
     /// # Errors
-    /// When there is no such service, or it remembers nobody.
+    /// If there is no such service, or it has no memory.
     pub fn export_clients(&mut self, service: &str) -> Result<Searching, Refused> {
         if !self.controller.service(service)?.remembers() {
             let text = format!("service {service} has no memory of clients (remember = \"0s\"): nobody is known");
@@ -121,10 +121,10 @@ impl Owner<KernelDataplane> {
 }
 
 impl Searching {
-    /// Searches for the clients that have addresses `within` these prefixes. Takes up to a second.
+    /// Searches for clients with addresses `within` these prefixes. It takes up to a second.
     ///
     /// # Errors
-    /// When that are more clients than can be looked at.
+    /// If the prefixes contain more clients than can be examined.
     pub fn search(self, within: &[IpNet]) -> Result<KnownClientsView, Refused> {
         let Self { service, prefixes, legs, names, known } = self;
         let mut clients: Vec<KnownClientView> = Vec::new();

@@ -1,4 +1,4 @@
-//! Everything there is to see: what only the owner knows is copied, what it shares with others is put together by whoever asks.
+//! Snapshots: state that only the owner knows is copied; shared state is assembled by the requester.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,7 +20,7 @@ use super::{
     show::{Aside, Passive, show},
 };
 
-/// A moment of which a snapshot has still to be made.
+/// The material for a snapshot of one moment.
 pub struct Counting {
     now: std::time::Instant,
     services: Services,
@@ -28,7 +28,7 @@ pub struct Counting {
     aside: Vec<Aside>,
     gone: Vec<Gone>,
     counters: Arc<BackendCounters>,
-    /// Everything else.
+    /// All other parts.
     rest: Snapshot<()>,
 }
 
@@ -40,7 +40,7 @@ impl Counting {
         self
     }
 
-    /// Makes it: as much to copy as there are backends and CPUs, service by service.
+    /// Makes the snapshot, service by service; the time depends on the numbers of backends and CPUs.
     #[must_use]
     pub fn finish(self) -> Snapshot<Coming> {
         let Self { now, services, aside, gone, counters, rest } = self;
@@ -54,7 +54,7 @@ impl Counting {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Keeps what only the controller counts: whatever was shown stays counted, however this process ends.
+    /// Stores counters that only the controller updates, so that displayed values survive any end of this process.
     fn keep_histories(&self) {
         for service in self.controller.services() {
             let (slots_moved_required, slots_moved_needless) = service.slots_moved();
@@ -74,10 +74,10 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the parts of a snapshot, all of this moment.
+    /// Returns the parts of a snapshot of this moment.
     ///
     /// # Errors
-    /// When a counter cannot be read.
+    /// If a counter cannot be read.
     pub fn snapshot(&self) -> anyhow::Result<Counting> {
         let now = Instant::now().into_std();
         self.keep_histories();
@@ -164,7 +164,7 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// By the interfaces' names; one that is gone has its index.
+    /// The errors by interface name; a removed interface is named by its index.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let name = |index| {
             let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());

@@ -1,4 +1,4 @@
-//! This balancer as a member: whether it is fit to be sent clients, whether it is withdrawn, and which VIPs its machine
+//! This balancer as a member: whether it is fit to receive clients, whether it is withdrawn, and which VIPs its machine
 //! has.
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -19,19 +19,19 @@ use crate::host_state::{Present, Wanted};
 #[derive(Debug, Default)]
 pub(super) struct Member {
     stage: Stage,
-    /// Whether the operator has taken the VIPs away.
+    /// Whether the operator has withdrawn the VIPs.
     withdrawn: bool,
-    /// The facts about the fleet; `None`: it is alone.
+    /// The facts about the fleet; `None`: there is no fleet.
     fleet: Option<FleetFacts>,
-    /// VIPs that the machine has from a balancer.
+    /// VIPs of the machine that a balancer has added.
     vips: BTreeSet<(IpAddr, String)>,
-    /// The faults of the machine, a sentence each.
+    /// The problems of the machine, one sentence each.
     troubles: Vec<String>,
-    /// The readiness that was last reported.
+    /// The last reported readiness.
     told: Option<Readiness>,
 }
 
-/// Whether the balancer takes clients, and whether it is leaving, so that others should have its VIPs.
+/// Whether the balancer takes clients, and whether it is leaving, so that others should get its VIPs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     takes_clients: bool,
@@ -39,7 +39,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Returns the state that a controller needs of this machine.
+    /// Returns the state of this machine that a controller needs.
     pub(super) fn wanted(self, controller: &Controller, withdrawn: bool) -> Wanted {
         let mut wanted = Wanted::by(controller, self.takes_clients);
         if withdrawn || self.leaves {
@@ -50,14 +50,14 @@ impl Place {
 }
 
 impl Member {
-    /// Whether it is one of a fleet.
+    /// Whether the balancer belongs to a fleet.
     pub(super) const fn is_of_fleet(&self) -> bool {
         self.fleet.is_some()
     }
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Whether it is fit to be sent clients.
+    /// Whether it is fit to receive clients.
     pub fn readiness(&self) -> Announcement {
         Announcement { readiness: self.verdict(), withdrawn: self.member.withdrawn }
     }
@@ -81,8 +81,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// One of the backends that this machine cannot check, and why. It names no number, so that it stays the same while the
-    /// trouble does.
+    /// A backend that this machine cannot check, and why. The text contains no number, so that it stays the same while
+    /// the problem does.
     fn hindered(&self) -> Option<String> {
         let services = self.controller.services().iter();
         let mut backends =
@@ -93,7 +93,7 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// Returns the state that this machine is to have.
+    /// Returns the wanted state of this machine.
     pub fn wanted(&self) -> Wanted {
         self.place().wanted(&self.controller, self.member.withdrawn)
     }
@@ -103,31 +103,31 @@ impl<D: Dataplane> Owner<D> {
         Place { takes_clients: self.takes_clients(), leaves }
     }
 
-    /// Whether VIPs that somebody else could have may be here. The host adds them after it has attached the program, so a
-    /// balancer that is alone need not wait for that.
+    /// Whether this machine may have VIPs that another one could take over. The host adds them after attaching the
+    /// program, so a balancer without a fleet need not wait for that.
     fn takes_clients(&self) -> bool {
         match self.member.stage {
             Stage::Starting => self.member.fleet.is_none(),
-            // Troubles degrade a balancer, which serves all the same.
+            // Problems degrade a balancer, but it still serves.
             Stage::Serving | Stage::Leaving => self.facts(Vec::new()).readiness().state.serves(),
         }
     }
 
-    /// Whether clients can be sent elsewhere before it ends: in a fleet, and by routing daemons. One that leaves the kernel
-    /// steering, and has nobody beside it, does better to keep them.
+    /// Whether clients can be sent elsewhere before it ends: in a fleet, and with routing daemons. A balancer that
+    /// leaves the kernel steering and has no substitute keeps its clients instead.
     pub fn gives_way(&self) -> bool {
         let settings = self.controller.settings();
         let keeps = settings.on_exit == OnExit::Keep;
         settings.fleet.is_some() || !keeps && !self.controller.vip_interfaces().is_empty()
     }
 
-    /// It has come so far.
+    /// Sets the stage of the process.
     pub fn set_stage(&mut self, stage: Stage) {
         self.member.stage = stage;
         self.changed = true;
     }
 
-    /// Takes note of the facts about the fleet; `None`: it is in none.
+    /// Sets the facts about the fleet; `None`: there is no fleet.
     pub fn set_fleet(&mut self, fleet: Option<FleetFacts>) {
         if self.member.fleet != fleet {
             self.member.fleet = fleet;
@@ -135,12 +135,12 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Goes on withdrawn, where another process has ended so.
+    /// Continues the withdrawn state of an ended process.
     pub const fn take_over_withdrawn(&mut self, withdrawn: bool) {
         self.member.withdrawn = withdrawn;
     }
 
-    /// Whether the operator has taken the VIPs away.
+    /// Whether the operator has withdrawn the VIPs.
     pub const fn is_withdrawn(&self) -> bool {
         self.member.withdrawn
     }
@@ -150,7 +150,7 @@ impl<D: Dataplane> Owner<D> {
         self.member.vips.is_empty()
     }
 
-    /// Has the VIPs taken away, or brought back, for the user `uid`.
+    /// Withdraws or restores the VIPs for the user `uid`.
     pub fn set_withdrawn(&mut self, withdrawn: bool, uid: Option<u32>) -> Changed {
         let message = match (withdrawn, self.member.withdrawn, self.controller.assigns_vips()) {
             (true, true, _) => "withdrawn already: nothing changed",
@@ -169,7 +169,7 @@ impl<D: Dataplane> Owner<D> {
         Changed { message }
     }
 
-    /// Tells of a readiness that is not what it was.
+    /// Reports a changed readiness.
     pub fn tell_readiness(&mut self) {
         let readiness = self.verdict();
         let ready = Readiness { state: Fitness::Ready, reasons: Vec::new() };
@@ -194,7 +194,7 @@ impl<D: Dataplane> Owner<D> {
 }
 
 impl Owner<KernelDataplane> {
-    /// Takes note of the state of this machine.
+    /// Records the actual state of this machine.
     pub fn set_present(&mut self, present: Present) {
         let Present { attached, vips, troubles } = present;
         self.dataplane.set_attached(attached);

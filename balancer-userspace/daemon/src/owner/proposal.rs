@@ -1,4 +1,4 @@
-//! The consequences of a wish, worked out on a copy, so that the owner goes on handling events.
+//! Computing the consequences of a request on a copy, so that the owner goes on handling events.
 
 use std::time::Instant;
 
@@ -14,31 +14,31 @@ use tokio::task::JoinError;
 use super::{Owner, member::Place};
 use crate::{call::Wish, host_state::Wanted, restorable::Restorable};
 
-/// A wish, and a copy of what it would change.
+/// A request, and a copy of the state that it would change.
 pub struct Proposing {
     wish: Wish,
     state: Restorable,
     place: Place,
-    /// Where the wish is about clients of a backend.
+    /// The backend whose clients the request concerns, if it does.
     clients: Option<(BackendName, KnownClients)>,
 }
 
-/// The consequences of a wish.
+/// The consequences of a request.
 #[derive(Debug)]
 pub struct Proposal {
-    /// The state that a restart would have to keep.
+    /// The state that a restart would have to preserve.
     pub state: Restorable,
-    /// The state that this machine would have to be in.
+    /// The required state of this machine.
     pub wanted: Wanted,
-    /// The lookup tables that it takes, and known clients that it is about.
+    /// The precomputed tables and the number of known clients.
     pub foresight: Foresight,
 }
 
 impl Proposing {
-    /// Works it out: as long as the tables take that it moves, and the look at the client table.
+    /// Computes the consequences, which takes as long as building the tables and scanning the client table.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If the change is refused.
     pub fn finish(self) -> Result<Proposal, Refused> {
         let Self { wish, mut state, place, clients } = self;
         let known_clients = clients.map(|(name, clients)| known_at(&state.controller, &name, &clients));
@@ -58,7 +58,7 @@ impl Proposing {
     }
 }
 
-/// How many clients are known at a backend.
+/// The number of clients known at a backend.
 fn known_at(controller: &Controller, name: &BackendName, clients: &KnownClients) -> u64 {
     let ids: Vec<u16> = controller.parts(name).map(|backend| backend.id().0).collect();
     let mut known = 0;
@@ -66,7 +66,7 @@ fn known_at(controller: &Controller, name: &BackendName, clients: &KnownClients)
     known
 }
 
-/// A change of which somebody asks what it would do, and a copy of what it would change.
+/// A change to be planned, and a copy of the state that it would change.
 pub struct Planning {
     controller: Controller,
     change: Change,
@@ -76,17 +76,17 @@ pub struct Planning {
     clients: Option<KnownClients>,
 }
 
-/// A plan for which the known clients have still to be counted.
+/// A plan whose known clients are not counted yet.
 pub struct Draft {
     plan: Plan,
     clients: Option<KnownClients>,
 }
 
 impl Planning {
-    /// Works it out, and what would be wanted of this machine then, if that is not the fleet's to decide.
+    /// Computes the plan, and the required state of this machine if this balancer decides.
     ///
     /// # Errors
-    /// When the change would be refused.
+    /// If the change would be refused.
     pub fn draft(self) -> Result<(Draft, Option<Wanted>), Refused> {
         let Self { controller, change, now, place, withdrawn, clients } = self;
         let (plan, after) = controller.plan_and_make(change, now)?;
@@ -96,7 +96,7 @@ impl Planning {
 }
 
 impl Draft {
-    /// Counts them: a look at the whole client table, in milliseconds.
+    /// Counts known clients by scanning the whole client table, which takes milliseconds.
     #[must_use]
     pub fn count(self) -> Planned {
         let planned = self.plan.counted(|count| {
@@ -108,16 +108,16 @@ impl Draft {
     }
 }
 
-/// The answer where the thread that works it out has ended before it was done.
+/// The answer if the computing thread ended early.
 pub fn not_worked_out(error: JoinError) -> Refused {
     Refused::Conflict(format!("nothing was changed: working it out failed: {error}"))
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Begins to work out what a restart would have to keep after a change, and what would be wanted of this machine.
+    /// Starts computing what a restart would have to preserve after a change, and the required state of this machine.
     ///
     /// # Errors
-    /// When the configuration is of another generation.
+    /// If the configuration has another generation.
     pub fn propose(&mut self, wish: Wish, if_generation: Option<u64>) -> Result<Proposing, Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
@@ -131,7 +131,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(Proposing { wish, state: self.restorable(), place: self.place(), clients })
     }
 
-    /// Begins to work out what a change would move.
+    /// Starts computing what a change would move.
     pub fn plan(&mut self, change: Change) -> Planning {
         Planning {
             controller: self.controller.clone(),

@@ -1,5 +1,5 @@
-//! The work that a change leaves to be done in the client table, a part at a time between other things. The caller that
-//! made the change is answered at the end, with how many clients were forgotten.
+//! The work that a change leaves in the client table, done in parts between other tasks. The requester is answered at
+//! the end, with the number of forgotten clients.
 
 use std::{collections::HashSet, thread};
 
@@ -14,33 +14,33 @@ use tokio::time::Instant;
 
 use super::{Owner, PAUSE};
 
-/// The rest of the last change's work.
+/// The remaining work of the last change.
 pub(super) struct Rereading {
-    /// Every directory that was replaced.
+    /// Every replaced directory.
     pub(super) before: Vec<ServiceSpec>,
-    /// The report to be made at the end.
+    /// The report to make at the end.
     pub(super) report: Option<Report>,
-    /// When to go on.
+    /// Time of the next part.
     pub(super) at: Instant,
 }
 
-/// A change that was made.
+/// A completed change.
 pub(super) struct Report {
     pub(super) message: String,
     pub(super) about: Option<BackendName>,
     pub(super) uid: Option<u32>,
     pub(super) moves: Moved,
-    /// Whether the history is told as well.
+    /// Whether the history gets an entry as well.
     pub(super) is_event: bool,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// When to go on with what a change leaves to be done in the client table, if there is something.
+    /// When to continue the work of a change in the client table, if there is any.
     pub fn rereads_at(&self) -> Option<Instant> {
         self.rereading.as_ref().map(|rereading| rereading.at)
     }
 
-    /// Goes on with it, by about a millisecond's work.
+    /// Continues the work for about a millisecond.
     pub fn reread(&mut self) {
         let Some(rereading) = &mut self.rereading else { return };
         let forgotten = match self.dataplane.reread() {
@@ -53,7 +53,7 @@ impl<D: Dataplane> Owner<D> {
         };
         let Some(Rereading { before, report, .. }) = self.rereading.take() else { return };
         self.forgotten = forgotten.iter().map(|(_, forgotten)| forgotten.clients).sum();
-        // So that a restart goes on with what is counted.
+        // This makes a restart continue with the counts.
         self.changed |= !forgotten.is_empty();
         for (backend, forgotten) in forgotten {
             let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
@@ -71,7 +71,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Does all that is left.
+    /// Does all remaining work.
     pub fn reread_all(&mut self) {
         while let Some(at) = self.rereads_at() {
             thread::sleep(at.saturating_duration_since(Instant::now()));
@@ -79,7 +79,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the result of the next change among those that forgot clients part by part, in the order made.
+    /// Returns the next result of a change that forgot clients in parts, in the order of the changes.
     pub fn take_told(&mut self) -> Option<Changed> {
         self.told.pop_front()
     }
@@ -97,7 +97,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The service that the clients of `service` come to now: itself, or who has its address. `None`: there is nobody.
+/// The service that gets the clients of `service` now: itself, or the one with its address. `None`: no service does.
 fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
     if now.iter().any(|spec| spec.id == service) {
         return Some(service);

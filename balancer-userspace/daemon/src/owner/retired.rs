@@ -1,12 +1,12 @@
-//! Backends that were retired a moment ago. A packet that was on its way then counts afterwards, so their counters are read
-//! once more before their ids count for other backends.
+//! Recently retired backends. Packets in progress may still count for them, so their counters are read once more before
+//! their ids count for other backends.
 
 use std::time::{Duration, Instant};
 
 use balancer_common::map_types::BackendStats;
 use balancer_core::io::{BackendId, ServiceId};
 
-/// Longer than any packet is on its way through the program.
+/// The maximum time of a packet in the program, and more.
 const PACKETS_ARE_OVER: Duration = Duration::from_millis(100);
 
 /// See the [module](self).
@@ -18,7 +18,7 @@ pub(super) struct Retired {
     pub(super) id: BackendId,
     pub(super) service: ServiceId,
     pub(super) name: String,
-    /// The counters when the backend was retired.
+    /// The counters at the time of retirement.
     pub(super) counted: BackendStats,
     pub(super) at: Instant,
 }
@@ -33,7 +33,7 @@ impl RecentlyRetired {
         self.0.extract_if(.., |of| now.saturating_duration_since(of.at) >= PACKETS_ARE_OVER).collect()
     }
 
-    /// Takes the backend that had an id which now becomes the id of another one.
+    /// Takes the backend with an id that now goes to another one.
     pub(super) fn take_id(&mut self, id: BackendId) -> Option<Retired> {
         let place = self.0.iter().position(|of| of.id == id)?;
         Some(self.0.swap_remove(place))

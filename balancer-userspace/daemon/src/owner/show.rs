@@ -1,4 +1,4 @@
-//! A service as it is seen.
+//! A service in a snapshot.
 
 use std::{
     sync::Arc,
@@ -23,12 +23,12 @@ use balancer_model::bounded::Bound;
 
 use super::suspects::Counts;
 
-/// Counted where packets, or other members, say that a backend may have failed.
+/// Signs of failure of a backend, from packets or other members.
 pub(super) struct Passive {
-    /// Resets that were withheld.
+    /// The number of withheld resets.
     pub(super) withheld: u64,
     pub(super) signals: Counts,
-    /// Handshakes that no client has ended.
+    /// Unfinished handshakes.
     pub(super) unanswered: Option<Unanswered>,
 }
 
@@ -45,21 +45,21 @@ pub(super) struct Aside {
     pub(super) quic: Option<QuicSnapshot>,
     /// The passive signals of each backend.
     pub(super) passive: Vec<Passive>,
-    /// The counters of backends that are gone for good, by name.
+    /// The counters of backends removed for good, by name.
     pub(super) departed: Vec<(String, BackendStats)>,
     /// Moves that other members of the fleet count, by cause.
     pub(super) repeated_moves: [u64; MOVE_COUNTERS],
     pub(super) table_build: Duration,
-    /// Conditions that a user should look at.
+    /// Conditions that need attention.
     pub(super) warnings: Vec<String>,
 }
 
-/// A service at the moment `now`, of all those that are `gone` its own among them; backends have counted nothing yet.
+/// A service at the moment `now`, with its own backends among those that are `gone`; counters are still zero.
 pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant) -> ServiceSnapshot {
     let (slots_moved_required, slots_moved_needless) = service.slots_moved();
     let (live, base) = service.tables();
     let gone = gone.iter().filter(|gone| gone.row.service == service.id());
-    // Nearly all backends have their service's check, and it takes time to put into words.
+    // Nearly all backends share their service's check, and formatting it takes time.
     let check: Arc<str> = service.own_check().to_string().into();
     ServiceSnapshot {
         ids: vec![service.id()],
@@ -141,7 +141,7 @@ fn show_backend(
     }
 }
 
-/// Returns the parts of a backend that belong to one address family, where this is one half of a service of both.
+/// Returns the parts of a backend that belong to one address family, if its service has both.
 fn families(service: &Service, backend: &Backend) -> Vec<FamilySnapshot> {
     let of = || FamilySnapshot {
         family: service.family(),

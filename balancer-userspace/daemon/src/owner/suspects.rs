@@ -1,4 +1,4 @@
-//! Backends that may have failed, as packets or other members of a fleet say.
+//! Backends that may have failed according to packets or other members of a fleet.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use super::Owner;
 
-/// After which a suspicion lapses that no check has answered.
+/// The time after which a suspicion without a check expires.
 const LAPSES: Duration = Duration::from_secs(10);
-/// For so long after it has passed a check, others are not told that packets suspect a backend: where a client goes on
-/// asking for a closed port, that would never end.
+/// After a backend has passed a check, other members are not told for this time that packets suspect it; otherwise a
+/// client that keeps trying a closed port would cause endless reports.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Signals of a backend, by kind.
+/// Signs of a backend by kind.
 pub(super) type Counts = [u64; Signal::COUNT];
 
 #[derive(Debug)]
@@ -33,17 +33,17 @@ struct Suspect {
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
-    /// Those that have not passed a check since.
+    /// Suspected backends that have not passed a check since.
     suspects: HashMap<BackendId, Suspect>,
-    /// When others last did.
+    /// When other backends last passed.
     passed: HashMap<BackendId, Instant>,
     counts: HashMap<BackendId, Counts>,
 }
 
-/// The result of the check of a suspect.
+/// The check result of a suspect.
 pub(super) enum Answer {
     Works(BackendId),
-    /// The first of them has failed.
+    /// Its first check has failed.
     Fails(BackendId, Signal, String),
 }
 
@@ -58,11 +58,11 @@ impl Suspects {
         }
     }
 
-    /// Takes note of a check, and what it says of a suspect.
+    /// Records a check, and returns its meaning for a suspect.
     pub(super) fn answer(&mut self, event: &Event, now: Instant) -> Option<Answer> {
         let Event::Checked { backend, outcome, asked, .. } = event else { return None };
         match outcome {
-            // A check that was under way already, or that is told later, may have passed before the backend died.
+            // A check that had started before, or is reported later, may have passed before the backend died.
             CheckOutcome::Passed if !asked => None,
             CheckOutcome::Passed => {
                 self.suspects.remove(backend)?;
@@ -80,7 +80,7 @@ impl Suspects {
         }
     }
 
-    /// Those that packets to this balancer make suspects, where that is news for others.
+    /// Suspects from packets of this balancer that other members should hear about.
     fn to_tell(&self, now: Instant) -> impl Iterator<Item = BackendId> {
         let is_news = move |(id, suspect): &(&BackendId, &Suspect)| {
             let is_calm = self.passed.get(id).is_some_and(|at| now.saturating_duration_since(*at) < CALM);
@@ -89,20 +89,20 @@ impl Suspects {
         self.suspects.iter().filter(is_news).map(|(id, _)| *id)
     }
 
-    /// A backend is gone, and another one may get its id.
+    /// Forgets a removed backend, because another one may get its id.
     pub(super) fn forget(&mut self, id: BackendId) {
         self.suspects.remove(&id);
         self.passed.remove(&id);
         self.counts.remove(&id);
     }
 
-    /// Signals of a backend since this process began, by kind.
+    /// Signs of a backend since this process began, by kind.
     pub(super) fn counts(&self, id: BackendId) -> Counts {
         self.counts.get(&id).copied().unwrap_or_default()
     }
 }
 
-/// Returns the meaning of a signal for a backend, as the end of a sentence.
+/// Returns the meaning of a sign as the end of a sentence.
 const fn words(signal: Signal) -> &'static str {
     match signal {
         Signal::Refused => "it refuses connections",
@@ -112,14 +112,14 @@ const fn words(signal: Signal) -> &'static str {
     }
 }
 
-/// A suspect has failed the check that a signal started.
+/// Reports that a suspect has failed its check.
 pub(super) fn report(name: BackendName, signal: Signal, why: &str) -> Report {
     let message = format!("{name} was checked at once, because {}: {why}", words(signal));
     Report { level: ReportLevel::Info, about: Some(name), message, moves: None }
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Has a backend checked at once that may have failed.
+    /// Makes a backend that may have failed be checked at once.
     pub fn suspect(&mut self, id: BackendId, signal: Signal) {
         let Some(backend) = self.controller.backend_with_id(id) else { return };
         let is_down = matches!(backend.health().verdict(), Verdict::Down { .. });
@@ -127,7 +127,7 @@ impl<D: Dataplane> Owner<D> {
         self.prober.suspect(id);
     }
 
-    /// Backends that other members of a fleet should check at once: those that packets suspect, and those that have begun to
+    /// Backends that other members of a fleet should check at once: those suspected by packets, and those that begin to
     /// fail their checks here.
     pub(crate) fn suspected(&self) -> Vec<BackendId> {
         let mut all: Vec<BackendId> = self.suspects.to_tell(Instant::now()).collect();

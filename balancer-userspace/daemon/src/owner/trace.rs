@@ -1,4 +1,4 @@
-//! Facts of services and backends that a trace needs.
+//! Facts about services and backends that a trace needs.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +13,10 @@ use balancer_model::value;
 use super::Owner;
 
 impl<D: Dataplane> Owner<D> {
-    /// Which packets are meant.
+    /// The filter for the wanted packets.
     ///
     /// # Errors
-    /// When there is no such service, or the client or the length makes no sense.
+    /// If there is no such service, or the client or the length is invalid.
     pub fn trace_filter(&self, wanted: &BeginTrace) -> Result<Filter, Refused> {
         let BeginTrace { service, client, snaplen } = wanted;
         if let Some(name) = service {
@@ -32,7 +32,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(Filter { client, vips, only_vips: service.is_some(), snaplen: *snaplen })
     }
 
-    /// How backends are reached.
+    /// The paths to backends.
     #[must_use]
     pub fn hops(&self) -> Vec<HopView> {
         self.controller.rows().map(|(row, present)| hop(&row, present)).collect()

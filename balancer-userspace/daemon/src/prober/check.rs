@@ -1,4 +1,4 @@
-//! One health check: connect, ask, judge the answer.
+//! A health check: it connects, asks, and judges the answer.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -22,10 +22,10 @@ use super::{
     service_path::Ways,
 };
 
-/// What may be under way between a question and its connection, in bytes.
+/// Buffer between a question and its connection, in bytes.
 const PIPE: usize = 64 * 1024;
 
-/// Who is checked.
+/// The backend to check.
 #[derive(Clone)]
 pub(super) struct Whom {
     pub(super) backend: BackendId,
@@ -35,12 +35,12 @@ pub(super) struct Whom {
     pub(super) hearer: Hearer,
 }
 
-/// A check with everything made ready that is the same each time.
+/// A check with everything prepared that stays the same.
 pub(super) struct Check {
     target: SocketAddr,
     timeout: Duration,
     what: What,
-    /// Whose, and the ways there, where it goes as clients' packets do.
+    /// The backend and its paths, if the check takes the way of clients' packets.
     through: Option<(BackendId, Ways)>,
 }
 
@@ -52,10 +52,10 @@ enum What {
 }
 
 impl Check {
-    /// The check of a backend.
+    /// Makes the check of a backend.
     ///
     /// # Errors
-    /// When this machine lacks the means for it.
+    /// If this machine lacks the means.
     pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
         let Whom { backend, name, target, ways, hearer } = whom;
         let words = || Words::new(name.clone(), hearer.clone());
@@ -70,13 +70,13 @@ impl Check {
         Ok(Self { target: *target, timeout: config.timeout, what, through })
     }
 
-    /// Checks once. Takes at most the check's timeout, after the files that it needs have been read, in that time at most.
+    /// Checks once. It takes at most the check's timeout, plus at most the same time to read the needed files.
     ///
     /// # Errors
-    /// When this machine lacks the means (file descriptors, memory, ports, the program, a file), which says nothing of the
-    /// backend.
+    /// If this machine lacks the means (file descriptors, memory, ports, the program, a file), which says nothing
+    /// about the backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
-        // There may be tens of thousands, of which most wait: what only some of them take is not in the size of all.
+        // Tens of thousands of these may exist and mostly wait, so data that only some need is not part of all.
         let deadline = || Instant::now() + self.timeout;
         let asks = match &self.what {
             What::Program(program) => return Box::pin(program.run(deadline(), self.timeout)).await,
@@ -85,7 +85,7 @@ impl Check {
             What::Answer(question) => Some((&**question, Box::pin(self.means(question)).await?)),
         };
         let deadline = deadline();
-        // To itself this machine connects as anybody does.
+        // To itself, this machine connects in the usual way.
         if let Some((backend, ways)) = &self.through
             && !ways.lead_here(*backend)
         {
@@ -107,7 +107,7 @@ impl Check {
         timeout(self.timeout, question.means()).await.map_err(late)?
     }
 
-    /// The same as clients' packets go.
+    /// Checks along the way of clients' packets.
     async fn run_through(
         &self,
         ways: &Ways,
@@ -130,7 +130,7 @@ impl Check {
         let (near, far) = tokio::io::duplex(PIPE);
         let answered = async {
             tokio::select! {
-                // What has been read is judged before the connection's end is.
+                // Data that was read is judged before the end of the connection.
                 biased;
                 outcome = question.ask(means, near) => outcome,
                 Err(error) = conversation.carry(far) => {
@@ -145,22 +145,22 @@ impl Check {
     async fn connect(&self, asks: bool) -> io::Result<TcpStream> {
         let socket = socket(self.target)?;
         if asks {
-            // The handshake's last acknowledgement goes with the question, as in HAProxy's smart connect.
+            // The handshake's last acknowledgement is sent together with the question, as in HAProxy's smart connect.
             SockRef::from(&socket).set_tcp_quickack(false)?;
         }
         socket.connect(self.target).await
     }
 }
 
-/// A socket for one question to `target`. Closed by a reset, it leaves nothing behind; else each check would be remembered for
-/// a minute.
+/// A socket for one question to `target`. It is closed by a reset, because otherwise the kernel would remember each
+/// check for a minute.
 pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_zero_linger()?;
     Ok(socket)
 }
 
-/// Nobody answered in time.
+/// The outcome if there was no answer in time.
 pub(super) fn timed_out(what: &str, timeout: Duration) -> CheckOutcome {
     CheckOutcome::Hard(too_late(what, timeout))
 }
@@ -169,14 +169,14 @@ fn too_late(what: &str, timeout: Duration) -> String {
     format!("{what}: timeout after {}", humantime::format_duration(timeout))
 }
 
-/// Whether an error is this machine's own trouble.
+/// Whether an error is caused by this machine.
 pub(super) fn is_local(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL]
         .into_iter()
         .any(|code| error.raw_os_error() == Some(code))
 }
 
-/// An error of a connection in a word or two.
+/// Describes an error of a connection in a word or two.
 pub(super) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => "refused".to_owned(),
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_trouble_is_not_the_backends() {
+    fn when_this_machine_has_a_problem_then_the_backend_is_not_blamed() {
         assert!(is_local(&io::Error::from_raw_os_error(libc::EMFILE)));
         assert!(!is_local(&io::Error::from_raw_os_error(libc::ECONNREFUSED)));
         assert_eq!(reason(&io::Error::from_raw_os_error(libc::EHOSTUNREACH)), "no route to host");

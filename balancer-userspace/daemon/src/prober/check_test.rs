@@ -1,4 +1,4 @@
-//! `tcp` and `http` checks of servers that behave, and of servers that do not.
+//! `tcp` and `http` checks against servers that behave and servers that misbehave.
 
 use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ async fn check(target: SocketAddr, config: &CheckConfig) -> io::Result<CheckOutc
     Check::new(&Whom::at(target), config).await?.run().await
 }
 
-/// A server that reads a request and then does as told.
+/// Starts a server that reads a request and then runs a handler.
 async fn server<F: Future<Output = ()> + Send>(
     serve: impl Fn(TcpStream) -> F + Send + 'static,
 ) -> (SocketAddr, JoinHandle<()>) {
@@ -102,7 +102,7 @@ async fn refusing() -> SocketAddr {
 }
 
 #[tokio::test]
-async fn tcp_passes_when_accepted_and_fails_hard_when_refused() {
+async fn when_a_connection_is_accepted_then_tcp_passes_and_refused_it_fails_hard() {
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
     let tcp = config(CheckKind::Tcp { port: None }, LONG);
     assert_eq!(check(listener.local_addr().unwrap(), &tcp).await.unwrap(), CheckOutcome::Passed);
@@ -110,7 +110,7 @@ async fn tcp_passes_when_accepted_and_fails_hard_when_refused() {
 }
 
 #[tokio::test]
-async fn a_full_backlog_is_a_connect_timeout() {
+async fn when_a_backlog_is_full_then_the_check_times_out() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(0).unwrap();
@@ -121,7 +121,7 @@ async fn a_full_backlog_is_a_connect_timeout() {
 }
 
 #[tokio::test]
-async fn the_status_decides() {
+async fn when_the_server_answers_then_the_status_decides() {
     let ok = answering("HTTP/1.1 204 No Content\r\n\r\n").await;
     assert_eq!(outcome(ok, http(), LONG).await, CheckOutcome::Passed);
     let unavailable = answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
@@ -133,7 +133,7 @@ async fn the_status_decides() {
 }
 
 #[tokio::test]
-async fn the_body_decides_where_it_is_asked_for() {
+async fn when_a_body_is_expected_then_it_decides() {
     let target = answering("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall is ok").await;
     assert_eq!(outcome(target, wanting("ok"), LONG).await, CheckOutcome::Passed);
     assert_eq!(outcome(target, wanting("OK"), LONG).await, soft("body without \"OK\""));
@@ -142,7 +142,7 @@ async fn the_body_decides_where_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn the_request_is_what_was_configured() {
+async fn when_a_request_is_configured_then_it_is_sent_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = listener.local_addr().unwrap();
     let request = tokio::spawn(async move {
@@ -167,7 +167,7 @@ async fn the_request_is_what_was_configured() {
 }
 
 #[tokio::test]
-async fn no_answer_is_a_hard_failure() {
+async fn when_there_is_no_answer_then_it_is_a_hard_failure() {
     assert_eq!(outcome(refusing().await, http(), LONG).await, hard("connect: refused"));
     let (closing, _) = server(async |_| ()).await;
     assert_eq!(outcome(closing, http(), LONG).await, hard("http: connection closed"));
@@ -178,7 +178,7 @@ async fn no_answer_is_a_hard_failure() {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_too_long_is_a_hard_failure() {
+async fn when_an_answer_takes_too_long_then_it_is_a_hard_failure() {
     let late = hard("http: timeout after 200ms");
     let (silent, _) = server(async |_stream| std::future::pending().await).await;
     assert_eq!(outcome(silent, http(), SHORT).await, late);
@@ -209,7 +209,7 @@ async fn endless(head: &'static str, rest: &'static str) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn endless_answers_end_the_check() {
+async fn when_an_answer_never_ends_then_the_check_ends() {
     let head = "HTTP/1.1 200 OK\r\n";
     let headers = endless(head, "X-More: and more\r\n").await;
     assert_eq!(outcome(headers, http(), LONG).await, soft("http: headers too large"));
@@ -221,7 +221,7 @@ async fn endless_answers_end_the_check() {
 }
 
 #[tokio::test]
-async fn only_the_first_64_kib_are_searched() {
+async fn when_a_body_is_long_then_only_the_first_64_kib_are_searched() {
     let (target, _) = server(async |mut stream| {
         let body = [vec![b'.'; BODY - 2], b"ok end".to_vec()].concat();
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
@@ -233,13 +233,13 @@ async fn only_the_first_64_kib_are_searched() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_http_is_a_soft_failure() {
+async fn when_an_answer_is_not_http_then_it_is_a_soft_failure() {
     let garbage = answering("SSH-2.0-OpenSSH_9.2p1\r\n").await;
     assert_eq!(outcome(garbage, http(), LONG).await, soft("http: not an HTTP/1.1 answer"));
 }
 
 #[tokio::test]
-async fn half_an_answer_is_none() {
+async fn when_an_answer_is_cut_off_then_it_does_not_count() {
     let (reset, _) = server(async |mut stream| {
         stream.write_all(b"HTTP/1.1 200 OK\r\nX-Half: ").await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -252,13 +252,13 @@ async fn half_an_answer_is_none() {
 }
 
 #[tokio::test]
-async fn redirects_are_answers() {
+async fn when_a_server_redirects_then_that_is_its_answer() {
     let redirect = "HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n";
     assert_eq!(outcome(answering(redirect).await, http(), LONG).await, CheckOutcome::Passed);
 }
 
 #[tokio::test]
-async fn an_expression_is_matched_against_the_whole_beginning() {
+async fn when_an_expression_is_given_then_the_whole_beginning_is_matched() {
     let matching =
         |pattern: &str| HttpCheck { expect_body: Some(BodyTest::Matches(Regex::new(pattern).unwrap())), ..http() };
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n3\r\nay \r\n0\r\n\r\n";
@@ -269,12 +269,12 @@ async fn an_expression_is_matched_against_the_whole_beginning() {
     assert_eq!(outcome(body, matching("more$|never"), LONG).await, CheckOutcome::Passed);
 }
 
-/// Answers over TLS with a certificate that it has signed itself.
+/// Starts a TLS server with a self-signed certificate.
 async fn secure(answer: &'static str) -> SocketAddr {
     secure_with_certificate(answer).await.0
 }
 
-/// The same, with the certificate in PEM.
+/// Starts a TLS server, and returns its certificate in PEM.
 async fn secure_with_certificate(answer: &'static str) -> (SocketAddr, String) {
     let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
     let certificate = made.cert.pem();
@@ -313,7 +313,7 @@ fn https(verify: bool) -> HttpCheck {
 }
 
 #[tokio::test]
-async fn https_takes_every_certificate_unless_told_to_verify() {
+async fn when_https_is_checked_then_any_certificate_will_do_unless_verification_is_on() {
     let target = secure(OK).await;
     assert_eq!(outcome(target, https(false), LONG).await, CheckOutcome::Passed);
     assert_eq!(outcome(target, HttpCheck { host: None, ..https(false) }, LONG).await, CheckOutcome::Passed);
@@ -323,14 +323,14 @@ async fn https_takes_every_certificate_unless_told_to_verify() {
     assert_eq!(outcome(unavailable, https(false), LONG).await, soft("status 503"));
     match check(target, &config(CheckKind::Http(https(true)), LONG)).await {
         Ok(CheckOutcome::Soft(reason)) => assert!(reason.starts_with("tls: invalid peer certificate"), "{reason}"),
-        // A machine without root certificates says so, and tells nothing of the backend.
+        // A machine without root certificates reports that, which says nothing about the backend.
         Err(error) => assert!(error.to_string().contains("no root certificates"), "{error}"),
         outcome => panic!("{outcome:?}"),
     }
 }
 
 #[tokio::test]
-async fn without_tls_there_is_an_answer_or_none() {
+async fn when_a_server_does_not_speak_tls_then_the_failure_tells_if_it_answered() {
     let plain = answering("HTTP/1.1 400 Bad Request\r\n\r\n").await;
     assert_eq!(outcome(plain, https(false), LONG).await, soft("tls: not a TLS answer"));
     let (closing, _) = server(async |_| ()).await;
@@ -344,7 +344,7 @@ async fn without_tls_there_is_an_answer_or_none() {
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Trusts the roots of a file.
+/// Makes a check that trusts the roots of a file.
 fn trusting(ca_file: &Path) -> HttpCheck {
     let tls = Tls { verify: true, ca_file: Some(ca_file.to_owned()), sni: None };
     HttpCheck { tls: Some(tls), ..https(true) }
@@ -422,7 +422,7 @@ async fn when_there_is_a_server_name_then_tls_has_it_and_the_header_has_the_host
     assert!(matches!(&misnamed, CheckOutcome::Soft(reason) if reason.contains("not valid for name")), "{misnamed:?}");
 }
 
-/// A server that takes every request, and the requests that it has taken.
+/// Starts a server that accepts every request, and returns the requests.
 async fn listening() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

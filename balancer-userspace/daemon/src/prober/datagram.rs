@@ -26,17 +26,17 @@ use super::{
 /// The longest datagram, in bytes.
 const LONGEST: usize = 64 * 1024;
 
-/// The question, and what is wanted of the answer.
+/// A question, and the expected answer.
 pub(super) enum Datagram {
     Text(UdpCheck),
     Dns(DnsCheck),
 }
 
 impl Datagram {
-    /// Asks `target` once.
+    /// Queries `target` once.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) async fn ask(
         &self,
         target: SocketAddr,
@@ -61,7 +61,7 @@ impl Datagram {
             Ok(socket) => socket,
             Err(error) => return failed(error),
         };
-        // The reason why no answer that came in time is the one that was asked for.
+        // The reason why no answer in time was the expected one.
         let mut other = None;
         loop {
             let answer = match timeout_at(deadline, receive(&socket)).await {
@@ -99,7 +99,7 @@ impl Datagram {
 
 enum Judged {
     Answered(CheckOutcome),
-    /// An answer to another question, which may be late or forged: the right one may still come.
+    /// The answer to another question, late or forged: the right one may still come.
     Other(&'static str),
 }
 
@@ -123,14 +123,14 @@ fn judge_dns(check: &DnsCheck, answer: Answer) -> Judged {
     }
 }
 
-/// A socket whose question is on its way, and which hears of nobody but `target`.
+/// Opens a socket that has sent the question and receives only from `target`.
 async fn connect(target: SocketAddr, question: &[u8]) -> io::Result<UdpSocket> {
     let any = match target {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let socket = UdpSocket::bind(any).await?;
-    // Otherwise the kernel keeps an unreachable host or network to itself.
+    // Without this option the kernel hides unreachable hosts and networks.
     match target {
         SocketAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
         SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvErr, &true)?,
@@ -140,11 +140,11 @@ async fn connect(target: SocketAddr, question: &[u8]) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// The next datagram, or the ICMP error that came instead.
+/// Receives the next datagram, or the ICMP error that came instead.
 async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     loop {
         socket.ready(Interest::READABLE | Interest::ERROR).await?;
-        // Taken only now: most of the time a check waits.
+        // The buffer is allocated late, because checks mostly wait.
         let mut buffer = vec![0; LONGEST];
         match socket.try_recv(&mut buffer) {
             Ok(length) => {
@@ -161,7 +161,7 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Whether an error is this machine's own trouble: a firewall that lets nothing out is.
+/// Whether an error is caused by this machine, such as a firewall that blocks outgoing packets.
 fn is_own(error: &io::Error) -> bool {
     is_local(error) || error.raw_os_error() == Some(libc::EPERM)
 }

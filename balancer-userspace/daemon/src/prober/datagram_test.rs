@@ -1,4 +1,4 @@
-//! `udp` and `dns` checks of servers that behave, and of servers that do not.
+//! `udp` and `dns` checks against servers that behave and servers that misbehave.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -45,7 +45,7 @@ fn hard(reason: &str) -> CheckOutcome {
     CheckOutcome::Hard(reason.to_owned())
 }
 
-/// A server that gives the datagrams that `answer` makes of each question.
+/// Starts a server that replies with the datagrams that `answer` makes of each question.
 async fn server_at(address: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
     let socket = UdpSocket::bind(address).await.unwrap();
     let target = socket.local_addr().unwrap();

@@ -1,9 +1,9 @@
-//! DNS messages, as far as a check needs them: a query, and the header and question of an answer.
+//! DNS messages as far as a check needs them: a query, and the header and question of an answer.
 
 use balancer_model::config::{DnsCheck, Rcode};
 
 const HEADER: usize = 12;
-/// Recursion is wanted. A server that has none answers all the same.
+/// The flag that requests recursion. A server without recursion answers nevertheless.
 const RECURSION_DESIRED: u16 = 1 << 8;
 const IS_ANSWER: u8 = 1 << 7;
 const OPCODE: u8 = 0x78;
@@ -15,7 +15,7 @@ pub(super) struct Query {
     message: Vec<u8>,
 }
 
-/// The part of an answer that a check looks at.
+/// The part of an answer that a check needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// An answer to the query with this response code, which may have no name.
@@ -48,7 +48,7 @@ impl Query {
         &self.message
     }
 
-    /// Reads an answer. A server that does not understand the query may leave the question out.
+    /// Parses an answer. A server that does not understand the query may leave the question out.
     pub(super) fn read(&self, answer: &[u8]) -> Answer {
         let (Some((header, rest)), Some((asked, question))) =
             (answer.split_first_chunk::<HEADER>(), self.message.split_first_chunk::<HEADER>())
@@ -79,7 +79,7 @@ mod tests {
         Query::new(0x1234, &DnsCheck { port: None, name, record: Record::Aaaa, expect_rcode: vec![Rcode::NoError] })
     }
 
-    /// The answer that repeats the question and has nothing else.
+    /// An answer that repeats the question and contains nothing else.
     fn answer(code: u8) -> Vec<u8> {
         let mut answer = query().message;
         answer[2] |= IS_ANSWER;

@@ -1,4 +1,4 @@
-//! The `exec` check: a program's exit code.
+//! The `exec` check, which runs a program and judges its exit code.
 
 use std::{
     ffi::OsString,
@@ -29,9 +29,9 @@ use tokio::{
 
 use super::check::timed_out;
 
-/// How much of the first line of output is told, in characters.
+/// The number of characters reported of the first output line.
 const TOLD: usize = 200;
-/// Where programs are looked for if this process does not know.
+/// The search path for programs if this process has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program that checks one backend.
@@ -42,13 +42,13 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// The program that checks backend `name` at `target`.
+    /// Makes the program that checks backend `name` at `target`.
     ///
     /// # Errors
-    /// When it cannot run as the user that it is to run as.
+    /// If it cannot run as its configured user.
     pub(super) async fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> io::Result<Self> {
         let user = exec.user.clone();
-        // Who is who may be known to another machine.
+        // User data may come from another machine, so the lookup may block.
         let account = tokio::task::spawn_blocking(move || Account::of(&user)).await.map_err(io::Error::other)??;
         Ok(Self::run_as(account, name, target, exec))
     }
@@ -64,10 +64,10 @@ impl Program {
         Self { command: exec.command.clone(), account, environment }
     }
 
-    /// Runs it to its end, or to `deadline`. Whatever it started is killed with it.
+    /// Runs the program until it ends, or until `deadline`. Its descendants are killed with it.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub(super) async fn run(&self, deadline: Instant, timeout: Duration) -> io::Result<CheckOutcome> {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(io::Error::other("no program"));
@@ -78,13 +78,13 @@ impl Program {
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         command.process_group(0).kill_on_drop(true);
         let account = self.account;
-        // SAFETY: between fork and exec it makes system calls alone, on values of its own.
+        // SAFETY: between fork and exec it only makes system calls on its own values.
         unsafe { command.pre_exec(move || account.assume()) };
         let cannot_start = |error| io::Error::other(format!("cannot start {program:?}: {error}"));
         let mut child = command.spawn().map_err(cannot_start)?;
-        // Its ends of the pipe.
+        // This closes its ends of the pipe.
         drop(command);
-        // Declared after the child, and so dropped while the child's id is still its own.
+        // It is declared after the child, so it is dropped while the child's id is still valid.
         let _group = Group::of(child.id());
         let mut output = Receiver::from_owned_fd(output.into())?;
         let mut line = FirstLine::default();
@@ -111,12 +111,12 @@ impl Program {
     }
 }
 
-/// The user that a program runs as.
+/// The user under which a program runs.
 #[derive(Clone, Copy)]
 pub(super) struct Account {
     uid: Uid,
     gid: Gid,
-    /// Whether this process may leave its own groups.
+    /// Whether this process may drop its groups.
     sheds_groups: bool,
 }
 
@@ -124,8 +124,8 @@ impl Account {
     /// The account of `user`.
     ///
     /// # Errors
-    /// When there is no such user, when it is root or the balancer's own, which could change the balancer, and when this
-    /// process may not run a program as another user, and end it.
+    /// If there is no such user, when it is root or the balancer's own user, which could change the balancer, and
+    /// when this process cannot run a program as another user and end it.
     fn of(user: &str) -> io::Result<Self> {
         let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
         if found.uid.is_root() || found.uid == geteuid() {
@@ -147,10 +147,10 @@ impl Account {
         Ok(Self::from(&found))
     }
 
-    /// Makes the calling process this user's, without any power that it had, and without the means to gain one.
+    /// Makes the calling process this user's, without its earlier privileges and without any means to gain new ones.
     fn assume(self) -> io::Result<()> {
         for capability in 0..64 {
-            // SAFETY: takes a number, and refuses one that it does not know or may not drop.
+            // SAFETY: takes a number, and refuses unknown numbers and those it may not drop.
             unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         }
         if self.sheds_groups {
@@ -164,7 +164,7 @@ impl Account {
         for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Permitted] {
             caps::clear(None, set).map_err(refused)?;
         }
-        // Where the bounding set could not be dropped, this keeps a file's or root's capabilities away.
+        // If the bounding set could not be dropped, this blocks capabilities of files and of root.
         Ok(prctl::set_no_new_privs()?)
     }
 }
@@ -189,7 +189,7 @@ fn judge(status: ExitStatus, line: &str) -> CheckOutcome {
     CheckOutcome::Soft(if line.is_empty() { what } else { format!("{what}: {line}") })
 }
 
-/// The first line that is written, as far as it is told.
+/// The first line of output, as far as it is reported.
 #[derive(Default)]
 struct FirstLine {
     bytes: Vec<u8>,
@@ -197,7 +197,7 @@ struct FirstLine {
 }
 
 impl FirstLine {
-    /// Enough for [`TOLD`] characters.
+    /// Enough bytes for [`TOLD`] characters.
     const BYTES: usize = 4 * TOLD;
 
     fn take(&mut self, written: &[u8]) {
@@ -217,8 +217,8 @@ impl FirstLine {
     }
 }
 
-/// A process group that is killed when this is dropped, also where its leader is gone already: ids are given out in
-/// turn, so that no other process can have this one yet.
+/// A process group that is killed when this is dropped, even if its leader has ended: ids are assigned in turn, so no
+/// other process can have this one yet.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -230,7 +230,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // An error says that nobody is left.
+            // An error means that no process is left.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }

@@ -1,4 +1,4 @@
-//! `exec` checks of programs that end well, badly, or not at all.
+//! `exec` checks with programs that end well, badly, or not at all.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use super::exec::{Account, Program};
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
 
-/// Somebody else where that is possible.
+/// Returns another user if possible.
 fn user() -> User {
     if geteuid().is_root() { User::from_name("nobody") } else { User::from_uid(geteuid()) }.unwrap().unwrap()
 }
@@ -21,7 +21,7 @@ async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
     run_as(&user(), command, timeout).await
 }
 
-/// Without looking at which users are allowed: a test may run as one that cannot become another.
+/// Runs without checking which users are allowed, because a test may not be able to change its user.
 async fn run_as(user: &User, command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
     let exec = ExecCheck { port: None, command, user: user.name.clone() };
@@ -39,7 +39,7 @@ fn soft(reason: &str) -> CheckOutcome {
 }
 
 #[tokio::test]
-async fn the_exit_code_decides_and_the_first_line_says_why() {
+async fn when_a_program_ends_then_its_exit_code_decides_and_its_first_line_is_the_reason() {
     assert_eq!(run(&["true"], LONG).await, CheckOutcome::Passed);
     assert_eq!(run(&["false"], LONG).await, soft("exit code 1"));
     assert_eq!(sh("echo fine; exit 0", LONG).await, CheckOutcome::Passed);
@@ -50,12 +50,12 @@ async fn the_exit_code_decides_and_the_first_line_says_why() {
 }
 
 #[tokio::test]
-async fn arguments_are_no_shells_words() {
+async fn when_arguments_look_like_shell_words_then_they_are_passed_as_they_are() {
     assert_eq!(run(&["sh", "-c", "echo \"$1\"; exit 1", "sh", "$HOME; *"], LONG).await, soft("exit code 1: $HOME; *"));
 }
 
 #[tokio::test]
-async fn the_environment_names_the_backend_and_holds_nothing_else() {
+async fn when_a_program_runs_then_its_environment_names_the_backend_and_nothing_else() {
     let said = "test -n \"$PATH\" || exit 9; echo $BALANCER_SERVICE $BALANCER_BACKEND $BALANCER_ADDRESS $BALANCER_PORT; exit 1";
     assert_eq!(sh(said, LONG).await, soft("exit code 1: web web1 2001:db8::9 8080"));
     let CheckOutcome::Soft(all) = run(&["sh", "-c", "env | cut -d= -f1 | sort | tr '\\n' ' '; exit 1"], LONG).await
@@ -63,13 +63,13 @@ async fn the_environment_names_the_backend_and_holds_nothing_else() {
         panic!("it passed")
     };
     let names: Vec<&str> = all.trim_start_matches("exit code 1: ").split(' ').collect();
-    // Those that shells set by themselves.
+    // Shells set these themselves.
     let names: Vec<&str> = names.into_iter().filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
     assert_eq!(names, ["BALANCER_ADDRESS", "BALANCER_BACKEND", "BALANCER_PORT", "BALANCER_SERVICE", "PATH"]);
 }
 
 #[tokio::test]
-async fn output_without_end_is_cut() {
+async fn when_output_never_ends_then_it_is_cut() {
     let CheckOutcome::Soft(reason) = sh("head -c 1000000 /dev/zero | tr '\\0' é; exit 1", LONG).await else {
         panic!("it passed")
     };
@@ -77,14 +77,14 @@ async fn output_without_end_is_cut() {
     assert_eq!(sh("yes", SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
 }
 
-/// The first line of what a program says about itself.
+/// Returns the first line that a program prints about itself.
 async fn said(script: &str) -> String {
     let CheckOutcome::Soft(said) = sh(&format!("{script}; exit 1"), LONG).await else { panic!("it passed") };
     said.trim_start_matches("exit code 1: ").to_owned()
 }
 
 #[tokio::test]
-async fn it_runs_as_its_user_without_groups_and_capabilities() {
+async fn when_a_program_runs_then_it_has_its_user_without_groups_and_capabilities() {
     let User { uid, gid, .. } = user();
     assert_eq!(said("echo $(grep ^Uid: /proc/self/status)").await, format!("Uid: {uid} {uid} {uid} {uid}"));
     assert_eq!(said("echo $(grep ^Gid: /proc/self/status)").await, format!("Gid: {gid} {gid} {gid} {gid}"));
@@ -98,9 +98,9 @@ async fn it_runs_as_its_user_without_groups_and_capabilities() {
     }
 }
 
-/// Also those of a balancer that runs as root, which has all capabilities back with each program that it starts.
+/// This also covers a balancer that runs as root, which would regain all capabilities with each program it starts.
 #[tokio::test]
-async fn root_has_no_capabilities_either() {
+async fn when_the_user_is_root_then_the_program_has_no_capabilities_either() {
     let user = User::from_uid(geteuid()).unwrap().unwrap();
     assert_eq!(
         run_as(&user, &["sh", "-c", "grep -q '^CapEff:.0*$' /proc/self/status"], LONG).await,
@@ -120,7 +120,7 @@ async fn when_a_user_could_change_the_balancer_then_no_program_runs_as_it() {
 }
 
 fn is_there(pid: &str) -> bool {
-    // A dead one that waits for its parent counts as gone.
+    // A zombie that waits for its parent counts as ended.
     let status = fs::read_to_string(Path::new("/proc").join(pid).join("stat"));
     status.is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
@@ -138,7 +138,7 @@ async fn gone(pids: &str) {
 }
 
 #[tokio::test]
-async fn whatever_it_started_ends_with_it() {
+async fn when_a_program_ends_then_its_descendants_end_with_it() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let file = directory.path().join("pids");
@@ -148,7 +148,7 @@ async fn whatever_it_started_ends_with_it() {
     assert_eq!(sh(&started("exit 1"), LONG).await, soft("exit code 1"));
     gone(&fs::read_to_string(&file).unwrap()).await;
 
-    // A check that is given up.
+    // The check is cancelled.
     fs::remove_file(&file).unwrap();
     let script = started("wait");
     let check = tokio::spawn(async move { sh(&script, LONG).await });

@@ -13,15 +13,15 @@ use tokio::{task::spawn_blocking, time::Instant};
 
 use crate::followed_files::{Version, version};
 
-/// How old what is known of a file may be when a check asks for it.
+/// The maximum age of the known state of a file.
 const LOOK: Duration = Duration::from_secs(1);
-/// The largest file, in MiB.
+/// The maximum size of a file, in MiB.
 const LARGEST: u64 = 1;
 
-/// What makes something of a file's bytes; its error goes on after the name of the file.
+/// Parses a file's bytes; its error continues the sentence after the file's name.
 type Parse<T> = fn(Vec<u8>) -> Result<T, String>;
 
-/// The files of one kind that checks need at present.
+/// The files of one kind that checks currently need.
 pub(super) struct Shelf<T> {
     parse: Parse<T>,
     files: Mutex<BTreeMap<PathBuf, Weak<Watched<T>>>>,
@@ -32,9 +32,9 @@ impl<T: Clone + Send + Sync + 'static> Shelf<T> {
         Self { parse, files: Mutex::new(BTreeMap::new()) }
     }
 
-    /// The file at `path`, which is kept as long as somebody has it.
+    /// Returns the file at `path`, which is kept while it is in use.
     pub(super) fn file(&self, path: &Path) -> Arc<Watched<T>> {
-        // Whoever panicked did not hold it in the middle of a change.
+        // A panicking thread did not hold the lock during a change.
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = files.get(path).and_then(Weak::upgrade) {
             return file;
@@ -51,7 +51,7 @@ impl<T: Clone + Send + Sync + 'static> Shelf<T> {
     }
 }
 
-/// A file.
+/// A watched file.
 pub(super) struct Watched<T> {
     path: PathBuf,
     parse: Parse<T>,
@@ -65,15 +65,15 @@ struct Known<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Watched<T> {
-    /// What the file has now, or had a second ago.
+    /// Returns the contents of the file now or a second ago.
     ///
     /// # Errors
-    /// The file, and why it has nothing.
+    /// The file, and why it has no contents.
     pub(super) async fn contents(&self) -> io::Result<T> {
         let mut known = Arc::clone(&self.known).lock_owned().await;
         if known.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             let (path, parse) = (self.path.clone(), self.parse);
-            // It goes on where nobody waits for it any more: a file system that does not answer holds one thread only.
+            // The read continues even if its caller is gone, so an unresponsive file system blocks only one thread.
             let look = spawn_blocking(move || {
                 known.look(&path, parse);
                 known
@@ -85,9 +85,9 @@ impl<T: Clone + Send + Sync + 'static> Watched<T> {
 }
 
 impl<T> Known<T> {
-    /// Reads the file if it is another one, or was none.
+    /// Reads the file if its version has changed or there was none.
     fn look(&mut self, path: &Path, parse: Parse<T>) {
-        // The version is the one before the read, so that a write meanwhile makes another one.
+        // The version is taken before the read, so that a write in between leads to another read.
         let version = version(path);
         if self.contents.is_err() || version != self.version {
             self.contents = contents::read(path, LARGEST).and_then(parse);
@@ -112,7 +112,7 @@ mod tests {
         String::from_utf8(bytes).map_err(|_| "is no text".to_owned())
     }
 
-    /// One test, because it counts how often files are parsed.
+    /// It is a single test because it counts how often files are parsed.
     #[tokio::test]
     async fn when_a_file_changes_then_it_is_read_again_once_for_all() {
         static SHELF: Shelf<String> = Shelf::new(parse);

@@ -28,24 +28,24 @@ use super::{
     tls::{self, Trust},
 };
 
-/// How much of a body is tested, in bytes.
+/// The number of bytes of a body that are examined.
 pub(super) const BODY: usize = 64 * 1024;
-/// How long an answer's status line and headers may be together, in bytes.
+/// The maximum total length of status line and headers, in bytes.
 const HEADERS: usize = 64 * 1024;
 
-/// What is asked, and what is wanted of the answer.
+/// A request, and the expected answer.
 pub(super) struct Question {
     request: Request<Empty<Bytes>>,
-    /// Those whose values are in files.
+    /// Headers whose values are in files.
     headers: Vec<(HeaderName, Arc<Watched<HeaderValue>>)>,
     tls: Option<(Trust, ServerName<'static>)>,
     expect_status: StatusRanges,
     expect_body: Option<BodyTest>,
-    /// Told of `X-Load`.
+    /// The receiver of `X-Load`.
     words: Option<Words>,
 }
 
-/// What a question needs of this machine, as it is now.
+/// Resources of this machine that a request needs, as of now.
 #[derive(Default)]
 pub(super) struct Means {
     tls: Option<TlsConnector>,
@@ -53,10 +53,10 @@ pub(super) struct Means {
 }
 
 impl Question {
-    /// What `check` asks of `target`.
+    /// Makes the request of `check` to `target`.
     ///
     /// # Errors
-    /// When it cannot be asked, which its configuration rules out.
+    /// If the request is invalid, which validation of the configuration prevents.
     pub(super) fn new(target: SocketAddr, check: &HttpCheck) -> io::Result<Self> {
         let default_port = if check.tls.is_some() { 443 } else { 80 };
         let mut request = Request::builder()
@@ -92,15 +92,15 @@ impl Question {
         Ok(Self { request, headers, tls, expect_status, expect_body, words: None })
     }
 
-    /// Tells what answers say in `X-Load`.
+    /// Reports the `X-Load` headers of answers to `words`.
     pub(super) fn telling(self, words: Words) -> Self {
         Self { words: Some(words), ..self }
     }
 
-    /// The files that are needed, as they are now.
+    /// Returns the current contents of the needed files.
     ///
     /// # Errors
-    /// The file that is not there or makes no sense; or that no certificate can be verified on this machine.
+    /// The missing or invalid file; or that this machine cannot verify certificates.
     pub(super) async fn means(&self) -> io::Result<Means> {
         let tls = match &self.tls {
             Some((trust, _)) => Some(trust.connector().await?),
@@ -114,12 +114,12 @@ impl Question {
         Ok(Means { tls, headers })
     }
 
-    /// `http` or `https`.
+    /// Returns `http` or `https`.
     pub(super) const fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// Asks over `stream`.
+    /// Sends the request over `stream` and judges the answer.
     pub(super) async fn ask(&self, means: Means, stream: impl AsyncRead + AsyncWrite + Unpin) -> CheckOutcome {
         let Means { tls, headers } = means;
         let mut request = self.request.clone();
@@ -152,7 +152,7 @@ impl Question {
             }
             Ok(outcome)
         });
-        // The connection moves the bytes; how it ends is seen in the answer too.
+        // The connection moves the bytes; its end also shows in the answer.
         match future::select(judged, pin!(connection)).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right((_, judged)) => judged.await,
@@ -179,7 +179,7 @@ impl Question {
 
 static HEADERS_IN_FILES: Shelf<HeaderValue> = Shelf::new(in_file);
 
-/// The value that a file has, without the end of its line.
+/// The value in a file, without its line end.
 fn in_file(mut bytes: Vec<u8>) -> Result<HeaderValue, String> {
     while let Some(b'\n' | b'\r') = bytes.last() {
         bytes.pop();
@@ -194,7 +194,7 @@ fn header_value(bytes: &[u8]) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-/// What it means that there is no whole answer: an answer that is none is a soft failure, silence a hard one.
+/// The meaning of an incomplete answer: an invalid answer is a soft failure, silence a hard one.
 fn failure(scheme: &str, error: &hyper::Error) -> CheckOutcome {
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     if error.is_parse_too_large() {
@@ -228,7 +228,7 @@ async fn contains(mut body: Incoming, text: &[u8]) -> Result<bool, hyper::Error>
     let mut read: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        // What was searched already can only hold the start of a match.
+        // The part searched already can only contain the start of a match.
         let from = read.len().saturating_sub(text.len() - 1);
         read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
         if read[from..].windows(text.len()).any(|window| window == text) {
@@ -258,7 +258,7 @@ mod tests {
     use super::host;
 
     #[test]
-    fn the_host_is_the_backends_address_by_default() {
+    fn when_no_host_is_configured_then_it_is_the_backends_address() {
         assert_eq!(host("10.0.0.9:80".parse().unwrap(), 80), "10.0.0.9");
         assert_eq!(host("10.0.0.9:8080".parse().unwrap(), 80), "10.0.0.9:8080");
         assert_eq!(host("[2001:db8::9]:80".parse().unwrap(), 80), "[2001:db8::9]");

@@ -1,4 +1,4 @@
-//! `X-Load`: the words of agents in the answers to HTTP checks.
+//! `X-Load`: agents' reports in the answers to HTTP checks.
 
 use std::sync::{
     Arc, OnceLock,
@@ -11,27 +11,27 @@ use hyper::{HeaderMap, header::HeaderName};
 use crate::call::{Call, Calls};
 
 const X_LOAD: HeaderName = HeaderName::from_static("x-load");
-/// So often a backend without the header is told of as such: another balancer may have begun to decide meanwhile.
+/// A missing header is reported again after this many answers, because another balancer may have become the decider.
 const REMIND: u32 = 30;
 
-/// Whoever wants the words, once there is somebody.
+/// The receiver of the reports, once it exists.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hearer(Arc<OnceLock<Calls>>);
 
 impl Hearer {
-    /// Tells `calls` from now on.
+    /// Sets the receiver.
     pub(super) fn set(&self, calls: Calls) {
-        // The first one stays for as long as there are checks.
+        // The first receiver stays as long as there are checks.
         let _ = self.0.set(calls);
     }
 }
 
-/// The words of one backend.
+/// The reports of one backend.
 #[derive(Debug)]
 pub(super) struct Words {
     name: BackendName,
     hearer: Hearer,
-    /// Answers without the header that were not told of, since one was.
+    /// The number of answers without the header since the last report about one.
     untold: AtomicU32,
 }
 
@@ -40,8 +40,8 @@ impl Words {
         Self { name, hearer, untold: AtomicU32::new(REMIND) }
     }
 
-    /// Tells of the header of an answer; of one that lacks it, if the check `passed`. Where nobody can be told at once, the
-    /// next answer is told of.
+    /// Reports the header of an answer, or its absence if the check `passed`. If the receiver is busy, the next answer
+    /// is reported.
     pub(super) fn note(&self, headers: &HeaderMap, passed: bool) {
         let words = headers.get(X_LOAD).map(|words| {
             let words = words.as_bytes();

@@ -1,4 +1,4 @@
-//! Health checks, on a thread of their own, which tells how every check ended.
+//! Health checks, on a separate thread, which reports the outcome of every check.
 
 mod check;
 #[cfg(test)]
@@ -48,10 +48,10 @@ use crate::{
     supervisor::{Supervisor, Thread},
 };
 
-/// Has `check` ask over `stream`, a connection to `target`, and judge the answer.
+/// Runs `check` over `stream`, a connection to `target`, and judges the answer.
 ///
 /// # Errors
-/// When this machine lacks the means.
+/// If this machine lacks the means.
 pub(crate) async fn ask_over(
     target: SocketAddr,
     check: &HttpCheck,
@@ -61,17 +61,17 @@ pub(crate) async fn ask_over(
     Ok(question.ask(question.means().await?, stream).await)
 }
 
-/// One in so many of the files that this process may have open is a check's at most. Whole racks may not answer, and
-/// everything else needs files as well, among it what a program that checks has beside its own.
+/// Checks may use at most one of this many of the process's open files. Whole racks may be silent, and all other work
+/// needs files as well, including those of check programs.
 const SHARE: u64 = 4;
 
-/// How many checks may be under way at once.
+/// The maximum number of concurrent checks.
 fn at_once() -> io::Result<usize> {
     let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(usize::try_from(files / SHARE).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS))
 }
 
-/// The running health checks. They end when this is dropped.
+/// The running health checks. Dropping this ends them.
 #[derive(Debug)]
 pub struct Prober {
     orders: Option<mpsc::UnboundedSender<Order>>,
@@ -91,29 +91,29 @@ impl Drop for Prober {
 }
 
 impl Prober {
-    /// No checks yet. Outcomes go to `events` as [`Event::Checked`]: at once where the controller may have to do
-    /// something, within 100 ms where it only counts. When the channel is full, checks wait.
+    /// Starts without checks. Outcomes go to `events` as [`Event::Checked`]: at once if the controller may have to act,
+    /// within 100 ms if it only counts. When the channel is full, checks wait.
     ///
     /// # Errors
-    /// When the thread cannot be started, or the kernel does not say how many files there may be.
+    /// If the thread cannot be started, or the kernel does not tell the limit of open files.
     pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
-        // All sockets and timers on one thread: a check wakes nobody but itself, and a slow handshake delays no change.
+        // All sockets and timers are on one thread: a check wakes only itself, and a slow handshake delays no change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
         let ways = Ways::default();
         let hearer = Hearer::default();
         let rounds = Rounds::new(events, (ways.clone(), hearer.clone()), at_once()?);
         let thread = supervisor.thread("the health checks", move || {
-            // Whoever serves tells where there is none.
+            // The serving code reports missing precedence.
             let _ = precedence::take();
             runtime.block_on(rounds.follow(given));
         })?;
         Ok(Self { orders: Some(orders), thread: Some(thread), ways, hearer })
     }
 
-    /// Checks a backend from now on instead of an earlier check of it, and counts on where that has come to. The first
-    /// check comes at a random moment of the first 500 ms (or `interval`, if that is shorter), so that many backends are
-    /// not checked at once; each next one `interval` (while a verdict is pending `fast_interval`) ± 10% after the start of
+    /// Starts checking a backend in place of an earlier check of it, continuing its counts. The first check comes at a
+    /// random moment of the first 500 ms (or `interval`, if that is shorter), so that many backends are not checked at
+    /// once. Each further check comes `interval` (`fast_interval` while a verdict is pending) ± 10% after the start of
     /// the one before. Checks of a backend never overlap. [`CheckKind::None`] checks nothing.
     pub fn start(&mut self, spec: CheckSpec) {
         match spec.check.kind {
@@ -124,40 +124,40 @@ impl Prober {
         }
     }
 
-    /// How the data path reaches a backend from now on, for checks that go the same way.
+    /// Sets how the data path reaches a backend, for checks that take the same path.
     pub fn set_way(&self, row: Arc<BackendSpec>) {
         self.ways.insert(row);
     }
 
-    /// The data path no longer reaches it.
+    /// Forgets the path to a backend.
     pub fn forget_way(&self, backend: BackendId) {
         self.ways.remove(backend);
     }
 
-    /// Tells `calls` from now on what answers to HTTP checks say in `X-Load`.
+    /// Reports the `X-Load` headers of answers to HTTP checks to `calls` from now on.
     pub fn tell_words(&self, calls: Calls) {
         self.hearer.set(calls);
     }
 
-    /// All VIPs: addresses that no check comes from, since backends hold them as well.
+    /// Sets all VIPs. No check uses one as source, because backends have these addresses as well.
     pub fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.ways.set_vips(vips);
     }
 
-    /// Has a backend that packets suspect checked at once, and then every 50 ms, until `fall` checks in a row have failed or
-    /// one has passed; at most once in a second.
+    /// Checks a suspected backend at once and then every 50 ms, until `fall` checks in a row have failed or one has
+    /// passed; at most once in a second.
     pub fn suspect(&self, backend: BackendId) {
         self.order(Order::Suspect(backend));
     }
 
-    /// Ends the checks of `backend`. An outcome may still be under way in the channel.
+    /// Ends the checks of `backend`. An outcome may still be in the channel.
     pub fn stop(&mut self, backend: BackendId) {
         self.order(Order::Stop(backend));
     }
 
     fn order(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            // Without the thread there are no checks, which ends the process.
+            // Without the thread there are no checks, so the process ends.
             let _ = orders.send(order);
         }
     }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn follows_a_server_that_dies_and_returns() {
+    async fn when_a_server_dies_and_returns_then_its_checks_follow() {
         let (sender, mut events) = mpsc::channel(1);
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn starting_again_replaces_and_stopping_ends() {
+    async fn when_checks_are_started_again_or_stopped_then_the_earlier_ones_end() {
         let (sender, mut events) = mpsc::channel(1);
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -225,19 +225,19 @@ mod tests {
             assert_eq!(next(&mut events).await.0, BackendId(2));
         }
         drop(prober);
-        // The channel closes once the last task is gone.
+        // The channel closes once the last task has ended.
         while events.recv().await.is_some() {}
     }
 
-    /// The pauses between checks, of a server that refuses from the start and then accepts.
+    /// The test measures the pauses between checks of a server that first refuses and then accepts.
     #[tokio::test]
-    async fn a_pending_verdict_is_checked_faster() {
+    async fn when_a_verdict_is_pending_then_checks_come_faster() {
         let (sender, mut events) = mpsc::channel(1);
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
-        // At an hour between checks only the fast ones come at all.
+        // With an hour between checks, only the fast ones come at all.
         let hour = Duration::from_secs(3600);
         let check = CheckConfig {
             interval: hour,
@@ -251,18 +251,18 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(next(&mut events).await.1, CheckOutcome::Hard("connect: refused".to_owned()));
         }
-        // The verdict is there.
+        // The verdict has been reached.
         assert!(tokio::time::timeout(Duration::from_millis(500), events.recv()).await.is_err());
     }
 
     #[tokio::test]
-    async fn counting_goes_on_where_it_has_come_to() {
+    async fn when_a_check_is_started_again_then_counting_continues() {
         let (sender, mut events) = mpsc::channel(1);
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
-        // Only a check of a pending verdict comes soon after another one.
+        // Only a check of a pending verdict follows another one soon.
         let check = CheckConfig { interval: Duration::from_secs(3600), fall: 4, ..tcp() };
         let mut health = Health::default();
         (0..2).for_each(|_| health.record(&CheckOutcome::Hard("connect: refused".to_owned()), &check));
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_cannot_be_started_says_nothing_of_the_backend() {
+    async fn when_a_program_cannot_be_started_then_nothing_is_said_about_the_backend() {
         let (sender, mut events) = mpsc::channel(1);
         let mut prober = Prober::new(sender, &Supervisor::default()).unwrap();
         let exec =

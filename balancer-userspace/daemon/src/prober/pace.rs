@@ -1,4 +1,4 @@
-//! When checks come.
+//! The timing of checks.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use tokio::time::Instant;
 
 /// The longest wait before the first check.
 const FIRST: Duration = Duration::from_millis(500);
-/// Checks that are due within so short a time come together: one wake-up does for all of them.
+/// Checks that are due within this time share one wake-up.
 const TOGETHER: Duration = Duration::from_millis(5);
 
-/// The moments at which the checks of one backend come.
+/// The timing of one backend's checks.
 pub(super) struct Pace {
     random: fastrand::Rng,
-    /// Where everybody's moments are counted from.
+    /// The common origin of all backends' timing.
     origin: Instant,
 }
 
@@ -22,20 +22,20 @@ impl Pace {
         Self { random, origin }
     }
 
-    /// When the first check comes, if asked for `now`.
+    /// The time of the first check, if it was requested at `now`.
     pub(super) fn first(&mut self, now: Instant, interval: Duration) -> Instant {
         let wait = interval.min(FIRST).mul_f64(self.random.f64());
         self.shared(now + wait)
     }
 
-    /// When the check after that of `last` comes.
+    /// The time of the check after the one at `last`.
     pub(super) fn next(&mut self, last: Instant, interval: Duration) -> Instant {
         let jitter = CheckConfig::JITTER;
         let wait = interval.mul_f64(1.0 - jitter + 2.0 * jitter * self.random.f64());
         self.shared(last + wait)
     }
 
-    /// The next of the moments that all share.
+    /// The next common wake-up.
     fn shared(&self, moment: Instant) -> Instant {
         let since = moment.saturating_duration_since(self.origin).as_nanos();
         let over = u64::try_from(since % TOGETHER.as_nanos()).unwrap_or(0);
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_stays_within_ten_percent() {
+    fn when_checks_have_jitter_then_it_stays_within_ten_percent() {
         let mut pace = pace();
         let last = pace.origin + Duration::from_millis(1);
         let waits: Vec<Duration> = (0..10_000).map(|_| pace.next(last, Duration::from_secs(2)) - last).collect();
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_backends_do_not_start_at_once() {
+    fn when_a_thousand_backends_start_then_their_checks_are_spread() {
         let mut by_tenth = [0u32; 11];
         let mut pace = pace();
         let now = pace.origin;
@@ -74,14 +74,15 @@ mod tests {
             let delay = pace.first(now, Duration::from_secs(2)) - now;
             by_tenth[usize::try_from(delay.as_millis() * 10 / FIRST.as_millis()).unwrap()] += 1;
         }
-        // 100 expected in each, standard deviation 9.5: five of them. Those of the last 5 ms come at its very end.
+        // Each tenth should get 100; the limit is five standard deviations of 9.5. Checks in the last 5 ms come at the
+        // very end.
         by_tenth[9] += by_tenth[10];
         assert!(by_tenth[..10].iter().all(|&count| count.abs_diff(100) < 48), "{by_tenth:?}");
         assert!(pace.first(now, Duration::from_millis(100)) <= now + Duration::from_millis(100));
     }
 
     #[test]
-    fn what_is_due_at_about_the_same_time_comes_together() {
+    fn when_checks_are_due_at_about_the_same_time_then_they_come_together() {
         let pace = pace();
         let at = |micros| pace.shared(pace.origin + Duration::from_micros(micros)) - pace.origin;
         assert_eq!(at(10_000), Duration::from_millis(10));

@@ -1,4 +1,4 @@
-//! The checks of all backends, one task for each, and their outcomes on the way to the controller.
+//! The checks of all backends, one task each, and the delivery of their outcomes to the controller.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,20 +27,21 @@ use super::{
     service_path::Ways,
 };
 
-/// How long an outcome that is only counted may wait for others, so that the controller is woken once for all of them.
+/// How long a routine outcome may wait for others, so that the controller is woken once for all.
 const HELD: Duration = Duration::from_millis(100);
-/// How many outcomes may wait; checks wait when there are more.
+/// The maximum number of waiting outcomes; beyond that, checks wait.
 const FOUND: usize = 1024;
 
-/// Told to the checks of a service's backends when one of them begins to fail: an outage of all shows before its verdict.
+/// Notifies the checks of a service when one backend begins to fail, so that an outage of all is detected before the
+/// first verdict.
 type Alarm = watch::Sender<Option<Instant>>;
 
-/// What is to be checked.
+/// An instruction for the checks.
 #[derive(Debug)]
 pub(super) enum Order {
     Start(Box<CheckSpec>),
     Stop(BackendId),
-    /// Packets say that it may have failed.
+    /// Packets suggest that the backend may have failed.
     Suspect(BackendId),
 }
 
@@ -51,37 +52,37 @@ struct Checks {
     suspected: Arc<Notify>,
 }
 
-/// How a check ended.
+/// The result of a check.
 pub(super) struct Found {
     pub(super) backend: BackendId,
-    /// Which of its checks says so.
+    /// The number of the check.
     pub(super) number: CheckNumber,
     pub(super) outcome: CheckOutcome,
     pub(super) took: Duration,
-    /// Whether a suspicion caused the check.
+    /// Whether a suspicion triggered the check.
     pub(super) asked: bool,
-    /// Whether it may change what the controller thinks of the backend.
+    /// Whether it may change the controller's view of the backend.
     pub(super) matters: bool,
 }
 
-/// The tasks, and what they found that the controller has not been told.
+/// The tasks, and results that the controller has not received yet.
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     ways: Ways,
     hearer: Hearer,
     permits: Arc<Semaphore>,
     tasks: HashMap<BackendId, Checks>,
-    /// By service.
+    /// Alarms by service.
     alarms: HashMap<String, Weak<Alarm>>,
     running: JoinSet<()>,
     origin: Instant,
     held: VecDeque<(BackendId, Event)>,
-    /// When what is held is to be told.
+    /// When held results must be delivered.
     due: Option<Instant>,
 }
 
 impl Rounds {
-    /// None yet. No more than `at_once` are under way; others wait until one of them has ended.
+    /// Starts without tasks. At most `at_once` checks run at a time; others wait.
     pub(super) fn new(events: mpsc::Sender<Event>, (ways, hearer): (Ways, Hearer), at_once: usize) -> Self {
         let (tasks, alarms, held) = (HashMap::new(), HashMap::new(), VecDeque::new());
         let permits = Arc::new(Semaphore::new(at_once));
@@ -89,8 +90,8 @@ impl Rounds {
         Self { events, ways, hearer, permits, tasks, alarms, running: JoinSet::new(), origin, held, due: None }
     }
 
-    /// Follows orders until nobody gives any more. A panic of a task is a panic of this: a backend that nobody checks would
-    /// stay as it was for ever.
+    /// Follows orders until the sender is gone. A panic of a task is propagated, because a backend without checks would
+    /// keep its state forever.
     pub(super) async fn follow(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let (found_in, mut found) = mpsc::channel(FOUND);
         let events = self.events.clone();
@@ -158,7 +159,7 @@ impl Rounds {
         }
     }
 
-    /// That of a service, which lives as long as one of its backends is checked.
+    /// The alarm of a service, which lives while one of its backends is checked.
     fn alarm(&mut self, service: &str) -> Arc<Alarm> {
         if let Some(alarm) = self.alarms.get(service).and_then(Weak::upgrade) {
             return alarm;
@@ -169,7 +170,7 @@ impl Rounds {
         alarm
     }
 
-    /// Whether the controller is to be told at once.
+    /// Stores a result. Returns whether the controller must get it at once.
     fn hold(&mut self, found: Found) -> bool {
         let Found { backend, number, outcome, took, asked, matters } = found;
         if self.tasks.get(&backend).is_some_and(|checks| checks.number == number) {
@@ -180,13 +181,13 @@ impl Rounds {
     }
 }
 
-/// What has a backend checked sooner.
+/// Events that trigger an earlier check.
 struct News {
     alarm: Arc<Alarm>,
     suspected: Arc<Notify>,
 }
 
-/// The checks of one backend.
+/// Runs the checks of one backend.
 async fn run(
     spec: CheckSpec,
     (ways, hearer): (Ways, Hearer),
@@ -209,7 +210,7 @@ async fn run(
     loop {
         let Ok(permit) = permits.acquire().await else { return };
         let mut start = Instant::now();
-        // A check that runs into its timeout is given up for those of a series.
+        // A check that runs into its timeout is abandoned in favour of a series.
         let outcome = tokio::select! {
             biased;
             outcome = once(&mut check, &whom, &count.config) => Some(outcome),
@@ -246,7 +247,7 @@ async fn run(
     }
 }
 
-/// What the checks of a backend have found.
+/// The results of a backend's checks so far.
 pub(super) struct Count {
     backend: BackendId,
     number: CheckNumber,
@@ -259,11 +260,12 @@ pub(super) struct Count {
     alarm: Arc<Alarm>,
 }
 
-/// Nobody wants to know any more.
+/// The receiver of results is gone.
 pub(super) struct Ended;
 
 impl Count {
-    /// Counts a check that began at `start`, and tells the controller: at once if that may do something, or has `asked`.
+    /// Counts a check that began at `start`, and reports it: at once if the controller may act on it or the check was
+    /// `asked` for.
     pub(super) async fn add(
         &mut self,
         outcome: io::Result<CheckOutcome>,
@@ -296,7 +298,8 @@ impl Count {
     }
 }
 
-/// Has the others of a service checked soon, at most once in an `interval`: one that flaps does not have all checked fast.
+/// Triggers checks of the service's other backends, at most once in an `interval`, so that a flapping backend does not
+/// cause constant checks.
 fn raise(alarm: &Alarm, interval: Duration) {
     let now = Instant::now();
     alarm.send_if_modified(|last| {
@@ -308,7 +311,7 @@ fn raise(alarm: &Alarm, interval: Duration) {
     });
 }
 
-/// Checks once, by what was made ready before if it could be.
+/// Runs a check, preparing it if that was not possible before.
 async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> io::Result<CheckOutcome> {
     let check = match check {
         Some(check) => check,
@@ -333,15 +336,15 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A check that its backend's number names.
+    /// A check specification with its backend's number.
     pub(in crate::prober) fn spec(number: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
         let (backend, number) = (BackendId(number), CheckNumber(number.into()));
         CheckSpec { backend, number, name: fixture::name("web/web1"), target, check, health: Health::default() }
     }
 
-    /// Servers that take connections and say nothing hold up checks, and no check has more connections than it may.
+    /// The servers accept connections and stay silent, so checks wait, and no check has more connections than allowed.
     #[tokio::test]
-    async fn so_many_are_under_way_at_once_and_no_more() {
+    async fn when_checks_wait_for_servers_then_only_so_many_run_at_once() {
         const AT_ONCE: usize = 2;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
@@ -377,7 +380,7 @@ pub(super) mod tests {
                         while matches!(stream.read(&mut bytes).await, Ok(1..)) {}
                         open.fetch_sub(1, Ordering::SeqCst);
                     });
-                    // One that has ended may be heard of after the next has begun.
+                    // The end of one may be noticed after the next has begun.
                     tokio::time::sleep(interval / 5).await;
                     assert!(count.load(Ordering::SeqCst) <= AT_ONCE, "more than {AT_ONCE} at once");
                 }
@@ -390,7 +393,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Of three backends one begins to fail; the others are checked long before their next check would come.
+    /// A backend of three begins to fail; the others are checked long before their next regular check.
     #[tokio::test]
     async fn when_one_of_a_service_begins_to_fail_then_the_others_are_checked_soon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -417,7 +420,7 @@ pub(super) mod tests {
         assert_eq!(then, [(1, true), (2, true), (3, false)].into());
     }
 
-    /// A server that dies between two checks, which are an hour apart.
+    /// The server dies between two checks that are an hour apart.
     #[tokio::test]
     async fn when_a_dead_backend_is_suspected_then_its_verdict_is_there_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -433,7 +436,7 @@ pub(super) mod tests {
             _ => None,
         };
         assert_eq!(next().await, Some(true));
-        // It works: one check says so.
+        // The backend works, as one check shows.
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert_eq!(next().await, Some(true));
         drop(listener);
@@ -441,13 +444,13 @@ pub(super) mod tests {
         tokio::time::sleep(Duration::from_millis(1100)).await;
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert_eq!([next().await, next().await, next().await], [Some(false); 3]);
-        // There is a verdict, and nothing left to be found out.
+        // The verdict has been reached, and there is nothing left to find out.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(500), next()).await.is_err());
     }
 
-    /// A server that takes connections and says nothing: checks run into their timeouts side by side.
+    /// The server accepts connections and stays silent, so checks run into their timeouts side by side.
     #[tokio::test]
     async fn when_a_check_hangs_as_its_backend_is_suspected_then_others_run_beside_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -480,9 +483,9 @@ pub(super) mod tests {
         }
     }
 
-    /// One that waits for its next check; there may be 60,000.
+    /// Up to 60,000 checks may wait for their next turn.
     #[tokio::test]
-    async fn a_check_that_waits_is_small() {
+    async fn when_a_check_waits_then_it_takes_little_memory() {
         let spec = spec(1, "127.0.0.1:1".parse().unwrap(), fixture::check());
         let (found, _told) = mpsc::channel(1);
         let pace = Pace::new(fastrand::Rng::new(), Instant::now());
@@ -492,7 +495,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_check_that_panics_ends_them_all() {
+    async fn when_a_check_panics_then_all_checks_end() {
         let (events, _told) = mpsc::channel(1);
         let (_orders, given) = mpsc::unbounded_channel();
         let mut rounds = Rounds::new(events, Default::default(), 1);

@@ -1,4 +1,4 @@
-//! Checks of a backend that packets suspect: one at once and then one every 50 ms, until there is a verdict.
+//! Series of checks of a suspected backend: one at once, and then one every 50 ms until there is a verdict.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -15,29 +15,29 @@ use super::{
     rounds::{Count, Ended},
 };
 
-/// Between the starts of two checks.
+/// The time between the starts of two checks.
 const GAP: Duration = Duration::from_millis(50);
-/// Between the beginnings of two series of a backend.
+/// The minimum time between the starts of two series of a backend.
 const PERIOD: Duration = Duration::from_secs(1);
-/// More checks than this make no verdict any more; `fall` may be less.
+/// The maximum number of checks in a series; `fall` may be lower.
 const MOST: u32 = 20;
 
-/// When series of a backend begin.
+/// The start times of a backend's series.
 pub(super) struct Series {
     suspected: Arc<Notify>,
-    /// Whether one is asked for and has not begun.
+    /// Whether a series is requested and not started.
     is_asked: bool,
     last: Option<Instant>,
 }
 
 impl Series {
-    /// Those that are asked for by `suspected`.
+    /// Series that `suspected` requests.
     pub(super) const fn new(suspected: Arc<Notify>) -> Self {
         Self { suspected, is_asked: false, last: None }
     }
 
-    /// Waits until one is asked for, and may begin. Nothing is lost if it is not waited for to the end: a backend that dies
-    /// right after it was found to work is checked a moment later.
+    /// Waits until a series is requested and may start. Cancelling it loses nothing: a backend that dies right after it
+    /// was found working is checked a moment later.
     pub(super) async fn asked(&mut self) {
         if !self.is_asked {
             self.suspected.notified().await;
@@ -50,8 +50,8 @@ impl Series {
     }
 }
 
-/// Checks until `fall` in a row have failed, or one has passed. Those of a machine that is gone run into their time-outs side
-/// by side: a check does not wait for the one before.
+/// Checks until `fall` checks in a row have failed or one has passed. Against a dead machine, checks run into their
+/// timeouts side by side, because a check does not wait for the one before.
 pub(super) async fn run(whom: &Whom, count: &mut Count, permits: &Arc<Semaphore>) -> Result<(), Ended> {
     if matches!(count.health.verdict(), Verdict::Down { .. }) {
         return Ok(());
@@ -122,7 +122,7 @@ mod tests {
         let first = Instant::now();
         series.asked().await;
         suspected.notify_one();
-        // Given up again and again, as by a check that ends meanwhile.
+        // The wait is cancelled repeatedly, as by checks that end meanwhile.
         for _ in 0..4 {
             assert!(timeout(Duration::from_millis(200), series.asked()).await.is_err());
         }

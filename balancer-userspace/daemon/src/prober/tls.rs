@@ -29,16 +29,16 @@ use super::{
 
 /// How certificates are judged.
 pub(super) enum Trust {
-    /// Every one is taken.
+    /// Every certificate is accepted.
     Any,
-    /// By the system's roots.
+    /// Certificates are verified by the system's roots.
     System,
-    /// By the roots of a file.
+    /// Certificates are verified by the roots of a file.
     File(Arc<Watched<TlsConnector>>),
 }
 
 impl Trust {
-    /// As a check says.
+    /// The trust that a check configures.
     pub(super) fn of(tls: &Tls) -> Self {
         static FILES: Shelf<TlsConnector> = Shelf::new(of_file);
         match &tls.ca_file {
@@ -48,10 +48,10 @@ impl Trust {
         }
     }
 
-    /// The settings, made once for all checks with the same roots, which are as they were lately.
+    /// The TLS settings, made once for all checks with the same roots, which are up to date.
     ///
     /// # Errors
-    /// When certificates are to be verified and there are no roots to start from.
+    /// If certificates must be verified but there are no roots.
     pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
         static CAREFUL: Roots = Roots::new(careful);
         static CURIOUS: OnceLock<Result<TlsConnector, String>> = OnceLock::new();
@@ -66,7 +66,7 @@ impl Trust {
     }
 }
 
-/// What reads the roots, off the thread of the checks.
+/// Reads the roots, off the thread of the checks.
 type Read = fn() -> Result<TlsConnector, String>;
 
 /// Settings with the system's roots, which may change.
@@ -78,12 +78,12 @@ struct Roots {
 #[derive(Clone, Default)]
 struct Known {
     settings: Option<TlsConnector>,
-    /// When they were read, or were to be.
+    /// When they were read, or when the attempt was made.
     at: Option<Instant>,
 }
 
 impl Roots {
-    /// How old they may be when a check asks for them; it has those, and later ones have newer.
+    /// The maximum age of roots. A check uses the known ones, and later checks get newer ones.
     const FRESH: Duration = Duration::from_secs(60);
 
     const fn new(read: Read) -> Self {
@@ -111,7 +111,7 @@ impl Roots {
         }
     }
 
-    /// Those that are read take the place of the old ones, unless they are none.
+    /// Reads the roots again. They replace the old ones, unless there are none.
     fn read_again(&self) -> Result<TlsConnector, String> {
         let read = (self.read)();
         match &read {
@@ -125,12 +125,12 @@ impl Roots {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        // Whoever panicked did not hold it in the middle of a change.
+        // A panicking thread did not hold the lock during a change.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Verifies certificates by the system's roots.
+/// Settings that verify certificates by the system's roots.
 fn careful() -> Result<TlsConnector, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -141,7 +141,7 @@ fn careful() -> Result<TlsConnector, String> {
     verifying(roots)
 }
 
-/// Verifies certificates by the roots of a file in PEM.
+/// Settings that verify certificates by the roots of a PEM file.
 fn of_file(bytes: Vec<u8>) -> Result<TlsConnector, String> {
     let found = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
@@ -157,7 +157,7 @@ fn verifying(roots: RootCertStore) -> Result<TlsConnector, String> {
     settings(verifier.map_err(|error| error.to_string())?)
 }
 
-/// Takes every certificate: only whether the server answers is asked.
+/// Settings that accept every certificate, because only the server's answer matters.
 fn curious() -> Result<TlsConnector, String> {
     settings(Arc::new(Unverified))
 }
@@ -166,7 +166,7 @@ fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| {
         let mut provider = ring::default_provider();
-        // What is said is no secret: the cheapest first.
+        // The checks send nothing secret, so the cheapest cipher comes first.
         provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         Arc::new(provider)
     }))
@@ -180,17 +180,17 @@ fn settings(verifier: Arc<dyn ServerCertVerifier>) -> Result<TlsConnector, Strin
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Each check is a connection as a new client makes it.
+    // Each check is a connection like that of a new client.
     config.resumption = Resumption::disabled();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// Whether an error of a connection is TLS's and not the network's: somebody answers.
+/// Whether an error of a connection comes from TLS rather than the network, so that the server has answered.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     rustls_error(error).is_some()
 }
 
-/// What a failure to speak TLS means.
+/// The meaning of a TLS failure.
 pub(super) fn failure(error: &io::Error) -> CheckOutcome {
     match rustls_error(error) {
         Some(Error::InvalidMessage(_)) => CheckOutcome::Soft("tls: not a TLS answer".to_owned()),
@@ -249,7 +249,7 @@ mod tests {
 
     static READ: AtomicU32 = AtomicU32::new(0);
 
-    /// None at first, then some, then none again, then others.
+    /// Returns no roots first, then some, then none again, then others.
     fn changing() -> Result<TlsConnector, String> {
         match READ.fetch_add(1, Ordering::Relaxed) {
             0 | 2 => Err("no roots".to_owned()),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn roots_are_read_again_and_none_take_nothing_away() {
+    async fn when_roots_are_read_again_and_there_are_none_then_the_old_ones_stay() {
         static ROOTS: Roots = Roots::new(changing);
         assert_eq!(ROOTS.settings().await.err().as_deref(), Some("no roots"));
         let first = ROOTS.settings().await.unwrap();

@@ -1,4 +1,4 @@
-//! The answers to calls to the owner.
+//! Answering calls to the owner.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -24,7 +24,7 @@ use crate::{
     statistics::Statistics,
 };
 
-/// A caller that has gone away does not want its answer.
+/// Answers a call. A caller that is gone no longer needs its answer.
 pub(super) fn answer(
     owner: &mut Owner<KernelDataplane>,
     keeper: &mut Keeper,
@@ -110,7 +110,7 @@ pub(super) fn answer(
             }
         }
         Call::LoadSaid { name, words } => {
-            // In a fleet each member checks, and the leader alone decides.
+            // In a fleet each member checks, and only the leader decides.
             let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
             if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
                 lower(change, owner, fleet, keeper);
@@ -149,8 +149,8 @@ pub(super) fn answer(
     }
 }
 
-/// Returns the effects of a change, or why it would be refused. Tables are made and the client table is looked through
-/// for it on other threads, so that no other caller has to wait.
+/// Returns the effects of a change, or why it would be refused. Other threads build tables and scan the client table,
+/// so that no other caller has to wait.
 async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> {
     let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(not_worked_out)??;
     if let Some(wanted) = wanted {
@@ -159,7 +159,8 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
     spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
 }
 
-/// Asks whoever decides for a change: the fleet, where there is one and the wish is about services.
+/// Requests a change from the decider: the fleet if there is one and the request is about services, otherwise the
+/// keeper.
 fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
     match (fleet, &request.wish) {
         (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),
@@ -167,7 +168,8 @@ fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     }
 }
 
-/// Asks for the change that an agent's answer, or a load, asks for. One that is refused is asked for again by the next.
+/// Requests the change that follows from an agent's answer or a load. After a refusal, the next answer requests it
+/// again.
 fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
     let (reply, answer) = oneshot::channel();
     let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
@@ -179,7 +181,7 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     });
 }
 
-/// Asks for the changes that the loads of backends ask for. One that is refused is asked for again by the next look.
+/// Requests the changes that follow from backends' loads. After a refusal, the next evaluation requests them again.
 pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
     let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
     let mut changes = owner.look_at_loads(decides);
@@ -191,7 +193,7 @@ pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut F
     }
 }
 
-/// Asks for the changes that lists of targets ask for.
+/// Requests the changes that follow from lists of targets.
 pub(super) fn discover(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, calls: &Calls) {
     for change in owner.discoveries() {
         let Change::Discover { service, source, .. } = &change else { continue };
@@ -200,7 +202,7 @@ pub(super) fn discover(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, 
         keeper.ask(Request { wish: Wish::Change(change), uid: None, if_generation: None, reply });
         let calls = calls.clone();
         tokio::spawn(async move {
-            // One that is dropped is not answered because the controller ends.
+            // A dropped channel means that the controller ends.
             let Ok(done) = answer.await else { return };
             let _ = calls.send(Call::Discovered { service, source, refused: done.err() }).await;
         });
@@ -240,13 +242,13 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, re
     }
 }
 
-/// A backend's clients being forgotten, and who wants to know.
+/// A pass that forgets a backend's clients, and its requester.
 pub(super) struct ForgettingPass {
     forgetting: Forgetting,
     reply: oneshot::Sender<Result<ForgottenView, Refused>>,
 }
 
-/// Goes on with the first pass, by about a millisecond's work.
+/// Continues the first pass for about a millisecond.
 pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<ForgettingPass>) {
     let Some(mut pass) = passes.pop_front() else { return };
     match owner.forget_more(&mut pass.forgetting) {
@@ -257,12 +259,12 @@ pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDe
     }
 }
 
-/// Changes that are made, and whose answers wait so that they say what has come of them.
+/// Completed changes whose answers wait for their consequences.
 #[derive(Default)]
 pub(super) struct Joining {
-    /// Backends that were added and wait for their next hops.
+    /// Added backends that wait for their next hops.
     joins: Vec<Join>,
-    /// Whoever made changes whose clients are being forgotten, in the order made.
+    /// Requesters of changes whose clients are being forgotten, in the order of the changes.
     forgetting: VecDeque<oneshot::Sender<Result<Changed, Refused>>>,
 }
 
@@ -279,7 +281,7 @@ impl Joining {
         self.joins.iter().map(|join| join.until).min()
     }
 
-    /// Answers those whose wait, or whose time, is over.
+    /// Answers requests whose wait or time is over.
     pub(super) fn answer(&mut self, owner: &mut Owner<KernelDataplane>) {
         while let Some(changed) = owner.take_told() {
             if let Some(reply) = self.forgetting.pop_front() {

@@ -1,4 +1,4 @@
-//! An end that nobody notices: VIPs go first, and clients are steered on until routers send them elsewhere.
+//! A graceful end: VIPs are removed first, and clients are steered until routers send them elsewhere.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use tokio::time::Instant;
 
 use crate::{host::Host, owner::Owner, service_manager::ServiceManager, shutdown::ShutdownSignal};
 
-/// How long VIPs may take to go.
+/// How long removing VIPs may take.
 const VIPS_GO: Duration = Duration::from_secs(3);
 
-/// A balancer that was asked to end, and still steers.
+/// A balancer that was asked to end and still steers.
 #[derive(Debug)]
 pub(super) struct Leaving {
     /// The signal that asked it to end.
     pub(super) signal: ShutdownSignal,
     linger: Duration,
-    /// When it ends.
+    /// The time of its end.
     pub(super) until: Instant,
     vips_gone: bool,
 }
 
 impl Leaving {
-    /// Begins, unless nobody could take its place: `None` then.
+    /// Starts, unless no other balancer could take over: `None` then.
     pub(super) fn begin(
         signal: ShutdownSignal,
         owner: &mut Owner<KernelDataplane>,
@@ -46,7 +46,7 @@ impl Leaving {
         Some(this)
     }
 
-    /// Looks whether the VIPs are gone, which is when its time begins.
+    /// Checks whether the VIPs are gone, at which point its time starts.
     pub(super) fn look(&mut self, owner: &Owner<KernelDataplane>) {
         if !self.vips_gone && owner.has_no_vips() {
             self.vips_gone = true;

@@ -1,5 +1,4 @@
-//! The preparations of a start that run while the kernel verifies the program, which takes a processor for most of the
-//! start.
+//! Preparations at a start that run while the kernel verifies the program, which takes a processor most of the time.
 
 use anyhow::Context as _;
 use balancer_core::{controller::Controller, io::Event};
@@ -18,28 +17,28 @@ use crate::{
     supervisor::{Supervisor, panicked},
 };
 
-/// A program on its way into the kernel.
+/// A program being loaded into the kernel.
 pub(super) struct Loading(JoinHandle<anyhow::Result<KernelDataplane>>);
 
-/// All that needs no program.
+/// Everything that needs no program.
 pub(super) struct Prepared {
     pub(super) beginning: Beginning,
     pub(super) neighbours: Neighbours,
     pub(super) prober: Prober,
     pub(super) events: mpsc::Receiver<Event>,
-    /// Those that came meanwhile.
+    /// Events that arrived meanwhile.
     pub(super) found: Vec<Event>,
 }
 
 impl Loading {
-    /// Begins to load it, on a thread of its own.
+    /// Starts loading on a separate thread.
     pub(super) fn begin(capacity: Capacity, ifindexes: Vec<u32>, pins: Option<Pins>, supervisor: &Supervisor) -> Self {
         let (supervisor, tells) = (supervisor.clone(), puzzles::wanted());
         Self(spawn_blocking(move || KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor)))
     }
 
-    /// Gets `controller` ready until it is loaded. Does not return before, also on an error: what was made in the kernel
-    /// is undone by who has it.
+    /// Prepares `controller` until the program is loaded. It does not return earlier, even after an error, so that the
+    /// caller can undo what was made in the kernel.
     pub(super) async fn meanwhile(
         mut self,
         controller: Controller,

@@ -1,4 +1,4 @@
-//! A balancer that serves: the loop of the one task that owns the controller.
+//! The loop of the task that owns the controller.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -48,19 +48,19 @@ use crate::{
     supervisor::{Attended, Ended, Endings, Supervisor, Task},
 };
 
-/// Events that may wait for the controller; whoever has more to say waits.
+/// The maximum number of events waiting for the controller; further senders wait.
 pub(super) const EVENTS: usize = 1024;
-/// How often a part of the client table is swept, at least.
+/// The maximum interval between parts of a sweep of the client table.
 const SWEEP: Duration = Duration::from_millis(250);
-/// How long a sweep of the whole takes, about, at most.
+/// The approximate maximum duration of a whole sweep.
 const SWEEP_ALL: Duration = Duration::from_secs(8);
-/// How often the owner sees to what has failed.
+/// The interval at which the owner retries failed work.
 const UPKEEP: Duration = Duration::from_millis(250);
 
-/// Everything that serves. What is dropped goes in the order of the fields.
+/// Everything that serves. Fields are dropped in their order.
 pub(super) struct Running {
     pub(super) manager: ServiceManager,
-    /// The configuration that the statistics were last given.
+    /// The configuration last passed to the statistics.
     pub(super) settings: StatisticsConfig,
     pub(super) state_file: PathBuf,
     pub(super) keeper: Keeper,
@@ -73,19 +73,19 @@ pub(super) struct Running {
     pub(super) suspects: Ring<Sign>,
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
-    /// The files of denied prefixes to follow.
+    /// The deny list files to follow.
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
-    /// The lists of targets to follow.
+    /// The files with lists of targets to follow.
     pub(super) lists: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) discovering: Attended<()>,
-    /// The questions to DNS to ask.
+    /// The DNS queries to perform.
     pub(super) questions: watch::Sender<Questions>,
     pub(super) naming: Attended<()>,
-    /// The agents to ask.
+    /// The agents to query.
     pub(super) agents: watch::Sender<Agents>,
     pub(super) asking: Attended<()>,
-    /// For those who answer later.
+    /// The channel for tasks that answer later.
     pub(super) calls_in: Calls,
     pub(super) watching: Attended<()>,
     pub(super) finding: Attended<()>,
@@ -190,7 +190,7 @@ impl Running {
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
                 signs = suspects.next() => signs.iter().for_each(|sign| suspect(owner, *sign)),
-                // Ready for as long as something is left, and so the last.
+                // This is ready while work is left, so it comes last.
                 () = until(rereads) => owner.reread(),
                 () = ready(()), if owner.has_list_steps() => owner.step_lists(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
@@ -231,7 +231,7 @@ impl Running {
     }
 }
 
-/// Tells what is wanted now, if that is something else than before.
+/// Publishes a wanted value if it has changed.
 fn tell<T: PartialEq>(told: &watch::Sender<T>, wanted: T) {
     told.send_if_modified(|before| {
         let is_news = *before != wanted;
@@ -248,9 +248,9 @@ fn suspect(owner: &mut Owner<KernelDataplane>, sign: Sign) {
 
 /// Why the loop has ended.
 pub(super) enum End {
-    /// A signal asked for it.
+    /// A signal requested it.
     Asked(ShutdownSignal),
-    /// Something that the balancer cannot be without has ended.
+    /// An essential task has ended.
     Failed(Ended),
 }
 
@@ -263,10 +263,10 @@ impl fmt::Display for End {
     }
 }
 
-/// The control socket being served, until this is dropped.
+/// The serving control socket, until this is dropped.
 pub(super) struct Api {
     task: Task<()>,
-    /// Whoever serves hears of its end.
+    /// Notifies the server of the end.
     stop: watch::Sender<()>,
 }
 
@@ -279,7 +279,7 @@ impl Api {
     ) -> Self {
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error says that the sender is gone, which is the end as well.
+            // An error means that the sender is gone, which is the end as well.
             let _ = stopped.changed().await;
         };
         Self {
@@ -288,7 +288,7 @@ impl Api {
         }
     }
 
-    /// Takes no more requests, and waits for the answers under way.
+    /// Stops accepting requests, and waits for running answers.
     pub(super) async fn end(self) {
         let Self { task, stop } = self;
         drop(stop);
@@ -296,7 +296,7 @@ impl Api {
     }
 }
 
-/// Waits for the fleet's next input; forever where there is no fleet.
+/// Waits for the fleet's next input; forever if there is no fleet.
 async fn heard(fleet: &mut Option<Fleet>) -> Input {
     match fleet {
         Some(fleet) => fleet.next().await,
@@ -304,7 +304,7 @@ async fn heard(fleet: &mut Option<Fleet>) -> Input {
     }
 }
 
-/// How often one of so many parts of the client table is swept.
+/// The interval between sweeps of one out of this many parts of the client table.
 fn sweeps(parts: usize) -> Duration {
     let parts = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
     SWEEP.min(SWEEP_ALL / parts)
@@ -312,14 +312,14 @@ fn sweeps(parts: usize) -> Duration {
 
 async fn until(deadline: Option<Instant>) {
     match deadline {
-        // A timer's ticks are of a millisecond.
+        // A timer has a resolution of one millisecond.
         Some(deadline) if deadline <= Instant::now() => {}
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
-/// A ring buffer of the kernel program's reports.
+/// A ring buffer with reports of the kernel program.
 pub(super) struct Ring<T> {
     ring: AsyncFd<RingBuf<MapData>>,
     tells: PhantomData<T>,
@@ -349,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sweeps_take_from_a_quarter_of_a_second_to_eight_seconds() {
+    fn when_the_table_has_parts_then_a_sweep_takes_a_quarter_of_a_second_to_eight_seconds() {
         for (parts, milliseconds) in [(0, 250), (1, 250), (4, 1000), (32, 8000), (64, 8000), (1024, 8000)] {
             let all = sweeps(parts) * u32::try_from(parts.max(1)).unwrap();
             let off = all.abs_diff(Duration::from_millis(milliseconds));

@@ -2,7 +2,7 @@
 
 use super::running::{End, Running};
 
-/// Everything that served until its end, to be taken down in an order that loses nothing.
+/// Everything that served until the end, to be taken down in an order that loses nothing.
 pub(super) struct Shutdown {
     running: Running,
     end: End,
@@ -13,10 +13,10 @@ impl Shutdown {
         Self { running, end }
     }
 
-    /// Saves the state, takes the program off or leaves it, and lets the last answers out.
+    /// Saves the state, detaches the program or leaves it, and completes the last answers.
     pub(super) async fn finish(self) -> anyhow::Result<()> {
         let Self { running, end } = self;
-        // What is not named here goes last.
+        // Fields not named here are dropped last.
         let Running {
             manager,
             keeper,

@@ -1,4 +1,4 @@
-//! From a configuration to a balancer that serves.
+//! Startup: from a configuration to a serving balancer.
 
 use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -49,12 +49,12 @@ use crate::{
     supervisor::{Endings, Supervisor},
 };
 
-/// How long the start waits for DNS. Without an answer it goes on with the last pool.
+/// How long the start waits for DNS, before it continues with the last pool.
 const FIRST_ANSWERS: Duration = Duration::from_secs(2);
-/// Requests that may wait for the controller.
+/// The maximum number of requests waiting for the controller.
 const CALLS: usize = 64;
 
-/// Everything that has to be there before the program is loaded, and may be refused.
+/// Everything that must exist before the program is loaded and that may fail.
 pub(super) struct Startup {
     config: Config,
     named: Vec<String>,
@@ -69,7 +69,7 @@ pub(super) struct Startup {
     /// The pins, which outlive this process or have outlived another.
     pins: Option<Pins>,
     resumed: Resumed,
-    /// The fleet that it is a member of.
+    /// The fleet, if there is one.
     fleet: Option<Fleet>,
     metrics: Option<TcpListener>,
 }
@@ -78,7 +78,7 @@ impl Startup {
     pub(super) async fn new(launch: Launch) -> anyhow::Result<Self> {
         let Launch { config, as_written, named, file, configurations } = launch;
         if let Some(fleet) = &config.fleet {
-            // Before anything is set up.
+            // This check comes before anything is set up.
             fleet.member_name().map_err(anyhow::Error::msg)?;
         }
         let (supervisor, endings) = Supervisor::new();
@@ -93,7 +93,7 @@ impl Startup {
             None => None,
         };
         let metrics = match config.metrics_listen {
-            // As in a balancer that runs: it does its work, is degraded, and tries again.
+            // Behave like a running balancer: it works, is degraded, and retries.
             Some(listen) => {
                 metrics::bind(listen).await.inspect_err(|error| warn!("{error:#}; this is tried again")).ok()
             }
@@ -191,7 +191,7 @@ impl Startup {
             fleet.set_file(&file);
             fleet.catch_up(&mut owner);
         }
-        // Before the first packet that they are for.
+        // Lists are applied before the first packet that they concern.
         files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
         owner.begin_lists();
         lists.all().for_each(|(file, read)| owner.list_was_read(Source::File(file), read));
@@ -200,7 +200,7 @@ impl Startup {
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
-        // Before anything is pinned that could not be told apart without it.
+        // The state is saved before pins exist, which could not be identified without it.
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
         let surroundings = Surroundings {
@@ -287,7 +287,7 @@ impl Startup {
     }
 }
 
-/// Logs how much there is room for, and which process left the maps, if one has.
+/// Logs the capacity of the maps, and which process left them, if one did.
 fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
@@ -310,7 +310,7 @@ fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity)
     }
 }
 
-/// The pins to go on with or to make; none if nothing outlives, or has outlived, a process.
+/// The pins to continue with or to make; none if nothing outlives or has outlived a process.
 fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     let left = Pins::find(&config.state_file)?;
     match config.on_exit {
@@ -319,7 +319,7 @@ fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     }
 }
 
-/// Handles `found` and the events after them until each backend's address has had an answer, or `deadline` has passed.
+/// Handles `found` and later events until each backend's address has had an answer, or `deadline` has passed.
 async fn await_next_hops(
     owner: &mut Owner<KernelDataplane>,
     mut found: Vec<Event>,

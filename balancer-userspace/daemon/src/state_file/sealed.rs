@@ -21,15 +21,15 @@ struct Envelope<'a> {
     body: &'a RawValue,
 }
 
-/// The parts of a sealed line whose checksum is right.
+/// The parts of a sealed line with a valid checksum.
 pub(super) struct Opened<'a> {
     pub(super) version: u32,
-    /// Names the body in what refers to it.
+    /// The checksum, by which other data refers to the body.
     pub(super) checksum: &'a str,
     pub(super) body: &'a str,
 }
 
-/// Why a file is of no use.
+/// Why a file is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Bad {
     #[error("there is none")]
@@ -40,14 +40,14 @@ pub(crate) enum Bad {
     Broken(String),
 }
 
-/// How much of a body is in memory at a time while it is written, in bytes.
+/// The number of bytes of a body kept in memory while it is written.
 const PIECE: usize = 64 << 10;
-/// A checksum that is not known yet.
+/// A placeholder for a checksum that is not known yet.
 const UNKNOWN: &str = "00000000";
 /// The text after the body.
 const END: &str = "}\n";
 
-/// The CRC-32 of a version and of a body that is yet to come.
+/// The CRC-32 of a version, to be continued with the body.
 fn begin_checksum(version: u32) -> crc32fast::Hasher {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&version.to_le_bytes());
@@ -69,13 +69,13 @@ fn head(version: u32) -> (String, &'static str) {
     (format!("{{\"balancer_state\":{version},\"checksum\":\""), "\",\"body\":")
 }
 
-/// `body`, which is JSON, as a line of a file.
+/// Seals `body`, which is JSON, as a line of a file.
 pub(crate) fn sealed(version: u32, body: &str) -> String {
     let (before, after) = head(version);
     [&before, &checksum(version, body), after, body, END].concat()
 }
 
-/// Writes the line [`sealed`] of `body` into an empty file, in pieces; gives its checksum and its length in bytes.
+/// Writes the line [`sealed`] of `body` into an empty file, in pieces; returns its checksum and its size in bytes.
 pub(super) fn write(mut file: &File, version: u32, body: &impl Serialize) -> io::Result<(String, u64)> {
     let (before, after) = head(version);
     file.write_all([&before, UNKNOWN, after].concat().as_bytes())?;
@@ -118,7 +118,7 @@ pub(super) fn open(bytes: &[u8]) -> Result<Opened<'_>, Bad> {
     Ok(Opened { version, checksum: found, body: body.get() })
 }
 
-/// A state under a seal.
+/// Opens a sealed state.
 pub(crate) fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
     state(&open(bytes)?)
 }

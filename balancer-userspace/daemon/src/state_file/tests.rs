@@ -1,4 +1,4 @@
-//! Tests of the state that a state file and its journal give after anything that may happen to them.
+//! Tests of loading a state file and its journal after anything that may happen to them.
 
 use std::{os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
 
@@ -39,7 +39,7 @@ fn generation(loaded: &Loaded) -> u64 {
 }
 
 #[test]
-fn what_is_saved_is_loaded_and_for_its_owner_alone() {
+fn when_a_state_is_saved_then_it_is_loaded_and_only_its_owner_can_read_it() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     assert!(matches!(file.load().unwrap(), Loaded::Nothing));
@@ -54,7 +54,7 @@ fn what_is_saved_is_loaded_and_for_its_owner_alone() {
     assert_eq!(names, ["state.json", "state.json.lock", "state.json.previous"]);
 }
 
-/// A controller that serves, of which `web` is the smaller part; the moment it began.
+/// A serving controller in which `web` is the smaller service, and its start time.
 fn begun() -> (Controller, Instant) {
     let web = service("web", "198.51.100.10:80", Forwarding::Nat, &["web1 10.0.0.1:80", "web2 10.0.0.2:80"]);
     let mut dns = service("dns", "198.51.100.11:53", Forwarding::Nat, &[]);
@@ -69,7 +69,7 @@ fn weigh(controller: &mut Controller, weight: u16, now: Instant) {
     controller.change(Change::SetWeight { name: name("web/web1"), weight }, now).unwrap();
 }
 
-/// Counts a sweep, and nothing else.
+/// Counts a sweep and changes nothing else.
 fn sweep(controller: &mut Controller, known: u64, now: Instant) {
     let ids = controller.services().iter().flat_map(Service::backends).map(|backend| (backend.id(), known));
     let known = ids.collect();
@@ -88,7 +88,7 @@ fn keep_now(file: &mut StateFile, controller: &Controller, now: Instant, occasio
 }
 
 #[test]
-fn what_is_written_in_pieces_is_the_whole_state_under_its_seal() {
+fn when_a_state_is_written_in_pieces_then_it_is_whole_under_its_seal() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     let now = now();
@@ -108,7 +108,7 @@ fn what_is_written_in_pieces_is_the_whole_state_under_its_seal() {
 }
 
 #[test]
-fn counts_alone_are_written_from_time_to_time() {
+fn when_only_counters_change_then_they_are_written_from_time_to_time() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     let (mut controller, now) = begun();
@@ -117,12 +117,12 @@ fn counts_alone_are_written_from_time_to_time() {
     sweep(&mut controller, 7, now);
     keep_now(&mut file, &controller, now + COUNTS_EVERY / 2, Occasion::Refresh);
     assert_eq!(loaded(&mut file), first);
-    // With something else, at once.
+    // Together with another change, they are written at once.
     weigh(&mut controller, 50, now);
     keep_now(&mut file, &controller, now + COUNTS_EVERY / 2, Occasion::Refresh);
     let second = loaded(&mut file);
     assert_eq!((second.generation, second.services[0].backends[0].known), (1, 7));
-    // And after a while; not even then where nothing was counted.
+    // After a while they are written, but not if nothing was counted.
     sweep(&mut controller, 8, now);
     keep_now(&mut file, &controller, now + 2 * COUNTS_EVERY, Occasion::Refresh);
     assert_eq!(loaded(&mut file).services[0].backends[0].known, 8);
@@ -132,7 +132,7 @@ fn counts_alone_are_written_from_time_to_time() {
 }
 
 #[test]
-fn a_large_state_is_written_by_its_changes_until_they_are_half_as_much() {
+fn when_a_state_is_large_then_changes_are_written_until_they_are_half_as_long() {
     let (_directory, path) = place();
     let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
     let (mut controller, now) = begun();
@@ -153,13 +153,13 @@ fn a_large_state_is_written_by_its_changes_until_they_are_half_as_much() {
         journals += 1;
     }
     assert!((1..39).contains(&journals), "{journals}");
-    // With the journal that belonged to it, the state before is as late as it was.
+    // With its journal, the previous state is as recent as it was.
     fs::write(&path, "").unwrap();
     assert_eq!(generation(&file.load().unwrap()), journals);
 }
 
 #[test]
-fn changes_are_not_told_by_a_wall_clock_that_was_set_meanwhile() {
+fn when_the_wall_clock_was_set_then_changes_are_not_dated_by_it() {
     let (_directory, path) = place();
     let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
     let (mut controller, now) = begun();
@@ -183,7 +183,7 @@ fn changes_are_not_told_by_a_wall_clock_that_was_set_meanwhile() {
 }
 
 #[test]
-fn a_journal_cut_or_flipped_anywhere_is_noticed() {
+fn when_a_journal_is_cut_or_flipped_anywhere_then_it_is_noticed() {
     let (_directory, path) = place();
     let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
     let (mut controller, now) = begun();
@@ -206,17 +206,17 @@ fn a_journal_cut_or_flipped_anywhere_is_noticed() {
         assert_eq!(warning.is_some(), told.is_some(), "{warning:?}");
         assert!(warning.is_none_or(|warning| warning.contains(told.unwrap()) && warning.contains("is lost")));
     };
-    // What was being written when the machine ended.
+    // The cut is what a failing machine leaves of a write.
     for length in (0..good.len()).filter(|length| length % first < 60 || length % 7 == 0) {
         check(&good[..length], u64::from(length >= first), None);
     }
     check(&good, 2, None);
-    // All of the seals, and a part of what is under them.
+    // The flips hit all of the seals, and a part of the sealed data.
     for place in (0..good.len()).filter(|place| place % first < 60 || place % 7 == 0) {
         let mut bytes = good.clone();
         bytes[place] ^= 0x01;
         match place {
-            // Without its end, it is not a whole line.
+            // Without its line end, the line is incomplete.
             _ if place + 1 == good.len() => check(&bytes, 1, None),
             _ if place < first => check(&bytes, 0, Some("line 1")),
             _ => check(&bytes, 1, Some("line 2")),
@@ -227,7 +227,7 @@ fn a_journal_cut_or_flipped_anywhere_is_noticed() {
 }
 
 #[test]
-fn a_journal_of_another_state_is_passed_over() {
+fn when_a_journal_belongs_to_another_state_then_it_is_passed_over() {
     let (_directory, path) = place();
     let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
     let (mut controller, now) = begun();
@@ -239,17 +239,17 @@ fn a_journal_of_another_state_is_passed_over() {
     weigh(&mut controller, 51, now);
     keep_now(&mut file, &controller, now, Occasion::Whole);
     assert!(!journal.exists());
-    // The machine ended between the two.
+    // The machine failed between the two writes.
     fs::write(&journal, &left).unwrap();
     assert_eq!(loaded(&mut file).generation, 2);
-    // A change that comes next begins anew.
+    // The next change begins a new journal.
     weigh(&mut controller, 52, now);
     keep_now(&mut file, &controller, now, Occasion::Change);
     assert_eq!(loaded(&mut file).generation, 3);
 }
 
 #[test]
-fn after_a_failure_the_state_is_written_whole() {
+fn when_a_write_has_failed_then_the_state_is_written_whole() {
     let (directory, path) = place();
     let mut file = StateFile { small: 0, ..StateFile::open(&path).unwrap() };
     let (mut controller, now) = begun();
@@ -267,7 +267,7 @@ fn after_a_failure_the_state_is_written_whole() {
 }
 
 #[test]
-fn a_file_cut_or_flipped_anywhere_is_noticed() {
+fn when_a_file_is_cut_or_flipped_anywhere_then_it_is_noticed() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     file.save(&state(1)).unwrap();
@@ -279,7 +279,7 @@ fn a_file_cut_or_flipped_anywhere_is_noticed() {
         fs::write(&path, bytes).unwrap();
         fs::write(&previous, &before).unwrap();
         match file.load().unwrap() {
-            // The newline at the end means nothing.
+            // The newline at the end is insignificant.
             Loaded::State(loaded) => assert!(*loaded == state(2) && bytes.trim_ascii() == good.trim_ascii()),
             loaded @ (Loaded::Nothing | Loaded::Older(..)) => assert_eq!(generation(&loaded), 1),
         }
@@ -302,7 +302,7 @@ fn a_file_cut_or_flipped_anywhere_is_noticed() {
 }
 
 #[test]
-fn a_broken_file_never_becomes_the_previous_one() {
+fn when_a_file_is_broken_then_it_never_becomes_the_previous_one() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     file.save(&state(1)).unwrap();
@@ -315,7 +315,7 @@ fn a_broken_file_never_becomes_the_previous_one() {
 }
 
 #[test]
-fn a_newer_version_is_refused_whatever_came_before() {
+fn when_a_file_is_of_a_newer_version_then_it_is_refused_whatever_came_before() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     file.save(&state(1)).unwrap();
@@ -325,11 +325,11 @@ fn a_newer_version_is_refused_whatever_came_before() {
 }
 
 #[test]
-fn a_file_of_version_1_is_read() {
+fn when_a_file_is_of_version_1_then_it_is_read() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     file.save(&state(1)).unwrap();
-    // As it was: a service had one address, and a backend the service's port.
+    // In version 1, a service had one address, and a backend the service's port.
     let mut body = serde_json::to_value(state(1)).unwrap();
     body["version"] = 1.into();
     let one = |service: &mut serde_json::Value, backends: Vec<&mut serde_json::Value>| {
@@ -367,7 +367,7 @@ fn a_file_of_version_1_is_read() {
 }
 
 #[test]
-fn two_controllers_do_not_share_a_file() {
+fn when_two_controllers_want_one_file_then_the_second_is_refused() {
     let (_directory, path) = place();
     let first = StateFile::open(&path).unwrap();
     let error = StateFile::open(&path).unwrap_err().to_string();
@@ -377,7 +377,7 @@ fn two_controllers_do_not_share_a_file() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_is_named() {
+fn when_a_place_cannot_be_written_then_it_is_named() {
     let (directory, _) = place();
     let blocked = directory.path().join("file");
     fs::write(&blocked, "").unwrap();

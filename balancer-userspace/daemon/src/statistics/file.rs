@@ -1,5 +1,5 @@
-//! The counts of earlier moments, in a file beside the state file: the numbers of the last minute and hour go on for as
-//! long as the counters in the kernel do. JSON, a moment a line.
+//! Past counts in a file beside the state file, so that the figures of the last minute and hour continue as long as the
+//! kernel's counters do. Each line is a moment in JSON.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,17 +29,17 @@ pub(super) struct HistoryFile(LineFile);
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Moment {
-    /// Milliseconds since the machine started.
+    /// Milliseconds since the machine's start.
     pub(super) at: u64,
     pub(super) services: BTreeMap<String, Counted>,
-    /// The shares in the minute that ends now, if one does: the kind of load, and each backend's share of it in parts
-    /// of 65,535.
+    /// The shares of the minute that ends now, if one does: the kind of load, and each backend's share in parts of
+    /// 65,535.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) shares: BTreeMap<String, (Load, Vec<(String, u16)>)>,
 }
 
 impl HistoryFile {
-    /// Goes on with what is beside `state_file`.
+    /// Continues the file beside `state_file`.
     pub(super) fn open(state_file: &Path, supervisor: &Supervisor) -> Self {
         Self(LineFile::open(path(state_file), MOMENTS, supervisor))
     }
@@ -51,8 +51,8 @@ impl HistoryFile {
     }
 }
 
-/// The histories beside `state_file` up to `now`, by service. Lines that make no sense, as a torn last one, are passed
-/// over.
+/// Reads the histories beside `state_file` up to `now`, by service. Invalid lines, such as a torn last one, are
+/// skipped.
 pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
     let mut histories: HashMap<String, Past> = HashMap::new();
     for line in lines::read(&path(state_file), MOMENTS) {
@@ -73,7 +73,7 @@ pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
     histories
 }
 
-/// Forgets what is beside `state_file`: it was counted in other maps.
+/// Removes the file beside `state_file`, because it was counted in other maps.
 pub(super) fn forget(state_file: &Path) {
     let path = path(state_file);
     if let Err(error) = lines::remove(&path) {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn histories_go_on_where_they_ended() {
+    fn when_another_process_starts_then_histories_continue() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
         let mut file = HistoryFile::open(&state, &Supervisor::default());
@@ -116,7 +116,7 @@ mod tests {
         torn.write_all(b"{\"at\": 1020, \"ser").unwrap();
         let mut file = HistoryFile::open(&state, &Supervisor::default());
         moment(&mut file, 1030, 3);
-        // Of another boot: nobody knows when that was.
+        // This line is from another boot, so its time is unknown.
         moment(&mut file, 5000, 9);
         drop(file);
 
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_go_on_and_lines_without_them_are_read() {
+    fn when_a_file_has_lines_without_shares_then_it_is_read_and_shares_continue() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
         let mut file = HistoryFile::open(&state, &Supervisor::default());
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_is_there_and_days_are_not() {
+    fn when_a_file_is_old_then_an_hour_of_it_is_kept_and_days_are_not() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state.json");
         let mut file = HistoryFile::open(&state, &Supervisor::default());

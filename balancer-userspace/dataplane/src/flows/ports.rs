@@ -1,19 +1,19 @@
-//! Ports of this machine that its own sockets do not get.
+//! Ports of this machine that its own sockets do not use.
 
 use std::fs;
 
 use anyhow::Context as _;
 
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Ports below are servers'.
+/// Lower ports are reserved for servers.
 const LOWEST: u16 = 10_240;
-/// A pool with fewer is of little use.
+/// A smaller pool is of little use.
 const FEWEST: u16 = 1024;
 
-/// The longer range of ports that the kernel does not give to its own sockets.
+/// The longer of the two port ranges that the kernel does not assign to its own sockets.
 ///
 /// # Errors
-/// When it gives nearly all.
+/// If the kernel assigns nearly all ports.
 pub(super) fn not_given_by_the_kernel() -> anyhow::Result<(u16, u16)> {
     let text = fs::read_to_string(LOCAL).with_context(|| format!("reading {LOCAL}"))?;
     let (first, last) = local(&text).with_context(|| format!("{LOCAL} says {text:?}"))?;

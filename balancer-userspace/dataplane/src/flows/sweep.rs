@@ -1,4 +1,4 @@
-//! Looking at all flows: how many each backend has, and giving up those that have ended.
+//! The sweep of the flow table, which counts each backend's flows and removes those that have ended.
 
 use std::{
     collections::BTreeMap,
@@ -21,28 +21,28 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{FlowTable, address, idle_ticks};
 
-/// The result of a look at all flows.
+/// The result of a sweep of the flow table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowCounts {
-    /// Connections of each backend that has any; those that are closed, and known for a moment yet, left out.
+    /// Number of connections of each backend that has any, without closed ones that are still in the table.
     pub of_backends: BTreeMap<BackendId, u64>,
-    /// Rows that are taken, by connections or by what is left of them.
+    /// The number of rows in use, for connections or for ports that are not free yet.
     pub entries: u64,
-    /// The part of the ports that is taken for each backend, by connections and by what rests after them, at the address of the
-    /// pool where that is the largest.
+    /// For each backend, the fraction of ports in use (by connections and by resting ports) at the pool address where
+    /// it is highest.
     pub fullest: BTreeMap<BackendId, f64>,
 }
 
-/// A connection.
+/// A connection in the flow table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownFlow {
-    /// The client's end.
+    /// The client's address and port.
     pub client: SocketAddr,
-    /// The end that the client speaks to.
+    /// The address and port that the client connects to.
     pub vip: SocketAddr,
-    /// The end that the backend sees.
+    /// The address and port that the backend sees.
     pub pool: SocketAddr,
-    /// The backend's end.
+    /// The backend's address and port.
     pub at: SocketAddr,
     /// The backend.
     pub backend: BackendId,
@@ -50,9 +50,9 @@ pub struct KnownFlow {
     pub protocol: Protocol,
     /// `half_open`, `established` or `closing`.
     pub state: &'static str,
-    /// How long ago it began.
+    /// Time since the connection began.
     pub age: Duration,
-    /// How long ago its last packet came.
+    /// Time since its last packet.
     pub idle: Duration,
     /// Bytes of IP packets to the backend.
     pub bytes_to_backend: u64,
@@ -66,7 +66,7 @@ fn now() -> u32 {
     (u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) >> TICK_SHIFT) as u32
 }
 
-/// The times of each service, by its index.
+/// The limits of each service, by its index.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
 
@@ -74,7 +74,7 @@ pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) idle: IdleTicks,
-    /// The number of ports of each address.
+    /// Number of ports of each pool address.
     pub(super) ports: u32,
 }
 
@@ -85,13 +85,13 @@ impl FlowTimes {
 
     fn of_row(&self, row: &FlowRow) -> IdleTicks {
         let known = self.0.get(&ServiceId(row.service)).map(|limits| limits.idle);
-        // A service that is gone has no times: what is left of it ends as by default.
+        // A removed service has no times, so its remaining flows end by the defaults.
         known.unwrap_or_else(|| idle_ticks(&FlowSpec::default()))
     }
 }
 
 impl FlowTable {
-    /// Looks at all flows, gives up those that have ended, and counts the others. About 2 ms for 100,000 rows.
+    /// Sweeps all flows: removes those that have ended, and counts the others. It takes about 2 ms for 100,000 rows.
     #[must_use]
     pub fn sweep(&self) -> FlowCounts {
         let (now, times) = (now(), self.times());
@@ -127,7 +127,7 @@ impl FlowTable {
         self.times.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// As the kernel program does where it needs the row. `false`: a packet was faster.
+    /// Removes a flow as the kernel program does when it needs the row. `false`: a packet was faster.
     fn give_up(&self, index: usize, word: &AtomicU64, seen: FlowWord, now: u32) -> bool {
         let taken = FlowWord::new(!seen.tag(), FLOW_TAKEN | FLOW_RESTS, now);
         if word.compare_exchange(seen.0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
@@ -144,7 +144,7 @@ impl FlowTable {
         true
     }
 
-    /// The flows of a service that `wanted` says, at most `most`.
+    /// Up to `most` flows of a service for which `wanted` is true.
     #[must_use]
     pub fn list(&self, service: ServiceId, wanted: impl Fn(&KnownFlow) -> bool, most: usize) -> Vec<KnownFlow> {
         let (now, times) = (now(), self.times());

@@ -1,4 +1,4 @@
-//! Tracking of the work that changes leave to be done in the client table, as the maps are written.
+//! The work that changes leave in the client table, while maps are written.
 
 use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
 
@@ -52,7 +52,7 @@ impl KernelDataplane {
         Reread::Ends(self.rereading.take().map_or_else(Vec::new, Rereading::forgotten))
     }
 
-    /// Has the client table be as the last change asks for: who needs to know ages cannot wait.
+    /// Completes the work of the last change at once, for an operation that needs exact ages.
     pub(crate) fn reread_all(&mut self) {
         let Some(rereading) = &mut self.rereading else { return };
         let Stickiness { clients, memories, .. } = &self.stickiness;
@@ -66,7 +66,7 @@ impl KernelDataplane {
         self.settle();
     }
 
-    /// All ages are in ticks of their clocks.
+    /// Records that all ages are in ticks of their services' clocks.
     fn settle(&mut self) {
         let Some(rereading) = &self.rereading else { return };
         for service in rereading.services() {

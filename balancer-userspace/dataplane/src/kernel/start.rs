@@ -1,4 +1,4 @@
-//! How the data path comes to be: the object with its numbers, then the maps, then the programs.
+//! Starting the data path: the object with its parameters, then the maps, then the programs.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -46,7 +46,7 @@ use crate::{
     threads::{Threads, Unwatched},
 };
 
-/// The parameters that the kernel program and its maps are made with.
+/// The parameters of the kernel program and its maps.
 struct Numbers<'a> {
     capacity: &'a Capacity,
     budgets: Budgets,
@@ -56,24 +56,24 @@ struct Numbers<'a> {
     interfaces: usize,
     interface_multiplier: u32,
     handover_key: u64,
-    /// Whether it tells of what is puzzling.
+    /// Whether the program logs puzzling events.
     tells: bool,
 }
 
 impl KernelDataplane {
-    /// Loads the program and makes its maps, which go with this process. Nothing is attached yet, and no packet is touched.
+    /// Loads the program and makes maps that end with this process. Nothing is attached yet, and no packet is touched.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
+    /// If the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
         Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
     }
 
-    /// Loads the program. The maps that outlive a controller are those in `pins`, or are pinned there. Whether it `tells` of
-    /// what is puzzling cannot be changed later.
+    /// Loads the program. The maps that outlive a controller are taken from `pins`, or pinned there. Whether the
+    /// program `tells` of puzzling events cannot be changed later.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
+    /// If the kernel refuses the program or a map.
     pub fn load_kept(
         capacity: Capacity,
         ifindexes: &[u32],
@@ -84,10 +84,10 @@ impl KernelDataplane {
         Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
     }
 
-    /// The same with other budgets for each CPU.
+    /// Loads the program with other budgets for each CPU.
     ///
     /// # Errors
-    /// When the kernel refuses the program or a map.
+    /// If the kernel refuses the program or a map.
     pub fn load_limited(
         mut capacity: Capacity,
         ifindexes: &[u32],
@@ -165,7 +165,7 @@ impl KernelDataplane {
 }
 
 impl Numbers<'_> {
-    /// Makes the maps, or takes those that are pinned. With it: how many bytes they take.
+    /// Makes the maps, or takes the pinned ones. Also returns their total size in bytes.
     fn load(&self, pins: Option<&Pins>, whose: Option<&Whose>) -> anyhow::Result<(Ebpf, u64)> {
         let Self { capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells } = self;
         let Budgets { errors, rejections, echo, fragments, waiting } = budgets;
@@ -204,8 +204,8 @@ impl Numbers<'_> {
     }
 }
 
-/// Buckets of the client table. One that is left cannot change its size without forgetting where its clients are: then the
-/// capacity is that one's.
+/// Number of buckets of the client table. An existing table cannot change its size without forgetting its clients, so
+/// the capacity becomes that table's.
 fn buckets(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<u32> {
     let Some((pins, notes)) = pins.and_then(|pins| Some((pins, pins.left()?))) else { return Ok(capacity.buckets()) };
     if notes.clients == NOBODY && capacity.clients != NOBODY {
@@ -216,7 +216,7 @@ fn buckets(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<u32> 
     Ok(notes.buckets)
 }
 
-/// Whether the table of connections that is left can be gone on with: it cannot change its size without resetting them.
+/// Whether an existing flow table can be continued: it cannot change its size without resetting its connections.
 fn flows(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<()> {
     let Some((pins, notes)) = pins.and_then(|pins| Some((pins, pins.left()?))) else { return Ok(()) };
     if notes.flows == 0 || capacity.flows == 0 {
@@ -231,13 +231,13 @@ fn flows(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The indices of this network namespace; none where the kernel does not tell.
+/// The indices of all interfaces in this network namespace; empty if the kernel does not tell.
 fn all_interfaces() -> Vec<u32> {
     let all = nix::net::if_::if_nameindex().ok();
     all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()
 }
 
-/// The level of the program's log and the bytes of its ring, which the kernel wants to be whole pages.
+/// The level of the program's log, and the size of its ring in bytes, which must be whole pages.
 fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
     if tells {
         return Ok((Level::Debug as u8, 1 << 17));
@@ -246,7 +246,7 @@ fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
     Ok((0, u32::try_from(page)?))
 }
 
-/// Before anything is published: views of two empty tables, which are valid.
+/// The control words before anything is published: views of two empty tables, which are valid.
 fn first_control(seen_salt: u64) -> Control {
     let view = TableView { base: 0, bits: 1, factor: 1 }.to_word();
     Control {

@@ -1,7 +1,7 @@
-//! Known clients and the tables that would send them elsewhere: the state that packets, swaps and sweeps race for.
+//! Known clients, and the tables that would send them elsewhere: state for which packets, swaps and sweeps race.
 //!
 //! A slot without an exception is steered from the live table alone. The flag is set before a client of the slot can be
-//! elsewhere, and taken back as [`super::sweep`] says.
+//! elsewhere; [`super::sweep`] says when it is cleared.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,13 +17,13 @@ use super::{
     tables::{Known, Tables},
 };
 
-/// How much of what a sweep has found is acted on at a time: less than a tenth of a millisecond's work.
+/// The number of a sweep's findings processed at a time: less than a tenth of a millisecond's work.
 const AT_ONCE: usize = 4096;
 
 #[cfg(test)]
 mod races;
 
-/// The memory of all services, and their tables.
+/// The memories of all services, and their tables.
 pub(super) struct Stickiness {
     pub(super) tables: Tables,
     pub(super) clients: ClientTable,
@@ -32,12 +32,13 @@ pub(super) struct Stickiness {
     /// The memory of every service that has a table.
     pub(super) memories: HashMap<ServiceId, Memory>,
     grace_periods: Arc<GracePeriods>,
-    /// Before it is over no pass over the client table may begin: packets on their way may have seen what was before.
+    /// The grace period before the next pass over the client table: packets in progress may have seen the earlier
+    /// state.
     next_pass: Option<Grace>,
 }
 
 impl Stickiness {
-    /// No service's yet.
+    /// Starts without services.
     pub(super) fn new(
         tables: Tables,
         clients: ClientTable,
@@ -48,8 +49,8 @@ impl Stickiness {
         Self { tables, clients, sweep, scanner, memories: HashMap::new(), grace_periods, next_pass: None }
     }
 
-    /// Makes `table` a service's live table, by `publish` if the service is published. `adopted`: an earlier controller
-    /// may have left clients anywhere. A service without memory yet gets what `begin` makes.
+    /// Makes `table` a service's live table, calling `publish` if the service is published. `adopted`: an earlier
+    /// controller may have left clients anywhere. A service without memory gets the result of `begin`.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
@@ -68,14 +69,14 @@ impl Stickiness {
         self.memories.get(&service).is_some_and(|memory| memory.clock.is_some())
     }
 
-    /// Flags every slot of a service with memory: rules have sent clients where the table does not.
+    /// Flags every slot of a service with memory, because rules have sent clients elsewhere than the table.
     pub(super) fn flag_all(&mut self, service: ServiceId) {
         if self.remembers(service) {
             self.tables.flag_all(service);
         }
     }
 
-    /// Clients of a service may come to be elsewhere than they were: as if the table were swapped.
+    /// Assumes that clients of a service may come to be elsewhere, as after a swap.
     pub(super) fn distrust(&mut self, service: ServiceId) {
         self.wait_for_packets();
         if let Some(memory) = self.memories.get_mut(&service) {
@@ -83,13 +84,13 @@ impl Stickiness {
         }
     }
 
-    /// No pass begins before every packet that is on its way now has left.
+    /// Delays the next pass until every packet that is in progress now has left.
     pub(super) fn wait_for_packets(&mut self) {
         self.next_pass = Some(self.grace_periods.begin());
     }
 
-    /// Goes on with the sweep, in parts of `words` entries: has a look taken at the next one, or acts on what it has found. Of
-    /// services that `keep` their flags none is taken back.
+    /// Continues the sweep in parts of `words` entries: starts the next scan, or processes the findings of the last.
+    /// Flags of services for which `keep` is true are not cleared.
     pub(super) fn sweep(&mut self, words: usize, keep: impl Fn(ServiceId) -> bool) -> Swept {
         let Self { tables, clients, sweep, scanner, memories, .. } = self;
         if sweep.rests() {
@@ -137,7 +138,7 @@ impl Stickiness {
         forgotten.unwrap_or_default()
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, and says where the next part begins.
+    /// Forgets the clients of a backend in `words` entries from `from` on, and returns the start of the next part.
     pub(super) fn forget_all(&mut self, backend: BackendId, from: usize, words: usize) -> (Forgotten, Option<usize>) {
         let memory = self.clients.service_of(backend.0).and_then(|service| self.memories.get(&service));
         let Some(memory) = memory else { return (Forgotten::default(), None) };

@@ -1,8 +1,8 @@
-//! Packets against swaps, sweeps, failures and forgetting, in orders that a scheduler chooses (`shuttle`).
+//! Races of packets against swaps, sweeps, failures and forgetting, in orders chosen by a scheduler (`shuttle`).
 //!
-//! The controller's half is the real one. Packets take the steps of `balancer-ebpf/src/steer.rs` with the shared code of
-//! `balancer-common`; between any two of their accesses to what is shared, other threads may run. More schedules:
-//! `RACES=100000`; those of a certain seed: `SHUTTLE_RANDOM_SEED`.
+//! The controller's half is the real code. Packets take the steps of `balancer-ebpf/src/steer.rs` with the shared code
+//! of `balancer-common`; between any two accesses to shared data, other threads may run. `RACES=100000` runs more
+//! schedules, `SHUTTLE_RANDOM_SEED` those of one seed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -42,14 +42,14 @@ use crate::{
 const SERVICE: ServiceId = ServiceId(1);
 const BACKENDS: usize = 16;
 const BUCKETS: usize = 2;
-/// Ticks for which a client is remembered.
+/// The number of ticks for which a client is remembered.
 const REMEMBER: u16 = 4096;
-/// Entries in one part of a sweep, four of which are a pass.
+/// The number of entries in one part of a sweep; four parts make a pass.
 const PART: usize = 4;
-/// Slots of all tables but where their number matters.
+/// The number of slots of all tables, except where it matters.
 const SIZE: usize = 4;
 
-/// A client by its hash, such that it is in this bucket and slot.
+/// A client by its hash, chosen so that it falls into a given bucket and slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Client(u64);
 
@@ -67,7 +67,7 @@ impl Client {
         self.0 as usize & (BUCKETS - 1)
     }
 
-    /// Returns the client's bit among those that have been seen.
+    /// Returns the client's bit in the filter of recently seen clients.
     const fn bit(self) -> u64 {
         1 << (self.bucket() * 8 + self.tag() as usize % 8)
     }
@@ -80,14 +80,14 @@ struct OnTheirWay {
     packets: BTreeSet<u64>,
 }
 
-/// The maps that packets see, and the packets that are on their way.
+/// The maps that packets see, and the packets in progress.
 struct Packets {
     slots: MappedArray<SlotLine>,
     buckets: MappedArray<Bucket>,
     table: AtomicU64,
-    /// The first slot of the newest table before it is published. No step of its own.
+    /// The first slot of the newest table before it is published. Accessing it is no separate step.
     announced: std::sync::atomic::AtomicU16,
-    /// The first slot of the last one that is.
+    /// The first slot of the last published table.
     published: AtomicU16,
     tick: AtomicU16,
     seen: AtomicU64,
@@ -104,13 +104,13 @@ struct Packets {
 #[derive(Clone, Copy, Debug)]
 struct Steered {
     backend: u16,
-    /// Whether its client has an entry from now on.
+    /// The number of steps of other threads between a packet's move and its counting.
     is_known: bool,
     /// The newest table that was announced when it looked into its own.
     newest: u16,
 }
 
-/// A bucket of which each access is an own step.
+/// A bucket in which each access is a separate step.
 struct Words<'a>(&'a Packets, usize);
 
 impl Entries for Words<'_> {
@@ -126,7 +126,7 @@ impl Entries for Words<'_> {
 }
 
 impl Packets {
-    /// Lets others run.
+    /// Lets other threads run.
     fn step(&self) {
         self.tick.load(SeqCst);
     }
@@ -194,27 +194,27 @@ impl Packets {
         SlotLine { flags, ..self.slots.load(line as usize) }.slot(index)
     }
 
-    /// Waits until everybody who is on the way now has left.
+    /// Waits until every packet that is in progress now has left.
     fn wait(&self) {
         let way = self.on_their_way.lock().unwrap();
         let last = way.begun;
         drop(self.left.wait_while(way, |way| way.packets.first().is_some_and(|&first| first <= last)).unwrap());
     }
 
-    /// Every client that is known, and where.
+    /// The entries of all known clients.
     fn known(&self) -> impl Iterator<Item = Entry> {
         self.buckets.words().iter().map(|word| Entry(word.load(SeqCst))).filter(|entry| !entry.is_empty())
     }
 }
 
-/// The controller: one thread, as the real one.
+/// The controller, in one thread as in production.
 struct Controller {
     stickiness: Stickiness,
     packets: Arc<Packets>,
 }
 
 impl Controller {
-    /// With a live table, in a map of so many lines.
+    /// A controller with a live table in a map of this many lines.
     fn new(lines: u32, table: &[u16]) -> Self {
         let [slots, slots_seen] = MappedArray::twice(lines as usize).unwrap();
         let [buckets, buckets_seen] = MappedArray::twice(BUCKETS).unwrap();
@@ -266,7 +266,7 @@ impl Controller {
         self.stickiness.sweep(PART, |_| false)
     }
 
-    /// A whole part.
+    /// Completes a part of the sweep.
     fn sweep_part(&mut self) -> Swept {
         loop {
             match self.sweep() {
@@ -276,7 +276,7 @@ impl Controller {
         }
     }
 
-    /// Ends a pass, or makes one: whether nobody was found at a backend.
+    /// Finishes a pass, or makes one. Returns whether no client was found at a backend.
     fn sweep_finds_nobody_at(&mut self, backend: BackendId) -> bool {
         loop {
             match self.sweep() {
@@ -286,15 +286,15 @@ impl Controller {
         }
     }
 
-    /// Complete passes, with nothing else to do.
+    /// Makes complete passes with nothing else to do.
     fn sweep_passes(&mut self, count: usize) {
         for _ in 0..count {
             self.sweep_finds_nobody_at(BackendId(NO_BACKEND));
         }
     }
 
-    /// Fewer parts than `most`, if passes may begin and looks are taken. One that is being taken when this ends is acted on after
-    /// whatever comes next.
+    /// Makes up to `most` parts, if passes may begin and scans complete. The findings of a scan that is in progress at
+    /// the end are processed after the next event.
     fn sweep_parts(&mut self, most: usize) {
         for _ in 0..thread_rng().gen_range(0..2 * most) {
             if self.sweep() == Swept::GoesOn && thread_rng().gen_bool(0.7) {
@@ -308,7 +308,7 @@ impl Controller {
         self.packets.seen.fetch_and(!client.bit(), SeqCst);
     }
 
-    /// Nobody has been seen in a new period, and the clock goes on.
+    /// Begins a period in which no client has been seen, and advances the clock.
     fn advance(&mut self) {
         self.packets.seen.store(0, SeqCst);
         let memory = self.stickiness.memories.get_mut(&SERVICE).unwrap();
@@ -316,7 +316,7 @@ impl Controller {
         self.packets.tick.store(memory.tick, SeqCst);
     }
 
-    /// With nobody on the way: who is elsewhere is in a flagged slot.
+    /// Asserts, with no packet in progress, that every client away from its table's backend is in a flagged slot.
     fn assert_exceptions_are_flagged(&self) {
         let table = self.stickiness.tables.location(SERVICE).unwrap();
         for entry in self.packets.known() {
@@ -342,19 +342,19 @@ impl Controller {
     }
 }
 
-/// Plays a scenario in many orders: half of them random, half with few changes of thread at chosen places (PCT).
+/// Runs a scenario in many orders: half of them random, half with few thread switches at chosen places (PCT).
 fn in_many_orders(scenario: fn()) {
     let schedules = env::var("RACES").map_or(Ok(2000), |number| number.parse()).expect("RACES is a number");
     shuttle::check_random(scenario, schedules / 2);
     shuttle::check_pct(scenario, schedules / 2, 4);
 }
 
-/// Two tables that have nothing in common.
+/// Two tables without a common slot.
 const HERE: [u16; SIZE] = [1; SIZE];
 const THERE: [u16; SIZE] = [2; SIZE];
 
 #[test]
-fn a_known_client_stays_through_swaps_sweeps_and_other_clients_comings_and_goings() {
+fn when_tables_are_swapped_and_swept_then_a_known_client_stays() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
         let clients = [Client::new(0, 0, 0), Client::new(1, 3, 0)];
@@ -383,7 +383,7 @@ fn a_known_client_stays_through_swaps_sweeps_and_other_clients_comings_and_going
         });
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         controller.assert_exceptions_are_flagged();
-        // Once home, nobody is an exception.
+        // Once clients are home, none is an exception.
         controller.swap(&HERE);
         controller.forget(comes_and_goes);
         controller.sweep_passes(4);
@@ -393,11 +393,11 @@ fn a_known_client_stays_through_swaps_sweeps_and_other_clients_comings_and_going
 }
 
 #[test]
-fn whatever_the_race_who_is_elsewhere_is_in_a_flagged_slot() {
+fn when_threads_race_then_a_client_elsewhere_is_in_a_flagged_slot() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
         let clients = [Client::new(0, 0, 0), Client::new(0, 0, 1), Client::new(1, 1, 0)];
-        // Each client's packets come in on two processors.
+        // Two processors receive packets of each client.
         let threads = [clients, clients].map(|clients| {
             let packets = Arc::clone(&controller.packets);
             thread::spawn(move || {
@@ -423,10 +423,10 @@ fn whatever_the_race_who_is_elsewhere_is_in_a_flagged_slot() {
 }
 
 #[test]
-fn a_packet_on_its_way_makes_nobody_known_where_he_was_before_he_was_forgotten() {
+fn when_a_client_is_forgotten_then_a_packet_in_progress_does_not_restore_its_old_backend() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
-        // In the bucket that is looked at last.
+        // The sweep reads this bucket last.
         let client = Client::new(1, 0, 0);
         controller.packets.send(client);
         controller.swap(&THERE);
@@ -449,7 +449,7 @@ fn a_packet_on_its_way_makes_nobody_known_where_he_was_before_he_was_forgotten()
 }
 
 #[test]
-fn once_a_failure_is_told_no_packet_goes_to_the_failed_backend() {
+fn when_a_failure_is_announced_then_no_packet_goes_to_the_failed_backend() {
     const FAILED: u16 = 2;
     in_many_orders(|| {
         let mut controller = Controller::new(3, &[1, FAILED, 1, FAILED]);
@@ -469,7 +469,7 @@ fn once_a_failure_is_told_no_packet_goes_to_the_failed_backend() {
             })
         });
         controller.sweep_part();
-        // Those who hold it must be let go before the table that they then follow can name it no more, or after.
+        // Its clients may be released before or after the table stops naming it.
         if thread_rng().gen_bool(0.5) {
             controller.swap(&[1, 3, 1, 3]);
             controller.packets.keeps_known[usize::from(FAILED)].store(false, SeqCst);
@@ -485,13 +485,13 @@ fn once_a_failure_is_told_no_packet_goes_to_the_failed_backend() {
 }
 
 #[test]
-fn all_moves_from_a_removed_backend_are_counted_before_its_id_is_free() {
+fn when_a_backend_is_removed_then_all_moves_are_counted_before_its_id_is_reused() {
     const REMOVED: BackendId = BackendId(HERE[0]);
     const PASS_AND_MORE: u64 = 100;
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
         let client = Client::new(0, 0, 0);
-        // The pass under way has left the bucket before the client is known.
+        // The current pass has left the bucket before the client becomes known.
         assert_eq!([controller.sweep_part(), controller.sweep_part()], [Swept::Rests, Swept::Rests]);
         controller.packets.send(client);
         controller.swap(&THERE);
@@ -502,7 +502,7 @@ fn all_moves_from_a_removed_backend_are_counted_before_its_id_is_free() {
         let packet = thread::spawn(move || {
             packets.send(client);
         });
-        // The packet has moved the client, and need not have counted it.
+        // The packet has moved the client but may not have counted it yet.
         while controller.packets.known().any(|entry| entry.backend() == REMOVED.0) {
             thread::yield_now();
         }
@@ -517,19 +517,19 @@ fn all_moves_from_a_removed_backend_are_counted_before_its_id_is_free() {
 }
 
 #[test]
-fn no_packet_reads_a_table_that_was_not_live_while_it_was_on_its_way() {
-    /// Slots that fill two lines.
+fn when_a_table_was_not_live_during_a_packet_then_the_packet_does_not_read_it() {
+    /// Number of slots that fills two lines.
     const LONG: usize = 20;
     const TABLES: u16 = 7;
     in_many_orders(|| {
-        // Room for the live table and one more, so that lines are written again at the next swap but one.
+        // There is room for the live table and one more, so lines are reused at the second swap.
         let mut controller = Controller::new(4, &[1; LONG]);
         let threads = [Client::new(0, 0, 0), Client::new(1, 3, 0)].map(|client| {
             let packets = Arc::clone(&controller.packets);
             thread::spawn(move || {
                 for number in 0..4 {
                     let first = packets.published.load(SeqCst);
-                    // Another client each time, whom nobody knows.
+                    // Each packet comes from a new, unknown client.
                     let Steered { backend, newest, .. } = packets.send(Client(client.0 + (number << 32)));
                     assert!((first..=newest).contains(&backend), "table {backend} while {first} to {newest} were live");
                 }

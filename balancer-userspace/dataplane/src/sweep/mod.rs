@@ -1,14 +1,14 @@
-//! Sweeps: passes over the client table that count clients, forget the expired, and take back exceptions, a part at a time.
+//! Sweeps: passes over the client table, in parts, that count clients, forget expired ones, and clear exception flags.
 //!
-//! A thread of its own takes a look at each part, and changes nothing. Whoever owns the table acts on what it has found, a
-//! little at a time, so that nothing waits for a sweep. Things may have changed since the look, so an entry is emptied only
-//! where it is to be by what holds then. A flag too many, as of a slot of the table before, does no harm.
+//! A separate thread scans each part and changes nothing. The owner of the table processes the findings a little at a
+//! time, so that nothing waits for a sweep. The state may change after the scan, so an entry is emptied only if that is
+//! right by the current state. An unnecessary flag, such as one for a slot of the previous table, does no harm.
 //!
-//! A slot's exception flag may be taken back when no client of the slot is at another backend than the table's. One
-//! look is not enough: a packet on its way may write an entry that it has read before the sweep passed, and steer by a table
-//! that has been swapped since. So it takes two complete passes in a row without a swap in between, each begun after every
-//! packet that was on its way at the end of the last pass, or saw the old table, had left. And whatever the race, an entry
-//! that is found elsewhere has its slot flagged.
+//! A slot's exception flag may be cleared when no client of the slot is at another backend than the table's. One scan
+//! is not enough: a packet in progress may write an entry that it read before the sweep passed, and steer by a table
+//! that has been swapped since. So clearing takes two complete passes in a row without a swap in between. Each pass
+//! begins only after every packet has left that was in progress at the end of the previous pass or saw the old table.
+//! In every case, an entry found elsewhere has its slot flagged.
 
 mod scan;
 mod scanner;
@@ -33,21 +33,21 @@ use super::{clients::ClientTable, memory::Memory};
 #[cfg(test)]
 mod tests;
 
-/// Some slots of a service.
+/// A set of slots of a service.
 #[derive(Clone, Debug)]
 struct SlotSet {
     size: usize,
-    /// By slot, whether it is one; empty: none is.
+    /// Membership by slot; empty: no slot is a member.
     slots: Vec<bool>,
 }
 
 impl SlotSet {
-    /// None of so many.
+    /// An empty set for a table of this size.
     const fn of(size: usize) -> Self {
         Self { size, slots: Vec::new() }
     }
 
-    /// Takes note of one; whether it is new.
+    /// Adds a slot. Returns whether it is new.
     fn insert(&mut self, slot: u32) -> bool {
         if self.slots.is_empty() {
             self.slots = vec![false; self.size];
@@ -60,21 +60,21 @@ impl SlotSet {
     }
 }
 
-/// The slots of one service in which some client is elsewhere.
+/// The slots of a service with some client elsewhere.
 #[derive(Clone, Debug)]
 struct Elsewhere {
-    /// The number of the service's last swap when the pass began.
+    /// The number of the service's swaps when the pass began.
     swaps: u64,
     slots: SlotSet,
 }
 
-/// Clients that have been forgotten. A packet that was on its way may have written such an entry once more: an entry
-/// that names the same backend as before, while the table has named another one all the time, is no newcomer's.
+/// Clients that have been forgotten. A packet in progress may have written such an entry again. An entry that names the
+/// earlier backend, although the table has named another one all the time, is therefore no newcomer's.
 #[derive(Debug, Default)]
 struct Again {
-    /// By bucket and tag: the backend, and the number of the service's last swap.
+    /// The backend and the number of the service's swaps, by bucket and tag.
     clients: HashMap<(usize, u32), (u16, u64)>,
-    /// All clients of a backend.
+    /// Backends all of whose clients were forgotten.
     backends: HashMap<u16, u64>,
 }
 
@@ -85,34 +85,34 @@ impl Again {
     }
 }
 
-/// The findings of a complete pass.
+/// The result of a complete pass.
 pub(super) struct Pass {
-    /// Known clients, in rising order of ids.
+    /// Numbers of known clients, in rising order of backend ids.
     pub(super) known: Vec<(BackendId, u64)>,
     /// Slots without exceptions, by service.
     pub(super) settled: Vec<(ServiceId, Vec<u32>)>,
 }
 
-/// The present activity of the sweep.
+/// The current activity of the sweep.
 enum Stage {
-    /// Nothing.
+    /// No activity.
     Rests,
-    /// A look at a part.
+    /// A scan of a part.
     Looks,
-    /// The findings of a look are acted on.
+    /// Processing the findings of a scan.
     Acts(Scanned),
 }
 
-/// How far the sweep has come.
+/// The progress of the sweep.
 pub(super) struct Sweep {
     stage: Stage,
-    /// Where the next part begins.
+    /// Start of the next part.
     next: usize,
-    /// By backend id.
+    /// Numbers of known clients by backend id.
     known: Vec<u64>,
     this_pass: HashMap<ServiceId, Elsewhere>,
     last_pass: HashMap<ServiceId, Elsewhere>,
-    /// Forgotten since the pass began: for the next one.
+    /// Clients forgotten since the pass began, for the next one.
     forgotten: Again,
     again: Arc<Again>,
     entries: u64,
@@ -133,44 +133,44 @@ impl Sweep {
         }
     }
 
-    /// Known clients at the last complete pass.
+    /// Number of known clients in the last complete pass.
     pub(super) const fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Whether nothing is under way, so that a part may begin.
+    /// Whether no part is in progress, so that one may begin.
     pub(super) const fn rests(&self) -> bool {
         matches!(self.stage, Stage::Rests)
     }
 
-    /// Whether a look is being taken.
+    /// Whether a scan is in progress.
     pub(super) const fn looks(&self) -> bool {
         matches!(self.stage, Stage::Looks)
     }
 
-    /// Whether the next part is the first one of a pass.
+    /// Whether the next part is the first of a pass.
     pub(super) const fn begins_pass(&self) -> bool {
         self.next == 0
     }
 
-    /// A client of this slot has come to be elsewhere, where the present pass may have been already.
+    /// Records that a client of this slot is elsewhere, in a part that the pass may have left already.
     pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
         if let Some(pass) = self.this_pass.get_mut(&service) {
             pass.slots.insert(slot);
         }
     }
 
-    /// A client of this hash has been forgotten. The next pass looks again.
+    /// Records that a client of this hash has been forgotten. The next pass checks it again.
     pub(super) fn forgot(&mut self, bucket: usize, entry: Entry, swaps: u64) {
         self.forgotten.clients.insert((bucket, entry.tag()), (entry.backend(), swaps));
     }
 
-    /// All clients of a backend have been forgotten. The next pass looks again.
+    /// Records that all clients of a backend have been forgotten. The next pass checks them again.
     pub(super) fn forgot_all(&mut self, backend: BackendId, swaps: u64) {
         self.forgotten.backends.insert(backend.0, swaps);
     }
 
-    /// The look at the next part, of up to `words` entries, which somebody is to take now.
+    /// Returns the scan of the next part, of up to `words` entries, which the caller must run.
     pub(super) fn part(&mut self, words: usize, clients: &ClientTable, memories: &HashMap<ServiceId, Memory>) -> Scan {
         if self.begins_pass() {
             self.begin(memories);
@@ -180,7 +180,7 @@ impl Sweep {
         Scan::new(clients, self.next..end, memories, Arc::clone(&self.again))
     }
 
-    /// The look is over.
+    /// Stores the findings of the scan.
     pub(super) fn found(&mut self, scanned: Scanned) {
         for &(id, count) in &scanned.known {
             if let Some(known) = self.known.get_mut(usize::from(id)) {
@@ -190,8 +190,7 @@ impl Sweep {
         self.stage = Stage::Acts(scanned);
     }
 
-    /// Acts on up to `most` of what was found. Gives slots to be flagged; after the last of what was found, nothing is under
-    /// way any more.
+    /// Processes up to `most` findings. Returns slots to flag. After the last finding, the sweep rests.
     pub(super) fn act(
         &mut self,
         most: usize,
@@ -214,7 +213,7 @@ impl Sweep {
         elsewhere
     }
 
-    /// The end of the pass, if that was its last part. Where no slot of a service `is_flagged`, none is to be settled.
+    /// Ends the pass if that was its last part. If no slot of a service `is_flagged`, none of its slots needs clearing.
     pub(super) fn end(
         &mut self,
         clients: &ClientTable,
@@ -254,12 +253,12 @@ impl Sweep {
         self.this_pass = remembering.map(|(&id, memory)| (id, begin(memory))).collect();
     }
 
-    /// Whether nobody has been found elsewhere in this slot during this pass, until now.
+    /// Whether no client has been found elsewhere in this slot during this pass so far.
     fn is_first(&mut self, service: ServiceId, slot: u32) -> bool {
         self.this_pass.get_mut(&service).is_some_and(|pass| pass.slots.insert(slot))
     }
 
-    /// Counts a client, or forgets it if it is not remembered. Gives its slot, if that is to be flagged.
+    /// Counts a client, or forgets it if it is not remembered. Returns its slot if that must be flagged.
     fn look_again(
         &mut self,
         index: usize,
@@ -272,7 +271,7 @@ impl Sweep {
         if entry.is_empty() {
             return None;
         }
-        // Only if nobody has touched it since.
+        // This applies only if no packet has touched the entry since.
         let forget = || {
             let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
         };

@@ -1,4 +1,4 @@
-//! A look at a part of the client table that changes nothing, so that any thread may take it.
+//! Scanning a part of the client table without changing it, so that any thread may do it.
 
 use std::{
     collections::HashMap,
@@ -15,26 +15,26 @@ use balancer_core::io::ServiceId;
 use super::{Again, SlotSet};
 use crate::{clients::ClientTable, mapped::MappedArray, memory::Memory};
 
-/// Part of a pass over the client table, with all that a look at it takes.
+/// A part of a pass over the client table, with all data that its scan needs.
 pub(in super::super) struct Scan {
     buckets: Arc<MappedArray<Bucket>>,
     entries: Range<usize>,
-    /// By backend id: the service it belongs to.
+    /// The service of each backend, by backend id.
     services: Arc<Vec<Option<ServiceId>>>,
-    /// By the number of the service, as it is when the look begins.
+    /// The memories by service number, as of the start of the scan.
     memories: Vec<Option<Memory>>,
     again: Arc<Again>,
 }
 
-/// The findings of a look.
+/// The findings of a scan.
 pub(in super::super) struct Scanned {
-    /// Where the next part begins.
+    /// Start of the next part.
     pub(super) end: usize,
-    /// Known clients by backend, of those that have some.
+    /// Numbers of known clients by backend, without zeros.
     pub(super) known: Vec<(u16, u64)>,
-    /// Slots in which a client is elsewhere, each once.
+    /// Slots with a client elsewhere, each once.
     pub(super) elsewhere: Vec<(ServiceId, u32)>,
-    /// Entries that somebody has to look at who knows what holds by then, and may empty them.
+    /// Entries that may have to be emptied, which the owner must check by the current state.
     pub(super) doubtful: Vec<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Scan {
         again: Arc<Again>,
     ) -> Self {
         let mut by_number = Vec::new();
-        // By number, so that the loop needs no hashing.
+        // Memories are indexed by number, so that the loop needs no hashing.
         by_number.resize_with(memories.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0), || None);
         for (id, memory) in memories {
             if let Some(place) = by_number.get_mut(usize::from(id.0)) {
@@ -58,7 +58,7 @@ impl Scan {
         Self { buckets, entries, services, memories: by_number, again }
     }
 
-    /// Looks at each entry once.
+    /// Reads each entry once.
     pub(super) fn run(&self) -> Scanned {
         let mut known = vec![0u64; self.services.len()];
         let slots = |memory: &Option<Memory>| SlotSet::of(memory.as_ref().map_or(0, |memory| memory.table.len()));
@@ -92,7 +92,7 @@ impl Scan {
         Scanned { end: self.entries.end, known, elsewhere, doubtful }
     }
 
-    /// The service that an entry names, if it remembers that.
+    /// The service that an entry belongs to, if that remembers the client.
     fn memory(&self, entry: Entry) -> Option<(ServiceId, &Memory)> {
         let service = self.services.get(usize::from(entry.backend())).copied().flatten()?;
         let memory = self.memories.get(usize::from(service.0))?.as_ref()?;

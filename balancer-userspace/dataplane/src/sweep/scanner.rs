@@ -1,4 +1,4 @@
-//! The thread that takes looks at the client table.
+//! The thread that scans the client table.
 
 use anyhow::Context as _;
 
@@ -18,8 +18,10 @@ pub(in super::super) struct Scanner {
 }
 
 impl Scanner {
+    /// Starts the thread.
+    ///
     /// # Errors
-    /// When there can be no more threads.
+    /// If the system allows no more threads.
     pub(in super::super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         let ((wanted, scans), (finds, found)) = (channel(), channel());
         let work = move || while scans.recv().is_ok_and(|scan: Scan| finds.send(scan.run()).is_ok()) {};
@@ -27,12 +29,12 @@ impl Scanner {
         Ok(Self { wanted, found })
     }
 
-    /// Has a look taken. Where the thread is gone nothing comes of it.
+    /// Starts a scan. Nothing happens if the thread is gone.
     pub(in super::super) fn begin(&self, scan: Scan) {
         let _ = self.wanted.send(scan);
     }
 
-    /// Returns the findings of the look, once it is over.
+    /// Returns the findings once the scan is over.
     pub(in super::super) fn found(&self) -> Option<Scanned> {
         self.found.try_recv().ok()
     }

@@ -1,4 +1,4 @@
-//! Tests of acting on the findings of a look, whatever has changed since.
+//! Tests of processing the findings of a scan after the state has changed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ const BUCKETS: usize = 4;
 const ENTRIES: usize = BUCKETS * BUCKET_ENTRIES;
 const SERVICE: ServiceId = ServiceId(3);
 const OTHER: ServiceId = ServiceId(1);
-/// The first tables: backends 1 to 3 are the service's, 4 the other's, and 5 nobody's.
+/// The first table: backends 1 to 3 belong to the service, 4 to the other service, and 5 to none.
 const TABLE: [u16; 4] = [1, 2, 3, 1];
 const OTHERS: [u16; 2] = [4, 4];
 const NOW: u16 = 9000;
@@ -24,7 +24,7 @@ struct Bench {
     sweep: Sweep,
 }
 
-/// An entry as a test gives it: its backend, its age in ticks, and its slot among four.
+/// A test's entry: its backend, its age in ticks, and its slot among four.
 type Client = (u16, u16, u32);
 
 fn entry((backend, age, slot): Client, number: u32) -> Entry {
@@ -36,7 +36,7 @@ fn clock(remember: u16) -> Clock {
 }
 
 impl Bench {
-    /// One client in each place, from the first on.
+    /// Puts one client in each place, from the first on.
     fn new(clients: &[Client]) -> Self {
         let [buckets, _] = MappedArray::<Bucket>::twice(BUCKETS).unwrap();
         let mut table = ClientTable::new(buckets, 6);
@@ -60,7 +60,7 @@ impl Bench {
         self.memories.get_mut(&SERVICE).unwrap()
     }
 
-    /// A part, with what happens between the look and the acts on it. Gives the slots that are to be flagged.
+    /// Runs a part, with `between` after the scan and before processing. Returns the slots to flag.
     fn part(&mut self, words: usize, at_once: usize, between: impl FnOnce(&mut Self)) -> Vec<(ServiceId, u32)> {
         assert!(self.sweep.rests());
         let scan = self.sweep.part(words, &self.clients, &self.memories);
@@ -75,7 +75,7 @@ impl Bench {
         flagged
     }
 
-    /// A pass of one part: who is known, and which slots are to be flagged.
+    /// Runs a pass of one part. Returns its result and the slots to flag.
     fn pass(&mut self, between: impl FnOnce(&mut Self)) -> (Pass, Vec<(ServiceId, u32)>) {
         let flagged = self.part(usize::MAX, usize::MAX, between);
         (self.end().unwrap(), flagged)
@@ -93,7 +93,8 @@ impl Bench {
         Entry(self.clients.words()[index].load(Ordering::Relaxed))
     }
 
-    /// A pass over one client, and what happens meanwhile: whether it is still there, and counted.
+    /// Runs a pass over one client, with `between` after the scan. Returns whether the client is still there and
+    /// counted.
     fn meanwhile(client: Client, between: impl FnOnce(&mut Self)) -> bool {
         let mut bench = Self::new(&[client]);
         let (pass, _) = bench.pass(between);
@@ -105,21 +106,21 @@ impl Bench {
 }
 
 #[test]
-fn who_was_not_remembered_at_the_look_is_forgotten_only_if_it_still_is_not() {
+fn when_a_client_was_expired_at_the_scan_then_it_is_forgotten_only_if_it_still_is() {
     let (expired, stranger) = ((1, REMEMBER + 1, 0), (5, 0, 0));
     assert!(Bench::meanwhile((1, REMEMBER, 0), |_| ()));
     assert!(!Bench::meanwhile(expired, |_| ()));
     assert!(!Bench::meanwhile(stranger, |_| ()));
-    // A packet comes.
+    // A packet arrives.
     assert!(Bench::meanwhile(expired, |bench| bench.set(0, bench.at(0).aged(0, NOW))));
-    // It is remembered for longer.
+    // The client is now remembered for longer.
     assert!(Bench::meanwhile(expired, |bench| bench.memory().retime(Some(clock(REMEMBER + 1)), Duration::ZERO)));
     // The backend is added.
     assert!(Bench::meanwhile(stranger, |bench| bench.clients.belongs(BackendId(5), Some(SERVICE))));
 }
 
 #[test]
-fn what_changes_for_who_was_remembered_counts_from_the_next_look_on() {
+fn when_a_remembered_client_changes_after_the_scan_then_the_next_scan_counts_it() {
     let mut bench = Bench::new(&[(1, REMEMBER, 0)]);
     let (pass, _) = bench.pass(|bench| bench.memory().tick += 1);
     assert_eq!(pass.known, [(BackendId(1), 1)]);
@@ -128,11 +129,11 @@ fn what_changes_for_who_was_remembered_counts_from_the_next_look_on() {
 }
 
 #[test]
-fn a_swap_after_a_look_begins_the_count_of_passes_anew() {
+fn when_a_swap_follows_a_scan_then_the_count_of_passes_begins_anew() {
     let mut bench = Bench::new(&[(1, 0, 1), (1, 0, 2)]);
     assert_eq!(bench.pass(|_| ()).1.len(), 2);
     let settled = |pass: Pass| BTreeMap::from_iter(pass.settled).remove(&SERVICE);
-    // That pass, and the one after it, have not begun after it.
+    // Neither that pass nor the next one began after the swap.
     let (pass, _) = bench.pass(|bench| bench.memory().swapped([1, 2, 1, 1].into()));
     assert_eq!(settled(pass), None);
     let (pass, flagged) = bench.pass(|_| ());
@@ -141,7 +142,7 @@ fn a_swap_after_a_look_begins_the_count_of_passes_anew() {
 }
 
 #[test]
-fn who_comes_to_be_elsewhere_after_the_look_keeps_its_flag() {
+fn when_a_client_moves_elsewhere_after_the_scan_then_its_flag_stays() {
     let mut bench = Bench::new(&[(1, 0, 0)]);
     bench.pass(|_| ());
     let (pass, _) = bench.pass(|bench| {
@@ -152,7 +153,7 @@ fn who_comes_to_be_elsewhere_after_the_look_keeps_its_flag() {
 }
 
 #[test]
-fn who_was_forgotten_goes_again_unless_something_else_is_known() {
+fn when_a_forgotten_client_reappears_then_it_is_forgotten_again_unless_it_is_elsewhere() {
     for (forgotten, now, stays) in [(1, 1, false), (1, 2, true), (2, 1, true)] {
         let mut bench = Bench::new(&[]);
         bench.sweep.forgot(0, entry((forgotten, 0, 2), 0), 1);
@@ -175,7 +176,7 @@ fn clients() -> impl Strategy<Value = Vec<Client>> {
 
 proptest! {
     #[test]
-    fn in_however_many_parts_each_entry_is_looked_at_once(
+    fn when_a_pass_has_any_number_of_parts_then_each_entry_is_processed_once(
         clients in clients(), words in 1..=ENTRIES, at_once in 1..=ENTRIES,
     ) {
         let mut bench = Bench::new(&clients);
@@ -208,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_happens_after_the_look_nobody_who_is_remembered_is_forgotten(
+    fn when_anything_changes_after_the_scan_then_no_remembered_client_is_forgotten(
         clients in clients(),
         touched in prop::collection::vec(0..ENTRIES, 0..ENTRIES),
         remember in 1..2 * REMEMBER,

@@ -1,4 +1,4 @@
-//! Commands to try from another terminal, and the scripts that they need.
+//! Commands to try from another terminal, and the scripts that they use.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ use crate::{
     topology::Family,
 };
 
-/// A program that can be started again as the lab has started it.
+/// A script that starts a program again in the same way as the lab.
 pub(super) struct Script<'a> {
     pub(super) name: &'a str,
     pub(super) host: &'a Namespace,
@@ -25,7 +25,8 @@ pub(super) struct Script<'a> {
 }
 
 impl Script<'_> {
-    /// Writes `start-NAME`, and `NAME.pid` if it runs with this process id; the script writes that, too.
+    /// Writes `start-NAME`, and `NAME.pid` if the program runs with this process id. The script also writes the process
+    /// id.
     pub(super) fn write(&self, files: &Path, pid: Option<u32>) -> Result<()> {
         let Self { name, host, program, arguments } = self;
         let (pid_file, log) = (files.join(format!("{name}.pid")), files.join(format!("{name}.again.log")));
@@ -47,19 +48,19 @@ impl Script<'_> {
     }
 }
 
-/// A word for the shell.
+/// Quotes a word for the shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// A line to be copied.
+/// A command line to copy.
 #[derive(Clone, Debug, Serialize)]
 struct Command {
     what: &'static str,
     command: String,
 }
 
-/// The commands for people.
+/// The commands as text for people.
 pub(super) fn text(lab: &Lab) -> String {
     let lines: Vec<String> = commands(lab).iter().map(|line| format!("  {:<24}{}", line.what, line.command)).collect();
     format!(
@@ -70,7 +71,7 @@ pub(super) fn text(lab: &Lab) -> String {
     )
 }
 
-/// The commands for programs.
+/// The commands as JSON for programs.
 pub(super) fn json(lab: &Lab) -> Result<String> {
     Ok(serde_json::to_string(&json!({ "commands": commands(lab) }))?)
 }
@@ -78,7 +79,7 @@ pub(super) fn json(lab: &Lab) -> Result<String> {
 fn commands(lab: &Lab) -> Vec<Command> {
     let (balancer, files) = (lab.program.display(), lab.files.path().display());
     let cable = |state: &str| {
-        // The port of the first balancer.
+        // The switch's port towards the first balancer.
         format!("ip -n {} link set balancer {state}", lab.topology.switch().name())
     };
     let kill = |name: &str| format!("kill -9 $(cat {files}/{name}.pid)");
@@ -126,7 +127,7 @@ mod tests {
     use super::quoted;
 
     #[test]
-    fn a_word_is_one_word_for_the_shell() {
+    fn when_a_word_is_quoted_then_the_shell_reads_it_as_one_word() {
         let word = "a b'c $(d) \"e\"";
         let output = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output();
         assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), word);

@@ -11,10 +11,10 @@ use balancer_common::map_types::Forwarding;
 use super::{Kind, Options};
 use crate::{config::Config, controller::Controller, topology::Topology};
 
-/// Backends of the service at first.
+/// The number of backends at the start.
 pub(super) const BACKENDS: u16 = 4;
 
-/// A balancer: its process may have been killed, and another one started with the same files.
+/// A balancer. A user may have killed its process and started another one with the same files.
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) controller: Controller,
@@ -23,7 +23,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Starts balancer `index`, counted from 0, with its files in a directory in `files`.
+    /// Starts balancer `index`, counted from 0, with its files in a new directory in `files`.
     pub(super) fn start(
         options: &Options,
         topology: &Topology,
@@ -43,7 +43,7 @@ impl Member {
         Ok(Self { name, controller, files })
     }
 
-    /// Where it listens for commands.
+    /// The path of the control socket.
     pub(super) fn socket(&self) -> PathBuf {
         self.files.join("balancer.sock")
     }

@@ -1,5 +1,5 @@
-//! Several balancers that are one fleet, on one machine: a router in front of them, or a pair of which one stands by;
-//! etcd, web servers and clients; commands to break it, and a table of what clients see.
+//! Several balancers of one fleet on one machine: behind a router, or as an active and a standby balancer. Includes
+//! etcd, web servers and clients, commands that cause failures, and a table of what the clients see.
 
 mod commands;
 mod member;
@@ -26,11 +26,11 @@ use crate::{
     screen::{self, Screen},
 };
 
-/// Between two lines of JSON.
+/// The time between two lines of JSON.
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long clients wait for an answer: longer than a router takes to notice that a balancer's machine is gone, so that a
-/// connection's second or third attempt comes to another one.
+/// How long clients wait for an answer. It is longer than a router needs to notice that a balancer's machine is gone,
+/// so that a second or third SYN reaches another balancer.
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The most members of a fleet.
@@ -39,28 +39,28 @@ pub const MAX_MEMBERS: u16 = 8;
 /// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many balancers there are, and who spreads clients over them.
+    /// The number of balancers, and how clients are spread over them.
     pub kind: Kind,
-    /// Client addresses that send requests, 1 to [`crate::MAX_CLIENTS`].
+    /// The number of client addresses that send requests, 1 to [`crate::MAX_CLIENTS`].
     pub clients: u16,
-    /// `remember` of the service.
+    /// The service's setting `remember`.
     pub remember: Duration,
-    /// How long it is shown; `None`: until a signal comes.
+    /// How long the lab runs; `None`: until a signal comes.
     pub limit: Option<Duration>,
-    /// A line of JSON each second instead of the table.
+    /// Whether to print a line of JSON each second instead of the table.
     pub json: bool,
     /// This program, `balancer`.
     pub program: PathBuf,
-    /// The balancer that is shown.
+    /// The balancer program that the lab runs.
     pub balancer: PathBuf,
 }
 
 /// The way in which clients are spread over balancers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A router, by ECMP, over so many balancers: 2 to [`MAX_MEMBERS`].
+    /// A router spreads clients by ECMP over this number of balancers: 2 to [`MAX_MEMBERS`].
     Spread(u16),
-    /// Nobody: one of two has the VIP.
+    /// One of two balancers has the VIP.
     Standby,
 }
 
@@ -87,14 +87,14 @@ impl Kind {
     }
 }
 
-/// Shows a fleet at work. Ctrl-C, `SIGTERM` and `SIGHUP` end it; nothing is left afterwards.
+/// Runs a fleet. Ctrl-C, `SIGTERM` and `SIGHUP` end it and clean up.
 ///
 /// # Errors
-/// Without root or a program that it needs; when something does not start; when standard output is gone.
+/// If the process is not root, if a program is missing, if a part does not start, or if standard output is closed.
 pub fn run(options: &Options) -> Result<()> {
     needs::of_the_demo()?;
     needs::programs(&options.kind.programs())?;
-    // Before any thread or child is there, so that none of them is ended by a signal meant for this one.
+    // Before threads or children exist, so that the signals end none of them.
     let interrupt = Interrupt::new()?;
     if !options.json {
         let kind = options.kind;

@@ -1,4 +1,4 @@
-//! Waiting that ends with success, a time limit, or a signal.
+//! Waits until success, a time limit, or a signal.
 
 use std::{
     error::Error,
@@ -10,13 +10,13 @@ use anyhow::{Result, bail};
 
 use crate::interrupt::Interrupt;
 
-/// How long a part of the lab may take until it works.
+/// How long a part of the lab may take to become ready.
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// Between two looks.
+/// The time between two checks.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Somebody asked for an end before all was there.
+/// A signal came before everything was ready.
 #[derive(Debug)]
 pub(super) struct Interrupted;
 
@@ -28,7 +28,7 @@ impl fmt::Display for Interrupted {
 
 impl Error for Interrupted {}
 
-/// Waits, unless there is a signal.
+/// Waits, unless a signal comes.
 pub(super) struct Patience<'a>(&'a Interrupt);
 
 impl<'a> Patience<'a> {
@@ -36,7 +36,7 @@ impl<'a> Patience<'a> {
         Self(interrupt)
     }
 
-    /// Waits until `missing` gives `None`; what it gives otherwise is told when time is up.
+    /// Waits until `missing` returns `None`. If the time is over, the error has the last result of `missing`.
     pub(super) fn until(&self, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         loop {

@@ -29,29 +29,29 @@ use crate::{
     topology::{Family, Shape, Topology},
 };
 
-/// Numbers of etcd's hosts on the segment.
+/// The host numbers of the etcd servers on the segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
 
-/// More arguments that etcd is started with. Nothing that it stores is to outlive the lab.
+/// More arguments for etcd. Its data need not outlive the lab.
 const ENGINES_ARGUMENTS: [&str; 2] = ["--auto-compaction-retention=5m", "--unsafe-no-fsync"];
 
-/// Between a request to end and the second one, which balancers do not linger after.
+/// The time between the first SIGTERM and the second, after which balancers do not linger.
 const FAREWELL: Duration = Duration::from_millis(200);
 
-/// A server of etcd and its host.
+/// An etcd server and its host.
 pub(super) struct Engine {
     pub(super) server: Server,
     pub(super) host: Namespace,
 }
 
 impl Engine {
-    /// Whether it can be read from.
+    /// Whether clients can read from the server.
     pub(super) fn is_well(&self) -> bool {
         self.server.is_well(&self.host)
     }
 }
 
-/// The lab. The order of the fields is the order in which it ends.
+/// The lab. Fields are dropped, and thus ended, in their order.
 pub(super) struct Lab {
     pub(super) members: Vec<Member>,
     routing: Vec<Process>,
@@ -61,13 +61,12 @@ pub(super) struct Lab {
     pub(super) kind: Kind,
     pub(super) program: PathBuf,
     pub(super) files: Files,
-    /// The files that etcd stores.
+    /// The directory of etcd's data.
     data: Files,
 }
 
 impl Lab {
-    /// Starts everything, and waits until clients are answered; whatever was started is ended again if something goes
-    /// wrong.
+    /// Starts everything, and waits until clients get answers. After an error, ends everything that it has started.
     pub(super) fn start(options: &Options, patience: &Patience<'_>) -> Result<Self> {
         let (files, data) = (Files::new()?, Files::on_disk()?);
         let mut topology = Topology::new(Shape::Routed, Forwarding::Dsr, usize::from(BACKENDS) + 1)?;
@@ -95,7 +94,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The names of balancers that clients' packets come to.
+    /// The names of the balancers that receive clients' packets.
     pub(super) fn in_use(&self) -> Vec<String> {
         let vip = self.topology.vip(Family::V4);
         let hosts = (0..).zip(self.topology.balancers());
@@ -114,13 +113,13 @@ impl Lab {
         }
     }
 
-    /// Takes note of processes that have ended.
+    /// Notices processes that have ended.
     pub(super) fn reap(&mut self) {
         let engines = self.engines.iter_mut().filter_map(|engine| engine.server.process());
         let members = self.members.iter_mut().map(|member| member.controller.process());
         let backends = self.backends.iter_mut().map(Backend::process);
         for process in engines.chain(members).chain(backends).chain(&mut self.routing) {
-            // Whether it runs is seen by asking it.
+            // The view finds out by a request whether the process runs.
             let _ended = process.exited();
         }
     }
@@ -158,7 +157,7 @@ impl Lab {
                 self.start_birds(balancers)?;
                 patience.until(|| self.what_routing_lacks())
             }
-            // One after the other, so that the first one has the VIP.
+            // One after the other, so that the first balancer gets the VIP.
             Kind::Standby => (0..self.kind.balancers()).try_for_each(|index| {
                 self.start_keepalived(index)?;
                 patience.until(|| self.what_routing_lacks())
@@ -169,7 +168,7 @@ impl Lab {
     fn start_birds(&mut self, balancers: u16) -> Result<()> {
         let router = self.topology.router();
         for family in ["ipv4", "ipv6"] {
-            // By ports as well, so that each client comes to all balancers.
+            // Hash ports as well, so that each client reaches all balancers.
             router.sysctl(&format!("net/{family}/fib_multipath_hash_policy"), "1")?;
         }
         let config = self.write("router.conf", &routing::router(balancers)?)?;
@@ -183,7 +182,7 @@ impl Lab {
 
     fn start_keepalived(&mut self, index: u16) -> Result<()> {
         if index == 0 {
-            // The VIP is on the segment, wherever it is.
+            // The VIP is always on the segment.
             let vip = self.topology.vip(Family::V4);
             self.topology.router().ip(&format!("-4 route add {vip} dev eth0"))?;
         }
@@ -196,7 +195,7 @@ impl Lab {
         Ok(())
     }
 
-    /// A file's path, after writing it.
+    /// Writes a file and returns its path.
     fn write(&self, file: &str, text: &str) -> Result<PathBuf> {
         let path = self.files.path().join(file);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
@@ -265,10 +264,10 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // All at once, not one after the other.
+        // End all balancers at the same time.
         for again in [false, true] {
             for member in &mut self.members {
-                // One that is gone already is as good as ended.
+                // A process that has already ended needs no signal.
                 let _gone = member.controller.process().signal(Signal::SIGTERM);
             }
             if !again {
@@ -279,7 +278,7 @@ impl Drop for Lab {
     }
 }
 
-/// `lb1` for index 0.
+/// Returns `lb1` for index 0.
 fn member_name(index: u16) -> String {
     format!("lb{}", index + 1)
 }

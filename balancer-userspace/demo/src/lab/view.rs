@@ -1,4 +1,4 @@
-//! The view of the lab: the observations of clients, and the reports of members on themselves.
+//! The state of the lab: what the clients saw, and what the members report about themselves.
 
 use std::collections::BTreeMap;
 
@@ -9,24 +9,24 @@ use serde_json::{Value, json};
 use super::site::Lab;
 use crate::{load::Seen, screen};
 
-/// A moment of the lab.
+/// The lab at one point in time.
 pub(super) struct View {
     seen: Seen,
-    /// The status of a member in step, with the connections of all; `None`: no member answers.
+    /// The status of an up-to-date member, with the connections of all members; `None` if no member answers.
     status: Option<StatusView>,
     epoch: Option<u64>,
     leader: Option<String>,
     members: Vec<MemberView>,
-    /// Names of etcd's servers, and whether each is well.
+    /// The names of etcd's servers, and whether each is healthy.
     engines: Vec<(String, bool)>,
 }
 
 /// A member.
 struct MemberView {
     name: String,
-    /// Whether clients' packets come to it.
+    /// Whether the balancer receives clients' packets.
     in_use: bool,
-    /// `None`: it does not answer.
+    /// `None` if the member does not answer.
     said: Option<Said>,
 }
 
@@ -42,7 +42,7 @@ struct Said {
 }
 
 impl View {
-    /// Asks everybody.
+    /// Asks all members and etcd servers.
     pub(super) fn of(lab: &mut Lab, seen: Seen) -> Self {
         lab.reap();
         let in_use = lab.in_use();
@@ -64,7 +64,7 @@ impl View {
         }
     }
 
-    /// The screen.
+    /// The state as text for the terminal.
     pub(super) fn text(&self) -> String {
         let mut text = self.table();
         if let Some(status) = &self.status {
@@ -86,7 +86,7 @@ impl View {
         text + "\n"
     }
 
-    /// The same for programs.
+    /// The state as JSON.
     pub(super) fn json(&self) -> Value {
         let seen = &self.seen;
         let backends: Vec<Value> = self.backends().map(|backend| self.backend_json(backend)).collect();
@@ -190,7 +190,7 @@ impl Said {
     }
 }
 
-/// The status of who knows most of the fleet, with the connections of all.
+/// The status of the member that knows most about the fleet, with the connections of all members.
 fn joined(statuses: Vec<StatusView>) -> Option<StatusView> {
     let mut connections: BTreeMap<String, u64> = BTreeMap::new();
     for backend in statuses.iter().flat_map(|status| &status.services).flat_map(|service| &service.backends) {
@@ -234,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn who_has_lost_the_engine_does_not_speak_for_the_fleet() {
+    fn when_a_member_has_lost_etcd_then_its_status_is_not_used_for_the_fleet() {
         let best = joined(vec![status(3, true), status(4, true), status(9, false)]);
         assert_eq!(best.unwrap().fleet.unwrap().epoch, Some(4));
         assert_eq!(joined(Vec::new()), None);
     }
 
     #[test]
-    fn a_member_that_does_not_answer_has_a_line() {
+    fn when_a_member_does_not_answer_then_it_still_has_a_line() {
         let answers = status(7, true);
         let view = View {
             seen: Seen::default(),

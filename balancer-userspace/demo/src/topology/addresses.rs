@@ -6,8 +6,8 @@ use anyhow::Result;
 
 use crate::namespace::Namespace;
 
-/// Hosts on the backends' segment: the balancer is 1, the clients' host 2, more balancers
-/// count from 3, backends from 11.
+/// Host numbers on the backends' segment: the balancer is 1, the clients' host 2; more balancers follow from 3,
+/// backends from 11.
 pub(super) const SEGMENT: Net = Net(0);
 /// The clients' addresses.
 pub(super) const CLIENTS: Net = Net(1);
@@ -17,7 +17,7 @@ pub(super) const VIP: Net = Net(2);
 pub(super) const CLIENT_LEG: Net = Net(3);
 
 pub(super) const BALANCER: u16 = 1;
-/// Routed, on the segment: the router.
+/// The clients' host, or in the routed shape the router on the segment.
 pub(super) const CLIENT: u16 = 2;
 /// The second balancer's host number.
 pub(super) const SECOND_BALANCER: u16 = 3;
@@ -33,10 +33,10 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The other one.
+    /// The other family.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {

@@ -1,4 +1,4 @@
-//! Topologies of several balancers: more of them, a router in front, and other hosts on the segment.
+//! Topologies with several balancers, a router in front of them, and other hosts on the segment.
 
 use std::net::IpAddr;
 
@@ -16,17 +16,17 @@ use crate::{
     xdp::{Hook, Passer},
 };
 
-/// The router's, on the clients' leg.
+/// The router's host number on the clients' side.
 const ROUTER: u16 = 1;
 
-/// As many balancers as there are addresses for.
+/// The number of balancers that have an address.
 pub(crate) const MAX_BALANCERS: u16 = FIRST_BACKEND - SECOND_BALANCER + 1;
 
 impl Topology {
-    /// One more balancer's host, `lb` and its number counted from 1, which has the interface `eth0`.
+    /// Adds a balancer's host, named `lb` with its number counted from 1, with the interface `eth0`.
     ///
     /// # Errors
-    /// When there are nine, or the kernel refuses.
+    /// If there are nine already, or if the kernel refuses.
     pub fn add_balancer(&mut self) -> Result<()> {
         let index = u16::try_from(1 + self.more_balancers.len()).context("too many balancers")?;
         anyhow::ensure!(index < MAX_BALANCERS, "there are addresses for {MAX_BALANCERS} balancers");
@@ -43,7 +43,7 @@ impl Topology {
         Ok(())
     }
 
-    /// The balancers' hosts, the first one first.
+    /// The balancers' hosts in their order.
     pub fn balancers(&self) -> impl Iterator<Item = &Namespace> {
         std::iter::once(&self.balancer).chain(&self.more_balancers)
     }
@@ -54,10 +54,10 @@ impl Topology {
         SEGMENT.host(family, balancer_host(index))
     }
 
-    /// A host on the backends' segment that is none of the others', with both families' addresses of this number.
+    /// Adds another host on the backends' segment, with this host number in both address families.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn add_host(&self, name: &str, host: u16) -> Result<Namespace> {
         let namespace = Namespace::new(name)?;
         join((&namespace, "eth0"), (&self.switch, name))?;
@@ -74,7 +74,7 @@ impl Topology {
         SEGMENT.host(family, host)
     }
 
-    /// Returns the host that routes for the clients: their own where they have no router.
+    /// Returns the host that routes for the clients: the router, or without one the clients' host.
     #[must_use]
     pub fn router(&self) -> &Namespace {
         self.router.as_ref().unwrap_or(&self.client)
@@ -86,7 +86,7 @@ impl Topology {
         SEGMENT.host(family, CLIENT)
     }
 
-    /// The router, with `eth0` on the backends' segment and `eth1` to the clients.
+    /// Creates the router, with `eth0` on the backends' segment and `eth1` to the clients.
     pub(super) fn make_router(&mut self) -> Result<()> {
         let router = self.add_host("router", CLIENT)?;
         join((&self.client, "eth0"), (&router, "eth1"))?;
@@ -103,7 +103,7 @@ impl Topology {
     }
 }
 
-/// The number of balancer `index` on the segment.
+/// The host number of balancer `index` on the segment.
 const fn balancer_host(index: u16) -> u16 {
     if index == 0 { BALANCER } else { SECOND_BALANCER + index - 1 }
 }

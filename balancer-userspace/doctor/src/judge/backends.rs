@@ -1,4 +1,4 @@
-//! The way to each backend, and what the probes met there.
+//! Findings about the way to each backend, and the results of probes.
 
 use std::net::IpAddr;
 
@@ -9,8 +9,8 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// So many handshakes that nobody ends are no accident, if they have waited so long, in seconds. What is older may have been
-/// mended meanwhile.
+/// From this number on, unfinished handshakes count as a problem, if their age in seconds is in this range. The cause
+/// of older ones may already be fixed.
 const UNANSWERED: u32 = 3;
 const WAITED: std::ops::Range<f64> = 1.0..600.0;
 
@@ -26,7 +26,7 @@ pub(super) fn findings(facts: &Facts, controller: &Controller, broken: &[u32]) -
     findings
 }
 
-/// One firewall is one cause, however many backends suffer from it.
+/// Joins findings about one firewall, because it is a single cause for all backends behind it.
 fn join(known: &mut Finding, other: Finding) {
     let names = other.service.iter().chain(&other.backend).map(String::as_str).collect::<Vec<_>>().join("/");
     known.what.push_str(&format!("; the same of {names}"));
@@ -38,7 +38,7 @@ fn join(known: &mut Finding, other: Finding) {
     known.cure.commands.extend(look);
 }
 
-/// The first thing that is wrong on the way to a backend: what lies behind it suffers from it.
+/// The first problem on the way to a backend, because it causes the later ones.
 fn of(facts: &Facts, controller: &Controller, broken: &[u32], backend: &Backend) -> Option<Finding> {
     let (ifindex, next_hop) = match &backend.way {
         Way::Known { ifindex, next_hop } => (*ifindex, *next_hop),
@@ -71,7 +71,7 @@ fn about(backend: &Backend, kind: Kind, what: String, seen: String, cure: Cure) 
     Finding { kind, service, backend, what, seen, cure }
 }
 
-/// Where this machine is the backend, packets that are not translated pass to it for the VIP.
+/// If this machine is the backend, untranslated packets reach it for the VIP.
 fn without_the_vip(facts: &Facts, backend: &Backend) -> Option<Finding> {
     let vip = backend.vip.filter(|vip| backend.has_the_vip() && !facts.is_own(vip.ip()))?.ip();
     let place = if vip.is_ipv4() { format!("{vip}/32 dev lo") } else { format!("{vip}/128 dev lo") };
@@ -99,7 +99,7 @@ fn no_route(facts: &Facts, backend: &Backend, why: &str) -> Finding {
         }
         None => Cure::here(&[format!("ip route add {address} via GATEWAY")]),
     };
-    // Of all backends behind the same missing route it is the same.
+    // All backends behind a missing route have the same finding.
     let what = match near {
         Some((prefix, interface)) => format!("there is no route to {prefix}, the prefix of {interface}"),
         None => format!("there is no route to backend {} ({address})", name(backend)),
@@ -150,7 +150,7 @@ fn neighbour(backend: &Backend, interface: &str, next_hop: IpAddr) -> Option<Fin
     ))
 }
 
-/// Whether something came back from the backend, whatever its neighbour said.
+/// Whether an answer came from the backend, regardless of its neighbour entry.
 fn is_alive(backend: &Backend) -> bool {
     let direct = backend.direct.as_ref().is_some_and(|direct| direct.came || direct.outcome == Outcome::Connected);
     let probe = backend.service_probe.as_ref();
@@ -160,7 +160,7 @@ fn is_alive(backend: &Backend) -> bool {
     direct || vip || backend.path.is_some()
 }
 
-/// The connection to the backend's own address, as health checks make it.
+/// Findings about the connection to the backend's own address, like a health check's.
 fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
     let Direct { outcome, left, came, checksum_wrong } = backend.direct.as_ref()?;
     let (name, address) = (name(backend), backend.address);
@@ -214,8 +214,8 @@ fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
     }
 }
 
-/// Replies of `nat` and `snat` backends pass the program, which loses the kernel's mark that a checksum is still to be computed. This
-/// machine's own connections keep it.
+/// Replies of `nat` and `snat` backends pass the program, which loses the kernel's mark of an unfinished checksum. This
+/// machine's own connections keep the mark.
 fn checksum(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let Way::Known { ifindex, .. } = backend.way else { return None };
     let native = controller.after.interfaces.iter().any(|view| view.ifindex == ifindex && view.xdp_mode == "native");
@@ -233,7 +233,7 @@ fn unfinished(backend: &Backend) -> Finding {
     )
 }
 
-/// Commands that let packets of health checks pass a firewall.
+/// Commands that make a firewall accept packets of health checks.
 fn accept(facts: &Facts, hook: &str, address: std::net::SocketAddr) -> Vec<String> {
     let (family, to) = if address.is_ipv4() { ("ip", address.ip()) } else { ("ip6", address.ip()) };
     let chains = facts.firewall.iter().filter(|chain| chain.hook == hook);
@@ -254,7 +254,7 @@ fn accept(facts: &Facts, hook: &str, address: std::net::SocketAddr) -> Vec<Strin
     commands
 }
 
-/// The probe to the VIP, as clients' packets reach the backend.
+/// Findings about the probe to the VIP, which takes the way of clients' packets.
 fn service(backend: &Backend) -> Option<Finding> {
     let probe = backend.service_probe.as_ref()?;
     let ServiceProbe { echo, bare_echo, tcp, refused_outer } = probe;
@@ -305,7 +305,7 @@ fn service(backend: &Backend) -> Option<Finding> {
             );
             Some(about(backend, Kind::VipMissing, what, seen, Cure::elsewhere(&machine(backend), &commands)))
         }
-        // Of a service that is not TCP's a ping alone says nothing.
+        // For a service without TCP, a ping alone shows nothing.
         None => None,
     }
 }
@@ -345,7 +345,7 @@ fn path(backend: &Backend, interface: &str) -> Option<Finding> {
     ))
 }
 
-/// A server that answers, and whose check fails.
+/// A server that answers although its health check fails.
 fn unhealthy(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let view = controller.health.iter().find(|view| is_of(view, backend) && view.verdict == "down")?;
     let name = name(backend);
@@ -365,7 +365,7 @@ fn is_of(view: &HealthView, backend: &Backend) -> bool {
     view.service == backend.service && view.backend == backend.name
 }
 
-/// Clients that are not answered though everything answers here.
+/// Clients that get no answer although everything answers this machine.
 pub(super) fn lost_replies(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     facts.backends.iter().filter_map(|backend| lost_reply(backend, controller)).collect()
 }
@@ -374,7 +374,7 @@ fn lost_reply(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let service = controller.after.services.iter().find(|service| service.name == backend.service)?;
     let view: &BackendView = service.backends.iter().find(|view| view.name == backend.name)?;
     let UnansweredView { begun, seconds } = view.unanswered?;
-    // A backend that has been down meanwhile left them unanswered, and new ones may be answered.
+    // Handshakes from before a backend came up are no sign of a current problem.
     let checked = controller.health.iter().filter(|view| is_of(view, backend));
     let was_up = checked.map(|view| view.verdict_seconds).fold(f64::INFINITY, f64::min) >= seconds;
     if begun < UNANSWERED || !WAITED.contains(&seconds) || !was_up {

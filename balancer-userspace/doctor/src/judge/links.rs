@@ -1,4 +1,4 @@
-//! Interfaces: whether frames can pass, and what is done to them.
+//! Findings about interfaces: whether frames can pass, and whether something changes them.
 
 use super::general;
 use crate::{
@@ -6,16 +6,16 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// The name of the balancer's program, and that of backends.
+/// The names of the balancer's programs, and of the program on backends.
 const OWN: [&str; 3] = ["balancer", "tell_and_steer", "decap"];
 
-/// Interfaces that packets need and that do not let them pass, with a finding each.
+/// Interfaces that packets need but that are broken, with a finding each.
 pub(super) fn broken(facts: &Facts, controller: &Controller) -> Vec<(u32, Finding)> {
     let broken = needed(facts, controller).into_iter().filter(|link| !(link.up && link.carrier));
     broken.map(|link| (link.ifindex, passes_nothing(link))).collect()
 }
 
-/// The interfaces that packets come in by, and those towards backends.
+/// The interfaces that packets arrive on, and those towards backends.
 fn needed<'a>(facts: &'a Facts, controller: &Controller) -> Vec<&'a Link> {
     let attached = controller.after.interfaces.iter().map(|view| view.ifindex);
     let egress = facts.backends.iter().filter_map(|backend| match backend.way {
@@ -47,7 +47,7 @@ fn passes_nothing(link: &Link) -> Finding {
     )
 }
 
-/// Interfaces that do to frames what they must not, or whose program is another's.
+/// Interfaces that change frames in a harmful way, or have another program.
 pub(super) fn spoiled(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let attached: Vec<u32> = controller.after.interfaces.iter().map(|view| view.ifindex).collect();
     let mut findings = foreign_programs(facts, &attached);
@@ -66,7 +66,7 @@ pub(super) fn spoiled(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     findings
 }
 
-/// Programs that are not the balancer's, on interfaces that it is `attached` to; of no controller on all of them.
+/// Foreign programs on interfaces that the balancer is `attached` to, or, without a controller, on all interfaces.
 pub(super) fn foreign_programs(facts: &Facts, attached: &[u32]) -> Vec<Finding> {
     let concerned = |link: &&Link| facts.controller.is_none() || attached.contains(&link.ifindex);
     let all = facts.links.iter().filter(concerned).flat_map(|link| link.programs.iter().map(move |of| (link, of)));
@@ -87,7 +87,7 @@ fn foreign_program(link: &Link, name: &str, id: u32) -> Finding {
     )
 }
 
-/// Generic mode is several times slower. A driver that has native mode refuses it where an offload stands in the way.
+/// Generic mode is several times slower. A driver with native mode refuses it if an offload is in conflict.
 fn generic(link: &Link, unasked: bool) -> Option<Finding> {
     let could = link.xdp.is_some_and(|features| features.runs_programs);
     let name = &link.name;

@@ -1,4 +1,4 @@
-//! The machine and the controller as a whole.
+//! Findings about the machine and the controller as a whole.
 
 use balancer_api::model::{Fitness, FleetSnapshot};
 
@@ -8,9 +8,9 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// The oldest kernel that has everything.
+/// The oldest kernel with all required features.
 const OLDEST: (u32, u32) = (6, 1);
-/// Members warn of clocks that differ by more.
+/// Members warn if clocks differ by more than this, in seconds.
 const CLOCKS: f64 = 2.0;
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
@@ -31,8 +31,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Returns the findings from the controller's own reports. Reasons that a broken interface gives rise to are left out
-/// where one `is_known`.
+/// Returns the findings from the controller's own reports. If a broken interface `is_known`, leaves out reasons that it
+/// causes.
 pub(super) fn of_controller(controller: &Controller, is_known: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ready = &controller.after.ready;
@@ -69,7 +69,7 @@ fn out_of_memory(kills: u64) -> Finding {
     )
 }
 
-/// The table is too small if it forgets clients that it knows, or has no room for new ones.
+/// The table is too small if it forgets known clients or has no room for new ones.
 fn client_table(controller: &Controller) -> Option<Finding> {
     let table = controller.after.client_table;
     let lost = table.evictions + table.unrecorded;

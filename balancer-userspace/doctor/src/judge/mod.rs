@@ -1,4 +1,4 @@
-//! Makes findings of facts. Pure: what one fault brings about is not told as another one.
+//! Derives findings from facts, without side effects. It reports a fault once and leaves out its consequences.
 
 mod backends;
 mod links;
@@ -89,12 +89,12 @@ fn looked_at(facts: &Facts) -> Vec<String> {
     lines
 }
 
-/// A finding about everything.
+/// A finding that concerns no single service or backend.
 fn general(kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
     Finding { kind, service: None, backend: None, what, seen, cure }
 }
 
-/// Whether a fleet may have the VIPs elsewhere.
+/// Whether another member of a fleet may have the VIPs.
 fn may_be_elsewhere(controller: &Controller) -> bool {
     controller.after.fleet.is_some() || controller.after.withdrawn
 }

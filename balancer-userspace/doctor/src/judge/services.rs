@@ -34,7 +34,7 @@ fn no_backends(service: &ServiceView) -> Option<Finding> {
     })
 }
 
-/// The operator, or an agent, has taken every backend out of use. One that fails is told of by itself.
+/// The operator or an agent has taken every backend out of use. A failed backend has its own finding.
 fn none_eligible(service: &ServiceView) -> Option<Finding> {
     let name = &service.name;
     let by_agent = |agent: &AgentView| agent.weight_percent == 0 || agent.admin != "ready" || agent.down.is_some();
@@ -61,7 +61,7 @@ fn none_eligible(service: &ServiceView) -> Option<Finding> {
     })
 }
 
-/// A rule that denies everybody of a family.
+/// A rule that denies all clients of a family.
 fn denied(service: &ServiceView, controller: &Controller) -> Vec<Finding> {
     let rules = controller.rules.iter().filter(|rule| rule.service == service.name && rule.active);
     let all =

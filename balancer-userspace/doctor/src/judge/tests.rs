@@ -1,4 +1,4 @@
-//! One fact is made wrong at a time: the finding is the one that names it, and there is no other.
+//! Each test makes one fact wrong and expects exactly the finding that names it.
 
 use std::collections::BTreeMap;
 
@@ -114,7 +114,7 @@ fn health() -> HealthView {
     }
 }
 
-/// Nothing is wrong.
+/// Facts without any problem.
 fn healthy(forwarding: &str) -> Facts {
     let link = Link {
         ifindex: 2,
@@ -182,7 +182,7 @@ fn kinds(facts: &Facts) -> Vec<Kind> {
     judge(facts).findings.iter().map(|finding| finding.kind).collect()
 }
 
-/// In these modes the change makes exactly this finding.
+/// Expects exactly this finding after the change, in these modes.
 #[track_caller]
 fn expect(modes: &[&str], kind: Kind, change: impl Fn(&mut Facts)) {
     for mode in modes {
@@ -198,7 +198,7 @@ fn after(facts: &mut Facts) -> &mut StatusView {
 
 fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_wrong: bool) {
     facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong });
-    // What clients' packets would meet is as bad.
+    // The probe takes the way of clients' packets and fails as well.
     if let Some(probe) = &mut facts.backends[0].service_probe {
         *probe = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false };
     }
@@ -213,12 +213,12 @@ fn when_nothing_is_wrong_then_nothing_is_found() {
     for mode in MODES {
         assert_eq!(kinds(&healthy(mode)), [], "{mode}");
     }
-    // A host that answers no pings, and a gateway that answers no ARP for what it hands over, are no faults.
+    // A host that answers no pings, and a gateway that answers no ARP for another network, are no faults.
     let mut quiet = healthy("ipip");
     (probe(&mut quiet).echo, probe(&mut quiet).bare_echo) = (false, Some(false));
     (quiet.backends[0].path, quiet.backends[0].neighbour.as_mut().unwrap().answered) = (None, Vec::new());
     assert_eq!(kinds(&quiet), []);
-    // Without a probe, as without CAP_NET_RAW, nothing is said of what it would meet.
+    // Without a probe (no CAP_NET_RAW), there are no findings from it.
     let mut blind = healthy("gue");
     let backend = &mut blind.backends[0];
     (backend.neighbour, backend.direct, backend.service_probe, backend.path) = (None, None, None, None);
@@ -249,7 +249,7 @@ fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named
     ] {
         expect(&MODES, kind, |facts| direct(facts, outcome.clone(), left, came, wrong));
     }
-    // Of a connection that comes about the checksum is the kernel's business, unless such packets pass the program.
+    // If a connection succeeds, the checksum does not matter, unless such packets pass the program.
     let unfinished = |facts: &mut Facts| facts.backends[0].direct.as_mut().unwrap().checksum_wrong = true;
     expect(&["nat"], Kind::Checksum, unfinished);
     let mut offloaded = healthy("dsr");
@@ -288,7 +288,7 @@ fn when_the_vip_does_not_serve_on_a_backend_then_the_reason_is_told_from_what_an
         let silent = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: true };
         *probe(facts) = silent;
     });
-    // Of a service of UDP nothing is known from pings that are not answered.
+    // Unanswered pings show nothing about a UDP service.
     let mut udp = healthy("dsr");
     *probe(&mut udp) = ServiceProbe { echo: false, bare_echo: None, tcp: None, refused_outer: false };
     assert_eq!(kinds(&udp), []);
@@ -340,7 +340,7 @@ fn when_another_machine_has_the_vip_then_it_is_told_who() {
     expect(&MODES, Kind::VipDuplicate, answer([9; 6]));
     expect(&["dsr", "ipip", "gue"], Kind::VipAnswered, answer(WEB1));
     expect(&["nat"], Kind::VipDuplicate, answer(WEB1));
-    // The other member of a pair has it, as is meant, by VRRP.
+    // With VRRP, the other member of a pair may have the address.
     let mut standby = healthy("nat");
     standby.addresses.retain(|own| own.length == 16);
     standby.vips[0].answered = vec![(2, [0, 0, 0x5e, 0, 1, 51])];
@@ -372,7 +372,8 @@ fn when_clients_packets_are_not_taken_then_it_is_said_where_they_come_in() {
     };
     expect(&MODES, Kind::NotAttached, seen(3, false));
     expect(&MODES, Kind::WrongMac, seen(2, true));
-    // A switch floods frames for others, and what lies upon an attached interface is given what that has passed.
+    // A switch floods frames for others, and interfaces on top of an attached one receive the packets that it has
+    // passed.
     let mut others = healthy("nat");
     seen(3, true)(&mut others);
     assert_eq!(kinds(&others), []);
@@ -434,7 +435,7 @@ fn when_an_interface_spoils_frames_then_the_switch_is_named() {
     expect(&MODES, Kind::Redirect, |facts| {
         after(facts).redirect_errors.insert("eth1".to_owned(), 3);
     });
-    // What was counted before the examination may be old.
+    // Handshakes from before the examination may be old.
     let mut old = healthy("nat");
     let controller = old.controller.as_mut().unwrap();
     for status in [&mut controller.before, &mut controller.after] {
@@ -451,7 +452,7 @@ fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_l
         }
     };
     expect(&MODES, Kind::Replies, wait(3, 4.0));
-    // Too few, too fresh, too old, or from before the backend came up.
+    // Too few, too recent, too old, or from before the backend came up.
     for (begun, seconds) in [(2, 4.0), (3, 0.5), (100, 4000.0), (9, 9.5)] {
         let mut facts = healthy("nat");
         wait(begun, seconds)(&mut facts);

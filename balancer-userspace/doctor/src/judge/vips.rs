@@ -1,4 +1,4 @@
-//! Findings about VIPs: the machines that have them, and clients' packets that are not steered.
+//! Findings about VIPs: the machines that have them, and clients' packets that the program does not steer.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// VRRP's virtual hardware addresses begin so: the VIP is with another router, as is meant.
+/// The first bytes of VRRP's virtual hardware addresses. They mean that another router has the VIP, as intended.
 const VRRP: [&[u8]; 2] = [&[0, 0, 0x5e, 0, 1], &[0, 0, 0x5e, 0, 2]];
 
 pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
@@ -19,10 +19,10 @@ pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     asked.flat_map(|vip| of(vip, facts, controller)).chain(unsteered).collect()
 }
 
-/// Packets that clients sent to the VIP while the examination lasted, and that the program did not take.
+/// Packets that clients sent to the VIP during the examination and that the program did not take.
 fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let attached = |ifindex: u32| controller.after.interfaces.iter().any(|view| view.ifindex == ifindex);
-    // What comes in by an attached interface and is passed is seen on what lies upon it as well.
+    // Packets that an attached interface passes also appear on the interfaces on top of it.
     let passed = vip.unsteered.iter().any(|of| attached(of.ifindex));
     let mut findings = Vec::new();
     for Unsteered { ifindex, for_another, packets } in &vip.unsteered {
@@ -49,7 +49,7 @@ fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> 
     findings
 }
 
-/// Whether packets of a service were steered while the examination lasted.
+/// Whether the program steered packets of a service during the examination.
 fn flows(vip: &Vip, controller: &Controller) -> bool {
     let packets = |status: &StatusView| -> u64 {
         let service = status.services.iter().find(|service| service.name == vip.service);
@@ -78,7 +78,7 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     findings
 }
 
-/// Whether a backend is the neighbour that has this hardware address.
+/// Whether a backend is the neighbour with this hardware address.
 fn is_of(backend: &Backend, mac: Mac) -> bool {
     let near = matches!(backend.way, crate::facts::Way::Known { next_hop, .. } if next_hop == backend.address.ip());
     near && backend.neighbour.as_ref().is_some_and(|of| of.answered.contains(&mac))
@@ -112,7 +112,8 @@ fn twice(vip: &Vip, mac: Mac, backend: Option<&Backend>) -> Finding {
     finding(vip, Kind::VipDuplicate, what, seen, cure)
 }
 
-/// A VIP within the prefix of an interface has to be somebody's. One beyond is routed here, or not, which is not to be seen.
+/// A VIP within an interface's prefix needs an owner. A VIP outside reaches this machine by a route, which the doctor
+/// cannot see.
 fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding> {
     let IpAddr::V4(address) = vip.address else { return None };
     let is_here = facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address);

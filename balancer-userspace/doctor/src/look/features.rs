@@ -1,4 +1,4 @@
-//! XDP features of drivers, asked of the kernel's generic netlink family `netdev` (Linux 6.3).
+//! The XDP features of drivers, from the kernel's generic netlink family `netdev` (Linux 6.3).
 
 use std::{collections::HashMap, io, time::Duration};
 
@@ -29,13 +29,13 @@ const DONE: u16 = 3;
 const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
-/// The kernel answers within the call that asks.
+/// The time limit for the kernel, which answers within the system call.
 const PATIENCE: i64 = Duration::from_secs(1).as_millis() as i64;
 
 /// The features of every interface.
 ///
 /// # Errors
-/// When this kernel does not say.
+/// If this kernel does not report them.
 pub(super) fn features() -> io::Result<HashMap<u32, XdpFeatures>> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind(&SocketAddr::new(0, 0))?;
@@ -87,7 +87,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Kind and body of each message in a datagram.
+/// The kind and body of each message in a datagram.
 fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -98,7 +98,7 @@ fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The attributes' bytes of each answer in a datagram.
+/// The attributes of each answer in a datagram.
 fn bodies(datagram: &[u8]) -> io::Result<Vec<&[u8]>> {
     let mut bodies = Vec::new();
     for (kind, body) in parts(datagram) {

@@ -1,4 +1,4 @@
-//! The chains of this machine's firewall that packets of this machine pass, as `nft` lists them.
+//! The chains of this machine's firewall that its packets pass, as `nft` lists them.
 
 use std::{io, process::Command};
 
@@ -11,7 +11,7 @@ struct Listing {
     nftables: Vec<Object>,
 }
 
-/// Objects of other kinds are passed over.
+/// Ignores objects of other kinds.
 #[derive(Deserialize)]
 struct Object {
     chain: Option<Listed>,
@@ -28,7 +28,7 @@ struct Listed {
 /// The chains with a hook.
 ///
 /// # Errors
-/// When there is no `nft`, or it fails.
+/// If there is no `nft`, or it fails.
 pub(super) fn chains() -> io::Result<Vec<Chain>> {
     let output = Command::new("nft").args(["-j", "list", "chains"]).output();
     let output = output.map_err(|error| {

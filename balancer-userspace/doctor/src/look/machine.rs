@@ -27,17 +27,17 @@ pub(super) fn kernel() -> String {
 /// The process that serves the control socket.
 ///
 /// # Errors
-/// When there is none, or it is not to be seen from here.
+/// If there is none, or if this process cannot see it.
 pub(super) fn controller(socket: &Path) -> io::Result<i32> {
     let stream = UnixStream::connect(socket)?;
     let pid = getsockopt(&stream, PeerCredentials)?.pid();
     if pid > 0 { Ok(pid) } else { Err(io::Error::other("it runs in another process namespace")) }
 }
 
-/// Moves this thread into the network namespace of a process, if it is another one. Whether it was.
+/// Moves this thread into the network namespace of a process. Returns whether it was another one.
 ///
 /// # Errors
-/// When this process may not.
+/// If this process lacks the permission.
 pub(super) fn enter_network_of(pid: i32) -> io::Result<bool> {
     let theirs = fs::File::open(format!("/proc/{pid}/ns/net"))?;
     let (own, other) = (fs::read_link("/proc/thread-self/ns/net")?, fs::read_link(format!("/proc/{pid}/ns/net"))?);
@@ -51,7 +51,7 @@ pub(super) fn enter_network_of(pid: i32) -> io::Result<bool> {
 /// Whether the configuration file of a controller's process asks for generic mode.
 ///
 /// # Errors
-/// When the file is not to be found or not valid.
+/// If the file is missing or invalid.
 pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
     let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
@@ -66,16 +66,16 @@ pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
         None => None,
     };
     let path = path.ok_or_else(|| io::Error::other("its command line names no file"))?;
-    // Relative to where the process is.
+    // Relative to the working directory of the process.
     let path = PathBuf::from(format!("/proc/{pid}/cwd")).join(path);
     let (config, _) = file::load(&path).map_err(|errors| io::Error::other(errors.to_string()))?;
     Ok(config.xdp_mode == XdpMode::Generic)
 }
 
-/// How often the kernel has ended processes of that one's control group for want of memory.
+/// How often the kernel has killed processes of that process's control group because of memory.
 ///
 /// # Errors
-/// When it is not to be seen, as without version 2 of control groups.
+/// If the count is not available, such as without version 2 of control groups.
 pub(super) fn oom_kills(pid: i32) -> io::Result<u64> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
@@ -86,7 +86,7 @@ pub(super) fn oom_kills(pid: i32) -> io::Result<u64> {
     count.ok_or_else(|| io::Error::other("the control group does not count them"))
 }
 
-/// Whether the kernel forwards packets that come in by an interface.
+/// Whether the kernel forwards packets from an interface.
 pub(super) fn forwards(interface: &str) -> Forwards {
     let read = |family: &str| {
         let path = format!("/proc/sys/net/{family}/conf/{interface}/forwarding");
@@ -95,10 +95,10 @@ pub(super) fn forwards(interface: &str) -> Forwards {
     Forwards { v4: read("ipv4"), v6: read("ipv6") }
 }
 
-/// The names of the BPF programs that are loaded, by number.
+/// The names of the loaded BPF programs, by id.
 ///
 /// # Errors
-/// When this process may not ask.
+/// If this process lacks the permission.
 pub(super) fn programs() -> Result<HashMap<u32, String>, String> {
     let mut names = HashMap::new();
     for program in aya::programs::loaded_programs() {
@@ -123,7 +123,7 @@ struct EthtoolValue {
 /// Returns the offloads of an interface, which change frames before a program sees them.
 ///
 /// # Errors
-/// When its driver cannot be asked.
+/// If its driver cannot be asked.
 pub(super) fn offloads(interface: &str) -> io::Result<Offloads> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let flags = ethtool(socket.as_raw_fd(), interface, ETHTOOL_GFLAGS)?;
@@ -145,7 +145,7 @@ fn ethtool(socket: RawFd, interface: &str, cmd: u32) -> io::Result<u32> {
     }
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
     let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
-    // SAFETY: the request names an interface and points to a value of the command's size; both live through the call.
+    // SAFETY: the request names an interface and points to a value of the command's size; both outlive the call.
     let result = unsafe { libc::ioctl(socket, libc::SIOCETHTOOL as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }

@@ -1,4 +1,4 @@
-//! Gathers the facts: asks the controller, the kernel, neighbours and backends. Changes nothing.
+//! Gathers facts from the controller, the kernel, neighbours and backends. It changes nothing.
 
 mod features;
 mod firewall;
@@ -31,10 +31,10 @@ use crate::{
     finding::Unseen,
 };
 
-/// Looks at everything that has to do with a service, or with all.
+/// Gathers the facts about a service or about all services. A missing controller is no error.
 ///
 /// # Errors
-/// When the controller knows no such service, or answers nonsense. That there is none is no error.
+/// If the controller does not know the service, or if its answer is malformed.
 pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Result<Facts, ClientError> {
     let mut facts = Facts { kernel: machine::kernel(), ..Facts::default() };
     let mut services = match client.status().await {
@@ -59,7 +59,7 @@ pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Resu
     if facts.controller.is_some() {
         find_clients(client, &mut facts).await;
         look_at_services(&mut facts, &services).await;
-        // What went wrong meanwhile goes wrong now.
+        // Problems that occurred during the examination still show here.
         let (after, health) = (client.status().await?, client.health(None).await?);
         if let Some(controller) = &mut facts.controller {
             (controller.after, controller.health) = (after, health);
@@ -80,7 +80,7 @@ async fn controller(client: &Client, status: balancer_api::model::StatusView) ->
     })
 }
 
-/// Goes to where the controller is.
+/// Moves to the controller's network namespace.
 fn enter(socket: &Path, facts: &mut Facts) {
     if facts.controller.is_none() {
         return;
@@ -167,7 +167,7 @@ async fn look_at_services(facts: &mut Facts, services: &[ServiceView]) {
     }
 }
 
-/// The addresses of a service's backends that take packets.
+/// The addresses of a service's backends that receive packets.
 fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iterator<Item = Backend> + 'a {
     let in_use = service.backends.iter().filter(|backend| backend.admin != "maint");
     in_use.flat_map(move |backend| {
@@ -177,7 +177,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
             let checked = target.clone().find(|target| target.ip() == own);
             let vip = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
             let families = target.count();
-            // A tunnel may carry packets of the other family.
+            // A tunnel may carry packets of the other address family.
             let vip = vip
                 .clone()
                 .find(|vip| vip.address.is_ipv4() == own.is_ipv4())
@@ -199,7 +199,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
     })
 }
 
-/// The addresses of a backend, and its port or 0.
+/// The addresses of a backend, with its port or 0.
 fn addresses(backend: &BackendView) -> impl Iterator<Item = (IpAddr, u16)> {
     let families = backend.families.iter().map(|family| family.address.as_str());
     let one = backend.families.is_empty().then_some(backend.address.as_str());
@@ -225,7 +225,7 @@ fn vips(service: &ServiceView) -> Vec<Vip> {
     addresses.into_iter().map(vip).collect()
 }
 
-/// Asks the kernel for the way to each backend.
+/// Asks the kernel for the route to each backend.
 async fn ways(facts: &mut Facts) -> anyhow::Result<()> {
     let netlink = Netlink::connect()?;
     for backend in &mut facts.backends {
@@ -234,7 +234,7 @@ async fn ways(facts: &mut Facts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Plans the probes: the backends to send packets to, and the addresses to ask for.
+/// Plans the probes: the backends to send packets to, and the addresses to ask for by ARP.
 async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Vec<Target>, Vec<Asked>)> {
     let netlink = Netlink::connect()?;
     let entries = netlink.neighbours().await?;
@@ -300,7 +300,7 @@ fn own_address(facts: &Facts, ifindex: u32, v4: bool, preferred: Option<IpAddr>)
     preferred.into_iter().chain(near.chain(&facts.addresses).map(|own| own.address)).find(usable)
 }
 
-/// The VIPs of IPv4 that neighbours of attached interfaces, and of those towards backends, are asked for.
+/// The IPv4 VIPs to ask neighbours for, on attached interfaces and those towards backends.
 fn ask_for_vips(facts: &mut Facts) -> Vec<Asked> {
     let attached = facts.controller.iter().flat_map(|of| &of.before.interfaces).map(|view| view.ifindex);
     let egress = facts.backends.iter().filter_map(|backend| Target::way(backend).map(|(ifindex, _)| ifindex));
@@ -328,7 +328,7 @@ fn ask_for_vips(facts: &mut Facts) -> Vec<Asked> {
     asked
 }
 
-/// Enters the prefix of the route to a client that was seen of late.
+/// Finds the prefix of the route to a recently seen client.
 async fn find_clients(client: &Client, facts: &mut Facts) {
     let Some(controller) = &mut facts.controller else { return };
     let Ok(top) = client.top(&TopQuery { n: Some(1), ..TopQuery::default() }).await else { return };

@@ -1,4 +1,4 @@
-//! Links, addresses, routes and neighbours of this network namespace.
+//! Reads links, addresses, routes and neighbours of this network namespace.
 
 use std::{collections::HashMap, io, net::IpAddr, pin::pin, time::Duration};
 
@@ -32,7 +32,7 @@ impl Drop for Netlink {
     }
 }
 
-/// An entry of the kernel's table of neighbours.
+/// An entry of the kernel's neighbour table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) mac: Option<Mac>,
@@ -41,14 +41,14 @@ pub(super) struct Entry {
 
 impl Netlink {
     /// # Errors
-    /// When there is no socket.
+    /// If there is no socket.
     pub(super) fn connect() -> anyhow::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
         Ok(Self { handle, connection: tokio::spawn(connection).abort_handle() })
     }
 
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn links(&self) -> anyhow::Result<Vec<Link>> {
         let dump = self.handle.link().get().execute().try_collect::<Vec<LinkMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the interfaces: no answer")??;
@@ -63,7 +63,7 @@ impl Netlink {
     }
 
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn addresses(&self) -> anyhow::Result<Vec<Address>> {
         let dump = self.handle.address().get().execute().try_collect::<Vec<AddressMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the addresses: no answer")??;
@@ -71,17 +71,17 @@ impl Netlink {
     }
 
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Entry>> {
         let dump = self.handle.neighbours().get().execute().try_collect::<Vec<NeighbourMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the neighbours: no answer")??;
         Ok(messages.iter().filter_map(neighbour).collect())
     }
 
-    /// Where the kernel would send packets for an address, and the address that it would send them from.
+    /// The kernel's route to an address, and the source address for it.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn way(&self, to: IpAddr) -> anyhow::Result<(Way, Option<IpAddr>)> {
         let message = match self.route(to, false).await? {
             Ok(message) => message,
@@ -107,10 +107,10 @@ impl Netlink {
         Ok((way, source))
     }
 
-    /// The prefix of the route that an address is covered by.
+    /// The prefix of the route to an address.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub(super) async fn prefix(&self, to: IpAddr) -> anyhow::Result<Option<IpNet>> {
         let Ok(message) = self.route(to, true).await? else { return Ok(None) };
         let named = message.attributes.iter().find_map(|attribute| {
@@ -183,7 +183,7 @@ fn kind(infos: &[LinkInfo]) -> Option<&InfoKind> {
     infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None })
 }
 
-/// The interface that a VLAN interface lies upon.
+/// The interface below a VLAN interface.
 fn vlan_upon(message: &LinkMessage) -> Option<u32> {
     let mut lower = None;
     let mut is_vlan = false;
@@ -197,7 +197,7 @@ fn vlan_upon(message: &LinkMessage) -> Option<u32> {
     lower.filter(|_| is_vlan)
 }
 
-/// Names come from elsewhere.
+/// Lists the XDP programs; another part of the doctor adds their names.
 fn programs(parts: &[LinkXdp]) -> Vec<Program> {
     let program = |id, native| Program { id, name: None, native };
     let mut found = Vec::new();
@@ -209,7 +209,7 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
         }
     }
     if found.is_empty() {
-        // An older kernel names the one program alone, and the hook beside it.
+        // An older kernel reports only one program, and its hook separately.
         let native = !parts
             .iter()
             .any(|part| matches!(part, LinkXdp::Attached(netlink_packet_route::link::XdpAttached::SocketBuffer)));
@@ -227,7 +227,7 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
 fn address(message: &AddressMessage) -> Option<Address> {
     let mut found = None;
     for attribute in &message.attributes {
-        // A point-to-point address names its peer as the other.
+        // For a point-to-point link, the other attribute has the peer's address.
         if let AddressAttribute::Local(address) = attribute {
             found = Some(*address);
         } else if let AddressAttribute::Address(address) = attribute {

@@ -1,4 +1,4 @@
-//! Packets of probes, and what comes back. Pure.
+//! Builds and parses the packets of probes, without side effects.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -12,7 +12,7 @@ const UDP: usize = 8;
 const ARP: usize = 28;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
-/// Bits of a fragment's offset, and the one that says that more follow.
+/// The bits of a fragment's offset, and the bit for more fragments.
 const FRAGMENT: u16 = 0x3fff;
 /// The port of GUE.
 const GUE_PORT: u16 = 6080;
@@ -25,27 +25,27 @@ const PROTO_UDP: u8 = 17;
 const IPV6: u8 = 41;
 const ICMPV6: u8 = 58;
 
-/// TCP's flags.
+/// The TCP flag SYN.
 pub(super) const SYN: u8 = 0x02;
-/// The flag of a reset.
+/// The TCP flag RST.
 pub(super) const RST: u8 = 0x04;
-/// The flag of an acknowledgement.
+/// The TCP flag ACK.
 pub(super) const ACK: u8 = 0x10;
 
-/// A packet that was heard.
+/// A received packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Somebody says that an address is its own.
+    /// A host answers ARP for an address.
     Arp { address: Ipv4Addr, mac: Mac },
-    /// A segment of TCP.
+    /// A TCP segment.
     Tcp { from: SocketAddr, to: SocketAddr, flags: u8, checksum_right: bool },
     /// An answer to a ping.
     Echo { from: IpAddr, to: IpAddr, id: u16, sequence: u16 },
-    /// A host or a port cannot be reached, says `from` of a packet to `target` of this protocol.
+    /// `from` reports that a packet to `target` with this protocol did not reach a host or port.
     Unreachable { from: IpAddr, target: IpAddr, protocol: u8 },
 }
 
-/// How packets get an outer header.
+/// The outer header of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outer {
     None,
@@ -54,7 +54,7 @@ pub(super) enum Outer {
 }
 
 impl Outer {
-    /// The one of a forwarding mode.
+    /// The outer header of a forwarding mode.
     pub(super) fn of(forwarding: &str) -> Self {
         match forwarding {
             "ipip" => Self::Ipip,
@@ -63,7 +63,7 @@ impl Outer {
         }
     }
 
-    /// Whether a packet of this protocol is one with such an outer header.
+    /// Whether this protocol number is that of the outer header.
     pub(super) const fn is(self, protocol: u8) -> bool {
         match self {
             Self::None => false,
@@ -72,7 +72,7 @@ impl Outer {
         }
     }
 
-    /// Bytes that it adds on the way to a backend of this family.
+    /// The number of bytes that it adds on the way to a backend of this family.
     pub(super) const fn length(self, backend_v4: bool) -> usize {
         let ip = if backend_v4 { V4 } else { V6 };
         match self {
@@ -82,7 +82,7 @@ impl Outer {
         }
     }
 
-    /// `packet` with it, from `source` to `backend`.
+    /// Adds the header to `packet`, from `source` to `backend`.
     pub(super) fn put_on(self, packet: &[u8], source: IpAddr, backend: IpAddr, port: u16) -> Vec<u8> {
         let inner = if is_v4(packet) { IPV4 } else { IPV6 };
         match self {
@@ -90,7 +90,7 @@ impl Outer {
             Self::Ipip => ip(source, backend, inner, packet),
             Self::Gue => {
                 let length = (UDP + packet.len()) as u16;
-                // Without a checksum: the inner packet has its own.
+                // No checksum, because the inner packet has its own.
                 let header = [port, GUE_PORT, length, 0].map(u16::to_be_bytes);
                 ip(source, backend, PROTO_UDP, &[header.as_flattened(), packet].concat())
             }
@@ -102,7 +102,7 @@ fn is_v4(packet: &[u8]) -> bool {
     packet.first().is_none_or(|byte| byte >> 4 == 4)
 }
 
-/// A packet of IP. The two addresses are of one family.
+/// Builds an IP packet. The two addresses are of one family.
 fn ip(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(V6 + payload.len());
     match (source, target) {
@@ -134,7 +134,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The sum of RFC 1071, not complemented.
+/// The sum of RFC 1071, without the complement.
 fn folded(bytes: &[u8], begin: u32) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
     let mut sum = words.fold(begin, u32::wrapping_add);
@@ -144,13 +144,13 @@ fn folded(bytes: &[u8], begin: u32) -> u16 {
     sum as u16
 }
 
-/// The sum of the header that TCP and ICMPv6 put in front of themselves for their checksum.
+/// The checksum of the pseudo-header of TCP and ICMPv6.
 fn pseudo(source: IpAddr, target: IpAddr, protocol: u8, length: usize) -> u32 {
     let addresses = [octets(source), octets(target)].concat();
     u32::from(folded(&addresses, u32::from(protocol) + length as u32))
 }
 
-/// A segment of TCP without data.
+/// A TCP segment without data.
 pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32, flags: u8) -> Vec<u8> {
     let mut segment = Vec::with_capacity(TCP);
     segment.extend([from.port(), to.port()].map(u16::to_be_bytes).as_flattened());
@@ -162,7 +162,7 @@ pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged:
     ip(from.ip(), to.ip(), PROTO_TCP, &segment)
 }
 
-/// A ping whose packet has `length` bytes, or as few as it can.
+/// A ping of `length` bytes, or of its smallest size if that is larger.
 pub(super) fn echo(source: IpAddr, target: IpAddr, id: u16, sequence: u16, length: usize) -> Vec<u8> {
     let (protocol, kind, header) = if target.is_ipv4() { (ICMP, 8, V4) } else { (ICMPV6, 128, V6) };
     let mut message = vec![kind, 0, 0, 0];
@@ -174,7 +174,7 @@ pub(super) fn echo(source: IpAddr, target: IpAddr, id: u16, sequence: u16, lengt
     ip(source, target, protocol, &message)
 }
 
-/// The question who has an address. One that comes from no address changes nobody's table of neighbours.
+/// An ARP request for an address. It has no sender address, so that it changes no neighbour table.
 pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
     let mut question = vec![0, 1, 8, 0, 6, 4, 0, 1];
     question.extend(own);
@@ -183,7 +183,7 @@ pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
     question
 }
 
-/// Reads an ARP packet. `None`: it is no reply for IPv4 over Ethernet, or cut off.
+/// Parses an ARP packet; `None` unless it is a complete reply for IPv4 over Ethernet.
 pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     const REPLY: [u8; 2] = [0, 2];
     let packet = packet.get(..ARP)?;
@@ -192,7 +192,7 @@ pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     (packet[..6] == [0, 1, 8, 0, 6, 4] && packet[6..8] == REPLY).then(|| Heard::Arp { address: address.into(), mac })
 }
 
-/// Reads an IP packet with TCP, an echo reply or an ICMP error. `None`: it holds anything else, or is cut off.
+/// Parses an IP packet with TCP, an echo reply or an ICMP error; `None` for other or incomplete packets.
 pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
     let header = Header::read(packet)?;
     let payload = packet.get(header.length..header.end.min(packet.len()))?;
@@ -212,7 +212,7 @@ pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
             const REPLY_V6: u8 = 129;
             const UNREACHABLE: u8 = 3;
             const UNREACHABLE_V6: u8 = 1;
-            /// An IPv6 host says so of a header that it does not know.
+            /// An IPv6 host answers so to an unknown header.
             const PARAMETER_V6: u8 = 4;
             match (header.protocol, *payload.first()?) {
                 (ICMP, REPLY) | (ICMPV6, REPLY_V6) => Some(Heard::Echo {
@@ -237,7 +237,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// The header of a packet that is whole.
+/// The header of a complete packet.
 struct Header {
     source: IpAddr,
     target: IpAddr,

@@ -1,4 +1,4 @@
-//! Probes to neighbours, VIPs and backends, and what comes back: all at once, in rounds.
+//! Sends probes to neighbours, VIPs and backends, all at once and in rounds, and records the answers.
 
 use std::{
     collections::HashMap,
@@ -21,32 +21,32 @@ use super::{
 };
 use crate::facts::{Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Unsteered, Vip, Way};
 
-/// Time after which a probe without an answer is sent again.
+/// The time after which the doctor repeats an unanswered probe.
 const ROUND: Duration = Duration::from_millis(400);
 const ROUNDS: u32 = 5;
-/// That nobody else has a VIP is known after so many rounds.
+/// After this number of rounds without an answer, no other host has the VIP.
 const SILENT_ROUNDS: u32 = 3;
-/// How long a connection may take: as long as all rounds.
+/// The time limit of a connection: the length of all rounds.
 const CONNECT: Duration = Duration::from_millis(2000);
-/// The ports that probes come from lie above those that kernels choose for connections.
+/// The first source port of probes, above the ports that kernels choose for connections.
 const FIRST_PORT: u16 = 61_000;
 const PORTS: u16 = 4_000;
-/// Pings of a backend, numbered by what they ask.
+/// The number of kinds of pings to a backend.
 const KINDS: u16 = 4;
 const VIP_ECHO: u16 = 0;
 const BARE_ECHO: u16 = 1;
 const SMALL: u16 = 2;
 const LARGE: u16 = 3;
-/// The least that every link of IPv4 carries, and of IPv6.
+/// The smallest MTU of every link for IPv4, and for IPv6.
 const SMALLEST: [u32; 2] = [576, 1280];
-/// Sizes of packets to one backend that are tried until the largest is known to a byte.
+/// The number of packet sizes to try for a backend, until the MTU is known to a byte.
 const HALVINGS: u32 = 16;
-/// Backends that are probed at once; the other ones are not, and that is said.
+/// The number of backends to probe. The report says if there are more.
 pub(super) const MOST: usize = 256;
 
-/// How one backend is probed.
+/// The probes of a backend.
 pub(super) struct Target {
-    /// The place in the list of backends.
+    /// The index in the list of backends.
     pub(super) index: usize,
     pub(super) ifindex: u32,
     pub(super) own_mac: Mac,
@@ -54,18 +54,18 @@ pub(super) struct Target {
     pub(super) entry: Option<Entry>,
     /// This machine's address for the backend.
     pub(super) source: IpAddr,
-    /// This machine's address for the VIP's family; `None`: there is none, and the VIP is not probed.
+    /// This machine's address for the VIP's family; `None` if there is none, and the doctor does not probe the VIP.
     pub(super) vip_source: Option<IpAddr>,
     pub(super) outer: Outer,
-    /// Whether a connection to the backend's own address is to be accepted.
+    /// Whether to connect to the backend's own address.
     pub(super) direct: bool,
-    /// Whether the VIP on the backend is probed, and whether by TCP as well.
+    /// Whether to probe the VIP on the backend, and whether also by TCP.
     pub(super) vip: Option<(SocketAddr, bool)>,
-    /// The largest packet that clients may send by this way.
+    /// The largest packet that clients may send on this way.
     pub(super) largest: u32,
 }
 
-/// A VIP, and the interfaces whose neighbours are asked for it.
+/// A VIP, and the interfaces on which to ask for it.
 pub(super) struct Asked {
     pub(super) index: usize,
     pub(super) address: Ipv4Addr,
@@ -81,7 +81,7 @@ struct Probe<'a> {
     notes: Vec<Note>,
 }
 
-/// Sends all probes and enters what came of them into the facts.
+/// Sends all probes and adds the results to the facts.
 pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], facts: &mut Facts) {
     let connects: Vec<_> = targets.iter().map(|target| connect(target, &facts.backends)).collect();
     let mut probe =
@@ -118,7 +118,7 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
     }
 }
 
-/// Begins a connection of the kernel's own.
+/// Begins a connection through the kernel.
 fn connect(target: &Target, backends: &[Backend]) -> Option<JoinHandle<Outcome>> {
     let address = backends.get(target.index)?.address;
     target.direct.then(|| {
@@ -156,7 +156,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Sends what is not answered yet. What an interface does not take is not answered either.
+    /// Sends the probes that have no answer yet. A probe that an interface refuses stays without an answer.
     fn send(&self) {
         for asked in self.asked {
             for (ifindex, mac) in &asked.interfaces {
@@ -196,7 +196,7 @@ impl Probe<'_> {
         }
     }
 
-    /// A segment to the VIP on a backend.
+    /// Sends a segment to the VIP on a backend.
     fn segment(&self, number: usize, source: IpAddr, vip: SocketAddr, flags: u8) {
         let target = &self.targets[number];
         let backend = self.backends[target.index].address.ip();
@@ -216,7 +216,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Takes back the connections that were accepted.
+    /// Closes the connections that servers accepted.
     fn hang_up(&self) {
         for number in 0..self.targets.len() {
             if let (Some((vip, _)), Some(source)) = (self.targets[number].vip, self.targets[number].vip_source)
@@ -245,7 +245,7 @@ impl Probe<'_> {
         self.notes.iter().filter(|note| !note.outgoing)
     }
 
-    /// The hosts that said that they have an address.
+    /// The hosts that answered ARP for an address.
     fn answers_of(&self, wanted: Ipv4Addr, on: u32) -> Vec<Mac> {
         let mut found = Vec::new();
         for note in self.incoming().filter(|note| note.ifindex == on) {
@@ -268,7 +268,7 @@ impl Probe<'_> {
             .any(|note| matches!(note.heard, Heard::Echo { id, sequence, .. } if id == self.id && sequence == wanted))
     }
 
-    /// Returns the outcome of the request to connect to the VIP.
+    /// Returns the outcome of the SYN to the VIP.
     fn tcp(&self, number: usize) -> Outcome {
         let Some((vip, _)) = self.targets[number].vip else { return Outcome::Silent };
         let answers = self.incoming().filter_map(|note| match note.heard {
@@ -325,7 +325,7 @@ impl Probe<'_> {
         })
     }
 
-    /// The largest packet that reaches a backend which answers small ones.
+    /// The largest packet that reaches a backend. The backend must answer small ones.
     async fn path(&mut self, number: usize) -> Option<Path> {
         let wanted = self.targets[number].largest;
         if self.echoed(number, LARGE) {
@@ -364,7 +364,7 @@ impl Probe<'_> {
         false
     }
 
-    /// Clients' requests to connect to a VIP that got as far as this socket: what the program steers does not.
+    /// Clients' SYNs to a VIP that reached this socket, because the program did not steer them.
     fn unsteered(&self, vip: &Vip) -> Vec<Unsteered> {
         let mut found: Vec<Unsteered> = Vec::new();
         for note in self.incoming() {
@@ -398,7 +398,7 @@ impl Target {
         self.next_hop == backend
     }
 
-    /// The way of a backend's packets, if it is known.
+    /// The route to a backend, if it is known.
     pub(super) const fn way(backend: &Backend) -> Option<(u32, IpAddr)> {
         match backend.way {
             Way::Known { ifindex, next_hop } => Some((ifindex, next_hop)),
@@ -415,5 +415,5 @@ fn sequence(number: usize, kind: u16) -> u16 {
     number as u16 * KINDS + kind
 }
 
-/// The entries of the kernel's table of neighbours.
+/// The entries of the kernel's neighbour table.
 pub(super) type Entries = HashMap<(u32, IpAddr), Entry>;

@@ -1,4 +1,4 @@
-//! One packet socket that sends probes and hears everything that this machine's kernel sends or is left.
+//! A packet socket that sends probes and receives all packets that this machine's kernel sends or receives.
 
 use std::{
     io,
@@ -20,11 +20,11 @@ const ETH_P_IPV6: u16 = 0x86dd;
 const PACKET_OTHERHOST: u8 = 3;
 const PACKET_OUTGOING: u8 = 4;
 const BROADCAST: Mac = [0xff; 6];
-/// The largest packet, also one that the kernel has merged.
+/// The largest packet, including merged ones.
 const PACKET: usize = 65_600;
-/// Packets that notes are taken of.
+/// The largest number of recorded packets.
 const MOST: usize = 200_000;
-/// Packets that are read in one go, so that a flood does not keep the examination from its clock.
+/// The number of packets to read at once, so that a flood does not delay the examination.
 const AT_ONCE: usize = 4096;
 
 /// The socket.
@@ -34,52 +34,52 @@ pub(super) struct Wire {
     buffer: Vec<u8>,
 }
 
-/// A packet, where it was heard, and in which direction it went.
+/// A received packet, with its interface and direction.
 #[derive(Clone, Debug)]
 pub(super) struct Note {
     pub(super) ifindex: u32,
     pub(super) outgoing: bool,
-    /// Whether the frame was for another hardware address than the interface's.
+    /// Whether the frame was for another hardware address.
     pub(super) for_another: bool,
     pub(super) heard: Heard,
 }
 
 impl Wire {
-    /// Opens it; from now on it hears.
+    /// Opens the socket, which receives from now on.
     ///
     /// # Errors
-    /// When this process may not (`CAP_NET_RAW`).
+    /// If this process lacks the permission (`CAP_NET_RAW`).
     pub(super) fn open() -> io::Result<Self> {
         let out = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         out.set_nonblocking(true)?;
         let all = Protocol::from(i32::from(ETH_P_ALL.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
         socket.set_nonblocking(true)?;
-        // What does not fit is a packet that was not heard, and probes are repeated.
+        // A packet that does not fit is lost, but the doctor repeats probes.
         socket.set_recv_buffer_size(4 << 20)?;
-        // SAFETY: the descriptor is owned by what is registered, and stays the same and open for as long as that lives.
+        // SAFETY: the registered value owns the descriptor, which stays open and unchanged for the value's lifetime.
         let socket = unsafe { AsyncFd::register(OwnedFd::from(socket)) }?;
         Ok(Self { socket, out, buffer: vec![0; PACKET] })
     }
 
-    /// Sends a packet of IP by an interface to a neighbour.
+    /// Sends an IP packet to a neighbour.
     ///
     /// # Errors
-    /// When the interface does not take it.
+    /// If the interface refuses it.
     pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
         let protocol = if packet.first().is_none_or(|byte| byte >> 4 == 4) { ETH_P_IP } else { ETH_P_IPV6 };
         self.out.send_to(packet, &link_address(protocol, ifindex, to)).map(drop)
     }
 
-    /// Asks everybody on an interface's link by ARP.
+    /// Sends an ARP request to all hosts on a link.
     ///
     /// # Errors
-    /// When the interface does not take it.
+    /// If the interface refuses it.
     pub(super) fn ask(&self, ifindex: u32, question: &[u8]) -> io::Result<()> {
         self.out.send_to(question, &link_address(ETH_P_ARP, ifindex, BROADCAST)).map(drop)
     }
 
-    /// Waits until something has come, and takes note of it.
+    /// Waits for packets and records them.
     pub(super) async fn listen(&mut self, notes: &mut Vec<Note>) {
         let Ok(mut ready) = self.socket.readable().await else { return std::future::pending().await };
         let buffer = &mut self.buffer;
@@ -91,7 +91,7 @@ impl Wire {
             match read {
                 Ok(Ok(_)) if notes.len() >= MOST => {}
                 Ok(Ok((length, from))) => notes.extend(note(buffer.get(..length).unwrap_or_default(), from.as_ref())),
-                // Of an interface that went away, which the next packet does not mind.
+                // An error about a removed interface; the next packets are not affected.
                 Ok(Err(_)) => {}
                 Err(_would_block) => return,
             }
@@ -115,16 +115,16 @@ fn note(packet: &[u8], from: Option<&LinkAddr>) -> Option<Note> {
     })
 }
 
-/// An interface, and a neighbour there, as packet sockets name them.
+/// The socket address of a neighbour on an interface.
 fn link_address(protocol: u16, ifindex: u32, to: Mac) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: it is one of the platform's address types, for which all bytes are valid.
+    // SAFETY: this is one of the platform's address types, for which all bytes are valid.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol.to_be();
     address.sll_ifindex = ifindex as i32;
     address.sll_halen = 6;
     address.sll_addr[..6].copy_from_slice(&to);
-    // SAFETY: an address of this length was just written.
+    // SAFETY: the code above wrote an address of this length.
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }

@@ -1,28 +1,28 @@
-//! Which of two places of a client holds.
+//! Deciding which of two places of a client wins.
 
 use crate::{emptied::Emptied, records::Record};
 
-/// Where a client is, as somebody knows.
+/// The place of a client as a member knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) backend: u16,
     /// Whether it came there from another backend.
     pub(super) moved: bool,
-    /// The epoch in which it came there; 0: nobody knows.
+    /// The epoch in which it came there; 0: unknown.
     pub(super) epoch: u32,
 }
 
 impl Place {
-    /// The epoch of a place that is none: no epoch has so high a number.
+    /// The epoch of a place that does not count, above all numbers of epochs.
     pub(super) const NONE: u32 = u32::MAX;
 
     pub(super) const fn of(record: &Record) -> Self {
         Self { backend: record.backend, moved: record.moved, epoch: record.epoch }
     }
 
-    /// Whether this place, of which somebody tells, holds against another one: if the client came here after it could not
-    /// stay there; else if it has moved here, later than there if it has there as well; else if it is the older one. By what
-    /// is told and the epoch alone, so that of two places everybody comes to the same.
+    /// Whether this reported place wins against another one. It does if the client came here after it could not stay
+    /// there; else if it has moved here, and later than there if it has moved there as well; else if it is the older
+    /// place. The result depends only on the records and the epoch, so all members reach the same one.
     pub(super) fn holds_against(&self, other: &Self, emptied: &Emptied) -> bool {
         if other.epoch == Self::NONE || self.follows(other, emptied) {
             return true;
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    /// Backend 4 could keep nobody in epoch 5.
+    /// Backend 4 could keep no client in epoch 5.
     fn emptied() -> Emptied {
         let mut emptied = Emptied::default();
         emptied.note([4], 5);
@@ -65,20 +65,20 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_places() {
+    fn when_two_places_are_compared_then_the_table_of_rules_decides() {
         for (winner, loser) in [
             (at(3, 1), at(4, 2)),
             (at(4, 2), at(3, 4)),
-            // It came to 3 when it could not stay at 4.
+            // The client came to 3 when it could not stay at 4.
             (at(3, 5), at(4, 2)),
             (at(3, 9), at(4, 0)),
             (at(3, 9), moved(4, 2)),
             (moved(3, 9), at(4, 2)),
             (at(4, 5), at(4, 2)),
-            // It came to 4 after that.
+            // The client came to 4 after that.
             (at(4, 5), at(3, 6)),
             (at(3, 6), at(4, 7)),
-            // It was at 3 before, which it has left for 4.
+            // The client was at 3 before, and has left it for 4.
             (moved(4, 3), at(3, 2)),
             (moved(4, 3), moved(3, 2)),
             (moved(4, 7), at(3, 8)),
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_two_places_one_holds(a in any_place(), b in any_place(), noted in prop::collection::vec((1..5_u16, 0..8_u32), 0..5)) {
+        fn when_a_client_has_two_places_then_exactly_one_holds(a in any_place(), b in any_place(), noted in prop::collection::vec((1..5_u16, 0..8_u32), 0..5)) {
             let mut emptied = Emptied::default();
             for (backend, epoch) in noted {
                 emptied.note([backend], epoch);

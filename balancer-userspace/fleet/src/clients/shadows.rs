@@ -1,29 +1,28 @@
-//! The knowledge that other members have of each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3
-//! bits.
+//! What other members know about each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3 bits.
 
 use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
-/// The knowledge that other members have of one entry.
+/// What other members know about an entry.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shadow {
-    /// The entry as others know it; 0: they do not.
+    /// The entry as others know it; 0: unknown.
     pub(super) told: u64,
-    /// The epoch in which its client came there.
+    /// The epoch in which its client came to that place.
     pub(super) epoch: u32,
     /// See [`Record::moved`](crate::records::Record::moved).
     pub(super) moved: bool,
-    /// Whether others may not know it any more.
+    /// Whether others may have forgotten it.
     pub(super) doubtful: bool,
-    /// Whether it is to be told again as it is.
+    /// Whether it must be sent again as it is.
     pub(super) unheard: bool,
 }
 
-/// Those of all entries. What a look at the whole table reads lies apart from the rest.
+/// The shadows of all entries. The part that a scan of the whole table reads is stored separately.
 #[derive(Debug)]
 pub(super) struct Shadows {
     told: Vec<[u64; BUCKET_ENTRIES]>,
     epochs: Vec<[u32; BUCKET_ENTRIES]>,
-    /// A bit for each entry of a bucket.
+    /// One bit for each entry of a bucket.
     moved: Vec<u8>,
     doubtful: Vec<u8>,
     unheard: Vec<u8>,
@@ -56,7 +55,7 @@ impl Shadows {
         }
     }
 
-    /// That of an entry; beyond the end nobody was told anything.
+    /// Returns the shadow of an entry; beyond the end it is empty.
     pub(super) fn get(&self, index: usize) -> Shadow {
         let (bucket, at) = (index / BUCKET_ENTRIES, index % BUCKET_ENTRIES);
         Shadow {
@@ -68,7 +67,7 @@ impl Shadows {
         }
     }
 
-    /// Replaces that of an entry.
+    /// Replaces the shadow of an entry.
     pub(super) fn set(&mut self, index: usize, shadow: Shadow) {
         let (bucket, at) = (index / BUCKET_ENTRIES, index % BUCKET_ENTRIES);
         if let (Some(told), Some(epochs)) = (self.told.get_mut(bucket), self.epochs.get_mut(bucket)) {
@@ -79,17 +78,17 @@ impl Shadows {
         set(&mut self.unheard, index, shadow.unheard);
     }
 
-    /// An entry is to be told again as it is.
+    /// Marks an entry to be sent again as it is.
     pub(super) fn mark_unheard(&mut self, index: usize) {
         set(&mut self.unheard, index, true);
     }
 
-    /// Whether the others know this bucket as it is, and have to be told nothing of it again.
+    /// Whether the others know this bucket as it is, so that nothing of it must be sent.
     pub(super) fn agree(&self, bucket: usize, entries: &[Entry; BUCKET_ENTRIES]) -> bool {
         self.unheard.get(bucket) == Some(&0) && self.told.get(bucket) == Some(&entries.map(|entry| entry.0))
     }
 
-    /// Nobody was told of clients of this backend.
+    /// Clears the shadows of this backend's clients.
     pub(super) fn forget_backend(&mut self, id: u16) {
         for bucket in 0..self.told.len() {
             for at in 0..BUCKET_ENTRIES {
@@ -100,14 +99,14 @@ impl Shadows {
         }
     }
 
-    /// Others may not know any more what they were told.
+    /// Marks that others may have forgotten what they were told.
     pub(super) fn doubt(&mut self) {
         for (doubtful, told) in self.doubtful.iter_mut().zip(&self.told) {
             *doubtful |= (0..BUCKET_ENTRIES).filter(|&at| told[at] != 0).fold(0, |bits, at| bits | bit(at));
         }
     }
 
-    /// Marks every entry that is still doubtful to be told again.
+    /// Marks every doubtful entry to be sent again.
     pub(super) fn confirm(&mut self) {
         for (doubtful, unheard) in self.doubtful.iter_mut().zip(&mut self.unheard) {
             *unheard |= std::mem::take(doubtful);

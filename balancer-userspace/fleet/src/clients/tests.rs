@@ -1,4 +1,4 @@
-//! Tests of telling and taking over records, and of which place of a client holds.
+//! Tests of sending and importing records, and of which place of a client wins.
 
 use std::{cell::Cell, sync::LazyLock};
 
@@ -38,7 +38,7 @@ impl Table for Cells {
 
 const NOW: u16 = 1000;
 
-/// Backends 1 to 19, of one service.
+/// Backends 1 to 19 of one service.
 fn backends(id: u16) -> Option<Facts> {
     (1..20).contains(&id).then_some(Facts { service: 0, tick: NOW, remember: 400, keeps: true })
 }
@@ -61,7 +61,7 @@ fn record(tag: u32, backend: u16, epoch: u32) -> Record {
 }
 
 #[test]
-fn a_client_is_told_of_once_and_again_when_it_moves_or_a_quarter_has_passed() {
+fn when_a_client_is_known_then_it_is_told_once_and_again_when_it_moves_or_a_quarter_has_passed() {
     let (table, mut sharing) = (Cells::new(2), Sharing::new(16));
     sharing.has_told(0);
     table.put(9, established(7, 3, 200));
@@ -77,7 +77,7 @@ fn a_client_is_told_of_once_and_again_when_it_moves_or_a_quarter_has_passed() {
 }
 
 #[test]
-fn newcomers_are_told_of_only_where_that_is_asked_for() {
+fn when_a_client_is_new_then_it_is_told_only_where_that_is_asked_for() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     sharing.has_told(0);
     table.put(0, Entry::new(7, 3, NOW));
@@ -87,7 +87,7 @@ fn newcomers_are_told_of_only_where_that_is_asked_for() {
 }
 
 #[test]
-fn what_was_heard_is_not_told_again() {
+fn when_a_record_was_heard_then_it_is_not_told_again() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     let mut flagged = Vec::new();
     let flag = |service, tag, backend| flagged.push((service, tag, backend));
@@ -99,7 +99,7 @@ fn what_was_heard_is_not_told_again() {
 }
 
 #[test]
-fn a_client_that_two_know_at_two_backends_ends_at_the_older_for_both() {
+fn when_two_members_know_a_client_at_two_backends_then_the_older_place_wins_for_both() {
     for (left, right, winner) in
         [((3, 1), (4, 2), 3), ((3, 2), (4, 1), 4), ((4, 1), (3, 1), 3), ((12, 1), (4, 9), 12), ((12, 3), (13, 2), 13)]
     {
@@ -116,7 +116,7 @@ fn a_client_that_two_know_at_two_backends_ends_at_the_older_for_both() {
 }
 
 #[test]
-fn a_move_beats_a_place_on_both_sides() {
+fn when_a_move_meets_an_older_place_then_the_move_wins_on_both_sides() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     table.put(0, established(7, 3, 0));
     all(&mut sharing, &table, 1);
@@ -128,31 +128,31 @@ fn a_move_beats_a_place_on_both_sides() {
 }
 
 #[test]
-fn what_others_do_not_know_is_told_though_they_tell_of_the_same_place() {
+fn when_others_do_not_know_an_entry_then_it_is_told_even_if_they_tell_the_same_place() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
-    // Found in the table by a process that has just begun: nobody knows since when.
+    // A new process found the entry in the table, so its age is unknown.
     table.put(0, established(7, 9, 0));
     let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, heard(9), &backends, |_, _, _| {});
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(import(&mut sharing, record(7, 6, 4)), Imported::Stale);
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
-    // Now they know, whoever tells them late.
+    // The others know it now, however late the report.
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), []);
-    // Unless they may have forgotten.
+    // The other members may have forgotten it.
     sharing.doubt();
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
 }
 
 #[test]
-fn a_place_from_before_that_holds_nobody_is_none() {
+fn when_a_place_from_before_keeps_no_client_then_it_does_not_count() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     let drained = |id| backends(id).map(|facts| Facts { keeps: id != 3, ..facts });
     table.put(0, established(7, 3, 0));
     table.put(1, established(8, 3, 0));
-    // Somebody who did not know the client has sent it on meanwhile.
+    // A member that did not know the client has sent it on meanwhile.
     let sent = sharing.import(&table, &record(7, 2, 5), heard(5), &drained, |_, _, _| {});
     assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
     assert_eq!(sharing.collect(&table, &drained, 5, |_| true), []);
@@ -162,7 +162,7 @@ fn a_place_from_before_that_holds_nobody_is_none() {
 }
 
 #[test]
-fn where_two_have_moved_a_client_and_one_says_that_it_is_at_home_there_both_come_to_know() {
+fn when_two_members_move_a_client_and_one_reports_it_home_then_both_know() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     sharing.has_told(2);
     table.put(0, established(7, 3, 0));
@@ -179,13 +179,13 @@ fn where_two_have_moved_a_client_and_one_says_that_it_is_at_home_there_both_come
 }
 
 #[test]
-fn a_client_that_leaves_a_failed_backend_has_moved_later_than_it_came_there() {
+fn when_a_client_leaves_a_failed_backend_then_that_move_is_later_than_its_arrival() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     let failed = |id| backends(id).map(|facts| Facts { keeps: id != 6, ..facts });
     table.put(0, established(7, 2, 0));
     all(&mut sharing, &table, 7);
     sharing.has_told(7);
-    // It came to 6 in epoch 7, and 6 failed in epoch 8, before anybody was told.
+    // The client came to 6 in epoch 7, and 6 failed in epoch 8, before anything was sent.
     table.put(0, established(7, 6, 0));
     let came = sharing.collect(&table, &failed, 8, |_| false);
     assert_eq!(came, [Record { moved: true, ..record(7, 6, 7) }]);
@@ -199,7 +199,7 @@ fn a_client_that_leaves_a_failed_backend_has_moved_later_than_it_came_there() {
 }
 
 #[test]
-fn what_cannot_be_is_dropped() {
+fn when_a_record_is_impossible_then_it_is_dropped() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
     let mut import = |record: Record| sharing.import(&table, &record, heard(9), &backends, |_, _, _| {});
     assert_eq!(import(Record { bucket: 1, ..record(7, 3, 1) }), Imported::Outside);

@@ -1,4 +1,4 @@
-//! The member's own card: the sign of its life for all others.
+//! The member's own card, its sign of life for all others.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     session::Purpose,
 };
 
-/// Suspicions come by packets that anybody sends: they are not told more often than this.
+/// Suspicions result from packets that anyone can send, so they are not written more often than this.
 const SUSPECTS_EVERY: Duration = Duration::from_millis(200);
 
 fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
@@ -26,41 +26,41 @@ fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct OwnCard {
-    /// As the engine was asked last to write it; `None`: it has to be written.
+    /// The card in the last write request; `None`: it must be written.
     written: Option<Card>,
-    /// When this process put it last; `None`: that is not known.
+    /// When this process last wrote it; `None`: unknown.
     revision: Option<Revision>,
-    /// When it was last written because of suspicions alone.
+    /// When it was last written only because of suspicions.
     suspected: Option<Instant>,
-    /// Since when it is in the store, put by this session.
+    /// Since when this session's card is in the store.
     since: Option<Instant>,
     denial: Option<Denial>,
 }
 
-/// The engine answers, and does not write the card.
+/// The engine answers but does not write the card.
 #[derive(Debug)]
 struct Denial {
     since: Instant,
-    /// In the engine's words.
+    /// The reason in the engine's words.
     why: String,
-    /// Whether the engine has said no, rather than nothing.
+    /// Whether the engine has refused, rather than not answered.
     is_certain: bool,
-    /// Whether it has lasted for as long as a lease.
+    /// Whether it has lasted as long as a lease.
     lasts: bool,
 }
 
 impl OwnCard {
-    /// Whether the engine has not written it for longer than the lease.
+    /// Whether the engine has not written the card for longer than the lease.
     pub(super) fn is_denied(&self) -> bool {
         self.denial.as_ref().is_some_and(|denial| denial.lasts)
     }
 
-    /// Why the engine takes no writes of this member, as far as is known.
+    /// Why the engine refuses this member's writes, as far as known.
     pub(super) fn denial(&self) -> Option<&str> {
         self.denial.as_ref().filter(|denial| denial.is_certain || denial.lasts).map(|denial| denial.why.as_str())
     }
 
-    /// Has it written again, to find out whether it can be.
+    /// Writes the card again to find out whether that works.
     pub(super) fn probe(&mut self) {
         self.written = None;
     }
@@ -107,7 +107,7 @@ impl Member {
             }
             self.card.suspected = Some(clocks.now);
         }
-        // Another process of this name must not be overwritten, which may have come at the same moment.
+        // Another process of this name, which may have come at the same moment, must not be overwritten.
         let condition = match (self.card.revision, session.get(&key)) {
             (Some(revision), _) => Condition::Modified(key.clone(), revision),
             (None, Some(entry)) => Condition::Modified(key.clone(), entry.modified),
@@ -123,11 +123,11 @@ impl Member {
         self.card.written = Some(card);
     }
 
-    /// Why this process may not have its name: another one has it, elsewhere.
+    /// Why this process may not have its name: another process has it elsewhere.
     pub(super) fn name_is_taken(&self) -> Option<String> {
         let (members, settings) = (self.cards(), &self.settings);
         let other = members.get(&settings.name).filter(|other| other.instance != settings.instance)?;
-        // What one has left behind that has ended where this one runs goes with its lease.
+        // The card of a process that ended in the same place disappears with its lease.
         if other.home == settings.home || other.home == 0 {
             return None;
         }
@@ -138,11 +138,11 @@ impl Member {
         ))
     }
 
-    /// Handles the engine's answer to the writing of the card.
+    /// Handles the answer to writing the card.
     pub(super) fn card_answered(&mut self, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         let (why, is_certain) = match answer {
             Answer::Made(revision) => return self.card_is_written(revision, now, outputs),
-            // Another process has put one, which this one is about to hear of.
+            // Another process has written one, which this one is about to receive.
             Answer::Refused | Answer::Read(_) => {
                 self.card.written = None;
                 self.card.revision = None;
@@ -174,8 +174,9 @@ impl Member {
         }
     }
 
-    /// A member whose card is not written for as long as its lease lasts is alone, as one is that does not reach the
-    /// engine. What it has put into the store is to go, because the others would wait for it, and count its old votes.
+    /// Handles a denial: a member whose card is not written for the length of its lease is alone, like one that cannot
+    /// reach the engine. Its keys must disappear from the store, because the others would wait for it and count its old
+    /// votes.
     pub(super) fn see_to_denial(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let lease = self.settings.lease;
         let Some(denial) = self.card.denial.as_mut().filter(|denial| !denial.lasts && denial.since + lease <= now)

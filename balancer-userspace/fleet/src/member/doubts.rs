@@ -1,4 +1,4 @@
-//! Backends that other members have doubts of: this one looks at once, so that all come to a verdict together.
+//! Backends that other members doubt: this member checks them at once, so that all reach a verdict together.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,12 +6,12 @@ use balancer_core::io::BackendId;
 
 use super::{Member, Output};
 
-/// The backends that other members doubted when their cards were last looked at, by member name.
+/// The backends that other members doubted when their cards were last read, by member name.
 #[derive(Debug, Default)]
 pub(super) struct Doubts(BTreeMap<String, HashSet<BackendId>>);
 
 impl Member {
-    /// Has those checked that another member has begun to doubt.
+    /// Makes backends that another member has begun to doubt be checked.
     pub(super) fn see_to_doubts(&mut self, outputs: &mut Vec<Output>) {
         let new = self.new_doubts();
         #[cfg(test)]
@@ -24,7 +24,7 @@ impl Member {
     }
 
     pub(super) fn new_doubts(&mut self) -> Vec<BackendId> {
-        // Ids mean the same in all epochs of a lineage.
+        // Ids have the same meaning in all epochs of a lineage.
         let lineage = self.epoch().map(|epoch| epoch.lineage);
         let cards = self.cards();
         let others = cards.iter().filter(|(name, card)| {

@@ -1,4 +1,4 @@
-//! How a member that joins comes to know the clients of all others.
+//! How a joining member gets to know the clients of all others.
 
 use std::time::Instant;
 
@@ -10,11 +10,11 @@ use crate::{
     session::Purpose,
 };
 
-/// Parts whose answers are waited for at once. The others wait here, and not in the engine's queue.
+/// The maximum number of parts being written. The others wait here rather than in the engine's queue.
 const UNDER_WAY: usize = 8;
 
 impl Member {
-    /// Takes over the clients that were dumped for it.
+    /// Imports the clients that were dumped for this member.
     pub(super) fn learn_clients(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let asks = self.applied.is_some()
@@ -31,7 +31,7 @@ impl Member {
             outputs.push(Output::Ask(session.read(&mut self.last_ticket, Purpose::Clients, prefix)));
             return;
         }
-        // Nobody knows more than the leader, if nobody is in step.
+        // If no member is in step, none knows more than the leader.
         let somebody = session.members().values().any(|member| member.in_step);
         if !somebody && matches!(self.leading, Leading::Leads(_)) {
             self.clients = Clients::Known;
@@ -43,14 +43,15 @@ impl Member {
         let name = &self.settings.name;
         let dump = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
         if dump.is_none_or(|dump| dump.instance != self.settings.instance || dump.parts != entries.len()) {
-            // Another one is made.
+            // Another dump is made.
             self.clients = Clients::Wanted;
             self.pauses.failed(Errand::Clients, now);
             let delete = vec![Write::Delete(keys::dump(name))];
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), delete)));
             return;
         }
-        // Whoever dumps may have come later than what was told before: only what is in the dump is known to others.
+        // The dumping member may have joined after earlier records were sent, so other members know only the records in
+        // the dump.
         outputs.push(Output::Doubt);
         for entry in entries {
             self.take_over(entry, outputs);
@@ -62,7 +63,7 @@ impl Member {
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
     }
 
-    /// Dumps its clients for members that join, if it is the first in step.
+    /// Dumps its clients for joining members, if it is the first member in step.
     pub(super) fn dump(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         if !self.in_step {
@@ -108,7 +109,7 @@ impl Member {
         self.dumps.push_back(put(&keys::dump(to), cards::write(&Dump { format: FORMAT, instance, parts }), true));
     }
 
-    /// Puts what was dumped into the store, some parts at a time. A part that is lost is missed by the member that reads.
+    /// Writes dumped parts into the store, some at a time. The reading member notices a lost part.
     pub(super) fn put_dumps(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let under_way = session.under_way(|purpose| *purpose == Purpose::Dump);
@@ -118,7 +119,7 @@ impl Member {
     }
 }
 
-/// Takes away what was dumped for a member.
+/// Deletes a member's dump.
 pub(super) fn without_dump(name: &str) -> [Write; 2] {
     [Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))]
 }

@@ -1,8 +1,8 @@
-//! The work of the leader, the one member at a time that decides what holds for all.
+//! The leader, the one member at a time that decides for all.
 //!
-//! The leader has two controllers: what is *committed*, and what is *decided*. What takes (a backend that most see down)
-//! goes into both and is written at once. Everything else goes into the second alone; where that gives, it is prepared
-//! first, and nothing more is decided until it is committed.
+//! The leader has two controllers: the *committed* and the *decided* state. A decision that *takes* (a backend that
+//! most members see down) is applied to both and written at once. All others are applied only to the second. If the
+//! difference *gives*, it is prepared first, and no further decisions are made until it is committed.
 
 mod office;
 mod writing;
@@ -34,19 +34,19 @@ use crate::{
     votes,
 };
 
-/// How far a member has come in leading.
+/// The progress of becoming the leader.
 #[derive(Debug, Default)]
 pub(super) enum Leading {
-    /// Somebody else leads, or nobody.
+    /// Another member leads, or none.
     #[default]
     No,
     /// It may have become the leader.
     Stands,
-    /// It is the leader, and does not know how what was written before has ended.
+    /// It is the leader, but does not know the outcome of its earlier writes.
     Doubts,
-    /// It asks to be the leader still: whatever was asked before has ended, or is refused, when that is answered.
+    /// It confirms its leadership; when that is answered, all earlier requests have ended or are refused.
     Asks,
-    /// It is, as of this revision, and waits until it has seen everything up to there.
+    /// It is elected as of this revision, and waits until it has seen everything up to there.
     Elected(Revision),
     /// It leads.
     Leads(Box<Lead>),
@@ -55,52 +55,52 @@ pub(super) enum Leading {
 /// The state of a leader.
 #[derive(Debug)]
 pub(super) struct Lead {
-    /// When the leader's key was last put: it is the condition of everything that is written. A leader that does not know
-    /// how something has ended puts the key once more, after which whatever is still on its way is refused.
+    /// When the leader's key was last written: the condition of every write. A leader that does not know the outcome of
+    /// a write writes the key once more, after which all pending writes are refused.
     fence: Revision,
-    /// The epoch that holds, and when it was written.
+    /// The current epoch, and when it was written.
     epoch: Option<(Epoch, Revision)>,
     lineage: u64,
     /// The number of the first epoch that it writes.
     first: u64,
     committed: Controller,
     decided: Controller,
-    /// Whether the backend of each id keeps its clients in the epoch that holds; and the backends that could not.
+    /// Whether each backend keeps its clients in the current epoch, by id; and the backends that could not.
     keeping: Vec<bool>,
     emptied: Emptied,
-    /// Whether what is committed has been taken from since it was written.
+    /// Whether the committed state has lost something since it was written.
     taken: bool,
-    /// The state that is being prepared.
+    /// The state being prepared.
     prepared: Option<StateCard>,
-    /// The write that is under way.
+    /// The write in progress.
     writing: Option<Writing>,
     /// Outcomes of requests, to be written with the decided state.
     answers: Vec<(String, Result<String, cards::Denied>)>,
-    /// Requests that were seen to.
+    /// Handled requests.
     seen: HashSet<String>,
     lines: Vec<Line>,
-    /// Documents that nobody needs any more, and the last one made.
+    /// Documents that are no longer needed, and the last one made.
     garbage: Vec<u64>,
     document: u64,
-    /// From which epoch on ballots are about the backend as it is now.
+    /// The epoch from which on ballots are about the current backend, by id.
     since: HashMap<BackendId, u64>,
     since_all: u64,
-    /// Sweeps, and counts of connections, that were taken note of.
+    /// Sweeps and counts of connections that were handled.
     sweeps: Counted,
     flow_counts: Counted,
     deadline: Option<Instant>,
     name: String,
-    /// When a user last changed something.
+    /// Time of the last change by a user.
     changed: Instant,
     #[cfg(test)]
     mutation: Option<super::Mutation>,
 }
 
-/// Requests seen to at once: each takes two writes of a transaction.
+/// The maximum number of requests handled at a time: each needs two writes in a transaction.
 const REQUESTS_AT_ONCE: usize = 32;
 
 impl Leading {
-    /// The leader's key was written.
+    /// Handles the successful write of the leader's key.
     pub(super) fn elected(&mut self, revision: Revision) {
         if matches!(self, Self::Stands | Self::Asks) {
             *self = Self::Elected(revision);
@@ -114,7 +114,7 @@ impl Leading {
         }
     }
 
-    /// Notes that the leader's write has been made.
+    /// Records that the leader's write has been made.
     pub(super) fn has_written(&mut self, revision: Revision) {
         if let Self::Leads(lead) = self {
             lead.has_written(revision);
@@ -158,7 +158,7 @@ impl Member {
 }
 
 impl Lead {
-    /// Takes over what members say: what takes at once, everything else where nothing is being prepared.
+    /// Applies the members' reports: decisions that take at once, and others while nothing is being prepared.
     fn listen(&mut self, members: &BTreeMap<String, Card>, clocks: Clocks) {
         if self.epoch.is_none() {
             return;
@@ -182,7 +182,7 @@ impl Lead {
         }
     }
 
-    /// Those of `downs` after which a backend keeps nobody; the others let it keep whom it knows.
+    /// Splits `downs` into those after which a backend keeps no clients, and those after which it still does.
     fn that_take(&self, downs: Vec<Judgement>, now: Instant) -> (Vec<Judgement>, Vec<Judgement>) {
         if downs.is_empty() {
             return (downs, Vec::new());
@@ -193,7 +193,7 @@ impl Lead {
         downs.into_iter().partition(|judgement| !keeping[usize::from(judgement.backend.0)])
     }
 
-    /// Backends whose latest checks failed, as more than half of the members that vote say.
+    /// Backends whose latest checks failed according to more than half of the voting members.
     fn failing(&self, members: &BTreeMap<String, Card>) -> HashSet<BackendId> {
         let votes = |card: &&Card| card.in_step && card.epoch.is_some_and(|epoch| epoch.lineage == self.lineage);
         let ballots: Vec<_> = members.values().filter(votes).map(|card| &card.ballot).collect();
@@ -228,7 +228,7 @@ impl Lead {
         self.decided.services().iter().flat_map(Service::backends).filter_map(judge).collect()
     }
 
-    /// Decides what to write next.
+    /// Decides the next write.
     fn step(
         &mut self,
         session: &Session,
@@ -262,7 +262,7 @@ impl Lead {
         if self.decided.agreed_state(clocks) == self.committed.agreed_state(clocks) {
             let mut writes = self.take_answers(epoch);
             if session.get(keys::NEXT).is_some() && session.revision() >= written {
-                // Another leader's, which was never committed.
+                // It belongs to another leader and was never committed.
                 writes.push(Write::Delete(keys::NEXT.to_owned()));
             }
             if !writes.is_empty() {
@@ -291,7 +291,7 @@ impl Lead {
         self.lines.extend(lines(commands));
     }
 
-    /// Connections are a member's own: a backend has those of all members.
+    /// Adds up the connections of all members, because each member has its own.
     fn count_flows(&mut self, members: &BTreeMap<String, Card>, now: Instant) {
         if !self.flow_counts.all_have_more(members, |card| card.flow_counts) {
             return;
@@ -343,17 +343,17 @@ impl Lead {
     }
 }
 
-/// Members that count.
+/// The members that count.
 fn current(members: &BTreeMap<String, Card>) -> impl Iterator<Item = (&String, &Card)> {
     members.iter().filter(|(_, card)| card.in_step)
 }
 
-/// How often each member had done something when that was last taken note of. Another process of a member begins anew.
+/// How often each member had done something when that was last handled. Another process of a member starts anew.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counted(BTreeMap<(String, u64), u64>);
 
 impl Counted {
-    /// Whether all members have done it again since then; takes note of it if so.
+    /// Whether all members have done it again since then; records that if so.
     fn all_have_more(&mut self, members: &BTreeMap<String, Card>, count: impl Fn(&Card) -> u64) -> bool {
         let now: BTreeMap<(String, u64), u64> =
             current(members).map(|(name, card)| ((name.clone(), card.instance), count(card))).collect();
@@ -365,7 +365,7 @@ impl Counted {
     }
 }
 
-/// Returns the wish of a request, unpacked if it is packed.
+/// Returns the change in a request, unpacked if necessary.
 fn wish(request: &Request, session: &Session, key: &str) -> Result<Wish, cards::Denied> {
     if let Some(wish) = &request.wish {
         return Ok(wish.clone());
@@ -375,7 +375,7 @@ fn wish(request: &Request, session: &Session, key: &str) -> Result<Wish, cards::
     documents::unpack(&packed.value, "the request").map_err(cards::Denied::Invalid)
 }
 
-/// Answers whose askers have gone.
+/// Deletes answers whose requesters are gone.
 fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     if session.below(keys::ANSWERS).next().is_none() {
         return Vec::new();
@@ -386,7 +386,7 @@ fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     orphans.map(|(_, entry)| Write::Delete(entry.key.clone())).take(REQUESTS_AT_ONCE).collect()
 }
 
-/// Returns, for each backend id, whether the known clients of that backend stay.
+/// Returns for each backend id whether the backend's known clients stay.
 fn keeping(controller: &Controller) -> Vec<bool> {
     let mut keeping = vec![false; usize::from(u16::MAX) + 1];
     for backend in controller.services().iter().flat_map(Service::backends) {
@@ -399,7 +399,7 @@ fn is_down(judgement: &Judgement) -> bool {
     matches!(judgement.way, Way::Closed(_)) || matches!(judgement.verdict, Verdict::Down { .. })
 }
 
-/// The lines among a controller's commands. What it would have done is nobody's: those that follow do it.
+/// The log lines among a controller's commands. The other commands are ignored, because followers carry them out.
 fn lines(commands: Vec<Command>) -> Vec<Line> {
     let line = |command| match command {
         Command::Report(report) => Some(Line {

@@ -1,13 +1,13 @@
 //! One member of a fleet.
 //!
-//! Everybody keeps a copy of what the store says (`session.rs`) and works towards what follows from it: applies the epoch
-//! that holds, tells the clients of its table, answers for its backends. One of them leads (`lead.rs`): it decides by
-//! everybody's ballots and users' wishes, and writes epochs, under the condition that it still is the leader and that
-//! the epoch before is the one it knows.
+//! Every member keeps a copy of the store (`session.rs`) and works towards what follows from it: applies the current
+//! epoch, sends the clients of its table, and reports about its backends. One member leads (`lead.rs`): it decides by
+//! all ballots and users' requests, and writes epochs on condition that it is still the leader and that the previous
+//! epoch is the one it knows.
 //!
-//! An epoch that *gives*, that is, takes slots from backends that keep their known clients, is prepared first: everybody
-//! tells the others of the clients in slots that are about to change, and says so on its card. Cards and records are in
-//! one order for everybody, so whoever sees the epoch has seen all records that were told for it.
+//! An epoch that *gives*, which means that it takes slots from backends that keep their known clients, is prepared
+//! first: every member sends the clients in slots that are about to change, and notes that on its card. Cards and
+//! records have one order for all members, so a member that sees the epoch has seen all records sent for it.
 
 mod card;
 mod doubts;
@@ -53,189 +53,186 @@ use wishes::Wishes;
 /// The identity and the configuration of a member.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The member's name, which no other member has.
+    /// The member's unique name.
     pub name: String,
-    /// A number drawn at its start.
+    /// A random number drawn at its start.
     pub instance: u64,
     /// The balancer's version.
     pub version: String,
-    /// A number of how it steers: [`balancer_core::fingerprint`].
+    /// The fingerprint of its steering: [`balancer_core::fingerprint`].
     pub steering: u32,
     /// Buckets of its client table.
     pub buckets: u32,
-    /// The member's configuration; if it is the first member, also the fleet's.
+    /// The member's configuration, which also becomes the fleet's if this is the first member.
     pub config: Config,
-    /// The hash key that it brings; another one than the fleet's, from a configuration, is refused.
+    /// The hash key that it brings; a configured key that differs from the fleet's is refused.
     pub key: HashKey,
-    /// Whether the configuration says it.
+    /// Whether the key is configured.
     pub key_is_configured: bool,
-    /// Whether clients are told of.
+    /// Whether known clients are shared.
     pub share_clients: bool,
-    /// How long the engine keeps what is leased to a member that it does not hear of.
+    /// How long the engine keeps leased keys of a silent member.
     pub lease: Duration,
-    /// Where its process runs: a process that starts in the same place takes the place of one that has ended there.
+    /// The place of its process: a process that starts in the same place takes over from one that has ended there.
     pub home: u64,
 }
 
-/// Something that happened.
+/// An input of the protocol.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// The engine said something.
+    /// A message of the engine.
     News(News),
-    /// The state of an [`Output::Follow`] has been applied, with the member's ballot on that state's backends; or the
-    /// reason why it has not.
+    /// The state of an [`Output::Follow`] was applied, with the member's ballot on its backends; or why it was not.
     Applied(Epoch, Result<Ballot, String>),
     /// The answer to [`Output::Tell`]: batches of records.
     Told {
-        /// As asked.
+        /// The document, as requested.
         document: Option<u64>,
-        /// None, if there is nothing to tell.
+        /// Empty if there is nothing to send.
         batches: Vec<Vec<u8>>,
     },
     /// The answer to [`Output::Dump`]: records of all known clients, in batches.
     Dumped {
-        /// As asked.
+        /// The name of the member that requested the dump.
         to: String,
-        /// As asked.
+        /// The process number of that member.
         instance: u64,
-        /// In order.
+        /// The batches in order.
         batches: Vec<Vec<u8>>,
     },
     /// The member's opinions of backends have changed.
     Ballot(Ballot),
-    /// A sweep of its client table is complete: known clients of backends that are drained or removed.
+    /// A sweep of its client table is complete: known clients of draining or leaving backends.
     Swept(Vec<(BackendId, u64)>),
-    /// The member's connections of `snat` services were counted while some drain waits for them: the counts of the
-    /// backends concerned.
+    /// The member's `snat` connections were counted while some drain waits for them: the counts of these backends.
     FlowsCounted(Vec<(BackendId, u64)>),
     /// The member's own readiness: `ready`, `degraded`, `not_ready`, `withdrawn`.
     Readiness(String),
-    /// Whether its configuration file says other services than the fleet's last one.
+    /// Whether its configuration file lists other services than the fleet last applied.
     FileDiffers(bool),
-    /// A user wants something.
+    /// A user's request.
     Wish {
-        /// To tell answers apart.
+        /// The number that identifies the answer.
         id: u64,
         /// The change that the user wants.
         wish: Wish,
-        /// The generation that it was made for.
+        /// The generation for which it was made.
         if_generation: Option<u64>,
     },
-    /// The member's counters, for others to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
+    /// The member's counters for others to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
     Tally(Vec<u8>),
-    /// Somebody wants to know what all members have counted. Answered by [`Output::Tallies`].
+    /// A request for all members' counters, answered by [`Output::Tallies`].
     AskTallies(u64),
-    /// A deadline has come.
+    /// A deadline has passed.
     Tick,
 }
 
-/// Something to do, in the order given.
+/// A task, to be done in the given order.
 #[derive(Clone, Debug)]
 pub enum Output {
-    /// To be asked of the engine.
+    /// Send this request to the engine.
     Ask(Request),
     /// The fleet's key, before the first epoch.
     Key(HashKey),
-    /// Follow this state; again, where something else was followed meanwhile. Answered by [`Input::Applied`].
+    /// Follow this state, again if another one was followed meanwhile. Answered by [`Input::Applied`].
     Follow {
-        /// Which.
+        /// The epoch.
         epoch: Epoch,
         /// The state itself, as it was at the moment `at`.
         state: Box<SavedState>,
-        /// As of when, on the clock of the member that decided.
+        /// The moment of the state, by the deciding member's clock.
         at: Moment,
-        /// How long ago that is.
+        /// The age of the decision.
         age: Duration,
-        /// How long ago a user has changed something, if that is known.
+        /// Time since a user's last change, if known.
         changed: Option<Duration>,
         /// Events, as lines for the log.
         lines: Vec<Line>,
     },
-    /// Tell the clients that others have not been told of. Answered by [`Input::Told`].
+    /// Collect the clients that others do not know. Answered by [`Input::Told`].
     Tell {
-        /// The document that they are told for; none: as every second.
+        /// The document that they are for; `None`: the regular collection.
         document: Option<u64>,
-        /// Tell also those seen only once, in slots that this state changes.
+        /// Include clients seen only once, in slots that this state changes.
         state: Option<(Box<SavedState>, Moment)>,
     },
-    /// Another member tells these.
+    /// Import another member's records.
     Import {
-        /// The records, with the telling member's circumstances.
+        /// The records, with the sending member's circumstances.
         told: Told,
-        /// Which backends could not keep their clients, by the epoch that holds.
+        /// The backends that could not keep their clients by the current epoch.
         emptied: Arc<Emptied>,
     },
-    /// Others may have forgotten what they were told. What they know is imported next.
+    /// Others may have forgotten what they were told. Their knowledge is imported next.
     Doubt,
-    /// The knowledge of others has been imported: entries that they do not know are to be told with the next
-    /// [`Output::Tell`].
+    /// The knowledge of others has been imported: the next [`Output::Tell`] includes entries that they do not know.
     Confirm,
     /// Dump all clients for another member. Answered by [`Input::Dumped`].
     Dump {
-        /// For whom.
+        /// The receiving member.
         to: String,
-        /// Which process of it.
+        /// Its process.
         instance: u64,
     },
-    /// Check these backends at once: another member has doubts of them.
+    /// Check these backends at once, because another member doubts them.
     Check(Vec<BackendId>),
-    /// Whether the engine is out of reach, so that hard failures seen here count.
+    /// Whether the engine is unreachable, so that hard failures seen here count.
     Alone(bool),
-    /// The outcome of a wish.
+    /// The outcome of a user's request.
     Answer {
-        /// As given.
+        /// The number, as given.
         id: u64,
-        /// The change that was made, with the members that apply it; or the reason why none was.
+        /// The change with the members that apply it, or why none was made.
         result: Result<Done, Refused>,
     },
     /// The members' counters, by member name.
     Tallies {
-        /// As asked.
+        /// The number, as given.
         id: u64,
-        /// Or why it is not known.
+        /// The counters, or why they are unknown.
         result: Result<Vec<(String, Vec<u8>)>, String>,
     },
     /// A line for the log.
     Log {
-        /// Whether something is wrong.
+        /// Whether the line is a warning.
         warning: bool,
-        /// In words.
+        /// The text.
         message: String,
     },
 }
 
-/// Records of clients that another member tells.
+/// Records of clients from another member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// Where they are.
+    /// The records.
     pub records: Vec<Record>,
-    /// Whether a move that both have made counts there: its name precedes this one's.
+    /// Whether the other member counts a move that both have made, because its name comes first.
     pub precedes: bool,
 }
 
-/// A wish that was granted.
+/// A granted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The message that says what was done.
     pub message: String,
-    /// Members that apply it.
+    /// The number of members that apply it.
     pub applied: usize,
-    /// Members that are there.
+    /// The number of members present.
     pub members: usize,
-    /// Those that do not apply it yet.
+    /// The members that do not apply it yet.
     pub lagging: Vec<String>,
 }
 
-/// How far a member has come in knowing everybody's clients.
+/// The progress of learning all clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clients {
-    /// It has to be told.
+    /// It needs a dump.
     Wanted,
-    /// It reads what was dumped for it.
+    /// It is reading its dump.
     Reading,
-    /// It has read it.
+    /// It has read its dump.
     Read,
-    /// It knows.
+    /// It knows all clients.
     Known,
 }
 
@@ -250,42 +247,42 @@ pub struct Member {
     refused: Option<String>,
     /// The fleet's key, once it is known.
     key: Option<HashKey>,
-    /// The epoch that it applies, and its state.
+    /// The applied epoch with its state.
     applied: Option<(Epoch, SavedState, Moment)>,
-    /// When it heard of the epoch that holds.
+    /// When it received the current epoch.
     heard: Option<Heard>,
     skews: Skews,
-    /// Which backends could not keep their clients, by the epoch that holds, as last heard.
+    /// The backends that could not keep their clients by the last known epoch.
     emptied: Arc<Emptied>,
-    /// The epoch that it is being brought to, and its state.
+    /// The epoch being applied.
     applying: Option<Epoch>,
     incoming: Option<(Epoch, SavedState, Moment)>,
     /// An epoch that could not be applied, and why.
     failed: Option<(Epoch, String)>,
-    /// Members that steer otherwise.
+    /// Members that steer differently.
     others: BTreeSet<String>,
-    /// The document whose clients it has told.
+    /// The document whose clients it has sent.
     prepared: Option<u64>,
-    /// The document whose clients it is putting into the store.
+    /// The document whose clients it is writing to the store.
     preparing: Option<Preparing>,
-    /// Whether it is telling, and for which document.
+    /// Whether clients are being collected, and for which document.
     telling: Option<Option<u64>>,
-    /// When it last told.
+    /// When it last collected.
     told: Option<Instant>,
-    /// Told batches, oldest first.
+    /// Sent batches, oldest first.
     batches: VecDeque<Batch>,
     last_batch: u64,
     clients: Clients,
-    /// Records that came before the epoch that they are about was applied.
+    /// Records that arrived before their epoch was applied.
     early: Vec<Told>,
-    /// Whether it has once been in step since the session began, so that it need not be alone.
+    /// Whether it has been in step in this session, so that it is not alone.
     in_step: bool,
-    /// Whether it has been in any session.
+    /// Whether it has been in step in any session.
     been_in_step: bool,
     alone: bool,
-    /// Members it dumps for, by their processes.
+    /// Members for which it dumps, with their processes.
     dumping: BTreeMap<String, (u64, Instant)>,
-    /// Dumped records that are to be put into the store.
+    /// Dumped records to be written to the store.
     dumps: VecDeque<Write>,
     card: OwnCard,
     pauses: Pauses,
@@ -296,61 +293,62 @@ pub struct Member {
     flow_counts: u64,
     connections: Vec<(BackendId, u64)>,
     readiness: String,
-    /// The member's address, as the engine sees it.
+    /// The member's address as the engine sees it.
     address: String,
-    /// Whether its configuration file says other services than the fleet's last one.
+    /// Whether its configuration file lists other services than the fleet last applied.
     file_differs: bool,
-    /// The member's counters, as reported last.
+    /// The member's last reported counters.
     tally: Option<Vec<u8>>,
-    /// Whether the store was asked to take it, and has not said no.
+    /// Whether the store was asked to take them and has not refused.
     tally_is_told: bool,
     wishes: Wishes,
     leading: Leading,
-    /// Why the engine does not write what it decides.
+    /// Why the engine does not write its decisions.
     lead_denial: Option<String>,
-    /// Lineages that it has begun: each has another name, as the store may have been lost right after.
+    /// The number of lineages it has begun; each has a different name, because the store may have been lost right
+    /// afterwards.
     founded: u64,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
 
-/// A deliberate mistake, which the simulation must find.
+/// A deliberate mistake that the simulation must find.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    /// New clients are told of only where something is prepared.
+    /// New clients are sent only when something is prepared.
     TellsNothingByItself,
-    /// Members that join are not told of clients.
+    /// Joining members get no clients.
     JoinsWithoutClients,
-    /// A leader writes without asking whether it still leads, and which epoch holds.
+    /// A leader writes without checking that it still leads and which epoch is current.
     WritesUnconditionally,
-    /// Ballots count for backends that came after the epoch that they are about.
+    /// Ballots count for backends that are newer than their epoch.
     VotesForOtherEpochs,
-    /// Changes that give are written before the others have told their known clients.
+    /// Changes that give are written before the others have sent their known clients.
     CommitsWithoutWaiting,
-    /// Cards stay when their members are gone.
+    /// Cards stay after their members are gone.
     StaysWithoutLease,
-    /// Clients are told of once, however long they stay.
+    /// Clients are sent once, however long they stay.
     TellsOnce,
-    /// That a client was moved is not told.
+    /// Moves of clients are not reported.
     ForgetsMoves,
-    /// Which backends could not keep their clients is not taken note of.
+    /// The record of backends that could not keep their clients is missing.
     ForgetsWhoHadToLeave,
     /// Backends that others suspect are not checked at once.
     KeepsDoubtsToItself,
 }
 
 impl Member {
-    /// How often new clients are told of.
+    /// The interval of sending new clients.
     pub const TELLS_EVERY: Duration = Duration::from_secs(1);
-    /// How long told records stay in the store, for members that are slow: longer than a lease.
+    /// How long sent records stay in the store for slow members: longer than a lease.
     const BATCH_STAYS: Duration = Duration::from_secs(90);
-    /// After which a dump that does not come is made again.
+    /// The time after which a missing dump is made again.
     const DUMP_TAKES: Duration = Duration::from_secs(10);
-    /// How long a member stays alone after it has found the fleet again, so that failures are agreed on meanwhile.
+    /// How long a member stays alone after it has reconnected, so that failures can be agreed on meanwhile.
     const HOLDS: Duration = Duration::from_secs(2);
 
-    /// A member that applies `held`, an epoch from before, or nothing yet.
+    /// A member that applies `held`, an earlier epoch, or nothing yet.
     #[must_use]
     pub fn new(settings: Settings, held: Option<(Epoch, SavedState, Moment)>) -> Self {
         let pauses = Pauses::new(settings.instance);
@@ -424,7 +422,7 @@ impl Member {
         self.mutation == Some(mistake)
     }
 
-    /// Takes note of something, and says what to do.
+    /// Handles an input, and returns what to do.
     pub fn handle(&mut self, input: Input, clocks: Clocks) -> Vec<Output> {
         let mut outputs = Vec::new();
         match input {
@@ -454,12 +452,12 @@ impl Member {
         outputs
     }
 
-    /// Takes note of its address, as the engine sees it.
+    /// Sets its address as the engine sees it.
     pub fn note_address(&mut self, address: String) {
         self.address = address;
     }
 
-    /// When to send [`Input::Tick`] at the latest.
+    /// The latest time for the next [`Input::Tick`].
     #[must_use]
     pub fn next_deadline(&self, now: Instant) -> Instant {
         let tells = now + Self::TELLS_EVERY / 4;
@@ -484,13 +482,13 @@ impl Member {
         self.applied.as_ref().map(|(epoch, ..)| *epoch)
     }
 
-    /// Returns the applied state, to be kept over a restart.
+    /// Returns the applied state, to be saved for a restart.
     #[must_use]
     pub const fn held(&self) -> Option<&(Epoch, SavedState, Moment)> {
         self.applied.as_ref()
     }
 
-    /// Whether it has the epoch that holds and everybody's clients.
+    /// Whether it has the current epoch and all clients.
     #[must_use]
     pub const fn is_in_step(&self) -> bool {
         self.in_step
@@ -508,13 +506,13 @@ impl Member {
         self.session.is_some()
     }
 
-    /// Why it does not take part, though it reaches the engine.
+    /// Why it does not take part although it reaches the engine.
     #[must_use]
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }
 
-    /// Why the engine, which it reaches, takes no writes of it, in the engine's words.
+    /// Why the reachable engine refuses its writes, in the engine's words.
     #[must_use]
     pub fn denial(&self) -> Option<&str> {
         self.card.denial()
@@ -526,13 +524,13 @@ impl Member {
         matches!(self.leading, Leading::Leads(_))
     }
 
-    /// The epoch that holds, as last heard.
+    /// The current epoch, as last received.
     #[must_use]
     pub fn holding(&self) -> Option<Epoch> {
         self.session.as_ref()?.holding()
     }
 
-    /// The member that decides, as last heard.
+    /// The leader, as last received.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         let card = self.session.as_ref()?.card::<Leader>(keys::LEADER)?;
@@ -560,7 +558,7 @@ impl Member {
             .collect()
     }
 
-    /// The members' cards, by name, as last heard.
+    /// The members' cards by name, as last received.
     #[must_use]
     pub fn cards(&self) -> Arc<BTreeMap<String, Card>> {
         self.session.as_ref().map(Session::members).unwrap_or_default()

@@ -1,11 +1,11 @@
-//! Members that steer clients otherwise than this one.
+//! Members that steer clients differently from this one.
 
 use std::collections::BTreeSet;
 
 use super::{Member, Output};
 
 impl Member {
-    /// Looks at everybody's card, and says who has begun to steer otherwise, or does no longer.
+    /// Compares all cards, and logs which members have begun or ceased to steer differently.
     pub(super) fn compare(&mut self, outputs: &mut Vec<Output>) {
         let cards = self.cards();
         let others = cards.iter().filter(|(_, card)| card.steering != self.settings.steering);

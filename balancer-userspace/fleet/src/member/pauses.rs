@@ -1,38 +1,38 @@
-//! When to ask the engine again for what it has not done.
+//! Pauses before failed requests to the engine are repeated.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-/// The pause after the first failure; each failure after it doubles the pause.
+/// The pause after the first failure; each further failure doubles it.
 const SHORTEST: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(4);
 
-/// A request that is repeated until the engine carries it out. Each kind has a pace of its own.
+/// A request that is repeated until the engine carries it out. Each kind has its own pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Errand {
-    /// To write what all members must have in common.
+    /// Writing the shared settings.
     Common,
-    /// To write the member's own card.
+    /// Writing the member's own card.
     Card,
-    /// To become the leader, and to write as the leader.
+    /// Becoming the leader, and writing as the leader.
     Lead,
-    /// To tell of clients.
+    /// Sending clients.
     Records,
-    /// To read the clients that were dumped.
+    /// Reading dumped clients.
     Clients,
-    /// To delete what no member waits for.
+    /// Deleting what no member waits for.
     Orphans,
-    /// To pass on a user's wish, by the user's number.
+    /// Passing on a user's request, by its number.
     Wish(u64),
 }
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Pauses {
-    /// Members that fail together must not try again together.
+    /// A seed that differs between members, so that they do not retry together.
     seed: u64,
     by_errand: BTreeMap<Errand, Pause>,
 }
@@ -48,7 +48,7 @@ impl Pauses {
         Self { seed, by_errand: BTreeMap::new() }
     }
 
-    /// Takes note of a failure. Several requests that fail together count once.
+    /// Records a failure. Several requests that fail together count once.
     pub(super) fn failed(&mut self, errand: Errand, now: Instant) {
         let pause = self.by_errand.entry(errand).or_insert(Pause { failures: 0, until: now });
         if pause.until <= now {
@@ -66,18 +66,18 @@ impl Pauses {
         self.by_errand.clear();
     }
 
-    /// Whether it is too early to try again.
+    /// Whether it is too early to retry.
     pub(super) fn hold(&self, errand: Errand, now: Instant) -> bool {
         self.by_errand.get(&errand).is_some_and(|pause| pause.until > now)
     }
 
-    /// When the next pause ends.
+    /// The end of the next pause.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         self.by_errand.values().map(|pause| pause.until).filter(|until| *until > now).min()
     }
 }
 
-/// Between half of the pause and all of it.
+/// A random time between half of the pause and all of it.
 fn pause_after(failures: u32, random: u64) -> Duration {
     let longest = SHORTEST.saturating_mul(1 << failures.min(16)).min(LONGEST);
     let thousandths = u32::try_from(random % 501).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! The steps that every member takes.
+//! The steps of every member.
 
 use std::{
     mem,
@@ -18,12 +18,12 @@ use crate::{
     session::{Purpose, Session},
 };
 
-/// How many clients a table of so many buckets has room for.
+/// The number of clients that a table with this many buckets is sized for.
 fn clients(buckets: u32) -> u64 {
     u64::from(buckets) * BUCKET_ENTRIES as u64
 }
 
-/// Records that wait for their epoch at most: some 100 MB.
+/// The maximum number of records waiting for their epoch: about 100 MB.
 const MOST_EARLY: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 impl Member {
@@ -32,7 +32,7 @@ impl Member {
             News::Joined { revision, entries } => {
                 self.join(Session::new(revision, entries), clocks.now, outputs);
                 self.note_epoch(false, clocks);
-                // Whoever begins checks everything.
+                // A starting member checks everything anyway.
                 let _ = self.new_doubts();
             }
             News::Changed { revision, put, deleted } => {
@@ -112,12 +112,12 @@ impl Member {
         self.hear_of_clients(&batches, outputs);
     }
 
-    /// Takes over what others tell, once the epoch that they speak of is applied.
+    /// Imports the clients that others have sent, once their epoch is applied.
     fn hear_of_clients(&mut self, batches: &[Entry], outputs: &mut Vec<Output>) {
         if !self.settings.share_clients {
             return;
         }
-        // Those of a process before of this name are news.
+        // Records of an earlier process with this name are news.
         let own = format!("{}{}/", keys::RECORDS, self.asker());
         for batch in batches.iter().filter(|batch| !batch.key.starts_with(&own)) {
             self.take_over(batch, outputs);
@@ -128,7 +128,7 @@ impl Member {
         }
     }
 
-    /// Forgets what was told for an epoch that is not applied here, as nobody knows when it will be.
+    /// Forgets records for an epoch that is not applied here, because it is unknown when it will be.
     fn ask_for_clients_again(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let writes = without_dump(&self.settings.name).into();
@@ -170,7 +170,7 @@ impl Member {
 
     fn answered(&mut self, purpose: Purpose, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         if matches!((&purpose, &answer), (Purpose::Records(_) | Purpose::Dump | Purpose::Tally, Answer::Denied(_))) {
-            // Perhaps nothing of this member is written any more.
+            // Possibly none of this member's writes succeed any more.
             self.card.probe();
         }
         if let (Purpose::Lead, Answer::Denied(why)) = (&purpose, &answer) {
@@ -224,7 +224,7 @@ impl Member {
         }
     }
 
-    /// The engine does not write what was decided: its own card may be written all the same.
+    /// Handles an engine that does not write decisions: the member's own card may still be written.
     fn lead_is_denied(&mut self, why: &str, outputs: &mut Vec<Output>) {
         if self.lead_denial.as_deref() != Some(why) {
             let message = format!("what this balancer decides for the fleet is not written: {why}");
@@ -233,7 +233,7 @@ impl Member {
         self.lead_denial = Some(why.to_owned());
     }
 
-    /// Does what follows from all that is known.
+    /// Performs everything that follows from the known facts.
     pub(super) fn step(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         if self.session.is_none() {
             return;
@@ -256,7 +256,7 @@ impl Member {
         self.write_card(clocks, outputs);
     }
 
-    /// Whether this member and the fleet have in common what they must; the first member says what that is.
+    /// Whether this member and the fleet share the required settings, which the first member defines.
     fn has_in_common(&mut self, now: Instant, outputs: &mut Vec<Output>) -> bool {
         let taken = self.name_is_taken();
         let Some(session) = &mut self.session else { return false };
@@ -310,7 +310,7 @@ impl Member {
         self.refused.is_none()
     }
 
-    /// Brings itself to the epoch that holds.
+    /// Applies the current epoch.
     fn apply(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         let Some(card) = session.epoch() else { return };
@@ -359,19 +359,19 @@ impl Member {
         let incoming = self.incoming.take();
         match result {
             Ok(ballot) => {
-                // On one card with the epoch: a ballot from before would say of new backends that they are up.
+                // It is written together with the epoch: an earlier ballot would report new backends as up.
                 self.ballot = ballot;
                 self.failed = None;
                 self.applied = incoming;
-                // What was told before this epoch is known; what came meanwhile is told now.
+                // Records sent before this epoch are known; newer ones are sent now.
                 self.told = None;
             }
             Err(why) => self.cannot_apply(epoch, why, outputs),
         }
     }
 
-    /// Whether it has the epoch that holds and everybody's clients. Once it has, it stays in step while the session
-    /// lasts: it is told everything that comes.
+    /// Whether it has the current epoch and all clients. Once it has, it stays in step while the session lasts, because
+    /// it receives everything that follows.
     fn is_in_step_now(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         let holds = session.holding();
@@ -386,7 +386,7 @@ impl Member {
         }
     }
 
-    /// Discards the decisions that the member made for itself while it was alone.
+    /// Discards the decisions that the member made while it was alone.
     fn follow_again(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let (Some(applied), None) = (self.applied.clone(), self.applying) else { return };
         let by = self.session.as_ref().and_then(|session| session.epoch()?.as_ref().ok()).map(|card| card.by.clone());

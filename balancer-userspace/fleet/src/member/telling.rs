@@ -1,17 +1,16 @@
-//! How a member tells the others of the clients that it knows.
+//! How a member sends its known clients to the others.
 
 use std::time::Instant;
 
 use super::{Member, Output, pauses::Errand, steps::put};
 use crate::{engine::Write, keys, session::Purpose};
 
-/// Batches whose answers are waited for at once. The others wait here, and not in the engine's queue.
+/// The maximum number of batches being written. The others wait here rather than in the engine's queue.
 const UNDER_WAY: usize = 8;
-/// Batches that one transaction deletes.
+/// The number of batches deleted by a transaction.
 const DELETED_AT_ONCE: usize = 50;
 
-/// Records that were told, until every member has seen them: a member that finds the fleet again tells its last ones once
-/// more.
+/// Sent records, kept until every member has seen them: a reconnecting member resends its latest records.
 #[derive(Debug)]
 pub(super) struct Batch {
     number: u64,
@@ -21,15 +20,15 @@ pub(super) struct Batch {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BatchState {
-    /// It is to be put into the store.
+    /// It must be written to the store.
     Waits,
-    /// The store was asked to take it.
+    /// The write was requested.
     Asked,
     /// The store has it since then.
     Kept(Instant),
 }
 
-/// The document that the records were told for. The card names it once the store has all of them.
+/// The document for which the records were sent. The card names it once all of them are in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Preparing {
     pub(super) document: u64,
@@ -37,7 +36,7 @@ pub(super) struct Preparing {
 }
 
 impl Member {
-    /// Has clients told of: for a state that is prepared at once, otherwise every second.
+    /// Requests a collection of clients: at once for a state being prepared, otherwise every second.
     pub(super) fn tell(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         if self.telling.is_some() || self.applied.is_none() || self.applying.is_some() || self.card.is_denied() {
@@ -52,7 +51,7 @@ impl Member {
         match next.filter(|next| told_for != Some(next.document)) {
             Some(next) => {
                 let Some(state) = session.state(next) else { return };
-                // A state that cannot be read cannot be applied either; nobody waits for it here.
+                // An unreadable state cannot be applied, so it needs no preparation here.
                 let state = state.ok().map(|state| (Box::new(state), next.at));
                 let document = Some(next.document);
                 self.telling = Some(document);
@@ -80,7 +79,7 @@ impl Member {
         }
     }
 
-    /// Puts batches into the store, some at a time, and takes those out that every member has seen.
+    /// Writes batches to the store, some at a time, and deletes those that every member has seen.
     pub(super) fn put_batches(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let asker = self.asker();
         let Some(session) = &mut self.session else { return };
@@ -105,7 +104,7 @@ impl Member {
                 outputs.push(Output::Ask(request));
             }
         }
-        // On the card, which is written after all of them are in the store.
+        // The card that mentions it is written after all batches are in the store.
         let is_there = |preparing: &mut Preparing| {
             let mut told = self.batches.iter().take_while(|batch| batch.number <= preparing.last_batch);
             told.all(|batch| matches!(batch.state, BatchState::Kept(_)))
@@ -121,7 +120,7 @@ impl Member {
             self.pauses.succeeded(Errand::Records);
             BatchState::Kept(now)
         } else {
-            // It is told again: to hear of a client twice is harmless.
+            // The batch is sent again, which is harmless.
             self.pauses.failed(Errand::Records, now);
             BatchState::Waits
         };
@@ -137,13 +136,13 @@ impl Member {
         while self.batches.pop_front_if(|batch| batch.number <= last).is_some() {}
     }
 
-    /// Marks all batches to be told again: they may have reached no member before the session ended, and have vanished
+    /// Marks all batches to be sent again: they may have reached no member before the session ended, and have vanished
     /// with it.
     pub(super) fn tell_again(&mut self) {
         self.batches.iter_mut().for_each(|batch| batch.state = BatchState::Waits);
     }
 
-    /// This process of the member, in keys.
+    /// The name of this process in keys.
     pub(super) fn asker(&self) -> String {
         keys::asker(&self.settings.name, self.settings.instance)
     }

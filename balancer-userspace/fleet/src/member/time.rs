@@ -1,4 +1,4 @@
-//! How long ago something was decided, though the clocks of members differ.
+//! Ages of decisions, although members' clocks differ.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,12 +14,12 @@ use crate::{
     keys,
 };
 
-/// From this difference on a clock is warned of, in seconds.
+/// The difference in seconds from which on a clock is reported.
 const WARNED_OF: f64 = 2.0;
-/// Cards of a member by which its clock is compared.
+/// The number of a member's cards by which its clock is compared.
 const SAMPLES: usize = 4;
 
-/// When a member heard of an epoch.
+/// When a member received an epoch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heard {
     epoch: Epoch,
@@ -29,12 +29,12 @@ pub(super) struct Heard {
     live: bool,
 }
 
-/// How far the clocks of other members are ahead of this one's, in seconds. A card that comes late makes a clock look
-/// slower than it is, so that the highest of the latest comparisons counts.
+/// How far other members' clocks are ahead of this one's, in seconds. A late card makes a clock look slower, so the
+/// highest of the latest comparisons counts.
 #[derive(Debug, Default)]
 pub(super) struct Skews {
     samples: BTreeMap<String, VecDeque<f64>>,
-    /// The members whose clocks are warned of.
+    /// The members whose clocks were reported.
     warned: BTreeMap<String, f64>,
 }
 
@@ -53,7 +53,7 @@ impl Skews {
 }
 
 impl Member {
-    /// Takes note of what changes tell of clocks, and of when the epoch that holds was decided.
+    /// Records what changes tell about clocks and about the time of the current epoch's decision.
     pub(super) fn note_time(&mut self, put: &[Entry], clocks: Clocks) {
         let own = keys::member(&self.settings.name);
         for entry in put.iter().filter(|entry| entry.key != own) {
@@ -70,7 +70,7 @@ impl Member {
         }
     }
 
-    /// How long ago an epoch was decided that its leader, `by`, says to be of `at` on its own clock.
+    /// The age of an epoch whose leader, `by`, dates it `at` by its own clock.
     pub(super) fn age_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Duration {
         let heard = self.heard.filter(|heard| heard.epoch == epoch);
         let Some(Heard { at: heard, wall, live, .. }) = heard else { return since(at, clocks.wall) };
@@ -82,19 +82,19 @@ impl Member {
         known + since(at, shifted(wall, ahead))
     }
 
-    /// Both clocks as they were when an epoch was decided: the wall's is its leader's.
+    /// Both clocks at the decision of an epoch; the wall clock is its leader's.
     pub(super) fn as_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Clocks {
         let age = self.age_of(epoch, at, by, clocks);
         Clocks { now: clocks.now.checked_sub(age).unwrap_or(clocks.now), wall: UNIX_EPOCH + at.0 }
     }
 
-    /// How far a member's clock is ahead of this one's, in seconds, where that is known.
+    /// Seconds by which a member's clock is ahead of this one's, if known.
     #[must_use]
     pub fn clock_ahead(&self, name: &str) -> Option<f64> {
         self.skews.ahead(name)
     }
 
-    /// Says whose clock has begun to differ, or does no longer.
+    /// Logs which members' clocks have begun or ceased to differ.
     pub(super) fn compare_clocks(&mut self, outputs: &mut Vec<Output>) {
         let members = self.cards();
         self.skews.samples.retain(|name, _| members.contains_key(name));

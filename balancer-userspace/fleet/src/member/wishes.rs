@@ -1,4 +1,4 @@
-//! The changes of the fleet that this member's users want.
+//! Changes of the fleet that this member's users request.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,34 +18,35 @@ use crate::{
     session::{Purpose, Session},
 };
 
-/// A request that is larger is packed, in bytes. Members of versions that cannot read that are not asked for so much.
+/// The size in bytes from which on a request is packed. Smaller ones can be read by members of versions without
+/// packing.
 const LARGE: usize = 256 << 10;
 
-/// How long the leader has.
+/// The maximum time for the leader's answer.
 const PATIENCE: Duration = Duration::from_secs(7);
-/// How long members have to apply what was granted.
+/// The maximum time for members to apply a granted request.
 const LAG: Duration = Duration::from_secs(2);
 
-/// How long an answer stays whose request may still be on its way: longer than etcd itself works on one, 7 s.
+/// How long an answer stays whose request may still arrive: longer than etcd works on one, 7 s.
 const ANSWER_STAYS: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Waiting {
     key: String,
     request: Vec<u8>,
-    /// The part of the wish that does not fit into the request.
+    /// The part of the change that does not fit into the request.
     part: Option<Vec<u8>>,
     until: Instant,
-    /// Whether it was asked for more than once.
+    /// Whether it was sent more than once.
     repeated: bool,
-    /// Why it has to be asked for again, where it has to.
+    /// Why it must be sent again, if it must.
     lost: Option<String>,
     granted: Option<(String, Epoch)>,
 }
 
 impl Waiting {
-    /// To be asked of the leader. However often this arrives, it is seen to once: while the request waits, or its answer
-    /// is there, it is refused.
+    /// Sends it to the leader. It is handled once however often it arrives: the store refuses it while the request
+    /// waits or its answer exists.
     fn ask(&self, id: u64, session: &mut Session, last: &mut Ticket) -> Ask {
         let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
         let part = self.part.as_ref().map(|part| put(&keys::part(&self.key), part.clone(), true));
@@ -54,7 +55,7 @@ impl Waiting {
     }
 }
 
-/// Wishes that are not answered yet, by the users' numbers.
+/// Unanswered requests by users' numbers.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     waiting: BTreeMap<u64, Waiting>,
@@ -108,18 +109,18 @@ impl Member {
         self.wishes.waiting.insert(id, waiting);
     }
 
-    /// Handles the engine's answer to the writing of a request.
+    /// Handles the engine's answer to writing a request.
     pub(super) fn wish_answered(&mut self, id: u64, answer: engine::Answer, now: Instant, outputs: &mut Vec<Output>) {
         match answer {
             engine::Answer::Denied(why) => {
                 let repeated = self.wishes.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
                 self.pauses.succeeded(Errand::Wish(id));
-                // What was asked for before may have been written.
+                // An earlier attempt may have been written.
                 let end = if repeated { "whether the change is made is not known" } else { "nothing was changed" };
                 let why = format!("{end}: the fleet's engine does not take the request: {why}");
                 outputs.push(Output::Answer { id, result: Err(Refused::Conflict(why)) });
             }
-            // A server of the engine has failed, say: whether the request was written is not known.
+            // For example, a server of the engine has failed: it is unknown whether the request was written.
             engine::Answer::Unknown(why) => {
                 if let Some(waiting) = self.wishes.waiting.get_mut(&id) {
                     (waiting.repeated, waiting.lost) = (true, Some(why));
@@ -133,7 +134,7 @@ impl Member {
         }
     }
 
-    /// Asks again for what was lost.
+    /// Sends lost requests again.
     fn wish_again(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Self { session: Some(session), wishes, pauses, last_ticket, .. } = self else { return };
         for (&id, waiting) in &mut wishes.waiting {
@@ -208,7 +209,7 @@ impl Member {
     }
 }
 
-/// A request as it is stored, and what of it is too large for that.
+/// Serializes a request, with the part that is too large for it.
 fn written(wish: Wish, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
     let request = cards::write(&Request { format: FORMAT, wish: Some(wish.clone()), if_generation });
     if request.len() <= LARGE {

@@ -1,4 +1,4 @@
-//! Directed scenarios: failures that need several events at one moment, brought about at that moment.
+//! Directed scenarios: failures that need several events at one moment, staged at that moment.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -40,7 +40,7 @@ fn add() -> Change {
     }
 }
 
-/// Everybody's table of the first service.
+/// Every member's table of the first service.
 fn tables(world: &World) -> Vec<Vec<u16>> {
     world.nodes.iter().flatten().filter_map(|node| Some(node.plane.table(ServiceId(0))?.to_vec())).collect()
 }
@@ -49,13 +49,13 @@ fn web() -> ServiceConfig {
     service("web", "198.51.100.1:80", Failback::Stay)
 }
 
-/// A user asks the member that decides for a backend more.
+/// A user asks the leader for one more backend.
 fn ask_for_one_more(world: &mut World) {
     let leader = world.leader();
     world.ask(leader, add());
 }
 
-/// Three members that agree, and a service whose backends begin slowly.
+/// Three members in agreement, with a service whose backends start slowly.
 fn fleet(seed: u64, slow_start: Duration) -> World {
     let mut web = web();
     web.slow_start = slow_start;
@@ -68,13 +68,13 @@ fn agreeing(seed: u64, web: ServiceConfig, mutation: Option<Mutation>) -> World 
     world
 }
 
-/// Two members that do not lead.
+/// Two members other than the leader.
 fn followers(world: &World) -> [usize; 2] {
     let leader = world.leader();
     [(leader + 1) % 3, (leader + 2) % 3]
 }
 
-/// The backends of many clients, whose connections arrive at this member.
+/// The backends of many clients whose connections reach this member.
 fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     (0..CLIENTS).map(|client| world.packet_at(member, client)).collect()
 }
@@ -83,7 +83,7 @@ fn differences(some: &[Option<u16>], others: &[Option<u16>]) -> usize {
     some.iter().zip(others).filter(|(one, other)| one != other).count()
 }
 
-/// A backend fails, comes back, and begins slowly.
+/// A backend fails, returns, and starts slowly.
 fn begin_slowly(world: &mut World) {
     let before = tables(world);
     world.dead.insert(STARTS);
@@ -94,7 +94,7 @@ fn begin_slowly(world: &mut World) {
 }
 
 #[test]
-fn what_a_leader_has_given_up_is_refused_when_it_comes_late() {
+fn when_a_leader_has_given_up_a_write_then_it_is_refused_if_it_comes_late() {
     for key in [keys::NEXT, keys::EPOCH] {
         let mut world = fleet(1, Duration::ZERO);
         let leader = world.leader();
@@ -107,7 +107,7 @@ fn what_a_leader_has_given_up_is_refused_when_it_comes_late() {
 }
 
 #[test]
-fn what_has_become_due_while_nobody_led_is_written_by_the_next_leader() {
+fn when_no_member_led_for_a_while_then_the_next_leader_writes_what_is_due() {
     let mut world = fleet(2, Duration::from_secs(10));
     let before = tables(&world);
     begin_slowly(&mut world);
@@ -119,8 +119,8 @@ fn what_has_become_due_while_nobody_led_is_written_by_the_next_leader() {
 }
 
 #[test]
-fn a_member_that_was_alone_forgets_what_it_made_of_a_slow_start() {
-    // In ten steps: nothing is written meanwhile.
+fn when_a_member_was_alone_then_it_forgets_its_own_slow_starts() {
+    // The start has ten steps, so nothing is written meanwhile.
     let mut world = fleet(3, Duration::from_secs(600));
     let lonely = (world.leader() + 1) % 3;
     begin_slowly(&mut world);
@@ -138,7 +138,7 @@ fn a_member_that_was_alone_forgets_what_it_made_of_a_slow_start() {
     assert_eq!(tables(&world), begun);
 }
 
-/// Whether a backend that nobody reaches is held to be up after it was added.
+/// Returns whether an added backend that no member reaches is considered up.
 fn holds_up_what_nobody_reaches(mutation: Option<Mutation>) -> bool {
     let setup = Setup { members: 3, failback: false, two_services: false, spread: true };
     let mut world = World::new(4, &setup, mutation);
@@ -155,13 +155,13 @@ fn holds_up_what_nobody_reaches(mutation: Option<Mutation>) -> bool {
 }
 
 #[test]
-fn a_new_backend_is_not_up_before_somebody_has_seen_it_be() {
+fn when_a_backend_is_new_then_it_is_not_up_before_a_member_has_seen_it_up() {
     assert!(!holds_up_what_nobody_reaches(None));
     assert!(holds_up_what_nobody_reaches(Some(Mutation::VotesForOtherEpochs)));
 }
 
-/// Clients that come for the first time to a member that cannot tell anybody at once, when a backend is asked for, and to
-/// another one as soon as the backend is in its table: how many are moved.
+/// New clients reach a member that cannot report at once while a backend is requested, and another member as soon as
+/// the backend is in its table. Returns the number that moved.
 fn moved_by_a_change(mutation: Option<Mutation>) -> usize {
     let mut world = agreeing(6, web(), mutation);
     let [one, other] = followers(&world);
@@ -179,12 +179,12 @@ fn moved_by_a_change(mutation: Option<Mutation>) -> usize {
 }
 
 #[test]
-fn newcomers_of_one_member_are_known_to_another_one_that_applies_a_change() {
+fn when_a_member_has_newcomers_then_another_that_applies_a_change_knows_them() {
     assert_eq!(moved_by_a_change(None), 0);
     assert!(moved_by_a_change(Some(Mutation::CommitsWithoutWaiting)) > 20);
 }
 
-/// Whether the others begin to use a backend where a member is gone for good.
+/// Returns whether the others start using a backend although a member is gone for good.
 fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
     let mut world = agreeing(7, web(), mutation);
     let [one, _] = followers(&world);
@@ -197,13 +197,13 @@ fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
 }
 
 #[test]
-fn nobody_waits_for_a_member_that_is_gone() {
+fn when_a_member_is_gone_then_the_others_do_not_wait_for_it() {
     assert!(goes_on_without_one(None));
     assert!(!goes_on_without_one(Some(Mutation::StaysWithoutLease)));
 }
 
-/// Clients that talk through one member all the time, for longer than a silent one is remembered; then that member's
-/// machine is gone: how many are moved.
+/// Clients talk only through one member for longer than a silent client is remembered; then that member's machine
+/// disappears. Returns the number that moved.
 fn moved_after_a_long_time(mutation: Option<Mutation>) -> usize {
     let mut web = web();
     web.remember = Duration::from_secs(60);
@@ -221,13 +221,13 @@ fn moved_after_a_long_time(mutation: Option<Mutation>) -> usize {
 }
 
 #[test]
-fn clients_of_one_member_are_known_to_the_others_as_long_as_they_talk() {
+fn when_clients_keep_talking_to_one_member_then_the_others_know_them() {
     assert_eq!(moved_after_a_long_time(None), 0);
     assert!(moved_after_a_long_time(Some(Mutation::TellsOnce)) > 20);
 }
 
-/// Clients of a backend that fails, all of which are known elsewhere then, and go home through one member once it is back.
-/// Another backend comes, to which the table gives some of them: how many are not at home when they reach another member.
+/// All clients of a failed backend become known elsewhere and return home through one member once it is back. Another
+/// backend is added, which gets some of their slots. Returns the number not at home when they reach another member.
 fn moved_home(mutation: Option<Mutation>) -> usize {
     let mut web = web();
     web.failback = Failback::Return;
@@ -249,13 +249,13 @@ fn moved_home(mutation: Option<Mutation>) -> usize {
 }
 
 #[test]
-fn a_move_is_known_to_others() {
+fn when_a_client_moves_home_then_the_others_know() {
     assert_eq!(moved_home(None), 0);
     assert!(moved_home(Some(Mutation::ForgetsMoves)) > 5);
 }
 
-/// A member cannot hear while a backend fails and is back; meanwhile the machines of all others are gone, and come back
-/// knowing nobody: how many clients it takes with it to where it knows them, from where they have gone since.
+/// A member is deaf while a backend fails and returns; meanwhile the machines of all others are replaced and know no
+/// clients. Returns the number of clients that the member moves back to where it knows them.
 fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
     let mut world = agreeing(12, web(), mutation);
     let ([one, away], leader) = (followers(&world), world.leader());
@@ -266,7 +266,7 @@ fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
     world.dead.insert(STARTS);
     world.pass(4000);
     [one, leader].iter().for_each(|&index| world.kill(index, true));
-    // What they told goes with their leases.
+    // Their records disappear with their leases.
     world.pass(8000);
     [one, leader].iter().for_each(|&index| world.start(index));
     world.pass(10_000);
@@ -280,13 +280,13 @@ fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
 }
 
 #[test]
-fn who_was_away_moves_nobody_back_to_a_backend_that_has_failed_meanwhile() {
+fn when_a_member_was_away_then_it_moves_no_client_back_to_a_backend_that_has_failed() {
     assert_eq!(moved_by_one_who_was_away(None), 0);
     assert!(moved_by_one_who_was_away(Some(Mutation::ForgetsWhoHadToLeave)) > 50);
 }
 
-/// Clients of a backend that fails, all of which reach all three members before anybody has told of their moves: how many
-/// there are, and how many moves are counted.
+/// All clients of a failed backend reach all three members before any has reported their moves. Returns the numbers of
+/// clients and of counted moves.
 fn count_moves() -> (usize, u64) {
     let mut world = agreeing(10, web(), None);
     let [one, _] = followers(&world);
@@ -309,14 +309,14 @@ fn count_moves() -> (usize, u64) {
 }
 
 #[test]
-fn a_move_that_several_members_make_is_counted_once() {
+fn when_several_members_make_a_move_then_it_is_counted_once() {
     let (clients, counted) = count_moves();
     assert!(clients > 50, "{clients}");
     assert_eq!(counted, clients as u64);
 }
 
 #[test]
-fn what_is_told_while_no_epoch_can_be_applied_is_asked_for_again() {
+fn when_records_come_while_no_epoch_can_be_applied_then_they_are_asked_for_again() {
     let mut world = agreeing(11, web(), None);
     let [one, other] = followers(&world);
     let before = answers(&world, one);

@@ -1,4 +1,4 @@
-//! One member suspects a backend, and all look.
+//! Tests that all members check a backend if one suspects it.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,10 +9,10 @@ use super::world::{World, service};
 use crate::member::Mutation;
 
 const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// From a signal to what all members apply: four times through a store that takes up to 40 ms each way, and the checks.
+/// The time from a signal to the applied epoch: four trips to a store with up to 40 ms delay each way, and the checks.
 const VERDICT: u64 = 600;
 
-/// Members that have agreed, whose next check would come in an hour.
+/// Members in agreement whose next regular check is an hour away.
 fn world(seed: u64, mutation: Option<Mutation>) -> World {
     let mut world = World::of_three(seed, service("web", "198.51.100.1:80", Failback::Stay), mutation);
     world.settle();
@@ -25,7 +25,7 @@ fn victim(world: &World) -> BackendId {
     node.plane.rows.values().find(|row| row.address.ip() == VICTIM).expect("a row").id
 }
 
-/// Members that take it for down, as the fleet has agreed.
+/// The number of members that consider it down, as the fleet has agreed.
 fn hold_down(world: &World, id: BackendId) -> usize {
     let agreed = |node: &&super::node::Node| {
         let mut backends = node.controller.services().iter().flat_map(Service::backends);

@@ -1,4 +1,4 @@
-//! When drains of a fleet end.
+//! The ends of drains in a fleet.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +11,7 @@ use balancer_model::{config::Failback, names::BackendName, states::Admin};
 
 use super::world::{World, service};
 
-/// Longer than any test.
+/// A timeout longer than any test.
 const DRAIN: Duration = Duration::from_secs(3600);
 const CLIENTS: u32 = 100;
 
@@ -21,7 +21,7 @@ fn fleet(forwarding: Forwarding) -> World {
     world
 }
 
-/// Before anything has happened in it.
+/// A fleet before any event.
 fn young_fleet(forwarding: Forwarding) -> World {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     (web.forwarding, web.drain_timeout) = (forwarding, DRAIN);
@@ -40,7 +40,7 @@ fn drained(world: &World) -> Vec<&Backend> {
     backends.filter(|backend| backend.name() == "b1" && backend.admin() == Admin::Drain).collect()
 }
 
-/// Whether all members drain it, and it has not ended.
+/// Whether all members drain it and the drain has not ended.
 fn lasts(world: &World) -> bool {
     let backends = drained(world);
     backends.len() == 3 && backends.iter().all(|backend| backend.keeps_known())
@@ -63,14 +63,14 @@ fn with_clients(world: &mut World) -> BackendId {
     backend.id()
 }
 
-/// As the first member has it.
+/// The backend as the first member has it.
 fn backend(world: &World) -> &Backend {
     let node = world.nodes[0].as_ref().unwrap();
     let mut backends = node.controller.services().iter().flat_map(Service::backends);
     backends.find(|backend| backend.name() == "b1").unwrap()
 }
 
-/// Sweeps are counted by process: those of one that has ended say nothing of the next one's.
+/// Sweeps count for a process: those of an ended one say nothing about the next.
 #[test]
 fn when_a_member_restarts_then_a_drain_still_ends_with_its_last_client() {
     let mut world = fleet(Forwarding::Dsr);

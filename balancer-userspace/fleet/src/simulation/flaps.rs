@@ -1,4 +1,4 @@
-//! A backend that comes and goes.
+//! A flapping backend.
 
 use std::{
     collections::HashMap,
@@ -13,21 +13,21 @@ use super::world::{World, service};
 const WEB: ServiceId = ServiceId(0);
 /// The backend that flaps.
 const FLAPPING: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// Clients that keep connecting: every other flap one stays away, and another one comes.
+/// Clients that keep connecting: with every other flap one stays away, and another one comes.
 const CLIENTS: u32 = 120;
 
-/// How often it flaps. `FLEET_FLAPS=1000` is the long way.
+/// The number of flaps. `FLEET_FLAPS=1000` makes a long run.
 fn flaps() -> u32 {
     std::env::var("FLEET_FLAPS").ok().and_then(|flaps| flaps.parse().ok()).unwrap_or(24)
 }
 
-/// Where clients are after each has connected once, at whichever member its connection reaches.
+/// The backends of clients after each has connected once, at a random member.
 fn places(world: &mut World, clients: std::ops::Range<u32>) -> HashMap<u32, u16> {
     clients.clone().for_each(|client| world.packet(client));
     clients.map(|client| (client, world.place(WEB, client).expect("nobody answers"))).collect()
 }
 
-/// The backend's number.
+/// The backend's id.
 fn id(world: &World) -> u16 {
     let node = world.nodes[0].as_ref().expect("it runs");
     let row = node.plane.rows.values().find(|row| row.address.ip() == FLAPPING);
@@ -38,7 +38,7 @@ fn cut(world: &mut World, members: &[usize]) {
     world.cut = members.iter().map(|&member| (member, FLAPPING)).collect();
 }
 
-/// Flaps as seen by one member, by two, and by all three: how often clients moved.
+/// Flaps as seen by one member, by two, and by all three. Returns how often clients moved.
 fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
     world.settle();
     let flapping = id(world);
@@ -57,7 +57,7 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
             *moves.entry(client).or_default() += u32::from(leaves);
         }
         cut(world, &[]);
-        // A backend that is back is prepared for: what clients did meanwhile is everybody's by then.
+        // A returning backend is prepared for, so all members know what clients did meanwhile.
         world.pass(4000);
         let after = places(world, clients.clone());
         for client in clients {
@@ -65,7 +65,7 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
             assert_eq!(after[&client], wanted, "client {client} after round {round}");
             *moves.entry(client).or_default() += u32::from(after[&client] != during[&client]);
         }
-        // Who comes to another member before that has heard of its move is counted there as well.
+        // A client that reaches another member before that knows of its move is counted there as well.
         world.pass(2000);
     }
     let sum: u32 = moves.values().sum();
@@ -79,13 +79,13 @@ fn web(failback: Failback) -> ServiceConfig {
 }
 
 #[test]
-fn nobody_pays_twice_for_a_backend_that_flaps() {
+fn when_a_backend_flaps_then_no_client_moves_twice() {
     let moves = flap(&mut World::of_three(1, web(Failback::Stay), None), Failback::Stay);
     assert!(moves.values().all(|&count| count <= 1), "{moves:?}");
 }
 
 #[test]
-fn with_failback_clients_move_with_each_flap_that_most_members_see_and_back() {
+fn when_failback_is_on_then_clients_move_with_each_flap_that_most_members_see_and_back() {
     let moves = flap(&mut World::of_three(2, web(Failback::Return), None), Failback::Return);
     assert!(moves.values().all(|count| count % 2 == 0), "{moves:?}");
 }

@@ -1,6 +1,6 @@
-//! Whole fleets at random: members with data paths, a store, users, clients, and everything that can go wrong.
+//! Random simulations of whole fleets: members with data paths, a store, users, clients, and every possible failure.
 //!
-//! A hundred thousand of them: `cargo xtask soak`. One alone, by its seed: `FLEET_FIRST_SEED=… FLEET_SEEDS=1`.
+//! `cargo xtask soak` runs a hundred thousand of them, and `FLEET_FIRST_SEED=… FLEET_SEEDS=1` a single one by its seed.
 
 mod clocks;
 mod denials;
@@ -23,10 +23,10 @@ use crate::member::Mutation;
 use story::{Setup, Story};
 use world::World;
 
-/// Tests that share the seeds, so that all processors have something to do.
+/// The number of tests that share the seeds, so that all processors are busy.
 const TESTS: u64 = 4;
 
-/// How many fleets live, unless `FLEET_SEEDS` says otherwise.
+/// The number of simulated fleets, unless `FLEET_SEEDS` sets another.
 const SEEDS: u64 = 1000;
 
 fn number(variable: &str) -> Option<u64> {
@@ -70,30 +70,30 @@ fn fail(seed: u64) -> ! {
 }
 
 #[test]
-fn members_agree_and_nobody_moves_without_a_cause_1() {
+fn when_anything_happens_then_members_agree_and_no_client_moves_without_a_cause_1() {
     members_agree_and_nobody_moves_without_a_cause(0);
 }
 
 #[test]
-fn members_agree_and_nobody_moves_without_a_cause_2() {
+fn when_anything_happens_then_members_agree_and_no_client_moves_without_a_cause_2() {
     members_agree_and_nobody_moves_without_a_cause(1);
 }
 
 #[test]
-fn members_agree_and_nobody_moves_without_a_cause_3() {
+fn when_anything_happens_then_members_agree_and_no_client_moves_without_a_cause_3() {
     members_agree_and_nobody_moves_without_a_cause(2);
 }
 
 #[test]
-fn members_agree_and_nobody_moves_without_a_cause_4() {
+fn when_anything_happens_then_members_agree_and_no_client_moves_without_a_cause_4() {
     members_agree_and_nobody_moves_without_a_cause(3);
 }
 
-/// Seeds beyond those of every run in whose stories something went wrong once.
+/// Seeds outside of every run's range with which something went wrong once.
 const FOUND: [u64; 10] = [1082, 1772, 21153, 21960, 32117, 32159, 34153, 36394, 37466, 702_645];
 
 #[test]
-fn fleets_in_which_something_went_wrong_once_agree() {
+fn when_a_fleet_went_wrong_once_then_it_agrees_now() {
     for seed in FOUND {
         if Story::new(seed).tell(None).wrong.is_some() {
             fail(seed);
@@ -101,9 +101,10 @@ fn fleets_in_which_something_went_wrong_once_agree() {
     }
 }
 
-/// The member that began a lineage begins another where the store has lost everything that others wrote meanwhile.
+/// The member that began a lineage begins another one if the store has lost everything that other members wrote
+/// meanwhile.
 #[test]
-fn a_fleet_whose_store_is_lost_goes_on_under_another_name() {
+fn when_a_fleets_store_is_lost_then_it_goes_on_under_another_name() {
     for seed in 0..8 {
         let setup = Setup { members: 2, failback: false, two_services: false, spread: true };
         let mut world = World::new(seed, &setup, None);
@@ -125,14 +126,14 @@ fn first_that_finds(mutation: Mutation) -> u64 {
 }
 
 #[test]
-fn deliberate_mistakes_are_found() {
+fn when_a_mistake_is_made_on_purpose_then_the_simulation_finds_it() {
     for mutation in [Mutation::JoinsWithoutClients, Mutation::WritesUnconditionally] {
         println!("{mutation:?}: seed {}", first_that_finds(mutation));
     }
 }
 
 #[test]
-fn the_story_of_a_mistake_is_made_short() {
+fn when_a_story_goes_wrong_then_it_is_made_short() {
     let mutation = Mutation::TellsNothingByItself;
     let story = Story::new(first_that_finds(mutation));
     let long = story.len();

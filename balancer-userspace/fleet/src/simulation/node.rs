@@ -1,4 +1,4 @@
-//! A simulated member: the protocol, a controller that follows, and a data path.
+//! A simulated member: the protocol, a following controller, and a data path.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,13 +24,13 @@ use crate::{
     records,
 };
 
-/// An event at a node that the world must know of.
+/// An event at a node that concerns the world.
 pub(crate) enum Happened {
     Answered(u64, Result<String, String>),
     Applied,
 }
 
-/// The remains of a process that has ended: the tables in the kernel, and its saved state.
+/// The remains of an ended process: the tables in the kernel, and its saved state.
 pub(crate) type Left = (Plane, Option<(Epoch, SavedState, Moment)>);
 
 pub(crate) struct Node {
@@ -39,30 +39,30 @@ pub(crate) struct Node {
     pub(crate) controller: Controller,
     pub(crate) plane: Plane,
     sharing: Sharing,
-    /// When its clock began; clocks of members differ.
+    /// The start of its clock; members' clocks differ.
     begin: Instant,
     pub(crate) skew: Duration,
     checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
     watched: HashSet<IpAddr>,
     ballot: Ballot,
-    /// Packets suspect them.
+    /// Backends suspected by packets.
     suspected: Vec<BackendId>,
-    /// Connections of `snat` services. `None`: it does not count them, as an earlier version.
+    /// Connections of `snat` services. `None`: they are not counted, as in earlier versions.
     pub(crate) flows: Option<BTreeMap<BackendId, u64>>,
-    /// To be checked at once, as another member has doubts of them.
+    /// Backends to check at once because another member doubts them.
     pub(crate) asked: Vec<BackendId>,
     pub(crate) stopped_from: Time,
     pub(crate) stopped_until: Time,
     pub(crate) alone: bool,
-    /// When it last was alone or out of step.
+    /// When it was last alone or out of step.
     pub(crate) astray: Time,
     pub(crate) born: Time,
-    /// When it last told its clients, and the epochs in which it did.
+    /// When it last sent its clients, and the epochs in which it did.
     pub(crate) told: Time,
     pub(crate) log: Vec<String>,
     /// Moves that it has made and others count.
     pub(crate) repeated: u64,
-    /// Events of telling and hearing about clients, by tag.
+    /// Events of sending and receiving about clients, by tag.
     heard: HashMap<u32, Vec<String>>,
 }
 
@@ -79,7 +79,7 @@ fn hop() -> NextHop {
 }
 
 impl Node {
-    /// `before`: what another process of this member has left behind.
+    /// `before`: the remains of an earlier process of this member.
     pub(crate) fn start(
         (index, name): (usize, usize),
         instance: u64,
@@ -150,7 +150,7 @@ impl Node {
         Clocks { now: self.clocks(now).now, wall: SystemTime::UNIX_EPOCH + at.0 }
     }
 
-    /// Has the member take note of something, and does what it says.
+    /// Passes an input to the member, and carries out its outputs.
     pub(crate) fn handle(
         &mut self,
         input: Input,
@@ -164,7 +164,7 @@ impl Node {
             for output in self.member.handle(input, self.clocks(now)) {
                 self.obey(output, now, (store, rng), &mut inputs, &mut happened);
             }
-            // In the order in which they came.
+            // The inputs are in order of arrival.
             inputs.reverse();
         }
         if self.alone || !self.member.is_in_step() {
@@ -284,7 +284,7 @@ impl Node {
         format!("lb{} {entry:?} keeps {keeps:?} {}", self.index, heard.join(", "))
     }
 
-    /// Where it knows a client.
+    /// The backend at which it knows a client.
     pub(crate) fn backend_of(&self, service: ServiceId, client: u32) -> Option<u16> {
         self.plane.entry(self.plane.hash(service, client)?).0.map(|(backend, _)| backend)
     }
@@ -295,7 +295,7 @@ impl Node {
         Ballot::of(&self.controller, suspected)
     }
 
-    /// Runs the node's checks once: `reaches` says which addresses it reaches.
+    /// Runs the node's checks once: `reaches` tells which addresses it reaches.
     pub(crate) fn check(
         &mut self,
         now: Time,
@@ -316,7 +316,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Packets say that a backend may have failed.
+    /// Simulates signs of failure in packets.
     pub(crate) fn suspect(
         &mut self,
         id: BackendId,
@@ -329,7 +329,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Says what it thinks of backends, if that is news.
+    /// Reports its opinions of backends if they have changed.
     fn vote(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let ballot = self.ballot_now();
         if ballot == self.ballot {
@@ -339,7 +339,7 @@ impl Node {
         self.handle(Input::Ballot(ballot), now, store, rng)
     }
 
-    /// Checks those that it is asked to: twice, which is enough for a verdict.
+    /// Checks the requested backends twice, which is enough for a verdict.
     pub(crate) fn check_asked(
         &mut self,
         now: Time,
@@ -363,7 +363,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// A sweep of its client table.
+    /// Sweeps its client table.
     pub(crate) fn sweep(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let known = self.plane.known();
         let mut all: Vec<(BackendId, u64)> = known.iter().map(|(&id, &count)| (BackendId(id), count)).collect();
@@ -373,7 +373,7 @@ impl Node {
         self.handle(Input::Swept(all), now, store, rng)
     }
 
-    /// A count of its connections.
+    /// Counts its connections.
     pub(crate) fn count_flows(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let Some(of) = self.flows.clone() else { return Vec::new() };
         let flows = of.iter().map(|(&id, &count)| (id, count)).filter(|&(_, count)| count > 0).collect();

@@ -1,4 +1,4 @@
-//! All backends fail at once, as all members see it or as one does.
+//! Outages: all backends fail at once, as seen by all members or by one.
 
 use std::{
     collections::HashMap,
@@ -43,7 +43,7 @@ fn when_all_backends_fail_for_all_members_and_come_back_then_nobody_is_moved() {
         cut(&mut world, &[0, 1, 2], &all);
         world.pass(20_000);
         assert_eq!(places(&mut world), before, "in the outage");
-        // They come back one by one.
+        // The backends come back one by one.
         for gone in (0..all.len()).rev() {
             cut(&mut world, &[0, 1, 2], &all[..gone]);
             world.pass(300);
@@ -64,7 +64,7 @@ fn when_one_member_is_cut_off_from_all_backends_then_there_is_no_outage() {
     world.pass(20_000);
     assert_eq!(places(&mut world), before);
     let starts = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-    // What the others find down is down, at once, whatever that member sees.
+    // A backend that the other members find down is down at once, regardless of this member's view.
     world.cut.extend([(0, starts), (2, starts)]);
     world.pass(4_000);
     let gone =

@@ -1,4 +1,4 @@
-//! The data path of a simulated member: real entries under the real rule of memory.
+//! The data path of a simulated member: real entries under the real memory rule.
 
 use std::{cell::Cell, collections::HashMap, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
     records::Record,
 };
 
-/// Buckets of everybody's table.
+/// The number of buckets in every table.
 pub(crate) const BUCKETS: usize = 256;
 
 /// Entries that outlive the controller's process.
@@ -50,7 +50,7 @@ impl Table for Words {
     }
 }
 
-/// Live table, and base table.
+/// A live table and a base table.
 type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
 /// Everything that a packet depends on.
@@ -113,7 +113,7 @@ impl Plane {
         }
     }
 
-    /// From now on it is given lookup tables of another version: as many slots for each backend, in other places.
+    /// Switches to lookup tables of another version: the same number of slots for each backend, in other places.
     pub(crate) const fn turn(&mut self) {
         self.turned = true;
     }
@@ -141,12 +141,12 @@ impl Plane {
         Some(Facts { service: row.service.0, tick, remember: clock.remember, keeps: row.keeps_known })
     }
 
-    /// The hash of a client, under a service's key.
+    /// The hash of a client under a service's key.
     pub(crate) fn hash(&self, service: ServiceId, client: u32) -> Option<u64> {
         Some(hash_v4(self.service(service.0)?.hash_key, client.to_be()))
     }
 
-    /// Where a connection of a client goes; `looks`: nothing is changed by it.
+    /// The backend of a client's connection; `looks`: without changing anything.
     pub(crate) fn packet(&self, service: ServiceId, client: u32, now: Time, looks: bool) -> Option<Answer> {
         let spec = self.service(service.0)?;
         let clock = spec.clock()?;
@@ -181,7 +181,7 @@ impl Plane {
 
     pub(crate) fn collect(&self, sharing: &mut Sharing, epoch: u32, now: Time) -> Vec<Record> {
         let facts = |id| self.facts(id, now);
-        // Fewer than any budget of newcomers.
+        // The number is below any budget of newcomers.
         sharing.collect(&self.words, &facts, epoch, |_| true)
     }
 
@@ -204,7 +204,7 @@ impl Plane {
         )
     }
 
-    /// Known clients by backend.
+    /// Numbers of known clients by backend.
     pub(crate) fn known(&self) -> HashMap<u16, u64> {
         let mut known = HashMap::new();
         for cell in self.words.0.iter().filter(|cell| cell.get() != 0) {

@@ -1,4 +1,4 @@
-//! Changes that are larger than what the engine takes at once.
+//! Changes that exceed the engine's limits.
 
 use balancer_common::map_types::Forwarding;
 use balancer_core::service::Service;
@@ -9,7 +9,7 @@ use balancer_model::{
 
 use super::world::{World, service};
 
-/// A service of so many backends, each of which has so many letters more in its name.
+/// A service with this many backends, each with this many additional letters in its name.
 fn large(backends: u16, letters: usize) -> ServiceConfig {
     let mut random = fastrand::Rng::with_seed(1);
     let mut name = || (0..letters).map(|_| random.alphanumeric()).collect::<String>();

@@ -1,4 +1,4 @@
-//! A store with the guarantees of the engine, and no more.
+//! A store with exactly the guarantees of the engine.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -7,10 +7,10 @@ use crate::{
     keys,
 };
 
-/// The largest transaction, in bytes.
+/// The maximum size of a transaction, in bytes.
 const LARGEST: usize = 3 << 19;
 
-/// Milliseconds since the beginning of the world.
+/// Milliseconds since the beginning of the simulation.
 pub(crate) type Time = u64;
 
 #[derive(Clone)]
@@ -21,21 +21,21 @@ struct Stored {
     lease: Option<u64>,
 }
 
-/// A member's way to the store.
+/// A member's connection to the store.
 #[derive(Default)]
 pub(crate) struct Line {
     lease: Option<u64>,
-    /// When its lease runs out, as the member sees it.
+    /// When its lease expires, as the member sees it.
     lost_at: Time,
-    /// Requests on their way, and answers and changes on theirs.
+    /// Requests on their way to the store, and answers and changes on their way back.
     up: VecDeque<(Time, Request)>,
     answers: VecDeque<(Time, News)>,
     changes: VecDeque<(Time, News)>,
-    /// Requests that somebody gave up, and that arrive all the same.
+    /// Abandoned requests that still arrive.
     late: Vec<(Time, u64, Request)>,
     joined: bool,
     pub(crate) cut: bool,
-    /// The store refuses everything that this member writes.
+    /// The store refuses all of this member's writes.
     pub(crate) may_not_write: bool,
 }
 
@@ -43,25 +43,25 @@ pub(crate) struct Line {
 pub(crate) struct Store {
     revision: i64,
     keys: BTreeMap<String, Stored>,
-    /// When leases run out.
+    /// The expiry of each lease.
     leases: BTreeMap<u64, Time>,
     last_lease: u64,
     pub(crate) lines: Vec<Line>,
     pub(crate) down: bool,
-    /// It answers, and takes only what makes it smaller.
+    /// The store answers, but accepts only writes that make it smaller.
     pub(crate) full: bool,
-    /// Requests that were answered.
+    /// The number of answered requests.
     pub(crate) asked: u64,
     pub(crate) lease_time: Time,
-    /// One request in so many gets no answer; 0: all do.
+    /// One in this many requests gets no answer; 0: all get one.
     pub(crate) loses_answers: u32,
-    /// The next transaction that puts this key gets no answer, and arrives so much later.
+    /// The next transaction that writes this key gets no answer, and arrives this much later.
     pub(crate) delays: Option<(&'static str, Time)>,
-    /// Transactions that somebody gave up, and that were made all the same when they arrived.
+    /// Abandoned transactions that were made when they arrived.
     pub(crate) late_made: u64,
     pub(crate) slowest: Time,
     pub(crate) writes: u64,
-    /// Answers to users' wishes that were ever given.
+    /// All answers ever given to users' requests.
     granted: BTreeSet<String>,
 }
 
@@ -86,7 +86,7 @@ impl Store {
         }
     }
 
-    /// Everything is gone.
+    /// Loses all data.
     pub(crate) fn lose_everything(&mut self) {
         self.keys.clear();
         self.granted.clear();
@@ -94,14 +94,14 @@ impl Store {
         self.leases.clear();
     }
 
-    /// A member's process has ended.
+    /// Ends a member's process.
     pub(crate) fn hang_up(&mut self, member: usize) {
         let line = &mut self.lines[member];
         line.up.clear();
         line.answers.clear();
         line.changes.clear();
         line.joined = false;
-        // The lease runs out by itself.
+        // The lease expires by itself.
     }
 
     pub(crate) fn ask(&mut self, member: usize, request: Request, now: Time, rng: &mut fastrand::Rng) {
@@ -110,7 +110,7 @@ impl Store {
         line.up.push_back((at, request));
     }
 
-    /// Carries out everything that is due up to `now`, and returns the news for members.
+    /// Carries out everything that is due up to `now`, and returns the messages to members.
     pub(crate) fn run(&mut self, now: Time, running: &[bool], rng: &mut fastrand::Rng) -> Vec<(usize, News)> {
         let mut news = Vec::new();
         for (member, runs) in running.iter().enumerate() {
@@ -126,7 +126,7 @@ impl Store {
         news
     }
 
-    /// Keeps a lease alive, where the line is up and the process runs.
+    /// Renews a lease if the connection is up and the process runs.
     fn renew(&mut self, member: usize, now: Time, runs: bool) {
         let (down, time) = (self.down, self.lease_time);
         let line = &mut self.lines[member];
@@ -186,8 +186,8 @@ impl Store {
         }
     }
 
-    /// Ends the member's session. Its leased keys go at once, unless the member may not write at all: then they go with
-    /// the lease.
+    /// Ends the member's session. Its leased keys disappear at once, unless the member may not write at all: then they
+    /// disappear with the lease.
     fn end_session(&mut self, member: usize, now: Time) {
         let line = &mut self.lines[member];
         line.lost_at = now;
@@ -246,7 +246,7 @@ impl Store {
         }
     }
 
-    /// Notes granted wishes: each one that changes the epoch is done only once.
+    /// Records granted requests: each one that changes the epoch may be done only once.
     fn note_granted(&mut self, writes: &[Write]) {
         let puts =
             || writes.iter().filter_map(|write| if let Write::Put { key, .. } = write { Some(key) } else { None });
@@ -289,7 +289,7 @@ impl Store {
         }
     }
 
-    /// Leases that have run out take their keys with them.
+    /// Expires leases together with their keys.
     fn expire(&mut self, now: Time, rng: &mut fastrand::Rng) {
         if self.down {
             return;
@@ -340,7 +340,7 @@ impl Store {
             if line.cut || down || full || rng.u8(..10) > 0 {
                 return;
             }
-            // The lease of the process, or of the session, before runs out by itself.
+            // The lease of the earlier process or session expires by itself.
             self.last_lease += 1;
             line.lease = Some(self.last_lease);
             line.joined = true;
@@ -355,7 +355,7 @@ impl Store {
         if line.cut || down {
             return;
         }
-        // Answers and changes come by ways of their own.
+        // Answers and changes travel separately.
         let mut queues = [&mut line.answers, &mut line.changes];
         if rng.bool() {
             queues.reverse();
@@ -389,7 +389,7 @@ fn puts(request: &Request, key: &str) -> bool {
     }
 }
 
-/// Some time from now, after what was sent before.
+/// A random time from now, after the previous message.
 fn later(last: Option<Time>, now: Time, slowest: Time, rng: &mut fastrand::Rng) -> Time {
     last.unwrap_or(0).max(now + rng.u64(1..=slowest))
 }

@@ -1,4 +1,4 @@
-//! Histories of a fleet, as lists of steps that can be made shorter.
+//! Stories: histories of a fleet as lists of steps that can be shortened.
 
 use std::{
     cell::Cell,
@@ -12,7 +12,7 @@ use crate::member::Mutation;
 /// Everything that a seed leads to.
 #[derive(Clone, Debug)]
 pub(crate) struct Story {
-    /// Also of all delays in the store.
+    /// The seed, also of all delays in the store.
     pub(crate) seed: u64,
     pub(crate) setup: Setup,
     steps: Vec<Step>,
@@ -22,10 +22,10 @@ pub(crate) struct Story {
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) members: usize,
-    /// Whether clients go back to a backend that is back.
+    /// Whether clients return to a backend that is back.
     pub(crate) failback: bool,
     pub(crate) two_services: bool,
-    /// Whether one client's connections arrive at all members.
+    /// Whether a client's connections reach all members.
     pub(crate) spread: bool,
 }
 
@@ -33,25 +33,25 @@ pub(crate) struct Setup {
 enum Step {
     /// A connection of this client.
     Packet(u32),
-    /// A user wants something, which follows from this number.
+    /// A user's request that follows from this number.
     Wish(u64),
-    /// Something goes wrong, or right again.
+    /// Something breaks or is repaired.
     Disturb(u64),
     Pass(Time),
-    /// Everything works again, and all must come to agree.
+    /// Everything works again, and all members must come to agree.
     Settle,
 }
 
-/// How a story ended.
+/// The end of a story.
 pub(crate) struct End {
     pub(crate) world: World,
-    /// The failure that was found, if any.
+    /// The failure, if one was found.
     pub(crate) wrong: Option<String>,
-    /// Steps that were begun.
+    /// The number of started steps.
     steps: usize,
 }
 
-/// Runs that shrinking may take.
+/// The maximum number of runs for shortening.
 const ATTEMPTS: usize = 400;
 
 thread_local! {
@@ -59,7 +59,7 @@ thread_local! {
 }
 
 impl Story {
-    /// Rounds of trouble and calm.
+    /// Makes rounds of trouble and calm.
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let setup =
@@ -81,7 +81,7 @@ impl Story {
         Self { seed, setup, steps }
     }
 
-    /// Has it happen.
+    /// Runs the story.
     pub(crate) fn tell(&self, mutation: Option<Mutation>) -> End {
         expect_panics();
         let mut end = End { world: World::new(self.seed, &self.setup, mutation), wrong: None, steps: 0 };
@@ -99,7 +99,7 @@ impl Story {
         end
     }
 
-    /// A story as short as can be found in some time that goes wrong as well, and what goes wrong in it.
+    /// Returns the shortest failing story that can be found in some time, and its failure.
     pub(crate) fn shrunk(mut self, mutation: Option<Mutation>) -> (Self, End) {
         let mut end = self.tell(mutation);
         let mut attempts = ATTEMPTS;
@@ -135,7 +135,7 @@ impl Story {
         (self, end)
     }
 
-    /// Takes the place of this story if it goes wrong as well.
+    /// Replaces this story by the other if that fails as well.
     fn replace(&mut self, other: Self, mutation: Option<Mutation>, end: &mut End, attempts: &mut usize) -> bool {
         if *attempts == 0 {
             return false;
@@ -151,7 +151,7 @@ impl Story {
         goes_wrong
     }
 
-    /// How many steps it has.
+    /// The number of steps.
     pub(crate) const fn len(&self) -> usize {
         self.steps.len()
     }
@@ -169,7 +169,7 @@ impl World {
     }
 }
 
-/// Panics of this thread are caught, and not printed: hundreds of them, while a story is made shorter.
+/// Catches panics of this thread without printing them, because shortening a story causes hundreds.
 fn expect_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

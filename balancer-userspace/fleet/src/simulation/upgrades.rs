@@ -1,4 +1,4 @@
-//! Fleets whose members are upgraded, one after the other, to a version that computes other lookup tables.
+//! Fleets whose members are upgraded one by one to a version with other lookup tables.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -20,19 +20,19 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// Where each client is answered, whose connections arrive at one member.
+/// The backend of each client whose connections reach one member.
 fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     CLIENTS.map(|client| world.packet_at(member, client)).collect()
 }
 
-/// The members that a member says steer otherwise.
+/// The members that a member reports as steering differently.
 fn others(world: &World, member: usize) -> Vec<String> {
     let troubles = world.nodes[member].as_ref().map(|node| node.member.troubles()).unwrap_or_default();
     let names = troubles.iter().filter(|trouble| trouble.contains("computes other lookup tables"));
     names.filter_map(|trouble| trouble.split(' ').next().map(str::to_owned)).collect()
 }
 
-/// Clients of a fleet that come to all members.
+/// Clients of a fleet that reach all members.
 fn known(world: &mut World) -> Vec<Option<u16>> {
     let first = answers(world, 0);
     world.pass(3000);
@@ -41,7 +41,7 @@ fn known(world: &mut World) -> Vec<Option<u16>> {
 }
 
 #[test]
-fn known_clients_stay_while_members_are_upgraded_and_users_change_the_fleet() {
+fn when_members_are_upgraded_and_users_change_the_fleet_then_known_clients_stay() {
     let mut world = fleet(20);
     let before = known(&mut world);
     let changes = [
@@ -73,7 +73,7 @@ fn known_clients_stay_while_members_are_upgraded_and_users_change_the_fleet() {
 }
 
 #[test]
-fn clients_of_a_backend_that_fails_meanwhile_are_told_of_by_who_moves_them() {
+fn when_a_backend_fails_during_an_upgrade_then_the_member_that_moves_clients_tells_of_them() {
     let mut world = fleet(21);
     let before = known(&mut world);
     world.upgrade(0);
@@ -90,7 +90,7 @@ fn clients_of_a_backend_that_fails_meanwhile_are_told_of_by_who_moves_them() {
 }
 
 #[test]
-fn members_say_who_steers_otherwise() {
+fn when_members_steer_differently_then_each_says_which() {
     let mut world = fleet(22);
     assert_eq!(others(&world, 0), [""; 0]);
     world.upgrade(0);

@@ -1,4 +1,4 @@
-//! Somebody else writes into the fleet's keys: garbage, values at limits, what other versions might write.
+//! Foreign writes into the fleet's keys: garbage, extreme values, and values that other versions might write.
 
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
 use proptest::prelude::*;
@@ -8,14 +8,14 @@ use std::io::{Read as _, Write as _};
 use super::{story::Setup, world::World};
 use crate::keys;
 
-/// One act, which follows from numbers.
+/// A foreign write, derived from numbers.
 #[derive(Clone, Debug)]
 struct Act {
-    /// Which key, of those there are.
+    /// The index of the key among the existing ones.
     key: usize,
-    /// The kind of damage done to its value.
+    /// The kind of damage to its value.
     kind: u8,
-    /// Where in it.
+    /// The position in the value.
     at: usize,
     bytes: Vec<u8>,
 }
@@ -25,7 +25,7 @@ fn act() -> impl Strategy<Value = Act> {
         .prop_map(|(key, kind, at, bytes)| Act { key, kind, at, bytes })
 }
 
-/// Values that are as large, small, deep or strange as any.
+/// Values that are extremely large, small, deep or strange.
 fn strange(at: usize) -> Value {
     let deep = (0..100).fold(Value::Null, |inner, _| Value::Array(vec![inner]));
     let all = [
@@ -48,7 +48,7 @@ fn strange(at: usize) -> Value {
     all[at % all.len()].clone()
 }
 
-/// All places of a value, from outside in.
+/// All positions in a value, from outside in.
 fn places(value: &Value, path: &str, into: &mut Vec<String>) {
     into.push(path.to_owned());
     match value {
@@ -127,24 +127,24 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_others_write_stops_no_member(seed in 0..50_u64, acts in prop::collection::vec(act(), 1..6)) {
+    fn when_others_write_into_the_store_then_no_member_stops(seed in 0..50_u64, acts in prop::collection::vec(act(), 1..6)) {
         let setup = Setup { members: 3, failback: false, two_services: true, spread: true };
         let mut world = World::new(seed, &setup, None);
         world.settle();
         for act in acts {
             let mut all: Vec<String> = world.store.keys().map(str::to_owned).collect();
-            // What everybody does as it says.
+            // All members act on these.
             let state = all.iter().filter(|key| **key == keys::EPOCH || key.starts_with(keys::DOCUMENTS));
             all.extend(state.cloned().cycle().take(all.len()).collect::<Vec<_>>());
             let key = &all[act.key % all.len()];
             let value = world.store.get(key).unwrap_or_default().to_vec();
-            // Under a name of nobody's.
+            // The name belongs to no member.
             let foreign = act.kind == 8;
             let name = if foreign { format!("{key}/{}", act.at) } else { key.clone() };
             let value = changed(key, &value, &act);
             world.vandalize(name, value);
             world.pass(700);
-            // One that comes anew reads it all at once.
+            // A new member reads it all at once.
             world.kill(act.at % 3, act.at % 2 == 0);
             world.start(act.at % 3);
             world.pass(2500);

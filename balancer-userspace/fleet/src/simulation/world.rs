@@ -1,4 +1,4 @@
-//! Everything around the members, and what must hold in it.
+//! The world around the members, and the properties that must hold.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,17 +26,17 @@ use crate::{
     member::{Input, Member, Mutation},
 };
 
-/// A record is with everybody after this: it is told within a second, and takes its way.
+/// The time after which every member has a record: it is sent within a second, and then delivered.
 const SPREADS: Time = 1000 + 250 + 500;
 
-/// Where a client was last answered.
+/// The last backend that answered a client.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     backend: u16,
     since: Time,
     by: usize,
-    /// Whether whoever answered could not tell anybody, or there was such an answer before: which of both places holds
-    /// is not agreed on yet.
+    /// Whether the answering member could not report it, or there was such an answer before: members have not agreed
+    /// yet which place wins.
     unheard: bool,
 }
 
@@ -52,16 +52,16 @@ pub(crate) struct World {
     places: HashMap<(ServiceId, u32), Place>,
     pub(crate) dead: HashSet<IpAddr>,
     pub(crate) cut: HashSet<(usize, IpAddr)>,
-    /// From when until when members last could not hear of anything.
+    /// The last period in which each member could not receive anything.
     deaf: Vec<(Time, Time)>,
-    /// Whether one client's connections arrive at all members.
+    /// Whether a client's connections reach all members.
     spread: bool,
     wishes: HashMap<u64, (usize, Time)>,
     last_wish: u64,
     instances: u64,
-    /// Members that are called as others are.
+    /// Members that have the name of another.
     pub(crate) names: HashMap<usize, usize>,
-    /// Whether there are checks that nobody asks for.
+    /// Whether there are regular checks.
     pub(crate) checks: bool,
     mutation: Option<Mutation>,
     pub(crate) skewed: u64,
@@ -96,11 +96,11 @@ impl World {
             api.slow_start = Duration::from_secs(10);
             services.push(api);
         }
-        // Other numbers than the story's.
+        // The numbers differ from the story's.
         Self::with(fastrand::Rng::with_seed(!seed), setup.members, services, setup.spread, mutation)
     }
 
-    /// Three members, one service, and clients whose connections arrive at all members.
+    /// Three members, one service, and clients whose connections reach all members.
     pub(crate) fn of_three(seed: u64, service: ServiceConfig, mutation: Option<Mutation>) -> Self {
         Self::with(fastrand::Rng::with_seed(seed), 3, vec![service], true, mutation)
     }
@@ -167,7 +167,7 @@ impl World {
         self.nodes[index] = Some(node);
     }
 
-    /// A process ends without a word. What the kernel holds goes on, or the machine is gone.
+    /// Kills a process. The kernel's data stays, unless the machine is gone.
     pub(crate) fn kill(&mut self, index: usize, machine: bool) {
         let Some(node) = self.nodes[index].take() else { return };
         self.note(format!("lb{index} is killed{}", if machine { " with its machine" } else { "" }));
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// The process of a member is replaced by one of a version with other lookup tables.
+    /// Replaces a member's process by one of a version with other lookup tables.
     pub(crate) fn upgrade(&mut self, index: usize) {
         self.kill(index, false);
         if let Some((plane, _)) = &mut self.left[index] {
@@ -189,14 +189,14 @@ impl World {
         self.start(index);
     }
 
-    /// Marks the recent places of clients that this member saw last: the others may never hear of them.
+    /// Marks the recent places of clients that this member saw last, because the others may never hear of them.
     fn cannot_tell(&mut self, index: usize) {
         for place in self.places.values_mut().filter(|place| place.by == index) {
             place.unheard |= place.since + SPREADS > self.now;
         }
     }
 
-    /// Notes which members can hear of what others tell.
+    /// Records which members can receive messages.
     fn listen(&mut self) {
         for (line, (from, until)) in self.store.lines.iter().zip(&mut self.deaf) {
             let is_deaf = line.cut || self.store.down;
@@ -231,7 +231,7 @@ impl World {
                 if self.checks && self.now % 500 == (index as u64) * 10 {
                     self.check(index);
                 }
-                // The first of a series has an answer after this time.
+                // The first check of a series has an answer after this time.
                 if self.now.is_multiple_of(50) && self.nodes[index].as_ref().is_some_and(|node| !node.asked.is_empty())
                 {
                     self.check_asked(index);
@@ -271,7 +271,7 @@ impl World {
         }
     }
 
-    /// Packets to a member say that a backend may have failed.
+    /// Simulates signs of failure in a member's packets.
     pub(crate) fn suspect(&mut self, index: usize, id: BackendId) {
         if let Some(node) = &mut self.nodes[index] {
             let happened = node.suspect(id, self.now, &mut self.store, &mut self.rng);
@@ -306,7 +306,7 @@ impl World {
         }
     }
 
-    /// A connection of a client arrives.
+    /// Simulates a connection of a client.
     pub(crate) fn packet(&mut self, client: u32) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.takes_packets(index)).collect();
         if up.is_empty() {
@@ -329,19 +329,19 @@ impl World {
         }
     }
 
-    /// A connection of a client of the first service arrives at this member: the backend that takes it.
+    /// Simulates a connection of a client of the first service at this member; returns the backend.
     pub(crate) fn packet_at(&self, index: usize, client: u32) -> Option<u16> {
         self.nodes[index].as_ref()?.plane.packet(ServiceId(0), client, self.now, false)?.backend
     }
 
-    /// Routers send packets to members that are ready, and to those that lost the engine.
+    /// Whether routers send packets to a member: to ready ones, and to those that lost the engine.
     fn takes_packets(&self, index: usize) -> bool {
         self.nodes[index].as_ref().is_some_and(|node| {
             node.member.epoch().is_some() && (node.member.is_in_step() || !node.member.is_connected())
         })
     }
 
-    /// Where a client was last answered.
+    /// The last backend that answered a client.
     pub(crate) fn place(&self, service: ServiceId, client: u32) -> Option<u16> {
         self.places.get(&(service, client)).map(|place| place.backend)
     }
@@ -373,7 +373,7 @@ impl World {
                     && node.member.is_in_step()
                     && !node.alone
                     && node.astray + SPREADS <= now
-                    // One that stands still tells nobody who came meanwhile.
+                    // A stopped member does not report clients that come meanwhile.
                     && (node.stopped_until + SPREADS <= now || in_step_since < node.stopped_from)
                     && node.backend_of(service, client) == Some(place.backend)
             };
@@ -399,7 +399,7 @@ impl World {
         self.places.insert(key, Place { backend, since: now, by: index, unheard });
     }
 
-    /// Once members agree, what nobody could be told of is known, or nobody knows the client.
+    /// Asserts that once members agree, unreported clients are known, or known to no member.
     fn all_is_heard(&mut self) {
         let Some(node) = self.nodes.iter().flatten().next() else { return };
         for ((service, client), place) in self.places.iter_mut().filter(|(_, place)| place.unheard) {
@@ -410,7 +410,7 @@ impl World {
         }
     }
 
-    /// A user wants something of some member.
+    /// A user requests something from a random member.
     pub(crate) fn wish(&mut self, rng: &mut fastrand::Rng) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect();
         let Some(&index) = up.get(rng.usize(..up.len().max(1))) else { return };
@@ -437,7 +437,7 @@ impl World {
         self.ask(index, change);
     }
 
-    /// A user wants this of a member.
+    /// A user requests this change from a member.
     pub(crate) fn ask(&mut self, index: usize, change: Change) {
         self.last_wish += 1;
         let id = self.last_wish;
@@ -446,7 +446,7 @@ impl World {
         self.tell(index, Input::Wish { id, wish: Wish::Change(change), if_generation: None });
     }
 
-    /// A user wants these services.
+    /// A user applies these services.
     pub(crate) fn apply(&mut self, index: usize, services: Vec<ServiceConfig>) {
         self.last_wish += 1;
         let id = self.last_wish;
@@ -455,7 +455,7 @@ impl World {
         self.tell(index, Input::Wish { id, wish: Wish::Services(services), if_generation: None });
     }
 
-    /// Something goes wrong, or right again.
+    /// Something breaks or is repaired.
     pub(crate) fn disturb(&mut self, rng: &mut fastrand::Rng) {
         let members = self.nodes.len();
         let index = rng.usize(..members);
@@ -514,14 +514,14 @@ impl World {
         }
     }
 
-    /// A member cannot reach the store any more.
+    /// Disconnects a member from the store.
     pub(crate) fn lose_store(&mut self, index: usize) {
         self.note(format!("lb{index} loses the store"));
         self.cannot_tell(index);
         self.store.lines[index].cut = true;
     }
 
-    /// A member does nothing for a while.
+    /// Stops a member for a while.
     pub(crate) fn stop(&mut self, index: usize, time: Time) {
         self.note(format!("lb{index} stops for {time}"));
         self.cannot_tell(index);
@@ -534,13 +534,13 @@ impl World {
         }
     }
 
-    /// The store's disks are gone.
+    /// Loses the store's disks.
     pub(crate) fn forget_everything(&mut self) {
         self.note("the store loses everything".to_owned());
         self.store.lose_everything();
     }
 
-    /// Somebody who is no member writes something.
+    /// Writes something as an outsider.
     pub(crate) fn vandalize(&mut self, key: String, value: Vec<u8>) {
         self.note(format!("{key} is vandalized: {}", String::from_utf8_lossy(&value)));
         let write = Write::Put { key, value, leased: false };
@@ -554,7 +554,7 @@ impl World {
         self.nodes.iter().position(leads).expect("somebody leads after a calm")
     }
 
-    /// Everything works, and nothing happens for a while; then all members must agree, and nothing be left to do.
+    /// Lets everything work in peace for a while; then all members must agree, with nothing left to do.
     pub(crate) fn settle(&mut self) {
         self.note("calm".to_owned());
         self.store.down = false;

@@ -1,4 +1,4 @@
-//! `option httpchk` and `http-check`.
+//! Reads `option httpchk` and `http-check`.
 
 use super::parse::Line;
 use crate::{
@@ -27,7 +27,7 @@ impl Http {
     }
 }
 
-/// `option httpchk [METHOD] [URI] [VERSION]`, with `\r\nHost:\ www` at the version in old files.
+/// Reads `option httpchk [METHOD] [URI] [VERSION]`. Old files append `\r\nHost:\ www` to the version.
 pub(super) fn httpchk(http: &mut Http, line: &Line) {
     match line.after(2) {
         [] => {}
@@ -75,13 +75,13 @@ fn send(conversion: &mut Conversion, http: &mut Http, line: &Line) {
     }
 }
 
-/// Takes a header, unless the balancer does not send it. No note shows a value.
+/// Adds a header, unless the balancer does not send it. Notes never show a header's value.
 fn header(conversion: &mut Conversion, http: &mut Http, line: &Line, (word, value): (String, String)) {
     let directive = format!("http-check send hdr {word}");
     if word.eq_ignore_ascii_case("connection") {
         return conversion.not_needed(&line.place, directive, "each check is a connection of its own; nothing to do");
     }
-    // Two percent signs are one; one begins an expression. In quotes `$` begins the name of a variable.
+    // Two percent signs mean one; a single one begins an expression. In quotes, `$` begins the name of a variable.
     let literal = value.replace("%%", "");
     let headers = http.headers.get_or_insert_default();
     let why = if literal.contains(['%', '$']) {

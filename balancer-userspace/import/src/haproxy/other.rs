@@ -1,4 +1,4 @@
-//! Lines that are not about where connections go.
+//! Handles lines that do not decide where connections go.
 
 use super::parse::Line;
 use crate::notes::Conversion;

@@ -12,7 +12,7 @@ use crate::{
     service::{CheckKind, Service},
 };
 
-/// Whether `defaults` sets it for the sections behind it.
+/// Whether sections inherit this line from `defaults`.
 pub(super) fn inherits(line: &Line) -> bool {
     match line.word(0) {
         "balance" | "hash-type" | "default-server" | "option" | "http-check" => true,
@@ -21,7 +21,7 @@ pub(super) fn inherits(line: &Line) -> bool {
     }
 }
 
-/// Where HAProxy would use one backup at a time.
+/// Adds a note where HAProxy would use only one backup at a time.
 fn one_backup(conversion: &mut Conversion, service: &Service) {
     if let Some(second) = service.backends.iter().filter(|backend| backend.backup).nth(1) {
         let why =
@@ -90,7 +90,7 @@ pub(super) fn fill<'a>(
 
 fn balance(conversion: &mut Conversion, service: &mut Service, line: &Line) {
     match line.word(1) {
-        // It hashes the whole address.
+        // HAProxy hashes the whole address.
         "source" => service.prefix = service.prefix.or(Some((32, 128))),
         "roundrobin" | "static-rr" => conversion.not_needed(
             &line.place,

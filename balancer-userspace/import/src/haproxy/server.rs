@@ -1,4 +1,4 @@
-//! `server`, `server-template` and `default-server`.
+//! Reads `server`, `server-template` and `default-server`.
 
 use std::net::IpAddr;
 
@@ -9,17 +9,17 @@ use crate::{
     service::{Backend, Check, CheckKind, Http, Tls},
 };
 
-/// Options that `default-server` sets and a server changes.
+/// Options that `default-server` sets and a `server` can change.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
     weight: Option<u32>,
     backup: bool,
     disabled: bool,
     is_checked: bool,
-    /// Whether connections are over TLS, and whether checks are, as far as it is said.
+    /// Whether connections and checks use TLS, if the options say so.
     tls: bool,
     check_tls: Option<bool>,
-    /// What is said of certificates; it matters only over TLS.
+    /// The options about certificates; they matter only with TLS.
     verify: Option<bool>,
     ca_file: Option<String>,
     sni: Option<String>,
@@ -27,7 +27,7 @@ pub(super) struct Options {
     check: Check,
 }
 
-/// A time in milliseconds, which is also what a number without a unit counts.
+/// Parses a time into milliseconds. A number without a unit counts milliseconds.
 pub(super) fn time(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let scale = match text.get(digits.len()..)? {
@@ -74,7 +74,7 @@ impl Options {
         }
     }
 
-    /// Sets what is switched by a word alone; `false`: it is another word.
+    /// Applies an option without a value; `false` if the word is no such option.
     fn flag(&mut self, word: &str) -> bool {
         match word {
             "check" => self.is_checked = true,
@@ -103,7 +103,7 @@ impl Options {
         Some(())
     }
 
-    /// Reads what is said of certificates; the error is why it needs somebody.
+    /// Reads an option about certificates. The error explains why an operator has to convert it.
     fn certificate(&mut self, word: &str, value: &str) -> Result<(), &'static str> {
         match (word, value) {
             ("verify", "none") => self.verify = Some(false),
@@ -114,7 +114,7 @@ impl Options {
                     return Err("write the whole path of one file as `ca_file` of the check");
                 }
                 self.ca_file = path.starts_with('/').then(|| path.to_owned());
-                // HAProxy verifies unless it is told not to.
+                // HAProxy verifies certificates unless the configuration disables that.
                 self.verify.get_or_insert(true);
             }
             ("check-sni", name) => self.check_sni = Some(name.to_owned()),
@@ -126,7 +126,7 @@ impl Options {
         Ok(())
     }
 
-    /// The TLS of checks: that of connections, unless something else is said or they go to another port.
+    /// The TLS settings of checks: those of connections, unless options differ or checks go to another port.
     fn check_tls(&self) -> Option<Tls> {
         if !self.check_tls.unwrap_or(self.tls && self.check.port.is_none()) {
             return None;
@@ -162,7 +162,7 @@ impl Options {
         }
         let text = line.word(if template { 3 } else { 2 });
         let bare = text.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
-        // `:+1000` counts from the client's port.
+        // `:+1000` is relative to the client's port.
         let Some((address, port)) = numeric(bare) else {
             let names = if template { format!(" for each of {}{}", line.word(1), line.word(2)) } else { String::new() };
             let why = if split(bare).1.is_some_and(|port| port.starts_with(['+', '-'])) {

@@ -1,4 +1,4 @@
-//! `stick-table` and `stick on`.
+//! Reads `stick-table` and `stick on`.
 
 use super::{parse::Line, server::time};
 use crate::{address::mask, notes::Conversion, service::Service};
@@ -30,7 +30,7 @@ pub(super) fn stick_table(conversion: &mut Conversion, service: &mut Service, li
     }
 }
 
-/// `stick on src`, or on a prefix of it: `stick on src,ipmask(24,64)`.
+/// Reads `stick on src`, also with a prefix: `stick on src,ipmask(24,64)`.
 pub(super) fn stick(conversion: &mut Conversion, service: &mut Service, line: &Line) {
     let key = line.word(2);
     let masks = key.strip_prefix("src,ipmask(").and_then(|rest| rest.strip_suffix(')'));

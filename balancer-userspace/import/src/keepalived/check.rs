@@ -1,4 +1,4 @@
-//! Checkers of real servers.
+//! Reads checkers of real servers.
 
 use crate::{
     notes::Conversion,
@@ -10,7 +10,7 @@ const EXEC: &str = "checks are tcp, http, https, udp, dns or exec; write one tha
 const OWN: &str = "it concerns keepalived's own checks; nothing to do";
 pub(super) const NOTIFY: &str = "no program is started; read `balancer events --follow`, or let metrics alert";
 
-/// Values that a virtual server sets for its real servers, and these for their checkers.
+/// Values that a virtual server sets for its real servers, and real servers for their checkers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Defaults {
     delay_loop: Option<u64>,
@@ -21,20 +21,20 @@ pub(super) struct Defaults {
     pub(super) alpha: bool,
 }
 
-/// Seconds with a fraction, as milliseconds.
+/// Parses seconds with a fraction into milliseconds.
 fn milliseconds(text: &str) -> Option<u64> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
     seconds.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(digits.parse().ok()?)
 }
 
-/// `on` if nothing stands behind the word.
+/// Whether the directive is on: `on`, or no word at all.
 pub(super) fn is_on(directive: &Directive) -> bool {
     !["off", "false", "no"].contains(&directive.argument())
 }
 
 impl Defaults {
-    /// Takes a directive that is a default; `false`: it is another one.
+    /// Reads a directive that sets a default; `false` if it is another directive.
     pub(super) fn read(&mut self, conversion: &mut Conversion, directive: &Directive) -> bool {
         let argument = directive.argument();
         let taken = match directive.name() {
@@ -62,7 +62,7 @@ impl Defaults {
         true
     }
 
-    /// A check with keepalived's own defaults; those of retries depend on the checker.
+    /// A check with keepalived's defaults. The defaults of retries depend on the checker.
     fn check(&self, retry: u32, delay: u64) -> Check {
         let interval = self.delay_loop.unwrap_or(60_000).max(100);
         Check {
@@ -77,12 +77,12 @@ impl Defaults {
     }
 }
 
-/// Whether a block of a real server checks it.
+/// Whether the name is that of a checker.
 pub(super) fn is_checker(name: &str) -> bool {
     name.ends_with("_CHECK") || ["HTTP_GET", "SSL_GET"].contains(&name)
 }
 
-/// The check of a checker, unless it has no counterpart.
+/// Converts a checker to a check, if the balancer has such a check.
 pub(super) fn checker(conversion: &mut Conversion, directive: &Directive, defaults: &Defaults) -> Option<Check> {
     let mut defaults = defaults.clone();
     let rest: Vec<_> = directive.children().iter().filter(|one| !defaults.read(conversion, one)).collect();
@@ -158,7 +158,7 @@ fn http(conversion: &mut Conversion, rest: &[&Directive], https: bool, host: Opt
     http
 }
 
-/// The program of a `MISC_CHECK`, and its timeout.
+/// Reads the program and the timeout of a `MISC_CHECK`.
 fn misc(
     conversion: &mut Conversion,
     directive: &Directive,

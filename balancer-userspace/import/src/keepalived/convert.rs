@@ -1,4 +1,4 @@
-//! Services of keepalived's virtual servers.
+//! Makes services of keepalived's virtual servers.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 const OWN: &str = "it concerns keepalived itself; nothing to do";
-/// keepalived's timeout where none is given.
+/// keepalived's default timeout of persistence.
 const PERSISTENCE: u64 = 360;
 
 type Groups<'a> = BTreeMap<&'a str, &'a Directive>;
@@ -121,7 +121,7 @@ fn name(words: &[String], listeners: &[Listener], udp: bool) -> String {
     }
 }
 
-/// Reads a `virtual_server`; none: its method has no counterpart.
+/// Reads a `virtual_server`; `None` if the balancer has no such forwarding method.
 fn parts<'a>(conversion: &mut Conversion, directive: &'a Directive, service: &mut Service) -> Option<Parts<'a>> {
     let mut parts = Parts::default();
     for one in directive.children() {

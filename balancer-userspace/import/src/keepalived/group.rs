@@ -1,13 +1,13 @@
-//! Addresses that a `virtual_server` or a line of its group selects.
+//! Reads the addresses that a `virtual_server` or a line of its group selects.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{address::unspecified, ipvsadm::MARK, notes::Conversion, place::Place, service::Listener};
 
-/// A service has no more listeners.
+/// The largest number of listeners of a service.
 const MOST: u128 = 64;
 
-/// The listeners of `ADDRESS[-ADDRESS] [PORT]`, `ADDRESS/LENGTH [PORT]` or `fwmark N`.
+/// Returns the listeners of `ADDRESS[-ADDRESS] [PORT]`, `ADDRESS/LENGTH [PORT]` or `fwmark N`.
 pub(super) fn listeners(
     conversion: &mut Conversion,
     place: &Place,
@@ -72,7 +72,7 @@ fn addresses(text: &str) -> Result<Vec<IpAddr>, &'static str> {
     }
 }
 
-/// The end of a range: a whole address, or the last part of it.
+/// The end of a range: a whole address, or only its last part.
 fn last(first: &str, last: &str) -> Option<u128> {
     if let Ok(address) = last.parse::<IpAddr>() {
         return Some(number(address));

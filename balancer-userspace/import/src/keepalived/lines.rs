@@ -1,4 +1,4 @@
-//! The lines of keepalived's files, with `include` and `$PARAMETER` put in.
+//! Reads the lines of keepalived's files; inserts included files and the values of `$PARAMETER`s.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -6,7 +6,7 @@ use crate::{Include, error::NotUnderstood, notes::Conversion, place::Place};
 
 const DEEPEST: usize = 16;
 const MOST_FILES: usize = 4096;
-/// Parameters that stand for each other could grow without end.
+/// The limit on lines, because parameters that contain each other could grow without end.
 const MOST_LINES: usize = 1_000_000;
 const LONGEST: usize = 65_536;
 
@@ -25,12 +25,12 @@ pub(super) struct Reader<'a> {
     pub(super) parameters: BTreeMap<String, String>,
     pub(super) lines: Vec<Line>,
     pub(super) files: usize,
-    /// Lines that were looked at.
+    /// The number of lines read so far.
     pub(super) seen: usize,
 }
 
 impl Reader<'_> {
-    /// Reads a file; relative names in it are relative to it.
+    /// Reads a file. Relative names in it are relative to its directory.
     pub(super) fn read(
         &mut self,
         file: Option<&Rc<str>>,
@@ -89,7 +89,7 @@ impl Reader<'_> {
             self.parameters.insert(parameter.to_owned(), value.trim().to_owned());
             return Ok(());
         }
-        // A parameter with several lines, which may define others.
+        // A parameter with several lines, which may define other parameters.
         if text.contains('\n') {
             if depth >= DEEPEST {
                 return Err(NotUnderstood::at(place, "parameters stand for each other too deeply"));
@@ -103,10 +103,10 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The line with the values of parameters in it; what is not defined stays.
+    /// Inserts the values of parameters into the line. An undefined parameter stays as it is.
     fn put_in(&self, place: &Place, line: &str) -> Result<String, NotUnderstood> {
         let mut text = line.to_owned();
-        // A value with several lines is put in by itself, since the lines may change what stands in them.
+        // A value with several lines is inserted alone, because its lines may change parameters.
         for _ in 0..DEEPEST {
             let Some((from, to, value)) = self.parameter(&text) else { break };
             let value = value.to_owned();
@@ -119,7 +119,7 @@ impl Reader<'_> {
         Ok(text)
     }
 
-    /// The first parameter in the text that is defined: where it stands, and its value.
+    /// The position and the value of the first defined parameter in the text.
     fn parameter(&self, text: &str) -> Option<(usize, usize, &str)> {
         text.match_indices('$').find_map(|(from, _)| {
             let rest = text.get(from + 1..)?;
@@ -164,14 +164,14 @@ impl Reader<'_> {
     }
 }
 
-/// The name and value of `$NAME=VALUE`.
+/// Parses `$NAME=VALUE`.
 fn definition(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.trim_start().strip_prefix('$')?.split_once('=')?;
     let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     is_name.then_some((name, value))
 }
 
-/// A comment begins with # or ! outside of quotes.
+/// Removes a comment, which begins with # or ! outside of quotes.
 fn without_comment(line: &str) -> &str {
     let mut quote = None;
     let mut escaped = false;

@@ -1,4 +1,4 @@
-//! keepalived: `virtual_server`s, their groups and checkers. VRRP stays with keepalived.
+//! Converts keepalived's `virtual_server`s, their groups and checkers. keepalived continues to run VRRP.
 
 mod check;
 mod convert;

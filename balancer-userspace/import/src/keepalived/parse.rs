@@ -1,9 +1,9 @@
-//! keepalived's lines as a tree of directives.
+//! Parses keepalived's lines into a tree of directives.
 
 use super::lines::Line;
 use crate::{error::NotUnderstood, place::Place, tree::Directive};
 
-/// keepalived's own blocks are four deep.
+/// The limit on nesting. keepalived's own blocks are four deep.
 const DEEPEST: usize = 16;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ enum Token {
     Close,
 }
 
-/// A line ends a directive, unless the next one begins with its block.
+/// Parses lines. A directive ends with its line, unless the next line opens its block.
 pub(super) fn parse(lines: &[Line]) -> Result<Vec<Directive>, NotUnderstood> {
     let mut current: Vec<Directive> = Vec::new();
     let mut open: Vec<(Directive, Vec<Directive>)> = Vec::new();
@@ -75,7 +75,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, &'static str> {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            // A parameter that is not defined stays as it is.
+            // An undefined parameter stays as it is.
             (None, '$') if characters.peek() == Some(&'{') => {
                 let word = word.get_or_insert_default();
                 word.push(c);

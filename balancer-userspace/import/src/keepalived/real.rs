@@ -1,4 +1,4 @@
-//! Backends of `real_server` and `sorry_server`.
+//! Makes backends of `real_server` and `sorry_server`.
 
 use super::check::{Defaults, NOTIFY, checker, is_checker, is_on};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 
 const INHIBIT: &str = "a backend that fails keeps no known clients unless `on_failure` of the service says \"drain\"; write it where it should";
 
-/// The method of `lvs_method` or `lb_kind`; none: it has no counterpart, and is named.
+/// The forwarding method of `lvs_method` or `lb_kind`; `None`, with a note, if the balancer has no such method.
 pub(super) fn method(conversion: &mut Conversion, directive: &Directive) -> Option<Forwarding> {
     let words: Vec<_> = directive.arguments().iter().map(String::as_str).collect();
     let upper = words.first().map(|word| word.to_ascii_uppercase());
@@ -35,7 +35,7 @@ pub(super) fn method(conversion: &mut Conversion, directive: &Directive) -> Opti
     }
 }
 
-/// The backend at the address and port that stand behind the name of a directive.
+/// The backend at a directive's address and port.
 fn backend(conversion: &mut Conversion, directive: &Directive) -> Option<Backend> {
     let port = directive.words.get(2).map(|port| port.parse::<u16>()).transpose();
     let (Ok(address), Ok(port)) = (directive.argument().parse(), port) else {
@@ -49,14 +49,14 @@ fn backend(conversion: &mut Conversion, directive: &Directive) -> Option<Backend
     Some(Backend { place, name, address, port, weight: None, backup: false, disabled: false, check: None })
 }
 
-/// The server that takes over when the others are down.
+/// The server that takes over when all others are down.
 pub(super) fn sorry(conversion: &mut Conversion, directive: &Directive) -> Option<Backend> {
     let mut backend = backend(conversion, directive)?;
     backend.backup = true;
     Some(backend)
 }
 
-/// A real server, unless it has no counterpart.
+/// Converts a real server, if the balancer can do the same.
 pub(super) fn real(
     conversion: &mut Conversion,
     directive: &Directive,

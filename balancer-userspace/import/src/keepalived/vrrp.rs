@@ -1,11 +1,11 @@
-//! VRRP, which keepalived goes on doing.
+//! Handles VRRP, which keepalived continues to run.
 
 use crate::{notes::Conversion, tree::Directive};
 
 const STAYS: &str = "keepalived goes on moving these addresses: take the virtual servers out of its file, and let \
                      `track_script` ask `balancer ready --announced`; or give each service `assign_vip` and the balancers a `[fleet]`";
 
-/// Names a `vrrp_instance`, with the addresses that it moves.
+/// Notes a `vrrp_instance` and the addresses that it moves.
 pub(super) fn instance(conversion: &mut Conversion, directive: &Directive) {
     let blocks = directive
         .children()
@@ -20,7 +20,7 @@ pub(super) fn instance(conversion: &mut Conversion, directive: &Directive) {
     conversion.needs_you(&directive.place, format!("{}{moved}", directive.text()), STAYS);
 }
 
-/// Whether it is `ADDRESS` or `ADDRESS/LENGTH`.
+/// Whether the word is `ADDRESS` or `ADDRESS/LENGTH`.
 fn is_address(word: &str) -> bool {
     word.split('/').next().is_some_and(|address| address.parse::<std::net::IpAddr>().is_ok())
 }

@@ -1,4 +1,4 @@
-//! Services of nginx's `server`s.
+//! Makes services of nginx's `server`s.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ pub(crate) fn convert(
     for directive in &top {
         match directive.name() {
             "http" | "stream" => context(conversion, directive.children(), directive.name() == "stream"),
-            // A file of conf.d by itself.
+            // A single file of conf.d.
             "upstream" | "server" => {}
             "events" => directive.children().iter().for_each(|each| other(conversion, each)),
             _ => other(conversion, directive),
@@ -53,7 +53,7 @@ pub(crate) fn convert(
         let bare: Vec<_> = top.into_iter().filter(|one| ["upstream", "server"].contains(&one.name())).collect();
         let passes =
             |one: &Directive| one.name() == "server" && one.children().iter().any(|each| each.name() == "proxy_pass");
-        // In `http`, `proxy_pass` is in a location and has a scheme.
+        // In `http`, `proxy_pass` stands in a location and has a scheme.
         context(conversion, &bare, bare.iter().any(passes));
     }
     Ok(())
@@ -78,7 +78,7 @@ fn context(conversion: &mut Conversion, directives: &[Directive], stream: bool) 
     }
 }
 
-/// Where a server listens, and what it passes to.
+/// The addresses on which a server listens, and its target.
 #[derive(Default)]
 struct Parts<'a> {
     listeners: Vec<Listener>,
@@ -139,7 +139,7 @@ fn target(pass: &Directive) -> &str {
     rest.split('/').next().unwrap_or_default()
 }
 
-/// Converts one server, and gives the name of the upstream that it used.
+/// Converts one server, and returns the name of the upstream that it uses.
 fn server<'a>(
     conversion: &mut Conversion,
     server: &Directive,
@@ -193,7 +193,7 @@ fn server<'a>(
     found.map(|(name, _)| *name)
 }
 
-/// The backend of a `proxy_pass` without an upstream.
+/// The backend for a `proxy_pass` without an upstream.
 fn single(conversion: &mut Conversion, pass: &Directive, target: &str, stream: bool, udp: bool) -> Option<Backend> {
     let port = (split(target).1.is_none() && !stream).then_some(80);
     let Some((address, own)) = numeric(target) else {

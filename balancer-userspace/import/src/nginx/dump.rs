@@ -1,11 +1,11 @@
-//! Reads the output of `nginx -T`: the main file and all that it includes, one after another.
+//! Reads the output of `nginx -T`: the main file and all files that it includes, one after another.
 
 use glob::{MatchOptions, Pattern};
 
-/// Stands before each file.
+/// The line before each file.
 const HEAD: &str = "# configuration file ";
 
-/// The files of a dump by name, the main one first; none: it is not a dump.
+/// The files of a dump by name, the main file first; empty if the text is no dump.
 pub(super) fn files(text: &str) -> Vec<(String, String)> {
     let mut files: Vec<(String, String)> = Vec::new();
     for line in text.split_inclusive('\n') {
@@ -13,14 +13,14 @@ pub(super) fn files(text: &str) -> Vec<(String, String)> {
         match (name, files.last_mut()) {
             (Some(name), _) => files.push((name.to_owned(), String::new())),
             (None, Some((_, text))) => text.push_str(line),
-            // Before the first one stands that the syntax is ok.
+            // Before the first file, nginx prints that the syntax is ok.
             (None, None) => {}
         }
     }
     files
 }
 
-/// The files of a dump that an `include` names; relative names are below the directory of the main file.
+/// The files of a dump that an `include` names. Relative names are relative to the main file's directory.
 pub(super) fn included(files: &[(String, String)], main: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
     let directory = main.rsplit_once('/').map_or("", |(directory, _)| directory);
     let full = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{directory}/{pattern}") };

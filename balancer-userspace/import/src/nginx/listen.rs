@@ -1,4 +1,4 @@
-//! The listeners of `listen`.
+//! Reads the listeners of `listen`.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use crate::{
     tree::Directive,
 };
 
-/// The listeners of a `listen`; one on every address may stand for several.
+/// Returns the listeners of a `listen`. One on every address may become several.
 pub(super) fn listen(conversion: &mut Conversion, directive: &Directive) -> Vec<Listener> {
     let options = directive.arguments().get(1..).unwrap_or_default();
     match parse(directive.argument(), options) {

@@ -1,4 +1,4 @@
-//! nginx: `upstream`s and the `server`s that pass to them.
+//! Converts nginx's `upstream`s and the `server`s that pass to them.
 
 mod convert;
 mod dump;

@@ -1,11 +1,11 @@
-//! Directives that are not about where connections go.
+//! Handles directives that do not decide where connections go.
 
 use crate::{notes::Conversion, tree::Directive};
 
 pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run nginx on several machines and make them the backends";
 const OWN: &str = "it concerns nginx's own process or connections; nothing to do";
 
-/// Each with what begins with it and `_`.
+/// Directives of layer 7. Each also stands for all names that begin with it and `_`.
 const LAYER_7: [&str; 32] = [
     "sub_filter",
     "rewrite",
@@ -41,7 +41,7 @@ const LAYER_7: [&str; 32] = [
     "mirror",
 ];
 
-/// Names a directive that is not about where connections go.
+/// Notes a directive that does not decide where connections go.
 pub(super) fn other(conversion: &mut Conversion, directive: &Directive) {
     let name = directive.name();
     let is = |of: &&str| name.strip_prefix(*of).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));

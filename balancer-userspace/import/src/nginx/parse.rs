@@ -1,10 +1,10 @@
-//! The text of nginx's configuration as a tree of directives.
+//! Parses nginx's configuration into a tree of directives.
 
 use std::{iter::Peekable, rc::Rc, str::Chars};
 
 use crate::{Include, error::NotUnderstood, place::Place, tree::Directive};
 
-/// nginx's own blocks are five deep.
+/// The limit on nesting. nginx's own blocks are five deep.
 const DEEPEST: usize = 32;
 const MOST_FILES: usize = 4096;
 
@@ -28,7 +28,7 @@ impl Lexer<'_> {
         next
     }
 
-    /// The next token and its line; an error says what is wrong with it.
+    /// The next token and its line. An error says what is wrong with the token.
     fn token(&mut self) -> Result<Option<(usize, Token)>, &'static str> {
         loop {
             match self.characters.peek() {
@@ -78,10 +78,10 @@ impl Lexer<'_> {
     }
 }
 
-/// Reads files, each with what it includes.
+/// Reads files and the files that they include.
 pub(super) struct Reader<'a> {
     pub(super) include: Include<'a>,
-    /// The file that names in `include` are relative to.
+    /// The main file; names in `include` are relative to its directory.
     pub(super) main: String,
     pub(super) files: usize,
     pub(super) unread: Vec<(Place, String, String)>,
@@ -144,7 +144,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes a directive without a block; one that includes files becomes what is in them.
+    /// Handles a directive without a block. Replaces an `include` by the contents of its files.
     fn end(&mut self, directive: Directive, into: &mut Vec<Directive>, depth: usize) -> Result<(), NotUnderstood> {
         if directive.name() != "include" {
             into.push(directive);

@@ -1,4 +1,4 @@
-//! `upstream` and its servers.
+//! Reads `upstream` and its servers.
 
 use super::other::{BEHIND, other};
 use crate::{
@@ -10,13 +10,13 @@ use crate::{
 
 const OWN: &str = "it concerns nginx's own connections to the servers; nothing to do";
 
-/// Fills a service from its `upstream`. In `http`, servers without a port have port 80.
+/// Fills a service from its `upstream`. In `http`, the default port of servers is 80.
 pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream: &Directive, stream: bool, udp: bool) {
     for each in upstream.children() {
         let mut tell = |why: &str| conversion.needs_you(&each.place, each.text(), why);
         match each.name() {
             "server" => service.backends.extend(server(conversion, each, stream, udp)),
-            // For IPv4 it hashes three octets, for IPv6 the whole address.
+            // nginx hashes three octets of an IPv4 address, and the whole IPv6 address.
             "ip_hash" => service.prefix = Some((24, 128)),
             "hash" if ["$remote_addr", "$binary_remote_addr"].contains(&each.argument()) => {
                 service.prefix = Some((32, 128));

@@ -1,4 +1,4 @@
-//! The results of conversions pass the balancer's own check, and no text makes the conversion panic.
+//! Checks that the balancer accepts the results of conversions, and that no text makes the conversion panic.
 
 use crate::support::{SAMPLES, assert_has, checked, text_of};
 use balancer_import::{Conversion, Dialect, convert};
@@ -57,7 +57,7 @@ fn converted(dialect: Dialect, text: &str) -> Conversion {
     crate::support::try_convert(dialect, "file", text, &[]).unwrap()
 }
 
-/// Why it is not understood.
+/// The reason why the conversion refused the text.
 fn refusal(dialect: Dialect, text: &str) -> String {
     crate::support::try_convert(dialect, "file", text, &[]).unwrap_err().to_string()
 }
@@ -199,7 +199,7 @@ fn when_a_section_of_haproxy_names_its_defaults_then_it_takes_over_these() {
     assert_has(&checked(&conversion), &["  interval = \"9s\"\n  fall = 7\n"]);
 }
 
-/// A service whose servers have these options, with checks of a page.
+/// Converts a service whose servers have these options, with HTTP checks.
 fn checked_over_tls(send: &str, servers: &[&str]) -> Conversion {
     let mut text = format!("listen web\n bind 198.51.100.10:443\n option httpchk\n http-check send {send}\n");
     for (number, server) in servers.iter().enumerate() {
@@ -354,7 +354,7 @@ fn when_parameters_of_keepalived_stand_for_several_lines_then_they_are_put_in() 
     assert_has(&checked(&conversion), &["address = \"10.0.0.11:80\"", "address = \"10.0.0.12:80\"", "type = \"tcp\""]);
 }
 
-/// Each doubles the one before.
+/// Each parameter doubles the one before.
 #[test]
 fn when_parameters_of_keepalived_grow_without_end_then_they_are_refused() {
     let mut text = "$A0=x\n".to_owned();
@@ -473,7 +473,7 @@ fn text() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn whatever_the_text_then_the_result_is_an_error_or_passes_the_check(text in text()) {
+    fn when_any_text_is_converted_then_the_result_is_an_error_or_passes_the_check(text in text()) {
         for dialect in Dialect::ALL {
             for addresses in [&[][..], &["198.51.100.77", "2001:db8::77"]] {
                 if let Ok(conversion) = crate::support::try_convert(dialect, "file", &text, addresses) {

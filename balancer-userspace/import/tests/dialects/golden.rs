@@ -1,10 +1,10 @@
-//! Whole configurations of the four programs, and what they become, in `samples`.
+//! Converts whole configurations of the four programs and compares the results with `samples`.
 
 use std::{env, fs};
 
 use crate::support::{SAMPLES, checked, completed, samples, text_of, try_convert};
 
-/// `UPDATE_SAMPLES=1` writes what is expected anew: read the difference before it is committed.
+/// `UPDATE_SAMPLES=1` writes the expected results again: read the difference before you commit it.
 #[test]
 fn when_a_whole_configuration_is_converted_then_the_result_is_the_one_that_was_read() {
     for (dialect, sample, addresses) in SAMPLES {
@@ -24,7 +24,7 @@ fn when_a_service_lacks_an_address_then_it_is_valid_once_one_is_put_in() {
     for (dialect, sample, _) in SAMPLES {
         let text = try_convert(dialect, sample, &text_of(sample), &[]).unwrap().toml();
         let whole = completed(&text, "203.0.113.10").replace(":PORT", ":443");
-        // Servers that have names stay out.
+        // Servers with host names are left out.
         for service in whole.split("[[service]]").skip(1).filter(|service| service.contains("[[service.backend]]")) {
             let text = format!("[[service]]{service}");
             let parsed = balancer_model::file::parse("balancer.toml".as_ref(), text.as_bytes());

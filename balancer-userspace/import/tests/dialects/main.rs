@@ -1,4 +1,4 @@
-//! Whole configurations of other programs: what they become, and whether these programs accept them.
+//! Converts whole configurations of other programs, and checks that these programs accept them.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! The programs themselves say that the samples are configurations.
+//! Checks that the programs themselves accept the samples.
 
 use std::{
     fs,
@@ -10,18 +10,18 @@ use std::{
 use crate::support::{samples, text_of};
 use tempfile::TempDir;
 
-/// Where distributions have what reads `stream`.
+/// The places where distributions have nginx's `stream` module.
 const STREAM_MODULES: [&str; 2] =
     ["/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so"];
 
-/// Has a program check a configuration.
+/// Makes a program check a configuration.
 fn accepts(program: &str, arguments: &[&str], file: &Path) {
     let output = Command::new(program).args(arguments).arg(file).output();
     let output = output.expect("`cargo xtask setup` installs nginx, HAProxy and keepalived");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A directory with a certificate and its key, which both programs want to read.
+/// A directory with a certificate and its key, which both programs read.
 fn with_certificate() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(["site".to_owned()]).unwrap();
@@ -32,7 +32,7 @@ fn with_certificate() -> TempDir {
     directory
 }
 
-/// `nginx -t` opens sockets and files, so that addresses and places have to be of this machine.
+/// `nginx -t` opens sockets and files, so addresses and paths have to exist on this machine.
 fn made_local(text: &str, directory: &Path) -> String {
     let text =
         text.replace("/etc/ssl", directory.to_str().unwrap()).replace("/var/log/nginx", directory.to_str().unwrap());
@@ -54,7 +54,7 @@ fn made_local(text: &str, directory: &Path) -> String {
 }
 
 #[test]
-fn nginx_accepts_its_sample() {
+fn when_nginx_checks_its_sample_then_it_accepts_it() {
     let directory = with_certificate();
     let root = directory.path();
     fs::create_dir(root.join("conf.d")).unwrap();
@@ -71,7 +71,7 @@ fn nginx_accepts_its_sample() {
 }
 
 #[test]
-fn haproxy_accepts_its_sample() {
+fn when_haproxy_checks_its_sample_then_it_accepts_it() {
     let directory = with_certificate();
     let file: PathBuf = directory.path().join("haproxy.cfg");
     fs::write(&file, text_of("haproxy.cfg").replace("/etc/ssl", directory.path().to_str().unwrap())).unwrap();
@@ -79,6 +79,6 @@ fn haproxy_accepts_its_sample() {
 }
 
 #[test]
-fn keepalived_accepts_its_sample() {
+fn when_keepalived_checks_its_sample_then_it_accepts_it() {
     accepts("keepalived", &["-t", "-f"], &samples().join("keepalived/keepalived.conf"));
 }

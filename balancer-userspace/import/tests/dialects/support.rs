@@ -1,4 +1,4 @@
-//! The samples, and how they are converted.
+//! The samples and their conversion.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use balancer_import::{Conversion, Dialect, NotUnderstood, convert};
 
-/// The sample of each program, and what it becomes with an address for listeners that have none.
+/// Each program's sample, and its result with addresses for listeners that have none.
 pub(crate) const SAMPLES: [(Dialect, &str, &[&str]); 4] = [
     (Dialect::Nginx, "nginx/nginx.conf", &["198.51.100.10"]),
     (Dialect::Haproxy, "haproxy.cfg", &[]),
@@ -20,7 +20,7 @@ pub(crate) fn samples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
 }
 
-/// Files that `pattern` names below the samples' directory of `from`.
+/// Returns the files that `pattern` names, relative to the samples' directory of `from`.
 pub(crate) fn include(from: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
     let directory = Path::new(from).parent().unwrap();
     let full = samples().join(directory).join(pattern);
@@ -48,7 +48,7 @@ pub(crate) fn try_convert(
     convert(dialect, &[(name.to_owned(), text.to_owned())], &addresses, &mut include)
 }
 
-/// The configuration, after the balancer's check of it and of what it has in comments.
+/// Returns the configuration, after the balancer's check of it and of the services in its comments.
 pub(crate) fn checked(conversion: &Conversion) -> String {
     let text = conversion.toml();
     let accepted = |text: &str| {
@@ -61,7 +61,7 @@ pub(crate) fn checked(conversion: &Conversion) -> String {
     text
 }
 
-/// The services that lack their own address, with one put in.
+/// The services that lack an address, with one filled in.
 pub(crate) fn completed(text: &str, address: &str) -> String {
     let (_, waiting) = text.split_once("\n# This service lacks").unwrap_or_default();
     let lines = waiting.lines().skip(1).filter(|line| !line.contains("This service lacks"));

@@ -1,4 +1,4 @@
-//! The balancer: one, a pair of which one stands by, or a fleet behind a router.
+//! The balancer: a single one, an active and a standby one, or a fleet behind a router.
 
 use std::{
     cell::RefCell,
@@ -31,19 +31,19 @@ use crate::{
 };
 
 const VIP: Family = Family::V4;
-/// Where the first balancer's cable is plugged in.
+/// The switch's port of the first balancer.
 const CABLE: &str = "balancer";
-/// For a scrape.
+/// The time limit of a scrape.
 const SCRAPE: Duration = Duration::from_secs(3);
 
-/// How many there are, and who chooses between them.
+/// The number of balancers, and the rule that chooses between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrontOf {
-    /// One.
+    /// A single balancer.
     One,
-    /// Two, of which keepalived gives one the address.
+    /// Two balancers; keepalived gives one of them the address.
     Pair,
-    /// Three, over which a router spreads connections.
+    /// Three balancers; a router spreads connections over them.
     Fleet,
 }
 
@@ -72,7 +72,7 @@ struct Balancer {
     files: PathBuf,
 }
 
-/// Balancers that run. The order of the fields is the order in which they end.
+/// Running balancers. Fields are dropped, and thus ended, in their order.
 pub(crate) struct Balancers {
     kind: FrontOf,
     routing: Vec<Process>,
@@ -96,7 +96,7 @@ impl Balancers {
         for index in 0..kind.balancers() {
             let namespace = balancers_host(hosts, index)?;
             let files = hosts.directory(&format!("lb{}", index + 1))?;
-            // What an earlier one has left would be restored.
+            // The balancer would restore the state of an earlier one.
             drop(fs::remove_file(files.join("state.json")));
             let text = config(&hosts.topology, row, (kind, index), &endpoints, &files);
             fs::write(files.join("balancer.toml"), text)?;
@@ -150,7 +150,7 @@ impl Balancers {
 
     fn start_birds(&mut self, hosts: &Hosts) -> Result<()> {
         let router = hosts.topology.router();
-        // By ports, so that each client comes to all of them.
+        // Hash ports as well, so that each client reaches all balancers.
         router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
         let config = hosts.files().join("router.conf");
         fs::write(&config, routing::router(BALANCERS)?)?;
@@ -170,12 +170,12 @@ impl Balancers {
         })
     }
 
-    /// Whether it is of this kind, and whole.
+    /// Whether the balancers are of this kind and all running.
     pub(crate) fn suits(&self, kind: FrontOf) -> bool {
         self.kind == kind && kind == FrontOf::One
     }
 
-    /// Runs a command line, such as `["backend", "drain", "web/web2"]`, on the last balancer and returns its output.
+    /// Runs a command such as `["backend", "drain", "web/web2"]` on the last balancer and returns its output.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Result<String> {
         let balancers = self.balancers.borrow();
         let output = balancers.last().context("no balancer is left")?.controller.cli(arguments)?;
@@ -184,7 +184,7 @@ impl Balancers {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Where a client that is not known goes.
+    /// The backend for an unknown client.
     pub(crate) fn home(&self, client: IpAddr) -> Result<String> {
         let said = self.cli(&["client", "where", &client.to_string(), "--service", "web", "--json"])?;
         let said: serde_json::Value = serde_json::from_str(&said)?;
@@ -204,7 +204,7 @@ impl Balancers {
         Ok(())
     }
 
-    /// Stops the only balancer and starts it again; with a copy of its program, if `upgrade`.
+    /// Restarts the only balancer; with a copy of its program if `upgrade`.
     pub(crate) fn restart(&self, hosts: &Hosts, upgrade: bool) -> Result<()> {
         let mut balancers = self.balancers.borrow_mut();
         let balancer = balancers.first_mut().context("there is no balancer")?;
@@ -220,28 +220,28 @@ impl Balancers {
         Ok(())
     }
 
-    /// The first balancer's machine is gone: its program is killed, and its cable pulled.
+    /// Simulates the loss of the first balancer's machine: kills its program and unplugs its cable.
     pub(crate) fn lose_first(&self, hosts: &Hosts) -> Result<()> {
         hosts.plug(CABLE, false)?;
         self.balancers.borrow_mut().remove(0).controller.process().kill().map(drop)
     }
 
-    /// Moves that all balancers have counted that there are; `None`: one of them did not say.
+    /// The sum of the moves that all balancers have counted; `None` if one of them did not answer.
     pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
         let gone = usize::from(self.kind.balancers()) - self.balancers.borrow().len();
         let of = |host| {
             let metrics = Metrics::scrape(host, SCRAPE).ok()?;
-            // There is no sample before the first move.
+            // The sample exists only after the first move.
             Some(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0) as u64)
         };
         hosts.topology.balancers().take(usize::from(self.kind.balancers())).skip(gone).map(of).sum()
     }
 
-    /// Ends all, takes pins away, and puts cable and routes back.
+    /// Ends all balancers, removes pinned maps, and restores cable and routes.
     pub(crate) fn end(mut self, hosts: &Hosts) -> Result<()> {
         self.routing.clear();
         for balancer in self.balancers.get_mut() {
-            // Twice: it does not linger for those who do not come any more.
+            // The second signal ends it without waiting for clients.
             balancer.controller.process().signal(nix::sys::signal::Signal::SIGTERM)?;
         }
         let balancers = std::mem::take(self.balancers.get_mut());
@@ -255,7 +255,7 @@ impl Balancers {
         });
         let detached: Vec<Result<()>> = detached.collect();
         hosts.plug(CABLE, true)?;
-        // There is none where the router has learnt it.
+        // The route is missing if the router learnt it by BGP.
         drop(hosts.topology.router().ip(&format!("-4 route flush {}", hosts.topology.vip(VIP))));
         detached.into_iter().collect()
     }
@@ -270,10 +270,10 @@ fn balancers_host(hosts: &Hosts, index: u16) -> Result<&Namespace> {
     hosts.topology.balancers().nth(index.into()).context("there is no such balancer")
 }
 
-/// Starts three servers of etcd, and waits until each says that it is well.
+/// Starts three etcd servers, and waits until each is healthy.
 fn start_engines(hosts: &Hosts) -> Result<Vec<Server>> {
     let addresses = Hosts::engine_addresses();
-    // Of an earlier front.
+    // Data of an earlier front.
     drop(fs::remove_dir_all(hosts.files().join("etcd")));
     let directory = hosts.directory("etcd")?;
     let mut engines = servers(&addresses, None, &directory, &["--unsafe-no-fsync".to_owned()]);

@@ -15,17 +15,17 @@ use crate::{
     row::{Front as Kind, Row},
 };
 
-/// The balancers or the proxy in front of the servers. Dropping it ends them.
+/// The balancers or the proxy in front of the servers. Dropping the value ends them.
 #[derive(Debug)]
 pub(crate) enum Front {
-    /// The balancer, one or several.
+    /// One or several balancers.
     Balancers(Box<Balancers>),
-    /// A classic.
+    /// nginx or HAProxy.
     Proxy(Proxy),
 }
 
 impl Front {
-    /// Starts what a row has in front, as an event needs it.
+    /// Starts the front of a row as an event needs it.
     pub(crate) fn start(hosts: &Hosts, row: Row, event: Event) -> Result<Self> {
         let Some(rule) = row.front.rule() else {
             let balancers = Balancers::start(hosts, row, FrontOf::event(event))?;
@@ -37,7 +37,7 @@ impl Front {
         Ok(Self::Proxy(Proxy::start(hosts, rule, row.strategy.servers())?))
     }
 
-    /// Whether it is as an event needs it, once it has forgotten its clients. Classics do not forget.
+    /// Whether the front fits an event, after it has forgotten its clients. Proxies cannot forget clients.
     pub(crate) fn suits(&self, event: Event) -> bool {
         match self {
             Self::Balancers(balancers) => balancers.suits(FrontOf::event(event)),
@@ -45,7 +45,7 @@ impl Front {
         }
     }
 
-    /// Forgets the clients of so many servers, and of one that was added.
+    /// Forgets the clients of this number of servers, and of an added server.
     pub(crate) fn forget(&self, servers: u16) -> Result<()> {
         let Self::Balancers(balancers) = self else { return Ok(()) };
         (1..=servers).try_for_each(|number| {
@@ -53,7 +53,7 @@ impl Front {
         })
     }
 
-    /// Moves that it has counted; `None`: it counts none, or does not say.
+    /// The number of moves that it has counted; `None` if it has no counter or does not answer.
     pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
         match self {
             Self::Balancers(balancers) => balancers.moves(hosts),
@@ -61,7 +61,7 @@ impl Front {
         }
     }
 
-    /// Ends it and all that it has left.
+    /// Ends the front and cleans up.
     pub(crate) fn end(self, hosts: &Hosts) -> Result<()> {
         match self {
             Self::Balancers(balancers) => balancers.end(hosts),

@@ -1,4 +1,4 @@
-//! The classics, at the service's address on the first balancer's host.
+//! nginx and HAProxy, at the service's address on the first balancer's host.
 
 use std::net::SocketAddr;
 
@@ -33,17 +33,17 @@ impl Proxy {
         self.0.add(server(&hosts.topology, number))
     }
 
-    /// Changes the weight of a server, of 10.
+    /// Changes the weight of a server; all servers begin with 10.
     pub(crate) fn weigh(&mut self, number: u16, weight: u16) -> Result<()> {
         self.0.weigh(&name(number), weight)
     }
 
-    /// Drains a server, or takes it back.
+    /// Drains a server, or makes it ready again.
     pub(crate) fn drain(&mut self, number: u16, drained: bool) -> Result<()> {
         self.0.drain(&name(number), drained)
     }
 
-    /// Stops it and starts it again.
+    /// Restarts the proxy.
     pub(crate) fn restart(&mut self, hosts: &Hosts) -> Result<()> {
         self.0.restart(hosts.topology.balancer())
     }

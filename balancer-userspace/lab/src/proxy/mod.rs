@@ -1,4 +1,4 @@
-//! nginx and `HAProxy`, each with the configuration that its manual recommends.
+//! nginx and `HAProxy` with the configurations that their manuals recommend.
 
 mod haproxy;
 mod nginx;
@@ -26,34 +26,34 @@ use crate::part::{GLANCE, PATIENCE, Part};
 pub struct Server {
     /// The proxy's name for the server.
     pub name: String,
-    /// Where it is.
+    /// The server's address.
     pub address: SocketAddr,
     /// The server's share, as a weight.
     pub weight: u16,
-    /// Whether it gets no new clients.
+    /// Whether the server gets no new clients.
     pub drained: bool,
 }
 
 impl Server {
-    /// A server with the weight that all have at first.
+    /// A server with the default weight.
     #[must_use]
     pub fn new(name: String, address: SocketAddr) -> Self {
         Self { name, address, weight: 10, drained: false }
     }
 }
 
-/// The settings that a configuration is made of.
+/// The values in a configuration.
 #[derive(Debug)]
 struct Setup {
     rule: Rule,
     servers: Vec<Server>,
     target: SocketAddr,
-    /// The path that health checks ask servers for; empty: there are no checks.
+    /// The path of health checks; empty if there are none.
     health: &'static str,
     config: PathBuf,
 }
 
-/// A proxy that runs. Dropping it ends it.
+/// A running proxy. Dropping the value ends it.
 #[derive(Debug)]
 pub struct Proxy {
     part: Option<Part>,
@@ -61,11 +61,11 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it on `host`, with its files in `files`, and waits until it listens at `target`. `health` is the path that
-    /// health checks ask for, if the rule has any; empty: none.
+    /// Starts the proxy on `host`, with its files in `files`, and waits until it listens at `target`. `health` is the
+    /// path of health checks, if the rule has any; empty for none.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If the proxy does not start.
     pub fn start(
         host: &Namespace,
         rule: Rule,
@@ -80,27 +80,27 @@ impl Proxy {
         Ok(this)
     }
 
-    /// The servers, to be edited; a [restart](Self::restart) or reload takes it over.
+    /// The servers, for changes. They take effect with a [restart](Self::restart) or reload.
     pub const fn servers(&mut self) -> &mut Vec<Server> {
         &mut self.setup.servers
     }
 
-    /// One of them.
+    /// Returns a server by its name.
     ///
     /// # Errors
-    /// When there is none of this name.
+    /// If no server has this name.
     pub fn server(&mut self, name: &str) -> Result<&mut Server> {
         let found = self.setup.servers.iter_mut().find(|server| server.name == name);
         found.with_context(|| format!("there is no server {name}"))
     }
 
-    /// Adds a server while it runs.
+    /// Adds a server to the running proxy.
     ///
     /// # Errors
-    /// When the proxy refuses.
+    /// If the proxy refuses.
     pub fn add(&mut self, server: Server) -> Result<()> {
         let Server { name, address, weight, .. } = &server;
-        // A reload has been seen to lose the table, in spite of `peers`.
+        // In tests, a reload lost the table in spite of `peers`.
         let commands = [
             format!("add server web/{name} {address} weight {weight} check"),
             format!("enable health web/{name}"),
@@ -113,10 +113,10 @@ impl Proxy {
         commands.iter().try_for_each(|command| self.command(command))
     }
 
-    /// Changes the weight of a server while it runs.
+    /// Changes the weight of a server in the running proxy.
     ///
     /// # Errors
-    /// When the proxy refuses.
+    /// If the proxy refuses.
     pub fn weigh(&mut self, name: &str, weight: u16) -> Result<()> {
         self.server(name)?.weight = weight;
         if self.setup.rule.is_nginx() {
@@ -125,10 +125,10 @@ impl Proxy {
         self.command(&format!("set weight web/{name} {weight}"))
     }
 
-    /// Drains a server while it runs, or takes it back.
+    /// Drains a server in the running proxy, or makes it ready again.
     ///
     /// # Errors
-    /// When the proxy refuses.
+    /// If the proxy refuses.
     pub fn drain(&mut self, name: &str, drained: bool) -> Result<()> {
         self.server(name)?.drained = drained;
         if self.setup.rule.is_nginx() {
@@ -138,16 +138,16 @@ impl Proxy {
         self.command(&format!("set server web/{name} state {state}"))
     }
 
-    /// Kills it and starts it again, with the servers as they are now.
+    /// Kills the proxy and starts it again, with the current servers.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn restart(&mut self, host: &Namespace) -> Result<()> {
         self.kill()?;
         self.run(host)
     }
 
-    /// The process that starts and ends with it.
+    /// The id of the proxy's main process.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.part.as_ref().map(Part::pid)
@@ -156,7 +156,7 @@ impl Proxy {
     /// Kills it.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn kill(&mut self) -> Result<()> {
         self.part.take().map_or(Ok(()), |mut part| part.kill())
     }
@@ -167,7 +167,7 @@ impl Proxy {
         self.part.as_mut().context("the proxy does not run")?.signal_alone(signal)
     }
 
-    /// A command for HAProxy while it runs.
+    /// Sends a command to the running HAProxy.
     fn command(&self, text: &str) -> Result<()> {
         let path = self.setup.socket();
         let mut stream = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
@@ -182,7 +182,7 @@ impl Proxy {
     fn run(&mut self, host: &Namespace) -> Result<()> {
         let Setup { rule, target, ref config, .. } = self.setup;
         let listens = || host.run_in_thread(|| TcpStream::connect(target)).is_ok_and(|connected| connected.is_ok());
-        // The children of one that was killed end after it.
+        // The children of a killed process end a little later.
         wait_until_free(target, listens)?;
         self.setup.write()?;
         let mut command = host.command(rule.program().0);

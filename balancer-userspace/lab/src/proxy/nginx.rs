@@ -68,14 +68,14 @@ fn line(server: &Server, more: &str) -> String {
     format!("server {} weight={}{down}{more};\n", server.address, server.weight)
 }
 
-/// An upstream for each server, with the others as its backups, and who names which.
+/// An upstream for each server, with the others as its backups, and a map from cookies to upstreams.
 fn cookies(setup: &Setup) -> String {
     let (mut text, mut target, mut chosen) = (upstream(setup, ""), String::new(), String::new());
     for server in &setup.servers {
         let name = &server.name;
         let others = setup.servers.iter().filter(|other| other.name != *name && !other.drained);
         let backups: String = others.map(|other| line(other, " backup")).collect();
-        // A drained server keeps those whose cookie names it.
+        // A drained server keeps the clients whose cookie names it.
         let own = line(&Server { drained: false, ..server.clone() }, "");
         // Writing to a string cannot fail.
         let _ = write!(text, "upstream {name} {{\n{own}{backups}}}\n");
@@ -89,7 +89,7 @@ fn cookies(setup: &Setup) -> String {
     text
 }
 
-/// The file of the module for streams; `None`: it is built in.
+/// The file of the stream module; `None` if it is built in.
 pub(super) fn module() -> Result<Option<PathBuf>> {
     let output = Command::new("nginx").arg("-V").output().context("cannot start nginx")?;
     let Some(path) = module_of(&String::from_utf8_lossy(&output.stderr)) else { return Ok(None) };
@@ -101,7 +101,7 @@ pub(super) fn module() -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Finds the stream module by the output of `nginx -V`; `None`: it is built in.
+/// Finds the stream module in the output of `nginx -V`; `None` if it is built in.
 fn module_of(said: &str) -> Option<PathBuf> {
     let mut words = said.split_whitespace();
     if words.clone().any(|word| word == "--with-stream") {
@@ -118,7 +118,7 @@ mod tests {
     use super::module_of;
 
     #[test]
-    fn a_module_is_a_file_unless_it_is_built_in() {
+    fn when_the_stream_module_is_not_built_in_then_its_file_is_found() {
         assert_eq!(module_of("configure arguments: --with-stream --modules-path=/opt/modules"), None);
         let dynamic = "--modules-path=/opt/modules --with-stream=dynamic --with-stream_ssl_module";
         assert_eq!(module_of(dynamic).as_deref(), Some(Path::new("/opt/modules/ngx_stream_module.so")));

@@ -1,4 +1,4 @@
-//! How a proxy chooses a server.
+//! The rules by which a proxy chooses a server.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use balancer_demo::needs;
 
 use super::nginx;
 
-/// How a proxy chooses a server.
+/// The rule by which a proxy chooses a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// nginx: `ip_hash`.
@@ -16,9 +16,9 @@ pub enum Rule {
     NginxHash,
     /// nginx: `hash $remote_addr consistent`.
     NginxConsistent,
-    /// nginx: a cookie that names the server, as `sticky` of its commercial edition.
+    /// nginx: a cookie that names the server, like `sticky` of its commercial edition.
     NginxCookie,
-    /// nginx: `hash $remote_addr consistent` of connections, of which it reads nothing.
+    /// nginx: `hash $remote_addr consistent` for connections, without HTTP.
     NginxStream,
     /// `HAProxy`: `balance source`.
     HaproxySource,
@@ -28,15 +28,15 @@ pub enum Rule {
     HaproxyTable,
     /// `HAProxy`: `cookie insert`.
     HaproxyCookie,
-    /// `HAProxy`: `balance source` of connections, of which it reads nothing.
+    /// `HAProxy`: `balance source` for connections, without HTTP.
     HaproxyStream,
 }
 
 impl Rule {
-    /// Complains if the program or a module of it is not installed, with the name of Debian's package.
+    /// Checks that the program and its modules are installed.
     ///
     /// # Errors
-    /// When it is not.
+    /// If one is missing, with the name of Debian's package.
     pub fn ensure_installed(self) -> Result<()> {
         let (program, package) = self.program();
         ensure!(needs::is_installed(program), "{program} is missing: it is in the package {package}");
@@ -46,7 +46,7 @@ impl Rule {
         Ok(())
     }
 
-    /// The program, and Debian's package of it.
+    /// The program and its Debian package.
     pub(crate) const fn program(self) -> (&'static str, &'static str) {
         if self.is_nginx() { ("nginx", "nginx-light") } else { ("haproxy", "haproxy") }
     }
@@ -71,7 +71,7 @@ impl Rule {
     /// The program's version, such as `1.22.1`.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn version(self) -> Result<String> {
         let (program, _) = self.program();
         let output = Command::new(program).arg("-v").output().with_context(|| format!("cannot start {program}"))?;
@@ -79,7 +79,7 @@ impl Rule {
         Ok(version_of(&String::from_utf8_lossy(&said)))
     }
 
-    /// Whether it is nginx that chooses, otherwise it is `HAProxy`.
+    /// Whether the program is nginx and not `HAProxy`.
     #[must_use]
     pub const fn is_nginx(self) -> bool {
         matches!(
@@ -100,7 +100,7 @@ mod tests {
     use super::version_of;
 
     #[test]
-    fn versions_are_found() {
+    fn when_a_version_is_printed_then_it_is_found() {
         assert_eq!(version_of("nginx version: nginx/1.22.1\n"), "1.22.1");
         let said = "HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/\nStatus: long-term\n";
         assert_eq!(version_of(said), "2.6.12-1+deb12u4");

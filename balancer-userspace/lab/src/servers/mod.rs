@@ -1,4 +1,4 @@
-//! Web servers with sessions, each on its host.
+//! The web servers with sessions, each on its host.
 
 mod node;
 mod php;
@@ -20,21 +20,21 @@ use crate::{
     strategy::{Home, Strategy},
 };
 
-/// Where servers listen.
+/// The servers' port.
 pub(crate) const PORT: u16 = 80;
-/// The path and query that a server answers without looking at a session.
+/// The path and query that a server answers without using a session.
 pub(crate) const HEALTH: &str = "/?health=1";
-/// For a look at a server.
+/// The time limit for checking a server.
 const GLANCE: Duration = Duration::from_secs(1);
 
-/// The settings that a server is started with.
+/// The settings of a server.
 #[derive(Debug)]
 pub(crate) struct Setting<'a> {
     hosts: &'a Hosts,
     strategy: Strategy,
     /// The addresses of the stores.
     endpoints: &'a [String],
-    /// Servers in all.
+    /// The total number of servers.
     servers: u16,
 }
 
@@ -54,7 +54,7 @@ impl Servers {
         for number in 1..=count {
             this.spawn(hosts, number)?;
             if strategy.home() == Home::Servers {
-                // Whoever starts asks the others for their sessions, and waits for those that start as well.
+                // A starting server asks the others for their sessions, also those that are starting.
                 this.wait(hosts, number)?;
             }
         }
@@ -70,21 +70,21 @@ impl Servers {
         self.wait(hosts, number)
     }
 
-    /// Stops a server in an orderly manner.
+    /// Stops a server gracefully.
     pub(crate) fn stop(&mut self, number: u16) -> Result<()> {
         self.parts(number)?.iter_mut().try_for_each(Part::stop)?;
         self.parts(number)?.clear();
         Ok(())
     }
 
-    /// Kills all of a server at once.
+    /// Kills all processes of a server at once.
     pub(crate) fn kill(&mut self, number: u16) -> Result<()> {
         self.parts(number)?.iter_mut().try_for_each(Part::kill)?;
         self.parts(number)?.clear();
         Ok(())
     }
 
-    /// Stops a server without closing its connections, or lets it go on.
+    /// Freezes a server without closing its connections, or lets it continue.
     pub(crate) fn freeze(&mut self, number: u16, frozen: bool) -> Result<()> {
         let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
         self.parts(number)?.iter().try_for_each(|part| part.signal(signal))

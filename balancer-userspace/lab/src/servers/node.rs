@@ -1,4 +1,4 @@
-//! Node with Express.
+//! Runs Node with Express.
 
 use std::fs;
 

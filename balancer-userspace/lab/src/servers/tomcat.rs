@@ -1,4 +1,4 @@
-//! Tomcat 10.
+//! Runs Tomcat 10.
 
 use std::{fmt::Write as _, fs, os::unix::fs::symlink};
 
@@ -8,7 +8,7 @@ use super::Setting;
 use crate::{hosts::server_address, part::Part, software, strategy::Strategy};
 
 const HOME: &str = "/usr/share/tomcat10";
-/// Where servers tell each other of sessions.
+/// The port on which servers exchange sessions.
 const CLUSTER: u16 = 4000;
 
 pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
@@ -40,7 +40,7 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     Ok(vec![Part::start(&format!("{name}-tomcat"), &mut command, setting.hosts.files())?])
 }
 
-/// Returns the configuration of the part that keeps sessions.
+/// Returns the configuration of Tomcat's session manager.
 fn context(setting: &Setting<'_>) -> Result<String> {
     Ok(match setting.strategy {
         Strategy::TomcatFile => {
@@ -70,7 +70,7 @@ fn context(setting: &Setting<'_>) -> Result<String> {
     })
 }
 
-/// How servers find each other, and what they tell.
+/// The configuration by which servers find each other and exchange sessions.
 fn cluster(setting: &Setting<'_>, number: u16) -> Result<String> {
     let manager = match setting.strategy {
         Strategy::TomcatDelta | Strategy::TomcatDelta3 | Strategy::TomcatDelta6 | Strategy::TomcatDelta9 => {
@@ -79,7 +79,7 @@ fn cluster(setting: &Setting<'_>, number: u16) -> Result<String> {
         Strategy::TomcatBackup => "org.apache.catalina.ha.session.BackupManager",
         _ => return Ok(String::new()),
     };
-    // Only DeltaManager fetches all sessions at its start.
+    // Only DeltaManager fetches all sessions when it starts.
     let transfer = if setting.strategy == Strategy::TomcatBackup { "" } else { " stateTransferTimeout=\"10\"" };
     let own = u8::try_from(number)?;
     let member = |element: &str, number: u8| {

@@ -1,4 +1,4 @@
-//! `bounded_load` of a service.
+//! The key `bounded_load` of a service.
 
 use super::{
     findings::Findings,
@@ -11,7 +11,7 @@ use crate::{
 
 const DEFAULT_FACTOR: f64 = 1.25;
 
-/// Reads it; `None` when it is invalid, which has been reported.
+/// Reads the section; `None` if it is invalid, which has been reported.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Located<BoundedLoad>> {
     let at = section.at;
     section.require("by", "by = \"clients\", \"connections\", \"bytes\" or \"latency\"", findings);
@@ -22,7 +22,7 @@ pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     Some(Located { at, value })
 }
 
-/// Without memory every move of a slot moves its clients.
+/// Reports a missing requirement: without memory, every move of a slot would move its clients.
 pub(super) fn needs(bounded: &Located<BoundedLoad>, (remembers, checks): (bool, bool), findings: &mut Findings<'_>) {
     if !remembers {
         let text = "bounded_load needs memory: with remember = \"0s\", clients would move with the slots that are given \

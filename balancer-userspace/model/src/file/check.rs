@@ -1,4 +1,4 @@
-//! `check = { … }` of a service or backend.
+//! The key `check = { … }` of a service or backend.
 
 mod http;
 
@@ -24,7 +24,7 @@ const MIN_TIME: Duration = Duration::from_millis(100);
 const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// The fast interval, as a part of the interval.
+/// The divisor for the default fast interval.
 const FAST: u32 = 4;
 const FALL: u32 = 3;
 const RISE: u32 = 2;
@@ -76,7 +76,7 @@ impl Type {
     }
 }
 
-/// The keys of a check that are in the file.
+/// The keys of a check in the file.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     kind: Type,
@@ -137,12 +137,13 @@ impl Keys {
         }
     }
 
-    /// The check of a service that has none in the file.
+    /// The check of a service without one in the file.
     pub(super) const fn implied(connects: bool) -> Self {
         Self::of(if connects { Type::Tcp } else { Type::None })
     }
 
-    /// What a check of type `kind` takes over from these keys: those of its own type, and times and counts in any case.
+    /// The part of these keys that a check of type `kind` inherits: those of its own type, and times and counts in any
+    /// case.
     fn inherited(&self, kind: Type) -> Self {
         if kind == Type::None || self.kind == Type::None {
             return Self::of(kind);
@@ -155,12 +156,12 @@ impl Keys {
         Self { via, interval, timeout, fast_interval, passive, fall, rise, ..Self::of(kind) }
     }
 
-    /// Whether it goes to the backends' own addresses because nobody has said which way.
+    /// Whether it goes to the backends' own addresses because the file does not choose a path.
     pub(super) const fn goes_past_the_service(&self) -> bool {
         self.kind.connects() && self.via.is_none() && self.port.is_none()
     }
 
-    /// The check, with the defaults of what is not in the file.
+    /// The check, with defaults for keys not in the file.
     pub(super) fn config(self) -> CheckConfig {
         let interval = self.interval.unwrap_or(INTERVAL);
         let fast = (interval / FAST).max(MIN_TIME).min(interval);
@@ -210,7 +211,7 @@ impl Keys {
     }
 }
 
-/// Reads a check, over the keys of `service` for a backend's own; `None` when it is invalid, which has been reported.
+/// Reads a check, on top of the `service` keys for a backend's own; `None` if it is invalid, which has been reported.
 pub(super) fn check(
     mut section: Section<'_>,
     service: Option<&Keys>,
@@ -251,7 +252,7 @@ pub(super) fn check(
     Some((keys.clone(), Located { at, value: keys.config() }))
 }
 
-/// Reports that a check has no type, or the misspelt keys, one of which may be it.
+/// Reports that a check has no type, or the misspelt keys, one of which may be the type.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
     for key in
         TIMING.into_iter().chain(HTTP).chain(HTTPS).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port"])
@@ -395,7 +396,7 @@ fn command(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec
     Some(command.into_iter().map(|argument| argument.value).collect())
 }
 
-/// Whom the program runs as: this check's own user, or the service's. Somebody of that name must be there.
+/// The user of the program: the check's own or the service's. The user must exist.
 fn user(section: &mut Section<'_>, service: Option<String>, findings: &mut Findings<'_>) -> Option<String> {
     let own = section.text("user", findings, |text| account(text).map(|()| text.to_owned()));
     if own.is_none()

@@ -1,4 +1,4 @@
-//! Reading the files that a configuration names.
+//! Reading files named in a configuration.
 
 use std::{
     fs::File,
@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
-/// The contents of a regular file of at most `largest` MiB.
+/// Reads a regular file of at most `largest` MiB.
 ///
 /// # Errors
-/// Why there are none, as a sentence that begins with the file's name goes on.
+/// Why it cannot be read, as the continuation of a sentence that begins with the file's name.
 pub fn read(path: &Path, largest: u64) -> Result<Vec<u8>, String> {
     let cannot = |error: io::Error| format!("cannot be read: {error}");
-    // Opening a pipe would wait until somebody writes to it.
+    // Opening a pipe would wait for a writer.
     if !path.metadata().map_err(cannot)?.is_file() {
         return Err("cannot be read: it is not a regular file".to_owned());
     }

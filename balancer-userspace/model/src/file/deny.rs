@@ -1,4 +1,4 @@
-//! Files of denied prefixes.
+//! Deny list files.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -8,23 +8,23 @@ use super::{
 };
 use crate::{config::Config, deny::DenyList};
 
-/// Largest list, in MiB.
+/// The maximum size of a list, in MiB.
 pub(super) const LARGEST: u64 = 64;
 
 /// Reads a list.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first error in it.
 pub fn load(path: &Path) -> Result<DenyList, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, LARGEST).map_err(|text| finding(None, text))?;
     DenyList::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the lists that a configuration names, and gives how many prefixes they have together.
+/// Reads the lists named in a configuration, and returns their total number of prefixes.
 ///
 /// # Errors
-/// The first thing that is wrong with each list that is wrong.
+/// The first error in each invalid list.
 pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
     let files: BTreeSet<&Path> =
         config.services.iter().filter_map(|service| Some(&*service.deny.as_ref()?.file)).collect();

@@ -1,4 +1,4 @@
-//! `[[service.discover]]`, and the lists of targets that it names.
+//! The section `[[service.discover]]`, and the lists of targets that it names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ const FAMILIES: &[(&str, Family)] = &[("ipv4", Family::V4), ("ipv6", Family::V6)
 const SERVERS: &str = "a list of DNS servers such as [\"192.0.2.53\"]";
 const FLOOR: &str = "a number of targets such as 2, or a share such as \"50%\"";
 
-/// Reads the sections of one service. `front` has its listeners and its forwarding mode, where those are right.
+/// Reads the sections of one service. `front` has its listeners and its forwarding mode, if those are valid.
 pub(super) fn discover(
     sections: Vec<Section<'_>>,
     front: Option<(&[Listener], Forwarding)>,
@@ -59,7 +59,7 @@ pub(super) fn discover(
     lists
 }
 
-/// Reads which list a section names, by one of three keys.
+/// Reads the source of a list, which is given by one of three keys.
 fn source(
     section: &mut Section<'_>,
     front: Option<(&[Listener], Forwarding)>,
@@ -130,7 +130,7 @@ fn family_fits(
     }
 }
 
-/// Reads a floor such as `50%`.
+/// Parses a minimum such as `50%`.
 fn share(text: &str) -> Result<Floor, String> {
     let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
     let percent = percent.filter(|percent| (1..=100).contains(percent));
@@ -140,18 +140,18 @@ fn share(text: &str) -> Result<Floor, String> {
 /// Reads a list of targets.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first error in it.
 pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, deny::LARGEST).map_err(|text| finding(None, text))?;
     discover::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the files that a configuration names, and gives how many targets they have together. DNS is not asked: what it
-/// answers here and now says little about the balancer.
+/// Reads the files named in a configuration, and returns their total number of targets. It does not query DNS, because
+/// the answers here and now say little about the balancer.
 ///
 /// # Errors
-/// The first thing that is wrong with each list that is wrong.
+/// The first error in each invalid list.
 pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
     let mut files: BTreeMap<&Path, Floor> = BTreeMap::new();
     for list in config.services.iter().flat_map(|service| &service.discover) {

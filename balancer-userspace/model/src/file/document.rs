@@ -1,4 +1,4 @@
-//! A whole file.
+//! A whole configuration file.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 const STATE_FILE: &str = "/var/lib/balancer/state.json";
-/// Where the control socket is unless somebody says otherwise.
+/// The default path of the control socket.
 pub const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
 const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9660);
 const CLIENT_TABLE_CAPACITY: u32 = 262_144;
@@ -33,7 +33,7 @@ const FLOW_TABLE_CAPACITY: u32 = 262_144;
 const MAX_FLOW_TABLE_CAPACITY: i64 = 1 << 23;
 const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 
-/// Makes a configuration of a text. What is wrong with it goes to `findings`; `None` only if something is.
+/// Makes a configuration from a text. Errors go to `findings`; `None` only if there are some.
 pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>) -> Option<Config> {
     if let Some((head, services)) = pieces::parse(text, known, findings) {
         let config = of_parts(Section::new("the file", 0, head), Some((services, &known.valid)), findings)?;
@@ -43,13 +43,13 @@ pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>)
     as_a_whole(text, findings)
 }
 
-/// The same, whatever the text was before.
+/// Makes a configuration from a text without using earlier results.
 pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut lines = HashSet::new();
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
-        // What follows on the same line is mostly a consequence.
+        // Later errors on the same line are mostly consequences.
         if lines.insert(findings.line(at)) {
             let hint = if error.message() == "duplicate key" { "; remove one" } else { "" };
             findings.error(at, format!("not TOML: {}{hint}", error.message().replace('\n', " ")));
@@ -62,7 +62,8 @@ pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Conf
     of_parts(Section::new("the file", 0, document.into_inner()), None, findings)
 }
 
-/// Makes a configuration of its parts. `services`: those of the file, if they are not in `root`, and those that were valid.
+/// Makes a configuration from its parts. `services` are those of the file, if they are not in `root`, and the valid
+/// ones.
 fn of_parts(
     mut root: Section<'_>,
     services: Option<(Services, &Valid)>,
@@ -179,7 +180,7 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
     names
 }
 
-/// Each member of a fleet would read a list of its own, and members that disagree move clients.
+/// Rejects lists in a fleet: each member would read its own list, and members that disagree move clients.
 fn refuse_lists(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) {
     for at in services.iter().filter_map(|(start, placed)| Some(start + placed.discover_at?)) {
         let text = "[[service.discover]] does not work in a fleet, whose members would each read a list of their own; remove \
@@ -193,7 +194,7 @@ fn refuse_lists(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) 
     }
 }
 
-/// Services that are valid each by itself, if they are together; what is wrong with them is reported.
+/// Checks services, each valid by itself, together; errors are reported.
 fn related(services: &[(usize, Arc<Placed>)], known: &Valid, findings: &mut Findings<'_>) -> Option<Valid> {
     let configs = services.iter().map(|(_, placed)| Arc::clone(&placed.service)).collect();
     let report = |problems: Vec<Problem>| {

@@ -1,4 +1,4 @@
-//! What is wrong, or doubtful, in a configuration file, and on which line.
+//! Errors and warnings in a configuration file, with their lines.
 
 use std::{
     cell::OnceCell,
@@ -9,21 +9,21 @@ use std::{
 use super::Parsed;
 use crate::config::Config;
 
-/// Errors told of one file; a count stands for the others.
+/// The maximum number of errors reported for a file; the others are only counted.
 const MAX_ERRORS: usize = 100;
 
-/// One line for the user: `FILE:LINE: what is wrong; what would be right`.
+/// One line for the user: `FILE:LINE: error; what would be right`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The file as it was named.
+    /// The file, as named by the user.
     pub file: PathBuf,
-    /// Counted from 1; `None` when it is about the file as a whole.
+    /// The line, counted from 1; `None` if the error concerns the whole file.
     pub line: Option<usize>,
-    /// What is wrong and what would be right.
+    /// The error, and what would be right.
     pub text: String,
 }
 
-/// Something that is allowed and probably not meant.
+/// Something that is allowed but probably not intended.
 pub type Warning = Finding;
 
 impl fmt::Display for Finding {
@@ -35,7 +35,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Why a file is not a configuration: at least one finding, in the order of the lines.
+/// Why a file is no valid configuration: at least one finding, in the order of lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<Finding>);
 
@@ -55,7 +55,7 @@ impl ConfigErrors {
     }
 }
 
-/// One finding a line.
+/// Formats one finding on each line.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, finding) in self.0.iter().enumerate() {
@@ -70,18 +70,18 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Collects findings while a text is validated. Places are byte offsets into the text, or into a piece of it.
+/// Collects findings while a text is validated. Positions are byte offsets into the text, or into a piece of it.
 #[derive(Debug)]
 pub(super) struct Findings<'i> {
     file: &'i Path,
     text: &'i str,
-    /// Where lines begin.
+    /// The starts of lines.
     line_starts: OnceCell<Vec<usize>>,
-    /// Where the piece begins.
+    /// The start of the piece.
     offset: usize,
-    /// By their lines.
+    /// The errors with their lines.
     errors: Vec<(usize, String)>,
-    /// By their places in the text.
+    /// The warnings with their positions in the text.
     warnings: Vec<(usize, String)>,
 }
 
@@ -90,7 +90,7 @@ impl<'i> Findings<'i> {
         Self { file, text, line_starts: OnceCell::new(), offset: 0, errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// From now on places are offsets into the piece that begins at `offset` of the text.
+    /// Starts a piece at `offset` of the text; positions are relative to it from now on.
     pub(super) fn begin_piece(&mut self, offset: usize) {
         self.offset = offset;
     }
@@ -116,7 +116,7 @@ impl<'i> Findings<'i> {
         self.warnings.push((self.offset + at, text));
     }
 
-    /// The warnings about the piece, with their places in it.
+    /// The warnings about the piece, with their positions in it.
     pub(super) fn warnings_of_piece(&self) -> Vec<(usize, String)> {
         let begins = self.warnings.iter().rposition(|(at, _)| *at < self.offset).map_or(0, |before| before + 1);
         self.warnings.iter().skip(begins).map(|(at, text)| (at - self.offset, text.clone())).collect()
@@ -142,7 +142,7 @@ impl<'i> Findings<'i> {
         ConfigErrors(errors)
     }
 
-    /// What came of a text: `config`, unless there are errors.
+    /// Returns the result for a text: `config`, unless there are errors.
     pub(super) fn outcome(self, config: Option<Config>) -> Parsed {
         match config {
             Some(config) if !self.has_errors() => Ok((config, self.into_warnings())),

@@ -1,4 +1,4 @@
-//! `[fleet]`.
+//! The section `[fleet]`.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const MAX_LEASE: Duration = Duration::from_secs(60);
 const MAX_LINGER: Duration = Duration::from_secs(60);
 const ENDPOINTS: &str = "a list of URLs such as [\"https://192.0.2.1:2379\"]";
 
-/// Reads the section; `None` when it is invalid, which has been reported.
+/// Reads the section; `None` if it is invalid, which has been reported.
 pub(super) fn fleet(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Fleet> {
     section.require("name", "name = \"…\", the same for all its members", findings);
     section.require("endpoints", "endpoints = [\"https://…:2379\"], where etcd is", findings);
@@ -65,7 +65,7 @@ pub(super) fn fleet(mut section: Section<'_>, findings: &mut Findings<'_>) -> Op
     })
 }
 
-/// Without the slash at the end that some write.
+/// Reads the endpoints, without trailing slashes.
 fn endpoints(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<String>> {
     let at = section.at;
     let located = section.texts("endpoints", ENDPOINTS, findings, endpoint)?;

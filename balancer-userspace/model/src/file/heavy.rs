@@ -1,4 +1,4 @@
-//! `spread_heavy` of a service.
+//! The key `spread_heavy` of a service.
 
 use super::{findings::Findings, section::Section};
 
@@ -6,7 +6,7 @@ const KEY: &str = "spread_heavy";
 const SHARES: (f64, f64) = (0.01, 1.0);
 const EXAMPLE: &str = "0.2";
 
-/// Reads it: a number, or a table with one; `None` when it is not there or invalid, which has been reported.
+/// Reads it as a number or a table with one; `None` if it is missing or invalid, which has been reported.
 pub(super) fn share(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<f64> {
     if !section.is_table(KEY) {
         return section.number(KEY, findings, SHARES, EXAMPLE).map(|share| share.value);

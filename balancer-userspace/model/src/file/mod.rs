@@ -1,7 +1,7 @@
-//! A configuration from a file.
+//! Reading a configuration from a file.
 //!
-//! A file becomes a table of spans (`toml`), each table a `section::Section` that knows which keys were asked for, and
-//! `document` makes a [`Config`] of them or says on which lines it cannot.
+//! A file becomes a table with positions (`toml`). Each table becomes a `section::Section`, which tracks the keys that
+//! were read, and `document` makes a [`Config`] of them or reports the lines with errors.
 
 mod agent;
 mod bounded;
@@ -27,24 +27,24 @@ pub use document::DEFAULT_SOCKET;
 use findings::Findings;
 pub use findings::{ConfigErrors, Finding, Warning};
 
-/// Largest configuration file, in bytes.
+/// The maximum size of a configuration file, in bytes.
 pub const MAX_FILE_SIZE: u64 = 16 << 20;
 
-/// What a file says, and what of it is probably not meant.
+/// A configuration with its warnings, or the errors.
 pub type Parsed = Result<(Config, Vec<Warning>), ConfigErrors>;
 
 /// Reads and validates a configuration file.
 ///
 /// # Errors
-/// Everything that is wrong with the file, as far as it can be told at once, in the order of its lines.
+/// All errors that can be found at once, in the order of lines.
 pub fn load(path: &Path) -> Parsed {
     Parser::default().load(path)
 }
 
-/// The contents of a configuration file; of one that is too large, more than it may have.
+/// Reads a configuration file; if it is too large, the result is longer than allowed.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -53,7 +53,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     Ok(bytes)
 }
 
-/// Validates the contents of a configuration file; `path` is for the messages.
+/// Validates the contents of a configuration file; `path` is for messages.
 ///
 /// # Errors
 /// As [`load`].
@@ -61,12 +61,12 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Parsed {
     Parser::default().parse(path, bytes)
 }
 
-/// Parses a file again and again: of services that are written as they were the last time, nothing is parsed.
+/// Parses a file repeatedly. It skips services whose text has not changed since the last time.
 #[derive(Debug, Default)]
 pub struct Parser(pieces::Known);
 
 impl Parser {
-    /// As [`load`].
+    /// Reads and validates a file.
     ///
     /// # Errors
     /// As [`load`].
@@ -74,7 +74,7 @@ impl Parser {
         self.parse(path, &read(path)?)
     }
 
-    /// As [`parse`].
+    /// Validates the contents of a file.
     ///
     /// # Errors
     /// As [`load`].

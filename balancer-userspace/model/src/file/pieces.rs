@@ -1,8 +1,9 @@
-//! A file in pieces, so that only those are parsed that are not as they were.
+//! Parsing a file in pieces, so that only changed pieces are parsed.
 //!
-//! Each line that begins with `[[service]]` begins a piece. Where what is before the first one and every piece are valid TOML by
-//! themselves, each string that begins in a piece ends in it, so the file means what its pieces mean one after the other; a
-//! header of an array of tables says the same wherever it stands. What is not so, or has an error, is read as a whole.
+//! Each line that begins with `[[service]]` starts a piece. The parser first checks that the text before the first
+//! piece and every piece are valid TOML by themselves. Then no string goes on from one piece to the next, and the header of
+//! an array of tables means the same at any position. Therefore, the file means the same as its pieces one after the other.
+//! A file without this property, or with an error, is parsed as a whole.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use crate::{
 
 const HEADER: &str = "[[service]]";
 
-/// Pieces of the text that was parsed last, and the services that they were.
+/// The pieces of the last parsed text, with their services.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pieces: HashMap<Box<str>, Piece>,
@@ -30,18 +31,19 @@ pub(super) struct Known {
     pub(super) valid: Valid,
 }
 
-/// What a piece says.
+/// The contents of a piece.
 #[derive(Debug)]
 struct Piece {
     service: Arc<Placed>,
-    /// With their places in the piece.
+    /// The warnings with their positions in the piece.
     warnings: Vec<(usize, String)>,
 }
 
-/// The services of a text, each with where its piece begins.
+/// The services of a text, each with the start of its piece.
 pub(super) type Services = Vec<(usize, Arc<Placed>)>;
 
-/// What is before the services of a text, and these. `None`: the text must be read as a whole; `findings` is as it was then.
+/// Parses the text before the services, and the services. `None`: the text must be parsed as a whole; `findings` is
+/// unchanged then.
 pub(super) fn parse<'i>(
     text: &'i str,
     known: &mut Known,
@@ -77,7 +79,7 @@ pub(super) fn parse<'i>(
     Some((head, services))
 }
 
-/// Where each piece begins, and the piece.
+/// The pieces with their start positions.
 fn pieces(text: &str) -> Vec<(usize, &str)> {
     let begins_line = |&at: &usize| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n');
     let starts: Vec<usize> = memmem::find_iter(text.as_bytes(), HEADER).filter(begins_line).collect();
@@ -100,7 +102,7 @@ fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
     service(section, findings)
 }
 
-/// Whether a service is valid only as long as something outside of the file is as it is: the account that a program runs as.
+/// Whether a service's validity depends on something outside of the file: the account under which a program runs.
 fn depends_on_more(service: &ServiceConfig) -> bool {
     service.checks().any(|check| matches!(check.kind, CheckKind::Exec(_)))
 }
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pieces_that_are_new_are_parsed() {
+    fn when_a_file_is_parsed_again_then_only_new_pieces_are_parsed() {
         let text = |weight| {
             let more = format!("weight = {weight}\n");
             format!("interfaces = [\"eth0\"]\n{}{}{more}{}", service(1, ""), service(2, ""), service(3, ""))
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn warnings_are_given_again_where_they_stand_now() {
+    fn when_lines_move_then_warnings_are_given_again_at_their_new_lines() {
         let doubtful = service(2, "table_size = 53\n");
         let before = format!("{}{doubtful}", service(1, ""));
         let after = format!("interfaces = [\"eth0\"]\n{}# more\n{doubtful}{}", service(1, ""), service(3, ""));
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_account_of_a_program_is_looked_for_each_time() {
+    fn when_a_program_has_an_account_then_it_is_looked_up_each_time() {
         let check = "check = { type = \"exec\", command = [\"/bin/true\"], user = \"nobody\" }\n";
         let text = service(1, check);
         let mut known = Known::default();
@@ -182,7 +184,7 @@ mod tests {
         assert!(known.pieces.is_empty());
     }
 
-    /// What a file may be put together of, some of it such that a piece ends where nothing else does.
+    /// Parts for random files, including some that end a piece in the middle of something.
     fn part() -> impl Strategy<Value = String> {
         let odd = [
             "note = \"\"\"\n[[service]]\n\"\"\"\n",
@@ -222,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn in_pieces_a_file_says_what_it_says_as_a_whole(texts in prop::collection::vec(prop::collection::vec(part(), 0..6), 1..4)) {
+        fn when_a_file_is_parsed_in_pieces_then_the_result_is_that_of_the_whole(texts in prop::collection::vec(prop::collection::vec(part(), 0..6), 1..4)) {
             let mut known = Known::default();
             for text in texts.into_iter().map(|parts| parts.concat()) {
                 prop_assert_eq!(in_pieces(&text, &mut known), as_a_whole(&text), "{}", text);

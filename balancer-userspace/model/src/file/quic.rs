@@ -1,4 +1,4 @@
-//! `quic` of a service.
+//! The key `quic` of a service.
 
 use super::{findings::Findings, section::Section};
 use crate::{
@@ -6,12 +6,12 @@ use crate::{
     value,
 };
 
-/// Bytes of server ID and nonce together that QUIC version 1 leaves room for.
+/// The maximum total length of server ID and nonce in QUIC version 1, in bytes.
 const MOST: u8 = 19;
 const NLB: (u8, u8) = (8, 7);
 const DEFAULT_LENGTH: u8 = 8;
 
-/// Reads it. What is invalid has been reported, and is as if it were not there.
+/// Reads the section. Invalid parts have been reported and count as missing.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> QuicConfig {
     let at = section.at;
     section.require("format", "format = \"nlb\" or \"draft\"", findings);

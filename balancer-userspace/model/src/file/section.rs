@@ -1,4 +1,4 @@
-//! A TOML table that is read key by key. A key nobody asked for is unknown.
+//! Reading a TOML table key by key. A key that was not read is unknown.
 
 use std::collections::BTreeMap;
 
@@ -7,33 +7,33 @@ use toml::de::{DeInteger, DeTable, DeValue};
 use super::findings::Findings;
 use crate::value;
 
-/// A value with its place in the text.
+/// A value with its position in the text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Located<T> {
     pub(super) at: usize,
     pub(super) value: T,
 }
 
-/// `true`, `false` or something else.
+/// `true`, `false` or another value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Either<T> {
     Boolean(bool),
     Text(T),
 }
 
-/// Text of the file, or the name of a file that has it.
+/// A text in the file, or the name of a file that contains it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Given<'a> {
     Text(&'a str),
     File(&'a str),
 }
 
-/// One table of the file. Getters report a value of the wrong type or content and then answer `None`, as for a key
-/// that is absent.
+/// A table of the file. Getters report a value of the wrong type or content and then return `None`, as for a missing
+/// key.
 #[derive(Debug)]
 pub(super) struct Section<'i> {
     title: &'static str,
-    /// Where the table begins.
+    /// The start of the table.
     pub(super) at: usize,
     entries: DeTable<'i>,
     known: Vec<&'static str>,
@@ -52,7 +52,7 @@ impl<'i> Section<'i> {
         Some(Located { at: value.span().start, value: value.into_inner() })
     }
 
-    /// The value under `key` as `pick` sees it; its error is the whole message.
+    /// Reads the value under `key` with `pick`, whose error is the whole message.
     fn get<T>(
         &mut self,
         key: &'static str,
@@ -69,19 +69,19 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// Whether `key` is there and has not been read.
+    /// Whether `key` exists and has not been read.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// Reports `key` as missing unless it is there; `hint` says how to write it.
+    /// Reports `key` as missing unless it exists; `hint` shows how to write it.
     pub(super) fn require(&self, key: &str, hint: &str, findings: &mut Findings<'_>) {
         if !self.has(key) {
             findings.error(self.at, format!("{} has no {key:?}; add {hint}", self.title));
         }
     }
 
-    /// A string that `parse` understands; its error is the whole message.
+    /// Reads a string with `parse`, whose error is the whole message.
     pub(super) fn text<T>(
         &mut self,
         key: &'static str,
@@ -94,7 +94,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// A whole number between `low` and `high`.
+    /// Reads a whole number between `low` and `high`.
     pub(super) fn integer<T: TryFrom<i64>>(
         &mut self,
         key: &'static str,
@@ -109,7 +109,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// A whole number within bounds, or one of some words.
+    /// Reads a whole number within bounds, or one of some words.
     pub(super) fn integer_or<T: From<u32> + Copy>(
         &mut self,
         key: &'static str,
@@ -127,7 +127,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// A whole number within bounds, or a string that `parse` understands; `wanted` says so.
+    /// Reads a whole number within bounds, or a string with `parse`; `wanted` describes both.
     pub(super) fn integer_or_text<T: From<u32>>(
         &mut self,
         key: &'static str,
@@ -145,17 +145,17 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Whether a table is under `key`, which has not been read.
+    /// Whether `key` holds a table that has not been read.
     pub(super) fn is_table(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|value| matches!(value.get_ref(), DeValue::Table(_)))
     }
 
-    /// A number from 0 to 1.
+    /// Reads a number from 0 to 1.
     pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
         self.number(key, findings, (0.0, 1.0), "0.5")
     }
 
-    /// A number between `low` and `high`, such as `example`.
+    /// Reads a number between `low` and `high`; `example` shows one.
     pub(super) fn number(
         &mut self,
         key: &'static str,
@@ -183,7 +183,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<bool> {
         let boolean = self.get(key, findings, |value| match value.as_bool() {
             Some(boolean) => Ok(boolean),
@@ -192,7 +192,7 @@ impl<'i> Section<'i> {
         boolean.map(|boolean| boolean.value)
     }
 
-    /// `true`, `false`, or a string that `parse` understands; `wanted` says so.
+    /// Reads `true`, `false`, or a string with `parse`; `wanted` describes them.
     pub(super) fn boolean_or<T>(
         &mut self,
         key: &'static str,
@@ -210,7 +210,7 @@ impl<'i> Section<'i> {
         either.map(|either| either.value)
     }
 
-    /// A table under `key`, called `title` in messages; `example` shows one.
+    /// Reads the table under `key`, called `title` in messages; `example` shows one.
     pub(super) fn table(
         &mut self,
         key: &'static str,
@@ -227,8 +227,8 @@ impl<'i> Section<'i> {
         table.map(|Located { at, value }| Section::new(title, at, value))
     }
 
-    /// The entries of the table under `key`, each a text or `{ file = "…" }`, with their names. Texts may be secrets: no
-    /// message shows one. `parse` says why it does not understand an entry; its error is the whole message.
+    /// Reads the table under `key`, whose entries are texts or `{ file = "…" }`. Texts may be secrets, so no message
+    /// shows one. `parse` reports why it rejects an entry; its error is the whole message.
     pub(super) fn texts_or_files<T>(
         &mut self,
         key: &'static str,
@@ -256,7 +256,7 @@ impl<'i> Section<'i> {
         Some(parsed)
     }
 
-    /// The elements of the array under `key` that `pick` accepts; `wanted` is what each has to be.
+    /// Reads the elements of the array under `key` with `pick`; `wanted` describes an element.
     fn array<T>(
         &mut self,
         key: &'static str,
@@ -279,7 +279,7 @@ impl<'i> Section<'i> {
         Some(picked)
     }
 
-    /// A list of strings that `parse` understands.
+    /// Reads a list of strings with `parse`.
     pub(super) fn texts<T>(
         &mut self,
         key: &'static str,
@@ -293,7 +293,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// A string that `parse` understands, or a list of them.
+    /// Reads a string with `parse`, or a list of them.
     pub(super) fn text_or_texts<T>(
         &mut self,
         key: &'static str,
@@ -307,7 +307,7 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// The tables headed `title`, such as `[[service]]`.
+    /// Reads the tables headed `title`, such as `[[service]]`.
     pub(super) fn tables(
         &mut self,
         key: &'static str,
@@ -321,7 +321,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Every entry left, with keys and values that are ports.
+    /// Reads all remaining entries, whose keys and values are ports.
     pub(super) fn ports(mut self, findings: &mut Findings<'_>) -> BTreeMap<u16, u16> {
         let mut ports = BTreeMap::new();
         for (key, value) in std::mem::take(&mut self.entries) {
@@ -341,14 +341,14 @@ impl<'i> Section<'i> {
         ports
     }
 
-    /// Drops a key that has no meaning here; `why` is the rest of the message.
+    /// Rejects a key that is meaningless here; `why` is the rest of the message.
     pub(super) fn refuse(&mut self, key: &'static str, why: &str, findings: &mut Findings<'_>) {
         if let Some(Located { at, .. }) = self.take(key) {
             findings.error(at, format!("{key:?} {why}"));
         }
     }
 
-    /// Drops a known key.
+    /// Ignores a known key.
     pub(super) fn skip(&mut self, key: &'static str) {
         self.take(key);
     }
@@ -358,7 +358,7 @@ impl<'i> Section<'i> {
         self.entries.is_empty()
     }
 
-    /// Reports every key that was not asked for.
+    /// Reports every key that was not read.
     pub(super) fn finish(self, findings: &mut Findings<'_>) {
         for key in self.entries.keys() {
             let unknown = key.get_ref();
@@ -369,7 +369,7 @@ impl<'i> Section<'i> {
     }
 }
 
-/// The number of a value, between `low` and `high`.
+/// Converts a number between `low` and `high`.
 fn whole<T: TryFrom<i64>>(key: &str, integer: &DeInteger<'_>, (low, high): (i64, i64)) -> Result<T, String> {
     i64::from_str_radix(integer.as_str(), integer.radix())
         .ok()

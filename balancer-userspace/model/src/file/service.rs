@@ -1,4 +1,4 @@
-//! `[[service]]` and `[[service.backend]]`.
+//! The sections `[[service]]` and `[[service.backend]]`.
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +51,7 @@ const VIP_ON: &str = "true, false, or the name of an interface such as \"lo\"";
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
 const MAX_WITHHOLD: Duration = Duration::from_secs(5);
 
-/// A service with the places its relations to other services are reported at.
+/// A service with the positions for reporting conflicts with other services.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) service: Arc<ServiceConfig>,
@@ -62,11 +62,11 @@ pub(super) struct Placed {
     pub(super) discover_at: Option<usize>,
     /// Position of the first address that is a name.
     pub(super) named_at: Option<usize>,
-    /// Of the backends' names and addresses.
+    /// The positions of the backends' names and addresses.
     pub(super) backends_at: Vec<(usize, usize)>,
 }
 
-/// What of its service a backend's address depends on.
+/// The parts of a service on which a backend's address depends.
 struct Front {
     listen: Vec<Listener>,
     ports: BTreeMap<u16, u16>,
@@ -74,14 +74,14 @@ struct Front {
 }
 
 impl Front {
-    /// The port that a check of a backend at `port` goes to, if the check has none.
+    /// The port that a check of a backend at `port` uses, if the check has none.
     fn check_port(&self, kind: &CheckKind, port: u16) -> u16 {
         let family = self.listen.first().map_or(Family::V4, Listener::family);
         if port == 0 { implied_check_port(&self.listen, &self.ports, family, kind.protocol()) } else { port }
     }
 }
 
-/// Reads one service; `None` when it is invalid, which has been reported.
+/// Reads a service; `None` if it is invalid, which has been reported.
 pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Placed> {
     let at = section.at;
     section.require("name", "name = \"…\"", findings);
@@ -187,7 +187,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         forwarding: forwarding.value,
     });
     let front = front.as_ref();
-    // Nothing on UDP answers without being asked its own question, and there is no port 0 to connect to.
+    // UDP servers answer only their own kind of question, and port 0 cannot be connected to.
     let connects = !known || listen.iter().any(|of| of.protocol == Protocol::Tcp && of.ports.single().is_some());
     let implied = Keys::implied(connects);
     let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
@@ -284,7 +284,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     })
 }
 
-/// `listen`, or `address` and `protocol` of one listener.
+/// Reads `listen`, or `address` and `protocol` of a single listener.
 fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Located<Listener>>> {
     let at = section.at;
     let protocol = section.text("protocol", findings, |text| {
@@ -308,7 +308,7 @@ fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<
     Some(vec![Located { at, value: Listener::at(address, protocol) }])
 }
 
-/// A `renamed_from` that says the present name says nothing.
+/// Reads `renamed_from`; the current name has no effect there.
 fn renamed_from(
     section: &mut Section<'_>,
     name: Option<&Located<String>>,
@@ -390,7 +390,7 @@ fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {
     share.map_or_else(Outage::default, |share| Outage { share: share.value })
 }
 
-/// Warns of too few slots for what the backends' weights promise.
+/// Warns about too few slots for the backends' weights.
 fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findings<'_>) {
     let Located { at, value: TableSize::Fixed(size) } = size else { return };
     let enough = enough_slots(backends);
@@ -403,14 +403,14 @@ fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findi
     }
 }
 
-/// Reports a check that would go to port 0.
+/// Reports a check that would connect to port 0.
 fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'_>) {
     if check.value.kind.needs_port() && check.value.kind.port().is_none() && port == 0 {
         findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
     }
 }
 
-/// Reports a check by the way of clients' packets where that is the backend's own.
+/// Reports a check along clients' path if that path is the backend's own.
 fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
     if check.value.via == Via::Service && matches!(forwarding, Forwarding::Nat | Forwarding::Snat) {
         let mode = forwarding_word(forwarding);
@@ -423,7 +423,7 @@ fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut
     }
 }
 
-/// Warns of checks that do not see what clients see.
+/// Warns about checks that do not see what clients see.
 fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Findings<'_>) {
     let mode = match front.forwarding {
         Forwarding::Nat | Forwarding::Snat => return,
@@ -439,7 +439,7 @@ fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Fi
     }
 }
 
-/// A backend as it was read.
+/// A backend as read.
 enum Read {
     Backend(PlacedBackend),
     Named(NamedBackend),
@@ -452,7 +452,7 @@ struct NamedBackend {
     address_at: usize,
 }
 
-/// An address of a backend.
+/// The address of a backend.
 enum Place {
     Address(IpAddr, Option<u16>),
     Name(String, Option<u16>),
@@ -465,7 +465,7 @@ fn place(text: &str) -> Result<Place, String> {
     }
 }
 
-/// Reports names of backends that are taken, where one of the two has a name as its address.
+/// Reports duplicate names of backends if one of the two has a name as its address.
 fn distinct(backends: &[PlacedBackend], named: &[NamedBackend], findings: &mut Findings<'_>) {
     let mut taken: BTreeMap<&str, usize> =
         backends.iter().map(|backend| (backend.config.name.as_str(), backend.name_at)).collect();
@@ -550,7 +550,7 @@ fn backend(
     }))
 }
 
-/// With the line of one of them.
+/// Reads limits, with the line of one of them.
 fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Option<usize>) {
     let mut limit = |key| section.integer(key, findings, (1, u32::MAX.into()));
     let (clients, connections) = (limit("max_clients"), limit("max_connections"));

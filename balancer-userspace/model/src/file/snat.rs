@@ -1,4 +1,4 @@
-//! `snat` and `idle` of a service.
+//! The keys `snat` and `idle` of a service.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const MOST_IDLE: Duration = Duration::from_secs(24 * 3600);
 
-/// What a service says of its connections, which only `snat` knows.
+/// Reads the settings of connections, which are valid only with `snat`.
 pub(super) fn section(
     service: &mut Section<'_>,
     forwarding: Option<Forwarding>,

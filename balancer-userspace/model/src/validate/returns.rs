@@ -1,4 +1,4 @@
-//! Whose replies the return path of `nat` could not tell apart.
+//! Detecting `nat` backends whose replies the return path could not distinguish.
 
 use std::{
     cell::LazyCell,
@@ -17,24 +17,24 @@ use crate::{
     shared::by_name,
 };
 
-/// Where the replies of a `nat` backend to the clients of a listener come from.
+/// The source of a `nat` backend's replies to the clients of a listener.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     service: &'a ServiceConfig,
     backend: &'a BackendConfig,
     pub(super) listener: Listener,
-    /// Port 0: every port.
+    /// The source address; port 0: every port.
     pub(super) from: SocketAddr,
     pub(super) at: Place,
 }
 
-/// Pairs of sources that are taken for each other.
+/// Pairs of sources that cannot be distinguished.
 pub(super) fn confused(services: &[Arc<ServiceConfig>]) -> Vec<(Source<'_>, Source<'_>)> {
     pairs(&sources(services).collect::<Vec<_>>(), &[])
 }
 
-/// Whether there may be such pairs. Sources of services that are known to be valid, or have come from one that is, are not
-/// confused with each other, so the others alone are compared with all.
+/// Whether there may be such pairs. Sources of known valid services, or of services derived from one, do not conflict
+/// with each other, so only the others are compared with all.
 pub(super) fn may_be_confused(
     services: &[Arc<ServiceConfig>],
     known: &Valid,
@@ -48,7 +48,7 @@ pub(super) fn may_be_confused(
     !pairs(&new, &old).is_empty()
 }
 
-/// Pairs of which one at least is `new`; those of `old` are not confused with each other.
+/// Pairs with at least one `new` source; `old` sources do not conflict with each other.
 fn pairs<'a>(new: &[Source<'a>], old: &[Source<'a>]) -> Vec<(Source<'a>, Source<'a>)> {
     let mut pairs = Vec::new();
     let mut exact: HashMap<_, &Source<'a>> = HashMap::default();
@@ -83,7 +83,7 @@ fn pairs<'a>(new: &[Source<'a>], old: &[Source<'a>]) -> Vec<(Source<'a>, Source<
     pairs
 }
 
-/// Where backends are that no known service of that name has at the same address behind the same listeners.
+/// Sources of backends that no known service of that name has at the same address behind the same listeners.
 fn new_backends(
     services: &[Arc<ServiceConfig>],
     known: &Valid,
@@ -127,27 +127,27 @@ impl<'a> Source<'a> {
         (self.from.ip(), self.from.port(), self.listener.protocol.transport())
     }
 
-    /// The key of one that answers from every port of its address.
+    /// The key of a backend that replies from every port of its address.
     const fn every_port(&self) -> (IpAddr, u16, Protocol) {
         (self.from.ip(), 0, self.listener.protocol.transport())
     }
 
-    /// Whether it does not matter which of both a reply is of: several ranges of one VIP.
+    /// Whether it does not matter which of both a reply belongs to: several ranges of one VIP.
     fn is_told_with(&self, other: &Self) -> bool {
         self.from.port() == 0
             && self.listener.address == other.listener.address
             && self.service.name == other.service.name
     }
 
-    /// Whether `other`, which answers for every port of its address, answers from that of this one as well. That is the same
-    /// only if the address behind them is the same and no port changes.
+    /// Whether `other`, which replies from every port of its address, also replies from the port of this one. The pair
+    /// is harmless only if the address behind them is the same and no port changes.
     fn is_taken_for(&self, other: &Self) -> bool {
         let port = self.from.port();
         other.may_answer_from(port)
             && !(other.listener.address == self.listener.address && self.listener.ports.single() == Some(port))
     }
 
-    /// Whether one with every port answers from `port`: a range does so from its own alone.
+    /// Whether a source with every port may reply from `port`: a range replies only from its own ports.
     fn may_answer_from(&self, port: u16) -> bool {
         let of_vip = |listener: &&Listener| {
             listener.address == self.listener.address

@@ -9,13 +9,13 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     let (first, rest) = split(line, b' ')?;
     let (address, rest) = match address::parse(first) {
         Some(address) => (address, rest),
-        // Behind the virtual host.
+        // The line begins with the virtual host.
         None => {
             let (second, rest) = split(rest, b' ')?;
             (address::parse(second)?, rest)
         }
     };
-    // A user may be called anything, with brackets as well.
+    // A user's name may have any characters, also brackets.
     let (at, rest) = memchr_iter(b'[', rest).find_map(|open| {
         let (time, rest) = rest.get(open + 1..)?.split_at_checked(26)?;
         let at = clock.read(time, time.get(21..))?;
@@ -25,7 +25,7 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     Some(Hit { address, at: Some(at), agent: agent.map(|(agent, _)| agent), requests: 1 })
 }
 
-/// The next text in quotes, in which a backslash stands before quotes that do not end it; and what follows it.
+/// Returns the next quoted text, in which a backslash escapes quotes, and the rest.
 fn quoted(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.get(memchr(b'"', text)? + 1..)?;
     let end = memchr_iter(b'"', text).find(|&end| {
@@ -53,16 +53,16 @@ mod tests {
         assert_eq!(shown(line), Some((address.to_owned(), Some(at), agent.to_owned())), "{line}");
     }
 
-    /// The examples of the manuals of Apache and nginx, and what is odd in real logs.
+    /// The examples of the manuals of Apache and nginx, and peculiarities of real logs.
     #[test]
-    fn lines_of_nginx_and_apache_are_read() {
+    fn when_lines_are_of_nginx_or_apache_then_they_are_read() {
         is(
             r#"127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326 "http://www.example.com/start.html" "Mozilla/4.08 [en] (Win98; I ;Nav)""#,
             "127.0.0.1",
             971_211_336,
             "Mozilla/4.08 [en] (Win98; I ;Nav)",
         );
-        // Common: without referer and user agent.
+        // The common format: without referer and user agent.
         is(
             r#"127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326"#,
             "127.0.0.1",
@@ -83,7 +83,7 @@ mod tests {
             971_211_336,
             "-",
         );
-        // A request that is none; quotes in the user agent; a user with blanks and brackets.
+        // A malformed request; quotes in the user agent; a user name with blanks and brackets.
         is(
             r#"203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] "\x16\x03\x01" 400 0 "-" "-""#,
             "203.0.113.7",
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_not() {
+    fn when_lines_are_of_other_formats_then_they_are_not_read() {
         for line in [
             "",
             "203.0.113.7",

@@ -11,7 +11,7 @@ const CONNECT: &[u8] = b"Connect from ";
 
 pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     let accepted = memchr_iter(b'[', line).find_map(|open| {
-        // With milliseconds, and without a zone: the machine's own.
+        // A time with milliseconds and without a zone: the machine's zone.
         let [time @ .., b']'] = line.get(open + 1..open + 26)? else { return None };
         let at = (time.get(20) == Some(&b'.')).then(|| clock.read(time, None)).flatten()?;
         let before = line.get(..open)?.strip_suffix(b" ")?;
@@ -28,7 +28,7 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     Some(Hit { address, at, agent: None, requests: 1 })
 }
 
-/// The port is always there, behind the last colon, and IPv6 addresses have no brackets.
+/// The client's port always follows the last colon, and IPv6 addresses have no brackets.
 fn client(text: &[u8]) -> Option<IpAddr> {
     address::parse(text.get(..memrchr(b':', text)?)?)
 }
@@ -46,9 +46,9 @@ mod tests {
         assert_eq!(shown(line), Some((address.to_owned(), at)), "{line}");
     }
 
-    /// The examples of the configuration manual, section 8.2, and what is odd in real logs.
+    /// The examples of the configuration manual, section 8.2, and peculiarities of real logs.
     #[test]
-    fn lines_of_haproxy_are_read() {
+    fn when_lines_are_of_haproxy_then_they_are_read() {
         is(
             "Feb  6 12:12:09 localhost haproxy[14385]: Connect from 10.0.1.2:33312 to 10.0.3.31:8012 (www/HTTP)",
             "10.0.1.2",
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_not() {
+    fn when_lines_are_of_other_formats_then_they_are_not_read() {
         for line in [
             "",
             "Feb  6 12:12:09 localhost haproxy[14385]: Server web/web1 is DOWN, reason: Layer4 connection problem",

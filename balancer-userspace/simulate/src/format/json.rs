@@ -10,7 +10,7 @@ use crate::{
     time::{self, Clock},
 };
 
-/// Fields that commonly have the client's address.
+/// Fields that usually have the client's address.
 pub(super) const FIELDS: [&str; 14] = [
     "remote_addr",
     "client_ip",
@@ -28,7 +28,7 @@ pub(super) const FIELDS: [&str; 14] = [
     "src",
 ];
 
-/// Fields of the outermost object that commonly have the time.
+/// Fields of the outermost object that usually have the time.
 const TIMES: [&str; 11] = [
     "time",
     "ts",
@@ -57,21 +57,21 @@ struct Found<'c> {
     clock: &'c mut Clock,
 }
 
-/// Looks into a value: the address is at the end of the path. `None`: the value is a time.
+/// Searches a value for the address at the end of the path; `None`: the value is a time.
 struct Inside<'p, 'f, 'c> {
     path: Option<&'p str>,
     is_outermost: bool,
     found: &'f mut Found<'c>,
 }
 
-/// A key that is compared with what is looked for, and not kept.
+/// Compares a key with the path and does not keep it.
 struct Key<'p> {
     path: &'p str,
     is_outermost: bool,
 }
 
 enum Meaning<'p> {
-    /// The rest of the path; empty: here is the address.
+    /// The rest of the path; empty at the address.
     Path(&'p str),
     Time,
     Other,
@@ -79,7 +79,7 @@ enum Meaning<'p> {
 
 impl<'p> Key<'p> {
     fn meaning(&self, key: &str) -> Meaning<'p> {
-        // A key may have dots itself.
+        // A key may contain dots.
         if key == self.path {
             return Meaning::Path("");
         }
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for Inside<'_, '_, '_> {
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
         match self.path {
-            // The first one of a list such as that of X-Forwarded-For.
+            // The first address of a list, such as that of X-Forwarded-For.
             Some("") => {
                 let first = text.split(',').next().unwrap_or_default().trim();
                 self.found.address = address::with_port(first.as_bytes());
@@ -201,7 +201,7 @@ impl Found<'_> {
     }
 }
 
-/// Some write milliseconds; as seconds, they would be 1,000 years later.
+/// Some programs write milliseconds. Read as seconds, they would be 1,000 years later.
 const fn seconds(number: f64) -> i64 {
     (if number >= 1e11 { number / 1000.0 } else { number }) as i64
 }
@@ -215,9 +215,9 @@ mod tests {
         Some((hit.address.to_string(), hit.at))
     }
 
-    /// As the manuals of nginx, Caddy and Traefik have them.
+    /// Lines from the manuals of nginx, Caddy and Traefik.
     #[test]
-    fn lines_of_json_are_read() {
+    fn when_lines_are_json_then_they_are_read() {
         let is =
             |line, field, address: &str, at| assert_eq!(shown(line, field), Some((address.to_owned(), at)), "{line}");
         is(
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_not() {
+    fn when_lines_are_no_json_objects_with_an_address_then_they_are_not_read() {
         for line in [
             "",
             "{}",

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_an_address_or_as_many_requests_of_one() {
+    fn when_a_line_has_an_address_then_a_number_before_it_counts_requests() {
         let shown = |line: &'static str| read(line.as_bytes()).map(|hit| (hit.address.to_string(), hit.requests));
         let is =
             |line, address: &str, requests| assert_eq!(shown(line), Some((address.to_owned(), requests)), "{line}");

@@ -9,33 +9,34 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use crate::time::Clock;
 
-/// How a log is written.
+/// The format of a log's lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// nginx's and Apache's "combined" and "common", also with more fields at the end or the virtual host in front.
+    /// nginx's and Apache's "combined" and "common" formats, optionally with more fields at the end or the virtual host
+    /// in front.
     Combined,
-    /// `HAProxy`'s: `option httplog`, `option tcplog` or neither, behind what syslog puts in front, or not.
+    /// `HAProxy`'s formats: `option httplog`, `option tcplog` or neither, with or without the prefix that syslog adds.
     Haproxy,
-    /// An address a line, or a number and an address, as `uniq -c` prints it.
+    /// One address per line, or a number and an address, as `uniq -c` prints them.
     List,
-    /// JSON objects, one a line. The field has the address; dots lead into objects.
+    /// JSON objects, one per line. The named field has the address; dots in the name lead into objects.
     Json(String),
 }
 
-/// The contents of a line.
+/// The contents of a line that the simulator uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit<'a> {
     /// The client's address.
     pub address: IpAddr,
-    /// When, in seconds since 1970.
+    /// The time, in seconds since 1970.
     pub at: Option<i64>,
-    /// The client's program, by its own account (`User-Agent`).
+    /// The client's `User-Agent`.
     pub agent: Option<&'a [u8]>,
-    /// How many requests the line stands for.
+    /// The number of requests that the line stands for.
     pub requests: u32,
 }
 
-/// Reads lines of a format.
+/// Reads the lines of a format.
 #[derive(Clone, Debug)]
 pub struct Reader {
     format: Format,
@@ -43,13 +44,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of lines of that format.
+    /// Creates a reader for lines of that format.
     #[must_use]
     pub fn new(format: Format) -> Self {
         Self { format, clock: Clock::default() }
     }
 
-    /// Reads a line. `None`: it is of another format, or has no address.
+    /// Reads a line; `None` if it has another format or no address.
     pub fn read<'a>(&mut self, line: &'a [u8]) -> Option<Hit<'a>> {
         match &self.format {
             Format::Combined => combined::read(line, &mut self.clock),
@@ -60,7 +61,7 @@ impl Reader {
     }
 }
 
-/// The format that most of these lines are of. `None`: no format has any of them.
+/// The format that fits most of these lines; `None` if no format fits any line.
 #[must_use]
 pub fn guess<L: AsRef<[u8]>>(lines: &[L]) -> Option<Format> {
     let json = json::FIELDS.iter().map(|&field| Format::Json(field.to_owned()));
@@ -69,7 +70,7 @@ pub fn guess<L: AsRef<[u8]>>(lines: &[L]) -> Option<Format> {
         let mut reader = Reader::new(format.clone());
         (lines.iter().filter(|line| reader.read(line.as_ref()).is_some()).count(), format)
     });
-    // The first of those with most.
+    // The first format among those that fit most lines.
     let best = read.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.filter(|&(count, _)| count > 0).map(|(_, format)| format)
 }
@@ -113,7 +114,7 @@ mod tests {
     const HAPROXY: &str = "Feb  6 12:12:56 localhost haproxy[14387]: 203.0.113.7:33313 [06/Feb/2009:12:12:51.443] fnt bck/srv1 0/0/5007 212 -- 0/0/0/0/3 0/0";
 
     #[test]
-    fn the_format_is_guessed_from_what_most_lines_are() {
+    fn when_a_log_has_several_formats_then_the_most_frequent_one_is_guessed() {
         let guessed = |lines: &[&str]| guess(lines).map(|format| format.to_string());
         assert_eq!(guessed(&[COMBINED]).as_deref(), Some("combined"));
         assert_eq!(guessed(&["# a comment", HAPROXY]).as_deref(), Some("haproxy"));
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_are_read_as_they_are_shown() {
+    fn when_a_format_is_printed_then_it_can_be_parsed() {
         for format in ["combined", "haproxy", "list", "json:a.b"] {
             assert_eq!(format.parse::<Format>().unwrap().to_string(), format);
         }

@@ -1,15 +1,16 @@
-//! Which server `HAProxy`'s `balance source` chooses, with the hash type that it has where none is written (map-based).
+//! Computes which server `HAProxy`'s `balance source` chooses with its default hash type (map-based).
 
 use std::net::IpAddr;
 
 use super::{Peer, reduced};
 
-/// As many places as servers that take clients have weight.
+/// A map with as many places as the total weight of the servers that take clients.
 #[derive(Clone, Debug)]
 pub struct Map(Vec<usize>);
 
 impl Map {
-    /// The map of `peers`: in each place the server that is furthest behind its share, the first of equal ones.
+    /// Builds the map of `peers`: each place has the server that is furthest behind its share, the first one among
+    /// equals.
     #[must_use]
     pub fn new(peers: &[Peer]) -> Self {
         let weights: Vec<i64> = reduced(peers.iter().map(|peer| peer.weight))
@@ -25,7 +26,7 @@ impl Map {
                 scores.iter_mut().zip(&weights).enumerate().filter(|(_, (_, weight))| **weight > 0)
             {
                 *score += weight;
-                // Scores are compared by how often they hold the whole, as the program does.
+                // Like HAProxy, compare how often each score contains the total.
                 let rank = (*score + total) / total;
                 if best.is_none_or(|(_, best)| rank > best) {
                     best = Some((peer, rank));
@@ -40,7 +41,7 @@ impl Map {
         Self(places)
     }
 
-    /// The server of a client, as an index into the peers. `None`: no server takes clients.
+    /// The server of a client, as an index into the peers; `None` if no server takes clients.
     #[must_use]
     pub fn server(&self, client: IpAddr) -> Option<usize> {
         let hash = match client {
@@ -63,16 +64,16 @@ mod tests {
     use crate::rules::measured;
 
     #[test]
-    fn without_a_server_no_client_is_taken() {
+    fn when_no_server_is_up_then_no_client_has_a_server() {
         let client = "203.0.113.7".parse().unwrap();
         assert_eq!(Map::new(&[]).server(client), None);
         assert_eq!(Map::new(&[Peer { up: false, ..Peer::UP }]).server(client), None);
         assert_eq!(Map::new(&[Peer { up: false, ..Peer::UP }, Peer::UP]).server(client), Some(1));
     }
 
-    /// `docs/src/performance.md#stickiness` has what `HAProxy` 2.6.12 did.
+    /// `docs/src/performance.md#stickiness` has the results of `HAProxy` 2.6.12.
     #[test]
-    fn the_clients_of_the_benchmark_move_as_they_did_behind_haproxy() {
+    fn when_a_server_leaves_then_clients_move_as_measured_with_haproxy() {
         let ten = Peer { weight: 10, up: true };
         let all = [ten; 4];
         let rule = |client, peers: &[Peer]| Map::new(peers).server(client);

@@ -1,4 +1,4 @@
-//! The clients of `tests/bench/src/bin/bench-sticky`, which real programs were asked about.
+//! The clients of `tests/bench/src/bin/bench-sticky`, and the answers of real programs for them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,8 +11,8 @@ pub(crate) fn clients() -> impl Iterator<Item = IpAddr> {
     (0..4_000u16).map(move |number| IpAddr::V4(Ipv4Addr::from_bits(first + (u32::from(number) << 8) + host(number))))
 }
 
-/// How many clients the second server had and how many of these move, and how many of the others. `after` has the numbers that
-/// servers had before.
+/// Returns how many clients the second server had, how many of these move, and how many clients of other servers move.
+/// `after` has the servers' previous indexes.
 pub(crate) fn moves(
     rule: impl Fn(IpAddr, &[Peer]) -> Option<usize>,
     before: &[Peer],
@@ -33,13 +33,13 @@ pub(crate) fn moves(
     ((own, own_moved), others)
 }
 
-/// The servers, from 0, that nginx 1.22.1 and `HAProxy` 2.6.12 chose by `ip_hash` and `balance source` for clients
-/// whose addresses came in PROXY headers: among four of weight 1, among four of the weights 3, 1, 2 and 1, and among
-/// the first four with the second one down (`HAProxy`: weight 0).
+/// The servers, from 0, that nginx 1.22.1 with `ip_hash` and `HAProxy` 2.6.12 with `balance source` chose for clients
+/// whose addresses came in PROXY headers. The three cases are: four servers of weight 1; four servers of the weights 3,
+/// 1, 2 and 1; and the first four servers with the second one down (`HAProxy`: weight 0).
 const ANSWERS: &str = include_str!("answers.txt");
 
 #[test]
-fn clients_of_both_families_go_where_the_real_programs_sent_them() {
+fn when_clients_of_both_families_arrive_then_they_go_where_the_real_programs_sent_them() {
     let equal = [Peer::UP; 4];
     let weighted = [3, 1, 2, 1].map(|weight| Peer { weight, up: true });
     let mut without = equal;

@@ -1,4 +1,4 @@
-//! How other balancers choose a server.
+//! The rules by which other balancers choose a server.
 
 pub mod haproxy;
 pub mod nginx;
@@ -6,21 +6,21 @@ pub mod nginx;
 #[cfg(test)]
 pub(crate) mod measured;
 
-/// A server as these rules see it.
+/// A server, as these rules see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// As its line says.
+    /// The weight in the configuration.
     pub weight: u32,
     /// Whether it takes clients.
     pub up: bool,
 }
 
 impl Peer {
-    /// A server that takes clients, of the weight that it has where no weight is written.
+    /// A server that takes clients, with the default weight.
     pub const UP: Self = Self { weight: 1, up: true };
 }
 
-/// Weights without their greatest common divisor.
+/// The weights divided by their greatest common divisor.
 pub(crate) fn reduced(weights: impl Iterator<Item = u32> + Clone) -> impl Iterator<Item = u32> {
     let divisor = weights.clone().fold(0, gcd).max(1);
     weights.map(move |weight| weight / divisor)

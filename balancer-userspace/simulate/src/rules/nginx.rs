@@ -1,14 +1,14 @@
-//! Which server nginx's `ip_hash` chooses: the rule of `ngx_http_upstream_get_ip_hash_peer`.
+//! Computes which server nginx's `ip_hash` chooses: the rule of `ngx_http_upstream_get_ip_hash_peer`.
 
 use std::net::IpAddr;
 
 use super::Peer;
 
-/// Hashes that are tried again before nginx takes turns.
+/// The number of hashes that nginx tries before it takes turns.
 const TRIES: usize = 20;
 
-/// The server of a client, as an index into `peers`, all of which have a weight. `None`: nginx takes turns. Only the first three
-/// bytes of an IPv4 address count.
+/// The server of a client, as an index into `peers`, all of which have a weight; `None` if nginx takes turns. Only the
+/// first three bytes of an IPv4 address count.
 #[must_use]
 pub fn ip_hash(client: IpAddr, peers: &[Peer]) -> Option<usize> {
     match client {
@@ -51,22 +51,22 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_256_addresses_is_one_client_and_each_ipv6_address_is_one() {
+    fn when_addresses_share_a_slash_24_then_they_are_one_client_and_each_ipv6_address_is_one() {
         assert_eq!(server("203.0.113.1", &[Peer::UP; 4]), server("203.0.113.254", &[Peer::UP; 4]));
         let all = (0..64).map(|host| server(&format!("2001:db8::{host:x}"), &[Peer::UP; 4]));
         assert!((0..4).all(|peer| all.clone().any(|of| of == Some(peer))));
     }
 
     #[test]
-    fn without_a_server_that_is_up_it_takes_turns() {
+    fn when_no_server_is_up_then_nginx_takes_turns() {
         let down = Peer { up: false, ..Peer::UP };
         assert_eq!(ip_hash(Ipv4Addr::LOCALHOST.into(), &[down; 3]), None);
         assert_eq!(ip_hash(Ipv4Addr::LOCALHOST.into(), &[]), None);
     }
 
-    /// `docs/src/performance.md#stickiness` has what nginx 1.22.1 did.
+    /// `docs/src/performance.md#stickiness` has the results of nginx 1.22.1.
     #[test]
-    fn the_clients_of_the_benchmark_move_as_they_did_behind_nginx() {
+    fn when_a_server_leaves_then_clients_move_as_measured_with_nginx() {
         let ten = Peer { weight: 10, up: true };
         let all = [ten; 4];
         let is = |after: &[(usize, Peer)], own: (usize, usize), others: usize| {

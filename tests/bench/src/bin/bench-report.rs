@@ -1,4 +1,5 @@
-//! Puts together what benchmarks have printed with `--json`: `cargo xtask bench --all` runs them, and then this.
+//! Combines the results that benchmarks have printed with `--json`: `cargo xtask bench --all` runs the benchmarks, and
+//! then this program.
 
 use std::{
     fs,
@@ -18,7 +19,7 @@ const GROUPS: [&str; 3] = ["build", "failure", "decision"];
 /// Makes results.json, results.md and pictures of what benchmarks have printed.
 #[derive(Parser)]
 struct Options {
-    /// Where they are written.
+    /// Output directory.
     out: PathBuf,
     /// A file that a benchmark has printed with --json.
     #[arg(long)]
@@ -29,7 +30,7 @@ struct Options {
     /// A benchmark that failed.
     #[arg(long)]
     failed: Vec<String>,
-    /// What was typed.
+    /// The command line.
     #[arg(long)]
     command: String,
     /// The load before it began.

@@ -19,13 +19,13 @@ use socket2::{Domain, Socket, Type};
 
 /// The service's address.
 pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
-/// Where checks come from.
+/// The source address of checks.
 pub const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const PORT: u16 = 8080;
-/// Checks of one backend that wait to be answered.
+/// The backlog of checks at a backend.
 const BACKLOG: i32 = 16;
 
-/// The hosts. Dropping them removes them.
+/// The hosts. Dropping the value removes them.
 pub struct Hosts {
     /// The clients.
     pub clients: Namespace,
@@ -35,7 +35,7 @@ pub struct Hosts {
     pub backends: Namespace,
 }
 
-/// Client `number`.
+/// The address of client `number`.
 pub const fn client(number: u16) -> Ipv4Addr {
     in_net(1, number)
 }
@@ -45,7 +45,7 @@ pub const fn client_number(address: Ipv4Addr) -> Option<u16> {
     number_in(1, address)
 }
 
-/// Backend `number`.
+/// The address of backend `number`.
 pub const fn backend(number: u16) -> SocketAddrV4 {
     SocketAddrV4::new(in_net(4, number), PORT)
 }
@@ -79,7 +79,7 @@ pub fn settings(files: &Path) -> String {
 }
 
 impl Hosts {
-    /// Makes them, with their routes.
+    /// Creates the hosts with their routes.
     ///
     /// # Errors
     /// Without root, without `ip`, or when the kernel refuses.
@@ -101,7 +101,7 @@ impl Hosts {
         backends.ip("addr add 10.0.0.2/24 dev eth0")?;
         backends.ip("route add default via 10.0.0.1")?;
         backends.ip("route add local 10.4.0.0/16 dev lo")?;
-        // Nobody answers clients: a reset would look like that of a check, and cost as much as a packet.
+        // Clients get no answers: a reset would look like that of a check, and cost as much as a packet.
         backends.ip("rule add pref 10 lookup local")?;
         backends.ip("rule add pref 5 from 10.1.0.0/16 blackhole")?;
         backends.ip("rule del pref 0")?;
@@ -111,7 +111,7 @@ impl Hosts {
     /// Makes servers listen at backends.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
         self.backends.run_in_thread(|| {
             for &number in numbers {
@@ -123,10 +123,10 @@ impl Hosts {
         })?
     }
 
-    /// Nothing comes from this backend any more, not even a refusal.
+    /// Stops all packets from this backend, also refusals.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn silence(&self, number: u16) -> Result<()> {
         self.backends.ip(&format!("rule add pref 4 to {}/32 blackhole", backend(number).ip())).map(drop)
     }
@@ -134,7 +134,7 @@ impl Hosts {
     /// Makes one server listen at all backends, of which so many are connected to at once.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn listen_everywhere(&self, at_once: u16) -> Result<TcpListener> {
         self.backends.sysctl("net/core/somaxconn", &at_once.to_string())?;
         let server = || listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), at_once.into());
@@ -142,18 +142,18 @@ impl Hosts {
     }
 }
 
-/// The servers that listen.
+/// The listening servers.
 #[derive(Default)]
 pub struct Servers(BTreeMap<u16, TcpListener>);
 
 impl Servers {
-    /// From now on the kernel refuses connections to this backend.
+    /// Closes a server: the kernel refuses connections to this backend from now on.
     pub fn close(&mut self, number: u16) {
         self.0.remove(&number);
     }
 }
 
-/// A server that needs nobody to accept: the kernel waits for a request that checks do not send, and answers them.
+/// A server without a thread: the kernel waits for a request that checks do not send, and answers the handshakes.
 fn listen(address: SocketAddrV4, backlog: i32) -> Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;

@@ -1,4 +1,4 @@
-//! Packets of clients.
+//! Sends packets of clients.
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
@@ -20,12 +20,12 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::hosts::{VIP, client};
 
-/// Source port of all clients.
+/// The source port of all clients.
 const PORT: u16 = 40_000;
-/// Packets of a salvo, and the pause after it: 20,000 a second.
+/// The number of packets in a burst, and the pause after it: 20,000 a second.
 const SALVO: (usize, Duration) = (20, Duration::from_millis(1));
 
-/// An IPv4 socket that sends packets with whatever source they name.
+/// An IPv4 socket that sends packets with any source address.
 fn raw() -> Result<Socket> {
     let protocol = Protocol::from(libc::IPPROTO_RAW);
     Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).context("sending packets with other sources")
@@ -43,7 +43,7 @@ fn vip() -> SockAddr {
 /// Sends one packet of each client.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, flags: u8) -> Result<()> {
     namespace.run_in_thread(|| {
         let socket = raw()?;
@@ -75,7 +75,7 @@ impl Load {
         let thread = thread::spawn(move || {
             namespace.enter()?;
             let (socket, vip) = (raw()?, vip());
-            // Else pauses are longer by 50 µs.
+            // Otherwise, pauses are 50 µs longer.
             set_timerslack(1)?;
             let start = Instant::now();
             let mut next = start;
@@ -92,7 +92,7 @@ impl Load {
                 turn += 1;
                 next += pause;
                 let now = Instant::now();
-                // What could not be sent in time is not made up for.
+                // Do not make up for packets that could not be sent in time.
                 next = next.max(now);
                 thread::sleep(next - now);
             }
@@ -101,15 +101,15 @@ impl Load {
         Self { stopped, unanswered, thread }
     }
 
-    /// Nobody answers clients any more: they send the first of their packets alone.
+    /// Stops the answers to clients: they send only the first of their packets.
     pub fn leave_unanswered(&self) {
         self.unanswered.store(true, Ordering::Relaxed);
     }
 
-    /// Stops it.
+    /// Stops the load.
     ///
     /// # Errors
-    /// When it did not get so far.
+    /// If it did not get so far.
     pub fn stop(self) -> Result<()> {
         self.stopped.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the thread that sends packets has panicked"))?

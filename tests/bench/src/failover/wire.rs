@@ -29,9 +29,9 @@ use nix::{
 
 use super::hosts;
 
-/// IP and TCP headers.
+/// The size of the IP and TCP headers.
 const HEADERS: usize = 40;
-/// The socket's queue, in bytes: for seconds.
+/// The size of the socket's queue in bytes, enough for seconds.
 const QUEUE: usize = 64 << 20;
 /// How often the queue is emptied. The kernel stamps packets when they come.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -40,28 +40,28 @@ const RST: u8 = 4;
 /// The observations of one backend.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
-    /// When checks were refused, each since the last that was not.
+    /// The times of refused checks since the last successful one.
     pub refused: Vec<Duration>,
-    /// When the last packet of a client arrived.
+    /// The time of the last packet of a client.
     pub last: Option<Duration>,
-    /// When one of its clients first arrived elsewhere after that.
+    /// The time when one of its clients first arrived at another backend after that.
     pub elsewhere: Option<Duration>,
 }
 
 /// The observations of all clients and backends. Times are those of the wall clock.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Where each client's last packet went.
+    /// The backend of each client's last packet.
     pub clients: HashMap<u16, u16>,
-    /// Backends that are watched.
+    /// The watched backends.
     pub watched: HashMap<u16, Watched>,
     /// The watched backend of each of their clients.
     pub home: HashMap<u16, u16>,
-    /// When the last packet of all came by.
+    /// The time of the last packet.
     pub now: Duration,
 }
 
-/// Sees packets until it is dropped.
+/// Observes packets until it is dropped.
 pub struct Wire {
     seen: Arc<Mutex<Seen>>,
     ended: Arc<AtomicBool>,
@@ -69,10 +69,10 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Begins at all interfaces of a namespace.
+    /// Begins to observe all interfaces of a namespace.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn tap(namespace: Entrance) -> Result<Self> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let ended = Arc::new(AtomicBool::new(false));
@@ -92,7 +92,7 @@ impl Wire {
     /// Returns the observations so far.
     ///
     /// # Errors
-    /// When it has missed packets, or the kernel refused.
+    /// If it has missed packets, or the kernel refused.
     pub fn seen(&mut self) -> Result<MutexGuard<'_, Seen>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
             thread.join().map_err(|_| anyhow!("the thread that sees packets has panicked"))??;
@@ -124,7 +124,7 @@ fn packets() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Takes everything that waits.
+/// Reads all waiting packets.
 fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
     let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec, u32);
     let mut packet = [0; HEADERS];
@@ -159,7 +159,7 @@ impl Seen {
         self.home = self.clients.iter().filter(theirs).map(|(&client, &backend)| (client, backend)).collect();
     }
 
-    /// The beginning of an IPv4 packet.
+    /// Evaluates the beginning of an IPv4 packet.
     fn packet(&mut self, packet: &[u8; HEADERS], at: Duration) {
         let [0x45, .., p0, p1, p2, p3, q0, q1, q2, q3] = packet[..20] else { return };
         if packet[9] != 6 {
@@ -172,7 +172,7 @@ impl Seen {
         } else if let (Some(backend), hosts::CHECKER) = (hosts::backend_number(source), destination)
             && let Some(watched) = self.watched.get_mut(&backend)
         {
-            // A refusal has no sequence number of its own, as the reset of a connection has.
+            // Unlike the reset of a connection, a refusal has no sequence number.
             match packet[33] {
                 flags if flags & RST != 0 && packet[24..28] == [0; 4] => watched.refused.push(at),
                 flags if flags & (SYN | ACK) == SYN | ACK => watched.refused.clear(),

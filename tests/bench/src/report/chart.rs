@@ -13,9 +13,9 @@ use crate::{
 pub struct Chart {
     /// The title of the picture.
     pub title: String,
-    /// How many rounds there were: the least and the greatest number.
+    /// The smallest and the largest number of rounds.
     pub rounds: (usize, usize),
-    /// In their order.
+    /// The groups in their order.
     pub groups: Vec<Group>,
 }
 
@@ -26,9 +26,9 @@ pub struct Group {
     pub heading: String,
     /// The unit of the bars' values.
     pub unit: String,
-    /// The value that the full width stands for: as much as in other groups of the same unit.
+    /// The value for the full width, the same in all groups of the same unit.
     pub full: f64,
-    /// In their order.
+    /// The bars in their order.
     pub bars: Vec<Bar>,
 }
 
@@ -39,7 +39,7 @@ pub struct Bar {
     pub label: String,
     /// The spread of the figure over all rounds.
     pub spread: Spread,
-    /// Whether it is the balancer's.
+    /// Whether the figure is the balancer's.
     pub ours: bool,
 }
 
@@ -48,7 +48,7 @@ impl Bar {
         Self { label: series.of.replace('`', ""), spread: Spread::of(values(series)), ours: series.ours }
     }
 
-    /// The value in words.
+    /// Returns the value in words.
     #[must_use]
     pub fn shown(&self) -> String {
         shown(self.spread.median)
@@ -56,7 +56,7 @@ impl Bar {
 }
 
 impl Chart {
-    /// Makes the chart of a document; `None`: nothing of it is to be drawn.
+    /// Makes the chart of a document; `None` if it has nothing to draw.
     #[must_use]
     pub fn of(document: &Document) -> Option<Self> {
         let mut groups: Vec<Group> = Vec::new();
@@ -81,7 +81,7 @@ impl Chart {
     }
 }
 
-/// The samples, in percent where they count some of many.
+/// The samples, in percent if they count parts of a total.
 fn values(series: &Series) -> impl Iterator<Item = f64> + '_ {
     let factor = series.total.map_or(1.0, |total| 100.0 / total.max(1) as f64);
     series.samples.iter().map(move |sample| sample * factor)
@@ -109,7 +109,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn groups_of_one_unit_have_one_scale() {
+    fn when_groups_have_one_unit_then_they_have_one_scale() {
         let chart = Chart::of(&document()).unwrap();
         let groups: Vec<_> = chart.groups.iter().map(|group| (&*group.heading, &*group.unit, group.full)).collect();
         assert_eq!(groups, [("fast", "1/s", 60.0), ("slow", "1/s", 60.0), ("moved", "% of clients", 75.0)]);
@@ -120,7 +120,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_headings_there_is_no_picture() {
+    fn when_there_are_no_headings_then_there_is_no_picture() {
         let mut document = document();
         document.series.retain(|series| series.heading.is_none());
         assert_eq!(Chart::of(&document), None);

@@ -7,14 +7,14 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::document::Series;
 
-/// Which benchmark it was.
+/// The identity of a benchmark.
 #[derive(Deserialize)]
 struct Identity {
     function_id: Option<String>,
     value_str: Option<String>,
 }
 
-/// The measured samples: so many iterations each, and how long they took together, in ns.
+/// The measured samples: the number of iterations of each, and their total time in ns.
 #[derive(Deserialize)]
 struct Sample {
     iters: Vec<f64>,
@@ -24,7 +24,7 @@ struct Sample {
 /// The series of groups of benchmarks in Criterion's directory; samples are in µs.
 ///
 /// # Errors
-/// When a group is not there, or is not what Criterion writes.
+/// If a group is not there, or is not what Criterion writes.
 pub fn read(directory: &Path, groups: &[&str]) -> Result<Vec<Series>> {
     let mut series = Vec::new();
     for group in groups {
@@ -35,7 +35,7 @@ pub fn read(directory: &Path, groups: &[&str]) -> Result<Vec<Series>> {
     Ok(series)
 }
 
-/// Benchmarks lie one or two directories below their group.
+/// Benchmarks are one or two directories below their group.
 fn gather(directory: &Path, group: &str, series: &mut Vec<Series>) -> Result<()> {
     let new = directory.join("new");
     if new.join("sample.json").is_file() {
@@ -45,7 +45,7 @@ fn gather(directory: &Path, group: &str, series: &mut Vec<Series>) -> Result<()>
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let mut below = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     below.retain(|path| path.is_dir());
-    // By numbers first: 3, 100, 1000.
+    // Numbers in numerical order: 3, 100, 1000.
     below.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
     below.iter().try_for_each(|path| gather(path, group, series))
 }
@@ -70,7 +70,7 @@ mod tests {
     use super::read;
 
     #[test]
-    fn samples_are_times_of_one_iteration() {
+    fn when_samples_are_read_then_they_are_times_of_one_iteration() {
         let directory = tempfile::tempdir().unwrap();
         for (path, function) in
             [("build/equal/100", "\"equal\""), ("build/equal/3", "\"equal\""), ("failure/3", "null")]

@@ -12,30 +12,30 @@ pub struct Document {
     pub benchmark: String,
     /// The subject of the benchmark, in one line.
     pub title: String,
-    /// How it was measured.
+    /// The method of the measurement.
     pub about: String,
     /// The series that were measured.
     pub series: Vec<Series>,
-    /// The parts that could not be measured here, and why.
+    /// The parts that could not be measured here, with the reasons.
     pub left_out: Vec<String>,
 }
 
 /// One figure in every round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
-    /// The owner of the figure: a program, a path.
+    /// The owner of the figure: a program or a path.
     pub of: String,
-    /// Which figure.
+    /// The name of the figure.
     pub what: String,
     /// The unit of the samples.
     pub unit: String,
-    /// How many there could be, where the samples count some of them.
+    /// The total, if the samples count parts of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Whether it is the balancer's, and not what the balancer is compared with.
+    /// Whether the figure is the balancer's, and not one for comparison.
     #[serde(default)]
     pub ours: bool,
-    /// In the picture, where it stands: the heading above it. Others are in tables alone.
+    /// The heading in the picture. Series without it are only in tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heading: Option<String>,
     /// The samples of every round, in their order.
@@ -43,19 +43,19 @@ pub struct Series {
 }
 
 impl Series {
-    /// The balancer's.
+    /// A figure of the balancer.
     #[must_use]
     pub fn ours(of: impl Into<String>, what: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
         Self { ours: true, ..Self::others(of, what, unit, samples) }
     }
 
-    /// Another's.
+    /// A figure of another program.
     #[must_use]
     pub fn others(of: impl Into<String>, what: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
         Self { of: of.into(), what: what.into(), unit: unit.to_owned(), samples, ..Self::default() }
     }
 
-    /// The same, in the picture.
+    /// Adds the series to the picture under a heading.
     #[must_use]
     pub fn under(self, heading: impl Into<String>) -> Self {
         Self { heading: Some(heading.into()), ..self }
@@ -66,17 +66,17 @@ impl Document {
     /// Reads what a benchmark has printed.
     ///
     /// # Errors
-    /// When the file cannot be read, or is something else.
+    /// If the file cannot be read, or is something else.
     pub fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         serde_json::from_slice(&text)
             .with_context(|| format!("{} is not what a benchmark prints with --json", file.display()))
     }
 
-    /// Prints it, for others to read.
+    /// Prints the document for other programs.
     ///
     /// # Errors
-    /// When a figure is none.
+    /// If a figure is none.
     pub fn print(&self) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(self)?);
         Ok(())
@@ -88,7 +88,7 @@ mod tests {
     use super::{Document, Series};
 
     #[test]
-    fn what_is_printed_can_be_read() {
+    fn when_a_document_is_printed_then_it_can_be_parsed() {
         let series = vec![
             Series::ours("balancer", "connections", "1/s", vec![1.5, 2.0]).under("connections"),
             Series { total: Some(9), ..Series::others("nginx", "moved", "clients", vec![7.0]) },

@@ -89,7 +89,7 @@ mod tests {
     };
 
     #[test]
-    fn tables_have_spreads_and_what_is_missing() {
+    fn when_a_table_is_written_then_it_has_spreads_and_missing_parts() {
         let setting = Setting::here("a command".to_owned(), "0.1 0.2 0.3".to_owned(), Duration::from_secs(61));
         let mut document = document();
         document.left_out.push("nft: it is in nftables".to_owned());

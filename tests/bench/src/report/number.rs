@@ -1,6 +1,6 @@
 //! Numbers for people.
 
-/// With as many digits as say something, thousands apart.
+/// Formats with a meaningful number of digits and separated thousands.
 #[must_use]
 pub fn shown(value: f64) -> String {
     let digits = match value.abs() {
@@ -35,7 +35,7 @@ mod tests {
     use super::shown;
 
     #[test]
-    fn digits_say_something() {
+    fn when_a_number_is_written_then_its_digits_are_meaningful() {
         let all = [0.0, 4.0, 0.1234, 9.87, 33.456, -33.456, 123.4, 1234.6, 1_234_567.0, f64::NAN].map(shown);
         assert_eq!(all, ["0", "4", "0.12", "9.87", "33.5", "-33.5", "123", "1,235", "1,234,567", "?"]);
     }

@@ -7,7 +7,7 @@ use super::{
     number::shown,
 };
 
-/// Pixels.
+/// The width in pixels.
 const WIDTH: f64 = 640.0;
 const MARGIN: f64 = 16.0;
 const TITLE: f64 = 26.0;
@@ -18,7 +18,7 @@ const BAR: f64 = 12.0;
 /// The width of a letter of a label, and the greatest width that labels may take.
 const LETTER: f64 = 6.7;
 const LABELS: f64 = 320.0;
-/// Behind a bar, for its number.
+/// The space after a bar for its number.
 const NUMBER: f64 = 64.0;
 
 const STYLE: &str = "\
@@ -27,7 +27,7 @@ const STYLE: &str = "\
 @media (prefers-color-scheme:dark){.b{fill:#0d1117}text{fill:#e6edf3}.n{fill:#9198a1}.ours{fill:#4493f8}\
 .others{fill:#656c76}.w{stroke:#e6edf3}}";
 
-/// The picture; `place` says where and when it was measured.
+/// Draws the picture; `place` says where and when it was measured.
 pub(super) fn svg(chart: &Chart, place: &str) -> String {
     let labels = chart.groups.iter().flat_map(|group| &group.bars).map(|bar| bar.label.chars().count()).max();
     let labels = (labels.unwrap_or(0) as f64 * LETTER).clamp(60.0, LABELS);
@@ -96,7 +96,7 @@ fn text(class: &str, x: f64, y: f64, words: &str) -> Markup {
     html! { text class=[(!class.is_empty()).then_some(class)] x=(tenths(x)) y=(tenths(y)) { (words) } }
 }
 
-/// A label that fits.
+/// Cuts a label to its maximal length.
 fn cut(label: &str) -> String {
     let most = (LABELS / LETTER) as usize;
     if label.chars().count() <= most {
@@ -117,20 +117,20 @@ mod tests {
     };
 
     #[test]
-    fn bars_have_labels_and_numbers() {
+    fn when_bars_are_drawn_then_they_have_labels_and_numbers() {
         let picture = svg(&Chart::of(&document()).unwrap(), "here");
         for part in ["How &amp; why", ">balancer dsr</text>", ">20</text>", ">nginx &lt;1&gt;</text>", ">75</text>"] {
             assert!(picture.contains(part), "{part} in {picture}");
         }
         assert_eq!(picture.matches("<rect class=\"ours\"").count(), 1, "{picture}");
-        // Least and 95th percentile differ in one alone.
+        // Only one bar has different minimum and 95th percentile.
         assert_eq!(picture.matches("<line").count(), 1, "{picture}");
         assert!(picture.contains("median of 1 to 3 rounds") && picture.contains("prefers-color-scheme"), "{picture}");
         assert!(!picture.contains("script") && !picture.contains("NaN"), "{picture}");
     }
 
     #[test]
-    fn every_bar_is_within_the_picture() {
+    fn when_bars_are_drawn_then_each_is_within_the_picture() {
         let picture = svg(&Chart::of(&document()).unwrap(), "here");
         for part in picture.split("x2=\"").skip(1) {
             let end: f64 = part.split('"').next().unwrap().parse().unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn long_labels_are_cut() {
+    fn when_a_label_is_long_then_it_is_cut() {
         assert_eq!(cut("short"), "short");
         let cut = cut(&"x".repeat(99));
         assert!(cut.chars().count() == 47 && cut.ends_with('…'), "{cut}");

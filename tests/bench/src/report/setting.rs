@@ -1,4 +1,4 @@
-//! When, where and by what something was measured.
+//! The circumstances of a measurement: time, machine and program.
 
 use std::{
     process::Command,
@@ -12,22 +12,22 @@ use crate::machine::Machine;
 /// The circumstances of a report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
-    /// The command as it was typed.
+    /// The command line.
     pub command: String,
-    /// When it began, in UTC.
+    /// The start, in UTC.
     pub date: String,
-    /// How long it took, in seconds.
+    /// The duration, in seconds.
     pub seconds: u64,
-    /// The commit of the sources, with `-dirty` behind it where they differ.
+    /// The commit of the sources, with `-dirty` if they differ.
     pub commit: String,
-    /// How many threads wanted to run before it began, in the last 1, 5 and 15 minutes.
+    /// The number of runnable threads before the start, in the last 1, 5 and 15 minutes.
     pub load_before: String,
-    /// Where.
+    /// The machine.
     pub machine: Machine,
 }
 
 impl Setting {
-    /// Here, by `command`, which took so long.
+    /// Describes this machine and commit, for `command` with this duration.
     #[must_use]
     pub fn here(command: String, load_before: String, took: Duration) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Setting {
         }
     }
 
-    /// Where, on which day, and beside how much other work.
+    /// Describes machine, day and other load in a few words.
     #[must_use]
     pub fn in_short(&self) -> String {
         let day = self.date.split('T').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The loaded kernel program, set up through the controller's data path.
+//! The loaded kernel program, which the controller's data path sets up.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ use balancer_testkit::{
     rig::{self, IN_MAC, OUT_MAC, OUT_MTU, ROUTER_MAC},
 };
 
-/// The MAC of the router beyond the other interface.
+/// The MAC address of the router behind the other interface.
 const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -48,20 +48,20 @@ pub struct Kernel {
     dataplane: KernelDataplane,
     program: OwnedFd,
     maps: Maps,
-    /// Where packets come in.
+    /// The interfaces that packets arrive on.
     pub interfaces: Interfaces,
     scene: Vec<Placed>,
-    /// Counters as they were when the scene began.
+    /// The counters at the beginning of the scene.
     before: Counters,
-    /// Ids that backends have.
+    /// The ids of the backends.
     backends: Vec<BackendId>,
-    /// Ids of listeners that are counted.
+    /// The ids of the counted listeners.
     listeners: Vec<ListenerId>,
-    /// Drops by reason at the last packet.
+    /// The drops by reason at the last packet.
     drops: [u64; DROP_COUNTERS],
 }
 
-/// A service: where its row and live table are, and what it has.
+/// A service, with the positions of its row and its live table.
 struct Placed {
     id: ServiceId,
     row: u32,
@@ -71,10 +71,10 @@ struct Placed {
 }
 
 impl Kernel {
-    /// Moves the thread into a namespace of its own and onto the first CPU, and loads the program.
+    /// Moves the thread into a new namespace and onto the first CPU, and loads the program.
     ///
     /// # Errors
-    /// Without root, and where the kernel refuses.
+    /// If the process is not root, or if the kernel refuses.
     pub fn new() -> anyhow::Result<Self> {
         let (usual, other) = rig::enter_namespace()?;
         let mut first = CpuSet::new();
@@ -88,7 +88,7 @@ impl Kernel {
             ranges: 128,
             returns: 512,
             backends: BACKEND_ROWS,
-            // Of half of them CPUs share the counters.
+            // For half of the rows, CPUs share the counters.
             counted: BACKEND_ROWS / 2,
             clients,
             flows: 0,
@@ -170,7 +170,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Renews all budgets, because limits by the clock are no part of a scene.
+    /// Renews all budgets, because a scene has no limits by the clock.
     fn grant_budgets(&mut self) -> anyhow::Result<()> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         for kind in 0..BUDGETS {
@@ -179,7 +179,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// As `dataplane` reads them.
+    /// Reads the counters like `dataplane`.
     fn read(&self) -> anyhow::Result<Counters> {
         let mut counters = Counters::default();
         for ifindex in [self.interfaces.usual, self.interfaces.other] {
@@ -228,7 +228,7 @@ impl Player for Kernel {
             self.dataplane.retire_backend(id)?;
         }
         for Placed { id, .. } in std::mem::take(&mut self.scene) {
-            // Their counters begin anew with their next rules.
+            // Their counters start again with their next rules.
             self.dataplane.set_rules(id, &[])?;
         }
         for backend in &scene.backends {
@@ -323,7 +323,7 @@ impl Player for Kernel {
     }
 
     fn counters(&mut self) -> anyhow::Result<Counters> {
-        // How long neighbours have been asked for, the clock says: not here.
+        // The clock limits how long a neighbour counts as asked. Tests do not use the clock.
         self.grant_budgets()?;
         self.maps.forget_asked()?;
         let mut counters = self.read()?;
@@ -389,7 +389,7 @@ impl Player for Kernel {
             ("fd01::/64", Route::NoNeighbour),
             known("fd01::fe/128", other),
         ];
-        // The machine's own, and everybody's.
+        // Addresses of this machine, and broadcast addresses.
         let own = ["10.0.0.1", "10.0.0.255", "10.0.1.1", "10.0.1.255", "203.0.113.1", "203.0.113.255"];
         let own6 = ["fd00::1", "fd00::", "fd01::1", "fd01::"];
         let own = own.into_iter().chain(own6).filter_map(|address| address.parse::<IpAddr>().ok());

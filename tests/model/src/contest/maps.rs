@@ -1,4 +1,4 @@
-//! The loaded program's maps, by name, for states that the controller would take hours to come to.
+//! The maps of the loaded program by name, for states that the controller would only reach after hours.
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
@@ -20,7 +20,7 @@ use balancer_common::{
 
 use crate::model::{BUCKETS, SEEN_WORDS};
 
-/// The maps that are written directly.
+/// The maps that tests write directly.
 pub(super) struct Maps {
     pub(super) control: Array<MapData, Control>,
     pub(super) services: Array<MapData, ServiceRow>,
@@ -35,7 +35,7 @@ pub(super) struct Maps {
     pub(super) seen: Mapped<u64, SEEN_WORDS>,
 }
 
-/// A map that the program uses.
+/// A map of the program.
 pub(crate) fn map_of(program: &Xdp, name: &str) -> anyhow::Result<MapData> {
     for id in program.info()?.map_ids()?.context("the kernel does not tell the program's maps")? {
         if MapInfo::from_id(id)?.name_as_str() == Some(name) {
@@ -45,8 +45,8 @@ pub(crate) fn map_of(program: &Xdp, name: &str) -> anyhow::Result<MapData> {
     anyhow::bail!("the program has no map {name}")
 }
 
-/// Lets newcomers be recorded again, as in a period that has just begun and that lasts until the next call. The services'
-/// ids are below 64.
+/// Allows new clients to be recorded again, as at the beginning of a period that lasts until the next call. The
+/// services' ids are below 64.
 pub(crate) fn hold_newcomers(budgets: &mut Array<MapData, NewcomerBudget>) -> anyhow::Result<()> {
     for row in (0..64).chain([NEWCOMER_ROWS]) {
         budgets.set(row, NewcomerBudget { period: u64::MAX, used: 0 }, 0)?;
@@ -72,7 +72,7 @@ impl Maps {
         })
     }
 
-    /// No neighbour has been asked for.
+    /// Forgets which neighbours have been asked for.
     pub(super) fn forget_asked(&mut self) -> anyhow::Result<()> {
         let asked: Vec<_> = self.asked.keys().collect::<Result<_, _>>()?;
         for neighbour in asked {
@@ -82,7 +82,7 @@ impl Maps {
     }
 }
 
-/// An array of `N` values in memory, so that it can be compared after each packet.
+/// An array of `N` values in memory, so that tests can compare it after each packet.
 pub(super) struct Mapped<T, const N: usize> {
     memory: NonNull<T>,
     _map: MapData,
@@ -94,7 +94,7 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
     fn new(map: MapData) -> anyhow::Result<Self> {
         let entries = map.info()?.max_entries() as usize;
         anyhow::ensure!(entries == N, "{entries} entries instead of {N}");
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let memory = unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             libc::mmap(std::ptr::null_mut(), Self::BYTES, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
@@ -104,13 +104,13 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
     }
 
     pub(super) fn load(&self) -> [T; N] {
-        // SAFETY: within the mapping; the kernel program writes only while this thread runs it.
+        // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
         std::array::from_fn(|index| unsafe { self.memory.add(index).read_volatile() })
     }
 
     pub(super) fn store(&mut self, values: &[T]) {
         for (index, &value) in values.iter().take(N).enumerate() {
-            // SAFETY: as above.
+            // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
             unsafe { self.memory.add(index).write_volatile(value) };
         }
     }
@@ -118,7 +118,7 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
 
 impl<T, const N: usize> Drop for Mapped<T, N> {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this size, and nothing borrows from it.
+        // SAFETY: `new` mapped it with this size, and nothing borrows from it.
         let _unmapped = unsafe { libc::munmap(self.memory.as_ptr().cast(), N * size_of::<T>()) };
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel program against the model: the same packets through both, and how little it takes to make them disagree.
+//! Runs the same packets through the kernel program and the model, and reduces a disagreement to a short case.
 
 mod kernel;
 mod maps;

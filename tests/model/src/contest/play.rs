@@ -1,4 +1,4 @@
-//! Playing a scene on both sides.
+//! Plays a scene on both sides.
 
 use std::fmt::Write as _;
 
@@ -9,53 +9,53 @@ use crate::{
     model::{Counters, Fate, Routes, SEEN_WORDS, State},
 };
 
-/// One that packets are given to and that can be compared with the model.
+/// A program that receives packets and that the test compares with the model.
 pub trait Player {
-    /// Starts a scene afresh.
+    /// Starts a new scene.
     ///
     /// # Errors
-    /// When the kernel refuses something.
+    /// If the kernel refuses.
     fn begin(&mut self, scene: &Scene) -> anyhow::Result<()>;
 
-    /// A change between packets.
+    /// Applies a change between packets.
     ///
     /// # Errors
-    /// When the kernel refuses something.
+    /// If the kernel refuses.
     fn change(&mut self, step: &Step) -> anyhow::Result<()>;
 
-    /// Returns the fate of a frame that comes in by the interface `ingress`.
+    /// Returns the fate of a frame that arrives on the interface `ingress`.
     ///
     /// # Errors
-    /// When the kernel refuses to run the program.
+    /// If the kernel refuses to run the program.
     fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate>;
 
     /// The client table.
     fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]>;
 
-    /// The filter of those that have been seen.
+    /// The filter of recently seen clients.
     fn seen(&self) -> [u64; SEEN_WORDS];
 
-    /// Returns the counters since the scene began. Limits by the clock begin anew.
+    /// Returns the counters since the beginning of the scene, and renews limits by the clock.
     ///
     /// # Errors
-    /// When the kernel refuses the read.
+    /// If the kernel refuses the read.
     fn counters(&mut self) -> anyhow::Result<Counters>;
 
-    /// The routes that replies go by.
+    /// The routes of replies.
     fn routes(&self) -> Routes;
 }
 
-/// Where the two differ.
+/// A difference between program and model.
 #[derive(Clone, Debug)]
 pub struct Disagreement {
-    /// Index of the last step before it was noticed.
+    /// The index of the last step before the difference was noticed.
     pub step: usize,
-    /// How.
+    /// The difference in words.
     pub what: String,
 }
 
 impl State {
-    /// A change between packets.
+    /// Applies a change between packets.
     pub(super) fn change(&mut self, step: &Step) {
         match step {
             Step::Packet { .. } => {}
@@ -70,11 +70,11 @@ impl State {
     }
 }
 
-/// Plays `steps` and compares what becomes of each packet and of the client table; the counters every `every` steps and
-/// at the end. Returns what was counted where both agree.
+/// Plays `steps`. Compares the fate of each packet and the client table after it, and the counters every `every` steps
+/// and at the end. Returns the counters if both agree.
 ///
 /// # Errors
-/// When the kernel refuses something.
+/// If the kernel refuses.
 pub fn play(
     player: &mut impl Player,
     scene: &Scene,
@@ -124,7 +124,7 @@ fn table_difference(said: &[[u64; BUCKET_ENTRIES]], done: &[[u64; BUCKET_ENTRIES
     text
 }
 
-/// A fate, for people.
+/// Formats a fate for people.
 fn shown(fate: &Fate) -> String {
     match fate {
         Fate::Pass => "pass".to_owned(),
@@ -135,7 +135,7 @@ fn shown(fate: &Fate) -> String {
     }
 }
 
-/// Bytes in rows of sixteen, for people.
+/// Formats bytes in rows of sixteen for people.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = format!("{} bytes", bytes.len());

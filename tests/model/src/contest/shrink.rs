@@ -1,14 +1,14 @@
-//! Making a case of disagreement small: first its history, then its packets.
+//! Reduces a case of disagreement: first its history, then its packets.
 
 use crate::generate::Step;
 
-/// Runs at most: a case that takes longer to shrink is shown as it is by then.
+/// The largest number of runs. A case that takes longer is shown as it is then.
 const RUNS: usize = 1500;
 
-/// The fewest and simplest of `steps` that still `fail`. They must.
+/// Finds the fewest and simplest of `steps` that still `fail`. The given steps must fail.
 ///
 /// # Errors
-/// The first of `fail`.
+/// The first error of `fail`.
 pub fn shrink(steps: &[Step], mut fail: impl FnMut(&[Step]) -> anyhow::Result<bool>) -> anyhow::Result<Vec<Step>> {
     let mut left = RUNS;
     let mut fails = |steps: &[Step]| {
@@ -27,7 +27,7 @@ pub fn shrink(steps: &[Step], mut fail: impl FnMut(&[Step]) -> anyhow::Result<bo
 
 type Fails<'a> = dyn FnMut(&[Step]) -> anyhow::Result<bool> + 'a;
 
-/// Leaves out runs of steps, long ones first, as long as that changes nothing (delta debugging).
+/// Removes sequences of steps, long ones first, while the case still fails (delta debugging).
 fn fewer(steps: &[Step], fails: &mut Fails<'_>) -> anyhow::Result<Vec<Step>> {
     let mut steps = steps.to_vec();
     let mut size = steps.len();
@@ -53,7 +53,7 @@ fn fewer(steps: &[Step], fails: &mut Fails<'_>) -> anyhow::Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Takes back what is broken about the packet at `index`, then shortens it and clears its bytes.
+/// Undoes the mutation of the packet at `index`, then shortens it and clears its bytes.
 fn simpler(steps: &mut [Step], index: usize, fails: &mut Fails<'_>) -> anyhow::Result<()> {
     let Step::Packet { frame, unbroken, .. } = &steps[index] else { return Ok(()) };
     let (mut best, unbroken) = (frame.clone(), unbroken.clone());
@@ -119,7 +119,7 @@ mod tests {
     /// A model with a fault.
     struct Faulty {
         state: State,
-        /// The fault: the clocks stand still; otherwise frames that go out of the other interface have a bit wrong.
+        /// The fault: the clocks stand still; otherwise, frames that leave by the other interface have a wrong bit.
         clocks_stand: bool,
     }
 
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    /// The first of some scenes in which the fault shows, shrunk.
+    /// The first of several scenes that shows the fault, after its reduction.
     fn small(clocks_stand: bool) -> Vec<Step> {
         for seed in 8..100 {
             let (scene, steps) = generate::scene(seed, 1000, INTERFACES);
@@ -179,15 +179,15 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_single_packets_is_shown_by_a_short_one() {
+    fn when_single_packets_are_wrong_then_the_case_is_one_short_packet() {
         let small = small(false);
         let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
-        // Types, lengths, an address and a port, and perhaps those of a quote.
+        // The remaining bytes: types, lengths, an address and a port, and perhaps those of a quoted packet.
         assert!(frame.iter().filter(|&&byte| byte != 0).count() <= 40, "{frame:x?}");
     }
 
     #[test]
-    fn a_fault_of_clocks_is_shown_by_one_tick_and_one_packet() {
+    fn when_clocks_stand_still_then_the_case_is_one_tick_and_one_packet() {
         let small = small(true);
         // The clients that must be known for it may be a step as well.
         let is_other = |step: &&Step| !matches!(step, Step::Clients(_));

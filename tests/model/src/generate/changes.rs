@@ -1,4 +1,4 @@
-//! Random changes that happen between packets.
+//! Makes random changes that happen between packets.
 
 use balancer_common::client_table::TICK_MASK;
 use fastrand::Rng;

@@ -1,4 +1,4 @@
-//! Random addresses of clients: few, so that they come again and again.
+//! Makes random client addresses. They are few, so that they repeat.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use super::once_in;
 
-/// An address of a client: mostly one that a reply finds, sometimes one that has no route, no neighbour, or is no host.
+/// A client's address. Most have a route and a neighbour; some have no route, no neighbour, or are no host addresses.
 pub(super) fn address(rng: &mut Rng, v4: bool) -> IpAddr {
     if v4 { self::v4(rng).into() } else { self::v6(rng).into() }
 }

@@ -1,4 +1,4 @@
-//! Frames that somebody might send: to services, from `nat` backends, past both.
+//! Makes frames that hosts might send: to services, from `nat` backends, and for other destinations.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use balancer_testkit::frame::{self, ACK, DESTINATION_OPTIONS, Extension, FRAGMEN
 /// Makes frames for a scene.
 pub(super) struct Source<'a> {
     pub(super) scene: &'a Scene,
-    /// Fragments that are still under way.
+    /// Fragments that are still to be sent.
     pending: VecDeque<Frame>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Source<'a> {
         Self { scene, pending: VecDeque::new() }
     }
 
-    /// The next frame.
+    /// Returns the next frame.
     pub(super) fn frame(&mut self, rng: &mut Rng) -> Vec<u8> {
         if !self.pending.is_empty() && rng.bool() {
             // Mostly in order.
@@ -65,7 +65,7 @@ impl<'a> Source<'a> {
         (service, service.spec.listeners[rng.usize(..service.spec.listeners.len())].listener)
     }
 
-    /// A packet of a client to a service.
+    /// A client's packet to a service.
     pub(super) fn to_service(&self, rng: &mut Rng) -> Frame {
         let (service, listener) = self.listener(rng);
         let mut client = client(rng, listener.address.is_ipv4());
@@ -81,7 +81,7 @@ impl<'a> Source<'a> {
         frame
     }
 
-    /// A reply of a `nat` backend, or what looks like one.
+    /// A reply of a `nat` backend, or a packet that looks like one.
     pub(super) fn reply(&self, rng: &mut Rng) -> Frame {
         let nat: Vec<&Service> =
             self.scene.services.iter().filter(|service| service.spec.forwarding == Forwarding::Nat).collect();
@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
         between(rng, SocketAddr::new(backend.ip(), port), client, of.listener.protocol)
     }
 
-    /// A packet that is for no service, but nearly.
+    /// A packet that is almost for a service.
     fn past(&self, rng: &mut Rng) -> Frame {
         let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         match rng.u32(..5) {
@@ -130,7 +130,7 @@ impl<'a> Source<'a> {
         payload.iter_mut().zip(&frame.payload).for_each(|(byte, of)| *byte = *of);
         frame.payload = payload;
         let size = one_of(rng, &[8, 24, 64, 512, 1400]).max(frame.payload.len() / 40 * 8 + 8);
-        // Few identifications, so that datagrams are mistaken for each other.
+        // Few identifications, so that datagrams can be confused.
         let mut parts = frame.fragments(size, rng.u32(..500));
         if once_in(rng, 6) {
             parts.remove(0);
@@ -146,7 +146,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// As if destination options had been the first of what was fragmented.
+/// Pretends that destination options were the first header inside the fragments.
 fn with_options_inside(parts: &mut [Frame], kind: u8, header: &[u8]) {
     for part in parts {
         let Transport::Raw(protocol) = part.transport else { continue };
@@ -161,7 +161,7 @@ fn with_options_inside(parts: &mut [Frame], kind: u8, header: &[u8]) {
     }
 }
 
-/// As if the datagram were much longer: the highest bit of each later part's offset.
+/// Pretends that the datagram is much longer: sets the highest bit of each later part's offset.
 fn far_apart(parts: &mut [Frame]) {
     for part in parts {
         if part.fragment_offset != 0 {
@@ -175,12 +175,12 @@ fn far_apart(parts: &mut [Frame]) {
     }
 }
 
-/// A client's end.
+/// A client's address and port.
 pub(super) fn client(rng: &mut Rng, v4: bool) -> SocketAddr {
     SocketAddr::new(clients::address(rng, v4), 40_000 + rng.u16(..4))
 }
 
-/// One of the ports of a listener, or one beside them.
+/// One of the ports of a listener, or a port next to them.
 fn at_port_of(rng: &mut Rng, listener: Listener) -> SocketAddr {
     let PortRange { first, last } = listener.ports;
     let ports = [first, last, first + (last - first) / 2, first.saturating_sub(1), last.saturating_add(1)];
@@ -192,7 +192,7 @@ fn at_port_of(rng: &mut Rng, listener: Listener) -> SocketAddr {
     SocketAddr::new(listener.address, port)
 }
 
-/// A packet from one end to another.
+/// A packet with this source and destination.
 pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr, protocol: Protocol) -> Frame {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp(one_of(rng, &[SYN, SYN, ACK, ACK, ACK | 8, ACK | 1, SYN | ACK, 4, 0])),
@@ -206,13 +206,13 @@ pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr
     frame
 }
 
-/// A packet of `source`'s family with everything random that is not its purpose. The ends are for the caller.
+/// A packet of `source`'s family with random values in all secondary fields. The caller sets source and destination.
 pub(super) fn dressed(rng: &mut Rng, source: IpAddr, transport: Transport) -> Frame {
     let v4 = source.is_ipv4();
     let payload = match rng.u32(..20) {
         0..14 => rng.usize(..40),
         14..16 => rng.usize(..600),
-        // Around what fits.
+        // A length near the limit.
         16 => one_of(rng, &[1300, 1280, 1500, 576]) - rng.usize(20..100),
         17 => rng.usize(..1460),
         _ => 0,
@@ -239,7 +239,7 @@ fn extensions(rng: &mut Rng) -> Vec<Extension> {
             0..3 if index == 0 => frame::options(HOP_BY_HOP, rng.usize(1..4)),
             0..3 => frame::routing(0),
             3 => frame::routing(rng.u8(..2)),
-            // A datagram in one fragment, now and then a real one.
+            // A datagram in a single fragment, sometimes in a real one.
             4 => frame::fragment(0, once_in(rng, 3), rng.u32(..500)),
             5 if once_in(rng, 4) => long_options(rng.u8(100..170)),
             6 if once_in(rng, 4) => frame::options(HOP_BY_HOP, 1),
@@ -249,7 +249,7 @@ fn extensions(rng: &mut Rng) -> Vec<Extension> {
     headers
 }
 
-/// Destination options of this many × 8 bytes: all of them Pad1.
+/// Destination options of this many × 8 bytes, all of them Pad1.
 fn long_options(units: u8) -> Extension {
     let mut header = vec![0; usize::from(units) * 8];
     header[1] = units - 1;
@@ -258,7 +258,7 @@ fn long_options(units: u8) -> Extension {
 
 pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    // All zeros and all ones are the edges of sums.
+    // All zeros and all ones are special cases of checksums.
     match rng.u32(..16) {
         0 => {}
         1 => bytes.fill(0xff),
@@ -267,7 +267,7 @@ pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// As the link may have it: to several stations, or with bytes behind the packet.
+/// Varies the link layer: to several stations, or with bytes after the packet.
 fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
     if once_in(rng, 100) {
         frame[0] |= 1;
@@ -279,7 +279,7 @@ fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Frames that are no IP.
+/// Frames without IP.
 fn noise(rng: &mut Rng) -> Vec<u8> {
     let length = rng.usize(14..80);
     let mut frame = bytes(rng, length);

@@ -11,14 +11,14 @@ use super::{
 };
 use balancer_testkit::frame::{Frame, Transport, fragment};
 
-/// An error to a VIP about a packet that a backend sent as that.
+/// An error to a VIP about a packet that a backend sent with the VIP as its source.
 pub(super) fn error_to_vip(rng: &mut Rng, source: &Source<'_>) -> Frame {
     let request = source.to_service(rng);
     let reply = Frame { source: request.destination, destination: request.source, ..request };
     error(rng, reply)
 }
 
-/// An error to a client about a packet that was translated.
+/// An error to a client about a translated packet.
 pub(super) fn error_to_client(rng: &mut Rng, source: &Source<'_>) -> Frame {
     let reply = source.reply(rng);
     let request = Frame { source: reply.destination, destination: reply.source, ..reply };
@@ -40,7 +40,7 @@ fn error(rng: &mut Rng, mut about: Frame) -> Frame {
     match rng.u32(..4) {
         0 => {}
         1 => quote.truncate(rng.usize(..=quote.len())),
-        // As much as routers of old quote.
+        // Old routers quote this much.
         2 => quote.truncate(about.options.len() + if v4 { 28 } else { 48 }),
         _ => quote.truncate(rng.usize(..60)),
     }
@@ -48,12 +48,12 @@ fn error(rng: &mut Rng, mut about: Frame) -> Frame {
     let kinds: &[u8] = if v4 { &[3, 3, 3, 11, 12] } else { &[1, 2, 3, 4] };
     let transport = Transport::Icmp(one_of(rng, kinds), rng.u8(..6), [0, 0, rng.u8(..), rng.u8(..)]);
     let router = if once_in(rng, 4) { about.destination.ip() } else { clients::address(rng, v4) };
-    // Hardly ever to somebody else than the sender.
+    // Rarely to a host other than the sender.
     let to = if once_in(rng, 30) { clients::address(rng, v4) } else { about.source.ip() };
     message(rng, router, to, transport, quote)
 }
 
-/// An echo request to a VIP, or past it.
+/// An echo request to a VIP or to another address.
 pub(super) fn echo(rng: &mut Rng, source: &Source<'_>) -> Frame {
     let vip = source.listener(rng).1.address;
     let to = if once_in(rng, 6) { clients::address(rng, vip.is_ipv4()) } else { vip };

@@ -1,4 +1,4 @@
-//! Random scenes, and random packets through them, from one seed.
+//! Makes random scenes and random packets for them from a seed.
 
 mod changes;
 mod clients;
@@ -19,50 +19,50 @@ use fastrand::Rng;
 use crate::model::Seen;
 pub use scene::{BACKEND_ROWS, Interfaces, Scene};
 
-/// Something that happens in a scene.
+/// A step of a scene.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// A frame comes in.
+    /// A frame arrives.
     Packet {
         /// The bytes of the frame.
         frame: Vec<u8>,
-        /// The bytes before somebody broke them.
+        /// The bytes before their mutation.
         unbroken: Vec<u8>,
-        /// By which interface it comes in.
+        /// The interface that the frame arrives on.
         ingress: u32,
     },
-    /// The live table of a service is replaced.
+    /// Replaces the live table of a service.
     Table {
-        /// Index of the service.
+        /// The index of the service.
         service: usize,
         /// The new table.
         slots: Vec<TableSlot>,
     },
-    /// A backend's row is replaced.
+    /// Replaces a backend's row.
     Backend(BackendSpec),
-    /// The clock of a service moves.
+    /// Moves the clock of a service.
     Tick {
-        /// Index of the service.
+        /// The index of the service.
         service: usize,
-        /// To this.
+        /// The new tick.
         tick: u16,
     },
-    /// The rules of a service are replaced.
+    /// Replaces the rules of a service.
     Rules {
-        /// Index of the service.
+        /// The index of the service.
         service: usize,
         /// The new rules.
         rules: Vec<RuleSpec>,
     },
-    /// Newcomers may be recorded again.
+    /// Allows new clients to be recorded again.
     Epoch,
-    /// The client table is replaced.
+    /// Replaces the client table.
     Clients(Vec<[u64; BUCKET_ENTRIES]>),
-    /// Other clients than before have been seen.
+    /// Replaces the filter of recently seen clients.
     Seen(Seen),
 }
 
-/// The scene with this seed, and `packets` packets in it.
+/// The scene with this seed and `packets` packets.
 #[must_use]
 pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<Step>) {
     let mut rng = Rng::with_seed(seed);
@@ -82,7 +82,7 @@ pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<S
     (scene, steps)
 }
 
-/// Sends a frame to `station`, unless it is for several; once in a while to somebody else.
+/// Addresses a frame to `station`, unless it is for several stations; rarely to another station.
 fn address(rng: &mut Rng, frame: &mut [u8], station: Mac) {
     if frame[0] & 1 == 0 {
         frame[..6].copy_from_slice(&station);
@@ -93,12 +93,12 @@ fn address(rng: &mut Rng, frame: &mut [u8], station: Mac) {
     }
 }
 
-/// One of `choices`, which are not none.
+/// A random element of `choices`, which must not be empty.
 fn one_of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
     choices[rng.usize(..choices.len())]
 }
 
-/// Whether something that happens once in `times` happens.
+/// Returns true once in `times`, at random.
 fn once_in(rng: &mut Rng, times: u32) -> bool {
     rng.u32(..times) == 0
 }

@@ -1,19 +1,19 @@
-//! Breaking frames.
+//! Damages frames.
 
 use fastrand::Rng;
 
 use super::{once_in, one_of};
 
-/// The shortest frame that the kernel takes.
+/// The shortest frame that the kernel accepts.
 const SHORTEST: usize = 14;
 
-/// The frame, one in four broken somehow.
+/// The frame; one in four is damaged.
 pub(super) fn perhaps(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if !once_in(rng, 4) {
         return frame;
     }
-    // The link-layer header, which is broken less often, is as long as there are tags.
+    // The link-layer header, which is damaged less often, has a length that depends on its tags.
     let start = (12..frame.len().saturating_sub(1))
         .step_by(4)
         .find(|&at| !matches!(frame[at..at + 2], [0x81, 0x00] | [0x88, 0xa8]))
@@ -55,7 +55,7 @@ pub(super) fn perhaps(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
             }
         }
         _ => {
-            // Words of zeros and ones are the edges of checksums.
+            // Words of zeros and ones are special cases of checksums.
             let at = rng.usize(start.min(frame.len() - 2)..frame.len() - 1);
             frame[at..at + 2].fill(one_of(rng, &[0, 0xff]));
         }

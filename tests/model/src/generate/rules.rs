@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{clients, once_in, one_of};
 
-/// Rules of a service: prefixes of a few clients, one in the other.
+/// Rules of a service for nested prefixes of a few clients.
 pub(super) fn random(rng: &mut Rng, service: &ServiceSpec) -> Vec<RuleSpec> {
     let v4 = service.family == Family::V4;
     let lengths: &[u8] =

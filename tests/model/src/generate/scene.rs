@@ -24,32 +24,33 @@ use super::{clients, once_in, one_of, quic, rules};
 use crate::model::{BUCKETS, Newcomers, Routes, SEEN_WORDS, Seen, Service, State, client_hash};
 use balancer_testkit::rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6};
 
-/// Rows of backends. Their ids are some of the lowest and some of the highest, which have the highest bit of all.
+/// The number of backend rows. Backends have some of the lowest and some of the highest ids, which have the highest bit
+/// set.
 pub const BACKEND_ROWS: u32 = 49_152;
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
 
-/// The interfaces' indexes.
+/// The indexes of the interfaces.
 #[derive(Clone, Copy, Debug)]
 pub struct Interfaces {
-    /// Where most packets come in.
+    /// The interface that most packets arrive on.
     pub usual: u32,
-    /// The other one.
+    /// The other interface.
     pub other: u32,
 }
 
-/// The state that packets find.
+/// The state before the packets.
 #[derive(Clone, Debug)]
 pub struct Scene {
-    /// Services, their tables and clocks.
+    /// Services with their tables and clocks.
     pub services: Vec<Service>,
     /// Backends.
     pub backends: Vec<BackendSpec>,
     /// The client table.
     pub clients: Vec<[u64; BUCKET_ENTRIES]>,
-    /// Those that have been seen.
+    /// The recently seen clients.
     pub seen: Seen,
-    /// Newcomers that may be recorded in an epoch.
+    /// The limits on recording new clients.
     pub newcomers: Newcomers,
     interfaces: Interfaces,
 }
@@ -152,12 +153,12 @@ impl Scene {
         self.services.push(Service { spec, slots, tick: rng.u16(..) & TICK_MASK, rules });
     }
 
-    /// The MACs of the interfaces.
+    /// The MAC addresses of the interfaces.
     pub(super) fn stations(&self) -> BTreeMap<u32, Mac> {
         BTreeMap::from([(self.interfaces.usual, IN_MAC), (self.interfaces.other, OUT_MAC)])
     }
 
-    /// A backend with a new state.
+    /// The backend with a new state.
     pub(super) fn change_of(&self, rng: &mut Rng, backend: &BackendSpec) -> BackendSpec {
         let usual = !once_in(rng, 3);
         let (ifindex, source_mac) =
@@ -218,7 +219,7 @@ impl Scene {
     }
 }
 
-/// The share of clients that are steered: mostly all of them.
+/// The share of steered clients: mostly all of them.
 fn random_share(rng: &mut Rng) -> Share {
     if !once_in(rng, 4) {
         return Share::ALL;
@@ -228,13 +229,13 @@ fn random_share(rng: &mut Rng) -> Share {
     if rng.bool() { before } else { before.changed(one_of(rng, &percents)) }
 }
 
-/// Listeners of one family, of which none is in `taken`; perhaps none.
+/// Listeners of one family that are not in `taken`; perhaps none.
 fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) -> Vec<ListenerSpec> {
     let (v4, mapped) = (rng.bool(), once_in(rng, 3));
     let mut listeners = Vec::new();
     for number in 0..one_of(rng, &[1, 1, 1, 2, 2, 3, 5]) {
         let range = |first, last| PortRange { first, last };
-        // Apart, or one within the other.
+        // Separate ranges, or one within the other.
         let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
         let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
         let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
@@ -242,7 +243,7 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
         let listener = Listener { address: vip(rng, v4), ports, protocol };
         if taken.insert(listener.taken()) {
             let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };
-            // Of those of every second service CPUs share the counters.
+            // For the listeners of every second service, CPUs share the counters.
             let id = ListenerId(service * 10 + number + service % 2 * LISTENER_COUNTERS as u16);
             listeners.push(ListenerSpec { id, listener, backend_port, counted: false });
         }
@@ -256,7 +257,7 @@ fn backend_id(row: u16) -> BackendId {
     BackendId(if row.is_multiple_of(2) { row } else { BACKEND_ROWS as u16 - row })
 }
 
-/// Whether the replies of a backend can be told from all others.
+/// Whether replies of a backend differ from all others.
 fn take_ways(
     target: SocketAddr,
     row: u16,
@@ -313,7 +314,7 @@ fn backend_address(
     SocketAddr::new(ip, port)
 }
 
-/// Nobody has been seen, or everybody, or some.
+/// A filter of seen clients: none, all, or some.
 pub(super) fn random_seen(rng: &mut Rng) -> Seen {
     let words = match rng.u32(..4) {
         0 | 1 => [0; SEEN_WORDS],

@@ -9,64 +9,64 @@ use balancer_common::{
 };
 use ipnet::IpNet;
 
-/// Everything the kernel program counts.
+/// All counters of the kernel program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// By interface: packets by verdict.
+    /// For each interface, the packets by verdict.
     pub verdicts: BTreeMap<u32, [u64; Verdict::COUNT]>,
-    /// Packets by reason.
+    /// The dropped packets by reason.
     pub drops: [u64; DROP_COUNTERS],
-    /// By backend; one that is not listed has counted nothing.
+    /// For each backend; absent backends have counted nothing.
     pub backends: BTreeMap<u16, BackendStats>,
-    /// By listener: packets and TCP connections; one that is not listed has counted nothing.
+    /// For each listener, packets and TCP connections; absent listeners have counted nothing.
     pub listeners: BTreeMap<u16, (u64, u64)>,
-    /// By service: packets of clients that are not steered; one that is not listed has counted nothing.
+    /// For each service, packets of clients that are not steered; absent services have counted nothing.
     pub unsteered: BTreeMap<u16, u64>,
-    /// Packets that passed and were counted for a backend. Only the model knows.
+    /// Packets that passed and were counted for a backend. Only the model counts them.
     pub watched: u64,
-    /// Newcomers to the client table.
+    /// New clients in the client table.
     pub memory: Newcomers,
-    /// Echo requests answered.
+    /// The answered echo requests.
     pub echo: u64,
-    /// Packets too big whose sender was told.
+    /// Packets that were too big and whose sender was informed.
     pub too_big: u64,
-    /// Packets that nobody takes whose sender was told.
+    /// Packets that no backend takes and whose sender was informed.
     pub rejected: u64,
-    /// By service and prefix, of the rules that there are; one that is not listed has counted nothing.
+    /// For each service and prefix of an existing rule; absent rules have counted nothing.
     pub rules: BTreeMap<(u16, IpNet), RuleStats>,
-    /// By service: packets steered as without the rule, those of rules that are gone included.
+    /// For each service, packets steered as without the rule, including those of removed rules.
     pub fallbacks: BTreeMap<u16, u64>,
-    /// By service: what connection IDs said; one that is not listed has counted nothing.
+    /// For each service, what connection IDs did; absent services have counted nothing.
     pub quic: BTreeMap<u16, QuicStats>,
-    /// By backend: clients that went to another because their connections did.
+    /// For each backend, clients that moved to another one together with their connections.
     pub migrated: BTreeMap<u16, u64>,
-    /// Decisions of rules, of packets and of packets about others. Only the model knows.
+    /// Decisions of rules on packets, and on ICMP errors about packets. Only the model counts them.
     pub ruled: [Ruled; 2],
 }
 
-/// How often rules said what.
+/// The decisions of rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ruled {
-    /// To a backend.
+    /// Sent to the pinned backend.
     pub pinned: u64,
-    /// The same, in vain.
+    /// Pinned, but the backend takes no clients.
     pub fallen_back: u64,
-    /// By the port.
+    /// Spread by port.
     pub spread: u64,
     /// Dropped.
     pub denied: u64,
 }
 
-/// Newcomers by their outcomes in the client table.
+/// New clients by their outcome in the client table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newcomers {
     /// Recorded.
     pub inserted: u64,
-    /// Recorded, and another was forgotten.
+    /// Recorded in place of another client.
     pub evicted: u64,
-    /// Not recorded: no room.
+    /// Not recorded, because the bucket is full.
     pub full: u64,
-    /// Not recorded: too many at once.
+    /// Not recorded, because of the rate limit.
     pub limited: u64,
 }
 
@@ -86,7 +86,7 @@ impl Counters {
         stats.connections += u64::from(opens);
     }
 
-    /// Adds what was counted elsewhere, but for single rules.
+    /// Adds the counters of another program, except those of single rules.
     pub fn add(&mut self, other: &Self) {
         for (&ingress, verdicts) in &other.verdicts {
             add(self.verdicts.entry(ingress).or_default(), verdicts);

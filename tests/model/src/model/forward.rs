@@ -1,4 +1,4 @@
-//! Getting a packet to its backend, and a `nat` reply to its client.
+//! Sends a packet to its backend, and a `nat` reply to its client.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use super::{
     steer::Choice,
 };
 
-/// The data that follows the headers of a packet.
+/// The data after a packet's headers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carries {
     /// A TCP or UDP header.
@@ -25,14 +25,14 @@ pub(super) enum Carries {
     Nothing,
 }
 
-/// Which end of a packet is replaced.
+/// The end of a packet to replace.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Source,
     Destination,
 }
 
-/// A new end. Port 0: the port stays.
+/// A new address and port. With port 0, the port stays.
 #[derive(Clone, Copy)]
 pub(super) struct New {
     pub(super) end: End,
@@ -40,19 +40,19 @@ pub(super) struct New {
     pub(super) port: u16,
 }
 
-/// The way of a reply to its client.
+/// A reply's way to its client.
 pub(super) enum Way {
     Hop(Hop),
-    /// The kernel's to send.
+    /// The kernel sends the packet.
     Handed,
-    /// The packet is the kernel's business.
+    /// The kernel handles the packet.
     Kernel,
-    /// Nothing longer than this fits.
+    /// The packet must not be longer than this.
     Narrow(usize),
 }
 
 impl Hop {
-    /// `frame` on this way.
+    /// Sends `frame` on this way.
     pub(super) fn leave(self, mut frame: Vec<u8>, ingress: u32) -> Fate {
         write_macs(&mut frame, self.destination_mac, self.source_mac);
         Fate::sent(frame, ingress, self.ifindex)
@@ -81,7 +81,7 @@ impl State {
                 Ok(frame) => frame,
                 Err(fits) => return self.tell_too_big(arrival, packet, fits),
             },
-            // Back where it came from it fits: it has come that way.
+            // If the packet goes back to its ingress interface, it fits, because it arrived there.
             _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => {
                 return self.tell_too_big(arrival, packet, hop.mtu as usize);
             }
@@ -89,7 +89,7 @@ impl State {
                 one_hop_is_left(packet)?;
                 with_a_hop_less(arrival.frame, packet)
             }
-            // Its ports are drawn at random: no scene has it, and the packet tables of flows look at it.
+            // The port would be random, so no scene has it; the packet tests of flows cover it.
             Forwarding::Snat => return Err(DropReason::NoNextHop),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
@@ -134,9 +134,10 @@ impl State {
             Route::Kernel => Ok(Way::Kernel),
             _ if !self.came_by(way, arrival.ingress) => Err(DropReason::WrongInterface),
             Route::Forbidden => Err(DropReason::NoRoute),
-            // A choice: for as long as it may be about to answer, which the clock says: always, here.
+            // A choice: the neighbour counts as possibly about to answer. The program limits this time by the clock;
+            // tests do not.
             Route::NoNeighbour => one_hop_is_left(packet).map(|()| Way::Handed),
-            // A choice: before the last hop is counted.
+            // A choice: the check of the size comes before the one of the last hop.
             Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => Ok(Way::Narrow(hop.mtu)),
             Route::Hop(hop) => {
                 one_hop_is_left(packet)?;
@@ -145,7 +146,7 @@ impl State {
         }
     }
 
-    /// Returns the new end of a reply, which replaces its backend's.
+    /// Returns the new source of a reply, which replaces the backend's.
     pub(super) fn back(&self, way: WayBack, end: End) -> New {
         let vip = self.services[way.service].spec.listeners[way.listener].listener;
         New { end, address: vip.address, port: vip.ports.single().unwrap_or(0) }
@@ -161,8 +162,7 @@ pub(super) fn write_macs(frame: &mut [u8], destination: Mac, source: Mac) {
     frame[6..12].copy_from_slice(&source);
 }
 
-/// `frame` with one end replaced and one hop less.
-/// The frame with one hop taken off, and nothing else changed.
+/// The frame with the hop limit reduced by one, and otherwise unchanged.
 pub(super) fn with_a_hop_less(frame: &[u8], packet: &Packet) -> Vec<u8> {
     let mut out = frame.to_vec();
     take_a_hop(&mut out, packet);
@@ -211,7 +211,7 @@ pub(super) fn take_a_hop(frame: &mut [u8], packet: &Packet) {
     frame[packet.start + if packet.v6 { 7 } else { 8 }] -= 1;
 }
 
-/// The checksum of an IPv4 header that has changed.
+/// Updates the checksum of a changed IPv4 header.
 pub(super) fn renew_header(before: &[u8], after: &mut [u8], packet: &Packet) {
     if packet.v6 {
         return;
@@ -222,8 +222,8 @@ pub(super) fn renew_header(before: &[u8], after: &mut [u8], packet: &Packet) {
     after[packet.start + 10..][..2].copy_from_slice(&check.to_be_bytes());
 }
 
-/// The checksum of a TCP or UDP segment, as far as it is there (to byte `end`), whose end has changed. UDP's may be absent
-/// (0), which stays; so a checksum that comes out as 0 is written as its other name (RFC 768).
+/// Updates the checksum of a TCP or UDP segment (up to byte `end`) after one end has changed. UDP's may be absent (0)
+/// and stays so. Therefore, a result of 0 is written as 0xffff (RFC 768).
 pub(super) fn renew_segment(before: &[u8], after: &mut [u8], packet: &Packet, new: New, end: usize) {
     let check_at = match packet.protocol {
         TCP => 16,

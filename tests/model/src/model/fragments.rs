@@ -1,4 +1,4 @@
-//! The later fragments of a datagram, which have no ports, follow the first.
+//! Later fragments of a datagram, which have no ports, follow the first one.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::{
     steer::{Choice, Nowhere},
 };
 
-/// The fields that the fragments of one datagram have in common. In IPv6 the protocol is none of them (RFC 8200).
+/// The common fields of a datagram's fragments. In IPv6, the protocol is not one of them (RFC 8200).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Datagram {
     source: IpAddr,
@@ -33,7 +33,7 @@ impl Datagram {
     }
 }
 
-/// Where a first fragment went.
+/// The way of a first fragment.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Way {
     Kernel,
@@ -42,7 +42,7 @@ pub(super) enum Way {
 }
 
 impl State {
-    /// A choice: noted once a backend is chosen, whether or not the fragment then reaches it.
+    /// A choice: the way is recorded once a backend is chosen, even if the fragment then does not reach it.
     pub(super) fn follow_to_backend(&mut self, packet: &Packet, backend: u16) {
         if packet.is_first_fragment() {
             self.datagrams.insert(Datagram::of(packet), Way::Backend(backend));
@@ -55,7 +55,7 @@ impl State {
         }
     }
 
-    /// A choice: only what could be mistaken for a service's or a backend's is noted.
+    /// A choice: the way is recorded only if the fragment could be mistaken for a service's or a backend's.
     pub(super) fn follow_to_kernel(&mut self, packet: &Packet) {
         let mistakable = self.is_vip(packet.destination)
             || !matches!(self.only_way_back(packet.source, packet.protocol), Portless::Nothing);
@@ -99,7 +99,7 @@ impl State {
                 }
             };
         }
-        // A backend has packets of its own, so what cannot be told to be a reply is none.
+        // A backend also has packets of its own. If a packet is not certainly a reply, it is treated as none.
         match self.only_way_back(packet.source, packet.protocol) {
             Portless::Only(way) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             Portless::Nothing | Portless::Several => Ok(Fate::Pass),

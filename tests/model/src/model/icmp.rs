@@ -16,7 +16,7 @@ use super::{
     too_big::{is_group, is_one_host},
 };
 
-/// TTL or hop limit of an answer.
+/// The TTL or hop limit of an answer.
 const TTL: u8 = 64;
 
 impl State {
@@ -49,14 +49,15 @@ impl State {
         out[packet.l4()] = if packet.v6 { 129 } else { 0 };
         let pseudo = pseudo_header(packet.source, packet.destination, packet.protocol, packet.l4_length());
         let check = renew_message(frame, &mut out, packet, &pseudo, &pseudo);
-        // A choice: of the two names of zero the one that is right for a reply of nothing but zeros, too.
+        // A choice between the two representations of zero: the one that is also correct for a reply of only zeros.
         if !packet.v6 && check == 0 {
             out[packet.l4() + 2..][..2].fill(0xff);
         }
         Fate::Tx(out)
     }
 
-    /// About a packet that a backend sent as the VIP: to the backend of that packet's client.
+    /// An error about a packet that a backend sent with the VIP as its source: goes to the backend of that packet's
+    /// client.
     fn error_to_vip(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let vip = packet.destination;
         let Some(inner) = parse::quoted(arrival.frame, packet) else { return self.refused(vip, DropReason::Malformed) };
@@ -76,13 +77,13 @@ impl State {
             self.service(inner.source, port, inner.protocol)
         };
         let Some(service) = service else { return Ok(Fate::Pass) };
-        // The end that is the client's, as far as it is quoted.
+        // The client's end, if it is quoted.
         let port = if inner.is_later_fragment() { None } else { parse::word(arrival.frame, inner.l4() + 2) };
         let segment = inner.protocol == TCP && port.is_some();
         let came = match self.treated(service, inner.destination) {
             Treated::Steered { came } => came,
             Treated::Left if segment => {
-                // A choice, as for packets.
+                // A choice, like for packets.
                 self.rule(service, inner.destination, true);
                 return Ok(self.left(service));
             }
@@ -106,7 +107,7 @@ impl State {
         let backend = self.reachable(choice.backend).ok_or(DropReason::NoNextHop)?.clone();
         let hop = backend.next_hop.ok_or(DropReason::NoNextHop)?;
         let mut frame = match backend.forwarding {
-            // Nobody is told about an error.
+            // An error causes no further error.
             Forwarding::Ipip | Forwarding::Gue => {
                 self.wrap(arrival, packet, &backend)?.map_err(|_fits| DropReason::TooBig)?
             }
@@ -130,7 +131,8 @@ impl State {
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
-    /// About a packet that was translated on its way to a `nat` backend: to the client that sent it, as from the VIP.
+    /// An error about a packet that was translated on its way to a `nat` backend: goes from the VIP to the client that
+    /// sent the packet.
     fn error_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let Some(inner) = parse::quoted(arrival.frame, packet).filter(|inner| is_ours(packet, inner)) else {
             return Ok(Fate::Pass);
@@ -153,7 +155,7 @@ impl State {
         };
         match to_client {
             Way::Kernel => Ok(Fate::Pass),
-            // Nobody is told about an error.
+            // An error causes no further error.
             Way::Narrow(_) => Err(DropReason::TooBig),
             Way::Hop(hop) => Ok(hop.leave(frame(), arrival.ingress)),
             Way::Handed => Ok(Fate::handed(frame(), Handed::Client)),
@@ -161,13 +163,13 @@ impl State {
     }
 }
 
-/// Whether an error went to the sender of what it quotes.
+/// Whether an error went to the sender of the quoted packet.
 fn is_ours(packet: &Packet, inner: &Packet) -> bool {
     inner.source == packet.destination && matches!(inner.protocol, TCP | UDP)
 }
 
-/// An error with one end of its own replaced by `outer`, one hop less, and one end of its quote by `new`. The checksums
-/// within the quote change, too, as far as they are quoted.
+/// An error with one of its ends replaced by `outer`, the hop limit reduced by one, and one end of the quoted packet
+/// replaced by `new`. Checksums within the quote change as well, if they are quoted.
 fn translated(frame: &[u8], packet: &Packet, inner: &Packet, outer: New, new: New) -> Vec<u8> {
     let mut out = frame.to_vec();
     replace_address(&mut out, packet, outer);
@@ -189,7 +191,7 @@ fn translated(frame: &[u8], packet: &Packet, inner: &Packet, outer: New, new: Ne
     out
 }
 
-/// The checksum of an ICMP message; in IPv6 it covers the pseudo-header, too.
+/// Updates the checksum of an ICMP message. In IPv6 it also covers the pseudo-header.
 fn renew_message(before: &[u8], after: &mut [u8], packet: &Packet, old: &[u8], new: &[u8]) -> u16 {
     let message = packet.l4()..packet.end();
     let (old, new) = if packet.v6 { (old, new) } else { (&[] as &[u8], &[] as &[u8]) };

@@ -1,5 +1,5 @@
-//! The rule of memory, written a second time and from the contract's words: nothing here is the kernel program's, and
-//! nothing is done for speed. Where the contract leaves something open, a comment says what the program does.
+//! The memory rule, written a second time from the contract: without code of the kernel program and without
+//! optimization. Where the contract leaves a choice, a comment says what the program does.
 
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
@@ -7,18 +7,18 @@ use balancer_common::{
 };
 use balancer_core::io::{BackendSpec, ServiceId};
 
-/// Ages are counted modulo this.
+/// The modulus of ages, in ticks.
 const TICKS: u16 = 1 << 14;
 
-/// The remembered state of a client: a word `tag:32 | backend:16 | away:1 | established:1 | last seen:14`, 0 being no
+/// The remembered state of a client: a word `tag:32 | backend:16 | away:1 | established:1 | last seen:14`. 0 means no
 /// client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     tag: u32,
     backend: u16,
-    /// It was moved here because its home had failed.
+    /// The client moved here because its home had failed.
     away: bool,
-    /// It was seen in more than one tick.
+    /// The client was seen in more than one tick.
     established: bool,
     last_seen: u16,
 }
@@ -42,7 +42,8 @@ impl Known {
             + u64::from(self.last_seen)
     }
 
-    /// Ticks since it was last seen. Where that was "in the future" by up to 8 ticks, by a CPU that was ahead: none.
+    /// The number of ticks since the client was last seen. It is 0 if that time is up to 8 ticks in the future, because
+    /// another CPU's clock is ahead.
     fn age(self, now: u16) -> u16 {
         let age = (now % TICKS + TICKS - self.last_seen) % TICKS;
         if age >= TICKS - 8 { 0 } else { age }
@@ -53,68 +54,68 @@ impl Known {
     }
 }
 
-/// A packet that asks the memory.
+/// A packet for which the program asks the memory.
 pub(super) struct Asked {
     /// Half of the client's hash.
     pub(super) tag: u32,
     pub(super) service: ServiceId,
-    /// Whom the live table names, or a rule.
+    /// The backend in the live table, or of a rule.
     pub(super) live: Option<u16>,
-    /// A rule names it.
+    /// A rule names the backend.
     pub(super) pinned: bool,
-    /// With `pinned`: not a rule, but a connection that the client has brought from another address.
+    /// With `pinned`: the backend is not a rule's, but that of a connection that the client brought from another address.
     pub(super) migrates: bool,
-    /// The table would name it if nothing had failed.
+    /// The table would name the backend if nothing had failed.
     pub(super) is_home: bool,
-    /// A SYN.
+    /// The packet is a SYN.
     pub(super) opens: bool,
     pub(super) datagram: bool,
     /// `failback = "return"`.
     pub(super) failback: bool,
     pub(super) now: u16,
-    /// Ticks after which a client is forgotten.
+    /// The number of ticks after which a client is forgotten.
     pub(super) remember: u16,
-    /// Ticks of silence after which a datagram opens a connection.
+    /// The number of silent ticks after which a datagram opens a connection.
     pub(super) idle: u16,
 }
 
-/// The outcome for a client that was not known.
+/// The outcome for an unknown client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Newcomer {
     Recorded {
         forgets_another: bool,
     },
-    /// No room.
+    /// The bucket is full.
     Full,
-    /// Too many at once.
+    /// The rate limit is reached.
     Limited,
 }
 
 /// The answer to a packet that asks the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// `None`: nobody takes the client.
+    /// `None` if no backend takes the client.
     pub(super) backend: Option<u16>,
-    /// If the packet opens a connection.
+    /// Present if the packet opens a connection.
     pub(super) decision: Option<Decision>,
-    /// A known client leaves this backend, for this cause.
+    /// A known client leaves this backend, for this reason.
     pub(super) moved: Option<(u16, MoveCause)>,
     pub(super) newcomer: Option<Newcomer>,
-    /// The client was known, and is.
+    /// The client was known and still is.
     pub(super) known: bool,
 }
 
-/// Where a client that is known goes.
+/// The next backend of a known client.
 enum Goes {
-    /// Stays where it is.
+    /// The client stays at its backend.
     Stays,
-    /// To the backend of the table or of a rule.
+    /// The client moves to the backend of the table or of a rule.
     Moves { to: u16, cause: MoveCause, away: bool },
-    /// Nobody takes it, and it stays known.
+    /// No backend takes the client, and it stays known.
     Nowhere,
 }
 
-/// Steers one packet by memory, and remembers it in the client's `bucket`.
+/// Steers one packet by memory, and records it in the client's `bucket`.
 pub(super) fn ask<'a>(
     bucket: &mut [u64; BUCKET_ENTRIES],
     asked: &Asked,
@@ -138,13 +139,13 @@ pub(super) fn ask<'a>(
                     bucket[place] = new.write();
                     Newcomer::Recorded { forgets_another: false }
                 }
-                // One of another service's has its place and its tag: it stays.
+                // A client of another service has the same tag in this bucket: it stays.
                 (Some(_), None) => Newcomer::Full,
                 (None, None) if !may_record() => Newcomer::Limited,
                 (None, None) => record(bucket, new, asked, is_ours),
             }
         });
-        // A datagram's client that is not recorded would open a connection with each.
+        // Otherwise, every datagram of an unrecorded client would open a connection.
         let opens = asked.opens || asked.datagram && matches!(newcomer, Some(Newcomer::Recorded { .. }));
         return Answer {
             backend: asked.live,
@@ -184,24 +185,25 @@ pub(super) fn ask<'a>(
 
 fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) -> Goes {
     match asked.live {
-        // A rule comes before everything.
+        // Rules have the highest priority.
         Some(to) if asked.pinned && to != known.backend => Goes::Moves { to, cause: MoveCause::Rule, away: false },
         Some(_) if asked.pinned => Goes::Stays,
-        // It is back at home with a new connection, once its home takes clients again.
+        // With a new connection, the client returns home, once its home takes clients again.
         Some(to) if keeps && asked.failback && opens && known.away && asked.is_home && to != known.backend => {
             Goes::Moves { to, cause: MoveCause::Failback, away: false }
         }
         Some(_) | None if keeps => Goes::Stays,
         None => Goes::Nowhere,
-        // Nobody else takes clients: the table is open.
+        // No other backend takes clients: the table is open.
         Some(to) if to == known.backend => Goes::Stays,
         Some(to) => Goes::Moves { to, cause: lost, away: !asked.is_home },
     }
 }
 
-/// Gives a newcomer an empty place, or that of a client who is forgotten, or of the one who was seen once and longest ago, more
-/// than four ticks, or of the one of this service who was seen twice, and not for an eighth of the time, a period and a tick, or
-/// of another who was seen once. Between equals the program takes the last.
+/// Gives a new client a place. In this order: an empty one; that of a forgotten client; that of the client seen once
+/// and longest ago, if that is more than four ticks; that of a client of this service that was seen twice, but not for
+/// an eighth of the time, a period and a tick; that of another client seen once. Among equals, the program takes the
+/// last one.
 fn record(bucket: &mut [u64; BUCKET_ENTRIES], new: Known, asked: &Asked, is_ours: impl Fn(&Known) -> bool) -> Newcomer {
     let expired = |known: &Known| is_ours(known) && known.age(asked.now) > asked.remember;
     let oldest = |wanted: &dyn Fn(&Known) -> bool| {

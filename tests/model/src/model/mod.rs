@@ -1,10 +1,10 @@
-//! A model of how a packet must be handled, read off the description of the behaviour and written down as plainly as
-//! possible: over byte vectors, with checksums summed anew, and without a line of the kernel program. The kernel
-//! program is compared with it, packet by packet.
+//! A model of packet handling, derived from the description of the behaviour and written as plainly as possible: over
+//! byte vectors, with checksums computed from scratch, and without code of the kernel program. Tests compare the kernel
+//! program with it, packet by packet.
 //!
-//! The parts that both share by design come from the shared crate: the hash of a client and its slot, the rule of
-//! memory with its entries, the entropy of tunnels. Where the description leaves a choice, the model does as the kernel
-//! program does and says so with the word *choice*.
+//! Parts that both share by design come from the shared crate: the hash of a client and its slot, the memory rule with
+//! its entries, and the entropy of tunnels. Where the description leaves a choice, the model follows the kernel program
+//! and marks this with the word *choice*.
 
 mod checksum;
 mod counters;
@@ -41,20 +41,20 @@ use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
 /// The fate of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// To the kernel, unchanged.
+    /// The frame passes to the kernel unchanged.
     Pass,
-    /// Out of the interface it came in by, as these bytes.
+    /// The frame leaves by its ingress interface, with these bytes.
     Tx(Vec<u8>),
-    /// Out of another interface, as these bytes.
+    /// The frame leaves by another interface, with these bytes.
     Redirect(Vec<u8>),
-    /// To the kernel, marked, with these bytes; of the mark, the source is left out (zeros).
+    /// The frame passes to the kernel with a mark and these bytes. The source part of the mark is left out (zeros).
     Handed(Vec<u8>),
-    /// Dropped. What the bytes are then is nobody's concern.
+    /// The frame is dropped. Its bytes do not matter.
     Drop(DropReason),
 }
 
 impl Fate {
-    /// The verdict it is counted as.
+    /// Returns the verdict's counter.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
         match self {
@@ -66,19 +66,19 @@ impl Fate {
         }
     }
 
-    /// To the kernel, which sends it.
+    /// The frame goes to the kernel, which sends it.
     fn handed(mut frame: Vec<u8>, handed: Handed) -> Self {
         forward::write_macs(&mut frame, handed.destination(), [0; 6]);
         Self::Handed(frame)
     }
 
-    /// Out of `egress`, for a frame that came in by `ingress`.
+    /// The frame arrived on `ingress` and leaves by `egress`.
     fn sent(frame: Vec<u8>, ingress: u32, egress: u32) -> Self {
         if ingress == egress { Self::Tx(frame) } else { Self::Redirect(frame) }
     }
 }
 
-/// A frame and where it came in.
+/// A frame and its ingress interface.
 #[derive(Clone, Copy)]
 struct Arrival<'a> {
     frame: &'a [u8],
@@ -86,7 +86,7 @@ struct Arrival<'a> {
 }
 
 impl State {
-    /// Decides about one frame that came in by `ingress`, counts it, and remembers what is to be remembered.
+    /// Decides about one frame that arrived on `ingress`, counts it, and records what has to be remembered.
     pub fn packet(&mut self, frame: &[u8], ingress: u32) -> Fate {
         let fate = match self.decide(Arrival { frame, ingress }) {
             Ok(fate) => fate,
@@ -107,12 +107,12 @@ impl State {
         let packet = match parse::frame(arrival.frame) {
             Parsed::Packet(packet) => packet,
             Parsed::NotIp | Parsed::Waypoint => return Ok(Fate::Pass),
-            // What is broken is dropped only if it is for a VIP: to anybody else the kernel is to say what it thinks.
+            // A malformed packet is dropped only if it is for a VIP. Otherwise, the kernel decides.
             Parsed::Broken { destination } => return self.broken(destination),
         };
         match packet.protocol {
             TCP | UDP if packet.is_later_fragment() => self.later_fragment(arrival, &packet),
-            // In a later fragment, the first header of what is fragmented: TCP or UDP may be behind it.
+            // In a later fragment, this is the first header inside: TCP or UDP may follow.
             DESTINATION_OPTIONS if packet.v6 && packet.is_later_fragment() => self.later_fragment(arrival, &packet),
             TCP | UDP => self.with_ports(arrival, &packet),
             // A choice: fragments of ICMP messages pass.
@@ -126,7 +126,7 @@ impl State {
         if self.is_vip(destination) { self.refused(destination, DropReason::Malformed) } else { Ok(Fate::Pass) }
     }
 
-    /// Returns the fate of a packet to a VIP that no service can have.
+    /// Returns the fate of a packet to an address that cannot be a service's VIP.
     fn refused(&self, vip: std::net::IpAddr, reason: DropReason) -> Result<Fate, DropReason> {
         if self.is_shared(vip) { Ok(Fate::Pass) } else { Err(reason) }
     }
@@ -153,7 +153,7 @@ impl State {
         let opening =
             steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP, known_alone };
         if treated == Treated::Left {
-            // A choice: its rule is counted before it passes.
+            // A choice: the packet's rule is counted before the packet passes.
             self.rule(service, packet.source, false);
             return Ok(self.left(service));
         }
@@ -183,8 +183,8 @@ impl State {
         self.forward(arrival, packet, choice)
     }
 
-    /// Whether no client can have the source of a packet for a service. A choice: whether it is the VIP of another service
-    /// matters only where it opens a connection, or may.
+    /// Whether the source of a packet cannot be a client's. A choice: whether it is the VIP of another service matters
+    /// only if the packet opens a connection, or may open one.
     fn is_martian(&self, packet: &Packet, may_open: bool) -> bool {
         let source = packet.source;
         let broadcast = source == std::net::IpAddr::from(std::net::Ipv4Addr::BROADCAST);
@@ -196,7 +196,7 @@ impl State {
             || may_open && self.is_vip(source)
     }
 
-    /// A packet for no service may be the reply of a `nat` backend.
+    /// A packet that is for no service may be the reply of a `nat` backend.
     fn not_for_a_service(&mut self, arrival: Arrival<'_>, packet: &Packet, port: u16) -> Result<Fate, DropReason> {
         match self.way_back(packet.source, port, packet.protocol) {
             Some(way) => {

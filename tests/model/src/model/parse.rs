@@ -1,4 +1,4 @@
-//! Frame → what of its headers decides.
+//! Parses the fields of a frame's headers that decisions need.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,10 +11,10 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 
-/// An IP packet and where its parts lie in the frame.
+/// An IP packet and the positions of its parts in the frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
-    /// Where the IP header begins.
+    /// The beginning of the IP header.
     pub(crate) start: usize,
     pub(crate) v6: bool,
     pub(crate) protocol: u8,
@@ -22,17 +22,17 @@ pub(crate) struct Packet {
     pub(crate) traffic_class: u8,
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
-    /// Length of the packet from the IP header on, as that says.
+    /// The packet's length from the IP header on, according to that header.
     pub(crate) length: usize,
-    /// Length of everything before layer 4.
+    /// The length of all headers before layer 4.
     pub(crate) headers: usize,
     /// In units of eight bytes.
     pub(crate) fragment_offset: u16,
     pub(crate) more_fragments: bool,
     pub(crate) id: u32,
-    /// IPv4: routers must not fragment it. IPv6 never are.
+    /// Whether routers must not fragment the packet. In IPv6 they never do.
     pub(crate) dont_fragment: bool,
-    /// The IP header agrees with itself.
+    /// Whether the IP header is consistent.
     sound: bool,
 }
 
@@ -49,26 +49,26 @@ impl Packet {
         self.fragment_offset != 0
     }
 
-    /// Where layer 4 begins in the frame.
+    /// The beginning of layer 4 in the frame.
     pub(crate) fn l4(&self) -> usize {
         self.start + self.headers
     }
 
-    /// Length of layer 4.
+    /// The length of layer 4.
     pub(crate) fn l4_length(&self) -> usize {
         self.length - self.headers
     }
 
-    /// Where the packet ends in the frame; the link may have put bytes behind it.
+    /// The packet's end in the frame; the link may have added bytes.
     pub(crate) fn end(&self) -> usize {
         self.start + self.length
     }
 }
 
 pub(crate) enum Parsed {
-    /// No IP, or not enough of it to tell where it goes.
+    /// The frame has no IP, or too little of it to know its destination.
     NotIp,
-    /// A source route that does not end here.
+    /// The packet has a source route that does not end here.
     Waypoint,
     Broken {
         destination: IpAddr,
@@ -80,7 +80,7 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// The frame's IP packet.
+/// Parses the frame's IP packet.
 pub(crate) fn frame(frame: &[u8]) -> Parsed {
     let Some(mut ether_type) = word(frame, 12) else { return Parsed::NotIp };
     let mut start = 14;
@@ -109,8 +109,8 @@ pub(crate) fn frame(frame: &[u8]) -> Parsed {
     }
 }
 
-/// The packet that the ICMP error `error` quotes, of the same family. `None`: broken, or without as much of it as tells
-/// where it belongs.
+/// Parses the packet that the ICMP error `error` quotes, of the same family; `None` if it is malformed or too short to
+/// know where it belongs.
 pub(crate) fn quoted(frame: &[u8], error: &Packet) -> Option<Packet> {
     let start = error.l4() + 8;
     let mut inner = if error.v6 { v6(frame, start) } else { v4(frame, start) }?;
@@ -176,9 +176,10 @@ enum Followed {
     Waypoint,
 }
 
-/// Walks along the extension headers of IPv6.
+/// Follows the extension headers of IPv6.
 ///
-/// Choices: at most eight of them, all headers together below 2048 bytes; but a ninth that is a source route is one.
+/// Choices: at most eight of them, all headers together below 2048 bytes. A ninth header counts as a source route if it
+/// is one.
 fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
     if !packet.v6 {
         return Followed::Layer4;
@@ -219,12 +220,12 @@ fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
 pub(crate) struct Ports {
     pub(crate) source: u16,
     pub(crate) destination: u16,
-    /// SYN without ACK.
+    /// The packet is a SYN without ACK.
     pub(crate) opens: bool,
 }
 
-/// The ports of a packet that is no later fragment. `None`: its header is not there, or contradicts itself. A first
-/// fragment need not hold all that its header promises, but the fixed part of it.
+/// Parses the ports of a packet that is no later fragment; `None` if the header is missing or inconsistent. A first
+/// fragment needs only the fixed part of the header.
 pub(crate) fn ports(frame: &[u8], packet: &Packet) -> Option<Ports> {
     let segment = frame.get(packet.l4()..packet.end())?;
     let (fixed, promised) = if packet.protocol == TCP {

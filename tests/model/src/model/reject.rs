@@ -1,4 +1,4 @@
-//! Clients that nobody takes are told so, by services that say so.
+//! Informs clients that no backend takes, for services with that setting.
 
 use std::net::IpAddr;
 
@@ -44,12 +44,13 @@ impl State {
     }
 }
 
-/// The answer of a closed port (RFC 9293 section 3.10.7.1). `None`: there is none.
+/// The answer of a closed port (RFC 9293 section 3.10.7.1); `None` if there is none.
 fn reset(frame: &[u8], packet: &Packet) -> Option<Vec<u8>> {
     let at = packet.l4();
     let long = |at: usize| Some(u32::from(parse::word(frame, at)?) << 16 | u32::from(parse::word(frame, at + 2)?));
     let (sequence, acknowledgement, flags) = (long(at + 4)?, long(at + 8)?, frame[at + 13]);
-    // A choice: a first fragment without an acknowledgement is not answered, as the rest of it is not known.
+    // A choice: a first fragment without an acknowledgement gets no answer, because the rest of the segment is
+    // unknown.
     if flags & RST != 0 || flags & ACK == 0 && packet.is_first_fragment() {
         return None;
     }
@@ -82,7 +83,7 @@ fn reset(frame: &[u8], packet: &Packet) -> Option<Vec<u8>> {
         }
     }
     out.extend(segment);
-    // A choice: as long as a frame must be, if the segment's was.
+    // A choice: the answer is padded to the minimal frame size if the segment was.
     if frame.len() >= 60 {
         out.resize(out.len().max(60), 0);
     }

@@ -1,14 +1,14 @@
-//! The kernel's routes, as far as replies to clients go by them.
+//! The kernel's routes that replies to clients use.
 
 use std::net::IpAddr;
 
 use balancer_common::map_types::Mac;
 use ipnet::IpNet;
 
-/// How frames leave for a destination.
+/// The next hop of a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// The interface.
+    /// The egress interface.
     pub ifindex: u32,
     /// The MAC of that interface.
     pub source_mac: Mac,
@@ -18,14 +18,14 @@ pub struct Hop {
     pub mtu: usize,
 }
 
-/// Where the kernel would send something.
+/// The kernel's route to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// To a neighbour.
+    /// The packet goes to a neighbour.
     Hop(Hop),
-    /// To itself, or nowhere: the packet is the kernel's business.
+    /// The destination is this machine or has no route: the kernel handles the packet.
     Kernel,
-    /// To a neighbour that it does not know yet.
+    /// The kernel does not know the neighbour yet.
     NoNeighbour,
     /// The route forbids it.
     Forbidden,

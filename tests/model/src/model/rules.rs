@@ -1,4 +1,4 @@
-//! Rules for client prefixes: the longest prefix that holds the client's address decides.
+//! Rules for client prefixes. The longest prefix that contains the client's address decides.
 
 use std::net::IpAddr;
 
@@ -9,18 +9,18 @@ use super::State;
 /// The decision of a rule about a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// To this backend, which takes clients.
+    /// Sends to this backend, which takes clients.
     Pin(u16),
-    /// By the port as well.
+    /// Spreads by the port as well.
     Spread,
-    /// Dropped.
+    /// Drops.
     Deny,
-    /// As if there were none, but that the client may have been pinned.
+    /// The client is steered as without a rule, but may have been pinned.
     Fallen,
 }
 
 impl State {
-    /// Replaces the rules of a service. One for a prefix that had a rule goes on counting.
+    /// Replaces the rules of a service. A rule for a prefix that had one before continues its counters.
     pub fn set_rules(&mut self, index: usize, rules: &[RuleSpec]) {
         let service = &mut self.services[index];
         service.rules = rules.to_vec();
@@ -29,7 +29,7 @@ impl State {
         self.counters.rules.retain(|&(of, prefix), _| of != id || there(prefix));
     }
 
-    /// Returns the decision of a service's rules about the client at `source`. Not counted if it only `peeks`.
+    /// Returns the decision of a service's rules about the client at `source`. Does not count it if it only `peeks`.
     pub(super) fn rule(&mut self, index: usize, source: IpAddr, peeks: bool) -> Option<Rule> {
         let service = &self.services[index];
         let holding = service.rules.iter().filter(|rule| rule.prefix.contains(&source));

@@ -1,4 +1,5 @@
-//! Services that share their clients with the host. No socket of the host has a connection here: single packets cover that.
+//! Services that share their clients with the host. Here the host's sockets have no connections: tests with single
+//! packets cover that.
 
 use std::net::IpAddr;
 
@@ -9,18 +10,18 @@ use super::{Arrival, Fate, State, client_hash, parse::Packet, steer::Choice};
 /// How packets of a client are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Treated {
-    /// They are steered; whether the client may have connections to the host.
+    /// They are steered; `came` says whether the client may have connections to the host.
     Steered { came: bool },
-    /// The host's, though the client may have connections to backends.
+    /// They go to the host, but the client may have connections to backends.
     Left,
-    /// The host's.
+    /// They go to the host.
     Host,
-    /// The host's, counted as if they were steered.
+    /// They go to the host, and are counted as if they were steered.
     Watched,
 }
 
 impl State {
-    /// How packets of a client of a service are treated.
+    /// Returns how packets of a service's client are treated.
     pub(super) fn treated(&self, service: usize, client: IpAddr) -> Treated {
         let service = &self.services[service];
         let tag = (client_hash(service, client) >> 32) as u32;
@@ -33,7 +34,7 @@ impl State {
         }
     }
 
-    /// Whether the host serves clients of a VIP as well.
+    /// Whether the host also serves clients of a VIP.
     pub(super) fn is_shared(&self, vip: IpAddr) -> bool {
         let mut services = self.services.iter().filter(|service| !service.spec.share.is_all());
         services.any(|service| service.spec.listeners.iter().any(|of| of.listener.address == vip))
@@ -45,14 +46,14 @@ impl State {
         self.left(service)
     }
 
-    /// Passes a packet of a client that is not steered any more, of a connection that the host may have. A choice: later
-    /// fragments do not follow it.
+    /// Passes a packet of a client that is no longer steered, from a connection to which the host may belong. A choice:
+    /// later fragments do not follow it.
     pub(super) fn left(&mut self, service: usize) -> Fate {
         *self.counters.unsteered.entry(self.services[service].spec.id.0).or_default() += 1;
         Fate::Pass
     }
 
-    /// Passes a packet that is watched on its way to a backend.
+    /// Passes a packet to the host and counts it for its backend.
     pub(super) fn watched(&mut self, _arrival: Arrival<'_>, packet: &Packet, choice: Choice) -> Fate {
         self.follow_to_kernel(packet);
         if let Some(decision) = choice.decision {

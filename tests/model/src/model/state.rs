@@ -1,4 +1,4 @@
-//! The state that the controller has set in the kernel program, and the kernel program's own memory.
+//! The state that the controller has written to the kernel program, and the program's own memory.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,24 +19,24 @@ use super::{
     fragments::{Datagram, Way},
 };
 
-/// Buckets of the client table: few, so that they are full.
+/// The number of buckets in the client table: few, so that they become full.
 pub const BUCKETS: usize = 16;
 
 /// A service with its live table and its clock.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// As the kernel is told it.
+    /// The service's specification for the kernel.
     pub spec: ServiceSpec,
     /// The service's live table.
     pub slots: Vec<TableSlot>,
-    /// The present tick of its clock.
+    /// The current tick of its clock.
     pub tick: u16,
     /// The rules of the service.
     pub rules: Vec<RuleSpec>,
 }
 
 impl Service {
-    /// The clock of its memory. `None`: it remembers nothing.
+    /// The clock of its memory; `None` if it remembers nothing.
     #[must_use]
     pub fn clock(&self) -> Option<Clock> {
         let seconds = self.spec.remember.as_secs() as u32;
@@ -44,13 +44,13 @@ impl Service {
     }
 }
 
-/// Words of the filter of clients that have been seen.
+/// The number of words in the filter of seen clients.
 pub const SEEN_WORDS: usize = seen::words(BUCKETS as u32) as usize;
 
-/// The clients that have been seen in this period.
+/// The clients seen in this period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Which bits are whose.
+    /// Decides which bits belong to a client.
     pub salt: u64,
     /// Their bits.
     pub words: [u64; SEEN_WORDS],
@@ -68,25 +68,25 @@ impl Seen {
     }
 }
 
-/// How many newcomers may be recorded in an epoch.
+/// The limits on recording new clients in an epoch.
 #[derive(Clone, Debug, Default)]
 pub struct Newcomers {
     /// The limit of each service.
     pub own: u32,
-    /// The limit of all together, beyond those.
+    /// The limit of all services together, beyond their own limits.
     pub common: u32,
     used_own: BTreeMap<u16, u32>,
     used_common: u32,
 }
 
 impl Newcomers {
-    /// So many of each service, and so many beyond.
+    /// Creates the limits: `own` for each service, and `common` beyond those.
     #[must_use]
     pub const fn new(own: u32, common: u32) -> Self {
         Self { own, common, used_own: BTreeMap::new(), used_common: 0 }
     }
 
-    /// Whether one more may, of this service.
+    /// Takes one from the limits, if this service may record another client.
     pub(super) fn take(&mut self, service: u16) -> bool {
         let own = self.used_own.entry(service).or_default();
         let (used, limit) = if *own < self.own { (own, self.own) } else { (&mut self.used_common, self.common) };
@@ -96,7 +96,7 @@ impl Newcomers {
     }
 }
 
-/// Everything that decides about a packet.
+/// All state that decisions about packets need.
 #[derive(Clone, Debug)]
 pub struct State {
     /// Services.
@@ -105,35 +105,35 @@ pub struct State {
     pub backends: BTreeMap<u16, BackendSpec>,
     /// The client table.
     pub clients: Vec<[u64; BUCKET_ENTRIES]>,
-    /// Those of them that need not be looked up.
+    /// The recently seen clients, whose entries need no lookup.
     pub seen: Seen,
-    /// Newcomers that may be recorded.
+    /// The limits on recording new clients.
     pub newcomers: Newcomers,
-    /// Ways to clients.
+    /// The routes to clients.
     pub routes: Routes,
     /// The MAC of each interface.
     pub stations: BTreeMap<u32, Mac>,
-    /// Where backends' next hops were before they were where they are.
+    /// The earlier interfaces of backends' next hops.
     pub(super) moved_from: BTreeMap<u16, u32>,
     /// The counters since the beginning.
     pub counters: Counters,
-    /// Where first fragments went.
+    /// The ways of first fragments.
     pub(super) datagrams: HashMap<Datagram, Way>,
-    /// Outer IPv4 packets sent that may be fragmented.
+    /// The number of outer IPv4 packets sent that may be fragmented.
     pub(super) outer_packets: u16,
 }
 
-/// The way back of a `nat` reply: which service it is from, and as which backend.
+/// A `nat` reply's way back: its service, and its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WayBack {
     pub(super) service: usize,
     pub(super) listener: usize,
-    /// The backend's port; 0: every port, or each that a listener has.
+    /// The backend's port; 0: every port, or every port that a listener has.
     pub(super) port: u16,
     pub(super) backend: u16,
 }
 
-/// The entries that a packet without ports may belong to.
+/// The possible entries for a packet without ports.
 pub(super) enum Portless<T> {
     Nothing,
     Only(T),
@@ -151,7 +151,7 @@ impl<T> Portless<T> {
 }
 
 impl State {
-    /// A state in which no packet has been seen.
+    /// Creates a state without any packet.
     #[must_use]
     pub fn new(
         services: Vec<Service>,
@@ -175,7 +175,7 @@ impl State {
         }
     }
 
-    /// A backend's row is replaced.
+    /// Replaces a backend's row.
     pub fn set_backend(&mut self, backend: BackendSpec) {
         let id = backend.id.0;
         let egress = |backend: &BackendSpec| backend.next_hop.map(|hop| hop.ifindex);
@@ -187,14 +187,14 @@ impl State {
         }
     }
 
-    /// Whether a reply of this backend may have come in by `ingress`: by the interface of its next hop, if that is known.
-    /// A choice: for a minute by the one before as well.
+    /// Whether a reply of this backend may have arrived on `ingress`: the interface of its next hop, if that is known.
+    /// A choice: the previous interface also counts for a minute.
     pub(super) fn came_by(&self, way: WayBack, ingress: u32) -> bool {
         let hop = self.backends.get(&way.backend).and_then(|backend| backend.next_hop);
         hop.is_none_or(|hop| hop.ifindex == ingress || self.moved_from.get(&way.backend) == Some(&ingress))
     }
 
-    /// A new epoch begins.
+    /// Begins a new epoch.
     pub fn next_epoch(&mut self) {
         self.newcomers.used_own.clear();
         self.newcomers.used_common = 0;
@@ -204,8 +204,8 @@ impl State {
         self.services.iter().flat_map(|service| &service.spec.listeners).any(|of| of.listener.address == address)
     }
 
-    /// The listener for an address, port and protocol, by the numbers of its service and of itself: the one with the
-    /// fewest ports.
+    /// Finds the listener for an address, port and protocol: the one with the fewest ports. Returns the indexes of its
+    /// service and of the listener.
     pub(super) fn listener(&self, address: IpAddr, port: u16, protocol: u8) -> Option<(usize, usize)> {
         let all = self.services.iter().enumerate().flat_map(|(service, of)| {
             of.spec.listeners.iter().enumerate().map(move |(number, of)| ((service, number), of.listener))
@@ -216,12 +216,12 @@ impl State {
         here.min_by_key(|(_, listener)| listener.ports.width()).map(|(place, _)| place)
     }
 
-    /// The service at an address, port and protocol.
+    /// Finds the service at an address, port and protocol.
     pub(super) fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<usize> {
         self.listener(address, port, protocol).map(|(service, _)| service)
     }
 
-    /// The port of `backend` for packets to a VIP's port; 0: it stays.
+    /// The port of `backend` for packets to a VIP's port; 0 if it stays.
     pub(super) fn backend_port(&self, backend: &BackendSpec, address: IpAddr, port: u16, protocol: u8) -> u16 {
         if backend.address.port() != 0 {
             return backend.address.port();
@@ -230,7 +230,7 @@ impl State {
         listener.map_or(0, |(service, number)| self.services[service].spec.listeners[number].backend_port)
     }
 
-    /// The service that a packet without ports must be for.
+    /// The service of a packet without ports, if it is unambiguous.
     pub(super) fn only_service(&self, address: IpAddr, protocol: u8) -> Portless<usize> {
         let of = |service: &Service| {
             let mut listeners = service.spec.listeners.iter().map(|of| of.listener);
@@ -260,8 +260,8 @@ impl State {
         })
     }
 
-    /// Whether a `nat` backend answers from this address, port and protocol: one for that port comes before one for every
-    /// port, or for those that listeners of the VIP have.
+    /// The `nat` backend that answers from this address, port and protocol. A backend for that port has priority over
+    /// one for every port or for all ports of the VIP's listeners.
     pub(super) fn way_back(&self, address: IpAddr, port: u16, protocol: u8) -> Option<WayBack> {
         let at = |port: u16| self.ways_back(address, protocol).find(|way| way.port == port);
         let listened = |way: &WayBack| {
@@ -273,7 +273,7 @@ impl State {
         at(port).or_else(|| at(0).filter(listened))
     }
 
-    /// The way back of a packet without ports: ways to one VIP are the same.
+    /// The way back of a packet without ports. Ways to one VIP count as the same.
     pub(super) fn only_way_back(&self, address: IpAddr, protocol: u8) -> Portless<WayBack> {
         let vip = |way: &WayBack| self.services[way.service].spec.listeners[way.listener].listener.address;
         let mut vips = Vec::new();
@@ -284,7 +284,7 @@ impl State {
         }))
     }
 
-    /// A backend that packets can be sent to.
+    /// The backend, if packets can reach it.
     pub(super) fn reachable(&self, id: u16) -> Option<&BackendSpec> {
         let backend = self.backends.get(&id)?;
         backend.next_hop?;

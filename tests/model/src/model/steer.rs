@@ -1,4 +1,4 @@
-//! Client → backend.
+//! Chooses the backend of a client.
 
 use std::net::IpAddr;
 
@@ -16,28 +16,28 @@ use super::{
     rules::Rule,
 };
 
-/// Seconds of silence after which a client's next datagram counts as a new connection.
+/// The number of silent seconds after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
 
-/// The properties of a packet that concern connections.
+/// The parts of a packet that matter for connections.
 #[derive(Clone, Copy)]
 pub(super) struct Opening {
     /// The client's port.
     pub(super) port: u16,
-    /// It opens one.
+    /// The packet opens a connection.
     pub(super) opens: bool,
-    /// It may.
+    /// The packet is a datagram, which may open a connection.
     pub(super) datagram: bool,
-    /// It goes to a backend only if its client is known there, where the memory is asked.
+    /// The packet goes to a backend only if its client is known there, where the program asks the memory.
     pub(super) known_alone: bool,
 }
 
-/// Why a packet goes to no backend.
+/// The reason why a packet goes to no backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nowhere {
-    /// It passes to the host.
+    /// The packet passes to the host.
     Host,
-    /// Nobody takes it.
+    /// No backend takes the packet.
     Dropped(DropReason),
 }
 
@@ -47,14 +47,14 @@ impl From<DropReason> for Nowhere {
     }
 }
 
-/// A backend, and how it was chosen if the packet opens a connection.
+/// A backend, with the decision if the packet opens a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
     pub(super) backend: u16,
     pub(super) decision: Option<Decision>,
 }
 
-/// The hash of a client of a service: of its address, masked to the prefix.
+/// The hash of a service's client: of its address, masked to the prefix.
 #[must_use]
 pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
     match source {
@@ -63,8 +63,8 @@ pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
     }
 }
 
-/// The hash of one connection of a client whose connections are spread: of the masked address, which zeros make as long as an
-/// IPv6 address, and the port.
+/// The hash of one connection of a client whose connections are spread: of the port and the masked address, padded with
+/// zeros to the length of an IPv6 address.
 fn connection_hash(service: &Service, source: IpAddr, port: u16) -> u64 {
     let mut bytes = [0; 18];
     match source {
@@ -88,18 +88,18 @@ fn hash(service: &Service, bytes: &[u8]) -> u64 {
     SipHasher13::new_with_keys(key.k0, key.k1).hash(bytes)
 }
 
-/// The slot of a hash: its upper half as a part of 2^32, of so many slots.
+/// The slot of a hash among `slots`: its upper half as a fraction of 2^32.
 pub(super) fn slot_of(hash: u64, slots: usize) -> usize {
     (u128::from(hash >> 32) * slots as u128 / (1 << 32)) as usize
 }
 
 impl State {
-    /// The backend for a packet from `source`, which is remembered.
+    /// Chooses the backend for a packet from `source`, and remembers the client.
     pub(super) fn steer(&mut self, service: usize, source: IpAddr, opening: Opening) -> Result<Choice, Nowhere> {
         self.choose(service, source, Some(opening.port), Some(opening), opening.known_alone)
     }
 
-    /// The backend that a packet from `client` would go to. Nothing is remembered of it or counted.
+    /// The backend for a packet from `client`, without remembering or counting it.
     pub(super) fn peek(
         &mut self,
         service: usize,
@@ -110,7 +110,7 @@ impl State {
         self.choose(service, client, port, None, known_alone)
     }
 
-    /// `opening`: `None` to peek.
+    /// `opening` is `None` to peek.
     fn choose(
         &mut self,
         index: usize,
@@ -143,7 +143,7 @@ impl State {
             let decision = opens.then_some(decision);
             return live.map(|backend| Choice { backend, decision }).ok_or(nobody.into());
         };
-        // The gate: in a slot without exceptions, only these need the client's entry.
+        // The gate: in a slot without exceptions, only these packets need the client's entry.
         let datagram = opening.is_some_and(|opening| opening.datagram);
         let always = pin.is_some()
             || rule == Some(Rule::Fallen)
@@ -171,7 +171,7 @@ impl State {
         self.ask(hash, &asked, opening.is_none(), !always).ok_or(nobody)
     }
 
-    /// `marks`: the client's next packets need not ask.
+    /// Asks the memory. `marks`: the client's next packets need not ask.
     fn ask(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> Option<Choice> {
         let answer = self.answer(hash, asked, peeks, marks);
         if !peeks {

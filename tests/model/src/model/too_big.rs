@@ -1,4 +1,4 @@
-//! Telling a sender what would fit.
+//! Tells a sender the largest packet size.
 
 use std::net::IpAddr;
 
@@ -14,8 +14,8 @@ pub(super) const TTL: u8 = 64;
 const PRECEDENCE: u8 = 0xc0;
 
 impl State {
-    /// Answers `packet` with frag-needed or packet-too-big, whether or not it may be fragmented, which nothing here does.
-    /// Drops it where its sender cannot be told, or has been told with its first fragment.
+    /// Answers `packet` with frag-needed or packet-too-big, regardless of its DF bit, because nothing here fragments.
+    /// Drops it if its sender cannot be informed, or already was with the first fragment.
     pub(super) fn tell_too_big(
         &mut self,
         arrival: Arrival<'_>,
@@ -41,7 +41,7 @@ pub(super) fn is_group(frame: &[u8]) -> bool {
     frame[0] & 1 != 0
 }
 
-/// Whether an address can be one host's (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+/// Whether an address can belong to a single host (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
 pub(super) fn is_one_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !matches!(address.octets()[0], 0 | 127 | 224..),
@@ -49,17 +49,17 @@ pub(super) fn is_one_host(address: IpAddr) -> bool {
     }
 }
 
-/// The ICMP error with these first eight bytes of `message` to the sender of `packet`, which it quotes.
+/// An ICMP error to the sender of `packet`, with the first eight bytes from `message` and a quote of the packet.
 ///
-/// A choice: the longest quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC 1812
-/// section 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
+/// A choice: the longest quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC
+/// 1812 section 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
 pub(super) fn error(frame: &[u8], packet: &Packet, mut message: Vec<u8>) -> Vec<u8> {
     let most = if packet.v6 { 1232 } else { 544 };
     let quote = packet.length.min(most);
     message.extend(&frame[packet.start..packet.start + quote]);
 
     let mut out = [&frame[6..12], &frame[..6], &frame[12..packet.start]].concat();
-    // It goes from the VIP to the packet's sender.
+    // The error goes from the VIP to the packet's sender.
     match (packet.destination, packet.source) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let check = checksum::fresh(&[], &message);

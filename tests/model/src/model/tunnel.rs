@@ -1,4 +1,4 @@
-//! `ipip` and `gue`: the packet behind an outer header.
+//! The tunnels `ipip` and `gue`: adds an outer header to the packet.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,8 @@ const GUE_PORT: u16 = 6080;
 const OUTER_TTL: u8 = 64;
 
 impl State {
-    /// The frame in an outer packet, link-layer addresses aside. `Err` within: too big; what would fit.
+    /// The frame in an outer packet, without its link-layer addresses. `Err` inside: the packet is too big; has the
+    /// largest size.
     pub(super) fn wrap(
         &mut self,
         arrival: Arrival<'_>,
@@ -29,7 +30,7 @@ impl State {
         };
         let gue = backend.forwarding == Forwarding::Gue;
         let overhead = if backend.address.is_ipv6() { 40 } else { 20 } + if gue { 8 } else { 0 };
-        // An IP packet is at most this long, whatever the interface.
+        // The maximal length of an IP packet, on every interface.
         let mtu = (hop.mtu as usize).min(65_535);
         if packet.length + overhead > mtu {
             return Ok(Err(mtu.saturating_sub(overhead)));
@@ -90,12 +91,12 @@ impl State {
         if gue {
             out.extend(udp.to_bytes());
         }
-        // A choice: what the link has put behind the packet stays there.
+        // A choice: bytes that the link has added after the packet stay.
         out.extend(&inner[packet.start..]);
         Ok(Ok(out))
     }
 
-    /// The identification of an outer packet that may be fragmented. A choice: a count from 1, low byte first, on the
+    /// The identification of an outer packet that may be fragmented. A choice: a counter from 1, low byte first, on the
     /// first CPU.
     fn next_id(&mut self) -> u16 {
         self.outer_packets = self.outer_packets.wrapping_add(1);

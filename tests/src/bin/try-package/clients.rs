@@ -1,4 +1,4 @@
-//! Clients that keep coming, and what they lived through.
+//! Clients that keep sending requests, and their results.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use balancer_testkit::{
 pub(crate) const PORT: u16 = 80;
 /// The number of clients of each address family.
 const CLIENTS: u16 = 4;
-/// Between two requests of a client.
+/// The pause between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How long a request may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,7 +43,7 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Starts clients of both families, one connection after the other each.
+    /// Starts clients of both families. Each opens one connection after the other.
     pub(crate) fn start(topology: &Topology) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let tally = Arc::new(Mutex::new(Tally::default()));
@@ -80,7 +80,7 @@ impl Clients {
         Self { stop, tally, threads }
     }
 
-    /// Waits until everybody has been served once more.
+    /// Waits until every client has received another answer.
     pub(crate) fn round(&self) {
         let requests = || self.tally.lock().unwrap_or_else(PoisonError::into_inner).requests;
         let (before, deadline) = (requests(), Instant::now() + PATIENCE);
@@ -89,7 +89,7 @@ impl Clients {
         }
     }
 
-    /// Stops them. No request has failed, and nobody has been moved.
+    /// Stops the clients. Checks that no request has failed and no client has moved.
     pub(crate) fn finish(mut self) -> Result<String> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {

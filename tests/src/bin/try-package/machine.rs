@@ -1,4 +1,4 @@
-//! A Debian that systemd boots, in a directory.
+//! A Debian system in a directory, booted by systemd.
 
 use std::{
     fs,
@@ -17,25 +17,25 @@ use balancer_testkit::{
 };
 use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
-/// Where Debian's packages come from, unless `DEBIAN_MIRROR` names another place.
+/// The mirror for Debian's packages, unless `DEBIAN_MIRROR` names another one.
 const MIRROR: &str = "http://deb.debian.org/debian";
 /// Packages that the tool needs beyond the dependencies of the package.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps";
-/// How long a boot or an end may take.
+/// The time limit of a boot or a shutdown.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Dropping it halts and removes it.
+/// The machine. Dropping the value shuts it down and removes it.
 pub(crate) struct Machine {
     directory: PathBuf,
     name: String,
     namespace: String,
-    /// While it is up: the container's manager, and its process 1.
+    /// While the machine is up: the container's manager, and its process 1.
     up: Option<(Process, u32)>,
     cgroup: Option<Cgroup>,
 }
 
 impl Machine {
-    /// A fresh installation of `suite` in `directory`, for the network of `namespace`.
+    /// Installs `suite` in `directory`, for the network of `namespace`.
     pub(crate) fn install(suite: &str, directory: &Path, namespace: &Namespace) -> Result<Self> {
         remove(directory)?;
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
@@ -50,11 +50,11 @@ impl Machine {
         let mut debootstrap = Command::new("debootstrap");
         debootstrap.args(["--variant=minbase", "--include", PACKAGES, suite]).arg(machine.root()).arg(mirror);
         let Output { status, stdout, .. } = debootstrap.output().context("cannot start debootstrap")?;
-        // It says there what went wrong.
+        // The standard output has the error.
         let words = String::from_utf8_lossy(&stdout);
         let last = words.lines().rev().take(3).collect::<Vec<_>>().join("; ");
         ensure!(status.success(), "debootstrap failed ({status}), last line first: {last}");
-        // As systemd mounts it where it boots no container.
+        // Mount it like systemd does outside of a container.
         machine.write(
             "etc/systemd/system/bpffs.service",
             "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
@@ -69,7 +69,7 @@ impl Machine {
         self.directory.join("root")
     }
 
-    /// Writes a file of the machine, whose path is relative.
+    /// Writes a file of the machine; the path is relative.
     pub(crate) fn write(&self, path: &str, text: &str) -> Result<()> {
         let path = self.root().join(path);
         if let Some(directory) = path.parent() {
@@ -78,18 +78,18 @@ impl Machine {
         fs::write(&path, text).with_context(|| path.display().to_string())
     }
 
-    /// Puts a file into `/root`.
+    /// Copies a file into `/root`.
     pub(crate) fn bring(&self, file: &Path, name: &str) -> Result<()> {
         fs::copy(file, self.root().join("root").join(name)).with_context(|| file.display().to_string())?;
         Ok(())
     }
 
-    /// Whether there is such a file, whose path is relative.
+    /// Whether the file exists; the path is relative.
     pub(crate) fn has(&self, path: &str) -> bool {
         fs::symlink_metadata(self.root().join(path)).is_ok()
     }
 
-    /// Boots it, and waits until all is started or has failed.
+    /// Boots the machine, and waits until all units have started or failed.
     pub(crate) fn boot(&mut self) -> Result<()> {
         let mut nspawn = Command::new("systemd-nspawn");
         nspawn.arg("--directory").arg(self.root()).arg(format!("--machine={}", self.name));
@@ -99,15 +99,15 @@ impl Machine {
         nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
         nspawn.process_group(0);
         if !Path::new("/run/systemd/system").exists() {
-            // Nobody here gives it a control group.
+            // No other program gives it a control group.
             let cgroup = Cgroup::new(&self.name)?;
             let procs = cgroup.0.join("cgroup.procs");
             self.cgroup = Some(cgroup);
             nspawn.arg("--keep-unit");
-            // SAFETY: of what the closure does, only the path is allocated before; it opens and writes one file.
+            // SAFETY: the closure opens and writes one file; its path was allocated before.
             unsafe { nspawn.pre_exec(move || fs::write(&procs, "0")) };
         }
-        // SAFETY: one system call between fork and exec.
+        // SAFETY: the closure makes one system call between fork and exec.
         unsafe { nspawn.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
         let mut manager = Process::spawn("the machine", &mut nspawn, &self.directory.join("console.log"))?;
         let deadline = Instant::now() + LIMIT;
@@ -132,10 +132,10 @@ impl Machine {
         }
     }
 
-    /// Halts it as its power button would, if it is up.
+    /// Shuts the machine down like its power button, if it is up.
     pub(crate) fn halt(&mut self) -> Result<()> {
         let Some((mut manager, _)) = self.up.take() else { return Ok(()) };
-        // Asks systemd-nspawn for an orderly end; dropping what does not end kills it.
+        // Asks systemd-nspawn for a shutdown. If that fails, dropping the process kills it.
         manager.signal(Signal::SIGTERM)?;
         let deadline = Instant::now() + LIMIT;
         while manager.exited()?.is_none() {
@@ -147,7 +147,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a line of shell on the machine as root. Gives what it printed, errors included, and whether it succeeded.
+    /// Runs a shell command on the machine as root. Returns its output with errors, and whether it succeeded.
     pub(crate) fn shell(&self, line: &str) -> Result<(String, bool)> {
         let Some((_, first)) = &self.up else { bail!("the machine is not up") };
         let mut command = Command::new("nsenter");
@@ -167,7 +167,7 @@ impl Drop for Machine {
     }
 }
 
-/// Process 1 of what a systemd-nspawn has started.
+/// Process 1 of the container that a systemd-nspawn has started.
 fn first_process(manager: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{manager}/task/{manager}/children")).ok()?;
     children.split_whitespace().filter_map(|child| child.parse().ok()).find(|child: &u32| {
@@ -182,7 +182,7 @@ fn remove(directory: &Path) -> Result<()> {
     }
 }
 
-/// A control group of the unified hierarchy, removed with those below it.
+/// A control group of the unified hierarchy, which is removed together with its children.
 struct Cgroup(PathBuf);
 
 impl Cgroup {

@@ -1,8 +1,8 @@
-//! The Debian package on a Debian of its own: installed, started by systemd, reloaded, killed, upgraded and purged, while
-//! clients keep coming.
+//! The Debian package on a separate Debian system: installed, started by systemd, reloaded, killed, upgraded and
+//! purged, while clients keep sending requests.
 //!
-//! The machine is a directory made by debootstrap and booted by systemd-nspawn, in the network namespace of a topology's
-//! balancer. All that was made is gone afterwards.
+//! The machine is a directory made by debootstrap and booted by systemd-nspawn, in the network namespace of a
+//! topology's balancer. The program removes everything afterwards.
 
 mod clients;
 mod machine;
@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// Debian's release to try it on.
     #[arg(long, default_value = "bookworm")]
     suite: String,
-    /// Where the machine is made; whatever is there goes.
+    /// Directory for the machine; its contents are deleted.
     #[arg(long)]
     directory: PathBuf,
 }

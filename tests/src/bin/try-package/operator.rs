@@ -1,4 +1,4 @@
-//! The site around the machine, and what its operator does there.
+//! The site around the machine, and the operator's actions there.
 
 use std::{
     fmt::Write as _,
@@ -22,16 +22,16 @@ use crate::{
     machine::Machine,
 };
 
-/// How long anything but a boot may take.
+/// The time limit of everything except a boot.
 const PATIENCE: Duration = Duration::from_secs(60);
 const BACKENDS: u16 = 2;
 const BACKEND_PORT: u16 = 8080;
-/// Where the unit's configuration is, below the machine's root.
+/// The path of the unit's configuration, below the machine's root.
 const CONFIG: &str = "etc/balancer/balancer.toml";
 
-/// The machine with the balancer, its backends, its clients.
+/// The machine with the balancer, its backends and its clients.
 pub(crate) struct Operator {
-    /// Before the namespace that it runs in.
+    /// Declared before the namespace in which it runs, so that it is dropped first.
     pub(crate) machine: Machine,
     backends: Vec<Backend>,
     _logs: TempDir,
@@ -59,21 +59,21 @@ impl Operator {
         Ok(version.lines().next().unwrap_or_default().to_owned())
     }
 
-    /// Types a command, which must succeed. Gives what it printed.
+    /// Runs a command, which must succeed. Returns its output.
     pub(crate) fn types(&self, line: &str) -> Result<String> {
         let (words, success) = self.machine.shell(line)?;
         ensure!(success, "`{line}` failed: {}", words.trim());
         Ok(words.trim().to_owned())
     }
 
-    /// Types a command, which must fail. Gives what it printed.
+    /// Runs a command, which must fail. Returns its output.
     pub(crate) fn types_in_vain(&self, line: &str) -> Result<String> {
         let (words, success) = self.machine.shell(line)?;
         ensure!(!success, "`{line}` succeeded: {}", words.trim());
         Ok(words.trim().to_owned())
     }
 
-    /// Types a command whose words must contain each of `wanted`.
+    /// Runs a command whose output must contain each of `wanted`.
     pub(crate) fn reads(&self, line: &str, wanted: &[&str]) -> Result<String> {
         let (words, _) = self.machine.shell(line)?;
         for part in wanted {
@@ -82,7 +82,7 @@ impl Operator {
         Ok(words.trim().to_owned())
     }
 
-    /// Waits until a command prints exactly this.
+    /// Waits until a command prints exactly `wanted`.
     pub(crate) fn wait(&self, line: &str, wanted: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -95,17 +95,18 @@ impl Operator {
         }
     }
 
-    /// A property of the unit.
+    /// Returns a property of the unit.
     pub(crate) fn property(&self, name: &str) -> Result<String> {
         self.types(&format!("systemctl show --property={name} --value balancer"))
     }
 
-    /// Waits until the unit's property is this.
+    /// Waits until the unit's property has this value.
     pub(crate) fn wait_property(&self, name: &str, wanted: &str) -> Result<()> {
         self.wait(&format!("systemctl show --property={name} --value balancer"), wanted)
     }
 
-    /// Writes the unit's configuration: services of both families, with a weight of `web1`, and more `lines` in front.
+    /// Writes the unit's configuration: services of both families with a weight of `web1`, and more `lines` before
+    /// them.
     pub(crate) fn configures(&self, weight: u16, lines: &str) -> Result<()> {
         let mut text = format!("interfaces = [\"eth0\"]\non_exit = \"keep\"\n{lines}\n");
         for (family, name) in Family::BOTH.into_iter().zip(["web", "web6"]) {
@@ -128,12 +129,12 @@ impl Operator {
         self.machine.write(CONFIG, &text)
     }
 
-    /// Makes the health checks of `web{number}` answer so.
+    /// Sets the answer of `web{number}`'s health checks.
     pub(crate) fn fails(&self, number: usize, mode: &str) -> Result<()> {
         self.backends[number - 1].fail(&self.topology.backends()[number - 1], mode)
     }
 
-    /// Does something while clients keep coming: no request fails, and nobody is moved.
+    /// Does something while clients send requests. Checks that no request fails and no client moves.
     pub(crate) fn under_traffic<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, String)> {
         let clients = Clients::start(&self.topology);
         clients.round();
@@ -147,7 +148,7 @@ impl Operator {
         Ok(self.types("ip -details link show dev eth0")?.contains("prog/xdp"))
     }
 
-    /// The main process of the running service, which must be another one than `before`.
+    /// The main process of the running service, which must differ from `before`.
     pub(crate) fn new_main_process(&self, before: &str) -> Result<String> {
         self.wait_property("ActiveState", "active")?;
         let now = self.property("MainPID")?;
@@ -168,7 +169,7 @@ impl Operator {
         Ok(())
     }
 
-    /// The end of the unit's journal.
+    /// The last lines of the unit's journal.
     pub(crate) fn journal(&self) -> String {
         let words = self
             .machine

@@ -1,4 +1,4 @@
-//! The operator's steps, in their order, with the results that they must have.
+//! The operator's steps in their order, with the required results.
 
 use std::{thread, time::Duration};
 
@@ -7,7 +7,7 @@ use balancer_testkit::topology::{Family, Topology};
 
 use crate::operator::Operator;
 
-/// Does something and checks it. Gives what is worth telling.
+/// Does something and checks it. Returns the notable result.
 type Step = fn(&mut Operator) -> Result<String>;
 
 pub(crate) const STEPS: [(&str, Step); 21] = [
@@ -35,7 +35,7 @@ pub(crate) const STEPS: [(&str, Step); 21] = [
 ];
 
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet --yes";
-/// Has the watchdog bite while somebody watches.
+/// A short watchdog interval, so that the test sees the watchdog act.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=3s\n";
 
 fn install(operator: &mut Operator) -> Result<String> {
@@ -51,13 +51,13 @@ fn install(operator: &mut Operator) -> Result<String> {
     })
 }
 
-/// The unit tries on for ever, and needs no more than a file that is mended.
+/// The unit restarts for ever. When the file is corrected, no further action is needed.
 fn start_in_vain(operator: &mut Operator) -> Result<String> {
     operator.types_in_vain("systemctl start balancer")?;
     // systemd itself would give up after five starts in ten seconds.
     operator.wait("test $(systemctl show --property=NRestarts --value balancer) -gt 6 && echo on", "on")?;
     operator.wait("systemctl is-active balancer", "activating")?;
-    // Empty at the begin of each start.
+    // The status is empty at the beginning of each start.
     operator.wait("systemctl status --no-pager balancer | grep -c 'Status: \"/etc/balancer/balancer.toml'", "1")?;
     operator.configures(100, "")?;
     operator.wait("systemctl is-active balancer", "active")?;
@@ -142,7 +142,7 @@ fn reload_in_vain(operator: &mut Operator) -> Result<String> {
         operator.configures(50, "interface = [\"eth1\"]")?;
         operator.types_in_vain("systemctl reload balancer")?;
         operator.reads("journalctl --no-pager --unit=balancer --priority=err --lines=3", &["balancer.toml:3: "])?;
-        // What a reload cannot change.
+        // A reload cannot change this setting.
         operator.configures(50, "state_file = \"/var/lib/balancer/other.json\"")?;
         operator.types_in_vain("systemctl reload balancer")?;
         operator.wait(
@@ -185,7 +185,7 @@ fn watchdog(operator: &mut Operator) -> Result<String> {
     operator.machine.write("etc/systemd/system/balancer.service.d/try.conf", WATCHDOG)?;
     operator.types("systemctl daemon-reload && systemctl restart balancer")?;
     let ((), traffic) = operator.under_traffic(|operator| {
-        // It is told in time.
+        // The watchdog is notified in time.
         let (main, restarts) = (operator.property("MainPID")?, operator.property("NRestarts")?);
         thread::sleep(Duration::from_secs(7));
         ensure!(operator.property("MainPID")? == main, "killed though it was alive");
@@ -235,7 +235,8 @@ fn upgrade(operator: &mut Operator) -> Result<String> {
     Ok(format!("{before} → {after}; {traffic}"))
 }
 
-/// Makes another package of the upgrade's contents, changed by a shell `line`; not compressed, which took half a minute.
+/// Makes a package of the upgrade's contents after a change by the shell command `line`. It is not compressed, because
+/// that took half a minute.
 fn repack(operator: &Operator, name: &str, line: &str) -> Result<()> {
     operator.types(&format!(
         "rm -rf ~/contents && dpkg-deb --raw-extract ~/upgrade.deb ~/contents && cd ~/contents && {line} && \
@@ -283,7 +284,7 @@ fn stop_and_start(operator: &mut Operator) -> Result<String> {
     Ok(traffic)
 }
 
-/// As root, who leaves files and pins of root's behind.
+/// Runs the balancer as root, which leaves files and pinned maps that belong to root.
 fn run_by_hand(operator: &mut Operator) -> Result<String> {
     let ((), traffic) = operator.under_traffic(|operator| {
         operator.types("systemctl stop balancer")?;
@@ -303,7 +304,7 @@ fn run_by_hand(operator: &mut Operator) -> Result<String> {
     Ok(traffic)
 }
 
-/// The unit alone may not start them as another user; with what the package brings for it, it may.
+/// The unit alone may not start programs as another user, but it may with the package's additional file.
 fn programs_of_checks(operator: &mut Operator) -> Result<String> {
     let place = "/etc/systemd/system/balancer.service.d";
     operator.types(
@@ -320,7 +321,7 @@ fn programs_of_checks(operator: &mut Operator) -> Result<String> {
         .types(&format!("install -D -m 0644 -t {place} /usr/share/doc/balancer/contrib/systemd/exec-checks.conf"))?;
     operator.types("systemctl daemon-reload && systemctl restart balancer")?;
     for service in ["web", "web6"] {
-        // Its known clients may keep it from being down.
+        // Its known clients may prevent the state `down`.
         operator.wait(&format!("balancer backend list {service} | grep -c 'web2 .*exit code 1$'"), "1")?;
         operator.types(&format!("balancer wait {service}/web1 up --timeout 30s"))?;
     }
@@ -351,7 +352,7 @@ fn boot(operator: &mut Operator) -> Result<String> {
     )?;
     operator.types("chmod 755 /usr/local/sbin/late-network && systemctl --quiet enable late-network")?;
     operator.machine.halt()?;
-    // Unlike a machine's own, this network outlives it.
+    // Unlike a machine's own network, this one survives the machine.
     for family in ["ipv4", "ipv6"] {
         operator.topology.balancer().sysctl(&format!("net/{family}/conf/eth0/forwarding"), "0")?;
     }
@@ -396,7 +397,7 @@ fn purge(operator: &mut Operator) -> Result<String> {
 }
 
 fn nothing_runs(operator: &Operator) -> Result<()> {
-    // Beside what the kernel itself has there.
+    // In addition to the kernel's own entries.
     let pins = operator.types("ls -A /sys/fs/bpf")?;
     ensure!(!pins.contains("balancer"), "pinned: {pins}");
     ensure!(!operator.machine.shell("ls /run/balancer")?.1, "/run/balancer is there");

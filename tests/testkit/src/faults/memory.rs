@@ -1,4 +1,4 @@
-//! A control group that has no memory.
+//! A control group without memory.
 
 use std::{
     fs,
@@ -8,17 +8,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Where version 1 has its groups of memory, and version 2 all groups.
+/// The directory of memory groups in version 1, and of all groups in version 2.
 const VERSIONS: [(&str, &str); 2] =
     [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
 
-/// Whatever more memory a process takes that is put in here, the kernel ends it for. Removed when this is dropped, which
-/// needs the process to have ended.
+/// The kernel kills a process in this group as soon as it allocates more memory. Dropping the value removes the group,
+/// and needs the process to have ended.
 #[derive(Debug)]
 pub struct NoMemory(PathBuf);
 
 impl NoMemory {
-    /// Makes it.
+    /// Creates the group.
     ///
     /// # Errors
     /// Without root, or where the kernel does not limit the memory of control groups.
@@ -38,10 +38,10 @@ impl NoMemory {
         bail!("no control group with a limit of memory can be made below {} or {}", VERSIONS[0].0, VERSIONS[1].0)
     }
 
-    /// Puts a process in.
+    /// Moves a process into the group.
     ///
     /// # Errors
-    /// When it has ended.
+    /// If it has ended.
     pub fn take(&self, process: u32) -> Result<()> {
         fs::write(self.0.join("cgroup.procs"), process.to_string()).context("putting a process into a control group")
     }

@@ -1,5 +1,5 @@
-//! Faults of the machine under one process alone: disks that are full, read-only, slow or refuse to synchronise, and a wall
-//! clock that jumps. Nobody else's disk or clock is touched.
+//! Simulates faults of the machine for a single process: a disk that is full, read-only, slow or fails to synchronise,
+//! and a wall clock that jumps. Other processes' disks and clocks are unaffected.
 
 pub mod memory;
 
@@ -15,11 +15,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 const SHIM: &str = include_str!("shim.c");
-/// Room on the disk: the state, and the histories beside it, which grow to 48 MiB.
+/// The size of the disk: room for the state and for histories, which grow to 48 MiB.
 const ROOM: &str = "size=64m,mode=700";
 const MEBIBYTES: u32 = 64;
 
-/// A disk of its own, and what makes a program's clock and `fsync` lie.
+/// A separate disk, and a wrapper that changes a program's clock and `fsync`.
 #[derive(Debug)]
 pub struct Faults {
     place: PathBuf,
@@ -28,7 +28,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Makes them below `place`, for `program`.
+    /// Creates them below `place`, for `program`.
     ///
     /// # Errors
     /// Without a C compiler, or without root.
@@ -58,13 +58,13 @@ impl Faults {
         Ok(this)
     }
 
-    /// Returns the wrapper that is to be started instead of the program.
+    /// Returns the wrapper to start instead of the program.
     #[must_use]
     pub fn program(&self) -> PathBuf {
         self.program.clone()
     }
 
-    /// The disk.
+    /// Returns the disk's path.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.place.join("disk")
@@ -73,7 +73,7 @@ impl Faults {
     /// Makes the disk full.
     ///
     /// # Errors
-    /// When it cannot be written for another reason.
+    /// If it cannot be written for another reason.
     pub fn fill(&self) -> Result<()> {
         let mut file = File::create(self.disk().join("full"))?;
         let piece = vec![0; 1 << 20];
@@ -89,32 +89,32 @@ impl Faults {
     /// Makes the disk read-only for the program, or writable.
     ///
     /// # Errors
-    /// When the file of faults cannot be written.
+    /// If the file of faults cannot be written.
     pub fn read_only(&self, read_only: bool) -> Result<()> {
         Ok(self.words.write_all_at(&i64::from(read_only).to_ne_bytes(), 24)?)
     }
 
-    /// Sets the error of `fsync` (0: it works), and how long it takes.
+    /// Sets the error of `fsync` (0 for success) and its duration.
     ///
     /// # Errors
-    /// When the file of faults cannot be written.
+    /// If the file of faults cannot be written.
     pub fn synchronising(&self, error: i32, milliseconds: i64) -> Result<()> {
         self.words.write_all_at(&i64::from(error).to_ne_bytes(), 0)?;
         Ok(self.words.write_all_at(&milliseconds.to_ne_bytes(), 8)?)
     }
 
-    /// By how many seconds the wall clock is wrong.
+    /// Sets the error of the wall clock, in seconds.
     ///
     /// # Errors
-    /// When the file of faults cannot be written.
+    /// If the file of faults cannot be written.
     pub fn wall_clock(&self, seconds: i64) -> Result<()> {
         Ok(self.words.write_all_at(&seconds.to_ne_bytes(), 16)?)
     }
 
-    /// Heals the disk. The clock stays as it is.
+    /// Removes the disk's faults. The clock stays as it is.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn heal(&self) -> Result<()> {
         self.read_only(false)?;
         self.synchronising(0, 0)?;
@@ -127,7 +127,7 @@ impl Faults {
 
 impl Drop for Faults {
     fn drop(&mut self) {
-        // Whoever still has a file open keeps it until it is closed.
+        // Open files stay usable until their processes close them.
         if let Err(error) = umount2(&self.disk(), MntFlags::MNT_DETACH) {
             eprintln!("a small disk stays mounted at {}: {error}", self.disk().display());
         }

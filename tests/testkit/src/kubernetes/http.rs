@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as a server of tests needs.
+//! The part of HTTP/1.1 that a test server needs.
 
 use std::{
     collections::BTreeMap,
@@ -17,16 +17,16 @@ pub struct Request {
     pub method: String,
     /// The path, without the query.
     pub path: String,
-    /// The parameters behind the path.
+    /// The parameters of the query.
     pub query: BTreeMap<String, String>,
-    /// `null`: there is none, or it is no JSON.
+    /// `null` if there is no body, or if it is not JSON.
     pub body: Value,
 }
 
-/// Reads a request. `None`: there are no more.
+/// Reads a request; `None` if there are no more.
 ///
 /// # Errors
-/// When it is incomplete, or too large.
+/// If it is incomplete, or too large.
 pub fn read(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
@@ -61,7 +61,7 @@ pub fn read(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
 /// Answers with JSON.
 ///
 /// # Errors
-/// When nobody reads it.
+/// If the client does not read it.
 pub fn answer(stream: &mut impl Write, status: u16, body: &Value) -> io::Result<()> {
     let body = body.to_string();
     let length = body.len();
@@ -69,7 +69,7 @@ pub fn answer(stream: &mut impl Write, status: u16, body: &Value) -> io::Result<
     stream.write_all(format!("{head}{body}").as_bytes())
 }
 
-/// Begins an answer that comes in chunks.
+/// Begins an answer in chunks.
 ///
 /// # Errors
 /// As [`answer`].
@@ -85,7 +85,7 @@ pub fn chunk(stream: &mut impl Write, text: &str) -> io::Result<()> {
     stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
 }
 
-/// Ends an answer that came in chunks.
+/// Ends an answer in chunks.
 ///
 /// # Errors
 /// As [`answer`].

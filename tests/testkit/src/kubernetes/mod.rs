@@ -1,4 +1,4 @@
-//! A small stand-in of Kubernetes' API server, which keeps objects, tells watchers, and fails as it is told.
+//! A small stand-in for Kubernetes' API server, which stores objects, notifies watchers, and fails on request.
 
 pub mod http;
 mod store;
@@ -19,7 +19,7 @@ use self::{
     store::{Place, Store},
 };
 
-/// How often a watch looks whether it was cut.
+/// How often a watch checks whether it was cut.
 const LOOK: Duration = Duration::from_millis(20);
 
 struct Shared {
@@ -27,7 +27,7 @@ struct Shared {
     news: Condvar,
 }
 
-/// The stand-in. It ends with the process; dropped, it answers nobody any more.
+/// The stand-in. It ends with the process. After it is dropped, it answers no requests.
 pub struct Kubernetes {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -46,10 +46,10 @@ impl Shared {
 }
 
 impl Kubernetes {
-    /// Starts one on loopback, without any object.
+    /// Starts a stand-in on loopback, without any object.
     ///
     /// # Errors
-    /// When there is no port.
+    /// If there is no port.
     pub fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = listener.local_addr()?;
@@ -64,7 +64,7 @@ impl Kubernetes {
         Ok(Self { shared, address })
     }
 
-    /// A kubeconfig with which programs find it.
+    /// Returns a kubeconfig for the stand-in.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         let config = json!({
@@ -82,12 +82,12 @@ impl Kubernetes {
         changed
     }
 
-    /// Creates an object, or replaces all of it. `kind` is as in paths: `services`.
+    /// Creates or replaces an object. `kind` is the name in paths, such as `services`.
     pub fn put(&self, kind: &str, object: Value) {
         self.change(|store| store.put(&Place::of(kind, &object), object));
     }
 
-    /// An object, if it is there.
+    /// Returns an object, if it exists.
     #[must_use]
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         self.shared.store().get(&Place::new(kind, namespace, name)).cloned()
@@ -99,65 +99,65 @@ impl Kubernetes {
         self.shared.store().all(kind)
     }
 
-    /// Deletes an object: at once, or as soon as it has no finalizers.
+    /// Deletes an object: at once, or when it has no finalizers left.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) {
         self.change(|store| store.delete(&Place::new(kind, namespace, name)));
     }
 
-    /// Ends all watches, as a proxy in between does.
+    /// Ends all watches, like a proxy in between.
     pub fn cut_watches(&self) {
         self.change(|store| store.faults.cuts += 1);
     }
 
-    /// Forgets what has happened: whoever watches from before gets 410, and has to list again.
+    /// Forgets the history. A watch from an older version gets 410 and has to list again.
     pub fn compact(&self) {
         self.change(Store::compact);
     }
 
-    /// Is out of reach, or back.
+    /// Makes the server unreachable or reachable.
     pub fn is_away(&self, away: bool) {
         self.change(|store| store.faults.away = away);
     }
 
-    /// Refuses so many of the next writes with 409.
+    /// Refuses this number of the next writes with 409.
     pub fn refuses_writes(&self, count: usize) {
         self.change(|store| store.faults.conflicts = count);
     }
 
-    /// Tells watchers each event twice, or once.
+    /// Sends each event to watchers twice, or once.
     pub fn repeats_events(&self, twice: bool) {
         self.change(|store| store.faults.twice = twice);
     }
 
-    /// Tells watchers of nothing that happens from now on, or of everything again.
+    /// Stops sending new events to watchers, or sends them again.
     pub fn drops_events(&self, silent: bool) {
         self.change(|store| store.faults.silent = silent);
     }
 
-    /// Has slices of endpoints only as `v1beta1`, as up to Kubernetes 1.20.
+    /// Serves endpoint slices only as `v1beta1`, like Kubernetes up to 1.20.
     pub fn is_old(&self) {
         self.change(|store| store.faults.old = true);
     }
 
-    /// All requests but watches: method and path.
+    /// All requests except watches: method and path.
     #[must_use]
     pub fn paths(&self) -> Vec<(String, String)> {
         self.shared.store().requests.clone()
     }
 
-    /// The paths that are or were watched.
+    /// The paths of current and earlier watches.
     #[must_use]
     pub fn watched(&self) -> Vec<String> {
         self.shared.store().watched.clone()
     }
 
-    /// How many watches of a path that contains `part` there were.
+    /// The number of watches whose path contains `part`.
     #[must_use]
     pub fn watches(&self, part: &str) -> usize {
         self.watched().iter().filter(|path| path.contains(part)).count()
     }
 
-    /// How many requests with this method came for a path that contains `part`.
+    /// The number of requests with this method whose path contains `part`.
     #[must_use]
     pub fn requests(&self, method: &str, part: &str) -> usize {
         let store = self.shared.store();
@@ -183,7 +183,7 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Tells of events until the time is over, or the watch is cut.
+/// Sends events until the time is over, or until the watch is cut.
 fn watch(shared: &Shared, request: &Request, stream: &mut TcpStream) -> Result<()> {
     let number = |key: &str| request.query.get(key).and_then(|text| text.parse::<u64>().ok());
     let end = Instant::now() + Duration::from_secs(number("timeoutSeconds").unwrap_or(60));

@@ -1,4 +1,4 @@
-//! The objects, and what has happened to them.
+//! The objects and their history.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::http::Request;
 
-/// Where an object is.
+/// The position of an object in paths.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) kind: String,
@@ -24,7 +24,7 @@ impl Place {
         Self::new(kind, &text("namespace"), &text("name"))
     }
 
-    /// That of a path, such as `/api/v1/namespaces/shop/services/web/status`; a list has no name.
+    /// Parses a path such as `/api/v1/namespaces/shop/services/web/status`. A list has no name.
     pub(super) fn of_path(path: &str) -> Option<Self> {
         let mut parts = path.split('/').filter(|part| !part.is_empty());
         let versions = if parts.next()? == "apis" { 2 } else { 1 };
@@ -38,7 +38,7 @@ impl Place {
     }
 }
 
-/// The ways in which it fails.
+/// The faults to simulate.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) cuts: u64,
@@ -56,26 +56,26 @@ struct Event {
     text: String,
 }
 
-/// The objects, and what has happened to them.
+/// The objects and their history.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     objects: BTreeMap<Place, Value>,
     history: Vec<Event>,
     version: u64,
-    /// Up to here the history is forgotten.
+    /// The history up to this version is forgotten.
     compacted: u64,
     pub(super) faults: Faults,
     pub(super) requests: Vec<(String, String)>,
     pub(super) watched: Vec<String>,
 }
 
-/// The answer of a request that failed.
+/// The answer to a failed request.
 pub(super) fn status(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": ""})
 }
 
 impl Store {
-    /// Whether a path is one of the versions that it has.
+    /// Whether the server has the API version of the path.
     pub(super) fn knows(&self, path: &str) -> bool {
         !path.contains("/endpointslices") || path.contains("/v1beta1/") == self.faults.old
     }
@@ -138,10 +138,10 @@ impl Store {
         self.faults.cuts += 1;
     }
 
-    /// Everything that has happened since a version.
+    /// Returns all events since a version.
     ///
     /// # Errors
-    /// When that is forgotten.
+    /// If that is forgotten.
     pub(super) fn since(&self, kind: &str, version: u64) -> Result<Vec<(u64, String)>, Value> {
         if version < self.compacted {
             return Err(status(410, "too old resource version"));
@@ -217,7 +217,7 @@ impl Store {
     }
 }
 
-/// A merge patch (RFC 7386).
+/// Applies a merge patch (RFC 7386).
 fn merged(object: Value, patch: &Value) -> Value {
     let Some(patch) = patch.as_object() else { return patch.clone() };
     let mut object = if let Value::Object(object) = object { object } else { serde_json::Map::new() };

@@ -1,4 +1,4 @@
-//! The answers of the controller's core about a configuration, computed in this process, and the shares of clients.
+//! The controller core's answers about a configuration, computed in this process, and the shares of clients.
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
 
@@ -9,10 +9,10 @@ use balancer_core::{
 };
 use balancer_model::file;
 
-/// The controller's core on a configuration file.
+/// The controller's core with a configuration file.
 ///
 /// # Errors
-/// When the file is not valid, or has no hash key.
+/// If the file is not valid, or has no hash key.
 pub fn core(config: &Path) -> Result<Core> {
     let (config, _) = file::load(config).map_err(|errors| anyhow!("{errors}"))?;
     let key = config.hash_key.context("the configuration has no hash key")?;
@@ -21,10 +21,10 @@ pub fn core(config: &Path) -> Result<Core> {
     Ok(core)
 }
 
-/// Makes a change in a core as the controller does, to the end: next hops that come to be watched are found.
+/// Makes a change in a core like the controller, completely: it also finds next hops that are watched from then on.
 ///
 /// # Errors
-/// When the change is refused.
+/// If the change is refused.
 pub fn change(core: &mut Core, change: Change) -> Result<()> {
     let (_, commands) = core.change(change, Instant::now())?;
     for command in commands {
@@ -34,7 +34,7 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
                 source_mac: [2; 6],
                 destination_mac: [4; 6],
                 mtu: 1500,
-                // Somebody of the family.
+                // Any address of the family.
                 source: Some(address),
                 gateway: None,
                 local: false,
@@ -45,15 +45,15 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
     Ok(())
 }
 
-/// The backend of `client` in the first service of its family; `None`: dropped.
+/// The backend of `client` in the first service of its family; `None` if the client's packets are dropped.
 ///
 /// # Errors
-/// When there is no such service.
+/// If there is no such service.
 pub fn home(core: &Core, client: IpAddr) -> Result<Option<String>> {
     Ok(core.locate(client, None)?.into_iter().next().context("no service")?.backend)
 }
 
-/// How many clients each backend has.
+/// The number of clients of each backend.
 pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for home in homes {
@@ -62,7 +62,7 @@ pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<Strin
     counts
 }
 
-/// How far the counts of `backends` backends are from equal: the largest deviation, as a share of the mean.
+/// The largest deviation of a backend's count from equal shares, as a part of the mean.
 #[must_use]
 pub fn deviation(counts: &BTreeMap<String, usize>, backends: usize) -> f64 {
     let mean = counts.values().sum::<usize>() as f64 / backends as f64;

@@ -16,7 +16,7 @@ use crate::{
     topology::{Family, Topology},
 };
 
-/// The prefix of the names of services beside.
+/// The prefix of the names of additional services.
 pub(super) const CROWD: &str = "crowd";
 /// The services' port.
 pub const PORT: u16 = 80;
@@ -24,47 +24,47 @@ pub const PORT: u16 = 80;
 /// The settings that go into the configuration file.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How packets reach the backends.
+    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// Where to attach.
+    /// The interfaces to attach to.
     pub interfaces: Vec<String>,
-    /// `auto`, `native` or `generic`; for `balancer decap` on the backends as well.
+    /// `auto`, `native` or `generic`, also for `balancer decap` on the backends.
     pub xdp_mode: &'static str,
-    /// A service for each.
+    /// The families; each has a service.
     pub families: Vec<Family>,
-    /// Whether a service's backends have addresses of the other family, as tunnels allow.
+    /// Whether a service's backends have addresses of the other family, which tunnels allow.
     pub crossed: bool,
-    /// Numbers of the backends, from 1, and their weights, in the order of the file.
+    /// The numbers of the backends, from 1, and their weights, in the order of the file.
     pub backends: Vec<(u16, u16)>,
     /// The health check, an inline table.
     pub check: String,
     /// How long clients are remembered.
     pub remember: &'static str,
-    /// Bits of an IPv4 address that tell clients apart.
+    /// The client prefix length for IPv4.
     pub prefix_v4: u8,
     /// `detach` or `keep`.
     pub on_exit: &'static str,
-    /// Where the state is kept, if not beside the other files.
+    /// The path of the state, if it is not next to the other files.
     pub state: Option<PathBuf>,
-    /// The program, if it is not the one just built.
+    /// The program, if it is not the current build.
     pub binary: Option<PathBuf>,
-    /// Services beside, with ten backends each that nobody asks for anything: forty make a state that is large.
+    /// The number of additional services, with ten unused backends each. Forty of them make a large state.
     pub crowd: u16,
-    /// More lines for each service.
+    /// Additional lines for each service.
     pub service_lines: String,
-    /// More lines for the whole, tables among them.
+    /// Additional lines for the whole file, possibly with tables.
     pub lines: String,
 }
 
-/// A check that finds a dead server within a second, and takes none for dead that a loaded machine keeps waiting.
+/// A check that finds a dead server within a second, but tolerates delays on a loaded machine.
 pub const QUICK_CHECK: &str =
     r#"{ type = "tcp", interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5, rise = 1 }"#;
 
-/// [`QUICK_CHECK`] of a server that tells its health by HTTP.
+/// [`QUICK_CHECK`] for a server that reports its health by HTTP.
 pub const QUICK_HTTP_CHECK: &str = r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5, rise = 2 }"#;
 
 impl Settings {
-    /// An IPv4 service of equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
+    /// An IPv4 service with equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
     #[must_use]
     pub fn new(topology: &Topology, forwarding: Forwarding, backends: u16) -> Self {
         Self {
@@ -143,7 +143,7 @@ impl Settings {
     }
 }
 
-/// The name of the service of a family.
+/// The name of a family's service.
 #[must_use]
 pub const fn service(family: Family) -> &'static str {
     match family {
@@ -152,10 +152,10 @@ pub const fn service(family: Family) -> &'static str {
     }
 }
 
-/// Writes the configuration of `settings` into `files`, and gives its path.
+/// Writes the configuration of `settings` into `files`, and returns its path.
 ///
 /// # Errors
-/// When it cannot be written.
+/// If it cannot be written.
 pub fn write_config(topology: &Topology, settings: &Settings, files: &Path) -> Result<PathBuf> {
     let config = config_path(files);
     fs::write(&config, settings.text(topology, files)).with_context(|| config.display().to_string())?;
@@ -166,7 +166,7 @@ pub(super) fn config_path(files: &Path) -> PathBuf {
     files.join("balancer.toml")
 }
 
-/// The servers' port: with `nat` it changes on the way.
+/// The servers' port: with `nat`, the balancer changes the port.
 #[must_use]
 pub const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {

@@ -1,5 +1,5 @@
-//! `balancer demo --fleet` and `--standby`: broken by the commands that they print, they lose nobody; they say what they
-//! need, and leave nothing behind.
+//! Tests of `balancer demo --fleet` and `--standby`: no client loses its session when the printed commands break parts.
+//! The programs name their requirements and leave nothing behind.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,10 +23,10 @@ use super::{finish, left_by, mute_balancer, program, spawn};
 
 const CLIENTS: u64 = 60;
 
-/// How long what a command does may take to show.
+/// How long the effect of a command may take to show.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running lab, which speaks JSON.
+/// A running lab with JSON output.
 struct Lab {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -37,7 +37,7 @@ impl Lab {
     fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(binaries::balancer().unwrap());
         command.arg("demo").args(arguments).args(["--json", "--clients", &CLIENTS.to_string()]);
-        // Whose balancer this is does not matter to those of the lab.
+        // Users of the lab may have this variable; it must not matter.
         command.env("BALANCER_SOCKET", "/nowhere/balancer.sock");
         let mut child = spawn(&mut command);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -52,7 +52,7 @@ impl Lab {
         Self { child, lines, commands }
     }
 
-    /// Runs the command of this name that follows the one called `after`, as somebody would who copies it.
+    /// Runs the command with this name that follows the command `after`, like a user who copies it.
     fn run(&self, after: &str, what: &str) {
         let commands = self.commands.iter().skip_while(|(name, _)| name != after);
         let (_, command) = commands.clone().find(|(name, _)| name == what).unwrap();
@@ -73,7 +73,7 @@ impl Lab {
         serde_json::from_str(&line.unwrap()).unwrap()
     }
 
-    /// The first view of which this is true.
+    /// Waits for the first view for which `expected` is true.
     #[track_caller]
     fn wait(&mut self, what: &str, expected: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
@@ -86,7 +86,7 @@ impl Lab {
         }
     }
 
-    /// Ends it, and checks that nothing of it is left.
+    /// Ends the lab, and checks that nothing remains.
     fn end(self) {
         let pid = self.child.id();
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
@@ -97,7 +97,7 @@ impl Lab {
     }
 }
 
-/// Command lines that name files or namespaces of the lab with this process id.
+/// The command lines with files or namespaces of the lab with this process id.
 fn running_for(pid: u32) -> Vec<String> {
     let processes =
         fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
@@ -121,7 +121,7 @@ fn in_use(view: &Value) -> Vec<&str> {
     members.filter(|member| member["in_use"] == true).map(|member| member["name"].as_str().unwrap()).collect()
 }
 
-/// Nothing has failed for longer than a request may take.
+/// Whether no request has failed for longer than a request may take.
 fn is_calm(view: &Value) -> bool {
     view["seconds_since_failure"].as_f64().is_none_or(|seconds| seconds > 6.0)
 }
@@ -131,7 +131,7 @@ fn state(view: &Value, backend: &str) -> String {
 }
 
 #[test]
-fn a_fleet_behind_a_router_loses_nobody() {
+fn when_parts_of_a_fleet_behind_a_router_fail_then_no_client_loses_its_session() {
     let mut lab = Lab::start(&["--fleet", "3"]);
     let all = |view: &Value| ["lb1", "lb2", "lb3"].iter().all(|member| is_well(view, member));
     let begun = lab.wait("not all have all clients", |view| all(view) && view["clients"] == CLIENTS);
@@ -162,7 +162,7 @@ fn a_fleet_behind_a_router_loses_nobody() {
     assert_eq!((&after["moved"], &after["sessions_lost"]), (&0.into(), &0.into()), "{after:#}");
     assert!(after["answered"].as_u64().unwrap() > survived["answered"].as_u64().unwrap());
 
-    // A backend that dies costs its own clients their sessions, once.
+    // A failed backend costs its own clients their sessions, once.
     let own = named(&after, "backends", "web1")["clients"].clone();
     lab.run("first", "kill a backend");
     lab.wait("web1 is not down", |view| state(view, "web1") == "down");
@@ -173,7 +173,7 @@ fn a_fleet_behind_a_router_loses_nobody() {
 }
 
 #[test]
-fn a_pair_of_which_one_stands_by_loses_nobody() {
+fn when_parts_of_a_standby_pair_fail_then_no_client_loses_its_session() {
     let mut lab = Lab::start(&["--standby"]);
     let both = |view: &Value| ["lb1", "lb2"].iter().all(|member| is_well(view, member));
     let begun = lab.wait("not both know all clients", |view| both(view) && view["clients"] == CLIENTS);
@@ -193,7 +193,7 @@ fn a_pair_of_which_one_stands_by_loses_nobody() {
 }
 
 #[test]
-fn it_says_which_packages_it_needs() {
+fn when_a_package_is_missing_then_the_lab_names_it() {
     let programs = TempDir::new().unwrap();
     let ip = ["/usr/sbin/ip", "/usr/bin/ip", "/sbin/ip"].iter().map(PathBuf::from).find(|path| path.exists()).unwrap();
     symlink(ip, programs.path().join("ip")).unwrap();
@@ -217,7 +217,7 @@ fn it_says_which_packages_it_needs() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_and_leaves_nothing() {
+fn when_the_start_fails_then_the_lab_says_why_and_leaves_nothing() {
     let programs = TempDir::new().unwrap();
     let broken = program(&programs, "echo no such luck\nexit 1\n");
     let mut command = Command::new(binaries::balancer().unwrap());
@@ -230,7 +230,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
 }
 
 #[test]
-fn a_start_can_be_interrupted() {
+fn when_the_start_is_interrupted_then_the_lab_ends() {
     let programs = TempDir::new().unwrap();
     let mut command = Command::new(binaries::balancer().unwrap());
     let child = spawn(command.args(["demo", "--standby", "--balancer"]).arg(mute_balancer(&programs)));

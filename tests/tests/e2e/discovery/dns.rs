@@ -1,4 +1,4 @@
-//! Backends that records of DNS name. Servers `web1` to `web3` serve, and on the host of a fourth runs the name server.
+//! Tests of backends from DNS records. The servers `web1` to `web3` serve, and the name server runs on a fourth host.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,8 @@ struct Place {
 }
 
 impl Place {
-    /// Starts both. The name server has the records that `records` gives; `SERVER` in the lines of services is its address.
+    /// Starts the site and the name server. The records come from `records`. `SERVER` in the lines of services is the
+    /// server's address.
     fn start(
         service_lines: &str,
         records: impl Fn(&Topology) -> String,
@@ -47,7 +48,7 @@ impl Place {
         Self { named: named.unwrap(), site: site.unwrap() }
     }
 
-    /// Has the name server answer by other records.
+    /// Replaces the records of the name server.
     fn answer(&mut self, records: &str) {
         self.named.answer(&self.site.topology().backends()[3], records);
     }
@@ -88,7 +89,7 @@ fn hosts(topology: &Topology) -> String {
     (1..=3).map(|number| format!("web{number} A {}\n", topology.backend_address(Family::V4, number - 1))).collect()
 }
 
-/// Records of the service, `(PRIORITY, WEIGHT, NUMBER)` each.
+/// SRV records of the service, from `(PRIORITY, WEIGHT, NUMBER)`.
 fn services(of: &[(u16, u16, u16)]) -> String {
     let line = |(priority, weight, number): &(u16, u16, u16)| {
         format!("_http._tcp.web SRV {priority} {weight} 8080 web{number}\n")
@@ -120,17 +121,17 @@ fn when_srv_records_change_then_backends_follow_by_their_names_and_what_users_se
     let home = of.homes();
     assert!(["web1", "web2"].iter().all(|name| home.values().any(|home| home == name)), "{home:?}");
 
-    // Shuffled answers, second by second.
+    // The answers are shuffled every second.
     let generation = web(&of.site).table_generation;
     of.named.await_questions(QUESTION, 5);
     assert_eq!((web(&of.site).table_generation, of.homes()), (generation, home.clone()));
 
-    // Another target, of another priority: a backup, which takes nobody.
+    // Another target with another priority: a backup, which gets no clients.
     of.answer(&(services(&[(20, 100, 3), (10, 100, 2), (10, 100, 1)]) + &hosts));
     wait_until("web3 is there", || of.backend("web3.internal").is_some_and(|backend| backend.backup));
     assert_eq!(of.homes(), home);
 
-    // One is away that the operator drains: its clients stay with it. It comes back, and is as it was.
+    // A drained backend is missing: its clients stay. When it comes back, its state is the same.
     of.site.cli(&["backend", "weight", "web/web2.internal", "7"]).unwrap();
     of.site.cli(&["backend", "drain", "web/web2.internal"]).unwrap();
     let is_told = |of: &Place, what: &str| {
@@ -150,7 +151,7 @@ fn when_srv_records_change_then_backends_follow_by_their_names_and_what_users_se
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("backend web/web2.internal is a target of dns _http._tcp.web.internal"), "{told}");
 
-    // Another file leaves them, and one that undoes what was set at run time gives them the weights of their records.
+    // Another file does not change the weights. `--reset` undoes run-time changes and restores the records' weights.
     of.site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"2s\" }").unwrap();
     assert_eq!((web(&of.site).backends.len(), of.backend("web2.internal").unwrap().weight), (3, 7));
     of.site.cli(&["apply", "--reset", &of.site.config().to_string_lossy()]).unwrap();
@@ -160,7 +161,7 @@ fn when_srv_records_change_then_backends_follow_by_their_names_and_what_users_se
         [(100, "ready".to_owned()), (100, "ready".to_owned())]
     );
 
-    // At the deadline a drain ends.
+    // A drain ends at its deadline.
     of.answer(&(services(&[(10, 100, 1), (10, 100, 3)]) + &hosts));
     wait_until("web2 is removed", || of.backend("web2.internal").is_none());
     assert_eq!(reasons(&of.site), "");
@@ -180,7 +181,7 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
         assert!(web(&of.site).backends.iter().all(|backend| backend.admin == "ready"));
     };
 
-    // All are gone, and back.
+    // All targets disappear, and return.
     of.answer(&of.hosts());
     of.await_reasons("the last pool stays: dns _http._tcp.web.internal: NXDOMAIN, there is no such name");
     stays(&of, &home);
@@ -192,12 +193,12 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
     of.answer(&all);
     of.await_reasons("");
 
-    // Hosts without addresses keep those that they had.
+    // Hosts without addresses keep their previous ones.
     of.answer(&services(&[(10, 100, 1), (10, 100, 2)]));
     of.await_reasons("web1.internal has not the addresses that the service needs: NXDOMAIN");
     stays(&of, &home);
 
-    // The server says that it cannot, or nothing.
+    // The server answers with an error, or not at all.
     of.fail();
     of.await_reasons("dns _http._tcp.web.internal: SERVFAIL");
     stays(&of, &home);
@@ -208,7 +209,7 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
     of.await_reasons("dns _http._tcp.web.internal: no answer");
     stays(&of, &home);
 
-    // A restart goes on with the last pool.
+    // After a restart, the last pool continues.
     of.site.restart(|_| {}).unwrap();
     assert_eq!(names(&web(&of.site)).join(" "), "web1.internal web2.internal");
     assert_eq!(of.homes().len(), CLIENTS.count());
@@ -270,7 +271,7 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     of.named.await_questions("web.internal IN A", 3);
     assert_eq!((of.homes(), of.site.homes(Family::V6, CLIENTS).unwrap()), (home, home6));
 
-    // One address is away in both families: both drain, and are removed.
+    // One address disappears in both families: both drain and are removed.
     of.site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"1s\" }").unwrap();
     let topology = of.site.topology();
     let [a, a6] = Family::BOTH.map(|family| topology.backend_address(family, 0));
@@ -278,7 +279,7 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     wait_until("they are removed", || (of_family(&of, 0), of_family(&of, 1)) == (one.clone(), one6.clone()));
     assert!(of.homes().values().all(|home| home == "web1"));
 
-    // The system's servers change.
+    // The system's name servers change.
     fs::write(&conf, "nameserver 192.0.2.254\n").unwrap();
     of.await_reasons("dns_a web.internal: no answer");
     fs::write(&conf, "# none\n").unwrap();
@@ -287,13 +288,13 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     fs::write(&conf, format!("nameserver {}\n", of.site.topology().backend_address(Family::V4, 3))).unwrap();
     of.await_reasons("");
 
-    // A sinkhole's answer is not taken over.
+    // The answer of a sinkhole is ignored.
     of.answer(&format!("web A {a}\nweb A 0.0.0.0\nweb AAAA {a6}\n"));
     of.await_reasons("dns_a web.internal: the address 0.0.0.0 is the wildcard");
     assert_eq!(of_family(&of, 0), one);
 }
 
-/// Makes a program that runs the balancer where this file is `/etc/resolv.conf`.
+/// Makes a wrapper that runs the balancer with this file as `/etc/resolv.conf`.
 fn with_resolv_conf(program: &Path, conf: &Path) -> PathBuf {
     let balancer = binaries::balancer().unwrap();
     let text = format!(
@@ -323,7 +324,7 @@ fn when_two_sources_of_a_service_name_one_target_then_the_first_has_it_and_the_o
     let only = names(&web(&of.site));
     assert_eq!((only.len(), web(&of.site).discover[1].error.is_some()), (1, true));
 
-    // Its place in the other source is free once the first has it no longer, and the backend stays who it is.
+    // Its place in the other source is free when the first source no longer has it, and the backend keeps its identity.
     let b = of.site.topology().backend_address(Family::V4, 1);
     replace(&file, &json!([{ "targets": [format!("{b}:8080")] }]).to_string());
     wait_until("the first has another", || web(&of.site).backends.len() == 2);
@@ -337,7 +338,7 @@ fn when_two_sources_of_a_service_name_one_target_then_the_first_has_it_and_the_o
     of.await_reasons("");
     assert!(of.homes().values().all(|home| home == "web1"));
 
-    // A source that a running balancer is given in place of it.
+    // The running balancer gets another source instead.
     let lines = SRV_LINES.replace("SERVER", &of.site.topology().backend_address(Family::V4, 3).to_string());
     of.answer(&(services(&[(10, 100, 2)]) + &of.hosts()));
     of.site.apply(|settings| settings.service_lines = lines + "\ndrain = { timeout = \"1s\" }").unwrap();
@@ -388,7 +389,7 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     let home = of.homes();
     let all = of.hosts();
 
-    // Addresses become names: nobody moves.
+    // Names replace addresses: no client moves.
     let lines = "backend = [{ name = \"web1\", address = \"web1.internal:8080\" }, { name = \"web2\", \
                  address = \"web2.internal:8080\", weight = 50 }]";
     of.site
@@ -407,12 +408,12 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     of.answer(&format!("web1 A {third}\nweb2 A {second}\n"));
     let moved: BTreeMap<u16, String> =
         home.iter().map(|(client, home)| (*client, home.replace("web1", "web3"))).collect();
-    // Connections that are open meanwhile end: it is another server.
+    // Open connections end, because the server is another one.
     let is_at = |of: &Place, host: &str| of.backend("web1").is_some_and(|backend| backend.address.starts_with(host));
     wait_until("web1 is at another place", || is_at(&of, &third.to_string()));
     assert_eq!(of.homes(), moved);
 
-    // A name that is gone keeps its last address, also after a restart.
+    // A name that disappears keeps its last address, also after a restart.
     of.answer(&format!("web2 A {second}\n"));
     of.await_reasons("the last pool stays: address web1.internal: NXDOMAIN");
     let shown = of.site.cli(&["status"]).unwrap();
@@ -428,7 +429,7 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     wait_until("web1 is back at its place", || is_at(&of, &first));
     assert!(of.homes().values().all(|home| home != "web3"));
 
-    // A rule that is added at run time may pin to it.
+    // A rule added at run time may pin to it.
     let homes = of.homes();
     let (client, _) = homes.iter().find(|(_, home)| *home == "web2").unwrap();
     let address = of.site.topology().client_address(Family::V4, *client).to_string();

@@ -1,4 +1,4 @@
-//! A real name server, BIND's, with the one zone `internal`.
+//! A real name server, BIND, with the single zone `internal`.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::wait_until;
 
-/// The server, which runs on the host that each function is given.
+/// The server, which runs on the host given to each function.
 pub(super) struct Named {
     process: Process,
     files: TempDir,
@@ -24,7 +24,7 @@ impl Named {
     /// Starts it with these lines of its zone, all with a TTL of one second.
     pub(super) fn start(on: &Namespace, address: IpAddr, records: &str) -> Self {
         let files = tempfile::tempdir().unwrap();
-        // A copy, because AppArmor keeps the program in its usual place from files like these.
+        // A copy, because AppArmor confines the program in its usual place.
         let program = files.path().join("named");
         let installed = Path::new("/usr/sbin/named");
         assert!(installed.exists(), "named is needed: cargo xtask setup, or apt-get install bind9");
@@ -44,7 +44,7 @@ impl Named {
         named
     }
 
-    /// Has it answer by other lines.
+    /// Replaces the zone's lines.
     pub(super) fn answer(&mut self, on: &Namespace, records: &str) {
         self.serial += 1;
         write_zone(self.files.path(), self.serial, records);
@@ -52,7 +52,7 @@ impl Named {
         self.await_serial(on);
     }
 
-    /// Starts it again without a zone that it could answer from: it says `SERVFAIL`.
+    /// Restarts it without a zone: it answers `SERVFAIL`.
     pub(super) fn fail(&mut self, on: &Namespace) {
         self.process.stop().unwrap();
         fs::write(self.files.path().join("internal.zone"), "broken\n").unwrap();
@@ -60,7 +60,7 @@ impl Named {
         wait_until("it says SERVFAIL", || self.dig(on, &["internal", "SOA"]).contains("SERVFAIL"));
     }
 
-    /// Starts it again with these lines.
+    /// Restarts it with these lines.
     pub(super) fn recover(&mut self, on: &Namespace, records: &str) {
         self.process.stop().unwrap();
         self.serial += 1;
@@ -69,29 +69,29 @@ impl Named {
         self.await_serial(on);
     }
 
-    /// Has it say nothing.
+    /// Stops its answers.
     pub(super) fn fall_silent(&mut self) {
         self.process.signal(Signal::SIGSTOP).unwrap();
     }
 
-    /// Has it answer again.
+    /// Lets it answer again.
     pub(super) fn speak(&mut self) {
         self.process.signal(Signal::SIGCONT).unwrap();
     }
 
-    /// How often it was asked this so far.
+    /// How often it has received this question.
     pub(super) fn times_asked(&self, question: &str) -> usize {
         let log = fs::read_to_string(self.process.log()).unwrap();
         log.lines().filter(|line| line.contains(&format!("query: {question} "))).count()
     }
 
-    /// Waits until it was asked so many more times.
+    /// Waits until it has received this number of further questions.
     pub(super) fn await_questions(&self, question: &str, more: usize) {
         let before = self.times_asked(question);
         wait_until("it is asked again", || self.times_asked(question) >= before + more);
     }
 
-    /// The output of `dig`.
+    /// Returns the output of `dig`.
     pub(super) fn dig(&self, on: &Namespace, arguments: &[&str]) -> String {
         let mut command = on.command("dig");
         command.args([&format!("@{}", self.address), "+time=1", "+tries=1"]).args(arguments);
@@ -106,7 +106,7 @@ impl Named {
 
 impl Drop for Named {
     fn drop(&mut self) {
-        // One that is stopped would not end.
+        // A stopped process would not end.
         let _ = self.process.signal(Signal::SIGCONT);
     }
 }

@@ -1,4 +1,4 @@
-//! How a fault is seeded, found and mended.
+//! Seeds, finds and mends a fault.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -42,12 +42,12 @@ pub(super) struct Cure {
     pub(super) fix: Vec<serde_json::Value>,
 }
 
-/// A site whose backends are up, on which faults are seeded.
+/// A site whose backends are up, for seeding faults.
 pub(super) fn lab(shape: Shape, forwarding: Forwarding, families: &[Family]) -> Site {
     let mut site = Site::start(shape, forwarding, 2, |settings, _| {
         settings.check = QUICK_HTTP_CHECK.to_owned();
         settings.families = families.to_vec();
-        // A client of a backend that fails comes back to it, so that each fault meets clients.
+        // Clients of a recovered backend return to it, so that each fault affects clients.
         settings.remember = "0s";
         settings.lines = "[statistics]\nsample_interval = 1\n".to_owned();
         Ok(())
@@ -59,7 +59,7 @@ pub(super) fn lab(shape: Shape, forwarding: Forwarding, families: &[Family]) -> 
     site
 }
 
-/// The exit code of `balancer doctor --json`, and what it says.
+/// Returns the exit code and the report of `balancer doctor --json`.
 pub(super) fn examine(site: &Site, arguments: &[&str]) -> (i32, Report) {
     let output = site.output(&[&["doctor", "--json"], arguments].concat()).unwrap();
     let report = serde_json::from_slice(&output.stdout);
@@ -67,34 +67,34 @@ pub(super) fn examine(site: &Site, arguments: &[&str]) -> (i32, Report) {
     (output.status.code().unwrap(), report)
 }
 
-/// Servers and processes that were started for faults and cures, and end with the site.
+/// Servers and processes started for faults and cures; they end with the site.
 #[derive(Default)]
 pub(super) struct Beside {
     pub(super) backend: Option<Backend>,
     pub(super) process: Option<Process>,
 }
 
-/// How the finding's cure is carried out.
+/// How to carry out the finding's cure.
 pub(super) enum Mend {
-    /// By `balancer doctor --fix`.
+    /// With `balancer doctor --fix`.
     Fix,
-    /// So many of its commands, on the machine that it names, with these words in place of others.
+    /// With this number of its commands, on the machine that it names, with some words replaced.
     Commands(usize, &'static [(&'static str, &'static str)]),
-    /// As a person does what is said in words.
+    /// By hand, because the cure is only described in words.
     Person(fn(&mut Site, &mut Beside)),
 }
 
-/// A fault that is seeded alone.
+/// A single fault.
 pub(super) struct Fault {
     pub(super) kind: &'static str,
-    /// The backend that it is at, if it is at one.
+    /// The affected backend, if it is one.
     pub(super) backend: Option<&'static str>,
     pub(super) modes: &'static [Forwarding],
     pub(super) seed: fn(&mut Site, &mut Beside),
     /// Whether clients notice it.
     pub(super) breaks: bool,
     pub(super) mend: Mend,
-    /// Takes back what the cure has left otherwise than before.
+    /// Undoes the remaining changes of the cure.
     pub(super) after: fn(&mut Site),
 }
 
@@ -103,11 +103,11 @@ pub(super) const DIRECT: &[Forwarding] = &[Forwarding::Dsr, Forwarding::Ipip, Fo
 pub(super) const TUNNELS: &[Forwarding] = &[Forwarding::Ipip, Forwarding::Gue];
 pub(super) const NAT: &[Forwarding] = &[Forwarding::Nat];
 
-/// Clients that ask, of whom each backend gets some.
+/// The clients that send requests. Each backend gets some of them.
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=12;
 
 impl Fault {
-    /// Seeds it, has it found and mended, and looks whether clients are served.
+    /// Seeds the fault, lets the doctor find it, mends it, and checks that clients are served.
     pub(super) fn play(&self, site: &mut Site, beside: &mut Beside, forwarding: Forwarding) {
         let what = format!("{} with {forwarding:?}", self.kind);
         println!("{what}");
@@ -141,7 +141,7 @@ impl Fault {
         }
     }
 
-    /// The one finding, once the balancer has noticed what there is to notice.
+    /// Returns the only finding, once the balancer has noticed the fault.
     fn find(&self, site: &Site, what: &str) -> Finding {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -155,7 +155,7 @@ impl Fault {
                 assert_eq!(code, 1);
                 return report.findings.remove(0);
             }
-            // What is found has to be right at once; only that it is not found yet may be the machine's load.
+            // A finding has to be right at once. Only a missing one may be due to the machine's load.
             let early = report.findings.is_empty() && Instant::now() < deadline;
             assert!(early, "{what}: {:#?}", report.findings);
             ask(site);
@@ -163,7 +163,7 @@ impl Fault {
     }
 }
 
-/// Clients ask, all at once because they may wait in vain.
+/// Sends requests of clients, all at once because they may wait in vain.
 fn ask(site: &Site) {
     let timeout = Duration::from_secs(4);
     let requests: Vec<Request> =
@@ -172,7 +172,7 @@ fn ask(site: &Site) {
     println!("  {} of {} clients are served", replies.iter().filter(|reply| reply.is_ok()).count(), replies.len());
 }
 
-/// Whether nothing is found, within a while.
+/// Whether the doctor finds nothing, within a time limit.
 fn settles(site: &Site) -> bool {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -186,7 +186,7 @@ fn settles(site: &Site) -> bool {
     }
 }
 
-/// Types a command at the machine that it is for.
+/// Runs a command on the machine that it is for.
 fn carry_out(site: &Site, beside: &mut Beside, on: &str, command: &str, words: &[(&str, &str)]) {
     let command = words.iter().fold(command.to_owned(), |text, (from, to)| text.replace(from, to));
     if let Some(arguments) = command.strip_prefix("balancer ").filter(|rest| !rest.starts_with("decap")) {

@@ -144,7 +144,7 @@ const FAULTS: &[Fault] = &[
         kind: "checksum",
         backend: Some("web1"),
         modes: NAT,
-        // The bridge's last port leaves them unfinished as well, as if the pair joined the two hosts.
+        // The bridge's last port also leaves them unfinished, as if the pair joined the two hosts.
         seed: |site, _| {
             site.topology().backends()[0].offload("eth0", &[(Offload::Transmit, true)]).unwrap();
             site.topology().switch().offload("balancer", &[(Offload::Transmit, true)]).unwrap();
@@ -211,7 +211,7 @@ const FAULTS: &[Fault] = &[
 
 const fn nothing(_: &mut Site) {}
 
-/// The server of `web1` comes back at its own address alone.
+/// Restarts the server of `web1` on its own address alone.
 fn bind_to_own_address(site: &mut Site, beside: &mut Beside) {
     site.kill_backend(1).unwrap();
     let topology = site.topology();
@@ -227,7 +227,7 @@ fn nft(site: &Site, command: &str) -> String {
     run(shell.arg(command)).unwrap()
 }
 
-/// A firewall that lets nothing in which comes from the servers' ports.
+/// Adds a firewall rule that drops all packets from the servers' ports.
 fn drop_answers(site: &mut Site, _: &mut Beside) {
     nft(site, "add table inet filter");
     nft(site, "add chain inet filter input { type filter hook input priority 0; }");
@@ -282,7 +282,7 @@ fn when_the_client_table_is_too_small_then_the_doctor_says_so() {
     wait("the table is not found too small", || found() == ["client-table"]);
 }
 
-/// Returns the findings of the doctor while clients try all the time.
+/// Returns the findings of the doctor while clients keep trying.
 fn found_while_clients_try(site: &Site) -> Vec<String> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Sites without a fault: an alarm would be a false one.
+//! Tests sites without a fault: every finding would be a false alarm.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;

@@ -1,4 +1,4 @@
-//! `balancer doctor`: a healthy site has no finding, and of a seeded fault it names the cause and nothing else.
+//! Tests of `balancer doctor`: a healthy site has no finding, and for a seeded fault it names only the cause.
 
 mod fault;
 mod faults;

@@ -1,4 +1,4 @@
-//! Without a controller.
+//! Tests of the doctor without a controller.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -10,7 +10,7 @@ use balancer_testkit::{
 
 use super::fault::Report;
 
-/// The exit code, what is said, and what is said on standard error.
+/// Returns the exit code, the report, and the standard error.
 fn examine(topology: &Topology) -> (Option<i32>, Report, String) {
     let mut command = topology.balancer().command(binaries::balancer().unwrap());
     let output = command.args(["--socket", "/nonexistent/balancer.sock", "doctor", "--json"]).output().unwrap();

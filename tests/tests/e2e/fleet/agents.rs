@@ -1,4 +1,4 @@
-//! Agents of backends in a fleet: its leader asks them, and all members have one answer.
+//! Tests of backends' agents in a fleet: the leader asks them, and all members use its answer.
 
 use super::{Fleet, Plan};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl Fleet {
-    /// The state and the slots of web1, and what its agent has said, as each member shows them.
+    /// The state and the slots of web1, and its agent's answer, as each member shows them.
     fn web1(&self) -> Vec<(String, u64, String)> {
         let shown = |number| {
             let status: serde_json::Value = serde_json::from_str(&self.cli(number, &["status", "--json"])).unwrap();
@@ -37,7 +37,7 @@ fn when_an_agent_lowers_a_backend_of_a_fleet_then_all_members_do_and_the_next_le
     agent.says("drain");
     assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
 
-    // Its leader dies. What was said stays, and the next leader asks.
+    // The leader dies. The agent's answer stays, and the next leader asks.
     let leader = fleet.shown(0).leader.unwrap();
     let leader: usize = leader.trim_start_matches("lb").parse().unwrap();
     fleet.kill(leader - 1);

@@ -1,10 +1,10 @@
-//! Bounded load in a fleet: its leader decides, and all members have one answer.
+//! Tests of bounded load in a fleet: the leader decides, and all members follow.
 
 use super::{Fleet, Plan};
 use crate::{bounded::BOUNDED, support::wait};
 
 impl Fleet {
-    /// The slots of web1, and the part of them that it keeps, as each member shows them.
+    /// The slots of web1, and its remaining part of them, as each member shows them.
     fn bounds(&self) -> Vec<(u64, u64)> {
         let shown = |number| {
             let status: serde_json::Value = serde_json::from_str(&self.cli(number, &["status", "--json"])).unwrap();
@@ -38,7 +38,7 @@ fn when_a_backend_of_a_fleet_has_too_many_clients_then_all_members_give_the_same
     let homes = fleet.one_answer();
     assert!(homes[0].iter().all(|home| *home == homes[0][0]), "somebody was moved: {homes:?}");
 
-    // Its leader dies. The slots stay given away.
+    // The leader dies. The slots stay reduced.
     let leader = fleet.shown(0).leader.unwrap();
     let leader: usize = leader.trim_start_matches("lb").parse().unwrap();
     fleet.kill(leader - 1);

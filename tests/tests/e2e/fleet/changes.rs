@@ -1,4 +1,4 @@
-//! Changes made at any member.
+//! Tests of changes at any member.
 
 use std::{collections::BTreeMap, fs};
 
@@ -9,7 +9,7 @@ use super::{Fleet, moved};
 use crate::support::wait;
 
 #[test]
-fn members_are_one_balancer_through_changes_made_at_any_of_them() {
+fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
     assert_eq!(homes[0].iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
@@ -25,10 +25,10 @@ fn members_are_one_balancer_through_changes_made_at_any_of_them() {
     });
     load.assert_answered(200);
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // Newcomers come to what was added, wherever it was added.
+    // New clients reach the added backend, regardless of the member that added it.
     assert!(fleet.states(0).iter().any(|state| state.starts_with("web/web4 up") && !state.ends_with(" 0")));
 
-    // All see the same fleet, one of them leads.
+    // All see the same fleet with one leader.
     wait("members do not agree on what they see", || {
         let shown: Vec<FleetSnapshot> = fleet.members().map(|number| fleet.shown(number)).collect();
         let agree = |of: &FleetSnapshot| {
@@ -41,7 +41,7 @@ fn members_are_one_balancer_through_changes_made_at_any_of_them() {
         };
         shown.iter().all(agree) && shown[0].leader.is_some()
     });
-    // Whoever has seen a client itself takes nothing over.
+    // A member that has seen a client itself imports nothing about it.
     let told: u64 = fleet.members().map(|number| fleet.shown(number).records.told).sum();
     assert!(told >= 180, "{told}");
     for number in fleet.members() {
@@ -58,7 +58,7 @@ fn members_are_one_balancer_through_changes_made_at_any_of_them() {
         assert!(fleet.cli(number, &["status"]).contains(&format!("fleet site1: this is lb{}, epoch", number + 1)));
     }
 
-    // What each has counted adds up, at any of them.
+    // Each member can add up the counts of all.
     let connections = |number, arguments: &[&str]| -> u64 {
         let stats: Vec<StatsView> = serde_json::from_str(&fleet.cli(number, arguments)).unwrap();
         stats[0].periods.iter().find(|period| period.period == "start").unwrap().connections
@@ -74,7 +74,7 @@ fn members_are_one_balancer_through_changes_made_at_any_of_them() {
     let events = fleet.cli(1, &["events", "--json"]);
     assert!(events.contains("\"member\": \"lb2\""), "{events}");
 
-    // What a file says becomes everybody's by any of them; one whose file says otherwise follows, and says so.
+    // A file applied at one member becomes the fleet's. A member whose own file differs follows, and says so.
     let file = fleet.files.path().join("lb3/balancer.toml");
     let text = fs::read_to_string(&file).unwrap().replace("name = \"web1\"", "name = \"first\"");
     fs::write(&file, text.replace("name = \"first\"", "renamed_from = \"web1\"\nname = \"first\"")).unwrap();
@@ -88,7 +88,7 @@ fn members_are_one_balancer_through_changes_made_at_any_of_them() {
     assert!(events.contains("says other services than the fleet's last one"), "{events}");
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
 
-    // What is refused is refused everywhere alike.
+    // All members refuse the same.
     let refused = fleet.try_cli(2, &["backend", "add", "web/web4", &fleet.backend_address(Family::V4, 4)]).unwrap_err();
     assert!(refused.contains("web/web4 exists already"), "{refused}");
 }

@@ -1,4 +1,4 @@
-//! An etcd that answers, and takes no writes.
+//! Tests of an etcd that answers but accepts no writes.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -18,14 +18,14 @@ impl Fleet {
         run(self.etcd.client(&self.engines[engine], address).args(arguments))
     }
 
-    /// Writes until etcd says that it is full.
+    /// Writes until etcd reports that it is full.
     fn fill_etcd(&self) {
         let value = "x".repeat(100_000);
         let refused = (0..400).find_map(|number| self.etcdctl(0, &["put", &format!("/filler/{number}"), &value]).err());
         assert!(format!("{:#}", refused.unwrap()).contains("database space exceeded"));
     }
 
-    /// Makes room in etcd in the way that the book describes.
+    /// Frees space in etcd as the book describes.
     fn make_room_in_etcd(&self) {
         self.etcdctl(0, &["del", "--prefix", "/filler/"]).unwrap();
         let status = self.etcdctl(0, &["endpoint", "status", "--write-out=fields"]).unwrap();
@@ -35,7 +35,7 @@ impl Fleet {
         self.etcdctl(0, &["alarm", "disarm"]).unwrap();
     }
 
-    /// Requests that all etcds have answered.
+    /// The number of requests that all etcds have answered.
     fn asked_of_etcd(&self) -> u64 {
         let scrape = |engine: &balancer_testkit::namespace::Namespace| {
             let mut curl = engine.command("curl");
@@ -77,7 +77,7 @@ fn when_etcd_is_full_then_members_say_so_act_on_what_they_see_and_do_not_storm_i
         assert!(refused.contains("nothing") && refused.contains("database space exceeded"), "{refused}");
     }
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // A backend dies: each member acts on what it sees.
+    // A backend dies: each member acts on its own observation.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
     let after = fleet.one_answer();
@@ -86,7 +86,7 @@ fn when_etcd_is_full_then_members_say_so_act_on_what_they_see_and_do_not_storm_i
     let asked = fleet.asked_in(Duration::from_secs(10));
     println!("etcd was asked {calm} times in 5 s before, and {asked} times in 10 s while it was full");
     assert!(asked < 2 * calm.max(50) * 3, "{asked} requests in 10 s, {calm} in 5 s before");
-    // There is room again: one fleet, without a move.
+    // There is space again: one fleet, without a move.
     fleet.make_room_in_etcd();
     wait("changes are refused", || fleet.try_cli(0, &["backend", "weight", "web/web3", "70"]).is_ok());
     fleet.wait_in_step();

@@ -1,4 +1,4 @@
-//! A fleet without its engine, or without parts of it.
+//! Tests of a fleet without its etcd, or without parts of it.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use balancer_testkit::topology::{Family, Topology};
 use super::{ENGINES, Fleet, Plan, moved};
 use crate::support::wait;
 
-/// How long all etcds are gone. `FLEET_OUTAGE=5m` is the long way.
+/// How long all etcds are gone. `FLEET_OUTAGE=5m` makes the test longer.
 fn outage() -> Duration {
     env::var("FLEET_OUTAGE").ok().map_or(Duration::ZERO, |time| value::duration(&time).unwrap())
 }
@@ -27,7 +27,7 @@ impl Fleet {
         });
     }
 
-    /// Brings all etcds back, and waits until the members are one fleet again that makes changes.
+    /// Restarts all etcds, and waits until the members are one fleet again and accept changes.
     fn start_all_engines(&mut self) {
         let begin = Instant::now();
         for (number, namespace) in self.engines.iter().enumerate() {
@@ -45,7 +45,7 @@ impl Fleet {
         );
     }
 
-    /// Clients go on talking while there is no etcd, through one member after the other.
+    /// Clients continue while there is no etcd, through one member after the other.
     fn sit_out(&self, homes: &[Vec<String>; 2], except: &str) {
         let (begin, all) = (Instant::now(), [0, 1, 2]);
         for member in all.into_iter().cycle() {
@@ -61,16 +61,16 @@ impl Fleet {
 }
 
 #[test]
-fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
-    // Longer than etcd takes to elect.
+fn when_etcd_is_away_then_the_fleet_goes_on_and_refuses_changes() {
+    // Longer than an election of etcd.
     let mut fleet = Fleet::planned(Plan { lease: "5s", ..Plan::default() });
     let homes = fleet.one_answer();
-    // One of three etcds, the one that leads: nobody notices.
+    // The leader of three etcds fails: clients notice nothing.
     let first = fleet.etcd.leader(&fleet.engines[0]).unwrap();
     fleet.etcd.kill(first).unwrap();
     let weight = fleet.cli(1, &["backend", "weight", "web/web1", "90"]);
     assert!(weight.contains("applied by 3 of 3"), "{weight}");
-    // All.
+    // All etcds fail.
     fleet.kill_all_engines();
     let alone = fleet.shown(1);
     assert!(!alone.engine.reachable && alone.members.iter().all(|member| member.name == "lb2"), "{alone:?}");
@@ -78,23 +78,23 @@ fn without_its_engine_the_fleet_goes_on_and_refuses_changes() {
     let refused = fleet.try_cli(1, &["backend", "weight", "web/web1", "80"]).unwrap_err();
     assert!(refused.contains("out of reach"), "{refused}");
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // A backend dies meanwhile: each member acts on what it sees.
+    // A backend dies meanwhile: each member acts on its own observation.
     fleet.backends[2] = None;
     fleet.wait_for("web3", "down");
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web3"), BTreeMap::new());
     fleet.sit_out(&after, "");
-    // Back, with their disks: in step without a move.
+    // The etcds return with their disks: the fleet is up to date without a move.
     fleet.start_all_engines();
     thread::sleep(Duration::from_secs(3));
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
 
 #[test]
-fn an_engine_that_has_lost_everything_is_filled_again_without_a_move() {
+fn when_etcd_has_lost_everything_then_members_fill_it_again_without_a_move() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // Away from where the table says.
+    // Move clients away from where the table says.
     fleet.cli(1, &["backend", "weight", "web/web1", "10"]);
     fleet.cli(1, &["backend", "weight", "web6/web1", "10"]);
     fleet.wait_in_step();
@@ -108,7 +108,7 @@ fn an_engine_that_has_lost_everything_is_filled_again_without_a_move() {
     fleet.sit_out(&after, "");
     fleet.etcd.lose_disks().unwrap();
     fleet.start_all_engines();
-    // What was changed at run time is not forgotten, though only members know of it.
+    // Run-time changes are not lost, although only members know them.
     for number in fleet.members() {
         let weights = fleet.cli(number, &["backend", "list", "web", "--json"]);
         assert!(weights.contains("\"weight\": 10") && weights.contains("\"weight\": 70"), "{weights}");
@@ -119,10 +119,10 @@ fn an_engine_that_has_lost_everything_is_filled_again_without_a_move() {
 }
 
 #[test]
-fn a_member_without_its_engine_is_not_answered_two_ways_when_it_is_back() {
+fn when_a_member_was_cut_off_from_etcd_then_clients_still_have_one_answer() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // lb3 cannot reach any etcd; they can reach each other, and the others them.
+    // lb3 cannot reach any etcd. Members can still reach each other.
     let cut = |fleet: &Fleet, verb: &str| {
         for engine in ENGINES.map(|host| Topology::host_address(Family::V4, host)) {
             fleet.namespace(2).ip(&format!("route {verb} blackhole {engine}/32")).unwrap();
@@ -131,7 +131,7 @@ fn a_member_without_its_engine_is_not_answered_two_ways_when_it_is_back() {
     cut(&fleet, "add");
     wait("lb3 is not degraded", || fleet.cli(2, &["ready", "--json"]).contains("etcd is out of reach"));
     assert!(fleet.try_cli(2, &["ready", "--strict"]).is_err());
-    // It does not count any more, and the others go on: newcomers of theirs come to backends that it does not know.
+    // It no longer counts. The other members continue, and their new clients reach backends that lb3 does not know.
     wait("lb3 still counts", || fleet.shown(0).members.len() == 2);
     for (service, family) in [("web", Family::V4), ("web6", Family::V6)] {
         let name = format!("{service}/web4");
@@ -140,7 +140,7 @@ fn a_member_without_its_engine_is_not_answered_two_ways_when_it_is_back() {
     }
     let refused = fleet.try_cli(2, &["backend", "weight", "web/web1", "50"]).unwrap_err();
     assert!(refused.contains("out of reach"), "{refused}");
-    // Known clients are answered alike through all three, also by the one that is behind.
+    // Known clients get the same answer through all three members, also through lb3.
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
     let load = fleet.under_load(|fleet| {
         cut(fleet, "del");

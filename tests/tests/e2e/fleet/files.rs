@@ -1,4 +1,4 @@
-//! Members whose configuration files say something else, and balancers that have one name.
+//! Tests of members whose configuration files differ, and of balancers that share a name.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ impl Fleet {
         self.files.path().join(format!("lb{}/balancer.toml", number + 1))
     }
 
-    /// Has a member's file call the backend web1 otherwise.
+    /// Renames the backend web1 in a member's file.
     fn rename_web1(&self, number: usize, name: &str) {
         let text = fs::read_to_string(self.file(number)).unwrap();
         let new = format!("renamed_from = \"web1\"\nname = \"{name}\"");
@@ -46,14 +46,14 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     let file = fleet.file(0);
     fleet.cli(0, &["apply", file.to_str().unwrap()]);
     wait("the fleet has not changed", || fleet.has("first"));
-    // lb2's file is of before.
+    // lb2's file is outdated.
     wait("lb2 does not say that its file differs", || {
         fleet.cli(1, &["status"]).contains("its file says other services than the fleet's last one")
     });
     wait("lb1 says that its own file differs", || !fleet.cli(0, &["status"]).contains("its file says other services"));
     let warning = "the configuration file of lb2 says other services than the fleet's last one";
     wait("lb1 does not say whose file differs", || fleet.cli(0, &["fleet"]).contains(warning));
-    // Only what is its own is changed there; that makes the file the latest.
+    // Only the member's own settings change there; that makes the file the latest.
     let stale = fs::read_to_string(fleet.file(1)).unwrap();
     let copy = fleet.files.path().join("stale.toml");
     fs::write(&copy, &stale).unwrap();
@@ -64,20 +64,20 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     std::thread::sleep(Duration::from_secs(2));
     assert!(fleet.has("first"), "{:?}", fleet.states(0));
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // What takes a restart is named, and nothing is changed.
+    // The member names settings that need a restart, and changes nothing.
     fs::write(fleet.file(1), format!("client_table.capacity = 5\nstatistics.sample_interval = 9\n{stale}")).unwrap();
     fleet.reload(1);
     let log = fleet.files.path().join("lb2/balancer.log");
     wait("lb2 does not say what takes a restart", || {
         fs::read_to_string(&log).unwrap().contains("client_table.capacity cannot change while the balancer runs")
     });
-    // To apply it is asked about.
+    // `apply` asks for a confirmation.
     let dry = fleet.cli(1, &["apply", "--dry-run", copy.to_str().unwrap()]);
     assert!(dry.contains("is older than the newest change in the fleet"), "{dry}");
     let refused = fleet.try_cli(1, &["apply", copy.to_str().unwrap()]).unwrap_err();
     assert!(refused.contains("older than the newest change in the fleet") && refused.contains("--force"), "{refused}");
     assert!(fleet.has("first"));
-    // A file that was edited after the fleet's last change is newer.
+    // A file edited after the fleet's last change is newer.
     fleet.rename_web1(2, "second");
     fleet.reload(2);
     wait("what lb3's file says is not the fleet's", || fleet.has("second"));
@@ -104,7 +104,7 @@ fn when_a_second_balancer_has_a_members_name_then_it_is_refused_and_says_whose_i
     }
     let changed = fleet.cli(1, &["backend", "weight", "web/web1", "50"]);
     assert!(changed.contains("applied by 3 of 3 members"), "{changed}");
-    // The first one has its name again at once when it is started again, and leaves it to the other when it is gone.
+    // The first balancer gets its name again at once when it restarts, and the other gets it when the first is gone.
     fleet.kill(0);
     fleet.controllers[0] = Some(fleet.start(0));
     wait("lb1 is not back", || fleet.try_cli(0, &["ready", "--strict"]).is_ok());

@@ -1,4 +1,4 @@
-//! Known clients that are brought from elsewhere to one member.
+//! Tests of known clients that are imported at one member.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use super::{CLIENTS, Fleet};
 use crate::support::wait;
 
 impl Fleet {
-    /// How many clients a member knows, of those whose addresses hold these of a family.
+    /// The number of clients that a member knows within this prefix.
     fn knows(&self, number: usize, family: Family) -> usize {
         let (service, within) = match family {
             Family::V4 => ("web", "10.1.0.0/16"),
@@ -30,7 +30,7 @@ impl Fleet {
     }
 }
 
-/// Each client is where no lookup table would bring it, so that only memory can tell.
+/// No lookup table would choose these backends, so only memory can know them.
 #[test]
 fn when_clients_are_imported_at_one_member_then_all_members_know_them_and_one_that_comes_later_does() {
     let mut fleet = Fleet::new();
@@ -52,7 +52,7 @@ fn when_clients_are_imported_at_one_member_then_all_members_know_them_and_one_th
     }
     fleet.wait_until_all_know();
     assert_eq!(fleet.one_answer().to_vec(), wanted);
-    // One that was not there, and whose table is lost.
+    // One member was not running and has lost its table.
     fleet.kill(2);
     fleet.start_again(2);
     fleet.wait_until_all_know();

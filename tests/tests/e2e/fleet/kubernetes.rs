@@ -1,4 +1,4 @@
-//! Services of Kubernetes in a fleet: each machine has a controller, and one of them acts.
+//! Tests of Kubernetes services in a fleet: each machine has a controller, and one of them acts.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Fleet, PORT, Plan};
 use crate::support::wait;
 
-/// A program that is killed at its end.
+/// A program that is killed when dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -23,7 +23,7 @@ impl Drop for Killed {
 }
 
 impl Fleet {
-    /// A controller on the machine of a member.
+    /// Starts a controller on a member's machine.
     fn kubernetes(&self, number: usize, cluster: &Kubernetes) -> Killed {
         let files = self.files.path().join(format!("lb{}", number + 1));
         fs::write(files.join("kubeconfig"), cluster.kubeconfig()).unwrap();
@@ -49,7 +49,7 @@ impl Fleet {
         );
     }
 
-    /// The backends of the Service as a member has them, with their administrative states.
+    /// The backends of the Service at a member, with their administrative states.
     fn admins(&self, number: usize) -> BTreeMap<String, String> {
         let status: serde_json::Value = serde_json::from_str(&self.cli(number, &["status", "--json"])).unwrap();
         let services = status["services"].as_array().unwrap();
@@ -85,7 +85,7 @@ fn when_the_controller_of_one_machine_ends_then_that_of_another_goes_on_with_the
     fleet.wait_admins("one drains in both", &[("pod1", "drain"), ("pod2", "ready"), ("pod3", "ready")]);
     drop(first);
 
-    // The file of the second machine knows nothing of all this.
+    // The file of the second machine does not have them.
     fleet.pods(&cluster, &[(2, true), (3, true)]);
     let _second = fleet.kubernetes(1, &cluster);
     let file = fleet.files.path().join("lb2/balancer.toml");

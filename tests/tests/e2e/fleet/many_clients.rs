@@ -1,4 +1,4 @@
-//! Tens of thousands of clients, by datagrams and by connections.
+//! Tests with tens of thousands of clients, by datagrams and by connections.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::atomic::AtomicBool, thread};
 
@@ -9,7 +9,7 @@ use super::{Fleet, PORT, Plan};
 use crate::support::{homes, requests};
 
 const CLIENTS: u16 = 20_000;
-/// Those that connect as well.
+/// The clients that also connect.
 const CONNECTING: u16 = 1_000;
 
 impl Fleet {
@@ -26,7 +26,8 @@ impl Fleet {
         homes(&self.topology, &requests(&self.topology, family, PORT, 1..=CONNECTING))
     }
 
-    /// All clients are where they were, by datagrams and by connections, through each of these sets of members.
+    /// Checks that all clients have the same backends, by datagrams and by connections, through each of these sets of
+    /// members.
     #[track_caller]
     fn all_at(&self, homes: &[String], family: Family, ways: &[&[usize]]) {
         for way in ways {
@@ -39,7 +40,7 @@ impl Fleet {
 }
 
 #[test]
-fn twenty_thousand_clients_have_one_answer() {
+fn when_a_fleet_has_twenty_thousand_clients_then_they_have_one_answer() {
     let family = Family::V4;
     let mut fleet = Fleet::planned(Plan { datagrams: Some(Protocol::Udp), ..Plan::default() });
     let stop = AtomicBool::new(false);
@@ -50,7 +51,7 @@ fn twenty_thousand_clients_have_one_answer() {
         let homes = fleet.homes_by_datagrams(family);
         assert_eq!(homes.iter().collect::<BTreeSet<_>>().len(), 3);
         fleet.all_at(&homes, family, &[&[1], &[2]]);
-        // Each change at another member; by ports from now on.
+        // Each change at another member; the router hashes ports from now on.
         fleet.spread("1");
         fleet.cli(1, &["backend", "add", "web/web4", &fleet.topology.backend_address(family, 3).to_string()]);
         fleet.cli(2, &["backend", "drain", "web/web2"]);

@@ -8,16 +8,16 @@ use serde_json::Value;
 use super::{ENGINES, Fleet, moved};
 use crate::support::wait;
 
-/// How often each member dies. `FLEET_ROUNDS=10` is the long way.
+/// How often each member dies. `FLEET_ROUNDS=10` makes the test longer.
 fn rounds() -> usize {
     env::var("FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
 }
 
 #[test]
-fn a_member_dies_and_comes_back_and_clients_that_are_away_stay() {
+fn when_a_member_dies_and_comes_back_then_clients_away_from_home_stay() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // Away from where the table says: everybody stays where they are when the weights change.
+    // Move clients away from where the table says: all stay when the weights change.
     fleet.cli(0, &["backend", "weight", "web/web1", "10"]);
     fleet.cli(0, &["backend", "weight", "web6/web1", "10"]);
     fleet.wait_in_step();
@@ -37,7 +37,7 @@ fn a_member_dies_and_comes_back_and_clients_that_are_away_stay() {
     }
 }
 
-/// The commands of the book's "Upgrading a fleet".
+/// The commands of the book's section "Upgrading a fleet".
 fn upgrade() -> impl Iterator<Item = &'static str> {
     let chapter = include_str!("../../../../docs/src/several-balancers.md");
     let section = chapter.split("### Upgrading a fleet").nth(1).unwrap();
@@ -46,7 +46,7 @@ fn upgrade() -> impl Iterator<Item = &'static str> {
 }
 
 impl Fleet {
-    /// Types a command at a member. What other programs than the balancer do is done here.
+    /// Runs a command at a member. The test does the work of other programs than the balancer.
     fn types(&mut self, number: usize, command: &str) {
         match command {
             "apt install ./balancer_0.2.0-1_amd64.deb" => {}
@@ -62,7 +62,7 @@ impl Fleet {
                 assert_eq!(words.first(), Some(&"balancer"), "say in this test what becomes of `{command}`");
                 self.cli(number, &words[1..]);
                 if words.contains(&"withdraw") {
-                    // As routers do.
+                    // Like routers do.
                     let others: Vec<usize> = self.members().filter(|&other| other != number).collect();
                     self.route(&others);
                 }
@@ -72,7 +72,7 @@ impl Fleet {
 }
 
 #[test]
-fn members_join_leave_and_are_upgraded_one_after_the_other() {
+fn when_members_join_leave_and_are_upgraded_then_clients_stay() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
     fleet.cli(0, &["backend", "weight", "web/web1", "10"]);
@@ -80,7 +80,7 @@ fn members_join_leave_and_are_upgraded_one_after_the_other() {
     fleet.wait_in_step();
     fleet.spread("1");
     let load = fleet.under_load(|fleet| {
-        // A fourth joins; it is sent clients once it is ready.
+        // A fourth member joins and gets clients when it is ready.
         fleet.start_again(3);
         fleet.route_to_all();
         wait("lb4 is not seen", || fleet.members().all(|number| fleet.shown(number).members.len() == 4));
@@ -89,7 +89,7 @@ fn members_join_leave_and_are_upgraded_one_after_the_other() {
             upgrade().for_each(|command| fleet.types(number, command));
             fleet.route_to_all();
         }
-        // One leaves for good.
+        // One member leaves permanently.
         fleet.cli(2, &["withdraw", "--wait"]);
         fleet.route(&[0, 1, 3]);
         fleet.stop(2);
@@ -101,7 +101,7 @@ fn members_join_leave_and_are_upgraded_one_after_the_other() {
 }
 
 impl Fleet {
-    /// A fifth is of a version with other lookup tables, as its card says: that is warned of until it has gone.
+    /// A fifth member's card names a version with other lookup tables: the others warn until it is gone.
     fn hear_of_another_version(&self) {
         let etcdctl = |arguments: &[&str]| {
             let address = Topology::host_address(Family::V4, ENGINES[0]);

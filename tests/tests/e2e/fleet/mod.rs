@@ -1,4 +1,4 @@
-//! Balancers that are one fleet, on a real etcd, behind a router that spreads clients by ECMP.
+//! Tests of a fleet on a real etcd, behind a router that spreads clients by ECMP.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod agents;
@@ -44,24 +44,24 @@ use crate::support::{Load, homes, requests, under_load, wait};
 const PORT: u16 = 80;
 const BACKENDS: u16 = 4;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=90;
-/// Balancers that there are hosts for.
+/// The number of hosts for balancers.
 const HOSTS: u16 = 4;
-/// Numbers of etcd's hosts on the segment.
+/// The host numbers of the etcd servers on the segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
 
-/// The plan of a fleet to be started.
+/// The plan of a fleet.
 struct Plan {
     forwarding: Forwarding,
-    /// Members that are started; of four that there are hosts for.
+    /// The number of members to start, of four hosts.
     members: usize,
     lease: &'static str,
-    /// How backends are checked.
+    /// The backends' check.
     check: &'static str,
-    /// The protocol of datagrams that `web` takes as well.
+    /// The protocol of the datagrams that `web` also serves.
     datagrams: Option<Protocol>,
-    /// More arguments of etcd.
+    /// Additional arguments of etcd.
     etcd: Vec<String>,
-    /// Further keys of the service.
+    /// Additional keys of the service.
     service_lines: &'static str,
 }
 
@@ -79,9 +79,9 @@ impl Default for Plan {
     }
 }
 
-/// A host of clients behind a router, balancers, backends, three etcds, all on one segment.
+/// A client host behind a router, balancers, backends and three etcds, all on one segment.
 struct Fleet {
-    /// Ends the balancers before their hosts.
+    /// Declared first, so that the balancers end before their hosts.
     controllers: Vec<Option<Controller>>,
     etcd: EtcdCluster,
     engines: Vec<Namespace>,
@@ -145,7 +145,7 @@ impl Fleet {
         this
     }
 
-    /// With `nat` answers go through a balancer: any of these, and not always the one that the question came through.
+    /// Routes answers through these members. With `nat`, an answer may pass another balancer than its request.
     fn answer_through(&self, members: &[usize]) {
         if self.plan.forwarding != Forwarding::Nat {
             return;
@@ -172,7 +172,7 @@ impl Fleet {
         }
     }
 
-    /// The address of a backend as the command line takes it.
+    /// The address of a backend for the command line.
     fn backend_address(&self, family: Family, number: u16) -> String {
         let port = if self.plan.forwarding == Forwarding::Nat { 8080 } else { PORT };
         SocketAddr::new(self.topology.backend_address(family, number - 1), port).to_string()
@@ -186,7 +186,7 @@ impl Fleet {
         self.start_as(number, number + 1)
     }
 
-    /// Starts the balancer of a host as the member of this number.
+    /// Starts the balancer of a host as the member with this number.
     fn start_as(&self, number: usize, member: usize) -> Controller {
         let files = self.files.path().join(format!("lb{}", number + 1));
         fs::create_dir_all(&files).unwrap();
@@ -223,7 +223,7 @@ impl Fleet {
         Controller::start(namespace, &binaries::balancer().unwrap(), &config, &socket, &log).unwrap()
     }
 
-    /// The router spreads over these members.
+    /// Makes the router spread over these members.
     fn route(&self, members: &[usize]) {
         for family in Family::BOTH {
             let (vip, hops) = (self.topology.vip(family), next_hops(family, members));
@@ -257,7 +257,7 @@ impl Fleet {
         self.try_cli(number, arguments).unwrap_or_else(|error| panic!("{arguments:?} at {number}: {error}"))
     }
 
-    /// All that run are ready, and have the same tables.
+    /// Waits until all running members are ready and have the same tables.
     #[track_caller]
     fn wait_in_step(&self) {
         wait("not all are ready", || self.members().all(|number| self.try_cli(number, &["ready"]).is_ok()));
@@ -276,7 +276,7 @@ impl Fleet {
         balancer_testkit::metrics::scrape_text(self.namespace(number), PATIENCE).unwrap()
     }
 
-    /// Backends of `web`, with state and slots.
+    /// The backends of `web`, with state and slots.
     fn states(&self, number: usize) -> Vec<String> {
         let Ok(status) = self.controllers[number].as_ref().unwrap().status() else { return Vec::new() };
         let of = |service: &balancer_api::model::ServiceView| {
@@ -307,7 +307,7 @@ impl Fleet {
         Family::BOTH.map(|family| self.homes(family))
     }
 
-    /// Every client is answered by the same backend whichever member it comes to.
+    /// Checks that every client gets an answer from the same backend through each member.
     #[track_caller]
     fn one_answer(&self) -> [Vec<String>; 2] {
         let members: Vec<usize> = self.members().collect();
@@ -323,7 +323,7 @@ impl Fleet {
         answers.remove(0)
     }
 
-    /// Has clients connect all the time while `work` is done.
+    /// Lets clients connect all the time while `work` runs.
     fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
         let of = |family| requests(&self.topology, family, PORT, CLIENTS);
         let requests: Vec<Request> = Family::BOTH.into_iter().flat_map(of).collect();
@@ -335,7 +335,7 @@ impl Fleet {
         self.controllers[number].take().unwrap().process().kill().unwrap();
     }
 
-    /// Ends it as a service manager does.
+    /// Ends the balancer like a service manager.
     fn stop(&mut self, number: usize) {
         let status = self.controllers[number].take().unwrap().process().stop().unwrap();
         assert!(status.success(), "lb{}: {status}", number + 1);
@@ -347,14 +347,14 @@ impl Fleet {
     }
 }
 
-/// These members, as `ip route` takes them.
+/// These members, in the notation of `ip route`.
 fn next_hops(family: Family, members: &[usize]) -> String {
     let address = |&number| Topology::balancers_address(family, u16::try_from(number).unwrap());
     let hops: Vec<String> = members.iter().map(|number| format!("nexthop via {}", address(number))).collect();
     hops.join(" ")
 }
 
-/// Clients of one backend that are at another one afterwards.
+/// The clients, except those of one backend, that are at another backend afterwards.
 fn moved(before: &[Vec<String>; 2], after: &[Vec<String>; 2], except: &str) -> BTreeMap<usize, (String, String)> {
     let pairs = before.iter().flatten().zip(after.iter().flatten()).enumerate();
     pairs

@@ -1,4 +1,4 @@
-//! A fleet over each way of forwarding.
+//! Tests of a fleet with each forwarding mode.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use balancer_testkit::topology::Family;
 
 use super::{Fleet, Plan, moved};
 
-/// A backend is added and one drained under load, a member dies and comes back: nobody moves, and all answer alike.
+/// A backend is added and one drained under load, a member dies and comes back: no client moves, and all members agree.
 fn one_answer_through(forwarding: Forwarding) {
     let mut fleet = Fleet::planned(Plan { forwarding, ..Plan::default() });
     let homes = fleet.one_answer();
@@ -40,16 +40,16 @@ fn when_a_fleet_is_healthy_then_the_doctor_finds_nothing_at_any_member() {
 }
 
 #[test]
-fn one_answer_with_nat() {
+fn when_a_fleet_uses_nat_then_clients_have_one_answer() {
     one_answer_through(Forwarding::Nat);
 }
 
 #[test]
-fn one_answer_with_ipip() {
+fn when_a_fleet_uses_ipip_then_clients_have_one_answer() {
     one_answer_through(Forwarding::Ipip);
 }
 
 #[test]
-fn one_answer_with_gue() {
+fn when_a_fleet_uses_gue_then_clients_have_one_answer() {
     one_answer_through(Forwarding::Gue);
 }

@@ -17,13 +17,13 @@ use balancer_testkit::{
 use super::{CLIENTS, Fleet, PORT, Plan, moved};
 use crate::support::{homes, requests, wait};
 
-/// How often a backend flaps. `FLEET_FLAPS=1000` is the long way.
+/// How often a backend flaps. `FLEET_FLAPS=1000` makes the test longer.
 fn flaps() -> usize {
     env::var("FLEET_FLAPS").ok().and_then(|flaps| flaps.parse().ok()).unwrap_or(12)
 }
 
 impl Fleet {
-    /// Cuts a member's own way to a backend, or mends it (`"add"`, `"del"`).
+    /// Cuts a member's own route to a backend, or restores it (`"add"`, `"del"`).
     fn cut(&self, verb: &str, member: usize, backend: u16) {
         for (family, flag, length) in [(Family::V4, "-4", 32), (Family::V6, "-6", 128)] {
             let address = self.topology.backend_address(family, backend - 1);
@@ -31,14 +31,14 @@ impl Fleet {
         }
     }
 
-    /// A member sees something else of these backends than the fleet holds, as another one shows.
+    /// Whether a member's own view of these backends differs from the fleet's, as another member shows it.
     fn differs(&self, member: usize, backends: &[&str]) -> bool {
         let name = format!("lb{}", member + 1);
         let shown = self.shown((member + 1) % 3).members;
         shown.iter().any(|of| of.name == name && of.votes_differ == backends)
     }
 
-    /// Known clients that moved, as all members together have counted, by the cause and the backend that they left.
+    /// The known clients that moved, as counted by all members together, by the reason and the backend that they left.
     fn counted(&self) -> BTreeMap<String, u64> {
         let mut sum = BTreeMap::new();
         for text in self.members().map(|number| self.metrics(number)) {
@@ -54,14 +54,14 @@ impl Fleet {
         sum
     }
 
-    /// Moves since the start, as a member shows them for the fleet.
+    /// The number of moves since the start, as a member shows it for the fleet.
     fn moves_of_all(&self, member: usize) -> u64 {
         let stats: Vec<StatsView> = serde_json::from_str(&self.cli(member, &["stats", "--json", "--fleet"])).unwrap();
         let periods = stats.iter().flat_map(|service| &service.periods).filter(|period| period.period == "start");
         periods.flat_map(|period| period.moves.values()).sum()
     }
 
-    /// Moves that members have counted and others count, in all.
+    /// The number of moves that members counted although others count them.
     fn repeated(&self) -> u64 {
         let texts: Vec<String> = self.members().map(|number| self.metrics(number)).collect();
         let series =
@@ -75,10 +75,10 @@ impl Fleet {
 }
 
 #[test]
-fn a_backend_is_down_when_most_see_it() {
+fn when_most_members_see_a_backend_down_then_it_is_down() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // The third member's own way to web2 is cut: nothing moves, and it says so.
+    // The third member's own route to web2 is cut: nothing moves, and the member reports it.
     fleet.cut("add", 2, 2);
     wait("lb3 does not say that it cannot reach web2", || {
         let ready = fleet.cli(2, &["ready", "--json"]);
@@ -90,17 +90,17 @@ fn a_backend_is_down_when_most_see_it() {
     wait("lb2's metrics do not tell of it", || fleet.metrics(1).contains(votes));
     assert!(fleet.try_cli(2, &["ready", "--strict"]).is_err() && fleet.try_cli(2, &["ready"]).is_ok());
     assert!(fleet.states(0).iter().any(|state| state.starts_with("web/web2 up")), "{:?}", fleet.states(0));
-    // The way through lb3 alone is closed to its clients.
+    // The route through lb3 is closed to its clients.
     fleet.route(&[0, 1]);
     assert_eq!(fleet.all_homes(), homes);
     fleet.cut("del", 2, 2);
     wait("lb3 is not ready again", || fleet.try_cli(2, &["ready", "--strict"]).is_ok());
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
 
-    // It dies: its clients move, once, to the same backends everywhere.
+    // The backend dies: its clients move once, to the same backends at all members.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
-    // Before members have told each other: some clients move at several.
+    // Some clients move at several members, before members have exchanged the moves.
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
     assert!(after.iter().flatten().all(|home| home != "web2"));
@@ -114,15 +114,15 @@ fn a_backend_is_down_when_most_see_it() {
 }
 
 #[test]
-fn a_backend_that_two_of_three_cannot_reach_loses_its_clients_once() {
+fn when_two_of_three_members_cannot_reach_a_backend_then_its_clients_move_once() {
     let fleet = Fleet::new();
     let homes = fleet.one_answer();
     fleet.cut("add", 0, 2);
     fleet.cut("add", 1, 2);
     fleet.wait_for("web2", "down");
-    // The third one, which sees it up, does as the others.
+    // The third member, which sees the backend up, follows the others.
     wait("lb3 does not differ", || fleet.differs(2, &["web/web2", "web6/web2"]));
-    // So does lb3 itself see it: it alone is in the minority.
+    // lb3 itself sees it in the same way: it is the minority.
     wait("lb3 shows others that differ", || {
         let differing = |member: &&balancer_api::model::FleetMember| !member.votes_differ.is_empty();
         let shown = fleet.shown(2).members;
@@ -156,9 +156,9 @@ fn a_backend_that_two_of_three_cannot_reach_loses_its_clients_once() {
     assert_eq!(counted(&fleet), leaving as u64);
 }
 
-/// With each flap newcomers come, so that it always has clients; through another member each time.
+/// Each flap comes with new clients, so that the backend always has some; each time through another member.
 #[test]
-fn nobody_pays_twice_for_a_backend_that_flaps() {
+fn when_a_backend_flaps_then_no_client_loses_its_session_twice() {
     const NEWCOMERS: u16 = 6;
     let fleet = Fleet::new();
     let (begin, mut places, mut moves) = (Instant::now(), BTreeMap::new(), BTreeMap::new());
@@ -179,11 +179,11 @@ fn nobody_pays_twice_for_a_backend_that_flaps() {
         let (one, other, third) = (round % 3, (round + 1) % 3, (round + 2) % 3);
         let recent = known.saturating_sub(*CLIENTS.end() - 1)..=known;
         connect(&fleet, recent.clone(), one, false);
-        // As one sees it.
+        // A single member cannot reach the backend.
         fleet.cut("add", one, 2);
         wait("the others do not see what one says", || fleet.differs(one, &["web/web2", "web6/web2"]));
         connect(&fleet, recent.clone(), other, false);
-        // As two see it.
+        // Two members cannot reach it.
         fleet.cut("add", other, 2);
         fleet.wait_for("web2", "down");
         connect(&fleet, recent.clone(), third, true);
@@ -201,7 +201,7 @@ fn nobody_pays_twice_for_a_backend_that_flaps() {
     assert_eq!(fleet.one_answer().iter().flatten().filter(|home| home.is_empty()).count(), 0);
 }
 
-/// The fleet decides without a table of clients; the member that is asked has one.
+/// The fleet decides without a client table; the requested member has one.
 #[test]
 fn when_a_backend_is_removed_then_the_answer_says_who_counted_its_clients() {
     let fleet = Fleet::new();
@@ -218,7 +218,8 @@ fn when_a_backend_is_removed_then_the_answer_says_who_counted_its_clients() {
     assert!((1..=at_web2).contains(&count), "{said}");
 }
 
-/// Clients come to one member alone, and checks are an hour apart: what that one sees has all members look.
+/// Clients come to one member only, and checks are an hour apart: the observation of one member makes all members
+/// check.
 #[test]
 fn when_one_member_has_a_signal_then_all_check_at_once() {
     const HOURLY: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;

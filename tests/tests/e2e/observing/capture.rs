@@ -1,4 +1,5 @@
-//! `balancer capture`, read back with `tshark` where the machine has it, and with a small reader of the format everywhere.
+//! Tests of `balancer capture`: they read files back with `tshark` if the machine has it, and always with a small
+//! parser.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -77,7 +78,7 @@ fn options(mut rest: &[u8]) -> Vec<(u16, Vec<u8>)> {
     options
 }
 
-/// What `tshark` says of a file, a line for each frame; `None`: the machine has none.
+/// Returns tshark's output for a file, a line for each frame; `None` if the machine has no tshark.
 fn tshark(file: &Path, fields: &[&str]) -> Option<Vec<String>> {
     let mut command = Command::new("tshark");
     command.arg("-r").arg(file).args(["-T", "fields", "-E", "separator=|"]);
@@ -94,12 +95,12 @@ fn site(forwarding: Forwarding) -> Site {
     .unwrap()
 }
 
-/// What was captured while clients asked, what the command said, and the file.
+/// Captures while clients send requests. Returns the frames, the command's output, and the file.
 fn capture(site: &Site, name: &str, more: &[&str], ask: impl FnOnce()) -> (Vec<Captured>, String, PathBuf) {
     let file = site.files().join(format!("{name}.pcapng"));
     let mut capture = watch::start(site, name, &[&["capture", "-w", file.to_str().unwrap()], more].concat());
     ask();
-    // What is on its way is written.
+    // Wait until delayed packets are written.
     let mut size = 0;
     wait("it does not rest", || {
         std::thread::sleep(std::time::Duration::from_millis(300));
@@ -190,7 +191,7 @@ fn when_it_goes_into_a_pipe_then_the_reader_has_it_at_once_and_its_end_ends_the_
     command.arg("--socket").arg(site.files().join("balancer.sock")).args(["capture", "-w", "-", "--service", "web"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdout.take().unwrap();
-    // The head of the file, which is written once packets are observed.
+    // Wait for the head of the file, which is written when observation has begun.
     let mut bytes = vec![0; 28];
     pipe.read_exact(&mut bytes).unwrap();
     site.homes(Family::V4, [1]).unwrap();

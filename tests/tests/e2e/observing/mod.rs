@@ -1,4 +1,5 @@
-//! `balancer trace` and `balancer capture`: what they say of real clients' packets, and that they leave nothing attached.
+//! Tests of `balancer trace` and `balancer capture`: their output for real clients' packets, and that they leave no
+//! program attached.
 
 mod capture;
 mod trace;

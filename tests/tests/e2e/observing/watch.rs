@@ -1,4 +1,4 @@
-//! Commands that observe, running beside a site, and what they said.
+//! Observing commands that run next to a site, and their output.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
@@ -16,7 +16,7 @@ pub(super) struct Watch {
     log: PathBuf,
 }
 
-/// Starts a command that observes, and waits until it does.
+/// Starts an observing command, and waits until it observes.
 pub(super) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
     let log = site.files().join(format!("{name}.log"));
     let mut command = site.topology().balancer().command(binaries::balancer().unwrap());
@@ -31,38 +31,38 @@ pub(super) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
 }
 
 impl Watch {
-    /// All that it said.
+    /// The output so far.
     pub(super) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// The packets that it said of, in JSON.
+    /// The packets in the JSON output.
     pub(super) fn packets(&self) -> Vec<Value> {
         let said = self.said();
         let whole = said.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
         whole.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the command has ended by itself.
     pub(super) fn end(&mut self) {
         wait("it does not end", || self.process.exited().unwrap().is_some());
         let status = self.process.exited().unwrap().unwrap();
         assert!(status.success(), "{status}: {}", self.said());
     }
 
-    /// Ends it as Ctrl-C does.
+    /// Ends the command like Ctrl-C.
     pub(super) fn interrupt(&mut self) {
         self.process.signal(Signal::SIGINT).unwrap();
         self.end();
     }
 
-    /// Ends it so that it can do nothing any more.
+    /// Kills the command.
     pub(super) fn kill(&mut self) {
         self.process.kill().unwrap();
     }
 }
 
-/// The names of the programs that are on a site's interfaces.
+/// The names of the programs on a site's interfaces.
 pub(super) fn attached(site: &Site) -> BTreeSet<String> {
     let output = site.topology().balancer().command("ip").args(["-d", "-j", "link", "show"]).output().unwrap();
     let links: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();

@@ -1,4 +1,4 @@
-//! A record of what clients saw and what was done meanwhile, which judges whether the one follows from the other.
+//! A record of the clients' results and the operator's actions. It checks that the actions explain the results.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,25 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One connection of a client.
+/// A client's connection.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) client: u16,
     pub(super) start: Instant,
     pub(super) end: Instant,
-    /// The backend that answered, or why none did.
+    /// The backend that answered, or the error.
     pub(super) outcome: Result<String, String>,
 }
 
 impl Attempt {
-    /// When it began, and what came of it.
+    /// The start and the result, as a line.
     fn line(&self) -> (Instant, String) {
         let took = self.end.saturating_duration_since(self.start);
         (self.start, format!("client {} begins, and has {:?} after {took:.2?}", self.client, self.outcome))
     }
 }
 
-/// Something that is done.
+/// An action.
 #[derive(Debug)]
 struct Deed {
     at: Instant,
@@ -34,9 +34,9 @@ struct Deed {
 /// The effect of a backend's trouble on clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The backend's own clients may leave it; the connection that they have just then is cut.
+    /// The backend's clients may move; their current connection is cut.
     Moves,
-    /// It answers nobody.
+    /// The backend does not answer.
     Silent,
 }
 
@@ -55,13 +55,13 @@ impl Trouble {
     }
 }
 
-/// How much of what happened before is told.
+/// How much of the history the report of a fault has.
 const STORY: Duration = Duration::from_secs(25);
 
-/// Everything that has happened.
+/// The whole history.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// The backend that answered each client last, in a connection begun then.
+    /// The backend that last answered each client, and the start of that connection.
     homes: HashMap<u16, (String, Instant)>,
     deeds: Vec<Deed>,
     troubles: Vec<Trouble>,
@@ -76,32 +76,32 @@ impl History {
         self.troubles.push(Trouble { backend, begun, over: None, kind });
     }
 
-    /// These were asked at rest, and answered.
+    /// Records the answers to clients while the site was at rest.
     pub(super) fn seen(&mut self, homes: BTreeMap<u16, String>) {
         let now = Instant::now();
         self.homes.extend(homes.into_iter().map(|(client, home)| (client, (home, now))));
     }
 
-    /// Whether new clients may be without an answer.
+    /// Whether new clients may get no answer.
     pub(super) fn is_silent(&self) -> bool {
         self.troubles.iter().any(|trouble| trouble.kind == Kind::Silent && trouble.over.is_none())
     }
 
-    /// Forgets what is over.
+    /// Forgets finished events.
     pub(super) fn forget(&mut self) {
         self.troubles.retain(|trouble| trouble.over.is_none());
         self.deeds.drain(..self.deeds.len().saturating_sub(50));
     }
 
-    /// The backend is as good as any again.
+    /// Notes that the backend's trouble is over.
     pub(super) fn end(&mut self, backend: u16) {
         for trouble in self.troubles.iter_mut().filter(|trouble| trouble.backend == backend && trouble.over.is_none()) {
             trouble.over = Some(Instant::now());
         }
     }
 
-    /// Returns the faults in the attempts of clients, each client's in their order: clients stay where they are unless
-    /// their backend is in trouble, and are answered unless some backend is silent.
+    /// Returns the faults in the attempts of clients, each client's in their order: clients stay unless their backend
+    /// is in trouble, and get an answer unless a backend is silent.
     pub(super) fn judge(&mut self, attempts: &[Attempt]) -> Vec<String> {
         let mut homes = std::mem::take(&mut self.homes);
         let wrong = attempts.iter().filter_map(|attempt| {
@@ -117,7 +117,8 @@ impl History {
         wrong
     }
 
-    /// Returns the fault in an attempt of a client that was last answered by `home`, in a connection begun then.
+    /// Returns the fault in a client's attempt. `home` is the backend that answered it last, with the start of that
+    /// connection.
     fn judge_one(&self, attempt: &Attempt, home: Option<(&str, Instant)>) -> Option<String> {
         let Attempt { client, start, end, outcome } = attempt;
         match (outcome, home) {
@@ -139,7 +140,7 @@ impl History {
         self.troubles.iter().filter(of).any(|trouble| trouble.overlaps(start, end))
     }
 
-    /// Tells the story of a fault: the deeds before it, and how the client fared.
+    /// Reports a fault: the actions before it, and the client's results.
     fn story(&self, what: &str, attempt: &Attempt, attempts: &[Attempt]) -> String {
         let took = attempt.end.saturating_duration_since(attempt.start);
         let mut lines: Vec<(Instant, String)> =
@@ -151,7 +152,7 @@ impl History {
         self.tell(&format!("{what}, after {took:.2?}"), attempt.end, lines)
     }
 
-    /// Tells the story of a present fault, with the deeds before it.
+    /// Reports a current fault, with the actions before it.
     pub(super) fn story_until_now(&self, what: &str) -> String {
         self.tell(what, Instant::now(), Vec::new())
     }
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn who_moves_or_is_not_answered_for_no_reason_is_told() {
+    fn when_a_client_moves_or_has_no_answer_without_cause_then_it_is_reported() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         let wrong = |history: &mut History, attempts: &[Attempt]| {

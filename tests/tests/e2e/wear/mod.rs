@@ -1,8 +1,8 @@
-//! A whole site that is worn out: an operator who does anything, backends and links that fail, a disk that is full, read-only,
-//! slow or broken, a wall clock that jumps, floods, memory that runs out, and a controller that is restarted, killed, and stopped in the middle of
-//! changes, all under traffic. Clients must see nothing but what follows from it.
+//! A whole site under stress. An operator makes random changes; backends and links fail; the disk is full, read-only,
+//! slow or broken; the wall clock jumps; floods arrive; memory runs out; and the controller is restarted, killed, and
+//! stopped in the middle of changes, all under traffic. Clients must see only the expected effects.
 //!
-//! `SOAK_SECONDS` makes it longer, `SOAK_SEED` does the same things again.
+//! `SOAK_SECONDS` makes the test longer, `SOAK_SEED` repeats the same actions.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod history;
@@ -40,14 +40,14 @@ const CLIENTS: u16 = 48;
 const WORKERS: usize = 4;
 const BACKENDS: u16 = 5;
 const FAMILY: Family = Family::V4;
-/// Between two requests of a worker: the load is bounded.
+/// The pause between two requests of a worker, which limits the load.
 const PACE: Duration = Duration::from_millis(15);
-/// After so long everything is healed, and looked at.
+/// The interval of repairs and complete checks.
 const ROUND: Duration = Duration::from_secs(12);
-/// Longer than any answer of a backend that is there takes.
+/// Longer than any answer of a running backend takes.
 const ANSWER: Duration = Duration::from_secs(8);
 
-/// State that the clients share with the operator.
+/// The state that the clients share with the operator.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
@@ -56,7 +56,7 @@ struct Shared {
     attempts: Mutex<Vec<Attempt>>,
 }
 
-/// Clients that keep connecting until they are stopped.
+/// Lets clients connect until they are stopped.
 fn load(entrance: &Entrance, requests: &[(u16, Request)], shared: &Shared) {
     entrance.enter().unwrap();
     for (client, request) in requests.iter().cycle() {
@@ -78,7 +78,7 @@ fn load(entrance: &Entrance, requests: &[(u16, Request)], shared: &Shared) {
     }
 }
 
-/// Everything is repaired; nobody asks while it is looked at.
+/// Repairs everything, and checks it while no client sends requests.
 fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     operator.heal().unwrap();
     shared.pause.store(true, Ordering::Release);
@@ -96,7 +96,7 @@ fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     attempts.len()
 }
 
-/// `crowd`: services beside, which make the state so large that there is a journal of it.
+/// `crowd` is a number of additional services, which make the state so large that it has a journal.
 fn wear(forwarding: Forwarding, crowd: u16, seed: u64, duration: Duration) {
     println!("SOAK_SEED={seed:#x} does the same to {forwarding:?}");
     let place = tempfile::tempdir().unwrap();
@@ -148,7 +148,7 @@ fn wear(forwarding: Forwarding, crowd: u16, seed: u64, duration: Duration) {
 
 #[test]
 #[ignore = "once in some minutes a client sees what is not explained yet: `cargo xtask soak` runs it"]
-fn clients_see_only_what_follows_from_what_is_done() {
+fn when_a_site_is_worn_out_then_clients_see_only_expected_effects() {
     let seconds = variable::number("SOAK_SECONDS").unwrap().unwrap_or(20);
     let seed = variable::number("SOAK_SEED").unwrap().unwrap_or_else(|| Rng::new().u64(..));
     let half = Duration::from_secs(seconds) / 2;

@@ -1,4 +1,4 @@
-//! One who does anything, and knows what must come of it.
+//! An operator who makes random changes, and knows their expected effects.
 
 use std::{
     collections::BTreeMap,
@@ -25,17 +25,18 @@ use super::{
 
 /// How long known clients of a drained backend stay.
 pub(super) const DRAIN: Duration = Duration::from_secs(3);
-/// Backends that are ready and well at any time.
+/// The smallest number of backends that are ready and healthy at any time.
 const FEWEST: usize = 2;
 /// The wall clock is wrong by two days at most.
 const JUMP: i64 = 2 * 86_400;
 
-/// With ticks of one second and of 22, so that ages are written anew.
+/// With ticks of one second and of 22 seconds, so that ages have to be converted.
 const REMEMBER: [&str; 3] = ["300s", "2h", "24h"];
-/// Where no client comes to. For datagrams, as `nat` could not tell connections to it from those to the other port.
+/// A listener without clients. It is for datagrams, because `nat` could not distinguish its connections from those to
+/// the other port.
 const SPARE_PORT: u16 = 8081;
 
-/// The settings of a backend that were granted, and must hold from then on.
+/// The accepted settings of a backend, which must hold from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {
     weight: u16,
@@ -54,10 +55,10 @@ pub(super) struct Operator<'a> {
     faults: &'a Faults,
     rng: Rng,
     pub(super) history: History,
-    /// Backends that are there.
+    /// The existing backends.
     wanted: BTreeMap<u16, Wanted>,
     failed: BTreeMap<u16, Fault>,
-    /// Whether the service listens on one more port.
+    /// Whether the service listens on an additional port.
     listens: bool,
     disk_is_well: bool,
     pub(super) deeds: BTreeMap<&'static str, u64>,
@@ -80,7 +81,7 @@ impl<'a> Operator<'a> {
         self.history.note(what);
     }
 
-    /// Does something.
+    /// Does a random action.
     pub(super) fn act(&mut self) -> Result<()> {
         let number = self.rng.u16(1..=BACKENDS);
         match self.rng.u32(0..24) {
@@ -105,7 +106,7 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// Backends that take new clients and answer them.
+    /// The number of backends that take new clients and answer them.
     fn well(&self) -> usize {
         let well = |&(number, wanted): &(&u16, &Wanted)| wanted.ready && !self.failed.contains_key(number);
         self.wanted.iter().filter(well).count()
@@ -115,7 +116,7 @@ impl<'a> Operator<'a> {
         self.wanted.get(&number).is_some_and(|wanted| wanted.ready) && !self.failed.contains_key(&number)
     }
 
-    /// Whether a change was made; it may be refused only where the disk is not well, and then nothing has changed.
+    /// Returns whether a change was made. It may be refused only if the disk has a fault, and then nothing has changed.
     fn made(&mut self, what: &str, result: Result<()>) -> Result<bool> {
         match result {
             Ok(()) => Ok(true),
@@ -200,7 +201,7 @@ impl<'a> Operator<'a> {
         Ok(())
     }
 
-    /// A name can be given again once the backend that had it has gone.
+    /// A name can be used again when the previous backend of that name is gone.
     fn add(&mut self, number: u16) -> Result<()> {
         let at = self.site.backend_address(FAMILY, number);
         // Only `nat` changes ports.
@@ -285,7 +286,7 @@ impl<'a> Operator<'a> {
         self.come_back()
     }
 
-    /// The kernel ends the controller at the next page that it wants, in the middle of whatever it does.
+    /// The kernel kills the controller at its next allocation, in the middle of its work.
     fn starve(&mut self) -> Result<()> {
         self.note("times without memory", "no memory is left".to_owned());
         let group = NoMemory::new()?;
@@ -296,7 +297,7 @@ impl<'a> Operator<'a> {
                 self.site.controller().process().kill()?;
                 bail!("{}", self.history.story_until_now("it does without more memory"));
             }
-            // Questions and their answers want some.
+            // Requests and answers need memory.
             let _ = self.site.status();
         }
         self.come_back()
@@ -304,14 +305,14 @@ impl<'a> Operator<'a> {
 
     fn come_back(&mut self) -> Result<()> {
         self.mend_the_disk()?;
-        // Traffic goes on without one.
+        // Traffic continues without a controller.
         thread::sleep(Duration::from_millis(self.rng.u64(0..1500)));
         self.site.start_again()?;
         self.history.note("started again");
         self.look_at_the_state()
     }
 
-    /// Whether the change was made is known from the answer, or, where there is none, from the state.
+    /// The answer says whether the change was made; without an answer, the state does.
     fn stop_while_changing(&mut self, number: u16) -> Result<()> {
         let Some(before) = self.wanted.get(&number).copied() else { return Ok(()) };
         self.mend_the_disk()?;
@@ -337,7 +338,7 @@ impl<'a> Operator<'a> {
         self.look_at_the_state()
     }
 
-    /// The file as it is: what was changed at run time stays.
+    /// Applies the unchanged file: run-time changes stay.
     fn apply(&mut self) -> Result<()> {
         self.note("applies", "apply the same file".to_owned());
         self.apply_with(|_| {})
@@ -348,7 +349,7 @@ impl<'a> Operator<'a> {
         if self.made("apply", result)? { self.look_at_the_state() } else { Ok(()) }
     }
 
-    /// Another file, in which everybody is remembered for long enough; what was changed at run time stays.
+    /// Applies another file, in which all clients are remembered long enough: run-time changes stay.
     fn remember(&mut self) -> Result<()> {
         let remember = self.rng.choice(REMEMBER).unwrap_or(REMEMBER[0]);
         self.note("changes of remember", format!("apply remember = {remember}"));
@@ -393,14 +394,14 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// Nobody's deadline comes earlier or later, also over a restart.
+    /// No deadline comes earlier or later, also over a restart.
     fn turn_the_clock(&mut self) -> Result<()> {
         let seconds = self.rng.i64(-JUMP..=JUMP);
         self.note("clocks turned", format!("the wall clock is wrong by {seconds} s"));
         self.faults.wall_clock(seconds)
     }
 
-    /// Many that nobody knows, at once.
+    /// Sends many unknown clients at once.
     fn flood(&mut self) -> Result<()> {
         self.note("floods", "a hundred new clients".to_owned());
         let first = self.rng.u16(3000..20_000);
@@ -420,7 +421,7 @@ impl<'a> Operator<'a> {
         Ok(backends.filter_map(|backend| Some((number(&backend.name)?, backend.weight))).collect())
     }
 
-    /// Checks that everything granted is there, and nothing else; a backend that is being removed may still be there.
+    /// Checks that exactly the accepted settings exist. A backend that is being removed may still exist.
     fn look_at_the_state(&self) -> Result<()> {
         let status = self.site.status()?;
         let mut wrong = String::new();
@@ -444,7 +445,7 @@ impl<'a> Operator<'a> {
         bail!("{}", self.history.story_until_now(&wrong))
     }
 
-    /// Everything is repaired, and all backends are there.
+    /// Repairs everything, and adds all backends.
     pub(super) fn heal(&mut self) -> Result<()> {
         self.mend_the_disk()?;
         for number in 1..=BACKENDS {
@@ -459,8 +460,8 @@ impl<'a> Operator<'a> {
         self.look_at_the_state()
     }
 
-    /// Until checks that began after the repair have passed everywhere. One that began before may still fail, and turn a
-    /// backend down that was never found to be.
+    /// Waits until checks that began after the repair have succeeded everywhere. An earlier check may still fail and
+    /// turn a backend down that was not yet found down.
     fn await_checks(&self) -> Result<()> {
         let passed = |number: u16| -> Result<f64> {
             let backend = format!("backend=\"web{number}\"");
@@ -477,7 +478,8 @@ impl<'a> Operator<'a> {
         Ok(())
     }
 
-    /// With nobody else about: where clients are is what the controller says, known or new, and all are counted.
+    /// Checks, without other traffic, that known and new clients are where the controller says, and that all are
+    /// counted.
     pub(super) fn look(&mut self, clients: u16) -> Result<()> {
         let first = self.rng.u16(3000..20_000);
         let all: Vec<u16> = (1..=clients).chain(first..first + 24).collect();

@@ -1,4 +1,4 @@
-//! Small pictures of the last minutes. The text beside each says what it shows.
+//! Small charts of the last minutes. The text beside each gives the same information.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use maud::{Markup, html};
 
 /// The axis of the last ten minutes.
 pub(super) const TEN_MINUTES: Axis = Axis(Duration::from_secs(600));
-/// The spans that a picture of the last hour grows through, in minutes: their quarters are easily read.
+/// The time spans of a chart of the last hour as it grows, in minutes, chosen so that their quarters are easy to read.
 const SPANS: [u64; 6] = [1, 2, 4, 8, 20, 60];
 const MINUTE: Duration = Duration::from_secs(60);
-/// A shorter stretch says nothing of a rate.
+/// A shorter period does not give a rate.
 const LEAST: Duration = Duration::from_secs(1);
-/// Coordinates of a picture; it is stretched to its place.
+/// The width of a chart in its own coordinates; the chart is stretched to its place.
 const WIDTH: f64 = 600.0;
 pub(super) const HEIGHT: f64 = 100.0;
 
-/// The time that a picture shows, the newest at the right.
+/// The time span of a chart, the newest at the right.
 pub(super) struct Axis(Duration);
 
 impl Axis {
-    /// An axis of at most an hour, long enough to show everything since the service was first watched.
+    /// An axis of at most an hour, long enough for everything since observation of the service began.
     pub(super) fn of(service: &ServiceSnapshot) -> Self {
         let statistics = &service.statistics;
         let first = statistics.history.minutes().next().map(|(at, _)| at);
@@ -30,7 +30,7 @@ impl Axis {
         Self(spans.into_iter().find(|span| *span >= age).unwrap_or(SPANS.map(|minutes| MINUTE * minutes as u32)[5]))
     }
 
-    /// `hour`, or `4 minutes`.
+    /// Returns `hour`, or for example `4 minutes`.
     pub(super) fn words(&self) -> String {
         match self.0.as_secs() / 60 {
             60 => "hour".to_owned(),
@@ -39,7 +39,7 @@ impl Axis {
         }
     }
 
-    /// Returns the labels at the beginnings of its quarters.
+    /// Returns the labels at the starts of its quarters.
     pub(super) fn ticks(&self) -> [String; 4] {
         let seconds = self.0.as_secs();
         [4, 3, 2, 1].map(|quarters| match seconds * quarters / 4 {
@@ -48,7 +48,7 @@ impl Axis {
         })
     }
 
-    /// Whether the moments of the last ten minutes, ten seconds apart, reach as far.
+    /// Whether the ten-second samples of the last ten minutes cover it.
     pub(super) const fn is_short(&self) -> bool {
         self.0.as_secs() <= TEN_MINUTES.0.as_secs()
     }
@@ -57,7 +57,7 @@ impl Axis {
         self.0
     }
 
-    /// Where a time so long ago is.
+    /// The coordinate of a time `ago`.
     pub(super) fn x(&self, ago: Duration) -> f64 {
         WIDTH - self.width(ago)
     }
@@ -67,7 +67,7 @@ impl Axis {
     }
 }
 
-/// A picture in these coordinates.
+/// A chart in these coordinates.
 pub(super) fn picture(class: &str, content: &Markup) -> Markup {
     html! {
         svg.(class) viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" aria-hidden="true" focusable="false" {
@@ -76,7 +76,7 @@ pub(super) fn picture(class: &str, content: &Markup) -> Markup {
     }
 }
 
-/// The counts of a stretch of time.
+/// The counts of a time span.
 pub(super) struct Stretch {
     /// How long before the snapshot it began.
     pub(super) ago: Duration,
@@ -84,12 +84,12 @@ pub(super) struct Stretch {
     pub(super) counted: Counted,
 }
 
-/// The last ten minutes, ten seconds each, the oldest first, up to the snapshot.
+/// The last ten minutes up to the snapshot in spans of ten seconds, oldest first.
 pub(super) fn stretches(service: &ServiceSnapshot) -> Vec<Stretch> {
     between(service, service.statistics.history.steps(), &TEN_MINUTES)
 }
 
-/// The time of an axis of at most an hour: ten seconds each where that is known, otherwise a minute.
+/// The spans on an axis of at most an hour: of ten seconds where these are known, otherwise of a minute.
 pub(super) fn stretches_of(service: &ServiceSnapshot, axis: &Axis) -> Vec<Stretch> {
     if axis.is_short() {
         return between(service, service.statistics.history.steps(), axis);
@@ -109,12 +109,12 @@ fn between(service: &ServiceSnapshot, moments: impl Iterator<Item = (Duration, C
     stretches.filter(|stretch| stretch.length >= LEAST && stretch.ago <= axis.span()).collect()
 }
 
-/// A bar for each stretch, as high as `value` makes it.
+/// A bar for each span, whose height is given by `value`.
 pub(super) fn bars(axis: &Axis, stretches: &[Stretch], value: impl Fn(&Stretch) -> f64) -> Markup {
     named_bars(axis, stretches, value, |_| None)
 }
 
-/// The same, each with what `name` says of it.
+/// The bars, each with a title from `name`.
 pub(super) fn named_bars(
     axis: &Axis,
     stretches: &[Stretch],

@@ -1,22 +1,22 @@
-//! Which backend is drawn in which colour, the same in all pictures of a service.
+//! Assigning colours to backends, the same in all charts of a service.
 
 use std::collections::HashMap;
 
 use balancer_core::snapshot::ServiceSnapshot;
 use maud::{Markup, html};
 
-/// Backends with a colour of their own, those with the greatest shares; the others have one together.
+/// The number of backends with their own colour, those with the largest shares; the others share one.
 const OWN: usize = 8;
 
-/// Backends that have a colour of their own.
+/// Backends with their own colour.
 pub(super) struct Colours<'a> {
-    /// In the order in which they appeared, so that nobody's colour changes when another one comes or goes.
+    /// Backends in the order of their appearance, so that no colour changes when another backend comes or goes.
     own: Vec<&'a str>,
     others: bool,
 }
 
 impl<'a> Colours<'a> {
-    /// Those of the last hour of a service.
+    /// Chooses colours for the last hour of a service.
     pub(super) fn of(service: &'a ServiceSnapshot) -> Self {
         let mut all: Vec<(&str, f64)> = Vec::new();
         let mut places: HashMap<&str, usize> = HashMap::new();
@@ -34,24 +34,24 @@ impl<'a> Colours<'a> {
         }
         let others = all.len() > OWN;
         let mut greatest: Vec<(usize, (&str, f64))> = all.into_iter().enumerate().collect();
-        // Of equal ones the first, as it keeps the order of these.
+        // Among equal ones the first wins, because sorting keeps their order.
         greatest.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
         greatest.truncate(OWN);
         greatest.sort_by_key(|&(place, _)| place);
         Self { own: greatest.into_iter().map(|(_, (name, _))| name).collect(), others }
     }
 
-    /// How many colours are used.
+    /// The number of colours in use.
     pub(super) fn count(&self) -> usize {
         self.own.len() + usize::from(self.others)
     }
 
-    /// The place of a backend's colour among them.
+    /// The index of a backend's colour.
     pub(super) fn place(&self, name: &str) -> usize {
         self.own.iter().position(|own| *own == name).unwrap_or(self.own.len())
     }
 
-    /// The style's class of the colour at a place.
+    /// The CSS class of the colour at an index.
     pub(super) fn class(&self, place: usize) -> String {
         if place < self.own.len() { format!("c{place}") } else { "others".to_owned() }
     }
@@ -98,8 +98,8 @@ mod tests {
     }
 
     #[test]
-    fn nobody_changes_colour_when_another_one_goes() {
-        // web1 to web3 are there; old was removed.
+    fn when_a_backend_goes_then_no_other_changes_its_colour() {
+        // web1 to web3 exist; old was removed.
         let service = service(&[&[("old", 5), ("web1", 5), ("web2", 5)], &[("web1", 5), ("web2", 5)]]);
         let colours = Colours::of(&service);
         assert_eq!(colours.own, ["old", "web1", "web2", "web3"]);
@@ -110,9 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn of_many_the_greatest_have_colours() {
+    fn when_backends_are_many_then_the_greatest_have_colours() {
         let names: Vec<String> = (0..12).map(|index| format!("b{index}")).collect();
-        // The last is the greatest; b2 to b10 are equal.
+        // The last has the largest share; b2 to b10 are equal.
         let loads: Vec<(&str, u64)> =
             names.iter().map(String::as_str).zip([0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 90]).collect();
         let mut service = service(&[&loads]);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn without_load_they_are_there_as_well() {
+    fn when_there_is_no_load_then_backends_have_colours_too() {
         let mut service = service(&[]);
         service.backends.iter_mut().for_each(|backend| backend.stats.connections = 0);
         assert_eq!(Colours::of(&service).own, ["web1", "web2", "web3"]);

@@ -23,13 +23,13 @@ use super::{
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
 
-/// Events shown.
+/// The number of events shown.
 const SHOWN: usize = 12;
 
-/// Backends that the summary names; of the others it tells the number.
+/// The number of backends named in the summary; the others are counted.
 const NAMED: usize = 4;
 
-/// The document as a browser first loads it; `nonce` marks its style and its script as its own.
+/// The document as a browser first loads it; `nonce` authorizes its style and its script.
 pub(super) fn document(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], nonce: &str) -> Markup {
     html! {
         (DOCTYPE)
@@ -56,7 +56,7 @@ pub(super) fn document(snapshot: &Snapshot, selected: Option<&str>, events: &[Ev
     }
 }
 
-/// The answer to the script's requests: the title and all that changes.
+/// The answer to the script's requests: the title and everything that changes.
 pub(super) fn fragment(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Markup {
     html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, selected, events)) }
 }
@@ -80,7 +80,7 @@ fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) ->
     }
 }
 
-/// The selected service, few of them, or an overview of many.
+/// Shows the selected service, all services if they are few, or an overview of many.
 fn services_shown(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], now: SystemTime) -> Markup {
     let all = &snapshot.services;
     html! {
@@ -116,7 +116,7 @@ fn title(snapshot: &Snapshot) -> Markup {
     }
 }
 
-/// Says in words that the balancer is withdrawn, degraded or not ready; empty where it is none of these.
+/// Tells that the balancer is withdrawn, degraded or not ready; empty if it is none of these.
 fn member(member: &MemberSnapshot) -> String {
     let MemberSnapshot { readiness, withdrawn, vips: _ } = member;
     let mut text = String::new();
@@ -131,8 +131,7 @@ fn member(member: &MemberSnapshot) -> String {
     text + &format!("{state}: {}. ", readiness.reasons.join("; "))
 }
 
-/// The most important news in a sentence. It changes when something happens, and only then, because screen readers read
-/// it out.
+/// The most important news in a sentence. It changes only when something happens, because screen readers read it aloud.
 fn summary(snapshot: &Snapshot) -> String {
     let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
     let troubled: Vec<String> = troubled(snapshot)
@@ -159,7 +158,8 @@ fn services(snapshot: &Snapshot) -> String {
     counted(snapshot.services.len(), "service")
 }
 
-/// The last events about backends, those of the selected service if one is; others may name clients.
+/// The last events about backends, only those of the selected service if there is one. Other events may name clients,
+/// so they are left out.
 fn history(selected: Option<&str>, events: &[EventView]) -> Markup {
     let shown = |event: &&EventView| {
         event.backend.is_some() && selected.is_none_or(|name| event.service.as_deref() == Some(name))
@@ -208,7 +208,7 @@ fn interfaces(snapshot: &Snapshot) -> Markup {
     }
 }
 
-/// A table of what was counted, a row each, under the heads of its two columns.
+/// A table of counters under two column headings.
 fn counts<'a>(caption: &str, heads: [&str; 2], rows: impl IntoIterator<Item = (&'a str, u64)>) -> Markup {
     html! {
         table {

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn members_that_are_behind_are_seen() {
+    fn when_members_are_behind_then_the_page_shows_it() {
         let text = fleet(&FleetSnapshot::example()).into_string();
         for part in ["Fleet site1", "This is lb1, epoch 7; etcd is reachable.", "lb1 (leads)", "2.5 s", "web/web2"] {
             assert!(text.contains(part), "{part}: {text}");

@@ -1,5 +1,5 @@
-//! A picture of a service's last hour, or of as much of it as has been watched: its backends' shares as a stacked band, what happened to it, and the known clients
-//! that moved, on one time axis.
+//! A chart of a service's last hour, or of the observed part of it: its backends' shares as a stacked band, its events,
+//! and the known clients that moved, on one time axis.
 
 use std::{
     fmt::Write as _,
@@ -19,12 +19,13 @@ use super::{
     colours::Colours,
 };
 
-/// A minute whose sample came later than this began when a minute before it; what was before that is not known.
+/// A minute whose sample came later than this is assumed to start one minute before the sample; what came before that
+/// is unknown.
 const LATE: Duration = Duration::from_secs(90);
 const MINUTE: Duration = Duration::from_secs(60);
-/// Events that moves are named by.
+/// The number of events by which moves are named.
 const NAMED: usize = 3;
-/// Left free between one backend's part of the band and the next one's, of the band's [`HEIGHT`].
+/// The gap between the parts of two backends, in units of the band's [`HEIGHT`].
 const GAP: f64 = 0.6;
 
 /// The band, the events of the service at `now`, the moves, and the axis.
@@ -89,14 +90,14 @@ fn moved(moves: &[Stretch], axis: &Axis, marks: &[(Duration, &EventView)]) -> Ma
     }
 }
 
-/// The event that moves of a stretch follow: the last one before its end.
+/// The event to which moves in a span are attributed: the last one before its end.
 fn event_of<'a>(stretch: &Stretch, marks: &[(Duration, &'a EventView)]) -> Option<&'a EventView> {
     let end = stretch.ago.saturating_sub(stretch.length);
     let before = marks.iter().filter(|(ago, _)| *ago >= end);
     before.min_by_key(|(ago, _)| *ago).map(|(_, event)| *event)
 }
 
-/// How many clients moved after each event, the latest events first.
+/// The number of clients that moved after each event, latest events first.
 fn by_event<'a>(
     moves: &[Stretch],
     marks: &[(Duration, &'a EventView)],
@@ -117,10 +118,10 @@ fn by_event<'a>(
 /// A minute of the band.
 #[derive(Debug, PartialEq)]
 struct Column {
-    /// How long ago it began and ended.
+    /// Start and end before now.
     from: Duration,
     to: Duration,
-    /// Where the part of each colour ends, 0 to 1, by the colour's place.
+    /// The end of each colour's part, 0 to 1, by the colour's index.
     ends: Vec<f64>,
 }
 
@@ -135,7 +136,7 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec
         let from = ago(began.unwrap_or(minute.at.saturating_sub(MINUTE)));
         columns.extend(column(colours, from, ago(minute.at), minute.shares()));
     }
-    // Known clients are those of now; connections are of a minute, and this one is not over.
+    // Known clients are current; connections are counted for a minute, and this one is not over.
     if let (Load::Clients, Some(last)) = (service.load_kind(), before) {
         let shares = service.backends.iter().zip(service.shares());
         let shares = shares.filter_map(|(backend, (share, _))| Some((backend.name.as_str(), share?)));
@@ -145,7 +146,7 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec
     columns
 }
 
-/// `None`: there was no load.
+/// Makes a column; `None`: there was no load.
 fn column<'a>(
     colours: &Colours<'_>,
     from: Duration,
@@ -166,20 +167,20 @@ fn column<'a>(
     (sum > 0.0).then_some(Column { from, to, ends })
 }
 
-/// The part of one colour: a rectangle for all minutes in which it was the same.
+/// The part of one colour: a rectangle for all minutes in which it is equal.
 fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     let mut path = String::new();
     let mut open: Option<(f64, f64, [String; 2])> = None;
     let mut close = |rectangle: Option<(f64, f64, [String; 2])>| {
         if let Some((left, right, [top, bottom])) = rectangle.filter(|(_, _, [top, bottom])| top != bottom) {
-            // A string takes whatever is written.
+            // Writing to a string cannot fail.
             let _ = write!(path, "M{left:.1} {top}H{right:.1}V{bottom}H{left:.1}z");
         }
     };
     for column in columns {
         let end = |place: usize| column.ends.get(place).copied().unwrap_or(0.0) * HEIGHT;
         let (top, bottom) = (place.checked_sub(1).map_or(0.0, end), end(place));
-        // The gap is taken from the part itself, unless that would leave nothing to see.
+        // The gap is taken from the part itself, unless that would hide it.
         let bottom = if bottom - top > 2.0 * GAP { bottom - GAP } else { bottom };
         let sides = [top, bottom].map(|y| format!("{y:.1}"));
         let (left, right) = (axis.x(column.from).max(0.0), axis.x(column.to));
@@ -195,7 +196,7 @@ fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     path
 }
 
-/// The events of the service's backends within the time of an axis, and how long ago they were.
+/// The events of the service's backends within an axis, and how long ago they were.
 fn marks<'a>(
     service: &'a ServiceSnapshot,
     events: &'a [EventView],
@@ -205,7 +206,7 @@ fn marks<'a>(
     let own = events.iter().filter(|event| event.backend.is_some() && event.service.as_ref() == Some(&service.name));
     let marks = own.filter_map(|event| {
         let at = humantime::parse_rfc3339(&event.time).ok()?;
-        // A clock that was set back shows what was as now.
+        // If the clock was set back, past events are shown as now.
         let ago = now.duration_since(at).unwrap_or_default();
         (ago <= axis.span()).then_some((ago, event))
     });
@@ -227,8 +228,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A service that remembers, `now` seconds after the machine has started, with the known clients of web1 and web2 at
-    /// some earlier seconds and 60 and 20 of them now.
+    /// A service with memory, `now` seconds after the machine's start, with known clients of web1 and web2 at some
+    /// earlier seconds, and 60 and 20 of them now.
     fn service(now: u64, past: &[(u64, u64, u64)]) -> ServiceSnapshot {
         let mut service = snapshot().services.remove(0);
         service.remembers = true;
@@ -253,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn equal_minutes_are_one_rectangle() {
+    fn when_minutes_are_equal_then_they_are_one_rectangle() {
         let text = drawn(&service(3630, &[(3480, 3, 1), (3540, 3, 1), (3600, 1, 1)]), &[]);
-        // From 210 s ago, in pixels of six seconds: alike until 90 s ago, half until 30 s ago, and as now.
+        // From 210 s ago, in pixels of six seconds: equal until 90 s ago, half until 30 s ago, and then as now.
         let (first, second) = ("M565.0 0.0H585.0V74.4H565.0z", "M565.0 75.0H585.0V99.4H565.0z");
         assert!(
             text.contains(&format!("<path class=\"c0\" d=\"{first}M585.0 0.0H595.0V49.4H585.0zM595.0 0.0")),
@@ -266,8 +267,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_left_empty() {
-        // Nobody sampled between 100 and 3,000 s; what is more than an hour ago does not count.
+    fn when_a_time_is_not_known_then_it_is_left_empty() {
+        // There are no samples between 100 and 3,000 s; older ones than an hour do not count.
         let mut past = service(3700, &[(50, 1, 0), (110, 1, 0), (3600, 1, 0)]);
         past.backends.clear();
         let colours = Colours::of(&past);
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_this_minute_are_not_drawn_yet() {
+    fn when_this_minute_is_not_over_then_its_connections_are_not_drawn() {
         let mut shares = ShareHistory::default();
         for (at, web1) in [(60, 0), (120, 0), (180, 9)] {
             shares.keep(SECOND * at, Load::Connections, &[("web1", web1), ("web2", 0)]);
@@ -310,8 +311,8 @@ mod tests {
     }
 
     #[test]
-    fn events_of_its_backends_are_marked_where_they_were() {
-        // It is 02:46:40.
+    fn when_backends_have_events_then_they_are_marked_at_their_time() {
+        // The time is 02:46:40.
         let events = [
             event("1970-01-01T01:46:30.000Z", "web", Some("web1")),
             event("1970-01-01T02:16:40.000Z", "web", Some("web1")),
@@ -366,7 +367,7 @@ mod tests {
         }
         moving.statistics.history = Arc::new(history);
         moving.backends[0].stats.moves[balancer_common::verdict::CauseIndex::from(MoveCause::Down).counter()] = 12;
-        // It is 02:46:40; the moves were 240 to 180 and 120 to 0 s ago.
+        // The time is 02:46:40; the moves were 240 to 180 and 120 to 0 s ago.
         let (mut down, mut drain) = (
             event("1970-01-01T02:42:10.000Z", "web", Some("web1")),
             event("1970-01-01T02:45:00.000Z", "web", Some("web2")),
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn moves_have_their_place_on_the_same_axis() {
+    fn when_clients_move_then_the_moves_are_on_the_same_axis() {
         let mut moving = service(3600, &[(3540, 1, 1)]);
         assert!(drawn(&moving, &[]).contains("No known client moved in the last hour"));
         let counted = |moves| {

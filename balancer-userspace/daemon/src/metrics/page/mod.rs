@@ -1,7 +1,7 @@
-//! The page for people at `/`: everything in one document that nothing outside is needed for, rendered here, so that the
-//! numbers are there without scripts. A script in it asks for the page again and again and merges what has changed.
+//! The page for people at `/`: a self-contained document, rendered here, so that the numbers are visible without
+//! scripts. Its script polls the page and merges changes.
 //!
-//! Whoever may scrape may see it, so it shows shares and ranks of clients, never an address of one.
+//! Everyone who may scrape may see the page, so it shows shares and ranks of clients but never an address.
 
 mod chart;
 mod colours;
@@ -21,7 +21,7 @@ use balancer_api::events::EventView;
 use balancer_core::snapshot::Snapshot;
 use maud::Markup;
 
-/// Events that are looked through for the last ones to show.
+/// The number of events searched for those to show.
 pub(super) const EVENTS: usize = 100;
 
 /// Headers of every answer.
@@ -33,15 +33,15 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// The page with `snapshot` on it; of its services only the `selected` one, if one is.
+/// The page with `snapshot`; only with the `selected` service if there is one.
 ///
 /// # Errors
-/// When the system has no random numbers.
+/// If the system has no random numbers.
 pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
     let nonce = format!("{:032x}", u128::from_ne_bytes(random));
-    // Only the style and the script that carry the nonce count, and only the page itself can be asked for.
+    // Only style and script with the nonce are allowed, and the script may only request the page itself.
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -50,7 +50,7 @@ pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[Event
     Ok(respond(document::document(snapshot, selected, events, &nonce), policy))
 }
 
-/// The part of it that changes, for its script.
+/// The changing part of the page, for its script.
 pub(super) fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Response {
     respond(document::fragment(snapshot, selected, events), HeaderValue::from_static("default-src 'none'"))
 }

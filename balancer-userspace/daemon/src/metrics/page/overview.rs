@@ -1,4 +1,4 @@
-//! All services, a row each.
+//! An overview of all services, one row each.
 
 use balancer_core::snapshot::{ServiceSnapshot, Snapshot};
 use balancer_model::{
@@ -12,14 +12,14 @@ use super::{
     service::{NONE, imbalance, known_clients, listeners, rate, stickiness},
 };
 
-/// So many services are shown one below the other; of more there is an overview, with a page for each.
+/// Up to this many services are shown below each other; more get an overview, with a page for each.
 pub(super) const FEW: usize = 3;
 
 pub(super) fn overview(snapshot: &Snapshot) -> Markup {
     html! {
         section aria-labelledby="services" {
             h2 #services { "Services" }
-            // The roles again, as a narrow screen shows each row as a card.
+            // The roles are repeated because a narrow screen shows each row as a card.
             table.cards role="table" aria-describedby="services" {
                 caption { (counted(snapshot.services.len(), "service")) "; each has a page of its own" }
                 thead role="rowgroup" {
@@ -44,7 +44,7 @@ fn row(service: &ServiceSnapshot) -> Markup {
     html! {
         tr role="row" id=(format!("row-{}", service.name)) {
             th role="rowheader" scope="row" {
-                // Names are letters, digits, and what means nothing in an address.
+                // Names consist of letters, digits and characters without a meaning in URLs.
                 a href=(format!("/?service={}", service.name)) { (service.name) } " " span.quiet { (listeners(service)) }
                 @if service.is_watched() { " watched" } @else if service.share.now < 100 { " steer " (service.share.now) "%" }
             }
@@ -57,7 +57,7 @@ fn row(service: &ServiceSnapshot) -> Markup {
     }
 }
 
-/// How many are up, with a sign and a colour that say the same.
+/// The number of backends that are up, with a matching sign and colour.
 fn backends(service: &ServiceSnapshot) -> Markup {
     let all = service.backends.len();
     let up = service.backends.iter().filter(|backend| backend.state == BackendState::Up).count();

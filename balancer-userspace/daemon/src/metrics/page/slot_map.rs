@@ -1,4 +1,4 @@
-//! A picture of the lookup table: which backend owns which slot.
+//! A chart of the lookup table: which backend owns which slot.
 
 use std::{collections::HashMap, fmt::Write as _};
 
@@ -8,12 +8,12 @@ use maud::{Markup, html};
 
 use super::colours::Colours;
 
-/// Squares of a row.
+/// The number of squares in a row.
 const ROW: usize = 64;
-/// Squares of a picture, at most; of a larger table one slot in so many is shown.
+/// The maximum number of squares; larger tables are sampled.
 const SQUARES: usize = 16 * ROW;
 
-/// A picture of each address family's table.
+/// A chart of each address family's table.
 pub(super) fn slot_maps(service: &ServiceSnapshot, colours: &Colours<'_>) -> Markup {
     let owners: HashMap<u16, usize> = service
         .backends
@@ -42,7 +42,7 @@ fn every(slots: usize) -> usize {
     slots.div_ceil(SQUARES).max(1)
 }
 
-/// How many of the slots are shown, in words.
+/// Tells how many of the slots are shown.
 fn shown(slots: usize) -> String {
     let every = every(slots);
     let part = slots.div_ceil(every);
@@ -52,12 +52,12 @@ fn shown(slots: usize) -> String {
     }
 }
 
-/// A slot.
+/// A square, which stands for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Square {
-    /// The place of its owner's colour.
+    /// The index of its owner's colour.
     owner: Option<usize>,
-    /// Whether it is another backend's while all take new clients.
+    /// Whether it belongs to another backend while all take new clients.
     stands_in: bool,
 }
 
@@ -89,7 +89,7 @@ fn path(squares: &[Square], owner: Option<usize>) -> String {
     let mut path = String::new();
     for (index, square) in squares.iter().enumerate().filter(|(_, square)| square.owner == owner) {
         let (x, y) = (index % ROW, index / ROW);
-        // A string takes whatever is written.
+        // Writing to a string cannot fail.
         let _ = match square.stands_in {
             true => write!(path, "M{x}.2 {y}.2h.5v.5h-.5z"),
             false => write!(path, "M{x} {y}h.9v.9h-.9z"),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn squares_have_their_owners_colours() {
+    fn when_slots_are_drawn_then_squares_have_their_owners_colours() {
         let text = drawn(vec![table([0, 1, 2, 1, 9], Some(&[0, 1, 2, 0, 9]))]);
         assert!(text.contains("<path class=\"c0\" d=\"M0 0h.9v.9h-.9z\">"), "{text}");
         assert!(text.contains("<path class=\"c1\" d=\"M1 0h.9v.9h-.9zM3.2 0.2h.5v.5h-.5z\">"), "{text}");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_large_table_some_slots_are_shown() {
+    fn when_a_table_is_large_then_a_sample_of_slots_is_shown() {
         let text = drawn(vec![table((0..65_537u32).map(|slot| (slot % 3) as u16), None)]);
         assert!(text.contains("1,009 of its 65,537 slots, one in 65"), "{text}");
         assert_eq!(text.matches('M').count(), 1009, "a square for each");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn both_families_have_theirs_and_a_table_of_nobody_is_shown() {
+    fn when_a_service_has_both_families_then_each_table_is_shown_even_if_all_are_down() {
         let both = vec![table([0, 1], None), TableSnapshot { family: Family::V6, ..table([ALL_DOWN, ALL_DOWN], None) }];
         let text = drawn(both);
         assert!(text.contains("of IPv4: who owns its 2 slots<") && text.contains("of IPv6: who owns"), "{text}");

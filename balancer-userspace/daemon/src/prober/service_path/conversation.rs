@@ -1,4 +1,4 @@
-//! One TCP connection that is spoken here and not by the kernel.
+//! A TCP connection that the balancer handles itself instead of the kernel.
 
 use std::{
     collections::VecDeque,
@@ -25,12 +25,12 @@ use super::{
     wire::{Port, Wire},
 };
 
-/// What may be under way in each direction, in bytes.
+/// Buffer size for each direction, in bytes.
 const WINDOW: usize = 16 * 1024;
-/// The least that every link of IPv6 carries.
+/// The smallest MTU that IPv6 allows.
 const SMALLEST_MTU: usize = 1280;
 
-/// A connection. Dropping it resets it.
+/// A connection. Dropping the value resets the connection.
 pub(in super::super) struct Conversation {
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -43,10 +43,10 @@ pub(in super::super) struct Conversation {
 }
 
 impl Conversation {
-    /// A connection from `own` to `vip` on the backend of `row`, of which nothing is sent yet.
+    /// Makes a connection from `own` to `vip` on the backend of `row`, without sending anything yet.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) fn new(wire: &Arc<Wire>, row: Arc<BackendSpec>, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
         let next_hop = row.next_hop.ok_or_else(|| io::Error::other("the way to the backend is not known"))?;
         let port = wire.port(own, vip)?;
@@ -57,7 +57,7 @@ impl Conversation {
         config.random_seed = fastrand::u64(..);
         let mut interface = Interface::new(config, &mut packets, time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // There is room for several.
+            // The list has room for several.
             let _ = addresses.push(IpCidr::new(own.into(), if own.is_ipv4() { 32 } else { 128 }));
         });
         let buffer = || tcp::SocketBuffer::new(vec![0; WINDOW]);
@@ -73,7 +73,7 @@ impl Conversation {
     /// Connects.
     ///
     /// # Errors
-    /// When it is refused, or nothing can be sent.
+    /// If the connection is refused, or nothing can be sent.
     pub(in super::super) async fn connect(&mut self) -> io::Result<()> {
         loop {
             let wake = self.turn()?;
@@ -91,10 +91,10 @@ impl Conversation {
         }
     }
 
-    /// Carries what goes over `stream` until one end has closed it.
+    /// Relays data between `stream` and the connection until one end has closed it.
     ///
     /// # Errors
-    /// When the other end resets the connection, or nothing can be sent.
+    /// If the other end resets the connection, or nothing can be sent.
     pub(in super::super) async fn carry(&mut self, mut stream: DuplexStream) -> io::Result<()> {
         let (mut open, mut told) = (true, false);
         let mut buffer = vec![0; WINDOW];
@@ -134,7 +134,7 @@ impl Conversation {
         self.sockets.get_mut(self.handle)
     }
 
-    /// Takes what has come and sends what is due. When to do so again.
+    /// Processes received packets and sends those that are due. Returns when to do so again.
     fn turn(&mut self) -> io::Result<Option<time::Duration>> {
         let micros = i64::try_from(self.begun.elapsed().as_micros()).unwrap_or(i64::MAX);
         let now = time::Instant::from_micros(micros);
@@ -152,7 +152,7 @@ impl Conversation {
 impl Drop for Conversation {
     fn drop(&mut self) {
         self.socket().abort();
-        // The last word; whoever does not hear it gives up by itself.
+        // This is the last packet; a peer that misses it gives up by itself.
         let _ = self.turn();
     }
 }
@@ -188,7 +188,7 @@ impl Device for Packets {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // A neighbour on the same machine leaves it to the hardware that there is none of.
+        // A neighbour on the same machine leaves the checksum to hardware that does not exist.
         capabilities.checksum.tcp = Checksum::Tx;
         capabilities
     }

@@ -1,10 +1,10 @@
-//! Checks of what clients reach: a connection to a service's VIP whose packets go to one backend as the data path sends
-//! clients' there, by the same row.
+//! Checks along the path of clients: a connection to a service's VIP whose packets reach one backend as clients'
+//! packets do, by the same row.
 //!
-//! The kernel's own TCP cannot do it. A VIP is often an address of this machine, so the kernel would connect to itself and
-//! drop the answers as martian; and it would send by its routes. So the packets of a check are made and understood here
-//! (`conversation.rs`), wrapped (`outer.rs`) and handed to the interface itself (`wire.rs`). Nothing of it is left on the
-//! machine when the process ends, however it ends.
+//! The kernel's TCP cannot do this. A VIP is often an address of this machine, so the kernel would connect to itself
+//! and drop the answers as martian; and it would send by its own routes. Therefore the balancer makes and parses a
+//! check's packets itself (`conversation.rs`), wraps them (`outer.rs`) and passes them to the interface (`wire.rs`). No
+//! trace of this is left on the machine when the process ends, however it ends.
 
 mod conversation;
 mod outer;
@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep};
 pub(super) use self::conversation::Conversation;
 use self::wire::Wire;
 
-/// How often a way that is not known yet is looked for.
+/// The polling interval for a path that is not known yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How the data path reaches each backend, as its owner last wrote it.
@@ -55,15 +55,15 @@ impl Ways {
         self.known().rows.get(&id).and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
     }
 
-    /// These belong to services: no check comes from one of them, since backends have them as well.
+    /// Sets the addresses of services. No check uses one as source, because backends have them as well.
     pub(super) fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.known().vips = vips;
     }
 
-    /// A connection to `vip` on the backend that is about to begin. Waits until `deadline` for a way there.
+    /// Prepares a connection to `vip` on the backend. Waits until `deadline` for a path.
     ///
     /// # Errors
-    /// When this machine lacks the means.
+    /// If this machine lacks the means.
     pub(super) async fn connect(
         &self,
         backend: BackendId,
@@ -85,7 +85,7 @@ impl Ways {
         Conversation::new(&wire, row, own, vip)
     }
 
-    /// The sockets, which are opened with the first check that needs them.
+    /// The sockets, which are opened for the first check that needs them.
     fn wire(&self) -> io::Result<Arc<Wire>> {
         let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
         match &*wire {
@@ -94,8 +94,8 @@ impl Ways {
         }
     }
 
-    /// An address of this machine alone, which the backend answers to: the one on the way to it where that is of the
-    /// VIP's family, else one of the interface there, else any.
+    /// An address that belongs only to this machine and that the backend can answer: the source address of the path if
+    /// it has the VIP's family, else one of the interface, else any.
     fn own_address(&self, row: &BackendSpec, v4: bool) -> io::Result<IpAddr> {
         let known = self.known();
         let usable = |address: &IpAddr| {
@@ -130,12 +130,12 @@ impl Ways {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        // Whoever panicked did not hold it in the middle of a change.
+        // A panicking thread did not hold the lock during a change.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The address that the kernel would send from; nothing is sent.
+/// The source address that the kernel would choose; nothing is sent.
 fn source_to(address: IpAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;

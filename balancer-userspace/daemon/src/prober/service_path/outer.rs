@@ -13,7 +13,7 @@ const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_IPV6: u8 = 41;
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// Bytes that are put before a packet to a backend of this family.
+/// The number of bytes in front of a packet to a backend of this family.
 pub(super) const fn overhead(forwarding: Forwarding, backend_v4: bool) -> usize {
     let ip = if backend_v4 { V4 } else { V6 };
     match forwarding {
@@ -23,7 +23,7 @@ pub(super) const fn overhead(forwarding: Forwarding, backend_v4: bool) -> usize 
     }
 }
 
-/// `packet` from `source` to `backend`, as it goes on the wire.
+/// Wraps `packet` for the wire, from `source` to `backend`.
 pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port: u16, packet: &[u8]) -> Vec<u8> {
     let inner_v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
     let mut payload: Vec<u8> = Vec::new();
@@ -33,7 +33,7 @@ pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port
         Forwarding::Ipip => PROTOCOL_IPV6,
         Forwarding::Gue => {
             let length = (UDP + packet.len()) as u16;
-            // Without a checksum: the inner packet has its own.
+            // There is no checksum, because the inner packet has its own.
             payload.extend([port, GUE_PORT, length, 0].map(u16::to_be_bytes).as_flattened());
             PROTOCOL_UDP
         }
@@ -68,7 +68,7 @@ pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port
     outer
 }
 
-/// RFC 1071.
+/// The checksum of RFC 1071.
 fn checksum(header: &[u8]) -> u16 {
     let mut sum: u32 =
         header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum();
@@ -86,7 +86,7 @@ mod tests {
     const INNER_V6: [u8; 4] = [0x60, 0, 0, 0];
 
     #[test]
-    fn ipip_is_an_ip_header_whose_checksum_is_right() {
+    fn when_a_packet_is_sent_by_ipip_then_its_outer_header_is_right() {
         let (source, backend) = ("10.0.0.1".parse().unwrap(), "10.0.0.11".parse().unwrap());
         let outer = wrap(Forwarding::Ipip, source, backend, 40_000, &INNER_V4);
         assert_eq!(outer.len(), INNER_V4.len() + overhead(Forwarding::Ipip, true));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn gue_is_udp_between_them() {
+    fn when_a_packet_is_sent_by_gue_then_it_is_in_udp() {
         let (source, backend) = ("fd00::1".parse().unwrap(), "fd00::11".parse().unwrap());
         let outer = wrap(Forwarding::Gue, source, backend, 40_000, &INNER_V4);
         assert_eq!(outer.len(), INNER_V4.len() + overhead(Forwarding::Gue, false));

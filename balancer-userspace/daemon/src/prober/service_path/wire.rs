@@ -1,4 +1,5 @@
-//! Packet sockets: packets to an interface past the kernel's routes, and answers before the kernel judges them.
+//! Packet sockets: send packets to an interface bypassing the kernel's routes, and receive answers before the kernel
+//! judges them.
 
 use std::{
     collections::HashMap,
@@ -14,21 +15,21 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, task::AbortHandle};
 
 use crate::packet_socket::{self, link_address};
 
-/// Packets of one connection that may wait.
+/// The maximum number of waiting packets of one connection.
 const WAITING: usize = 256;
-/// Checks come from a block of this many ports, so that a filter in the kernel knows their answers: a power of two.
+/// The size of the port block that checks use, so that a filter in the kernel recognizes their answers: a power of two.
 const PORTS: u16 = 1024;
-/// The first that a block may begin with, and the last.
+/// The range of possible blocks.
 const BLOCKS: std::ops::RangeInclusive<u16> = 32..=62;
-/// The largest packet, also one that the kernel has merged.
+/// The maximum packet size, including packets merged by the kernel.
 const PACKET: usize = 65_600;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// The sockets, and who waits for answers.
+/// The sockets, and the connections that wait for answers.
 #[derive(Debug)]
 pub(super) struct Wire {
-    /// Sends alone.
+    /// The socket that only sends.
     out: Socket,
     first_port: u16,
     waiting: Mutex<HashMap<u16, Waiting>>,
@@ -42,10 +43,10 @@ struct Waiting {
 }
 
 impl Wire {
-    /// Opens them, and begins to listen.
+    /// Opens the sockets, and starts to listen.
     ///
     /// # Errors
-    /// When this process may not.
+    /// If this process lacks the permission.
     pub(super) fn open() -> io::Result<Arc<Self>> {
         let explain = |error: io::Error| {
             let hint = match error.raw_os_error() {
@@ -63,7 +64,7 @@ impl Wire {
         let mut listening = Vec::new();
         for (protocol, filter) in [(ETH_P_IP, &answers_v4(first_port)[..]), (ETH_P_IPV6, &answers_v6(first_port)[..])] {
             let socket = open().map_err(explain)?;
-            // Before it is bound it receives nothing.
+            // It receives nothing before it is bound.
             socket.attach_filter(filter)?;
             socket.bind(&link_address(protocol, 0, None))?;
             // SAFETY: the socket owns its descriptor, which stays the same and open for as long as it lives.
@@ -74,7 +75,7 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Whether answers still come.
+    /// Whether answers are still received.
     pub(super) fn listens(&self) -> bool {
         self.listening.get().is_some_and(|tasks| !tasks.iter().any(AbortHandle::is_finished))
     }
@@ -82,7 +83,7 @@ impl Wire {
     /// Sends a packet by an interface.
     ///
     /// # Errors
-    /// When the interface does not take it. One that is lost is none.
+    /// If the interface refuses the packet. A lost packet is no error.
     pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
         let v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
         let protocol = if v4 { ETH_P_IP } else { ETH_P_IPV6 };
@@ -93,10 +94,10 @@ impl Wire {
         }
     }
 
-    /// A port of `own` for a connection to `peer`, whose answers come from now on.
+    /// Reserves a port of `own` for a connection to `peer`, and starts receiving its answers.
     ///
     /// # Errors
-    /// When there is none left.
+    /// If there is none left.
     pub(super) fn port(self: &Arc<Self>, own: IpAddr, peer: SocketAddr) -> io::Result<Port> {
         let begin = fastrand::u16(..PORTS);
         let mut waiting = self.waiting();
@@ -113,7 +114,7 @@ impl Wire {
         Err(io::Error::other("no port is left for the check"))
     }
 
-    /// Hands a packet to whom it is for. One that comes too fast is lost, as on any way.
+    /// Delivers a packet to its connection. A packet that comes too fast is lost, as on any network.
     fn deliver(&self, packet: &[u8]) {
         let Some((source, port)) = ends(packet) else { return };
         let waiting = self.waiting();
@@ -123,12 +124,12 @@ impl Wire {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u16, Waiting>> {
-        // Whoever panicked did not hold it in the middle of a change.
+        // A panicking thread did not hold the lock during a change.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A port of this machine that is used past the kernel's TCP.
+/// A port of this machine that is used outside of the kernel's TCP.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) number: u16,
@@ -143,8 +144,8 @@ impl Drop for Port {
     }
 }
 
-/// Holds a port for nobody else to take. Where the VIP is no address of this machine its TCP sees the answers as well:
-/// with a socket that takes nothing it does not reset what it knows nothing of.
+/// Reserves a port so that no other socket can take it. If the VIP is no address of this machine, its TCP also sees the
+/// answers; with a socket that accepts nothing, it does not reset connections unknown to it.
 fn silent(at: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
     socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
@@ -159,7 +160,7 @@ async fn listen(socket: AsyncFd<Socket>, wire: Weak<Wire>) {
         let Ok(mut ready) = socket.readable().await else { return };
         let Some(wire) = wire.upgrade() else { return };
         while let Ok(read) = ready.try_io(|socket| socket.get_ref().read(&mut buffer)) {
-            // An error is an interface that went away, which the next packet does not mind.
+            // An error means that an interface disappeared, which does not affect the next packet.
             if let Ok(length) = read {
                 wire.deliver(buffer.get(..length).unwrap_or_default());
             }
@@ -167,7 +168,7 @@ async fn listen(socket: AsyncFd<Socket>, wire: Weak<Wire>) {
     }
 }
 
-/// Where a TCP packet comes from, and the port that it is for.
+/// The source of a TCP packet, and its destination port.
 fn ends(packet: &[u8]) -> Option<(SocketAddr, u16)> {
     let version = packet.first()? >> 4;
     let (source, header): (IpAddr, usize) = if version == 4 {
@@ -191,13 +192,13 @@ const IF_ANY_BIT: u16 = 0x45;
 const RETURN: u16 = 0x06;
 const TCP: u32 = 6;
 
-/// Whole TCP packets for a port of the block.
+/// A filter for whole TCP packets to a port of the block.
 fn answers_v4(first_port: u16) -> [SockFilter; 10] {
     [
         SockFilter::new(LOAD_BYTE, 0, 0, 9),
         SockFilter::new(IF_EQUAL, 0, 7, TCP),
         SockFilter::new(LOAD_HALF, 0, 0, 6),
-        // An offset, or more fragments.
+        // It has an offset, or more fragments follow.
         SockFilter::new(IF_ANY_BIT, 5, 0, 0x3fff),
         SockFilter::new(HEADER_LENGTH, 0, 0, 0),
         SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 2),

@@ -1,4 +1,4 @@
-//! Members that all move a client before they have told each other count that once.
+//! Members that all move a client before they have informed each other count one move.
 
 use proptest::{collection, prelude::*};
 
@@ -15,17 +15,17 @@ fn facts(id: u16) -> Option<Facts> {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A packet of the client comes to this member.
+    /// A packet of the client reaches this member.
     Packet(usize),
-    /// This member tells the others what they do not know.
+    /// This member sends what the others do not know.
     Tell(usize),
-    /// This member does not know whether what it told last was written, and writes it again.
+    /// This member does not know whether its last batch was written, and writes it again.
     TellAgain(usize),
-    /// This member hears the next of what it has not heard.
+    /// This member receives the next pending batch.
     Hear(usize),
 }
 
-/// The client's entry, and where it is.
+/// The client's entry and its position.
 fn entry(table: &Cells) -> (usize, Entry) {
     find(&Bucket::of(table, 0), CLIENT).expect("everybody knows the client")
 }
@@ -37,7 +37,7 @@ struct Member {
     counted: i32,
 }
 
-/// Members in the order of their names, all of which know the client where it was, and all that was told since.
+/// Members in the order of their names, all of which know the client's old place, and everything sent since.
 struct Group {
     members: Vec<Member>,
     told: Vec<(usize, Record)>,
@@ -87,7 +87,7 @@ impl Group {
         }
     }
 
-    /// Everybody tells and hears everything.
+    /// Lets every member send and receive everything.
     fn settle(&mut self) {
         for _ in 0..3 {
             (0..self.members.len()).for_each(|at| self.take(Step::Tell(at)));
@@ -113,7 +113,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_move_is_counted_once_however_late_members_hear_of_it(
+    fn when_members_hear_of_a_move_late_then_it_is_counted_once(
         (members, steps) in (2..=4_usize).prop_flat_map(|members| (Just(members), steps(members)))
     ) {
         let mut group = Group::new(members);

@@ -1,4 +1,4 @@
-//! How a member becomes the leader, and what it knows then.
+//! How a member becomes the leader, and its initial knowledge.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Member {
-    /// Stands for leader where there is none.
+    /// Tries to become the leader if there is none.
     pub(super) fn stand(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         if self.card.is_denied() || self.pauses.hold(Errand::Lead, clocks.now) {
@@ -35,7 +35,7 @@ impl Member {
                 outputs.push(Output::Ask(request));
             }
             (Leading::Doubts, None) => self.leading = Leading::No,
-            // What it was told not to be may have come true since.
+            // An attempt that seemed to fail may have succeeded.
             (Leading::No, Some(entry)) if is_own(&entry.value, self.settings.instance) => {
                 self.leading = Leading::Doubts;
             }
@@ -44,7 +44,8 @@ impl Member {
                 let somebody = members.values().any(|member| member.in_step);
                 let waits = self.joined.is_none_or(|joined| joined + Self::HOLDS / 2 > clocks.now);
                 let best = members.iter().max_by_key(|(name, member)| (member.epoch.map(|epoch| epoch.number), *name));
-                // Where nobody is in step, the one with the latest epoch leads, once the others had time to come as well.
+                // If no member is in step, the one with the latest epoch leads, after the others have had time to join
+                // as well.
                 let best = best.is_some_and(|(name, _)| *name == self.settings.name);
                 if self.in_step || !somebody && best && !waits {
                     self.leading = Leading::Stands;
@@ -86,10 +87,10 @@ impl Member {
         }
     }
 
-    /// The leader's knowledge: of the epoch in the store, or else of the one that it applied last, or else of its file.
+    /// The leader's initial knowledge: the epoch in the store, or else the one it applied last, or else its file.
     fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
         let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
-        // As it was written: what has become due since is decided with the first step, and written.
+        // The state is as it was written: the first step decides and writes what has become due since.
         let from = |state: SavedState, epoch: Epoch, at: Moment, by: &str| {
             Controller::decider_from(config.clone(), key, state, self.as_of(epoch, at, by, clocks))
         };
@@ -110,7 +111,7 @@ impl Member {
                     Some((epoch, state, at)) => from(state.clone(), *epoch, *at, "")?,
                     None => Controller::decider(config, key, clocks.now),
                 };
-                // Far from those that another process would begin.
+                // The result is far from the lineages of other processes.
                 let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 (controller, None, None, Emptied::clone(&self.emptied), lineage)
             }

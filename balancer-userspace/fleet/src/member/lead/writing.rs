@@ -1,4 +1,4 @@
-//! The leader's writes: epochs, states to be prepared for, and answers to requests.
+//! The leader's writes: epochs, states to be prepared, and answers to requests.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +25,7 @@ use crate::{
     session::document_name,
 };
 
-/// Transactions to be made one after the other, and what holds then.
+/// Transactions to be made in order, and the resulting state.
 #[derive(Debug)]
 pub(super) struct Writing {
     transactions: VecDeque<Transaction>,
@@ -41,13 +41,13 @@ pub(super) enum Then {
 
 type Transaction = (Vec<Condition>, Vec<Write>);
 
-/// Bytes of documents in a transaction.
+/// The number of bytes of documents in a transaction.
 const LARGE: usize = LONGEST_VALUE / 2 + 1;
 
-/// The most that an epoch says of what happened, in bytes.
+/// The maximum size of an epoch's log lines, in bytes.
 const TOLD: usize = 128 << 10;
 
-/// Documents deleted in a transaction.
+/// The number of documents deleted in a transaction.
 const MOST_GARBAGE: usize = 8;
 
 impl Lead {
@@ -57,7 +57,7 @@ impl Lead {
         self.commit(self.decided.clone(), true, clocks)
     }
 
-    /// Writes a controller's state as the epoch that holds.
+    /// Writes a controller's state as the current epoch.
     pub(super) fn commit(&mut self, controller: Controller, is_decided: bool, clocks: Clocks) -> Result<(), String> {
         let lines = bounded(mem::take(&mut self.lines));
         let (card, parts) = self.state_card(&controller, lines, clocks)?;
@@ -81,7 +81,7 @@ impl Lead {
         self.write(transactions, Then::Committed(card, Box::new(controller)));
     }
 
-    /// Has everybody prepare for what is decided.
+    /// Makes all members prepare for the decided state.
     pub(super) fn prepare(&mut self, clocks: Clocks) -> Result<(), String> {
         let (card, parts) = self.state_card(&self.decided.clone(), Vec::new(), clocks)?;
         let writes = vec![put(keys::NEXT, cards::write(&card), false)];
@@ -90,7 +90,7 @@ impl Lead {
         Ok(())
     }
 
-    /// The card of a state that is to follow the epoch that holds, and the parts of its document.
+    /// Makes the card of the state after the current epoch, and the parts of its document.
     fn state_card(
         &mut self,
         controller: &Controller,
@@ -117,7 +117,7 @@ impl Lead {
         Ok((card, writes.map(|(part, bytes)| put(&keys::document(&name, part), bytes, false)).collect()))
     }
 
-    /// Which backends could not keep their clients once this is the epoch that holds.
+    /// The backends that cannot keep their clients once this epoch is current.
     fn emptied_by(&self, next: &Controller, epoch: Epoch) -> Emptied {
         let mut emptied = self.emptied.clone();
         #[cfg(test)]
@@ -130,7 +130,7 @@ impl Lead {
         emptied
     }
 
-    /// Parts that are large go first, one by one.
+    /// Puts large parts first, one transaction each.
     fn in_transactions(&self, parts: Vec<Write>, last: Transaction) -> Vec<Transaction> {
         let (conditions, mut writes) = last;
         let size: usize = parts.iter().map(size).sum();
@@ -190,7 +190,7 @@ impl Lead {
         }
     }
 
-    /// Ballots of members that apply an earlier epoch say nothing of a backend that is new or elsewhere.
+    /// Records that ballots of members in earlier epochs say nothing about new or moved backends.
     fn note_changed_backends(&mut self, next: &Controller, number: u64) {
         let before = targets(&self.committed);
         let after = targets(next);
@@ -204,7 +204,7 @@ impl Lead {
     }
 }
 
-/// Lines that fit on an epoch's card: a change of thousands of backends has as many.
+/// Limits lines to an epoch's card: a change of thousands of backends has as many lines.
 pub(super) fn bounded(mut lines: Vec<Line>) -> Vec<Line> {
     let mut total = 0;
     let mut fits = |line: &Line| {
@@ -224,7 +224,7 @@ pub(super) fn bounded(mut lines: Vec<Line>) -> Vec<Line> {
     lines
 }
 
-/// Where backends are reached and checked.
+/// The addresses and check targets of backends.
 fn targets(controller: &Controller) -> HashMap<BackendId, (SocketAddr, SocketAddr)> {
     let of = |service: &'_ Service| -> Vec<_> {
         let target = |backend: &Backend| (backend.id(), (backend.address(), service.check_target(backend)));

@@ -17,11 +17,11 @@ use crate::{
 };
 
 const MAX_BODY_TEXT: usize = 4096;
-/// What a compiled expression may take, in bytes.
+/// The maximum size of a compiled expression, in bytes.
 const MAX_PATTERN: usize = 1 << 20;
 const MAX_HEADERS: usize = 32;
 
-/// Reads the keys of an HTTP check. An invalid one has been reported.
+/// Reads the keys of an HTTP check. Errors are reported.
 pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let own_method = section.text("method", findings, method);
     let own_path = section.text("path", findings, path);
@@ -54,8 +54,8 @@ pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Fi
     }
 }
 
-/// Reads the keys of TLS. One's own `ca_file` says that the certificate is verified, and one's own `tls_verify = false` that
-/// the service's `ca_file` does not matter.
+/// Reads the TLS keys. A check's own `ca_file` implies verification, and its own `tls_verify = false` makes the
+/// service's `ca_file` irrelevant.
 fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let verify = section.boolean("tls_verify", findings);
     let ca_file = section.text("ca_file", findings, value::absolute_path);
@@ -72,7 +72,7 @@ fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) 
     keys.sni = sni.map(|sni| sni.value).or(keys.sni.take());
 }
 
-/// Reads further headers, all of them: a backend's take the place of its service's.
+/// Reads further headers. A backend's headers replace all of its service's.
 fn headers(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Header>> {
     const WANTED: &str = "headers = { X-Probe = \"balancer\", Authorization = { file = \"/etc/balancer/token\" } }";
     let at = section.at;
@@ -107,7 +107,7 @@ fn pattern(text: &str) -> Result<Regex, String> {
         let why = if let regex::Error::CompiledTooBig(_) = error {
             "it is too large".to_owned()
         } else {
-            // The last line says what is wrong; those before draw the place.
+            // The last line contains the error; the lines before show its position.
             error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
         };
         format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
@@ -144,7 +144,7 @@ fn host(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
 }
 
-/// A host that can be asked for in TLS.
+/// Checks that a host can be requested in TLS.
 fn server_name(text: &str) -> Result<String, String> {
     let text = host(text)?;
     match ServerName::try_from(without_port(&text)) {
@@ -155,7 +155,7 @@ fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The name in TLS.
+/// Checks the server name for TLS.
 fn sni(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),

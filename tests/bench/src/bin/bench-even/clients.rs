@@ -1,4 +1,4 @@
-//! The clients: addresses that come and go, some of them with many users behind.
+//! The clients: addresses that appear and disappear, some of them with many users.
 
 use std::f64::consts::TAU;
 
@@ -8,9 +8,9 @@ pub(crate) const ABOUT: &str = "20,000 addresses, 500 of them gateways, come and
 pub(crate) const ADDRESSES: usize = 20_000;
 const GATEWAYS: usize = 500;
 const EXPONENT: f64 = 1.1;
-/// Users behind all gateways together.
+/// The number of users behind all gateways.
 const BEHIND: f64 = 20_000.0;
-/// Minutes that an address stays, and stays away, on average.
+/// The average minutes that an address stays, and stays away.
 const STAYS: [f64; 2] = [120.0, 600.0];
 const AWAY: [f64; 2] = [360.0, 300.0];
 
@@ -19,7 +19,7 @@ pub(crate) struct Population {
     random: fastrand::Rng,
     /// The users of each address.
     pub(crate) users: Vec<f64>,
-    /// Whether each address is there.
+    /// Whether each address is present.
     pub(crate) here: Vec<bool>,
 }
 
@@ -34,13 +34,13 @@ impl Population {
         Self { random, users, here }
     }
 
-    /// Returns the users of the largest gateway that is there.
+    /// Returns the number of users of the largest present gateway.
     pub(crate) fn largest(&self) -> f64 {
         let here = self.users.iter().zip(&self.here).filter(|&(_, here)| *here);
         here.map(|(&users, _)| users).fold(0.0, f64::max)
     }
 
-    /// Lets addresses come and go; more of them come by day.
+    /// Makes addresses appear and disappear; more of them appear by day.
     pub(crate) fn minute(&mut self, minute: usize) {
         let day = 1.0 - 0.8 * (TAU * minute as f64 / super::DAY as f64).cos();
         for (index, here) in self.here.iter_mut().enumerate() {

@@ -28,10 +28,10 @@ struct Options {
     /// The seed of everything that is drawn.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// More than so many times its share is too much for a server.
+    /// The load at which a server has too much, as a multiple of its share.
     #[arg(long, default_value_t = 1.25)]
     factor: f64,
-    /// Instead, open connections through an installed haproxy on loopback, and compare its decisions with the model's.
+    /// The number of servers that share the clients evenly.
     #[arg(long)]
     haproxy: bool,
     /// Print JSON instead of a table.
@@ -42,23 +42,24 @@ struct Options {
 /// The results of one rule.
 #[derive(Default)]
 struct Day {
-    /// The largest load over the expected one, in each minute.
+    /// The largest load relative to the expected one, in each minute.
     largest: Vec<f64>,
-    /// The same of the largest gateway, if it had a server of its own: nobody can do better without moving its users.
+    /// The largest gateway's load in the same way, as if it had its own server: no rule can do better without moving
+    /// its users.
     alone: Vec<f64>,
-    /// Addresses that were where they belonged, and came to another server.
+    /// The number of addresses that moved from their proper server to another.
     moved: usize,
-    /// The most changes of the table in an hour.
+    /// The largest number of table changes in an hour.
     changes: usize,
 }
 
-/// A rule by which clients come to servers.
+/// A rule that assigns clients to servers.
 trait Rule {
-    /// Plays a minute, and returns the users at each server.
+    /// Simulates a minute, and returns the number of users at each server.
     fn minute(&mut self, minute: usize, population: &Population) -> [f64; SERVERS];
-    /// Begins to count moves.
+    /// Starts counting moves.
     fn count(&mut self);
-    /// The addresses that moved since, and the most changes of the table in an hour.
+    /// The number of moved addresses since then, and the largest number of table changes in an hour.
     fn counted(&self) -> (usize, usize);
 }
 
@@ -95,7 +96,7 @@ fn compare(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Plays two days. The first one is not counted, because all begin with nobody.
+/// Simulates two days. The first one does not count, because it begins without clients.
 fn play(seed: u64, mut rule: Box<dyn Rule>) -> Day {
     let mut population = Population::new(seed);
     let (mut largest, mut alone) = (Vec::new(), Vec::new());

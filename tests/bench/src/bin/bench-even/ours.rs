@@ -34,7 +34,7 @@ pub(crate) struct Balancer {
     /// The connections of each server since the start.
     counters: [f64; SERVERS],
     table: Vec<u16>,
-    /// Where each address is known, and when it was last seen.
+    /// The server and the last time of each known address.
     known: Vec<Option<(usize, usize)>>,
     /// Whether each address has moved.
     moved: Vec<bool>,

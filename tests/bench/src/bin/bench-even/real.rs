@@ -1,4 +1,4 @@
-//! The decisions of `HAProxy` itself, beside those of the model.
+//! Compares the decisions of `HAProxy` itself with those of the model.
 
 use std::{
     fs,
@@ -21,19 +21,19 @@ use super::{
 const CONNECTIONS: usize = 600;
 const ADDRESSES: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Long enough for a closed connection to be noticed.
+/// Long enough for the program to notice a closed connection.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How far the model and the program agree.
+/// The agreement between model and program.
 pub(crate) struct Agreement {
     pub(crate) connections: usize,
-    /// Those that the program opened to the server that the model names.
+    /// The number of connections that the program opened to the server that the model names.
     pub(crate) agreed: usize,
-    /// Those that went to another server than without a factor.
+    /// The number of connections that went to another server than without a factor.
     pub(crate) elsewhere: usize,
 }
 
-/// Ends with this.
+/// A process that ends when this value is dropped.
 struct Program(Child);
 
 impl Drop for Program {
@@ -46,7 +46,7 @@ impl Drop for Program {
 /// Opens and closes connections through the program, on loopback, as gateways and single clients do.
 ///
 /// # Errors
-/// When it is not installed, or does not work.
+/// If it is not installed, or does not work.
 pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
     let mut rng = Rng::with_seed(seed);
     let servers = (0..SERVERS).map(|number| serve(number as u8)).collect::<Result<Vec<_>>>()?;
@@ -76,7 +76,7 @@ pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
             model.closed(server);
             thread::sleep(PAUSE);
         }
-        // A few of them have most connections.
+        // A few addresses have most connections.
         let address = addresses[(rng.f64().powi(4) * ADDRESSES as f64) as usize];
         let (stream, server) = connect(address, front)?;
         agreement.agreed += usize::from(model.server(address.into()) == server);
@@ -101,7 +101,7 @@ fn configuration(front: SocketAddr, factor: Option<usize>, servers: &[SocketAddr
     text
 }
 
-/// A server that says its number, and holds a connection until the client closes it.
+/// A server that sends its number, and keeps a connection until the client closes it.
 fn serve(number: u8) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
@@ -116,7 +116,7 @@ fn serve(number: u8) -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// With the number of the server that answers.
+/// Connects and returns the number of the server that answers.
 fn connect(from: Ipv4Addr, to: SocketAddr) -> Result<(TcpStream, usize)> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((from, 0)).into())?;

@@ -9,17 +9,17 @@ use super::{
     clients::{ADDRESSES, Population},
 };
 
-/// Of a server of weight 100.
+/// The number of nodes of a server with weight 100.
 const NODES: u32 = 16 * WEIGHT;
-/// Numbers that nodes of one server may have: `SRV_EWGHT_RANGE`.
+/// The number of possible node ids of a server: `SRV_EWGHT_RANGE`.
 const IDS: u32 = 16 * 256;
 pub(crate) const WEIGHT: u32 = 100;
 const LASTS: usize = 5;
 
 pub(crate) struct Haproxy {
-    /// In percent of the mean.
+    /// The factor in percent of the mean.
     factor: Option<usize>,
-    /// Places on the ring, in ascending order, and their servers.
+    /// The positions on the ring in ascending order, with their servers.
     ring: Vec<(u32, usize)>,
     /// The servers of each address' connections.
     open: Vec<Vec<usize>>,
@@ -53,7 +53,7 @@ impl Haproxy {
         Self { factor, ring, open: vec![Vec::new(); ADDRESSES], served: [0; SERVERS], moved: vec![false; ADDRESSES] }
     }
 
-    /// Whether a server has room for one more connection: `chash_server_is_eligible`, of equal weights.
+    /// Whether a server may have another connection: `chash_server_is_eligible`, for equal weights.
     fn has_room(&self, server: usize) -> bool {
         let Some(factor) = self.factor else { return true };
         let all = ((self.served.iter().sum::<usize>() + 1) * factor).div_ceil(100);
@@ -63,7 +63,7 @@ impl Haproxy {
         self.served[server] < slots.max(1)
     }
 
-    /// The server of a new connection from an address of IPv4: `chash_get_server_hash`.
+    /// The server of a new connection from an IPv4 address: `chash_get_server_hash`.
     pub(crate) fn server(&self, address: u32) -> usize {
         let hash = full_hash(address);
         let next = self.ring.partition_point(|&(place, _)| place < hash) % self.ring.len();
@@ -74,12 +74,12 @@ impl Haproxy {
         servers.find(|&server| self.has_room(server)).unwrap_or(0)
     }
 
-    /// One connection more at a server.
+    /// Notes an opened connection to a server.
     pub(crate) fn opened(&mut self, server: usize) {
         self.served[server] += 1;
     }
 
-    /// One less.
+    /// Notes a closed connection to a server.
     pub(crate) fn closed(&mut self, server: usize) {
         self.served[server] -= 1;
     }

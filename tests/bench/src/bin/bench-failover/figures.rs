@@ -13,7 +13,7 @@ pub(crate) struct Figures {
     pub(crate) last: Vec<f64>,
     pub(crate) elsewhere: Vec<f64>,
     pub(crate) builds: Vec<f64>,
-    /// How many tables there were in all.
+    /// The total number of tables.
     pub(crate) tables: f64,
 }
 

@@ -41,17 +41,17 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::figures::{Figures, document};
 
-/// How often is checked.
+/// The intervals of checks.
 const CHECK: &str = "interval = \"1s\", fast_interval = \"100ms\"";
 /// Failures in a row that make a backend down.
 const FALL: usize = 3;
-/// Clients, all known before the first failure.
+/// The number of clients, all known before the first failure.
 const CLIENTS: u16 = 10_000;
-/// Between two packets of the clients of one backend: of one that fails alone, of one of several.
+/// The pause between two packets of one backend's clients, if one backend fails, and if several fail.
 const PAUSES: [Duration; 2] = [Duration::from_micros(50), Duration::from_micros(250)];
-/// How long the load goes on before the failure.
+/// How long the load runs before the failure.
 const LEAD: Duration = Duration::from_millis(100);
-/// How long no packet must have arrived at a dead backend for the last one to be the last.
+/// After this time without packets to a dead backend, its last packet counts as the last.
 const SILENCE: Duration = Duration::from_millis(200);
 /// How long a detection may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,10 +59,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Measures how long failures take from detection to effect; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Only with so many backends.
+    /// Only with this number of backends.
     #[arg(long)]
     backends: Option<u16>,
-    /// Only with such a memory: 3h or 0s.
+    /// Only with this memory: 3h or 0s.
     #[arg(long)]
     remember: Option<String>,
     /// Failures of one backend at a time in each scenario; a quarter as many of several at once.
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    // A descriptor for each backend here, and one for each check in the balancer.
+    // The benchmark needs a descriptor for each backend, and the balancer one for each check.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     if !options.json {
@@ -128,7 +128,7 @@ fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<S
     Ok(())
 }
 
-/// A balancer with its clients and backends. The last fields are dropped last.
+/// A balancer with its clients and backends. Fields are dropped in their order.
 struct Site {
     controller: Controller,
     wire: Wire,
@@ -158,7 +158,7 @@ impl Site {
         Ok(site)
     }
 
-    /// Fails backends together, and brings them back.
+    /// Makes backends fail together, and restores them.
     fn fail(&mut self, at_once: u16, figures: &mut Figures) -> Result<()> {
         load::once(&self.hosts.clients, 1..=CLIENTS, SYN)?;
         thread::sleep(LEAD);
@@ -185,7 +185,7 @@ impl Site {
         self.bring_back(&failing)
     }
 
-    /// The next backends that have clients.
+    /// Chooses the next backends that have clients.
     fn choose(&mut self, count: u16) -> Result<Vec<u16>> {
         let seen = self.wire.seen()?;
         ensure!(seen.clients.len() == usize::from(CLIENTS), "only {} clients were served", seen.clients.len());

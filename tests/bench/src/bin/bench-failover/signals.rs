@@ -1,4 +1,5 @@
-//! From the death of backends to the last packet there, where no check is due: clients' handshakes show the failure.
+//! Measures the time from the death of backends to their last packet, if no check is due and only clients' handshakes
+//! show the failure.
 
 use std::{
     thread,
@@ -16,9 +17,9 @@ const NO_CHECK: &str = "interval = \"1h\", fast_interval = \"1h\"";
 /// How a backend dies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Death {
-    /// The server alone dies; its machine refuses connections.
+    /// Only the server dies; its machine refuses connections.
     OfTheServer,
-    /// Nothing answers.
+    /// The machine dies: nothing answers.
     OfTheMachine,
 }
 
@@ -47,13 +48,13 @@ pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()>
     Ok(())
 }
 
-/// They stay dead, so that each round has a site of its own.
+/// Backends stay dead, so each round has a new site.
 fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Result<()> {
     let mut site = Site::new(backends, "3h", NO_CHECK)?;
     for flags in [SYN, ACK] {
         load::once(&site.hosts.clients, 1..=CLIENTS, flags)?;
     }
-    // Signals of these handshakes, which none of the backends has answered yet, are over.
+    // Handshakes before the backends' first answers no longer count.
     thread::sleep(10 * LEAD);
     let dying = site.choose(at_once)?;
     let groups: Vec<Vec<u16>> = {
@@ -65,7 +66,7 @@ fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Re
     let tables = site.tables()?;
     let load = Load::start(site.hosts.clients.entrance(), &groups, &[SYN, ACK], PAUSES[1], PATIENCE);
     thread::sleep(10 * LEAD);
-    // As the kernel stamps packets.
+    // The kernel stamps packets with the same clock.
     let died = UNIX_EPOCH.elapsed()?;
     for &number in &dying {
         match death {
@@ -89,7 +90,7 @@ fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Re
     Ok(())
 }
 
-/// Until no packet has come to any of them for a while.
+/// Waits until no packet has arrived at any of them for a while.
 fn await_silence(site: &mut Site, dying: &[u16]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -36,12 +36,13 @@ use tokio::{
 use member::{Known, Light, Order, Report, Told};
 use real::{CLIENTS, Real, web};
 
-/// Clients that are told of again in a second, of a million that are remembered for three hours: one in 2,700.
+/// The part of the clients that are sent again each second: one in 2,700, because a million clients are remembered for
+/// three hours.
 const REFRESHED: usize = 2_700;
-/// How long anything may take.
+/// The time limit of every step.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a fleet costs, and how long it takes.
+/// Measures the costs and delays of a fleet.
 #[derive(Parser)]
 struct Args {
     /// Members, one of which is the real balancer
@@ -71,7 +72,7 @@ fn measure(args: &Args) -> Result<()> {
     let places: Vec<(&Namespace, IpAddr)> =
         (1..=3).map(|number| (&hosts.balancer, IpAddr::V4(Ipv4Addr::new(127, 0, 0, number)))).collect();
     let etcd = EtcdCluster::start(&places, &Options { tls: true, ..Options::default() })?;
-    // Threads that are made from here on are in it.
+    // Threads created from here on are in this namespace.
     hosts.balancer.enter()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(Bench::run(args, &hosts, &etcd));
@@ -140,7 +141,7 @@ impl<'a> Bench<'a> {
         bench.join().await
     }
 
-    /// The real balancer joins.
+    /// Lets the real balancer join.
     fn start_real(&mut self, places: HashMap<u16, u16>) -> Result<Real> {
         let mut servers = Servers::default();
         self.hosts.listen(&(1..=self.args.backends + 1).collect::<Vec<_>>(), &mut servers)?;
@@ -186,13 +187,13 @@ impl<'a> Bench<'a> {
         }
         let done = self.all(self.orders.len(), |told| matches!(told, Told::InStep(_))).await?;
         println!("all in step after {}", milliseconds(done - begin));
-        // Checks and ballots come to rest.
+        // Wait until checks and ballots have settled.
         sleep(Duration::from_secs(3)).await;
         while self.reports.try_recv().is_ok() {}
         Ok(())
     }
 
-    /// Waits until this is reported by so many members: when the last one did.
+    /// Waits until this number of members has reported it; returns the time of the last report.
     async fn all(&mut self, members: usize, is: impl Fn(&Told) -> bool) -> Result<Instant> {
         let mut have = HashSet::new();
         let waiting = async {
@@ -206,7 +207,8 @@ impl<'a> Bench<'a> {
         timeout(PATIENCE, waiting).await.context("it takes too long")?
     }
 
-    /// Gives everybody the clients: where their entries are, and at which backend each client is whose packets are real.
+    /// Gives all members the clients. Returns the positions of their entries, and the backend of each client with real
+    /// packets.
     async fn fill(&mut self) -> Result<(Vec<usize>, HashMap<u16, u16>)> {
         let buckets = self.entries / BUCKET_ENTRIES;
         let mut counts = vec![0; buckets];
@@ -231,7 +233,7 @@ impl<'a> Bench<'a> {
         let clients = Arc::new(clients);
         self.orders.iter().for_each(|orders| drop(orders.send(Order::Fill(Arc::clone(&clients)))));
         self.all(self.orders.len(), |told| matches!(told, Told::Filled)).await?;
-        // What the first tells by itself is over.
+        // The first member has sent all its records.
         sleep(Duration::from_secs(3)).await;
         Ok((indices, places))
     }
@@ -268,7 +270,7 @@ impl<'a> Bench<'a> {
         format!("etcd's database {:.1} MB", bytes as f64 / 1e6)
     }
 
-    /// Makes a change at a member: when it was asked for, when all apply it, when it was answered.
+    /// Makes a change at a member. Returns how long it took until all members applied it, and until the answer.
     async fn change(&mut self, at: usize, change: Change) -> Result<(Duration, Duration)> {
         while self.reports.try_recv().is_ok() {}
         let (answer, answered) = oneshot::channel();
@@ -304,7 +306,7 @@ impl<'a> Bench<'a> {
             (after.0 - before.0) as f64 / 1000.0,
             (after.1 - before.1) as f64 / 1000.0
         );
-        // Its first checks, and what follows from them.
+        // Wait for its first checks and their consequences.
         sleep(Duration::from_secs(3)).await;
         self.at_home(real, "with one backend more")
     }
@@ -326,7 +328,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// All but the real one see a backend down, one after the other within 100 ms.
+    /// All members except the real one see a backend down, one after the other within 100 ms.
     async fn failure(&mut self, real: &mut Real) -> Result<()> {
         let (mut applied_after, mut stray_after) = (Vec::new(), Vec::new());
         for number in 1..=3.min(self.args.backends - 1) {
@@ -343,7 +345,7 @@ impl<'a> Bench<'a> {
             let stray = real.last_stray(number)?;
             load.stop()?;
             applied_after.push(applied - last_needed);
-            // It can be the first to know.
+            // The real balancer may be the first to know.
             stray_after.push(stray.saturating_sub(on_the_wall));
             sleep(Duration::from_secs(1)).await;
         }
@@ -356,8 +358,8 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// When the last vote was given that is needed for a backend to be down, and when all members without a kernel had
-    /// applied it: `left` backends are up then.
+    /// The time of the last vote that is needed for a backend to be down, and the time when all members without a
+    /// kernel had applied it; `left` backends are then up.
     async fn voted_and_applied(&mut self, left: usize) -> Result<(Instant, Instant)> {
         let needed = usize::from(self.args.members) / 2 + 1;
         let (mut voted, mut applied, mut last_needed) = (HashSet::new(), HashSet::new(), None);
@@ -385,7 +387,7 @@ impl<'a> Bench<'a> {
         self.start_member()?;
         let clients = self.args.clients;
         let done = self.all(1, |told| matches!(told, Told::InStep(known) if *known == clients)).await?;
-        // Until servers have said how they are.
+        // Wait until servers have reported their status.
         sleep(Duration::from_secs(5)).await;
         println!(
             "one more member: in step, with all clients, after {}; {}",
@@ -396,7 +398,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// CPU time of this process.
+/// The CPU time of this process.
 fn cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let times = [usage.user_time(), usage.system_time()];

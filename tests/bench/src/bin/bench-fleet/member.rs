@@ -1,4 +1,4 @@
-//! A member of a fleet without a kernel: the real protocol, engine, core and sharing of clients, on a table in memory.
+//! A member of a fleet without a kernel: the real protocol, engine, core and client sharing, with a table in memory.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,18 +34,18 @@ use tokio::{
     time::sleep_until,
 };
 
-/// Ticks after which a client is forgotten, and the present one.
+/// The number of ticks after which a client is forgotten.
 const REMEMBER: u16 = 32;
 const TICK: u16 = 1000;
-/// Ticks after which a client that is still seen is told of again: more than a quarter of `REMEMBER`.
+/// The number of ticks after which a client that is still seen is sent again: more than a quarter of `REMEMBER`.
 const STALE: u16 = REMEMBER / 4 + 1;
 pub(crate) const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 
-/// An order to a member.
+/// A command for a member.
 pub(crate) enum Order {
-    /// Make a change, and say when the fleet has answered.
+    /// Make a change, and report the fleet's answer.
     Change(Box<Change>, oneshot::Sender<Result<String, String>>),
-    /// Know these clients, as all others do.
+    /// Record these clients, like all other members.
     Fill(Arc<Vec<Known>>),
     /// See these clients again.
     See(Vec<usize>),
@@ -53,29 +53,29 @@ pub(crate) enum Order {
     Lose(IpAddr),
 }
 
-/// A client that everybody knows, and that was not seen for a while.
+/// A client that all members know, and that was not seen for a while.
 pub(crate) struct Known {
-    /// Where its entry is.
+    /// The index of its entry.
     pub(crate) index: usize,
     /// The high half of its hash.
     pub(crate) tag: u32,
-    /// Which of the service's backends it is at, counted from 0.
+    /// The index of its backend in the service.
     pub(crate) backend: u16,
 }
 
 /// An event that a member reports.
 pub(crate) enum Told {
-    /// It is in step now, or not any more, and knows so many clients.
+    /// It has joined or left the fleet, and knows this number of clients.
     InStep(usize),
-    /// It applies an epoch; of the first service, backends that are up.
+    /// It has applied an epoch; has the number of the first service's backends that are up.
     Applied(usize),
-    /// It has said something else of backends.
+    /// It has changed its votes about backends.
     Voted,
     /// It has filled its table.
     Filled,
 }
 
-/// One report: from whom, what, when.
+/// A report: the member, the event, and the time.
 pub(crate) type Report = (usize, Told, Instant);
 
 pub(crate) struct Light {
@@ -164,7 +164,7 @@ impl Light {
         }
     }
 
-    /// Serves until nobody orders anything any more.
+    /// Runs until the sender of commands is dropped.
     pub(crate) async fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut wishes = 0;
         loop {
@@ -224,7 +224,7 @@ impl Light {
             for output in self.member.handle(input, clocks()) {
                 self.obey(output, &mut inputs);
             }
-            // In the order in which they came.
+            // In the order of their arrival.
             inputs.reverse();
         }
         if self.member.is_in_step() != self.in_step {
@@ -334,7 +334,7 @@ impl Light {
         news
     }
 
-    /// Backends that are in the lookup table.
+    /// The number of backends in the lookup table.
     fn up(&self) -> usize {
         let service = self.controller.services().first();
         service.map_or(0, |service| service.backends().iter().filter(|backend| backend.slots() > 0).count())
@@ -345,7 +345,7 @@ impl Light {
     }
 
     fn report(&self, what: Told) {
-        // Nobody listens at the end.
+        // At the end, the receiver is gone.
         let _ = self.reports.send((self.number, what, Instant::now()));
     }
 }

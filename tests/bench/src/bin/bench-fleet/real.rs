@@ -23,19 +23,19 @@ use crate::member::KEY;
 
 /// Clients whose packets it steers.
 pub(crate) const CLIENTS: u16 = 10_000;
-/// Between two packets: 4,000 a second.
+/// The pause between two packets: 4,000 a second.
 const PAUSE: Duration = Duration::from_micros(250);
-/// How long no packet must have arrived at a dead backend for the last one to be the last.
+/// After this time without packets to a dead backend, its last packet counts as the last.
 const SILENCE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The balancer, the servers, and what is seen between them. The last fields are dropped last.
+/// The balancer, the servers, and the observed packets between them. Fields are dropped in their order.
 pub(crate) struct Real {
     controller: Controller,
     wire: Wire,
     _servers: Servers,
     _files: tempfile::TempDir,
-    /// Where each client is.
+    /// The backend of each client.
     places: HashMap<u16, u16>,
 }
 
@@ -45,10 +45,11 @@ pub(crate) fn hash(number: u16) -> u64 {
 }
 
 impl Real {
-    /// Starts it with these services and a client table of so many entries, and waits until it is ready: for how long.
+    /// Starts the balancer with these services and a client table of this size, and waits until it is ready. Returns
+    /// how long that took.
     ///
     /// # Errors
-    /// When it does not become ready.
+    /// If it does not become ready.
     pub(crate) fn start(
         hosts: &Hosts,
         etcd: &EtcdCluster,
@@ -88,10 +89,10 @@ impl Real {
         Ok((this, begin.elapsed()))
     }
 
-    /// Has each client send packets, and says how many are not where they are known.
+    /// Sends packets of each client, and returns how many reach another backend than the known one.
     ///
     /// # Errors
-    /// When not all packets arrive.
+    /// If not all packets arrive.
     pub(crate) fn strangers(&mut self, hosts: &Hosts) -> Result<usize> {
         self.wire.seen()?.clients.clear();
         load::once(&hosts.clients, 1..=CLIENTS, ACK)?;
@@ -110,20 +111,20 @@ impl Real {
         }
     }
 
-    /// Sends packets of the clients of backend `watched` from now on, one after the other, and watches that backend.
+    /// Sends packets of the clients of backend `watched` in turns from now on, and watches that backend.
     ///
     /// # Errors
-    /// When packets were missed.
+    /// If packets were missed.
     pub(crate) fn load(&mut self, hosts: &Hosts, watched: u16) -> Result<Load> {
         self.wire.seen()?.watch(&[watched]);
         let theirs = self.places.iter().filter(|(_, place)| **place == watched).map(|(&client, _)| client).collect();
         Ok(Load::start(hosts.clients.entrance(), &[theirs], &[ACK], PAUSE, PATIENCE))
     }
 
-    /// When the last packet of a client arrived at the watched backend, on the wall clock. Its clients are elsewhere then.
+    /// The time of the last packet to the watched backend, by the wall clock. After that, its clients are elsewhere.
     ///
     /// # Errors
-    /// When packets go on arriving there.
+    /// If packets go on arriving there.
     pub(crate) fn last_stray(&mut self, watched: u16) -> Result<Duration> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -147,20 +148,20 @@ impl Real {
         }
     }
 
-    /// Bytes to the engine and from it.
+    /// The number of bytes sent to the engine and received from it.
     ///
     /// # Errors
-    /// When it does not say.
+    /// If it does not say.
     pub(crate) fn bytes(&self, hosts: &Hosts) -> Result<(u64, u64)> {
         let metrics = scrape(&hosts.balancer)?;
         let of = |direction: &str| metrics.sum("fleet_engine_bytes_total", &[&format!("direction=\"{direction}\"")]);
         Ok((of("sent")? as u64, of("received")? as u64))
     }
 
-    /// The CPU time that it has used.
+    /// The CPU time of the balancer so far.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// If the kernel does not say.
     pub(crate) fn cpu(&mut self) -> Result<Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.controller.process().pid()))?;
         let mut sum = Duration::ZERO;

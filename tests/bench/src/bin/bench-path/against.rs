@@ -1,4 +1,4 @@
-//! This program beside another commit's.
+//! Compares this program with another commit's.
 
 use std::{env, path::Path};
 
@@ -25,12 +25,12 @@ impl Looked {
     }
 }
 
-/// How often both programs are loaded anew: where things lie in memory makes a difference to all paths of a program. An even
-/// number, as the one that is loaded first is favoured.
+/// How often to load both programs again, because their positions in memory affect all paths. The number is even,
+/// because the order of loading matters as well.
 const LOADS: u32 = 4;
 
-/// Measures this program's paths and those of the program `before` in turns. What is slower is measured again; fails if it is
-/// slower then as well.
+/// Measures this program's paths and those of the program `before` in turns. It measures slower paths again, and fails
+/// if they are still slower.
 pub(crate) fn perform(before: &Path, rounds: u32, only: &str) -> Result<()> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     println!("{}", machine::describe());
@@ -107,8 +107,8 @@ fn common(before: &[String], after: &[String], wanted: impl Fn(&str) -> bool) ->
     all.filter(|(path, _)| wanted(path)).collect()
 }
 
-/// A run of each program. Which one goes first changes, so that what favours the second favours both. The inner error is about
-/// the program of before alone, which may not have known what is measured.
+/// Runs each program once. The order alternates, so that an advantage of the second run is shared. The inner error
+/// concerns only the old program.
 fn turn(
     before: &mut Server,
     after: &mut Server,

@@ -1,4 +1,4 @@
-//! Programs on packets, and how long they take.
+//! Runs programs on packets and measures their time.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -19,18 +19,18 @@ use crate::{
     yardsticks::{self, Yardstick},
 };
 
-/// Packets of one run: ten of them see a million clients.
+/// The number of packets of a run: ten runs cover a million clients.
 const PACKETS: u32 = 100_000;
-/// Turns in which the empty program runs once.
+/// The empty program runs once in this number of turns.
 const TURNS_PER_EMPTY: usize = 4;
 
-/// A program, the frame it gets next, and what its runs took.
+/// A program, its next frame, and the times of its runs.
 struct Runner {
     program: OwnedFd,
     frame: Vec<u8>,
-    /// ns per packet, of every run.
+    /// The time per packet of every run, in ns.
     runs: Vec<f64>,
-    /// The map by which a feeder calls the next program: the kernel empties it when its last descriptor is closed.
+    /// The map by which a feeder calls the next program. The kernel empties the map when its last descriptor is closed.
     _next: Option<ProgramArray>,
 }
 
@@ -50,7 +50,7 @@ impl Runner {
         Ok(ran.action)
     }
 
-    /// The fastest run.
+    /// The time of the fastest run.
     fn best(&self) -> f64 {
         self.runs.iter().copied().fold(f64::INFINITY, f64::min)
     }
@@ -60,7 +60,7 @@ fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// A path with its program and the empty one, each behind the same feeder if it has one.
+/// A path with its program and the empty one, each with the same feeder if it has one.
 struct Measured {
     path: Path,
     full: Runner,
@@ -84,7 +84,7 @@ impl Measured {
             grower = program.set(Register::R0, XDP_TX).exit().load_frags()?;
             grower.as_fd()
         };
-        // What the program would have put in front.
+        // Bytes that the program would have added at the front.
         let fed = [vec![0; path.grows as usize], frame.clone()].concat();
         let behind = |program| -> Result<Runner> {
             let next = ProgramArray::new(program)?;
@@ -96,8 +96,8 @@ impl Measured {
         Ok(Self { full: behind(program)?, empty: behind(nothing)?, path, is_warm: false })
     }
 
-    /// Has every client seen once: the first packet of a client in a period of the memory reads its entry. No period ends here,
-    /// as nobody sweeps.
+    /// Makes the program see every client once: a client's first packet in a period of the memory reads its entry. No
+    /// period ends here, because nothing sweeps.
     fn warm_up(&mut self) -> Result<()> {
         if self.is_warm {
             return Ok(());
@@ -120,7 +120,7 @@ impl Measured {
         Ok(())
     }
 
-    /// A turn: a run of each program.
+    /// Runs each program once.
     fn run_in(&mut self, scene: &Scene) -> Result<()> {
         self.run_empty()?;
         self.run_full(scene)
@@ -157,7 +157,7 @@ impl Measured {
         Ok(())
     }
 
-    /// ns per packet, if moving the start of a frame costs `head`.
+    /// The net time per packet, in ns, if moving the start of a frame costs `head`.
     fn row(&self, head: f64) -> Row {
         let head = if self.path.grows == 0 { 0.0 } else { head };
         let rounds = self.full.runs.iter().zip(&self.empty.runs).map(|(full, empty)| full - empty + head);
@@ -169,9 +169,9 @@ impl Measured {
 pub(crate) struct Row {
     /// The path.
     pub(crate) path: Path,
-    /// ns per packet, net, of the fastest runs.
+    /// The net time per packet of the fastest runs, in ns.
     pub(crate) net: f64,
-    /// The same of every round.
+    /// The net time per packet of every round, in ns.
     pub(crate) rounds: Vec<f64>,
 }
 
@@ -183,7 +183,7 @@ pub(crate) struct Series {
     pub(crate) paths: Vec<Row>,
 }
 
-/// Everything that is measured, loaded.
+/// The loaded programs and their paths.
 pub(crate) struct Bench {
     scenes: [Scene; SCENES],
     yardsticks: Vec<(Measured, bool)>,
@@ -192,7 +192,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Loads the programs and makes their clients known: twenty seconds, most of which it sleeps.
+    /// Loads the programs and makes their clients known. It takes twenty seconds, mostly sleeping.
     pub(crate) fn new() -> Result<Self> {
         let scenes = Scene::all()?;
         let empty = constant(XDP_TX).load_frags()?;
@@ -214,7 +214,7 @@ impl Bench {
         self.paths.iter().map(|measured| &*measured.path.name)
     }
 
-    /// One run of a path. The kernel makes each wait, so that the empty program has its turn only in some.
+    /// Runs a path once. The kernel delays each run, so the empty program runs only in some turns.
     pub(crate) fn once(&mut self, path: &str) -> Result<Took> {
         let Self { scenes, paths, moves, .. } = self;
         let found = paths.iter_mut().find(|measured| measured.path.name == path);
@@ -233,7 +233,7 @@ impl Bench {
         Ok(Took { full: last(&measured.full)?, empty: last(&measured.empty)? - head })
     }
 
-    /// Runs all yardsticks and the paths that are `wanted` by name in turns, so many times; their fastest runs count.
+    /// Runs all yardsticks and the `wanted` paths in turns, `rounds` times; their fastest runs count.
     pub(crate) fn series(&mut self, rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Series> {
         let Self { scenes, yardsticks, paths, moves } = self;
         let mut paths: Vec<_> = paths.iter_mut().filter(|measured| wanted(&measured.path.name)).collect();
@@ -271,7 +271,7 @@ fn head([once, thrice]: &[Runner; 2]) -> f64 {
     (thrice.best() - once.best()) / 4.0
 }
 
-/// A program that moves the start of the frame there and back so many times.
+/// A program that moves the start of the frame forward and back this number of times.
 fn moving(times: u32) -> Result<OwnedFd> {
     let program = Program::default().copy(Register::R6, Register::R1);
     let program = (0..times).fold(program, |program, _| program.adjust_head(20).adjust_head(-20));

@@ -1,4 +1,4 @@
-//! Programs that put a frame into its first state and go on with another program.
+//! Programs that restore a frame to its first state and continue with another program.
 
 use balancer_bench::asm::{Program, ProgramArray, Register, Size};
 
@@ -9,7 +9,7 @@ const END: Register = Register::R8;
 /// The changes that a feeder makes to a frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Feed {
-    /// The clients, who take turns.
+    /// The clients, used in turns.
     pub(crate) clients: Clients,
     /// Parts of the frame that it writes as they were first, in the widths that the program reads them in: a read of
     /// several writes would wait for all of them.
@@ -19,15 +19,15 @@ pub(crate) struct Feed {
 /// Clients: addresses that differ in one word.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clients {
-    /// Where that word is.
+    /// The offset of that word.
     pub(crate) at: i16,
-    /// Where the word before or after it is, with which it is read and so written.
+    /// The offset of the adjacent word that is read and written together with it.
     pub(crate) beside: i16,
-    /// The first client's, in host order.
+    /// The first client's word, in host order.
     pub(crate) first: u32,
     /// How many clients.
     pub(crate) count: u32,
-    /// Where the frame says whose turn it is, if not by that word, which the program writes over.
+    /// The offset of the word that selects the client, if the program overwrites the address.
     pub(crate) turn: Option<i16>,
 }
 
@@ -75,7 +75,7 @@ fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
     program.or(Register::R2, Register::R1).store(Size::Double, FRAME, at.min(beside), Register::R2)
 }
 
-/// A part of the frame, as the program's loads and stores have it.
+/// A part of the frame, as a number in the program's byte order.
 pub(crate) fn bytes(frame: &[u8], offset: i16, size: Size) -> u64 {
     let length = match size {
         Size::Byte => 1,

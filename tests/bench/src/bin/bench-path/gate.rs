@@ -1,8 +1,8 @@
-//! Whether the kernel program has become slower: what each path took, before and after a change, in turns.
+//! Decides whether the kernel program has become slower, from runs before and after a change in turns.
 
-/// Slower by a greater part than this fails.
+/// The comparison fails if a path is slower by more than this.
 pub(crate) const TOLERANCE: f64 = 0.07;
-/// ns: a difference below this never fails, whatever part it is.
+/// A difference below this number of ns never fails.
 const NOISE: f64 = 1.0;
 
 /// The times of one run, in ns per packet.
@@ -22,7 +22,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Takes note of a run of each.
+    /// Records a run of each.
     pub(crate) fn push(&mut self, before: Took, after: Took) {
         self.before.push(before);
         self.after.push(after);
@@ -30,7 +30,7 @@ impl Turns {
 
     /// Compares the two programs over all turns; `None` without a run.
     pub(crate) fn compare(&self) -> Option<Compared> {
-        // The empty program is the same on either side.
+        // The empty program is the same on both sides.
         let empty = median(self.before.iter().chain(&self.after).map(|took| took.empty).collect())?;
         let net = |side: &[Took]| side.iter().map(|took| took.full - empty).collect::<Vec<_>>();
         let least = |net: &[f64]| net.iter().copied().reduce(f64::min);
@@ -46,25 +46,25 @@ impl Turns {
 /// The costs of a path with either program.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Compared {
-    /// ns per packet, net, of the fastest run.
+    /// The net time per packet of the fastest run before, in ns.
     pub(crate) before: f64,
-    /// The same.
+    /// The net time per packet of the fastest run after, in ns.
     pub(crate) after: f64,
-    /// The second in comparison with the first, in the middle of all turns.
+    /// The median of the turns' ratios.
     pub(crate) middle: f64,
-    /// Where the middle half of the turns' ratios lies.
+    /// The quartiles of the turns' ratios.
     pub(crate) spread: (f64, f64),
 }
 
 impl Compared {
-    /// The fastest runs' ratio.
+    /// The ratio of the fastest runs.
     pub(crate) fn ratio(&self) -> f64 {
         self.after / self.before
     }
 
-    /// Whether it has become slower by more than is tolerated: the fastest runs are, which other work on the machine delays
-    /// least, and most turns are, which one lucky run does not change. On a busy machine turns differ so much that they say
-    /// nothing: three in four must be slower by half of what is tolerated.
+    /// Whether the path has become slower by more than [`TOLERANCE`]. Both the fastest runs (which other work on the machine
+    /// delays least) and the median of the turns (which one lucky run does not change) must be slower. On a busy machine
+    /// turns differ very much, so three in four must also be slower by half of the tolerance.
     pub(crate) fn is_slower(&self) -> bool {
         let (low, _) = self.spread;
         self.ratio().min(self.middle) > 1.0 + TOLERANCE
@@ -73,7 +73,7 @@ impl Compared {
     }
 }
 
-/// The middle one, or the mean of the two in the middle.
+/// The median.
 fn median(mut numbers: Vec<f64>) -> Option<f64> {
     numbers.sort_by(f64::total_cmp);
     let last = numbers.len().checked_sub(1)?;

@@ -1,4 +1,4 @@
-//! The machine that packets are said to reach: one interface, and a router beyond it.
+//! The simulated network: an interface and a router behind it.
 
 use std::os::fd::BorrowedFd;
 
@@ -7,14 +7,14 @@ use balancer_testkit::{namespace::Namespace, prog_run};
 
 use crate::scene::OWN_MAC;
 
-/// The index of the interface that packets come in by.
+/// The index of the ingress interface.
 pub(crate) const INTERFACE: u32 = 7;
-/// The index of another one, of which nothing is known.
+/// The index of another interface, without known properties.
 pub(crate) const OTHER_INTERFACE: u32 = 8;
-/// The index of one that neither clients nor backends are behind, with VLAN interfaces on top.
+/// The index of an interface without clients and backends, but with VLAN interfaces.
 pub(crate) const TAGGED_INTERFACE: u32 = 9;
 
-/// Moves this thread there for good: a namespace of its own, which goes with the thread.
+/// Moves this thread into a new namespace for good; the namespace ends with the thread.
 pub(crate) fn enter() -> Result<()> {
     let namespace = Namespace::new("path")?;
     namespace.sysctl("net/ipv4/conf/all/forwarding", "1")?;
@@ -32,7 +32,7 @@ pub(crate) fn enter() -> Result<()> {
     ] {
         namespace.ip(line)?;
     }
-    // What the program has sent to the router is its next packet, and must be for this machine.
+    // A frame that the program sent to the router is its next packet, so the router has this machine's address.
     for router in ["10.0.0.253", "fd00::fd"] {
         namespace.ip(&format!("neigh add {router} lladdr {mac} dev near nud permanent"))?;
     }
@@ -42,7 +42,7 @@ pub(crate) fn enter() -> Result<()> {
 /// Runs the program on `frame`, which comes in by the interface, `repeat` times, each time on what the run before left.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<prog_run::Ran> {
     prog_run::run(program, frame, INTERFACE, repeat).context("running a program on packets in memory")
 }

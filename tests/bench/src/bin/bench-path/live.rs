@@ -1,4 +1,5 @@
-//! Real frames: from one end of a veth pair to a program at the other end, which sends them back, where they are counted.
+//! Measures real frames: they go from one end of a veth pair to a program at the other end, which sends them back,
+//! where they are counted.
 
 mod programs;
 mod report;
@@ -25,12 +26,12 @@ use crate::{
     yardsticks::floor_by_arrays,
 };
 
-/// Frames of one run: each of a million clients sends two.
+/// The number of frames in a run: each of a million clients sends two.
 const FRAMES: u32 = 2_000_000;
-/// The most frames of a run that the kernel may drop.
+/// The largest number of frames in a run that the kernel may drop.
 const LOST: u32 = FRAMES / 1000;
 
-/// Measures, and prints; in the last namespace that is entered, this thread's for good.
+/// Measures and prints. This thread stays in the last namespace.
 pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     let far = Namespace::new("far")?;
     let near = Namespace::new("near")?;
@@ -44,7 +45,7 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     let of_bare = of_bare.attach(&near, bare.as_fd())?;
     let of_arrays = of_arrays.attach(&near, arrays.as_fd())?;
     let of_balancer = of_balancer.attach(&near, scene.program())?;
-    // Where frames are made and counted.
+    // The frames are made and counted in this namespace.
     far.enter()?;
     let yardstick = "yardstick: arrays";
     let mut lanes = vec![
@@ -68,21 +69,21 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     report::print(&measured, json)
 }
 
-/// Frames of one kind, on their way through one program.
+/// Frames of one kind for one program.
 struct Lane<'a> {
     name: String,
     generator: OwnedFd,
     frame: Vec<u8>,
     path: Path,
     wire: &'a Wire,
-    /// Where the program is the balancer's.
+    /// The scene, if the program is the balancer's.
     scene: Option<&'a Scene>,
 }
 
 impl<'a> Lane<'a> {
     fn new(name: &str, path: Path, wire: &'a Wire, scene: Option<&'a Scene>) -> Result<Self> {
         let frame = path.frame();
-        // Whose turn it is.
+        // Selects the client.
         let turn = Map::array(4, 1)?;
         turn.set(0, &(path.clients.first - 1))?;
         let generator = generator(&frame, path.clients, &turn, wire.far_index);
@@ -90,7 +91,7 @@ impl<'a> Lane<'a> {
         Ok(Self { name: name.to_owned(), generator, frame, path, wire, scene })
     }
 
-    /// Sends so many frames; how many of them came back in a second.
+    /// Sends this number of frames. Returns how many came back per second.
     fn run(&self) -> Result<f64> {
         let counted = || self.scene.map_or(Ok(0), |scene| scene.counted(&self.path));
         let (before, steered) = (self.wire.received()?, counted()?);

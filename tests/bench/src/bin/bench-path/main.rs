@@ -60,7 +60,7 @@ struct Options {
     /// Runs of each path, interleaved, of which the fastest counts (with --live and --against, the median).
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
-    /// Only paths whose names have this in them, and the one that the others are compared with.
+    /// Only paths with this in their names, and the reference path.
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with_all = ["serve", "live"])]
     only: String,
 }
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 
 fn perform(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
-    // The program's counters and its limits are each CPU's own.
+    // Each CPU has its own counters and limits.
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu()?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
@@ -96,7 +96,7 @@ fn perform(options: &Options) -> Result<()> {
 /// everything is there: while interfaces are made, the kernel has threads spin for a lock whose holder would never run.
 pub(crate) fn go_first() {
     let priority = libc::sched_param { sched_priority: 10 };
-    // SAFETY: the structure lives through the call.
+    // SAFETY: the structure outlives the call.
     if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) } < 0 {
         eprintln!("other work on this CPU will be felt: {}", io::Error::last_os_error());
     }

@@ -6,12 +6,12 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 
 use crate::services::Service;
 
-/// How many.
+/// The number of services.
 pub(crate) const SERVICES: u16 = 1000;
-/// The first's VIP; the others' follow it.
+/// The VIP of the first service; the others follow.
 pub(crate) const FIRST_VIP: u32 = u32::from_be_bytes([198, 18, 0, 1]);
 
-/// One of them. Each has a key of its own, as the client is the same and entries are found by the hash.
+/// Returns a service. Each has its own key, because all have the same client and the hash finds the entries.
 pub(crate) fn service(index: u16) -> Service {
     let vip = IpAddr::V4(Ipv4Addr::from_bits(FIRST_VIP + u32::from(index)));
     let key = HashKey { k0: index.into(), k1: 12 };

@@ -1,4 +1,4 @@
-//! The paths through the kernel program that are measured.
+//! The measured paths through the kernel program.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -17,17 +17,17 @@ use crate::{
     },
 };
 
-/// Where the source address is, or its second word.
+/// The offset of the source address, or of its second word.
 const SOURCE: i16 = 26;
 /// The offset of the first word of an IPv6 source address.
 const V6_SITE: i16 = 22;
 const V4_DESTINATION: i16 = 30;
-/// The first word of the destination.
+/// The offset of the first word of an IPv6 destination address.
 const V6_DESTINATION_SITE: i16 = 38;
 /// An outer header is written over it, and whether a frame is for this machine is read from eight bytes.
 const MAC: (i16, Size) = (0, Size::Double);
 const TYPE: (i16, Size) = (12, Size::Half);
-/// Bytes of a VLAN tag.
+/// The size of a VLAN tag, in bytes.
 const TAG: i16 = 4;
 const V4_PORTS: (i16, Size) = (34, Size::Word);
 const V6_SOURCE: [(i16, Size); 2] = [(22, Size::Double), (30, Size::Double)];
@@ -42,40 +42,40 @@ const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
 
-/// One way through the program.
+/// A path through the program.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {
     pub(crate) name: String,
-    /// ns that it is to cost, in words.
+    /// The expected cost in ns, in words.
     pub(crate) wanted: &'static str,
-    /// Where it is measured.
+    /// The scene in which it is measured.
     pub(crate) scene: Place,
     /// The expected outcome of its packets.
     pub(crate) end: End,
-    /// Where its packets come from.
+    /// The clients of its packets.
     pub(crate) clients: Clients,
     packet: Frame,
     /// The packet that the program gets once before each run.
     before: Option<Frame>,
     /// The feeder's changes that make the next packet; `None`: the program leaves its packets as they are.
     pub(crate) feed: Option<Feed>,
-    /// Bytes that the program puts in front.
+    /// The number of bytes that the program adds at the front.
     pub(crate) grows: i32,
 }
 
 /// The outcome of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The program has nothing to do with it.
+    /// The packet passes: the program has nothing to do with it.
     Passed,
-    /// It reaches a backend of the service.
+    /// The packet reaches a backend of the service.
     AtBackend(usize),
-    /// It leaves by the interface that it came in by.
+    /// The packet leaves by its ingress interface.
     Sent,
 }
 
 impl End {
-    /// Which of the interface's counters shows it.
+    /// The verdict that the interface counts.
     pub(crate) fn verdict(self) -> Verdict {
         match self {
             Self::Passed => Verdict::Pass,
@@ -105,12 +105,12 @@ impl Path {
         (opening.bytes(), Feed { clients: self.clients, restores })
     }
 
-    /// How many clients its packets come from.
+    /// The number of clients of its packets.
     pub(crate) fn clients(&self) -> u32 {
         self.clients.count
     }
 
-    /// Whether each of its packets is of another client, or for another service.
+    /// Whether its packets are of different clients, or for different services.
     pub(crate) fn varies(&self) -> bool {
         self.clients.count > 1
     }
@@ -154,7 +154,7 @@ impl Path {
         Self { before: Some(before), ..self }
     }
 
-    /// Whatever is forwarded has a lower TTL afterwards.
+    /// A forwarded packet has a lower TTL afterwards.
     fn fed(mut self, count: u32, restores: &[(i16, Size)]) -> Self {
         self.clients.count = count;
         let restores = [&[ttl(&self.packet)], restores].concat();
@@ -180,7 +180,8 @@ impl Path {
     }
 }
 
-/// Where a frame has its TTL or hop limit, with what the program reads and writes together with it: protocol and checksum.
+/// The offset of the TTL or hop limit, with the adjacent fields that the program reads and writes together with it:
+/// protocol and checksum.
 fn ttl(frame: &Frame) -> (i16, Size) {
     let tags = if frame.vlans.is_empty() { 0 } else { TAG };
     if frame.source.is_ipv4() { (22 + tags, Size::Word) } else { (20 + tags, Size::Half) }
@@ -220,7 +221,7 @@ fn reply(name: &str, service: usize) -> Path {
     Path::new(name, End::Sent, packet)
 }
 
-/// The same to a million clients in turn, whose next hops nobody has asked for in this moment.
+/// Replies to a million clients in turn, whose next hops are not cached.
 fn reply_to_many(name: &str, service: usize) -> Path {
     let mut path = reply(name, service);
     if SERVICES[service].is_v6() {
@@ -250,7 +251,7 @@ fn fragments() -> [Frame; 2] {
     [part(0), part(1)]
 }
 
-/// A router says to the VIP that a packet to a client could not be delivered.
+/// A router's error to the VIP about a packet to a client.
 fn error_about_a_reply() -> Frame {
     let unreachable = Transport::Icmp(3, 1, [0; 4]);
     let vip = SERVICES[PLAIN].address.to_string();
@@ -259,7 +260,7 @@ fn error_about_a_reply() -> Frame {
     Frame { payload: quoted, ..Frame::new("203.0.113.9:0", &vip, unreachable) }
 }
 
-/// The name of the path that others are compared with.
+/// The name of the reference path for comparisons.
 pub(crate) const REFERENCE: &str = "IPv4 TCP dsr, no memory";
 
 /// A service with a million known clients, and a packet of theirs.
@@ -272,17 +273,17 @@ pub(crate) fn known_over_v6() -> Path {
     to("known clients over IPv6", MEMORY_V6).of_many()
 }
 
-/// The same of a service with a rule that pins others.
+/// The same for a service with a rule that pins other clients.
 pub(crate) fn known_beside_a_rule() -> Path {
     to("known clients beside a rule", RULED_MEMORY).of_many()
 }
 
-/// The same of datagrams.
+/// The same with datagrams.
 pub(crate) fn known_by_datagrams() -> Path {
     to("known clients of datagrams", REMEMBERED_DATAGRAMS).of_many()
 }
 
-/// The ways through the program that are measured with real frames, all of a million clients.
+/// The paths that are measured with real frames, all with a million clients.
 pub(crate) fn live() -> [Path; 4] {
     [
         to("TCP `dsr`, memory", MEMORY).of_many(),
@@ -362,7 +363,7 @@ fn datagrams() -> Vec<Path> {
     ]
 }
 
-/// Packets of a connection to the first backend of a service, and packets whose connection ID names nobody.
+/// Packets of a connection to the first backend of a service, and packets whose connection ID names no backend.
 fn connections() -> Vec<Path> {
     let ids = ["readable", "encrypted, one block", "encrypted, three passes"];
     let named =
@@ -401,7 +402,7 @@ fn ruled() -> Vec<Path> {
     ]
 }
 
-/// Where something is known of the interface.
+/// Paths with known properties of the interface.
 fn known_devices() -> Vec<Path> {
     let below = [MAC, TYPE];
     let all = vec![
@@ -428,10 +429,10 @@ fn translated() -> Vec<Path> {
     ]
 }
 
-/// Where the payload begins.
+/// The offset of the payload.
 const V4_PAYLOAD: i16 = 54;
 
-/// Connections of a million clients, each of which has a flow.
+/// Connections of a million clients, each with a flow.
 pub(crate) fn flows() -> Path {
     let vip = FLOWING[0].address.to_string();
     let mut packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
@@ -458,7 +459,7 @@ fn tunnelled() -> Vec<Path> {
     ]
 }
 
-/// Paths of packets that are not whole packets of TCP or UDP.
+/// Paths of packets that are not complete TCP or UDP packets.
 fn rare() -> Vec<Path> {
     let [first, later] = fragments();
     let end = End::AtBackend(DATAGRAMS);

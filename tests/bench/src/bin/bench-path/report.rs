@@ -1,4 +1,4 @@
-//! The reports on paths: tables, or a document.
+//! The reports about paths: tables, or a document.
 
 use std::ops::RangeInclusive;
 
@@ -18,7 +18,7 @@ use crate::{
     yardsticks::LRU_HASH,
 };
 
-/// Prints what was measured.
+/// Prints the results.
 pub(crate) fn print(series: &Series, json: bool) -> Result<()> {
     if json { document(series).print() } else { print_table(series) }
 }
@@ -47,7 +47,7 @@ fn document(series: &Series) -> Document {
     }
 }
 
-/// Where it stands in the picture, which has one row for each way of steering.
+/// The heading in the picture, which has one row for each way of steering.
 fn heading(path: &Path) -> Option<String> {
     let name = &path.name;
     if path.varies() {
@@ -81,7 +81,7 @@ fn print_table(series: &Series) -> Result<()> {
     Ok(())
 }
 
-/// Prints what paths cost before and after.
+/// Prints the costs of paths before and after.
 pub(crate) fn print_compared(looked: &[Looked]) {
     let mut table = table(&["path", "before", "after", "ratio", "in turns", "spread"], 1..=5);
     for Looked { path, outcome } in looked {

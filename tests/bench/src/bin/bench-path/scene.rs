@@ -38,54 +38,54 @@ use crate::{
 
 /// The destination of every packet.
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// Clients that may be recorded in a second: an eighth of what the table is made for.
+/// The number of clients that may be recorded per second: an eighth of the table's size.
 const NEWCOMERS: u32 = 125_000;
-/// Passes after which a flag is taken back that can be: two that agree, after the one in which a table came.
+/// The number of passes after which flags are cleared: two that agree, after the one in which a table came.
 const SETTLING_SWEEPS: u32 = 4;
-/// Connections that there is room for.
+/// The size of the connection table.
 const FLOWS: u32 = 1_200_000;
-/// Nobody answers, and nobody goes.
+/// Backends that do not answer and do not end.
 const IDLE: IdleTimes = {
     let day = Duration::from_secs(24 * 3600);
     IdleTimes { tcp: day, udp: day, half_open: day, closing: day }
 };
-/// When all clients are known.
+/// The time at which all clients are known.
 const AFTER_CLIENTS: Duration = Duration::from_secs(60);
 
-/// In which state a path is measured.
+/// The state in which a path is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// A million clients are known where the table sends them.
     Settled,
     /// A million clients are known, and every slot of the table has changed since.
     Exceptions,
-    /// As settled, but clients of datagrams.
+    /// Like `Settled`, with clients of datagrams.
     Datagrams,
-    /// As settled, but clients over IPv6.
+    /// Like `Settled`, with clients over IPv6.
     OverV6,
-    /// There are a thousand services, of each of which one client is known.
+    /// There are a thousand services, each with one known client.
     ManyServices,
-    /// The interface takes no redirected frames, and one on top of it tags frames; nobody is known.
+    /// The interface accepts no redirected frames, and an interface on top of it tags frames. No client is known.
     Devices,
-    /// As settled, but clients of a service with a rule for others.
+    /// Like `Settled`, with clients of a service with a rule for other clients.
     Ruled,
     /// A million connections are known.
     Flows,
 }
 
-/// How many [`Place`]s there are.
+/// The number of [`Place`]s.
 pub(crate) const SCENES: usize = 8;
 
 /// A loaded program.
 pub(crate) struct Scene {
     dataplane: KernelDataplane,
     program: OwnedFd,
-    /// The interface that packets come in by.
+    /// The ingress interface.
     ifindex: u32,
 }
 
 impl Scene {
-    /// One for every [`Place`], in its order.
+    /// Returns a scene for every [`Place`], in its order.
     pub(crate) fn all() -> Result<[Self; SCENES]> {
         let one = || Self::new(&SERVICES, INTERFACE, 8 * NEWCOMERS);
         let many: Vec<_> = (0..many::SERVICES).map(many::service).collect();
@@ -108,7 +108,7 @@ impl Scene {
         Ok(scenes)
     }
 
-    /// One in which a million clients of segments and a million of datagrams are known where the table sends them.
+    /// A scene in which a million clients of segments and a million of datagrams are known where the table sends them.
     pub(crate) fn settled(ifindex: u32) -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES, ifindex, 16 * NEWCOMERS)?];
         make_known(&mut scenes, &[vec![paths::known(), paths::known_by_datagrams()]])?;
@@ -116,7 +116,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// One in which each of a million clients has a connection.
+    /// A scene in which each of a million clients has a connection.
     fn flowing() -> Result<Self> {
         let scene = Self::with_flows(&FLOWING, INTERFACE, NEWCOMERS, FLOWS)?;
         let flows = paths::flows();
@@ -141,7 +141,7 @@ impl Scene {
             backends: 1 << 14,
             clients,
             flows,
-            // What earlier programs have no field for.
+            // Fields that earlier programs do not have.
             ..Capacity::for_config(&fixture::config(Vec::new()))
         };
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
@@ -158,7 +158,7 @@ impl Scene {
         Ok(Self { dataplane, program, ifindex })
     }
 
-    /// Gives every slot to another backend.
+    /// Assigns every slot to another backend.
     fn move_everybody(&mut self) -> Result<()> {
         let mut remembering = 0;
         for (index, service) in SERVICES.iter().enumerate() {
@@ -170,13 +170,13 @@ impl Scene {
         Ok(())
     }
 
-    /// Takes note that the interface takes no redirected frames, and that another one carries tags.
+    /// Notes that the interface accepts no redirected frames, and that another one carries tags.
     fn meet_devices(&mut self) -> Result<()> {
         let known = [(INTERFACE, DEVICE_TAKES_NO_FRAMES), (TAGGED_INTERFACE, DEVICE_CARRIES_TAGS)];
         self.dataplane.set_devices(&Devices::from(known))
     }
 
-    /// Sweeps until every flag has been taken back that can be.
+    /// Sweeps until all possible flags have been cleared.
     fn settle(&mut self) {
         for _ in 0..SETTLING_SWEEPS {
             while sweep(&mut self.dataplane, AFTER_CLIENTS).is_none() {
@@ -190,7 +190,7 @@ impl Scene {
         self.program.as_fd()
     }
 
-    /// How many packets took this path so far.
+    /// How many packets have taken this path.
     pub(crate) fn counted(&self, path: &Path) -> Result<u64> {
         let ended = self.dataplane.interface_stats(self.ifindex)?.verdicts[path.end.verdict().index()];
         let End::AtBackend(service) = path.end else { return Ok(ended) };
@@ -241,20 +241,20 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
             openers.iter_mut().try_for_each(|opener| opener.open(at_once))?;
             while sweep(&mut scene.dataplane, Duration::from_secs(second)).is_none() {}
         }
-        // By the kernel's clock: 2^30 ns.
+        // A second of the kernel's clock: 2^30 ns.
         thread::sleep(Duration::from_millis(1100));
     }
     for (scene, known) in scenes.iter().zip(known) {
         let memory = scene.dataplane.memory()?;
         let clients: u64 = known.iter().map(|path| u64::from(path.clients())).sum();
-        // A hash may name two clients, and a bucket may be full.
+        // Two clients may share a hash, and a bucket may be full.
         let least = clients - clients / 1000;
         ensure!(memory.entries >= least, "only {} of {clients} clients are known: {:?}", memory.entries, memory.stats);
     }
     Ok(())
 }
 
-/// The service's table; each backend has the slots that `shift` backends before it would have otherwise.
+/// The service's table. Each backend has the slots that the backend `shift` places before it would have otherwise.
 fn table(index: usize, service: &Service, shift: u16) -> Result<Arc<[u16]>> {
     let names: Vec<String> = (0..BACKENDS).map(|number| format!("backend {number}")).collect();
     let members: Vec<_> = names
@@ -274,14 +274,14 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         let next_hop = NextHop {
             ifindex: if service.elsewhere { OTHER_INTERFACE } else { ifindex },
             source_mac: OWN_MAC,
-            // What the program has forwarded is its next packet, and must be for it.
+            // The program's forwarded packet is its next one, and must be for this machine.
             destination_mac: OWN_MAC,
             mtu: 1500,
             source: None,
             gateway: None,
             local: false,
         };
-        // By the names of the fields, so that earlier programs, which lack some, can be measured as well.
+        // By names of fields, so that the benchmark can measure earlier programs, which lack some.
         let spec: BackendSpec = serde_json::from_value(json!({
             "id": backend,
             "forwarding": service.forwarding,

@@ -30,7 +30,7 @@ enum Answer {
     Failed(String),
 }
 
-/// Measures what the input names until it ends.
+/// Measures the paths that the input names, until it ends.
 pub(crate) fn serve() -> Result<()> {
     let mut bench = Bench::new()?;
     go_first();
@@ -50,7 +50,7 @@ fn say(line: &impl Serialize) -> Result<()> {
     Ok(output.flush()?)
 }
 
-/// A process that serves. It ends with its input.
+/// A process that measures on request. It ends with its input.
 pub(crate) struct Server {
     child: Child,
     input: Option<ChildStdin>,
@@ -85,7 +85,7 @@ impl Server {
         Ok(Self { child, input, output: BufReader::new(output).lines(), paths: Vec::new() })
     }
 
-    /// Measures one run of a path; an inner error is about this path alone.
+    /// Measures one run of a path. An inner error concerns only this path.
     pub(crate) fn run(&mut self, path: &str) -> Result<Result<Took, String>> {
         writeln!(self.input.as_mut().context("the input is piped")?, "{path}").context("asking for a run")?;
         let line = self.listen()?;

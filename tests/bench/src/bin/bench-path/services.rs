@@ -19,13 +19,13 @@ pub(crate) struct Service {
     pub(crate) protocol: Protocol,
     /// How packets reach the backends.
     pub(crate) forwarding: Forwarding,
-    /// Whether clients are remembered.
+    /// Whether the service remembers clients.
     pub(crate) remembers: bool,
     /// Whether backends are behind another interface than clients.
     pub(crate) elsewhere: bool,
     /// The prefix of its rule, if it has one.
     pub(crate) rule: Option<&'static str>,
-    /// Whether the rule pins clients to its first backend; or else it denies.
+    /// Whether the rule pins clients to its first backend; otherwise it denies them.
     pub(crate) pins: bool,
     /// The key that its clients are hashed with.
     pub(crate) key: HashKey,
@@ -53,7 +53,7 @@ impl Service {
         }
     }
 
-    /// By TCP on port 80.
+    /// A service on TCP port 80.
     pub(crate) const fn tcp(vip: IpAddr, forwarding: Forwarding) -> Self {
         Self::new(SocketAddr::new(vip, 80), Protocol::Tcp, forwarding)
     }
@@ -67,7 +67,7 @@ impl Service {
         Self { quic, ..Self::new(SocketAddr::new(vip, 443), Protocol::Quic, Forwarding::Dsr).remembering() }
     }
 
-    /// How connection IDs name the backends of this service.
+    /// The configuration of connection IDs with backends in them.
     pub(crate) fn quic_config(&self) -> Option<QuicConfig> {
         let (nonce_length, encrypted) = self.quic?;
         Some(QuicConfig {
@@ -80,7 +80,7 @@ impl Service {
         })
     }
 
-    /// With memory.
+    /// Adds memory.
     pub(crate) const fn remembering(self) -> Self {
         Self { remembers: true, ..self }
     }
@@ -101,7 +101,7 @@ impl Service {
     /// Returns the rules of this service when it is service `index`.
     ///
     /// # Errors
-    /// When a prefix does not parse.
+    /// If a prefix does not parse.
     pub(crate) fn rules(&self, index: usize) -> Result<Vec<RuleSpec>> {
         let Some(prefix) = self.rule else { return Ok(Vec::new()) };
         let action = if self.pins { RuleAction::Pin(backends(index).next()) } else { RuleAction::Deny };
@@ -131,9 +131,9 @@ pub(crate) const IPIP_V6: usize = 9;
 pub(crate) const GUE: usize = 10;
 pub(crate) const GUE_V6: usize = 11;
 pub(crate) const ELSEWHERE: usize = 12;
-/// With a rule for others, whose addresses are nowhere near.
+/// With a rule for other clients, whose addresses are far away.
 pub(crate) const RULED: usize = 13;
-/// With a rule for neighbours of the clients, so that packets look for theirs.
+/// With a rule for neighbours of the clients, so that packets need a lookup.
 pub(crate) const RULED_NEARBY: usize = 14;
 /// With a rule that pins the clients.
 pub(crate) const PINNED: usize = 15;
@@ -167,10 +167,10 @@ pub(crate) const SERVICES: [Service; 20] = [
     Service::quic(v4(14), 10, true),
 ];
 
-/// Those whose connections are flows: in a scene of their own.
+/// The services whose connections are flows: they have their own scene.
 pub(crate) const FLOWING: [Service; 1] = [Service::tcp(v4(1), Forwarding::Snat)];
 
-/// Addresses under which backends see the clients of those.
+/// The source addresses of those connections.
 pub(crate) fn pool() -> Vec<IpAddr> {
     (1..=8).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect()
 }
@@ -183,7 +183,7 @@ pub(crate) fn backends(service: usize) -> impl Iterator<Item = BackendId> {
     (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
 }
 
-/// Where a backend listens.
+/// The address on which a backend listens.
 pub(crate) fn backend(id: BackendId, v6: bool) -> SocketAddr {
     let ip = if v6 {
         Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(id.0)).into()
@@ -193,7 +193,7 @@ pub(crate) fn backend(id: BackendId, v6: bool) -> SocketAddr {
     SocketAddr::new(ip, 8080)
 }
 
-/// Where tunnels to a backend begin.
+/// The source address of tunnels to a backend.
 pub(crate) fn tunnel_source(v6: bool) -> IpAddr {
     if v6 { Ipv6Addr::from_bits(0xfd00 << 112 | 0xfe).into() } else { Ipv4Addr::new(10, 0, 0, 254).into() }
 }
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn no_first_client_looks_like_a_vip() {
+    fn when_clients_are_chosen_then_the_first_does_not_look_like_a_vip() {
         let vips = SERVICES.iter().fold(0, |bits, service| bits | bit(service.address.ip()));
         for client in crate::paths::first_clients() {
             assert_eq!(vips & bit(client), 0, "{client}");

@@ -1,5 +1,5 @@
-//! Small programs that do what every load balancer does, or what most do: the kernel program's paths are compared with
-//! them, as they become slower and faster with the machine.
+//! Small programs that do what every load balancer does, or what most do. The kernel program's paths are compared with
+//! them, because their speed depends on the machine in the same way.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -27,21 +27,21 @@ const SOURCE: i16 = 26;
 const PORTS: i16 = 34;
 const TCP: i32 = 6;
 
-/// Slots of the array that clients are spread over.
+/// The number of slots in the array for clients.
 const SLOTS: u32 = 1 << 16;
 /// Backends behind the hash table.
 const BACKENDS: u32 = 256;
-/// Connections that the hash table has room for.
+/// The size of the hash table of connections.
 const CONNECTIONS: u32 = 1 << 20;
-/// Where the key of the hash table is on the stack: addresses, ports, protocol.
+/// The position of the hash table's key on the stack: addresses, ports, protocol.
 const KEY: i16 = -16;
-/// Where the number of a slot or of a backend is on the stack.
+/// The position of a slot's or backend's number on the stack.
 const NUMBER: i16 = -20;
 
 /// The first bytes of the destination MAC addresses that yardsticks write.
 pub(crate) const WRITTEN: [u8; 4] = [2, 0, 0, 1];
 
-/// A program that is measured beside the paths.
+/// A program that is measured together with the paths.
 pub(crate) struct Yardstick {
     /// The path that its packets take.
     pub(crate) path: Path,
@@ -83,7 +83,7 @@ fn yardstick(path: Path, program: io::Result<OwnedFd>, writes: bool) -> Result<Y
     Ok(Yardstick { path, program, writes })
 }
 
-/// Parses, and sends what is a whole TCP segment over IPv4 back as it is: what no program that looks at TCP can be below.
+/// Parses, and sends a complete TCP segment over IPv4 back unchanged: the lower limit for programs that read TCP.
 fn parse_only() -> io::Result<OwnedFd> {
     parsed().set(Register::R0, XDP_TX).exit().load_frags()
 }
@@ -121,7 +121,7 @@ fn hash_and_lru_hash() -> io::Result<OwnedFd> {
     sent(keyed.look_up(&connections, KEY).branch(Register::R0, recorded, known), &backends).load_frags()
 }
 
-/// Passes what is not a whole TCP segment over IPv4 without options.
+/// Passes packets that are not complete TCP segments over IPv4 without options.
 fn parsed() -> Program {
     let program = Program::default()
         .copy(CONTEXT, Register::R1)
@@ -146,18 +146,18 @@ fn unless(program: Program, value: i32) -> Program {
     program.skip_if(Register::R1, value, 2).set(Register::R0, XDP_PASS).exit()
 }
 
-/// R1 = a number below `count`, a power of two, for the source address.
+/// Sets R1 to a number below `count`, a power of two, from the source address.
 fn slot(program: Program, count: u32) -> Program {
     program
         .load(Size::Word, Register::R1, FRAME, SOURCE)
         // 2^32 less 2^32 divided by the golden ratio, in 31 bits.
         .multiply(Register::R1, 0x61c8_8647)
-        // What the lowest byte in network order has changed, the highest one here, is among these bits.
+        // These bits depend on the lowest byte in network order, which is the highest byte here.
         .shift_right(Register::R1, 24)
         .and(Register::R1, (count - 1).cast_signed())
 }
 
-/// Writes the MAC addresses of the row whose number is on the stack, and sends.
+/// Writes the MAC addresses of the row whose number is on the stack, and sends the frame.
 fn sent(program: Program, rows: &Map) -> Program {
     program
         .look_up(rows, NUMBER)

@@ -1,4 +1,4 @@
-//! The contenders, each with clients, servers and a host in the middle of its own, so that none pays for another.
+//! The contenders. Each has its own clients, servers and a host between them, so that they do not affect each other.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,19 +21,19 @@ const SERVERS: u16 = 4;
 const STRIDE: u16 = 16;
 /// How many clients there are.
 const CLIENTS: u16 = 4_000;
-/// For a whole connection.
+/// The time limit of a whole connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The kind of a contender, by the program in the middle.
+/// The kind of a contender, by the program between clients and servers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// A router; clients choose servers themselves.
+    /// A router without any program; clients choose servers themselves.
     Direct,
     /// The balancer.
     Balancer(Forwarding),
     /// A proxy.
     Classic(Rule),
-    /// The kernel's own translation of addresses.
+    /// The kernel's address translation (nftables).
     Nft,
 }
 
@@ -57,12 +57,12 @@ impl Kind {
         }
     }
 
-    /// Whether it is made of what this system may not have.
+    /// Whether it needs programs that this system may not have.
     pub(crate) const fn may_be_missing(self) -> bool {
         matches!(self, Self::Classic(_) | Self::Nft)
     }
 
-    /// Complains if it is not there.
+    /// Returns an error if it is not installed.
     pub(crate) fn ensure_installed(self) -> Result<()> {
         match self {
             Self::Direct | Self::Balancer(_) => Ok(()),
@@ -72,14 +72,14 @@ impl Kind {
     }
 }
 
-/// The program that runs in the middle.
+/// The program between clients and servers.
 enum Middle {
     Kernel,
     Balancer(Controller),
     Proxy(Proxy),
 }
 
-/// One that runs. The order of the fields is the order in which all ends.
+/// A running contender. Fields are dropped, and thus ended, in their order.
 pub(crate) struct Contender {
     pub(crate) kind: Kind,
     middle: Middle,
@@ -114,7 +114,7 @@ impl Contender {
         Ok(Self { kind, middle, _servers: servers, topology, _files: files })
     }
 
-    /// The process in the middle.
+    /// The process between clients and servers.
     pub(crate) fn process(&mut self) -> Result<Option<u32>> {
         match &mut self.middle {
             Middle::Kernel => Ok(None),
@@ -126,7 +126,7 @@ impl Contender {
         }
     }
 
-    /// So many requests, of all clients in turn.
+    /// Returns this number of requests, of all clients in turn.
     pub(crate) fn requests(&self, count: u32) -> Vec<Request> {
         let clients = (0..CLIENTS).cycle().take(count as usize);
         let request = |number: u16| {

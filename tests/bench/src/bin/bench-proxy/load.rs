@@ -1,4 +1,4 @@
-//! Clients: each request has a connection of its own.
+//! The clients: each request has its own connection.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,15 +10,15 @@ use anyhow::{Result, ensure};
 use balancer_testkit::{http_client::Request, namespace::Namespace};
 use nix::sys::prctl::set_timerslack;
 
-/// Requests under way at once, at most.
+/// The largest number of concurrent requests.
 pub(crate) const WORKERS: usize = 8;
 
 /// When requests are sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// One after the other, as fast as answers come.
+    /// One after the other, as fast as answers arrive.
     Full,
-    /// So far apart.
+    /// With this interval.
     Every(Duration),
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Outcome {
     pub(crate) latencies: Vec<Duration>,
     /// Requests without an answer.
     pub(crate) failed: usize,
-    /// From the first request to the last answer.
+    /// The time from the first request to the last answer.
     pub(crate) took: Duration,
 }
 
@@ -63,7 +63,7 @@ fn work(
     next: &AtomicUsize,
 ) -> Result<Outcome> {
     namespace.enter()?;
-    // Else pauses are longer by 50 µs.
+    // Otherwise, pauses are 50 µs longer.
     set_timerslack(1)?;
     let mut outcome = Outcome::default();
     while start.elapsed() < limit {

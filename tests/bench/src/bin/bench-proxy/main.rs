@@ -22,12 +22,12 @@ use self::{
     report::{Figures, Measured},
 };
 
-/// No load goes on for longer.
+/// The largest duration of a load.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long the steady load takes, in seconds.
 const PACED: u32 = 2;
 
-/// Measures what a connection costs through the balancer, through proxies and through nobody; needs root.
+/// Measures the cost of a connection through the balancer, through proxies, and without any; needs root.
 #[derive(Parser)]
 struct Options {
     /// How often each is measured, in turns.
@@ -39,7 +39,7 @@ struct Options {
     /// Connections a second for p50 and p99, for 2 s in each round.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// Beside nobody, only those with this in their names, such as balancer.
+    /// In addition to the direct connection, only contenders with this in their names, such as balancer.
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table.
@@ -67,7 +67,7 @@ fn compare(options: &Options) -> Result<()> {
     }
     let mut all: Vec<Measured> =
         contenders.iter().map(|contender| Measured { kind: contender.kind, rounds: Vec::new() }).collect();
-    // The first round finds neighbours and fills caches.
+    // The first round resolves neighbours and fills caches.
     for round in 0..=options.rounds {
         for (contender, measured) in contenders.iter_mut().zip(&mut all) {
             let figures = measure(contender, options).with_context(|| measured.kind.title())?;

@@ -1,4 +1,4 @@
-//! The kernel's own translation of addresses, by the hash of the client's.
+//! The kernel's address translation, by the hash of the client's address.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -15,7 +15,7 @@ pub(crate) fn ensure_installed() -> Result<()> {
     Ok(())
 }
 
-/// Has the balancer's host translate the service's address to that of one of the servers.
+/// Makes the balancer's host translate the service's address to that of one of the servers.
 pub(crate) fn translate(topology: &Topology, servers: u16, port: u16, files: &Path) -> Result<()> {
     let mut map = String::new();
     for index in 0..servers {

@@ -1,5 +1,5 @@
-//! Processor time: of this process, in which clients and servers are threads, of what is in the middle, and of the kernel's
-//! threads that send and receive for others.
+//! Measures processor time: of this process, in which clients and servers are threads, of what is in the middle, and of
+//! the kernel's threads that send and receive for others.
 
 use std::{fs, time::Duration};
 
@@ -21,7 +21,7 @@ pub(crate) fn used(middle: Option<u32>) -> Result<Duration> {
     Ok(used)
 }
 
-/// A process and all that it has started.
+/// A process and all its descendants.
 fn with_children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = fs::read_to_string(path).unwrap_or_default();
@@ -29,7 +29,7 @@ fn with_children(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(children.flat_map(with_children)).collect()
 }
 
-/// The threads that take over softirqs under load.
+/// The threads that handle softirqs under load.
 fn kernel_threads() -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {

@@ -12,9 +12,9 @@ use crate::{contender::Kind, load::WORKERS, processor::COUNTED};
 /// The figures of a contender in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// Connections per second, as many as it takes.
+    /// Connections per second at full speed.
     pub(crate) rate: f64,
-    /// Processor time of a connection, in µs.
+    /// The processor time of a connection, in µs.
     pub(crate) processor: f64,
     /// The median latency of connections at a steady pace, in µs.
     pub(crate) p50: f64,
@@ -37,7 +37,7 @@ struct Column {
     name: &'static str,
     unit: &'static str,
     drawn: bool,
-    /// Computes the figure from those of a round; the second contender is the one without anybody in the middle.
+    /// Computes the figure from those of a round. The second contender is the direct connection.
     of: fn(&Figures, &Figures) -> f64,
 }
 

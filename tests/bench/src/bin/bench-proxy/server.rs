@@ -1,4 +1,4 @@
-//! Web servers that cost next to nothing: threads that answer every request with the same bytes.
+//! Web servers with minimal cost: threads that answer every request with the same bytes.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -15,13 +15,13 @@ use anyhow::{Context as _, Result};
 use balancer_testkit::namespace::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Threads of each server: one that waits for a late request does not hold the others up.
+/// The number of threads of each server, so that a late request does not delay others.
 const THREADS: usize = 2;
 /// How long a request may take to come.
 const PATIENCE: Duration = Duration::from_secs(1);
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nok\n";
 
-/// A web server. Dropping it ends it.
+/// A web server. Dropping the value ends it.
 pub(crate) struct Server {
     listener: Arc<Socket>,
     ended: Arc<AtomicBool>,
@@ -29,7 +29,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it at all addresses of `host`.
+    /// Starts a server on all addresses of `host`.
     pub(crate) fn start(host: &Namespace, port: u16) -> Result<Self> {
         let listener = host.run_in_thread(|| listen(port))?;
         let listener = Arc::new(listener.with_context(|| format!("listening at port {port} of {}", host.name()))?);
@@ -38,7 +38,7 @@ impl Server {
             let (listener, ended) = (Arc::clone(&listener), Arc::clone(&ended));
             thread::spawn(move || {
                 while !ended.load(Ordering::Relaxed) {
-                    // A client that went away meanwhile counts itself as failed.
+                    // A client that has closed its connection counts itself as failed.
                     let _ = listener.accept().and_then(|(connection, _)| answer(connection.into()));
                 }
             })
@@ -51,7 +51,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // Wakes those that wait for a connection.
+        // Wakes the threads that wait for a connection.
         if let Err(error) = self.listener.shutdown(Shutdown::Both) {
             eprintln!("a server goes on: {error}");
             return;
@@ -76,7 +76,7 @@ fn answer(mut connection: TcpStream) -> io::Result<()> {
     let (mut request, mut length) = ([0; 1024], 0);
     while !request[..length].ends_with(b"\r\n\r\n") {
         match connection.read(&mut request[length..])? {
-            // It is closed, or too long.
+            // The connection is closed, or the request is too long.
             0 => return Ok(()),
             count => length += count,
         }

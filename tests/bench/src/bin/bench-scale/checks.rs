@@ -10,7 +10,7 @@ use balancer_bench::{processor_time, report::document::Series};
 
 use super::{PATIENCE, Site};
 
-/// Checks that may be on their way at once.
+/// The largest number of concurrent checks.
 const AT_ONCE: u16 = 16_384;
 
 /// Checks all backends every `interval`, for so many periods once they are all up.
@@ -22,7 +22,7 @@ pub(super) fn checks(site: &mut Site, interval: Duration, periods: u16, table: &
     controller.wait_for(PATIENCE, "every backend being up", |status| {
         status.services.iter().flat_map(|service| &service.backends).all(|backend| backend.state == "up")
     })?;
-    // Those of the start come all at once.
+    // The first checks all come at once.
     thread::sleep(2 * interval);
     let pid = controller.process().pid();
     let mut parts = Vec::new();

@@ -18,7 +18,7 @@ use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
 use super::{PATIENCE, Site, machine::map_ids, timed, times};
 
-/// The two values of `remember` between which it is changed; their ticks differ in length.
+/// The two values of `remember`; their ticks differ in length.
 pub(super) const REMEMBER: [&str; 2] = ["3h", "30d"];
 
 /// Makes `clients` of backends 1 to `backends` known, and changes `remember` of all services so often.
@@ -74,7 +74,7 @@ pub(super) fn clients(
     Ok(())
 }
 
-/// Does something; with what it gives, the longest time that somebody who asked the owner again and again waited.
+/// Does something. Returns its result with the longest time that repeated requests to the owner waited.
 fn meanwhile<T>(api: &Client, what: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -103,7 +103,7 @@ fn client_table(pid: u32) -> Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
     anyhow::bail!("process {pid} has no client table")
 }
 
-/// As if so many clients had come just now, as many into each bucket as into any other.
+/// Fills the table as if these clients had just come, with the same number in each bucket.
 fn fill(mut table: Array<MapData, [u64; BUCKET_ENTRIES]>, clients: u32, backends: u16) -> Result<()> {
     let (buckets, mut left) = (table.len(), clients);
     let mut random = fastrand::Rng::with_seed(1);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
-/// Bytes of its own that are resident; maps that it shares with the kernel are not.
+/// The resident private memory in bytes, without the maps that it shares with the kernel.
 pub(super) fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
@@ -12,7 +12,7 @@ pub(super) fn resident(pid: u32) -> Result<u64> {
     Ok(kibibytes * 1024)
 }
 
-/// Bytes that the kernel holds for the BPF maps that the process has open.
+/// The kernel's memory for the BPF maps that the process has open, in bytes.
 pub(super) fn maps(pid: u32) -> Result<u64> {
     let maps: BTreeMap<u32, u64> =
         descriptors(pid)?.filter_map(|text| Some((number(&text, "map_id")?, number(&text, "memlock")?))).collect();

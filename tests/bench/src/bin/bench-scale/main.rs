@@ -127,7 +127,7 @@ impl Site {
         Ok(Self { controller: None, config, text, last, files, hosts: Hosts::new()? })
     }
 
-    /// A start, changes, a restart.
+    /// Measures a start, changes and a restart.
     fn controls(&mut self, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         table.push(times("start, until it is ready", vec![self.start()?]));
@@ -140,7 +140,7 @@ impl Site {
         Ok(())
     }
 
-    /// Starts the balancer, or stops it and starts it again; how long the start takes.
+    /// Starts or restarts the balancer; returns how long the start takes.
     fn start(&mut self) -> Result<Duration> {
         if let Some(controller) = &mut self.controller {
             controller.process().stop()?;
@@ -223,7 +223,7 @@ fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
              table_size = {table_size}\n{remember}check = {{ {check} }}\n"
         )?;
         for number in 0..*backends {
-            // As many as there are addresses; beyond, with other ports.
+            // As many addresses as there are; further backends use other ports.
             let all = u32::from(service) * u32::from(*backends) + u32::from(number);
             let address = backend(u16::try_from(all % 65_000 + 256)?);
             writeln!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = 100")?;

@@ -1,4 +1,4 @@
-//! The balancer: its operator applies an edited file, or says what to do.
+//! The balancer: its operator applies an edited file, or runs a command.
 
 use anyhow::Result;
 use balancer_common::map_types::Forwarding;

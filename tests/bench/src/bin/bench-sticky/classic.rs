@@ -1,4 +1,4 @@
-//! A proxy: its operator edits the list of servers and starts it anew.
+//! A proxy: its operator edits the list of servers and restarts it.
 
 use anyhow::Result;
 use balancer_bench::classics::{Proxy, Rule, Server, server, start};
@@ -16,7 +16,7 @@ use crate::{
     step::{SERVERS, SPARE, Step, TARGET},
 };
 
-/// Where proxies run, one after the other. The order of the fields is the order in which all ends.
+/// The hosts on which proxies run, one after the other. Fields are dropped, and thus ended, in their order.
 pub(crate) struct Hosts {
     _backends: Vec<Backend>,
     topology: Topology,

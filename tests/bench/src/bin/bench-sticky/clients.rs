@@ -1,4 +1,4 @@
-//! The clients: each in a network of its own, as most are that come from far away.
+//! The clients: each in its own network, like most distant clients.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -11,10 +11,10 @@ use balancer_testkit::{
 
 /// Clients whose moves are counted.
 const CLIENTS: u16 = 4_000;
-/// All of their addresses.
+/// The prefix of all their addresses.
 const NETWORKS: &str = "10.16.0.0/12";
 
-/// Has the hosts find their ways to the clients' addresses, which are their host's own.
+/// Adds routes from the hosts to the clients' addresses, which belong to the clients' host.
 pub(crate) fn connect(topology: &Topology) -> Result<()> {
     topology.client().ip(&format!("route add local {NETWORKS} dev lo"))?;
     let router = Topology::router_address(Family::V4);
@@ -28,7 +28,7 @@ pub(crate) fn connect(topology: &Topology) -> Result<()> {
 
 /// The server that answers each client.
 pub(crate) fn all(topology: &Topology) -> Result<Vec<String>> {
-    // The last byte differs as well, as some rules take the whole address.
+    // The last byte differs as well, because some rules use the whole address.
     homes(topology, (0..CLIENTS).map(|number| address(number, 1 + number.wrapping_mul(37) % 250)))
 }
 

@@ -1,4 +1,4 @@
-//! The contenders: the balancer, and proxies in its place.
+//! The contenders: the balancer, and proxies instead of it.
 
 use anyhow::Result;
 use balancer_bench::classics::Rule;
@@ -15,7 +15,7 @@ use crate::{
 pub(crate) enum Contender {
     /// A proxy.
     Classic(Rule),
-    /// The balancer, which remembers clients for so long.
+    /// The balancer, with this memory time.
     Balancer(&'static str),
 }
 
@@ -30,11 +30,11 @@ pub(crate) const ALL: [Contender; 7] = [
     Contender::Balancer("0s"),
 ];
 
-/// A contender that runs. Dropping it ends it.
+/// A running contender. Dropping the value ends it.
 pub(crate) trait Front {
-    /// Where it runs.
+    /// The hosts on which it runs.
     fn topology(&self) -> &Topology;
-    /// Does what a step says, and comes back once it has its effect.
+    /// Makes a step's change, and waits for its effect.
     fn perform(&mut self, step: Step) -> Result<()>;
 }
 
@@ -54,7 +54,7 @@ impl Contender {
         }
     }
 
-    /// Complains if it is not there.
+    /// Returns an error if it is not installed.
     pub(crate) fn ensure_installed(self) -> Result<()> {
         match self {
             Self::Classic(rule) => rule.ensure_installed(),
@@ -62,7 +62,7 @@ impl Contender {
         }
     }
 
-    /// Starts it as if there had been nobody before; proxies on `hosts`.
+    /// Starts it without earlier clients; proxies run on `hosts`.
     pub(crate) fn start(self, hosts: &Hosts) -> Result<Box<dyn Front + '_>> {
         Ok(match self {
             Self::Classic(rule) => Box::new(Classic::start(hosts, rule)?),

@@ -1,6 +1,6 @@
-//! Whom a change of the servers moves: the same thousands of clients connect through nginx, HAProxy and the balancer, before
-//! a server is deleted, drained and so on, and after it. Real programs, real connections, and answers that say who gave
-//! them.
+//! Counts the clients that a change of the servers moves: the same thousands of clients connect through nginx, HAProxy
+//! and the balancer, before a server is deleted, drained and so on, and after it. Real programs, real connections, and
+//! answers that say who gave them.
 
 mod balanced;
 mod classic;
@@ -26,7 +26,7 @@ use self::{
 /// Counts whom a change of the servers moves, by proxies and by the balancer; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Only those with this in their names, such as HAProxy.
+    /// Only contenders with this in their names, such as HAProxy.
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table.

@@ -13,9 +13,9 @@ pub(crate) struct Seen {
     /// Whether it is the balancer.
     pub(crate) ours: bool,
     pub(crate) version: Option<String>,
-    /// In the order of all steps.
+    /// The moves of all steps, in their order.
     pub(crate) moved: Vec<Moved>,
-    /// Servers that answer the addresses of one /24.
+    /// The number of servers that answer the addresses of one /24.
     pub(crate) of_one_network: usize,
 }
 

@@ -2,11 +2,11 @@
 
 use anyhow::{Result, ensure};
 
-/// Equal servers at first.
+/// The number of equal servers at the start.
 pub(crate) const SERVERS: u16 = 4;
-/// One that is there, but in no list yet.
+/// The number of a server that is not yet in any list.
 pub(crate) const SPARE: u16 = SERVERS + 1;
-/// The one that something is done to.
+/// The number of the server that is changed.
 pub(crate) const TARGET: u16 = 2;
 
 /// A change of the servers.
@@ -14,7 +14,7 @@ pub(crate) const TARGET: u16 = 2;
 pub(crate) enum Step {
     /// A server is deleted from the list.
     Delete,
-    /// The list is written backwards, and who reads it is started anew.
+    /// The list is written in reverse order, and its reader is restarted.
     Reorder,
     /// A fifth server is added.
     Add,
@@ -30,7 +30,7 @@ pub(crate) enum Step {
 pub(crate) const COURSES: [&[Step]; 5] =
     [&[Step::Delete], &[Step::Reorder], &[Step::Add], &[Step::Weigh], &[Step::Drain, Step::Return]];
 
-/// Whom a step has moved.
+/// The clients that a step has moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) step: Step,
@@ -40,7 +40,7 @@ pub(crate) struct Moved {
     pub(crate) others: Share,
 }
 
-/// So many of so many.
+/// A number of clients out of a total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Share {
     pub(crate) moved: usize,
@@ -67,12 +67,12 @@ impl Step {
         [others, format!("{title}: {own}")]
     }
 
-    /// Whether clients of the other servers had better stay, and some rule or other moves them.
+    /// Whether clients of the other servers should stay, although some rule moves them.
     pub(crate) const fn should_move_no_others(self) -> bool {
         matches!(self, Self::Delete | Self::Reorder | Self::Add | Self::Weigh)
     }
 
-    /// Whether its own clients had better stay as well.
+    /// Whether the clients of the changed server should stay as well.
     pub(crate) fn should_move_nobody(self) -> bool {
         self == Self::Drain
     }
@@ -82,7 +82,7 @@ impl Step {
         !matches!(self, Self::Reorder | Self::Add)
     }
 
-    /// Whom it has moved: where clients were at the start of the course, before the step, and after it.
+    /// Counts the moved clients, from where clients were at the start of the course, before the step, and after it.
     pub(crate) fn moved(self, start: &[String], before: &[String], after: &[String]) -> Result<Moved> {
         ensure!(start.len() == before.len() && before.len() == after.len(), "some clients were not seen");
         let target = format!("web{TARGET}");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_counted_where_they_were_at_the_start() {
+    fn when_clients_move_then_they_are_counted_at_their_first_backend() {
         let (start, drained, back) = (homes(&[1, 2, 2, 3]), homes(&[1, 3, 4, 1]), homes(&[1, 2, 4, 1]));
         let drain = Step::Drain.moved(&start, &start, &drained).unwrap();
         assert_eq!((drain.own, drain.others), (Share { moved: 2, of: 2 }, Share { moved: 1, of: 2 }));

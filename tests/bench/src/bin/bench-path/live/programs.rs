@@ -1,4 +1,4 @@
-//! Programs that make frames, and one that does no more than send them back.
+//! Programs that make frames, and one that only sends them back.
 
 use balancer_bench::asm::{Map, Program, Register, Size};
 
@@ -13,15 +13,15 @@ const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
 
-/// Ethernet.
+/// The size of an Ethernet header.
 const MACS: i32 = 14;
-/// Bytes that are written anew in every frame, more than programs change: Ethernet, IPv4 and TCP, or UDP.
+/// The number of bytes that each frame gets again, more than programs change: Ethernet, IPv4 and TCP, or UDP.
 const WRITTEN: i16 = 56;
-/// Where the key of the map is on the stack.
+/// The position of the map's key on the stack.
 const KEY: i16 = -4;
 
-/// Makes a frame what `frame` was, from the next client, and sends it to an interface. Whose turn it is stands in a map, as
-/// the kernel uses many copies of a frame in no order.
+/// Makes a frame what `frame` was, from the next client, and sends it to an interface. A map has the number of the next
+/// client, because the kernel uses many copies of a frame in no fixed order.
 pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32) -> Program {
     let Clients { at, first, count, .. } = clients;
     let mut program = whole(WRITTEN.into())
@@ -45,7 +45,7 @@ pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32)
     program.store(Size::Word, FRAME, at, Register::R2).redirect(target)
 }
 
-/// Swaps the MAC addresses and sends the frame back: what no program that sends frames back can be below.
+/// Swaps the MAC addresses and sends the frame back: the lower limit for programs that send frames back.
 pub(super) fn bare() -> Program {
     let swapped = [(Register::R1, 0, 6), (Register::R3, 6, 0)];
     let mut program = whole(MACS);
@@ -63,7 +63,7 @@ const fn next(register: Register) -> Register {
     if matches!(register, Register::R1) { Register::R2 } else { Register::R4 }
 }
 
-/// Drops frames that are shorter.
+/// Drops shorter frames.
 fn whole(length: i32) -> Program {
     Program::default()
         .copy(CONTEXT, Register::R1)
@@ -90,7 +90,7 @@ mod tests {
     const LOOPBACK: u32 = 1;
 
     #[test]
-    fn addresses_are_swapped() {
+    fn when_a_frame_is_sent_back_then_its_addresses_are_swapped() {
         let frame = paths::known().frame();
         let ran = prog_run::run(bare().load_frags().unwrap().as_fd(), &frame, LOOPBACK, 1).unwrap();
         assert_eq!((ran.action, &ran.frame[..6], &ran.frame[6..12]), (XDP_TX as u32, &frame[6..12], &frame[..6]));
@@ -98,13 +98,13 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_is_whole_and_the_next_clients() {
+    fn when_frames_are_made_then_each_is_whole_and_of_the_next_client() {
         let path = paths::known();
         let frame = path.frame();
         let turn = Map::array(4, 1).unwrap();
         turn.set(0, &(path.clients.first + path.clients.count - 2)).unwrap();
         let program = generator(&frame, path.clients, &turn, LOOPBACK).load_xdp().unwrap();
-        // The last client, then the first again; of what another program has left of the frame.
+        // The last client, then the first again, in a frame with another program's changes.
         for client in [path.clients.first + path.clients.count - 1, path.clients.first] {
             let left = vec![0xff; frame.len()];
             let ran = prog_run::run(program.as_fd(), &left, LOOPBACK, 1).unwrap();

@@ -13,11 +13,11 @@ use comfy_table::{Table, presets::ASCII_MARKDOWN};
 
 use super::FRAMES;
 
-/// Frames through one program.
+/// The frames of one program.
 pub(super) struct Measured {
     name: String,
     ours: bool,
-    /// Frames in a second, of every round.
+    /// Frames per second of every round.
     pub(super) rates: Vec<f64>,
 }
 
@@ -32,7 +32,7 @@ impl Measured {
     }
 }
 
-/// Prints all; the first is the bare program.
+/// Prints all results; the first is the bare program.
 pub(super) fn print(all: &[Measured], json: bool) -> Result<()> {
     let bare = all.first().context("nothing was measured")?;
     if json { document(all, bare).print() } else { print_table(all, bare) }

@@ -1,4 +1,4 @@
-//! A veth pair: frames go in at its far end, come out at its near end, and go back.
+//! A veth pair: frames enter at its far end, leave at its near end, and return.
 
 use std::{
     fs,
@@ -16,10 +16,10 @@ use balancer_testkit::{
 use nix::net::if_::if_nametoindex;
 
 const XDP_DROP: i32 = 1;
-/// How long frames may be on their way.
+/// How long frames may be under way.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A pair, whose ends have one name.
+/// A veth pair whose ends have the same name.
 pub(super) struct Wire {
     name: String,
     /// The far end.
@@ -31,10 +31,10 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// At its far end frames are dropped, and so counted.
+    /// Creates the pair. Its far end drops and counts frames.
     pub(super) fn new(far: &Namespace, near: &Namespace, name: &str) -> Result<Self> {
         for namespace in [far, near] {
-            // Nobody else's packets are to be counted.
+            // Only the benchmark's packets may be counted.
             namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
         }
         join((far, name), (near, name))?;
@@ -49,7 +49,7 @@ impl Wire {
         })
     }
 
-    /// With a program at the near end.
+    /// Attaches a program at the near end.
     pub(super) fn attach(mut self, near: &Namespace, program: BorrowedFd<'_>) -> Result<Self> {
         let attached = near.run_in_thread(|| attach(program, &self.name, Hook::Native))?;
         let attached = attached.with_context(|| format!("attaching to the near end of {}", self.name))?;
@@ -57,13 +57,13 @@ impl Wire {
         Ok(self)
     }
 
-    /// Frames that have come to the far end; in its namespace.
+    /// The number of frames that have arrived at the far end; must be called in its namespace.
     pub(super) fn received(&self) -> Result<u64> {
         let table = fs::read_to_string("/proc/thread-self/net/dev")?;
         received_in(&table, &self.name).with_context(|| format!("the kernel counts no frames of {}", self.name))
     }
 
-    /// Waits until so many have come, or no more do; how many have.
+    /// Waits until this number of frames has arrived, or no more arrive. Returns the number.
     pub(super) fn wait_for(&self, count: u64) -> Result<u64> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -80,7 +80,7 @@ impl Wire {
 fn received_in(table: &str, interface: &str) -> Option<u64> {
     let rows = table.lines().filter_map(|line| line.split_once(':'));
     let (_, figures) = rows.into_iter().find(|(name, _)| name.trim() == interface)?;
-    // Bytes come first.
+    // The number of bytes comes first.
     figures.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -89,7 +89,7 @@ mod tests {
     use super::received_in;
 
     #[test]
-    fn frames_are_counted_by_interface() {
+    fn when_frames_pass_then_they_are_counted_by_interface() {
         let table = "Inter-|   Receive                                                |  Transmit\n \
                      face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n    \
                      lo:     336       4    0    0    0     0          0         0      336       4\n \
