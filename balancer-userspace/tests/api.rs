@@ -18,7 +18,7 @@ use balancer_api::{
 };
 use balancer_core::io::Change;
 use balancer_daemon::{
-    api_server::{ControlSocket, serve},
+    api_server::{Answering, ControlSocket, serve},
     configuration::Configurations,
 };
 use balancer_model::{
@@ -382,7 +382,8 @@ async fn a_controller_that_is_gone_is_a_503() {
     let socket = ControlSocket::bind(&path, None).await.unwrap();
     let (calls, inbox) = mpsc::channel(1);
     drop(inbox);
-    let server = tokio::spawn(serve(socket, calls, Configurations::default(), std::future::pending::<()>()));
+    let server =
+        tokio::spawn(serve(socket, Answering::new(calls, Configurations::default()), std::future::pending::<()>()));
     let answer = Client::new(&path).set_weight(&name("web1"), 5).await;
     let Err(ClientError::Refused { status, message }) = answer else { panic!("{answer:?}") };
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

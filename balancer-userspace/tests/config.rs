@@ -8,8 +8,8 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
         AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientPrefix, Config,
-        DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Limits, Load,
-        OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig,
+        Control, DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Limits,
+        Load, OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig,
         StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull, XdpMode,
     },
     file,
@@ -53,8 +53,7 @@ fn defaults() {
         xdp_mode: XdpMode::Auto,
         on_exit: OnExit::Detach,
         state_file: "/var/lib/balancer/state.json".into(),
-        socket: "/run/balancer/balancer.sock".into(),
-        socket_group: None,
+        control: Control { socket: "/run/balancer/balancer.sock".into(), group: None, readers: None },
         metrics_listen: Some(address("127.0.0.1:9660")),
         metrics_page: true,
         client_table_capacity: 262_144,

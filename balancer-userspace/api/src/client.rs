@@ -8,7 +8,7 @@ use std::{
 };
 
 use balancer_core::{readiness::Readiness, top::By};
-use balancer_model::{listeners::Listener, names::BackendName};
+use balancer_model::{control::readers_socket, listeners::Listener, names::BackendName};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
@@ -80,7 +80,7 @@ impl ClientError {
     }
 }
 
-/// A controller, by its socket.
+/// A controller, by its socket. Who may not open that one reads by the socket for readers beside it.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
@@ -471,7 +471,7 @@ impl Client {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Answer<(StatusCode, Bytes)> {
         let broken = |error: hyper::Error| self.broken(chain(&error));
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+        let stream = self.connect().await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // Ends with the response, or with this future: the sender closes it.
         let driver = tokio::spawn(connection);
@@ -484,6 +484,15 @@ impl Client {
             .to_bytes();
         driver.abort();
         Ok((status, body))
+    }
+
+    async fn connect(&self) -> io::Result<UnixStream> {
+        match UnixStream::connect(&self.socket).await {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                UnixStream::connect(readers_socket(&self.socket)).await.map_err(|_| error)
+            }
+            connected => connected,
+        }
     }
 
     fn unreachable(&self, error: &io::Error) -> ClientError {

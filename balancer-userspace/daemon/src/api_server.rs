@@ -6,6 +6,8 @@ mod change;
 mod events;
 mod failure;
 mod foreign;
+mod guard;
+mod peer;
 mod quic;
 mod routes;
 pub(super) mod socket;
@@ -13,15 +15,20 @@ pub(crate) mod statistics;
 mod trace;
 mod written;
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use axum::Extension;
+use axum::{Extension, Router};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
 
-use self::{asker::Peer, routes::router};
+use balancer_model::control::readers_socket;
+
+use self::{
+    peer::{Peer, Process},
+    routes::router,
+};
 pub use self::{routes::routes, socket::ControlSocket};
 use super::{
     call::Calls,
@@ -37,26 +44,59 @@ const LIMITS: Limits = Limits {
     farewell: Duration::from_secs(2),
 };
 
+/// Whatever answers requests, on whichever way they come.
+#[derive(Clone, Debug)]
+pub struct Answering {
+    calls: Calls,
+    configurations: Configurations,
+}
+
+impl Answering {
+    /// Asks by `calls`, and reads files with `configurations`.
+    #[must_use]
+    pub const fn new(calls: Calls, configurations: Configurations) -> Self {
+        Self { calls, configurations }
+    }
+
+    fn router(self) -> Router {
+        router(self.calls, self.configurations)
+    }
+}
+
 /// Serves the control API until `shutdown` completes and requests under way are answered, or had their time.
 ///
 /// # Errors
 /// When the socket is broken.
-pub async fn serve(
+pub async fn serve(socket: ControlSocket, answering: Answering, shutdown: impl Future) -> anyhow::Result<()> {
+    let router = answering.router();
+    let of = move |stream: &UnixStream| router.clone().layer(Extension(Peer::Changer(process(stream))));
+    listener::serve(socket, LIMITS, of, shutdown).await
+}
+
+/// Serves as much of it as reads, beside the socket `changing`.
+///
+/// # Errors
+/// When the socket is broken.
+pub async fn serve_readers(
     socket: ControlSocket,
-    calls: Calls,
-    configurations: Configurations,
+    changing: Arc<Path>,
+    answering: Answering,
     shutdown: impl Future,
 ) -> anyhow::Result<()> {
-    let router = router(calls, configurations);
+    let router = answering.router();
     let of = move |stream: &UnixStream| {
-        let peer = Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) };
+        let peer = Peer::Reader { process: process(stream), changing: Arc::clone(&changing) };
         router.clone().layer(Extension(peer))
     };
     listener::serve(socket, LIMITS, of, shutdown).await
 }
 
+fn process(stream: &UnixStream) -> Process {
+    Process { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) }
+}
+
 /// Serves one connection, from nobody in particular, to its end.
 pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
-    let router = router(calls, Configurations::default()).layer(Extension(Peer { uid: None }));
+    let router = router(calls, Configurations::default()).layer(Extension(Peer::Unknown));
     listener::serve_one(stream, router, LIMITS).await;
 }

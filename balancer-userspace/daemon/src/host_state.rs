@@ -42,6 +42,8 @@ pub struct Wanted {
     pub metrics: Listen,
     /// The group that may use the control socket besides root.
     pub group: Option<String>,
+    /// The group that may use the socket that only reads; `None`: there is none.
+    pub readers: Option<String>,
 }
 
 impl Wanted {
@@ -67,7 +69,8 @@ impl Wanted {
             guarded: settings.fleet.is_some(),
             keep: settings.on_exit == OnExit::Keep,
             metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
-            group: settings.socket_group.clone(),
+            group: settings.control.group.clone(),
+            readers: settings.control.readers.clone(),
         }
     }
 }

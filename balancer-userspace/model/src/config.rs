@@ -10,6 +10,7 @@ pub use crate::{
     agent::AgentConfig,
     bounded::{BoundedLoad, Load},
     check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
+    control::Control,
     fleet::{Fleet, LINGER, WhenAlone},
     header::{Header, HeaderText, Secret},
     limits::{Limits, WhenFull},
@@ -33,10 +34,8 @@ pub struct Config {
     pub on_exit: OnExit,
     /// Where runtime changes are kept.
     pub state_file: PathBuf,
-    /// The control socket.
-    pub socket: PathBuf,
-    /// Whose the control socket is besides root: a group's name or number.
-    pub socket_group: Option<String>,
+    /// The sockets that it is controlled by.
+    pub control: Control,
     /// Where `/metrics` is served; `None` when switched off.
     pub metrics_listen: Option<SocketAddr>,
     /// Whether there is a page for people at `/` beside it.

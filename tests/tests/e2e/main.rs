@@ -50,6 +50,7 @@ mod restart_changes;
 mod restart_counters;
 mod restart_sizes;
 mod returning;
+mod rights;
 mod routers;
 mod rules;
 mod rules_of_file;

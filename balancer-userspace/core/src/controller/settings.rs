@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use balancer_common::map_types::Forwarding;
 use balancer_model::{
-    config::{Config, Fleet, OnExit, StatisticsConfig, XdpMode},
+    config::{Config, Control, Fleet, OnExit, StatisticsConfig, XdpMode},
     validate::Valid,
 };
 
@@ -65,8 +65,7 @@ impl Settings {
             xdp_mode,
             on_exit,
             state_file,
-            socket,
-            socket_group,
+            control: Control { socket, group, readers },
             metrics_listen,
             metrics_page,
             client_table_capacity,
@@ -80,7 +79,7 @@ impl Settings {
         let old = &self.config;
         let mut differences = Differences::default();
         differences.restart("state_file", old.state_file == *state_file);
-        differences.restart("control.socket", old.socket == *socket);
+        differences.restart("control.socket", old.control.socket == *socket);
         differences.restart("client_table.capacity", old.client_table_capacity == *client_table_capacity);
         differences.restart("flow_table.capacity", old.flow_table_capacity == *flow_table_capacity);
         differences.restart("hash.key", old.hash_key == *hash_key);
@@ -108,7 +107,8 @@ impl Settings {
         }
         differences.changes("xdp_mode", mode(old.xdp_mode), mode(*xdp_mode));
         differences.changes("on_exit", exit(old.on_exit), exit(*on_exit));
-        differences.changes("control.group", group(old.socket_group.as_deref()), group(socket_group.as_deref()));
+        differences.changes("control.group", name_of(old.control.group.as_deref()), name_of(group.as_deref()));
+        differences.changes("control.readers", name_of(old.control.readers.as_deref()), name_of(readers.as_deref()));
         let listen =
             |listen: Option<std::net::SocketAddr>| listen.map_or_else(|| "off".to_owned(), |at| at.to_string());
         differences.changes("metrics.listen", &listen(old.metrics_listen), &listen(*metrics_listen));
@@ -186,7 +186,7 @@ const fn exit(on_exit: OnExit) -> &'static str {
     }
 }
 
-fn group(group: Option<&str>) -> &str {
+fn name_of(group: Option<&str>) -> &str {
     group.unwrap_or("none")
 }
 
@@ -212,6 +212,7 @@ mod tests {
             ("interfaces = [\"eth0\"]\nxdp_mode = \"generic\"", "xdp_mode", "xdp_mode: auto → generic"),
             ("interfaces = [\"eth0\"]\non_exit = \"keep\"", "on_exit", "on_exit: detach → keep"),
             ("interfaces = [\"eth0\"]\ncontrol.group = \"adm\"", "control.group", "control.group: none → adm"),
+            ("interfaces = [\"eth0\"]\ncontrol.readers = \"adm\"", "control.readers", "control.readers: none → adm"),
             (
                 "interfaces = [\"eth0\"]\nmetrics.listen = \"off\"",
                 "metrics.listen",

@@ -11,6 +11,7 @@ mod guard;
 mod machine;
 mod news;
 mod plan;
+mod readers;
 mod scrapes;
 mod switches;
 mod vips;
@@ -39,9 +40,12 @@ pub use self::{
     changes::put_back,
     guard::{VERB as GUARD_VIPS, guard_vips},
 };
-use self::{machine::Machine, news::News, scrapes::Scrapes};
+use self::{machine::Machine, news::News, readers::Readers, scrapes::Scrapes};
 use super::{
-    api_server::socket,
+    api_server::{
+        Answering, ControlSocket,
+        socket::{self, Whose},
+    },
     call::Calls,
     events::Events,
     host_state::{Present, Wanted},
@@ -96,6 +100,7 @@ impl From<&Wanted> for Target {
             keep,
             metrics: _,
             group: _,
+            readers: _,
         } = wanted.clone();
         let first = interfaces.first();
         let vips = vips.into_iter().filter_map(|(on, address)| {
@@ -158,6 +163,10 @@ pub struct Surroundings {
     pub metrics: Option<TcpListener>,
     /// The control socket, whose group is as is wanted.
     pub socket: PathBuf,
+    /// The socket for readers, bound as is wanted.
+    pub readers: Option<ControlSocket>,
+    /// Whatever answers them.
+    pub answering: Answering,
     /// Hears of tasks that end.
     pub supervisor: Supervisor,
 }
@@ -219,7 +228,18 @@ impl Host {
     /// # Errors
     /// The obstacle to it. Nothing is changed then, and what an earlier process changed is left.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
-        let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
+        let Surroundings {
+            ends,
+            state_file,
+            inherited,
+            events,
+            calls,
+            metrics,
+            socket,
+            readers,
+            answering,
+            supervisor,
+        } = surroundings;
         let news = News::open().context("opening a netlink socket")?;
         let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
         tokio::spawn(connection);
@@ -237,12 +257,22 @@ impl Host {
             let started = async {
                 machine.begin(&target).await?;
                 machine.take_over()?;
-                Scrapes::start(now.metrics, metrics, calls, watched)
+                Scrapes::start(now.metrics, metrics, calls, watched.clone())
             };
             match started.await {
                 Ok(scrapes) => {
-                    let mut this =
-                        Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well: false, tracing };
+                    let readers = Readers::start(&socket, now.readers.clone().zip(readers), answering, watched);
+                    let mut this = Keeping {
+                        machine,
+                        scrapes,
+                        socket,
+                        readers,
+                        wanted: now,
+                        target,
+                        soon: None,
+                        well: false,
+                        tracing,
+                    };
                     this.settle().await;
                     told.send_replace(this.present());
                     let _ = ready.send(Ok(()));
@@ -394,6 +424,7 @@ struct Keeping {
     scrapes: Scrapes,
     /// The control socket.
     socket: PathBuf,
+    readers: Readers,
     wanted: Wanted,
     target: Target,
     /// The wanted state and the target of a change that is not made yet.
@@ -479,8 +510,9 @@ impl Keeping {
             if wanted.keep && !self.wanted.keep {
                 self.machine.pin()?;
             }
+            self.readers.prepare(wanted.readers.as_deref()).await?;
             if wanted.group != self.wanted.group {
-                give(&self.socket, &wanted.group).await?;
+                give(&self.socket, wanted.group.as_deref(), Whose::Changers).await?;
             }
             self.machine.extend(&both, &must, self.target.mode).await
         };
@@ -496,8 +528,12 @@ impl Keeping {
         let (interfaces, vip_interfaces) = self.new_interfaces(wanted);
         self.machine.check(&interfaces, &vip_interfaces).await?;
         self.scrapes.check(wanted.metrics).await?;
-        let group = wanted.group.clone();
-        spawn_blocking(move || socket::find(group.as_deref())).await?.map(drop)
+        let (group, readers) = (wanted.group.clone(), wanted.readers.clone());
+        let find = move || {
+            socket::find(group.as_deref(), Whose::Changers)?;
+            socket::find(readers.as_deref(), Whose::Readers).map(drop)
+        };
+        spawn_blocking(find).await?
     }
 
     /// Those to attach to, and those that VIPs may come to.
@@ -511,6 +547,7 @@ impl Keeping {
         self.soon = None;
         self.machine.keep_modes();
         self.scrapes.make().await;
+        self.readers.make();
         if wanted.keep != self.wanted.keep {
             self.machine.keep(wanted.keep);
         }
@@ -524,8 +561,9 @@ impl Keeping {
         self.machine.undo_modes();
         self.scrapes.undo().await;
         self.machine.undo_pins();
+        self.readers.undo().await;
         if wanted.group != self.wanted.group
-            && let Err(error) = give(&self.socket, &self.wanted.group).await
+            && let Err(error) = give(&self.socket, self.wanted.group.as_deref(), Whose::Changers).await
         {
             warn!("{error:#}");
         }
@@ -540,14 +578,14 @@ impl Keeping {
                 self.machine.detach().await
             }
         };
-        tokio::join!(machine, self.scrapes.end()).0
+        tokio::join!(machine, self.scrapes.end(), self.readers.end()).0
     }
 }
 
 /// Names are looked up in whatever the machine knows groups by.
-async fn give(socket: &Path, group: &Option<String>) -> anyhow::Result<()> {
-    let (socket, group) = (socket.to_owned(), group.clone());
-    spawn_blocking(move || socket::give(&socket, group.as_deref())).await?
+async fn give(socket: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
+    let (socket, group) = (socket.to_owned(), group.map(str::to_owned));
+    spawn_blocking(move || socket::give(&socket, group.as_deref(), whose)).await?
 }
 
 #[cfg(test)]
@@ -575,6 +613,7 @@ mod tests {
             keep: false,
             metrics: Listen { at: None, page: false },
             group: None,
+            readers: None,
         }
     }
 

@@ -29,7 +29,7 @@ use super::{
     running::{Api, EVENTS, Ring, Running},
 };
 use crate::{
-    api_server::ControlSocket,
+    api_server::{Answering, ControlSocket},
     configuration::Configurations,
     events::Events,
     fleet::{self, Fleet},
@@ -66,6 +66,7 @@ pub(super) struct Startup {
     hangup: Signal,
     ifindexes: Vec<u32>,
     socket: ControlSocket,
+    readers: Option<ControlSocket>,
     /// The pins, which outlive this process or have outlived another.
     pins: Option<Pins>,
     resumed: Resumed,
@@ -85,7 +86,12 @@ impl Startup {
         let signals = Signals::new().context("catching signals")?;
         let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
         let ifindexes = interfaces::resolve_present(&config.interfaces).await?;
-        let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
+        let control = &config.control;
+        let socket = ControlSocket::bind(&control.socket, control.group.as_deref()).await?;
+        let readers = match &control.readers {
+            Some(group) => Some(ControlSocket::bind_readers(&control.socket, group).await?),
+            None => None,
+        };
         let pins = pins(&config)?;
         let mut resumed = resume(&config, as_written, pins.as_ref())?;
         let fleet = match &config.fleet {
@@ -110,6 +116,7 @@ impl Startup {
             hangup,
             ifindexes,
             socket,
+            readers,
             pins,
             resumed,
             fleet,
@@ -130,6 +137,7 @@ impl Startup {
             hangup,
             ifindexes,
             socket,
+            readers,
             pins,
             resumed,
             mut fleet,
@@ -203,6 +211,7 @@ impl Startup {
         // Before anything is pinned that could not be told apart without it.
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
+        let answering = Answering::new(calls_in.clone(), configurations.clone().of(file.clone()));
         let surroundings = Surroundings {
             ends,
             state_file: config.state_file.clone(),
@@ -210,7 +219,9 @@ impl Startup {
             events: history.clone(),
             calls: calls_in.clone(),
             metrics,
-            socket: config.socket.clone(),
+            socket: config.control.socket.clone(),
+            readers,
+            answering: answering.clone(),
             supervisor: supervisor.clone(),
         };
         let mut host = Host::start(owner.wanted(), surroundings).await?;
@@ -229,7 +240,7 @@ impl Startup {
         let near =
             near_clients::watch(handshakes, owner.neighbours().near(), calls_in.clone(), Arc::clone(&statistics));
         let finding = supervisor.attend("the search for clients on backends' links", near);
-        let api = Api::serve(socket, calls_in.clone(), configurations.clone().of(file.clone()), &supervisor);
+        let api = Api::serve(socket, answering, &supervisor);
         let table = owner.dataplane().flows();
         let counting = (table.capacity() > 0)
             .then(|| supervisor.attend("the counting of connections", flows::watch(table, calls_in.clone())));
@@ -248,7 +259,7 @@ impl Startup {
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
-        history.note(&format!("serving {services}, control socket {}", config.socket.display()));
+        history.note(&format!("serving {services}, control socket {}", config.control.socket.display()));
         Ok(Running {
             manager: ServiceManager::ready(config.services.len()),
             settings: config.statistics,
