@@ -53,7 +53,7 @@ fn defaults() {
         xdp_mode: XdpMode::Auto,
         on_exit: OnExit::Detach,
         state_file: "/var/lib/balancer/state.json".into(),
-        control: Control { socket: "/run/balancer/balancer.sock".into(), group: None, readers: None },
+        control: Control::at("/run/balancer/balancer.sock".into()),
         metrics_listen: Some(address("127.0.0.1:9660")),
         metrics_page: true,
         client_table_capacity: 262_144,

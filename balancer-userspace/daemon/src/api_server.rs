@@ -9,6 +9,7 @@ mod foreign;
 mod guard;
 mod peer;
 mod quic;
+pub(crate) mod remote;
 mod routes;
 pub(super) mod socket;
 pub(crate) mod statistics;
@@ -23,14 +24,13 @@ use tokio::{
     net::UnixStream,
 };
 
-use balancer_model::control::readers_socket;
-
 use self::{
     peer::{Peer, Process},
     routes::router,
 };
 pub use self::{routes::routes, socket::ControlSocket};
 use super::{
+    audit::Audit,
     call::Calls,
     configuration::Configurations,
     listener::{self, Limits},
@@ -49,17 +49,22 @@ const LIMITS: Limits = Limits {
 pub struct Answering {
     calls: Calls,
     configurations: Configurations,
+    audit: Audit,
 }
 
 impl Answering {
-    /// Asks by `calls`, and reads files with `configurations`.
+    /// Asks by `calls`, reads files with `configurations`, and tells `audit` of requests.
     #[must_use]
-    pub const fn new(calls: Calls, configurations: Configurations) -> Self {
-        Self { calls, configurations }
+    pub const fn new(calls: Calls, configurations: Configurations, audit: Audit) -> Self {
+        Self { calls, configurations, audit }
+    }
+
+    pub(crate) const fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     fn router(self) -> Router {
-        router(self.calls, self.configurations)
+        router(self.calls, self.configurations).layer(Extension(self.audit))
     }
 }
 
@@ -92,7 +97,8 @@ pub async fn serve_readers(
 }
 
 fn process(stream: &UnixStream) -> Process {
-    Process { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) }
+    let credentials = stream.peer_cred().ok();
+    Process { uid: credentials.map(|of| of.uid()), pid: credentials.and_then(|of| of.pid()) }
 }
 
 /// Serves one connection, from nobody in particular, to its end.

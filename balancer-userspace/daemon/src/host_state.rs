@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use balancer_common::map_types::Forwarding;
 use balancer_core::controller::Controller;
 use balancer_dataplane::Attachment;
 use balancer_model::{
-    config::{OnExit, XdpMode},
+    config::{OnExit, Remote, XdpMode},
     listeners::{Family, PortRange},
 };
 
@@ -44,6 +45,10 @@ pub struct Wanted {
     pub group: Option<String>,
     /// The group that may use the socket that only reads; `None`: there is none.
     pub readers: Option<String>,
+    /// The control listener for other machines; `None`: there is none.
+    pub remote: Option<Remote>,
+    /// The audit file; `None`: there is none.
+    pub audit: Option<PathBuf>,
 }
 
 impl Wanted {
@@ -71,6 +76,8 @@ impl Wanted {
             metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
             group: settings.control.group.clone(),
             readers: settings.control.readers.clone(),
+            remote: settings.control.remote.clone(),
+            audit: settings.control.audit.clone(),
         }
     }
 }

@@ -10,7 +10,7 @@ pub use crate::{
     agent::AgentConfig,
     bounded::{BoundedLoad, Load},
     check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
-    control::Control,
+    control::{Control, Remote, Role},
     fleet::{Fleet, LINGER, WhenAlone},
     header::{Header, HeaderText, Secret},
     limits::{Limits, WhenFull},

@@ -130,7 +130,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
         xdp_mode: XdpMode::Auto,
         on_exit: OnExit::Detach,
         state_file: "state.json".into(),
-        control: Control { socket: "balancer.sock".into(), group: None, readers: None },
+        control: Control::at("balancer.sock".into()),
         metrics_listen: None,
         metrics_page: true,
         client_table_capacity: 262_144,

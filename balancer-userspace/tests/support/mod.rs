@@ -31,9 +31,11 @@ use balancer_core::{
 };
 use balancer_daemon::{
     api_server::{Answering, ControlSocket, serve, serve_readers},
+    audit::Audit,
     call::{Call, Request, Tallies, Wish},
     configuration::Configurations,
     events::Events,
+    supervisor::Supervisor,
     trace::Trace,
 };
 use balancer_fleet::documents;
@@ -80,7 +82,7 @@ impl Fake {
         tokio::spawn(controller(inbox, Arc::clone(&seen), events.clone()));
         let (stop, stopped) = oneshot::channel();
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml");
-        let answering = Answering::new(calls, Configurations::default().of(own));
+        let answering = Answering::new(calls, Configurations::default().of(own), Audit::new(&Supervisor::default()));
         let readers = ControlSocket::bind(&directory.path().join("run/readers.sock"), None).await.unwrap();
         let changing = directory.path().join("run/balancer.sock");
         let readers =

@@ -45,6 +45,7 @@ mod rates;
 mod real_clients;
 mod real_servers;
 mod reject;
+mod remote_control;
 mod restart;
 mod restart_changes;
 mod restart_counters;

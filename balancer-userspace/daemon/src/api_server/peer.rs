@@ -1,15 +1,21 @@
 //! The peers that ask, and the requests that each of them may make.
 
-use std::{path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
+use balancer_model::control::{Role, readers_socket};
 use nix::unistd::{Group, geteuid};
+
+use super::remote::Names;
+use crate::audit::Who;
 
 /// The right that a request takes. Each includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Needs {
     /// It reads, and changes nothing.
     Read,
-    /// It changes something.
+    /// It sets the administrative state or the weight of a backend.
+    Drain,
+    /// It changes something else.
     Change,
     /// It reads a key.
     Keys,
@@ -28,29 +34,51 @@ pub(super) enum Peer {
         /// The socket that changes things.
         changing: Arc<Path>,
     },
+    /// A program on another machine, which has shown a certificate.
+    Remote { names: Names, role: Option<Role>, address: SocketAddr },
 }
 
 /// A process of this machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
     pub(super) uid: Option<u32>,
+    pub(super) pid: Option<i32>,
 }
 
 impl Peer {
     pub(super) const fn uid(&self) -> Option<u32> {
         match self {
-            Self::Unknown => None,
+            Self::Unknown | Self::Remote { .. } => None,
             Self::Changer(process) | Self::Reader { process, .. } => process.uid,
         }
     }
 
-    /// The most that it may ask for.
-    pub(super) fn may(&self) -> Needs {
+    /// The way that it comes, and who it is, for the audit file.
+    pub(super) fn told(&self) -> (&'static str, Who) {
+        let of = |process: &Process| Who { uid: process.uid, pid: process.pid, ..Who::default() };
         match self {
-            Self::Unknown => Needs::Keys,
-            Self::Changer(process) if process.is_owner() => Needs::Keys,
-            Self::Changer(_) => Needs::Change,
-            Self::Reader { .. } => Needs::Read,
+            Self::Unknown => ("unknown", Who::default()),
+            Self::Changer(process) => ("socket", of(process)),
+            Self::Reader { process, .. } => ("readers", of(process)),
+            Self::Remote { names, role, address } => {
+                let (certificate, address) = (Some(names.to_string()), Some(address.to_string()));
+                ("tls", Who { certificate, role: role.map(Role::word), address, ..Who::default() })
+            }
+        }
+    }
+
+    /// The most that it may ask for; `None`: nothing.
+    pub(super) fn may(&self) -> Option<Needs> {
+        match self {
+            Self::Unknown => Some(Needs::Keys),
+            Self::Changer(process) if process.is_owner() => Some(Needs::Keys),
+            Self::Changer(_) => Some(Needs::Change),
+            Self::Reader { .. } => Some(Needs::Read),
+            Self::Remote { role, .. } => role.map(|role| match role {
+                Role::Read => Needs::Read,
+                Role::Drain => Needs::Drain,
+                Role::All => Needs::Keys,
+            }),
         }
     }
 
@@ -63,7 +91,21 @@ impl Peer {
             Self::Reader { changing, .. } => {
                 let what = if needs == Needs::Keys { "this answer has a key" } else { "this changes something" };
                 let changers = changers(changing);
-                format!("{what}, and {} only reads: ask as {changers}", super::readers_socket(changing).display())
+                format!("{what}, and {} only reads: ask as {changers}", readers_socket(changing).display())
+            }
+            Self::Remote { names, role: None, .. } => {
+                format!("the certificate {names} has no role: give it one in [control] roles of the balancer's file")
+            }
+            Self::Remote { names, role: Some(role), .. } => {
+                let least = match needs {
+                    Needs::Read => Role::Read,
+                    Needs::Drain => Role::Drain,
+                    Needs::Change | Needs::Keys => Role::All,
+                };
+                let (has, takes) = (role.word(), least.word());
+                format!(
+                    "the certificate {names} has the role {has:?}, and this takes {takes:?}: [control] roles says so"
+                )
             }
         }
     }
@@ -91,7 +133,7 @@ mod tests {
     use super::*;
 
     fn process(uid: u32) -> Process {
-        Process { uid: Some(uid) }
+        Process { uid: Some(uid), pid: None }
     }
 
     #[test]
@@ -102,11 +144,31 @@ mod tests {
             (Peer::Changer(process(0)), Needs::Keys),
             (Peer::Changer(process(geteuid().as_raw())), Needs::Keys),
             (Peer::Changer(process(stranger)), Needs::Change),
-            (Peer::Changer(Process { uid: None }), Needs::Change),
+            (Peer::Changer(Process { uid: None, pid: None }), Needs::Change),
             (reader(stranger), Needs::Read),
             (reader(0), Needs::Read),
         ] {
-            assert_eq!(peer.may(), most, "{peer:?}");
+            assert_eq!(peer.may(), Some(most), "{peer:?}");
+        }
+    }
+
+    #[test]
+    fn when_another_machine_asks_then_the_role_of_its_certificate_says_what_it_may() {
+        use Needs::{Change, Drain, Keys, Read};
+        let names = Names::named("deploy");
+        for (role, may, refused) in [
+            (None, &[][..], "CN=deploy has no role: give it one in [control] roles"),
+            (Some(Role::Read), &[Read], "CN=deploy has the role \"read\", and this takes "),
+            (Some(Role::Drain), &[Read, Drain], "CN=deploy has the role \"drain\", and this takes \"all\""),
+            (Some(Role::All), &[Read, Drain, Change, Keys], ""),
+        ] {
+            let peer = Peer::Remote { names: names.clone(), role, address: ([192, 0, 2, 1], 1024).into() };
+            for needs in [Read, Drain, Change, Keys] {
+                assert_eq!(peer.may().is_some_and(|most| needs <= most), may.contains(&needs), "{role:?} {needs:?}");
+                if !may.contains(&needs) {
+                    assert!(peer.refusal(needs).contains(refused), "{}", peer.refusal(needs));
+                }
+            }
         }
     }
 

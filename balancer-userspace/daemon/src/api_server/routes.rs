@@ -39,7 +39,7 @@ use super::{
     events,
     failure::Failure,
     foreign,
-    guard::guard,
+    guard::{Planned, guard},
     peer::Needs,
     quic, statistics, trace,
     written::written,
@@ -69,8 +69,8 @@ fn table() -> Vec<(&'static str, &'static str, Needs, MethodRouter<Calls>)> {
         ("GET", "/v1/services/{service}", Needs::Read, get(service)),
         ("POST", "/v1/services/{service}/backends", Needs::Change, post(add_backend)),
         ("DELETE", "/v1/services/{service}/backends/{backend}", Needs::Change, delete(remove_backend)),
-        ("PUT", "/v1/services/{service}/backends/{backend}/admin", Needs::Change, put(set_admin)),
-        ("PUT", "/v1/services/{service}/backends/{backend}/weight", Needs::Change, put(set_weight)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/admin", Needs::Drain, put(set_admin)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/weight", Needs::Drain, put(set_weight)),
         ("PUT", "/v1/services/{service}/backends/{backend}/limits", Needs::Change, put(set_limits)),
         ("PUT", "/v1/services/{service}/backends/{backend}/health", Needs::Change, put(force_health)),
         ("DELETE", "/v1/services/{service}/backends/{backend}/clients", Needs::Change, delete(forget_all)),
@@ -468,7 +468,7 @@ async fn apply(
     asker: Asker,
     headers: HeaderMap,
     body: Body,
-) -> Outcome<Applied> {
+) -> Result<(Extension<Planned>, Json<Applied>), Failure> {
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
     let ApplyConfiguration { file, text, dry_run, age_seconds, force, reset, path } =
         read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
@@ -481,7 +481,8 @@ async fn apply(
     let config = Box::new(config);
     let reload = if reset { Change::Reset(config.clone()) } else { Change::Reload(config.clone()) };
     let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
-    if planned.reports.iter().any(|line| line.starts_with("control.")) {
+    // Of a fleet's member, services alone are taken over.
+    if config.fleet.is_none() && planned.reports.iter().any(|line| line.starts_with("control.")) {
         foreign::refuse_control(&configurations, &config).await?;
     }
     let is_older = planned.message != NOTHING_CHANGED && is_older(&calls, age_seconds).await?;
@@ -509,7 +510,7 @@ async fn apply(
         applied.differences.insert(0, older);
     }
     applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
-    Ok(Json(applied))
+    Ok((Extension(Planned(dry_run)), Json(applied)))
 }
 
 /// As SIGHUP, with an answer.

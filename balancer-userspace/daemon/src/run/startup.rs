@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     api_server::{Answering, ControlSocket},
+    audit::Audit,
     configuration::Configurations,
     events::Events,
     fleet::{self, Fleet},
@@ -100,9 +101,7 @@ impl Startup {
         };
         let metrics = match config.metrics_listen {
             // As in a balancer that runs: it does its work, is degraded, and tries again.
-            Some(listen) => {
-                metrics::bind(listen).await.inspect_err(|error| warn!("{error:#}; this is tried again")).ok()
-            }
+            Some(listen) => metrics::bind(listen).await.ok(),
             None => None,
         };
         Ok(Self {
@@ -211,7 +210,9 @@ impl Startup {
         // Before anything is pinned that could not be told apart without it.
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
-        let answering = Answering::new(calls_in.clone(), configurations.clone().of(file.clone()));
+        let answering =
+            Answering::new(calls_in.clone(), configurations.clone().of(file.clone()), Audit::new(&supervisor));
+        let audit = answering.audit().clone();
         let surroundings = Surroundings {
             ends,
             state_file: config.state_file.clone(),
@@ -256,7 +257,7 @@ impl Startup {
         let naming = supervisor.attend("the questions to DNS", names::follow(wanted_names, calls_in.clone()));
         let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
         let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
-        let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
+        let reload = reload::follow(hangup, calls_in.clone(), configurations, file, audit);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
         history.note(&format!("serving {services}, control socket {}", config.control.socket.display()));
