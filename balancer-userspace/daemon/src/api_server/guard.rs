@@ -18,6 +18,9 @@ use super::{
 };
 use crate::audit::{Audit, Entry};
 
+/// How much of a request's method and path is told, in characters.
+const LONGEST: usize = 500;
+
 /// An answer to a request that only asked what a change would do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planned(pub(super) bool);
@@ -35,7 +38,7 @@ pub(super) async fn guard(State(needs): State<Needs>, request: Request, next: Ne
         return Failure::new(StatusCode::FORBIDDEN, "nobody knows who asks").into_response();
     };
     let audit = request.extensions().get::<Audit>().cloned();
-    let asked = format!("{} {}", request.method(), request.uri());
+    let asked: String = format!("{} {}", request.method(), request.uri()).chars().take(LONGEST).collect();
     let changes = needs != Needs::Read && (request.method() != Method::GET || needs == Needs::Keys);
     let is_allowed = peer.may().is_some_and(|most| needs <= most);
     let response = if is_allowed { next.run(request).await } else { refuse(&peer, needs, request).await };

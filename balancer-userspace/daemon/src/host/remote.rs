@@ -32,7 +32,7 @@ impl Outlet for Control {
     async fn means(&self, settings: &Option<Remote>) -> anyhow::Result<Arc<Identity>> {
         let remote = settings.as_ref().ok_or_else(|| anyhow!("the control listener is off"))?;
         let identity = Identity::new(remote.clone());
-        identity.settings().await.map_err(|why| anyhow!("[control] {why}"))?;
+        identity.check().await.map_err(|why| anyhow!("[control] {why}"))?;
         Ok(Arc::new(identity))
     }
 

@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Mutex, mpsc},
     task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
@@ -28,6 +28,9 @@ use crate::listener::{Listen, is_passing};
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes under way at once; for one more, the oldest is given up.
 const HANDSHAKES: usize = 64;
+
+/// How long after one refusal others are not told of.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// A connection whose other end has shown a certificate.
 pub(super) struct Arrived {
@@ -64,6 +67,7 @@ pub(super) async fn accept(
     arrivals: mpsc::Sender<Arrived>,
 ) -> anyhow::Result<()> {
     let mut handshakes = JoinSet::new();
+    let refusals = Arc::new(Refusals::default());
     let mut begun: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         tokio::select! {
@@ -74,8 +78,12 @@ pub(super) async fn accept(
                     if begun.len() >= HANDSHAKES && let Some(oldest) = begun.pop_front() {
                         oldest.abort();
                     }
-                    let handshake = shake_hands(stream, address, Arc::clone(&identity), arrivals.clone());
-                    begun.push_back(handshakes.spawn(handshake));
+                    let (identity, arrivals, refusals) = (Arc::clone(&identity), arrivals.clone(), Arc::clone(&refusals));
+                    begun.push_back(handshakes.spawn(async move {
+                        if let Err(why) = shake_hands(stream, address, &identity, &arrivals).await {
+                            refusals.tell(address, &why);
+                        }
+                    }));
                 }
                 Err(error) if is_passing(&error) => {
                     warn!("accepting a connection: {error}");
@@ -87,20 +95,38 @@ pub(super) async fn accept(
     }
 }
 
-async fn shake_hands(stream: TcpStream, address: SocketAddr, identity: Arc<Identity>, arrivals: mpsc::Sender<Arrived>) {
+async fn shake_hands(
+    stream: TcpStream,
+    address: SocketAddr,
+    identity: &Identity,
+    arrivals: &mpsc::Sender<Arrived>,
+) -> Result<(), String> {
     let handshake = async {
-        let settings = identity.settings().await.map_err(io::Error::other)?;
-        TlsAcceptor::from(settings).accept(stream).await
+        let settings = identity.settings().await?;
+        TlsAcceptor::from(settings).accept(stream).await.map_err(|error| error.to_string())
     };
-    match timeout(HANDSHAKE, handshake).await {
-        Ok(Ok(stream)) => {
-            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let Some(names) = shown.map(Names::of) else { return };
-            // An error says that nobody is served any more.
-            let _ = arrivals.send(Arrived { stream, names, address }).await;
+    let late = |_| format!("no handshake within {} s", HANDSHAKE.as_secs());
+    let stream = timeout(HANDSHAKE, handshake).await.map_err(late)??;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let names = shown.map(Names::of).ok_or_else(|| "it shows no certificate".to_owned())?;
+    // An error says that nobody is served any more.
+    let _ = arrivals.send(Arrived { stream, names, address }).await;
+    Ok(())
+}
+
+/// Those who get no connection. Anybody can be one, so that the log has only one at a time.
+#[derive(Default)]
+struct Refusals(std::sync::Mutex<Option<Instant>>);
+
+impl Refusals {
+    fn tell(&self, address: SocketAddr, why: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= QUIET) {
+            *last = Some(Instant::now());
+            warn!("the control listener refused {address}: {why}; others are not told of for {} s", QUIET.as_secs());
+        } else {
+            debug!("the control listener refused {address}: {why}");
         }
-        Ok(Err(error)) => debug!("the control listener refused {address}: {error}"),
-        Err(_) => debug!("the control listener gave {address} up: no handshake within {} s", HANDSHAKE.as_secs()),
     }
 }
 

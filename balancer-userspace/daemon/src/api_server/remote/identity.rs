@@ -6,7 +6,11 @@ use balancer_model::{
     control::{Remote, Role},
     file::contents,
 };
-use tokio::{sync::Mutex, task::spawn_blocking, time::Instant};
+use tokio::{
+    sync::Mutex,
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
@@ -20,6 +24,10 @@ use crate::followed_files::{Version, version};
 
 /// How old what is known of the files may be when somebody connects.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long whoever wants to use the files waits for them.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long whoever asks for the fault in them waits.
+const SOON: Duration = Duration::from_millis(500);
 /// The largest file, in MiB.
 const LARGEST: u64 = 1;
 
@@ -63,11 +71,25 @@ impl Identity {
         known.settings.clone().ok_or_else(|| known.fault.clone().unwrap_or_default())
     }
 
-    /// The fault in the files, while what they had before is used.
+    /// The same, soon.
+    ///
+    /// # Errors
+    /// As [`settings`](Self::settings), and when the files are not read in time.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        let late = |_| "cert, key and client_ca are not read in time".to_owned();
+        timeout(PATIENCE, self.settings()).await.map_err(late)?.map(drop)
+    }
+
+    /// The fault in the files, while what they had before is used. Returns soon, also where they are not read.
     pub(crate) async fn trouble(&self) -> Option<String> {
-        let _ = self.settings().await;
-        let known = self.known.lock().await;
-        let fault = known.fault.as_ref()?;
+        let fault = async {
+            let _ = self.settings().await;
+            self.known.lock().await.fault.clone()
+        };
+        let fault = match timeout(SOON, fault).await {
+            Ok(fault) => fault?,
+            Err(_) => "the files of its certificates are not read in time".to_owned(),
+        };
         Some(format!("the control listener goes on with the certificates that it had before: [control] {fault}"))
     }
 
