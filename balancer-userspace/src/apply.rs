@@ -75,7 +75,7 @@ pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
         warning.text.insert_str(0, "warning: ");
         writeln!(io::stderr(), "{warning}")?;
     }
-    Ok(Some(config.socket))
+    Ok(Some(config.control.socket))
 }
 
 /// Makes the balancer read its own file again.

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
+    path::Path,
 };
 
 use balancer_api::client::Client;
@@ -31,9 +32,13 @@ pub(super) struct Args {
 
 /// Exit codes: 0 healthy, 1 findings, 3 no controller, also if doctor found something without it.
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
-    let mut report = examine(client, args).await?;
-    if args.fix && mend(client, &report)? {
-        report = examine(client, args).await?;
+    let Some(socket) = client.socket() else {
+        let text = "doctor looks at the machine that it runs on: run it there, without --server";
+        return Err(Failure::Usage(text.to_owned()));
+    };
+    let mut report = examine(client, socket, args).await?;
+    if args.fix && mend(socket, &report)? {
+        report = examine(client, socket, args).await?;
     }
     if args.json {
         output::print_json(&report)?;
@@ -47,12 +52,12 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     if report.findings.is_empty() { Ok(()) } else { Err(Failure::Told) }
 }
 
-async fn examine(client: &Client, args: &Args) -> Result<Report, Failure> {
-    Ok(judge(&look(client, client.socket(), args.service.as_deref()).await?))
+async fn examine(client: &Client, socket: &Path, args: &Args) -> Result<Report, Failure> {
+    Ok(judge(&look(client, socket, args.service.as_deref()).await?))
 }
 
 /// Carries out the cures that can be undone. Returns whether there were any.
-fn mend(client: &Client, report: &Report) -> Result<bool, Failure> {
+fn mend(socket: &Path, report: &Report) -> Result<bool, Failure> {
     let steps = cure::steps(&report.findings);
     let mut err = io::stderr();
     if steps.is_empty() {
@@ -66,7 +71,7 @@ fn mend(client: &Client, report: &Report) -> Result<bool, Failure> {
         writeln!(err, "  {}    (taken back by: {})", step.run.join(" "), step.undo)?;
     }
     for step in &steps {
-        if let Err(error) = cure::run(step, client.socket()) {
+        if let Err(error) = cure::run(step, socket) {
             writeln!(err, "balancer: {error}")?;
         }
     }

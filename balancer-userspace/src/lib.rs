@@ -28,6 +28,7 @@ mod quic;
 mod ready;
 mod rule;
 mod run;
+mod server;
 mod service;
 mod simulate;
 mod stats;
@@ -68,6 +69,8 @@ struct Cli {
     /// Control socket; with `run`, instead of the configuration's [default: /run/balancer/balancer.sock]
     #[arg(long, global = true, env = "BALANCER_SOCKET", value_name = "PATH", value_parser = socket)]
     socket: Option<PathBuf>,
+    #[command(flatten)]
+    server: server::Args,
     /// With a verb that changes something: only if the configuration is of this generation, as `status` shows it
     #[arg(long, global = true, value_name = "N")]
     if_generation: Option<u64>,
@@ -208,8 +211,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
+fn dispatch(Cli { socket, server, if_generation, verb }: Cli) -> Result<(), Failure> {
+    let server = server.server()?;
     let client = || {
+        if let Some(server) = server.clone() {
+            return Client::remote(server).if_generation(if_generation);
+        }
         let socket = socket.as_deref().unwrap_or(balancer_model::file::DEFAULT_SOCKET.as_ref());
         Client::new(socket).if_generation(if_generation)
     };
@@ -218,8 +225,9 @@ fn dispatch(Cli { socket, if_generation, verb }: Cli) -> Result<(), Failure> {
         Verb::Check(args) => check::run(&args),
         Verb::Apply(args) => match apply::own_socket(&args)? {
             Some(own) => {
-                let socket = socket.as_deref().unwrap_or(&own);
-                wait_for(apply::reread(&Client::new(socket).if_generation(None), args))
+                let here = || Client::new(socket.as_deref().unwrap_or(&own));
+                let client = server.clone().map_or_else(here, Client::remote);
+                wait_for(apply::reread(&client, args))
             }
             None => wait_for(apply::run(&client(), args)),
         },

@@ -89,7 +89,8 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         .into());
     }
     if let Some(socket) = socket {
-        config.socket = std::path::absolute(&socket).with_context(|| format!("cannot resolve {}", socket.display()))?;
+        config.control.socket =
+            std::path::absolute(&socket).with_context(|| format!("cannot resolve {}", socket.display()))?;
     }
     start_log(args.log_format, args.log_level)?;
     for warning in warnings {

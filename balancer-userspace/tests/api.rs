@@ -18,8 +18,10 @@ use balancer_api::{
 };
 use balancer_core::io::Change;
 use balancer_daemon::{
-    api_server::{ControlSocket, serve},
+    api_server::{Answering, ControlSocket, serve},
+    audit::Audit,
     configuration::Configurations,
+    supervisor::Supervisor,
 };
 use balancer_model::{
     limits::Limits,
@@ -382,7 +384,11 @@ async fn when_the_controller_is_gone_then_the_answer_is_503() {
     let socket = ControlSocket::bind(&path, None).await.unwrap();
     let (calls, inbox) = mpsc::channel(1);
     drop(inbox);
-    let server = tokio::spawn(serve(socket, calls, Configurations::default(), std::future::pending::<()>()));
+    let server = tokio::spawn(serve(
+        socket,
+        Answering::new(calls, Configurations::default(), Audit::new(&Supervisor::default())),
+        std::future::pending::<()>(),
+    ));
     let answer = Client::new(&path).set_weight(&name("web1"), 5).await;
     let Err(ClientError::Refused { status, message }) = answer else { panic!("{answer:?}") };
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

@@ -8,9 +8,9 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
         AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientPrefix, Config,
-        DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Limits, Load,
-        OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Secret, ServiceConfig, StatisticsConfig,
-        StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull, XdpMode,
+        Control, DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Limits,
+        Load, OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Remote, Role, Secret, ServiceConfig,
+        StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull, XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -37,6 +37,39 @@ fn listener(text: &str) -> Listener {
 }
 
 #[test]
+fn when_control_says_who_may_do_what_then_the_configuration_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("balancer.toml");
+    let minimal =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml")).unwrap();
+    let control = |lines: &str| {
+        fs::write(&file, format!("[control]\n{lines}\n{minimal}")).unwrap();
+        file::load(&file).unwrap().0.control
+    };
+    let listen = "group = \"a\"\nreaders = \"1001\"\naudit = \"/audit.log\"\nlisten = \"[::]:9661\"\ncert = \"/cert\"\n\
+                  key = \"/key\"\nclient_ca = \"/ca\"\n";
+    let expected = Control {
+        socket: "/run/balancer/balancer.sock".into(),
+        group: Some("a".to_owned()),
+        readers: Some("1001".to_owned()),
+        remote: Some(Remote {
+            listen: address("[::]:9661"),
+            cert: "/cert".into(),
+            key: "/key".into(),
+            client_ca: "/ca".into(),
+            roles: [("b.example", Role::All), ("c d", Role::Read)].map(|(name, role)| (name.to_owned(), role)).into(),
+        }),
+        audit: Some("/audit.log".into()),
+    };
+    let roles = "\"b.example\" = \"all\"";
+    assert_eq!(control(&format!("{listen}roles = {{ {roles}, \"c d\" = \"read\" }}")), expected);
+    assert_eq!(control(&format!("{listen}[control.roles]\n{roles}\n\"c d\" = \"read\"")), expected);
+    // Switched off, the other keys may stay.
+    let off = listen.replace("[::]:9661", "off");
+    assert_eq!(control(&off), Control { remote: None, ..expected });
+}
+
+#[test]
 fn when_a_key_is_absent_then_the_default_applies() {
     let tcp = CheckConfig {
         kind: CheckKind::Tcp { port: None },
@@ -53,8 +86,7 @@ fn when_a_key_is_absent_then_the_default_applies() {
         xdp_mode: XdpMode::Auto,
         on_exit: OnExit::Detach,
         state_file: "/var/lib/balancer/state.json".into(),
-        socket: "/run/balancer/balancer.sock".into(),
-        socket_group: None,
+        control: Control::at("/run/balancer/balancer.sock".into()),
         metrics_listen: Some(address("127.0.0.1:9660")),
         metrics_page: true,
         client_table_capacity: 262_144,

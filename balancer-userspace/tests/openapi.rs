@@ -144,3 +144,32 @@ fn when_an_operation_is_described_then_it_has_an_id_and_a_summary() {
         assert!(names.iter().all(|name| path.contains(name)) && names.len() == path.matches('{').count(), "{path}");
     }
 }
+
+/// What only reads is open to readers, and nothing else is.
+#[tokio::test]
+async fn when_a_reader_asks_then_what_changes_something_or_has_a_key_is_refused() {
+    let fake = Fake::start().await;
+    let readers = fake.socket().with_file_name("readers.sock");
+    let (mut refused, mut open) = (Vec::new(), 0);
+    for (method, path) in routes() {
+        let asked = path.replace("{service}", "web").replace("{backend}", "web1").replace("{ip}", "203.0.113.7");
+        let (status, answer) = ask(&readers, method, &asked, "{}").await;
+        if status == "403" {
+            let why = answer["error"].as_str().unwrap();
+            assert!(why.contains("only reads: ask as root or as a member of the group "), "{why}");
+            refused.push((method, path));
+        } else {
+            open += 1;
+        }
+    }
+    assert_eq!(fake.wishes(), []);
+    for (method, path) in &refused {
+        let is_read = *method == "GET" && !path.contains("trace") && !path.contains("quic");
+        assert!(!is_read && *path != "/v1/plan", "{method} {path}");
+    }
+    assert!(refused.contains(&("GET", "/v1/services/{service}/quic/{backend}")), "it has a key");
+    assert_eq!(refused.len() + open, routes().len());
+    let reads = routes().iter().filter(|(method, _)| *method == "GET").count();
+    // Without those of traces and of keys, and with plans.
+    assert_eq!(open, reads - 2 + 1);
+}

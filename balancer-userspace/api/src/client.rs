@@ -1,21 +1,25 @@
-//! The client of the control socket: HTTP/1.1 over a unix socket, one connection for each request.
+//! The client of the control API: HTTP/1.1 over a unix socket, or over TLS, one connection for each request.
 
 use std::{
-    io,
+    fmt, io,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use balancer_core::{readiness::Readiness, top::By};
-use balancer_model::{listeners::Listener, names::BackendName};
+use balancer_model::{control::readers_socket, listeners::Listener, names::BackendName};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    time::timeout,
+};
 
 use super::{
     IF_GENERATION,
@@ -27,6 +31,7 @@ use super::{
         SetSteer, SetWeight, StatusView,
     },
     quic::QuicServerConfig,
+    server::Server,
     statistics::{StatsView, TopClient, TopQuery},
     trace::{BeginTrace, TraceBegun, TraceEnded, TraceView},
 };
@@ -39,14 +44,11 @@ const MAX_ANSWER: usize = 64 << 20;
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No process serves the socket.
-    #[error(
-        "no controller reachable at {}: {reason}; start one with \"balancer run --config FILE\"",
-        socket.display()
-    )]
+    /// No process serves the API there.
+    #[error("no controller reachable at {at}: {reason}")]
     Unreachable {
-        /// The path of the socket.
-        socket: PathBuf,
+        /// The path of the socket, or the address of the server.
+        at: String,
         /// The error of the operating system, in words.
         reason: String,
     },
@@ -59,10 +61,10 @@ pub enum ClientError {
         message: String,
     },
     /// The controller's answer was incomplete or invalid.
-    #[error("the controller at {} gave no proper answer: {reason}", socket.display())]
+    #[error("the controller at {at} gave no proper answer: {reason}")]
     Broken {
-        /// The socket of the controller that answered.
-        socket: PathBuf,
+        /// The socket or the URL of the controller that answered.
+        at: String,
         /// The fault in the answer.
         reason: String,
     },
@@ -80,11 +82,27 @@ impl ClientError {
     }
 }
 
-/// A controller, by its socket.
+/// A controller, by its socket. Who may not open that one reads by the socket for readers beside it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    place: Place,
     if_generation: Option<u64>,
+}
+
+/// Where a controller is.
+#[derive(Clone, Debug)]
+enum Place {
+    Here(PathBuf),
+    There(Server),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here(socket) => socket.display().fmt(f),
+            Self::There(server) => server.fmt(f),
+        }
+    }
 }
 
 /// The result of a request.
@@ -94,7 +112,13 @@ impl Client {
     /// A client of the controller at `socket`. It does not connect yet.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), if_generation: None }
+        Self { place: Place::Here(socket.to_owned()), if_generation: None }
+    }
+
+    /// The controller on another machine. Nothing is connected yet.
+    #[must_use]
+    pub const fn remote(server: Server) -> Self {
+        Self { place: Place::There(server), if_generation: None }
     }
 
     /// The same client, for changes that are made only if the configuration has this generation.
@@ -103,10 +127,13 @@ impl Client {
         Self { if_generation: generation, ..self }
     }
 
-    /// The path of the socket.
+    /// The path of the controller's socket; `None`: the controller is on another machine.
     #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Here(socket) => Some(socket),
+            Place::There(_) => None,
+        }
     }
 
     /// Returns interfaces and services.
@@ -470,8 +497,24 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Answer<(StatusCode, Bytes)> {
+        match &self.place {
+            Place::Here(socket) => {
+                let stream = connect(socket).await.map_err(|error| self.unreachable(reason(&error)))?;
+                self.exchange_over(stream, request).await
+            }
+            Place::There(server) => {
+                let stream = server.connect().await.map_err(|reason| self.unreachable(reason))?;
+                self.exchange_over(stream, request).await
+            }
+        }
+    }
+
+    async fn exchange_over(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        request: Request<Full<Bytes>>,
+    ) -> Answer<(StatusCode, Bytes)> {
         let broken = |error: hyper::Error| self.broken(chain(&error));
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // The task ends with the response, or with this future, whose sender closes it.
         let driver = tokio::spawn(connection);
@@ -486,20 +529,35 @@ impl Client {
         Ok((status, body))
     }
 
-    fn unreachable(&self, error: &io::Error) -> ClientError {
-        let words = [
-            (io::ErrorKind::NotFound, "the socket does not exist"),
-            (io::ErrorKind::ConnectionRefused, "nobody listens on it"),
-            (io::ErrorKind::PermissionDenied, "permission denied, run as root or as a member of its group"),
-        ];
-        let known = words.iter().find(|(kind, _)| *kind == error.kind());
-        let reason = known.map_or_else(|| error.to_string(), |(_, words)| (*words).to_owned());
-        ClientError::Unreachable { socket: self.socket.clone(), reason }
+    fn unreachable(&self, reason: String) -> ClientError {
+        ClientError::Unreachable { at: self.place.to_string(), reason }
     }
 
     fn broken(&self, reason: String) -> ClientError {
-        ClientError::Broken { socket: self.socket.clone(), reason }
+        ClientError::Broken { at: self.place.to_string(), reason }
     }
+}
+
+/// A connection to a socket, or to the one for readers beside it.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    match UnixStream::connect(socket).await {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            UnixStream::connect(readers_socket(socket)).await.map_err(|_| error)
+        }
+        connected => connected,
+    }
+}
+
+/// Why nobody is reached by a socket.
+fn reason(error: &io::Error) -> String {
+    let words = [
+        (io::ErrorKind::NotFound, "the socket does not exist"),
+        (io::ErrorKind::ConnectionRefused, "nobody listens on it"),
+        (io::ErrorKind::PermissionDenied, "permission denied, run as root or as a member of its group"),
+    ];
+    let known = words.iter().find(|(kind, _)| *kind == error.kind());
+    let reason = known.map_or_else(|| error.to_string(), |(_, words)| (*words).to_owned());
+    format!("{reason}; start one with \"balancer run --config FILE\"")
 }
 
 fn backend_path(name: &BackendName) -> String {

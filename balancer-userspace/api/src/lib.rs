@@ -7,6 +7,7 @@ pub mod events;
 pub mod model;
 pub mod one_by_one;
 pub mod quic;
+pub mod server;
 pub mod statistics;
 pub mod tally;
 pub mod trace;

@@ -6,24 +6,31 @@ mod change;
 mod events;
 mod failure;
 mod foreign;
+mod guard;
+mod peer;
 mod quic;
+pub(crate) mod remote;
 mod routes;
 pub(super) mod socket;
 pub(crate) mod statistics;
 mod trace;
 mod written;
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
-use axum::Extension;
+use axum::{Extension, Router};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
 
-use self::{asker::Peer, routes::router};
+use self::{
+    peer::{Peer, Process},
+    routes::router,
+};
 pub use self::{routes::routes, socket::ControlSocket};
 use super::{
+    audit::Audit,
     call::Calls,
     configuration::Configurations,
     listener::{self, Limits},
@@ -37,26 +44,65 @@ const LIMITS: Limits = Limits {
     farewell: Duration::from_secs(2),
 };
 
+/// Whatever answers requests, on whichever way they come.
+#[derive(Clone, Debug)]
+pub struct Answering {
+    calls: Calls,
+    configurations: Configurations,
+    audit: Audit,
+}
+
+impl Answering {
+    /// Asks by `calls`, reads files with `configurations`, and tells `audit` of requests.
+    #[must_use]
+    pub const fn new(calls: Calls, configurations: Configurations, audit: Audit) -> Self {
+        Self { calls, configurations, audit }
+    }
+
+    pub(crate) const fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    fn router(self) -> Router {
+        router(self.calls, self.configurations).layer(Extension(self.audit))
+    }
+}
+
 /// Serves the control API until `shutdown` completes and requests under way are answered, or had their time.
 ///
 /// # Errors
 /// When the socket is broken.
-pub async fn serve(
+pub async fn serve(socket: ControlSocket, answering: Answering, shutdown: impl Future) -> anyhow::Result<()> {
+    let router = answering.router();
+    let of = move |stream: &UnixStream| router.clone().layer(Extension(Peer::Changer(process(stream))));
+    listener::serve(socket, LIMITS, of, shutdown).await
+}
+
+/// Serves as much of it as reads, beside the socket `changing`.
+///
+/// # Errors
+/// When the socket is broken.
+pub async fn serve_readers(
     socket: ControlSocket,
-    calls: Calls,
-    configurations: Configurations,
+    changing: Arc<Path>,
+    answering: Answering,
     shutdown: impl Future,
 ) -> anyhow::Result<()> {
-    let router = router(calls, configurations);
+    let router = answering.router();
     let of = move |stream: &UnixStream| {
-        let peer = Peer { uid: stream.peer_cred().ok().map(|credentials| credentials.uid()) };
+        let peer = Peer::Reader { process: process(stream), changing: Arc::clone(&changing) };
         router.clone().layer(Extension(peer))
     };
     listener::serve(socket, LIMITS, of, shutdown).await
 }
 
+fn process(stream: &UnixStream) -> Process {
+    let credentials = stream.peer_cred().ok();
+    Process { uid: credentials.map(|of| of.uid()), pid: credentials.and_then(|of| of.pid()) }
+}
+
 /// Serves one connection, from nobody in particular, to its end.
 pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
-    let router = router(calls, Configurations::default()).layer(Extension(Peer { uid: None }));
+    let router = router(calls, Configurations::default()).layer(Extension(Peer::Unknown));
     listener::serve_one(stream, router, LIMITS).await;
 }

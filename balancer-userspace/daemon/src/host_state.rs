@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use balancer_common::map_types::Forwarding;
 use balancer_core::controller::Controller;
 use balancer_dataplane::Attachment;
 use balancer_model::{
-    config::{OnExit, XdpMode},
+    config::{OnExit, Remote, XdpMode},
     listeners::{Family, PortRange},
 };
 
@@ -41,6 +42,12 @@ pub struct Wanted {
     pub metrics: Listen,
     /// The group that may use the control socket, besides root.
     pub group: Option<String>,
+    /// The group that may use the socket that only reads; `None`: there is none.
+    pub readers: Option<String>,
+    /// The control listener for other machines; `None`: there is none.
+    pub remote: Option<Remote>,
+    /// The audit file; `None`: there is none.
+    pub audit: Option<PathBuf>,
 }
 
 impl Wanted {
@@ -66,7 +73,10 @@ impl Wanted {
             guarded: settings.fleet.is_some(),
             keep: settings.on_exit == OnExit::Keep,
             metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
-            group: settings.socket_group.clone(),
+            group: settings.control.group.clone(),
+            readers: settings.control.readers.clone(),
+            remote: settings.control.remote.clone(),
+            audit: settings.control.audit.clone(),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod agents;
 pub mod api_server;
 pub mod arena;
+pub mod audit;
 pub mod call;
 mod clocks;
 pub mod configuration;

@@ -115,7 +115,7 @@ pub(super) async fn serve<L: Listen>(
 
 /// Whether the next connection may be accepted though this one was not: what accept(2) says of the network and of want of
 /// resources.
-fn is_passing(error: &io::Error) -> bool {
+pub(super) fn is_passing(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 

@@ -2,11 +2,12 @@
 
 use std::{fs, path::PathBuf, time::SystemTime};
 
-use balancer_model::config::Config;
+use balancer_model::{config::Config, words::counted};
 use tokio::{signal::unix::Signal, sync::oneshot, task::spawn_blocking};
 use tracing::{error, warn};
 
 use super::{
+    audit::{Audit, Entry, Who},
     call::{Call, Calls, Request, Wish},
     configuration::Configurations,
     service_manager,
@@ -14,16 +15,34 @@ use super::{
 
 /// Applies the configuration in `file` at each SIGHUP, one at a time, while there is a controller. An invalid file
 /// changes nothing, and the log says why.
-pub(super) async fn follow(mut hangup: Signal, calls: Calls, configurations: Configurations, file: PathBuf) {
+pub(super) async fn follow(
+    mut hangup: Signal,
+    calls: Calls,
+    configurations: Configurations,
+    file: PathBuf,
+    audit: Audit,
+) {
     while hangup.recv().await.is_some() {
         service_manager::reloading();
-        match reload(&calls, &configurations, file.clone()).await {
+        let done = reload(&calls, &configurations, file.clone()).await;
+        if let Some(done) = &done {
+            tell(&audit, done);
+        }
+        match done {
             Some(Ok(services)) => service_manager::reloaded(Ok(services)),
             Some(Err(reason)) => service_manager::reloaded(Err(&reason)),
             // The controller ends.
             None => return,
         }
     }
+}
+
+fn tell(audit: &Audit, done: &Result<usize, String>) {
+    let (status, result) = match done {
+        Ok(services) => (200, format!("serving {}", counted(*services, "service"))),
+        Err(refused) => (422, refused.clone()),
+    };
+    audit.tell(&Entry { via: "signal", who: Who::default(), request: "SIGHUP", status, result: &result });
 }
 
 /// Reads the file once and applies it. Returns the number of services, or why nothing was changed. `None`: the

@@ -10,6 +10,7 @@ pub use crate::{
     agent::AgentConfig,
     bounded::{BoundedLoad, Load},
     check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
+    control::{Control, Remote, Role},
     fleet::{Fleet, LINGER, WhenAlone},
     header::{Header, HeaderText, Secret},
     limits::{Limits, WhenFull},
@@ -33,10 +34,8 @@ pub struct Config {
     pub on_exit: OnExit,
     /// The file that stores runtime changes.
     pub state_file: PathBuf,
-    /// The path of the control socket.
-    pub socket: PathBuf,
-    /// The group, by name or number, that may use the control socket besides root.
-    pub socket_group: Option<String>,
+    /// The control sockets, and who may use them.
+    pub control: Control,
     /// The address of `/metrics`; `None` if switched off.
     pub metrics_listen: Option<SocketAddr>,
     /// Whether the page for people is served at `/` beside it.

@@ -12,8 +12,8 @@ use balancer_common::{client::HashKey, map_types::Forwarding};
 
 use crate::{
     config::{
-        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Failback, FailureAction, OnExit,
-        OnFailure, Outage, Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
+        AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Config, Control, Failback, FailureAction,
+        OnExit, OnFailure, Outage, Protocol, ServiceConfig, StatisticsConfig, Via, WhenAllDown, XdpMode,
     },
     limits::{Limits, WhenFull},
     listeners::Listener,
@@ -130,8 +130,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
         xdp_mode: XdpMode::Auto,
         on_exit: OnExit::Detach,
         state_file: "state.json".into(),
-        socket: "balancer.sock".into(),
-        socket_group: None,
+        control: Control::at("balancer.sock".into()),
         metrics_listen: None,
         metrics_page: true,
         client_table_capacity: 262_144,

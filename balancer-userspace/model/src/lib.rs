@@ -7,6 +7,7 @@ pub mod agent;
 pub mod bounded;
 mod check;
 pub mod config;
+pub mod control;
 pub mod deny;
 pub mod discover;
 pub mod dns;

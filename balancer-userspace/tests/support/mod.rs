@@ -30,10 +30,12 @@ use balancer_core::{
     },
 };
 use balancer_daemon::{
-    api_server::{ControlSocket, serve},
+    api_server::{Answering, ControlSocket, serve, serve_readers},
+    audit::Audit,
     call::{Call, Request, Tallies, Wish},
     configuration::Configurations,
     events::Events,
+    supervisor::Supervisor,
     trace::Trace,
 };
 use balancer_fleet::documents;
@@ -61,6 +63,8 @@ pub(crate) struct Fake {
     directory: TempDir,
     stop: oneshot::Sender<()>,
     server: JoinHandle<anyhow::Result<()>>,
+    /// Serves the socket that only reads.
+    readers: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Fake {
@@ -77,15 +81,16 @@ impl Fake {
         events.note("attached to eth0 in native mode");
         tokio::spawn(controller(inbox, Arc::clone(&seen), events.clone()));
         let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(serve(
-            socket,
-            calls,
-            Configurations::default().of(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml")),
-            async {
-                let _ = stopped.await;
-            },
-        ));
-        Self { seen, events, directory, stop, server }
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/good_configs/minimal.toml");
+        let answering = Answering::new(calls, Configurations::default().of(own), Audit::new(&Supervisor::default()));
+        let readers = ControlSocket::bind(&directory.path().join("run/readers.sock"), None).await.unwrap();
+        let changing = directory.path().join("run/balancer.sock");
+        let readers =
+            tokio::spawn(serve_readers(readers, changing.into(), answering.clone(), std::future::pending::<()>()));
+        let server = tokio::spawn(serve(socket, answering, async {
+            let _ = stopped.await;
+        }));
+        Self { seen, events, directory, stop, server, readers }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -105,6 +110,8 @@ impl Fake {
     pub(crate) async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.server.await.unwrap().unwrap();
+        self.readers.abort();
+        let _ = self.readers.await;
         self.directory
     }
 }

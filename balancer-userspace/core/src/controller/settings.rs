@@ -1,11 +1,11 @@
 //! The settings of a configuration other than its services: which of them can change at run time, and which need a
 //! restart.
 
-use std::fmt::Display;
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
 
 use balancer_common::map_types::Forwarding;
 use balancer_model::{
-    config::{Config, Fleet, OnExit, StatisticsConfig, XdpMode},
+    config::{Config, Control, Fleet, OnExit, Remote, Role, StatisticsConfig, XdpMode},
     validate::Valid,
 };
 
@@ -66,8 +66,7 @@ impl Settings {
             xdp_mode,
             on_exit,
             state_file,
-            socket,
-            socket_group,
+            control: Control { socket, group, readers, remote, audit },
             metrics_listen,
             metrics_page,
             client_table_capacity,
@@ -81,7 +80,7 @@ impl Settings {
         let old = &self.config;
         let mut differences = Differences::default();
         differences.restart("state_file", old.state_file == *state_file);
-        differences.restart("control.socket", old.socket == *socket);
+        differences.restart("control.socket", old.control.socket == *socket);
         differences.restart("client_table.capacity", old.client_table_capacity == *client_table_capacity);
         differences.restart("flow_table.capacity", old.flow_table_capacity == *flow_table_capacity);
         differences.restart("hash.key", old.hash_key == *hash_key);
@@ -109,7 +108,11 @@ impl Settings {
         }
         differences.changes("xdp_mode", mode(old.xdp_mode), mode(*xdp_mode));
         differences.changes("on_exit", exit(old.on_exit), exit(*on_exit));
-        differences.changes("control.group", group(old.socket_group.as_deref()), group(socket_group.as_deref()));
+        differences.changes("control.group", name_of(old.control.group.as_deref()), name_of(group.as_deref()));
+        differences.changes("control.readers", name_of(old.control.readers.as_deref()), name_of(readers.as_deref()));
+        let file = |path: Option<&PathBuf>| path.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+        differences.changes("control.audit", &file(old.control.audit.as_ref()), &file(audit.as_ref()));
+        remotes(old.control.remote.as_ref(), remote.as_ref(), &mut differences);
         let listen =
             |listen: Option<std::net::SocketAddr>| listen.map_or_else(|| "off".to_owned(), |at| at.to_string());
         differences.changes("metrics.listen", &listen(old.metrics_listen), &listen(*metrics_listen));
@@ -139,6 +142,25 @@ impl Differences {
             self.lines.push(format!("{key}: {before} → {after}"));
         }
     }
+}
+
+/// A remote listener that comes or goes is a change of its address.
+fn remotes(old: Option<&Remote>, new: Option<&Remote>, differences: &mut Differences) {
+    let at = |remote: Option<&Remote>| remote.map_or_else(|| "off".to_owned(), |remote| remote.listen.to_string());
+    differences.changes("control.listen", &at(old), &at(new));
+    let (Some(old), Some(Remote { listen: _, cert, key, client_ca, roles })) = (old, new) else { return };
+    for (name, before, after) in [
+        ("control.cert", &old.cert, cert),
+        ("control.key", &old.key, key),
+        ("control.client_ca", &old.client_ca, client_ca),
+    ] {
+        differences.changes(name, &before.display().to_string(), &after.display().to_string());
+    }
+    let words = |roles: &BTreeMap<String, Role>| {
+        let all: Vec<String> = roles.iter().map(|(name, role)| format!("{name} {}", role.word())).collect();
+        all.join(", ")
+    };
+    differences.changes("control.roles", &words(&old.roles), &words(roles));
 }
 
 /// A report for the log and the events.
@@ -187,7 +209,7 @@ const fn exit(on_exit: OnExit) -> &'static str {
     }
 }
 
-fn group(group: Option<&str>) -> &str {
+fn name_of(group: Option<&str>) -> &str {
     group.unwrap_or("none")
 }
 
@@ -213,6 +235,8 @@ mod tests {
             ("interfaces = [\"eth0\"]\nxdp_mode = \"generic\"", "xdp_mode", "xdp_mode: auto → generic"),
             ("interfaces = [\"eth0\"]\non_exit = \"keep\"", "on_exit", "on_exit: detach → keep"),
             ("interfaces = [\"eth0\"]\ncontrol.group = \"adm\"", "control.group", "control.group: none → adm"),
+            ("interfaces = [\"eth0\"]\ncontrol.audit = \"/audit\"", "control.audit", "control.audit: none → /audit"),
+            ("interfaces = [\"eth0\"]\ncontrol.readers = \"adm\"", "control.readers", "control.readers: none → adm"),
             (
                 "interfaces = [\"eth0\"]\nmetrics.listen = \"off\"",
                 "metrics.listen",
@@ -246,6 +270,31 @@ mod tests {
             assert!(differences.refused.len() == 1 && differences.refused[0].starts_with(key), "{differences:?}");
         }
         assert!(settings.differences(&config("")).refused[0].contains("interfaces is empty"));
+    }
+
+    #[test]
+    fn when_the_listener_for_other_machines_comes_changes_or_goes_then_each_key_is_reported() {
+        let with = |changed: &str| {
+            let mut all = vec![("listen", "\"127.0.0.1:9661\""), ("cert", "\"/cert\""), ("key", "\"/key\"")];
+            all.extend([("client_ca", "\"/ca\""), ("roles", "{ a = \"read\" }")]);
+            let (key, value) = changed.split_once(" = ").unwrap_or_default();
+            let lines = all.iter().map(|&(of, was)| format!("{of} = {}\n", if of == key { value } else { was }));
+            config(&format!("interfaces = [\"eth0\"]\n[control]\n{}", lines.collect::<String>()))
+        };
+        let none = config("interfaces = [\"eth0\"]");
+        let settings = Settings::of(&with(""));
+        assert_eq!(settings.differences(&with("")), Differences::default());
+        assert_eq!(Settings::of(&none).differences(&with("")).lines, ["control.listen: off → 127.0.0.1:9661"]);
+        assert_eq!(settings.differences(&none).lines, ["control.listen: 127.0.0.1:9661 → off"]);
+        for (changed, line) in [
+            ("listen = \"127.0.0.1:9999\"", "control.listen: 127.0.0.1:9661 → 127.0.0.1:9999"),
+            ("cert = \"/other\"", "control.cert: /cert → /other"),
+            ("key = \"/other\"", "control.key: /key → /other"),
+            ("client_ca = \"/other\"", "control.client_ca: /ca → /other"),
+            ("roles = { a = \"all\" }", "control.roles: a read → a all"),
+        ] {
+            assert_eq!(settings.differences(&with(changed)).lines, [line]);
+        }
     }
 
     #[test]

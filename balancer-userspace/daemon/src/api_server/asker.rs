@@ -4,14 +4,8 @@ use axum::{extract::FromRequestParts, http::request::Parts};
 use balancer_api::IF_GENERATION;
 use balancer_model::value;
 
-use super::failure::Failure;
+use super::{failure::Failure, peer::Peer};
 use crate::call::Calls;
-
-/// The process at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
-    pub(super) uid: Option<u32>,
-}
 
 /// The peer that asks for a change, and its condition.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +19,7 @@ impl FromRequestParts<Calls> for Asker {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &Calls) -> Result<Self, Failure> {
-        let uid = parts.extensions.get::<Peer>().and_then(|peer| peer.uid);
+        let uid = parts.extensions.get::<Peer>().and_then(Peer::uid);
         let Some(header) = parts.headers.get(IF_GENERATION) else { return Ok(Self { uid, if_generation: None }) };
         let number = header.to_str().ok().and_then(|text| text.parse().ok());
         let Some(number) = number else {

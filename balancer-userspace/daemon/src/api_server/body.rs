@@ -42,6 +42,23 @@ pub(super) async fn read_up_to<T: DeserializeOwned>(
         .map_err(|error| Failure::bad_request(format!("the body is not right: {error}; give {shape}")))
 }
 
+/// Throws away a body that is not wanted, as far as it comes in time.
+pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
+    if headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let all = async {
+        let mut discarded = 0;
+        while discarded <= MAX_DISCARDED
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            discarded += frame.data_ref().map_or(0, |data| data.len());
+        }
+    };
+    // Whoever takes longer may lose the answer.
+    let _ = timeout(BODY_TIMEOUT, all).await;
+}
+
 async fn read_bytes(limit: usize, headers: &HeaderMap, mut body: Body) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let mut discarded = 0;

@@ -32,11 +32,21 @@ pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> 
     let own = own(configurations).await;
     let known: HashSet<Taken<'_>> = own.iter().flat_map(all).collect();
     let Some(foreign) = wanted.find(|wanted| !known.contains(wanted)) else { return Ok(()) };
-    let whence = configurations.own().map_or_else(
-        || "the file that a balancer is started with, and this one was started without".to_owned(),
-        |own| format!("the balancer's own file: change {0}, then: balancer apply {0} --reread", own.display()),
-    );
-    let message = format!("nothing was changed: {} only from {whence}", foreign.told());
+    let message = format!("nothing was changed: {} only from {}", foreign.told(), whence(configurations));
+    Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
+}
+
+/// Refuses a configuration with another `[control]` than the balancer's own file has: members of the control socket's group
+/// must not be able to let others in, or to have a file written.
+///
+/// # Errors
+/// When it has another one.
+pub(super) async fn refuse_control(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
+    if own(configurations).await.is_some_and(|own| own.control == config.control) {
+        return Ok(());
+    }
+    let message =
+        format!("nothing was changed: [control] is another one, which comes only from {}", whence(configurations));
     Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
 }
 
@@ -44,6 +54,13 @@ pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> 
 async fn own(configurations: &Configurations) -> Option<Config> {
     let path = configurations.own().map(Path::to_owned)?;
     configurations.load(path).await.ok()?.ok().map(|(config, _)| config)
+}
+
+fn whence(configurations: &Configurations) -> String {
+    configurations.own().map_or_else(
+        || "the file that a balancer is started with, and this one was started without".to_owned(),
+        |own| format!("the balancer's own file: change {0}, then: balancer apply {0} --reread", own.display()),
+    )
 }
 
 fn all(config: &Config) -> impl Iterator<Item = Taken<'_>> {

@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     extract::{FromRequestParts, Path, Query, State},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    middleware::from_fn_with_state,
     response::Response,
     routing::{MethodRouter, delete, get, post, put},
 };
@@ -37,7 +38,10 @@ use super::{
     change::{self, ADD_SHAPE, ADMIN_SHAPE},
     events,
     failure::Failure,
-    foreign, quic, statistics, trace,
+    foreign,
+    guard::{Planned, guard},
+    peer::Needs,
+    quic, statistics, trace,
     written::written,
 };
 use crate::{
@@ -52,59 +56,67 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The description of this API.
 const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
 
-/// Every method, its path and what answers it. `docs/openapi.json` describes each; `tests/openapi.rs` compares.
-fn table() -> Vec<(&'static str, &'static str, MethodRouter<Calls>)> {
+/// Every method, its path, the right that it takes, and what answers it. `docs/openapi.json` describes each;
+/// `tests/openapi.rs` compares.
+fn table() -> Vec<(&'static str, &'static str, Needs, MethodRouter<Calls>)> {
     vec![
-        ("GET", "/v1/status", get(status)),
-        ("GET", "/v1/ready", get(ready)),
-        ("GET", "/v1/fleet", get(fleet)),
-        ("PUT", "/v1/withdrawn", put(withdraw)),
-        ("DELETE", "/v1/withdrawn", delete(announce)),
-        ("GET", "/v1/services", get(services)),
-        ("GET", "/v1/services/{service}", get(service)),
-        ("POST", "/v1/services/{service}/backends", post(add_backend)),
-        ("DELETE", "/v1/services/{service}/backends/{backend}", delete(remove_backend)),
-        ("PUT", "/v1/services/{service}/backends/{backend}/admin", put(set_admin)),
-        ("PUT", "/v1/services/{service}/backends/{backend}/weight", put(set_weight)),
-        ("PUT", "/v1/services/{service}/backends/{backend}/limits", put(set_limits)),
-        ("PUT", "/v1/services/{service}/backends/{backend}/health", put(force_health)),
-        ("DELETE", "/v1/services/{service}/backends/{backend}/clients", delete(forget_all)),
-        ("PUT", "/v1/services/{service}/steer", put(set_steer)),
-        ("POST", "/v1/services/{service}/quic/key", post(quic::rotate)),
-        ("GET", "/v1/services/{service}/quic/{backend}", get(quic::server)),
-        ("PUT", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", put(add_listener)),
-        ("DELETE", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", delete(remove_listener)),
-        ("PUT", "/v1/services/{service}/rules/{address}/{length}", put(set_rule)),
-        ("DELETE", "/v1/services/{service}/rules/{address}/{length}", delete(remove_rule)),
-        ("GET", "/v1/services/{service}/clients", get(export_clients)),
-        ("POST", "/v1/services/{service}/clients", post(import_clients)),
-        ("GET", "/v1/backends", get(backends)),
-        ("GET", "/v1/health", get(health)),
-        ("GET", "/v1/rules", get(rules)),
-        ("GET", "/v1/flows", get(flows)),
-        ("GET", "/v1/clients/{ip}", get(clients)),
-        ("DELETE", "/v1/clients/{ip}", delete(forget)),
-        ("POST", "/v1/configuration", post(apply)),
-        ("POST", "/v1/configuration/reread", post(reread)),
-        ("POST", "/v1/plan", post(plan)),
-        ("GET", "/v1/stats", get(statistics::stats)),
-        ("GET", "/v1/top", get(statistics::top)),
-        ("GET", "/v1/events", get(events::events)),
-        ("POST", "/v1/trace", post(trace::begin)),
-        ("GET", "/v1/trace/{trace}", get(trace::packets)),
-        ("DELETE", "/v1/trace/{trace}", delete(trace::end)),
-        ("GET", "/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
+        ("GET", "/v1/status", Needs::Read, get(status)),
+        ("GET", "/v1/ready", Needs::Read, get(ready)),
+        ("GET", "/v1/fleet", Needs::Read, get(fleet)),
+        ("PUT", "/v1/withdrawn", Needs::Change, put(withdraw)),
+        ("DELETE", "/v1/withdrawn", Needs::Change, delete(announce)),
+        ("GET", "/v1/services", Needs::Read, get(services)),
+        ("GET", "/v1/services/{service}", Needs::Read, get(service)),
+        ("POST", "/v1/services/{service}/backends", Needs::Change, post(add_backend)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}", Needs::Change, delete(remove_backend)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/admin", Needs::Drain, put(set_admin)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/weight", Needs::Drain, put(set_weight)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/limits", Needs::Change, put(set_limits)),
+        ("PUT", "/v1/services/{service}/backends/{backend}/health", Needs::Change, put(force_health)),
+        ("DELETE", "/v1/services/{service}/backends/{backend}/clients", Needs::Change, delete(forget_all)),
+        ("PUT", "/v1/services/{service}/steer", Needs::Change, put(set_steer)),
+        ("POST", "/v1/services/{service}/quic/key", Needs::Change, post(quic::rotate)),
+        ("GET", "/v1/services/{service}/quic/{backend}", Needs::Keys, get(quic::server)),
+        ("PUT", "/v1/services/{service}/listeners/{protocol}/{address}/{ports}", Needs::Change, put(add_listener)),
+        (
+            "DELETE",
+            "/v1/services/{service}/listeners/{protocol}/{address}/{ports}",
+            Needs::Change,
+            delete(remove_listener),
+        ),
+        ("PUT", "/v1/services/{service}/rules/{address}/{length}", Needs::Change, put(set_rule)),
+        ("DELETE", "/v1/services/{service}/rules/{address}/{length}", Needs::Change, delete(remove_rule)),
+        ("GET", "/v1/services/{service}/clients", Needs::Read, get(export_clients)),
+        ("POST", "/v1/services/{service}/clients", Needs::Change, post(import_clients)),
+        ("GET", "/v1/backends", Needs::Read, get(backends)),
+        ("GET", "/v1/health", Needs::Read, get(health)),
+        ("GET", "/v1/rules", Needs::Read, get(rules)),
+        ("GET", "/v1/flows", Needs::Read, get(flows)),
+        ("GET", "/v1/clients/{ip}", Needs::Read, get(clients)),
+        ("DELETE", "/v1/clients/{ip}", Needs::Change, delete(forget)),
+        ("POST", "/v1/configuration", Needs::Change, post(apply)),
+        ("POST", "/v1/configuration/reread", Needs::Change, post(reread)),
+        ("POST", "/v1/plan", Needs::Read, post(plan)),
+        ("GET", "/v1/stats", Needs::Read, get(statistics::stats)),
+        ("GET", "/v1/top", Needs::Read, get(statistics::top)),
+        ("GET", "/v1/events", Needs::Read, get(events::events)),
+        ("POST", "/v1/trace", Needs::Change, post(trace::begin)),
+        ("GET", "/v1/trace/{trace}", Needs::Change, get(trace::packets)),
+        ("DELETE", "/v1/trace/{trace}", Needs::Change, delete(trace::end)),
+        ("GET", "/v1/openapi.json", Needs::Read, get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
     ]
 }
 
 /// Every method and path there is.
 #[must_use]
 pub fn routes() -> Vec<(&'static str, &'static str)> {
-    table().into_iter().map(|(method, path, _)| (method, path)).collect()
+    table().into_iter().map(|(method, path, ..)| (method, path)).collect()
 }
 
 pub(super) fn router(calls: Calls, configurations: Configurations) -> Router {
-    let router = table().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
+    let router = table().into_iter().fold(Router::new(), |router, (_, path, needs, handler)| {
+        router.route(path, handler.route_layer(from_fn_with_state(needs, guard)))
+    });
     router
         .fallback(async |parts: Parts| {
             let path = value::quoted(parts.uri.path());
@@ -456,7 +468,7 @@ async fn apply(
     asker: Asker,
     headers: HeaderMap,
     body: Body,
-) -> Outcome<Applied> {
+) -> Result<(Extension<Planned>, Json<Applied>), Failure> {
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
     let ApplyConfiguration { file, text, dry_run, age_seconds, force, reset, path } =
         read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
@@ -467,8 +479,12 @@ async fn apply(
     foreign::refuse(&configurations, &config).await?;
     let services = config.services.clone();
     let config = Box::new(config);
-    let reload = if reset { Change::Reset(config) } else { Change::Reload(config) };
+    let reload = if reset { Change::Reset(config.clone()) } else { Change::Reload(config.clone()) };
     let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
+    // Of a fleet's member, services alone are taken over.
+    if config.fleet.is_none() && planned.reports.iter().any(|line| line.starts_with("control.")) {
+        foreign::refuse_control(&configurations, &config).await?;
+    }
     let is_older = planned.message != NOTHING_CHANGED && is_older(&calls, age_seconds).await?;
     let mut applied = if dry_run {
         Applied::from(planned)
@@ -494,7 +510,7 @@ async fn apply(
         applied.differences.insert(0, older);
     }
     applied.differences.splice(0..0, warnings.iter().map(|warning| format!("warning: {warning}")));
-    Ok(Json(applied))
+    Ok((Extension(Planned(dry_run)), Json(applied)))
 }
 
 /// As SIGHUP, with an answer.

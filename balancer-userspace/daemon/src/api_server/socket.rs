@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
+use balancer_model::control::readers_socket;
 use nix::unistd::{Gid, Group, chown, getegid};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tracing::warn;
@@ -31,7 +32,19 @@ impl ControlSocket {
     /// When there is no such group, when another controller serves the socket, when `path` is something else than a socket, and what the kernel
     /// refuses.
     pub async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
-        let group = group.map(resolve).transpose()?;
+        Self::bind_for(path, group, Whose::Changers).await
+    }
+
+    /// The same of the socket for readers beside the one at `changing`.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub(crate) async fn bind_readers(changing: &Path, group: &str) -> anyhow::Result<Self> {
+        Self::bind_for(&readers_socket(changing), Some(group), Whose::Readers).await
+    }
+
+    async fn bind_for(path: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<Self> {
+        let group = group.map(|group| resolve(group, whose)).transpose()?;
         clear(path).await?;
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)
@@ -59,14 +72,29 @@ impl Listen for ControlSocket {
     }
 }
 
+/// Who uses a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Those who may change something.
+    Changers,
+    /// Those who only read.
+    Readers,
+}
+
 /// The id of a group, by its name or number.
-fn resolve(group: &str) -> anyhow::Result<Gid> {
+fn resolve(group: &str, whose: Whose) -> anyhow::Result<Gid> {
     if let Ok(id) = group.parse() {
         return Ok(Gid::from_raw(id));
     }
     let found = Group::from_name(group).with_context(|| format!("cannot look up the group {group:?}"))?;
+    let (socket, key) = match whose {
+        Whose::Changers => ("the control socket", "group"),
+        Whose::Readers => ("the socket for readers", "readers"),
+    };
     found.map(|group| group.gid).with_context(|| {
-        format!("there is no group {group:?} for the control socket; make it (groupadd --system {group}), or change [control] group")
+        format!(
+            "there is no group {group:?} for {socket}; make it (groupadd --system {group}), or change [control] {key}"
+        )
     })
 }
 
@@ -74,16 +102,16 @@ fn resolve(group: &str) -> anyhow::Result<Gid> {
 ///
 /// # Errors
 /// When there is no such group, or the socket cannot be given to it.
-pub(crate) fn give(path: &Path, group: Option<&str>) -> anyhow::Result<()> {
-    give_to(path, find(group)?)
+pub(crate) fn give(path: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
+    give_to(path, find(group, whose)?)
 }
 
 /// The id of the group that the socket would be given to.
 ///
 /// # Errors
 /// When there is no such group.
-pub(crate) fn find(group: Option<&str>) -> anyhow::Result<Gid> {
-    group.map_or_else(|| Ok(getegid()), resolve)
+pub(crate) fn find(group: Option<&str>, whose: Whose) -> anyhow::Result<Gid> {
+    group.map_or_else(|| Ok(getegid()), |group| resolve(group, whose))
 }
 
 fn give_to(path: &Path, group: Gid) -> anyhow::Result<()> {

@@ -8,9 +8,12 @@
 mod announce;
 mod changes;
 mod guard;
+mod listening;
 mod machine;
 mod news;
 mod plan;
+mod readers;
+mod remote;
 mod scrapes;
 mod switches;
 mod vips;
@@ -39,9 +42,19 @@ pub use self::{
     changes::put_back,
     guard::{VERB as GUARD_VIPS, guard_vips},
 };
-use self::{machine::Machine, news::News, scrapes::Scrapes};
+use self::{
+    machine::Machine,
+    news::News,
+    readers::Readers,
+    remote::{Control, Distant},
+    scrapes::{Metrics, Scrapes},
+};
 use super::{
-    api_server::socket,
+    api_server::{
+        Answering, ControlSocket,
+        socket::{self, Whose},
+    },
+    audit::Audit,
     call::Calls,
     events::Events,
     host_state::{Present, Wanted},
@@ -96,6 +109,9 @@ impl From<&Wanted> for Target {
             keep,
             metrics: _,
             group: _,
+            readers: _,
+            remote: _,
+            audit: _,
         } = wanted.clone();
         let first = interfaces.first();
         let vips = vips.into_iter().filter_map(|(on, address)| {
@@ -158,6 +174,10 @@ pub struct Surroundings {
     pub metrics: Option<TcpListener>,
     /// The path of the control socket, whose group is already set.
     pub socket: PathBuf,
+    /// The socket for readers, already bound.
+    pub readers: Option<ControlSocket>,
+    /// Answers the requests of both sockets.
+    pub answering: Answering,
     /// The supervisor of tasks.
     pub supervisor: Supervisor,
 }
@@ -219,7 +239,18 @@ impl Host {
     /// # Errors
     /// The problem. Nothing is changed then, and changes of an earlier process stay.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
-        let Surroundings { ends, state_file, inherited, events, calls, metrics, socket, supervisor } = surroundings;
+        let Surroundings {
+            ends,
+            state_file,
+            inherited,
+            events,
+            calls,
+            metrics,
+            socket,
+            readers,
+            answering,
+            supervisor,
+        } = surroundings;
         let news = News::open().context("opening a netlink socket")?;
         let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
         tokio::spawn(connection);
@@ -228,21 +259,38 @@ impl Host {
         let (told, present) = watch::channel(Present::default());
         let trace = PresentTrace::default();
         let tracing = Tracing { present: Arc::clone(&trace), asks: asks.downgrade(), last: 0 };
-        let (ready, started) = oneshot::channel();
+        let (ready, started) = oneshot::channel::<anyhow::Result<()>>();
         let now = wanted.clone();
         // Attaching blocks, which only a task of the runtime may do.
         let watched = supervisor.clone();
         let task = supervisor.spawn("the keeping of this machine", async move {
             let target = Target::from(&now);
+            let audit = answering.audit().clone();
+            audit.keep_in(now.audit.clone());
             let started = async {
                 machine.begin(&target).await?;
                 machine.take_over()?;
-                Scrapes::start(now.metrics, metrics, calls, watched)
+                let scrapes = Scrapes::start(Metrics(calls), now.metrics, metrics, watched.clone()).await?;
+                // Bound with what is settled first.
+                let control = Control(answering.clone());
+                anyhow::Ok((scrapes, Distant::start(control, now.remote.clone(), None, watched.clone()).await?))
             };
             match started.await {
-                Ok(scrapes) => {
-                    let mut this =
-                        Keeping { machine, scrapes, socket, wanted: now, target, soon: None, well: false, tracing };
+                Ok((scrapes, distant)) => {
+                    let readers = Readers::start(&socket, now.readers.clone().zip(readers), answering, watched);
+                    let mut this = Keeping {
+                        machine,
+                        scrapes,
+                        socket,
+                        readers,
+                        distant,
+                        audit,
+                        wanted: now,
+                        target,
+                        soon: None,
+                        well: false,
+                        tracing,
+                    };
                     this.settle().await;
                     told.send_replace(this.present());
                     let _ = ready.send(Ok(()));
@@ -394,6 +442,9 @@ struct Keeping {
     scrapes: Scrapes,
     /// The path of the control socket.
     socket: PathBuf,
+    readers: Readers,
+    distant: Distant,
+    audit: Audit,
     wanted: Wanted,
     target: Target,
     /// The wanted state and the target of a prepared change.
@@ -406,6 +457,7 @@ struct Keeping {
 impl Keeping {
     async fn serve(mut self, mut asked: mpsc::UnboundedReceiver<Ask>, mut news: News, told: watch::Sender<Present>) {
         let mut looked = Instant::now();
+        let mut audited = self.audit.trouble();
         loop {
             let next = looked + if self.well { PERIOD } else { AGAIN };
             let ask = tokio::select! {
@@ -414,6 +466,7 @@ impl Keeping {
                     None => return,
                 },
                 () = news.next() => None,
+                Ok(()) = audited.changed() => None,
                 () = sleep_until(next) => None,
             };
             match ask {
@@ -457,13 +510,16 @@ impl Keeping {
     async fn settle(&mut self) {
         let target = self.soon.as_ref().map_or(&self.target, |(_, both)| both);
         let machine = self.machine.settle(target).await;
-        self.well = self.scrapes.retry().await && machine;
+        let listeners = [self.scrapes.retry().await, self.distant.retry().await];
+        self.well = machine && listeners == [true; 2];
     }
 
-    /// Returns the state of the machine and of the metrics listener, as of the last round.
+    /// Returns the state of the machine and of the listeners, as of the last round.
     fn present(&self) -> Present {
         let mut present = self.machine.present();
-        present.troubles.extend(self.scrapes.trouble().map(str::to_owned));
+        let troubles = [self.scrapes.trouble(), self.distant.trouble()];
+        present.troubles.extend(troubles.into_iter().flatten().map(str::to_owned));
+        present.troubles.extend(self.audit.trouble().borrow().clone());
         present
     }
 
@@ -475,12 +531,14 @@ impl Keeping {
         self.soon = Some((wanted.clone(), both.clone()));
         let prepared = async {
             self.machine.check(&must, &vip_interfaces).await?;
-            self.scrapes.prepare(wanted.metrics).await?;
+            self.scrapes.prepare(&wanted.metrics).await?;
+            self.distant.prepare(&wanted.remote).await?;
             if wanted.keep && !self.wanted.keep {
                 self.machine.pin()?;
             }
+            self.readers.prepare(wanted.readers.as_deref()).await?;
             if wanted.group != self.wanted.group {
-                give(&self.socket, &wanted.group).await?;
+                give(&self.socket, wanted.group.as_deref(), Whose::Changers).await?;
             }
             self.machine.extend(&both, &must, self.target.mode).await
         };
@@ -495,9 +553,14 @@ impl Keeping {
     async fn check(&self, wanted: &Wanted) -> anyhow::Result<()> {
         let (interfaces, vip_interfaces) = self.new_interfaces(wanted);
         self.machine.check(&interfaces, &vip_interfaces).await?;
-        self.scrapes.check(wanted.metrics).await?;
-        let group = wanted.group.clone();
-        spawn_blocking(move || socket::find(group.as_deref())).await?.map(drop)
+        self.scrapes.check(&wanted.metrics).await?;
+        self.distant.check(&wanted.remote).await?;
+        let (group, readers) = (wanted.group.clone(), wanted.readers.clone());
+        let find = move || {
+            socket::find(group.as_deref(), Whose::Changers)?;
+            socket::find(readers.as_deref(), Whose::Readers).map(drop)
+        };
+        spawn_blocking(find).await?
     }
 
     /// The interfaces to attach to, and those that may get VIPs.
@@ -511,8 +574,13 @@ impl Keeping {
         self.soon = None;
         self.machine.keep_modes();
         self.scrapes.make().await;
+        self.distant.make().await;
+        self.readers.make();
         if wanted.keep != self.wanted.keep {
             self.machine.keep(wanted.keep);
+        }
+        if wanted.audit != self.wanted.audit {
+            self.audit.keep_in(wanted.audit.clone());
         }
         self.target = Target::from(&wanted);
         self.wanted = wanted;
@@ -524,8 +592,10 @@ impl Keeping {
         self.machine.undo_modes();
         self.scrapes.undo().await;
         self.machine.undo_pins();
+        self.distant.undo().await;
+        self.readers.undo().await;
         if wanted.group != self.wanted.group
-            && let Err(error) = give(&self.socket, &self.wanted.group).await
+            && let Err(error) = give(&self.socket, self.wanted.group.as_deref(), Whose::Changers).await
         {
             warn!("{error:#}");
         }
@@ -540,14 +610,14 @@ impl Keeping {
                 self.machine.detach().await
             }
         };
-        tokio::join!(machine, self.scrapes.end()).0
+        tokio::join!(machine, self.scrapes.end(), self.distant.end(), self.readers.end()).0
     }
 }
 
-/// Sets the group of the socket. Group names are resolved by the system's usual means.
-async fn give(socket: &Path, group: &Option<String>) -> anyhow::Result<()> {
-    let (socket, group) = (socket.to_owned(), group.clone());
-    spawn_blocking(move || socket::give(&socket, group.as_deref())).await?
+/// Sets the group of a socket. Group names are resolved by the system's usual means.
+async fn give(socket: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
+    let (socket, group) = (socket.to_owned(), group.map(str::to_owned));
+    spawn_blocking(move || socket::give(&socket, group.as_deref(), whose)).await?
 }
 
 #[cfg(test)]
@@ -575,6 +645,9 @@ mod tests {
             keep: false,
             metrics: Listen { at: None, page: false },
             group: None,
+            readers: None,
+            remote: None,
+            audit: None,
         }
     }
 

@@ -18,7 +18,7 @@ use nix::{
         prctl,
         signal::{Signal, killpg},
     },
-    unistd::{Gid, Pid, Uid, User, geteuid, setgroups, setresgid, setresuid},
+    unistd::{Gid, Pid, Uid, User, getegid, geteuid, setgroups, setresgid, setresuid},
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -128,8 +128,7 @@ impl Account {
     /// when this process cannot run a program as another user and end it.
     fn of(user: &str) -> io::Result<Self> {
         let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
-        if found.uid.is_root() || found.uid == geteuid() {
-            let whose = if found.uid.is_root() { "root" } else { "the balancer's own user" };
+        if let Some(whose) = powerful(found.uid, found.gid, geteuid(), getegid()) {
             return Err(io::Error::other(format!(
                 "programs of checks never run as {whose}; give another user than {user:?}"
             )));
@@ -173,6 +172,18 @@ impl From<&User> for Account {
     fn from(user: &User) -> Self {
         let sheds_groups = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETGID).unwrap_or(false);
         Self { uid: user.uid, gid: user.gid, sheds_groups }
+    }
+}
+
+/// The one who could change the balancer, or read what it reads, if that is what a user and his group are: `own_user` and
+/// `own_group` are the balancer's.
+fn powerful(user: Uid, group: Gid, own_user: Uid, own_group: Gid) -> Option<&'static str> {
+    match () {
+        () if user.is_root() => Some("root"),
+        () if user == own_user => Some("the balancer's own user"),
+        () if group.as_raw() == 0 => Some("a user of the group root"),
+        () if group == own_group => Some("a user of the balancer's own group"),
+        () => None,
     }
 }
 
@@ -232,6 +243,27 @@ impl Drop for Group {
         if let Some(group) = self.0 {
             // An error means that no process is left.
             let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_user_could_change_the_balancer_or_read_its_secrets_then_no_program_runs_as_him() {
+        for (user, group, whose) in [
+            (0, 0, Some("root")),
+            (0, 1000, Some("root")),
+            (997, 997, Some("the balancer's own user")),
+            (1000, 0, Some("a user of the group root")),
+            (1000, 996, Some("a user of the balancer's own group")),
+            (1000, 1000, None),
+            (65534, 65534, None),
+        ] {
+            let powerful = powerful(user.into(), group.into(), 997.into(), 996.into());
+            assert_eq!(powerful, whose, "{user}:{group}");
         }
     }
 }

@@ -34,9 +34,8 @@ use super::{
 };
 use crate::{
     agents::Agents,
-    api_server::{self, ControlSocket},
+    api_server::{self, Answering, ControlSocket},
     call::{Call, Calls},
-    configuration::Configurations,
     events::Events,
     fleet::Fleet,
     host::Host,
@@ -271,21 +270,13 @@ pub(super) struct Api {
 }
 
 impl Api {
-    pub(super) fn serve(
-        socket: ControlSocket,
-        calls: Calls,
-        configurations: Configurations,
-        supervisor: &Supervisor,
-    ) -> Self {
+    pub(super) fn serve(socket: ControlSocket, answering: Answering, supervisor: &Supervisor) -> Self {
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
             // An error means that the sender is gone, which is the end as well.
             let _ = stopped.changed().await;
         };
-        Self {
-            task: supervisor.spawn("the control socket", api_server::serve(socket, calls, configurations, ended)),
-            stop,
-        }
+        Self { task: supervisor.spawn("the control socket", api_server::serve(socket, answering, ended)), stop }
     }
 
     /// Stops accepting requests, and waits for running answers.

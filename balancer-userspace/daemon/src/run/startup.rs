@@ -29,7 +29,8 @@ use super::{
     running::{Api, EVENTS, Ring, Running},
 };
 use crate::{
-    api_server::ControlSocket,
+    api_server::{Answering, ControlSocket},
+    audit::Audit,
     configuration::Configurations,
     events::Events,
     fleet::{self, Fleet},
@@ -66,6 +67,7 @@ pub(super) struct Startup {
     hangup: Signal,
     ifindexes: Vec<u32>,
     socket: ControlSocket,
+    readers: Option<ControlSocket>,
     /// The pins, which outlive this process or have outlived another.
     pins: Option<Pins>,
     resumed: Resumed,
@@ -85,7 +87,12 @@ impl Startup {
         let signals = Signals::new().context("catching signals")?;
         let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
         let ifindexes = interfaces::resolve_present(&config.interfaces).await?;
-        let socket = ControlSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
+        let control = &config.control;
+        let socket = ControlSocket::bind(&control.socket, control.group.as_deref()).await?;
+        let readers = match &control.readers {
+            Some(group) => Some(ControlSocket::bind_readers(&control.socket, group).await?),
+            None => None,
+        };
         let pins = pins(&config)?;
         let mut resumed = resume(&config, as_written, pins.as_ref())?;
         let fleet = match &config.fleet {
@@ -94,9 +101,7 @@ impl Startup {
         };
         let metrics = match config.metrics_listen {
             // Behave like a running balancer: it works, is degraded, and retries.
-            Some(listen) => {
-                metrics::bind(listen).await.inspect_err(|error| warn!("{error:#}; this is tried again")).ok()
-            }
+            Some(listen) => metrics::bind(listen).await.ok(),
             None => None,
         };
         Ok(Self {
@@ -110,6 +115,7 @@ impl Startup {
             hangup,
             ifindexes,
             socket,
+            readers,
             pins,
             resumed,
             fleet,
@@ -130,6 +136,7 @@ impl Startup {
             hangup,
             ifindexes,
             socket,
+            readers,
             pins,
             resumed,
             mut fleet,
@@ -203,6 +210,9 @@ impl Startup {
         // The state is saved before pins exist, which could not be identified without it.
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
+        let answering =
+            Answering::new(calls_in.clone(), configurations.clone().of(file.clone()), Audit::new(&supervisor));
+        let audit = answering.audit().clone();
         let surroundings = Surroundings {
             ends,
             state_file: config.state_file.clone(),
@@ -210,7 +220,9 @@ impl Startup {
             events: history.clone(),
             calls: calls_in.clone(),
             metrics,
-            socket: config.socket.clone(),
+            socket: config.control.socket.clone(),
+            readers,
+            answering: answering.clone(),
             supervisor: supervisor.clone(),
         };
         let mut host = Host::start(owner.wanted(), surroundings).await?;
@@ -229,7 +241,7 @@ impl Startup {
         let near =
             near_clients::watch(handshakes, owner.neighbours().near(), calls_in.clone(), Arc::clone(&statistics));
         let finding = supervisor.attend("the search for clients on backends' links", near);
-        let api = Api::serve(socket, calls_in.clone(), configurations.clone().of(file.clone()), &supervisor);
+        let api = Api::serve(socket, answering, &supervisor);
         let table = owner.dataplane().flows();
         let counting = (table.capacity() > 0)
             .then(|| supervisor.attend("the counting of connections", flows::watch(table, calls_in.clone())));
@@ -245,10 +257,10 @@ impl Startup {
         let naming = supervisor.attend("the questions to DNS", names::follow(wanted_names, calls_in.clone()));
         let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
         let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
-        let reload = reload::follow(hangup, calls_in.clone(), configurations, file);
+        let reload = reload::follow(hangup, calls_in.clone(), configurations, file, audit);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let services = counted(config.services.len(), "service");
-        history.note(&format!("serving {services}, control socket {}", config.socket.display()));
+        history.note(&format!("serving {services}, control socket {}", config.control.socket.display()));
         Ok(Running {
             manager: ServiceManager::ready(config.services.len()),
             settings: config.statistics,

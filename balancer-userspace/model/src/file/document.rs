@@ -11,6 +11,7 @@ use balancer_common::map_types::MAX_INTERFACES;
 use toml::de::DeTable;
 
 use super::{
+    control,
     findings::Findings,
     fleet::fleet,
     pieces::{self, Known, Services},
@@ -78,15 +79,8 @@ fn of_parts(
         value::word("on_exit", text, &[("detach", OnExit::Detach), ("keep", OnExit::Keep)])
     });
     let state_file = root.text("state_file", findings, value::absolute_path);
-    let control = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings).map(
-        |mut section| {
-            let socket = section.text("socket", findings, value::socket_path);
-            let group = section.text("group", findings, value::group);
-            section.finish(findings);
-            (socket, group)
-        },
-    );
-    let (socket, socket_group) = control.unwrap_or_default();
+    let control = root.table("control", "[control]", "{ socket = \"/run/balancer/balancer.sock\" }", findings);
+    let control = control::control(control, findings);
     let metrics = root.table("metrics", "[metrics]", "{ listen = \"127.0.0.1:9660\" }", findings);
     let (metrics_listen, metrics_page) = metrics.map_or((None, None), |mut section| {
         let listen = section.text("listen", findings, value::listen_address);
@@ -139,8 +133,7 @@ fn of_parts(
         xdp_mode: xdp_mode.map_or(XdpMode::Auto, |mode| mode.value),
         on_exit: on_exit.map_or(OnExit::Detach, |on_exit| on_exit.value),
         state_file: state_file.map_or_else(|| PathBuf::from(STATE_FILE), |path| path.value),
-        socket: socket.map_or_else(|| PathBuf::from(DEFAULT_SOCKET), |path| path.value),
-        socket_group: socket_group.map(|group| group.value),
+        control,
         metrics_listen: metrics_listen.map_or(Some(METRICS_LISTEN), |listen| listen.value),
         metrics_page: metrics_page.unwrap_or(true),
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),

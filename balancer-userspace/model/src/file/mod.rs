@@ -7,6 +7,7 @@ mod agent;
 mod bounded;
 pub mod check;
 pub mod contents;
+mod control;
 pub mod deny;
 pub mod discover;
 mod document;

@@ -44,7 +44,7 @@ fn install(operator: &mut Operator) -> Result<String> {
     operator.reads("systemctl is-enabled balancer", &["disabled"])?;
     operator.reads("getent group balancer", &["balancer:x:"])?;
     operator.reads("getent passwd balancer", &["/usr/sbin/nologin"])?;
-    operator.reads("stat -c '%a %U:%G' /etc/balancer/balancer.toml", &["640 root:balancer"])?;
+    operator.reads("stat -c '%a %U:%G' /etc/balancer/balancer.toml", &["640 root:balancer-config"])?;
     operator.types("systemd-analyze verify --man=no balancer.service").and_then(|words| {
         ensure!(words.is_empty(), "{words}");
         operator.types("dpkg-query --show balancer")
@@ -104,7 +104,9 @@ fn group(operator: &mut Operator) -> Result<String> {
     operator.reads("balancer events --since 1m --json", &[&format!("\"uid\": {uid}")])?;
     operator.types("balancer backend weight web/web2 100")?;
     operator.types_in_vain("runuser -u eve -- balancer status")?;
-    Ok("its members may, others may not".to_owned())
+    operator.types_in_vain("runuser -u oskar -- cat /etc/balancer/balancer.toml")?;
+    operator.types_in_vain("runuser -u oskar -- ls /var/lib/balancer")?;
+    Ok("its members may, others may not, and neither may read the configuration".to_owned())
 }
 
 fn journal(operator: &mut Operator) -> Result<String> {
@@ -392,7 +394,7 @@ fn purge(operator: &mut Operator) -> Result<String> {
          -o -path '/var/cache/*' -prune -o -name '*balancer*' -print",
     )?;
     ensure!(left.is_empty(), "left behind: {left}");
-    operator.types_in_vain("getent group balancer")?;
+    operator.types_in_vain("getent group balancer || getent group balancer-config || getent group balancer-readers")?;
     Ok("nothing is left".to_owned())
 }
 

@@ -4,10 +4,14 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     path::PathBuf,
+    process::Command,
     time::Duration,
 };
 
-use balancer_testkit::topology::{Family, Topology};
+use balancer_testkit::{
+    binaries,
+    topology::{Family, Topology},
+};
 use nix::sys::signal::Signal;
 
 use super::{Fleet, moved};
@@ -84,6 +88,41 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     wait("lb3's file differs", || !fleet.cli(2, &["status"]).contains("its file says other services"));
     let forced = fleet.cli(1, &["apply", "--force", copy.to_str().unwrap()]);
     assert!(forced.contains("applied by 3 of 3 members"), "{forced}");
+}
+
+#[test]
+fn when_a_change_comes_in_at_a_member_then_its_own_audit_file_has_it_and_its_own_readers_only_read() {
+    let mut fleet = Fleet::new();
+    let directory = fleet.files.path().join("lb2");
+    let (audit, readers) = (directory.join("audit.log"), directory.join("balancer-readers.sock"));
+    let original = fs::read_to_string(fleet.file(1)).unwrap();
+    let control = format!("[control]\nreaders = \"0\"\naudit = {audit:?}\n");
+    fs::write(fleet.file(1), original.replace("[control]\n", &control)).unwrap();
+    fleet.reload(1);
+    wait("lb2 has not read its file", || fleet.told(1, "control.readers, control.audit changed"));
+    wait("there is no socket for readers", || readers.exists());
+    assert!(!fleet.files.path().join("lb1/balancer-readers.sock").exists());
+    fleet.cli(1, &["backend", "weight", "web/web1", "70"]);
+    let audited = || fs::read_to_string(&audit).unwrap_or_default();
+    wait("the change is not in the audit file", || {
+        audited().lines().any(|line| line.contains("weight 100 → 70") && line.contains("applied by 3 of 3 members"))
+    });
+    fleet.cli(0, &["backend", "weight", "web/web1", "100"]);
+    assert!(!audited().contains("70 → 100"), "it came in at another member");
+
+    let read = |words: &[&str]| {
+        let mut command = Command::new(binaries::balancer().unwrap());
+        command.arg("--socket").arg(&readers).args(words).output().unwrap()
+    };
+    assert!(read(&["fleet"]).status.success());
+    let refused = read(&["backend", "weight", "web/web1", "70"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("only reads: ask as root"), "{refused:?}");
+    wait("the refusal is not in the audit file", || audited().contains("\"via\":\"readers\""));
+    // Of a member, a file that is applied changes services alone.
+    let copy = fleet.files.path().join("services.toml");
+    fs::write(&copy, original.replace("weight = 100", "weight = 90")).unwrap();
+    fleet.cli(1, &["apply", copy.to_str().unwrap()]);
+    assert!(readers.exists() && audited().contains("POST /v1/configuration"));
 }
 
 #[test]

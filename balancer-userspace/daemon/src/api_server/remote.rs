@@ -1,0 +1,59 @@
+//! The control API for other machines: over TLS, to those who show a certificate.
+
+mod handshakes;
+mod identity;
+mod names;
+#[cfg(test)]
+mod tests;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::anyhow;
+use axum::Extension;
+use tokio::{net::TcpListener, sync::mpsc};
+
+use self::handshakes::{Arrivals, Arrived, accept};
+pub(crate) use self::identity::Identity;
+pub(super) use self::names::Names;
+use super::{Answering, LIMITS, peer::Peer};
+use crate::listener;
+
+/// Listens on `listen`.
+///
+/// # Errors
+/// When the address is not this machine's, is taken, or needs privileges.
+pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let advice = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => "another program listens there",
+            Some(libc::EADDRNOTAVAIL) => "this machine does not have that address",
+            _ => "it cannot be used",
+        };
+        anyhow!("the control listener on {listen}: {advice} ({error}); set [control] listen to a free address and port")
+    })
+}
+
+/// Serves the control API to those who show a certificate, as far as their roles go, until `shutdown` completes and
+/// requests under way are answered, or had their time.
+///
+/// # Errors
+/// When the listener is broken.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    identity: Arc<Identity>,
+    answering: Answering,
+    shutdown: impl Future,
+) -> anyhow::Result<()> {
+    let router = answering.router();
+    let (sender, arrivals) = mpsc::channel(1);
+    let roles = Arc::clone(&identity);
+    let of = move |arrived: &Arrived| {
+        let names = arrived.names.clone();
+        let role = roles.role(&names);
+        router.clone().layer(Extension(Peer::Remote { names, role, address: arrived.address }))
+    };
+    let served = listener::serve(Arrivals::new(arrivals), LIMITS, of, shutdown);
+    // It ends with the other: nobody is there for whom to accept.
+    let (accepted, served) = tokio::join!(accept(listener, identity, sender), served);
+    accepted.and(served)
+}

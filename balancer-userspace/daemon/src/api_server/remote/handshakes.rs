@@ -1,0 +1,155 @@
+//! Connections from other machines, which count once TLS is spoken. Those that take their time make room for others.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, mpsc},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::{debug, warn};
+
+use super::{identity::Identity, names::Names};
+use crate::listener::{Listen, is_passing};
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes under way at once; for one more, the oldest is given up.
+const HANDSHAKES: usize = 64;
+
+/// How long after one refusal others are not told of.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// A connection whose other end has shown a certificate.
+pub(super) struct Arrived {
+    stream: TlsStream<TcpStream>,
+    pub(super) names: Names,
+    pub(super) address: SocketAddr,
+}
+
+/// The connections that have arrived.
+pub(super) struct Arrivals(Mutex<mpsc::Receiver<Arrived>>);
+
+impl Arrivals {
+    pub(super) fn new(arrivals: mpsc::Receiver<Arrived>) -> Self {
+        Self(Mutex::new(arrivals))
+    }
+}
+
+impl Listen for Arrivals {
+    type Stream = Arrived;
+
+    async fn accept(&self) -> io::Result<Arrived> {
+        // Whoever accepts has said why there are no more.
+        self.0.lock().await.recv().await.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+}
+
+/// Accepts connections, and sends those that have shown a certificate, as long as somebody takes them.
+///
+/// # Errors
+/// When the listener is broken.
+pub(super) async fn accept(
+    listener: TcpListener,
+    identity: Arc<Identity>,
+    arrivals: mpsc::Sender<Arrived>,
+) -> anyhow::Result<()> {
+    let mut handshakes = JoinSet::new();
+    let refusals = Arc::new(Refusals::default());
+    let mut begun: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        tokio::select! {
+            () = arrivals.closed() => return Ok(()),
+            Some(_) = handshakes.join_next() => begun.retain(|handshake| !handshake.is_finished()),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    if begun.len() >= HANDSHAKES && let Some(oldest) = begun.pop_front() {
+                        oldest.abort();
+                    }
+                    let (identity, arrivals, refusals) = (Arc::clone(&identity), arrivals.clone(), Arc::clone(&refusals));
+                    begun.push_back(handshakes.spawn(async move {
+                        if let Err(why) = shake_hands(stream, address, &identity, &arrivals).await {
+                            refusals.tell(address, &why);
+                        }
+                    }));
+                }
+                Err(error) if is_passing(&error) => {
+                    warn!("accepting a connection: {error}");
+                    sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => return Err(anyhow!("no connection can be accepted any more: {error}")),
+            },
+        }
+    }
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    address: SocketAddr,
+    identity: &Identity,
+    arrivals: &mpsc::Sender<Arrived>,
+) -> Result<(), String> {
+    let handshake = async {
+        let settings = identity.settings().await?;
+        TlsAcceptor::from(settings).accept(stream).await.map_err(|error| error.to_string())
+    };
+    let late = |_| format!("no handshake within {} s", HANDSHAKE.as_secs());
+    let stream = timeout(HANDSHAKE, handshake).await.map_err(late)??;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let names = shown.map(Names::of).ok_or_else(|| "it shows no certificate".to_owned())?;
+    // An error says that nobody is served any more.
+    let _ = arrivals.send(Arrived { stream, names, address }).await;
+    Ok(())
+}
+
+/// Those who get no connection. Anybody can be one, so that the log has only one at a time.
+#[derive(Default)]
+struct Refusals(std::sync::Mutex<Option<Instant>>);
+
+impl Refusals {
+    fn tell(&self, address: SocketAddr, why: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() >= QUIET) {
+            *last = Some(Instant::now());
+            warn!("the control listener refused {address}: {why}; others are not told of for {} s", QUIET.as_secs());
+        } else {
+            debug!("the control listener refused {address}: {why}");
+        }
+    }
+}
+
+impl AsyncRead for Arrived {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Arrived {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

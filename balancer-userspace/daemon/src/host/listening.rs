@@ -1,0 +1,266 @@
+//! A listener on an address, which may move to another one while it serves.
+
+use std::{
+    net::{self, IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tracing::{info, warn};
+
+use crate::supervisor::{Supervisor, Task};
+
+/// How long the address may take to be free after its listener is told to end.
+const RELEASE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A kind of listener.
+pub(super) trait Outlet: Send {
+    /// The settings of one.
+    type Settings: Clone + PartialEq + Send + Sync;
+    /// What it needs beside its address.
+    type Means: Clone + Send + Sync;
+
+    /// The task, as it is called when it ends.
+    const TASK: &str;
+    /// The thing served, in the plural, for the log.
+    const WHAT: &str;
+
+    /// The address; `None`: it is off.
+    fn at(settings: &Self::Settings) -> Option<SocketAddr>;
+
+    /// Looks for what it needs.
+    ///
+    /// # Errors
+    /// When that is not there.
+    fn means(&self, settings: &Self::Settings) -> impl Future<Output = anyhow::Result<Self::Means>> + Send;
+
+    /// Why it does not serve as it should, although it serves.
+    fn trouble(means: &Self::Means) -> impl Future<Output = Option<String>> + Send;
+
+    /// Listens on an address.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    fn bind(&self, at: SocketAddr) -> impl Future<Output = anyhow::Result<TcpListener>> + Send;
+
+    /// Serves until `shutdown` ends.
+    fn serve(
+        &self,
+        listener: TcpListener,
+        settings: &Self::Settings,
+        means: Self::Means,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static;
+}
+
+/// The server, and what it is to become.
+pub(super) struct Listening<O: Outlet> {
+    outlet: O,
+    settings: O::Settings,
+    serving: Option<Serving<O>>,
+    /// The listener for a change that is not made yet.
+    next: Option<Next<O>>,
+    /// Why nothing is served, or not as it should be, although it is wanted.
+    trouble: Option<String>,
+    supervisor: Supervisor,
+}
+
+struct Serving<O: Outlet> {
+    /// A second descriptor of the socket.
+    socket: net::TcpListener,
+    means: O::Means,
+    stop: watch::Sender<()>,
+    task: Task<()>,
+}
+
+struct Next<O: Outlet> {
+    settings: O::Settings,
+    listener: Option<(TcpListener, O::Means)>,
+}
+
+impl<O: Outlet> Listening<O> {
+    /// Serves on `listener`, which was bound as `settings` say; without one, an address is [tried again](Self::retry).
+    pub(super) async fn start(
+        outlet: O,
+        settings: O::Settings,
+        listener: Option<TcpListener>,
+        supervisor: Supervisor,
+    ) -> anyhow::Result<Self> {
+        let mut this = Self { outlet, settings, serving: None, next: None, trouble: None, supervisor };
+        if let Some(listener) = listener {
+            let means = this.outlet.means(&this.settings).await?;
+            this.serving = Some(this.serve(listener, means)?);
+        }
+        Ok(this)
+    }
+
+    fn serve(&self, listener: TcpListener, means: O::Means) -> anyhow::Result<Serving<O>> {
+        let listener = listener.into_std().context(O::TASK)?;
+        let socket = listener.try_clone().context(O::TASK)?;
+        let listener = TcpListener::from_std(listener).context(O::TASK)?;
+        let (stop, mut stopped) = watch::channel(());
+        let ended = async move {
+            // An error says that the sender is gone, which is the end as well.
+            let _ = stopped.changed().await;
+        };
+        let served = self.outlet.serve(listener, &self.settings, means.clone(), ended);
+        let task = self.supervisor.spawn(O::TASK, served);
+        Ok(Serving { socket, means, stop, task })
+    }
+
+    /// Serves where that is wanted and could not be. Whether all is as it is wanted.
+    pub(super) async fn retry(&mut self) -> bool {
+        let trouble = match (&self.serving, O::at(&self.settings)) {
+            (Some(serving), _) => O::trouble(&serving.means).await,
+            (None, Some(at)) if self.next.is_none() => match self.begin(at).await {
+                Ok(serving) => {
+                    self.serving = Some(serving);
+                    info!("{} on {at}", O::WHAT);
+                    None
+                }
+                Err(error) => Some(format!("{error:#}")),
+            },
+            (None, _) => None,
+        };
+        if let Some(trouble) = trouble.as_ref().filter(|&trouble| self.trouble.as_ref() != Some(trouble)) {
+            warn!("{trouble}; this is tried again");
+        }
+        self.trouble = trouble;
+        self.trouble.is_none()
+    }
+
+    async fn begin(&self, at: SocketAddr) -> anyhow::Result<Serving<O>> {
+        let means = self.outlet.means(&self.settings).await?;
+        self.serve(self.outlet.bind(at).await?, means)
+    }
+
+    /// Why nothing is served, or not as it should be, although it is wanted.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// Binds what `wanted` says, beside the present listener where that is possible.
+    ///
+    /// # Errors
+    /// When the address cannot be used. The present listener serves on.
+    pub(super) async fn prepare(&mut self, wanted: &O::Settings) -> anyhow::Result<()> {
+        if *wanted == self.settings {
+            return Ok(());
+        }
+        let settings = wanted.clone();
+        let Some(at) = O::at(wanted) else {
+            self.next = Some(Next { settings, listener: None });
+            return Ok(());
+        };
+        let means = self.outlet.means(wanted).await?;
+        let before = O::at(&self.settings);
+        let listener = match &self.serving {
+            Some(serving) if before == Some(at) => {
+                let socket = serving.socket.try_clone().context(O::TASK)?;
+                TcpListener::from_std(socket).context(O::TASK)?
+            }
+            Some(_) if before.is_some_and(|before| overlap(before, at)) => {
+                // Both cannot be: the present one steps back for the moment.
+                self.stop().await;
+                match self.bind_soon(at).await {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        self.resume().await;
+                        return Err(error);
+                    }
+                }
+            }
+            _ => self.outlet.bind(at).await?,
+        };
+        self.next = Some(Next { settings, listener: Some((listener, means)) });
+        Ok(())
+    }
+
+    /// Whether [`prepare`](Self::prepare) would find what it needs, as far as that can be told beforehand.
+    pub(super) async fn check(&self, wanted: &O::Settings) -> anyhow::Result<()> {
+        let Some(at) = O::at(wanted).filter(|_| *wanted != self.settings) else { return Ok(()) };
+        self.outlet.means(wanted).await?;
+        if O::at(&self.settings).is_some_and(|before| overlap(before, at)) {
+            return Ok(());
+        }
+        self.outlet.bind(at).await.map(drop)
+    }
+
+    /// The change is made.
+    pub(super) async fn make(&mut self) {
+        let Some(Next { settings, listener }) = self.next.take() else { return };
+        let before = self.serving.take();
+        self.settings = settings;
+        match listener.map(|(listener, means)| self.serve(listener, means)).transpose() {
+            Ok(serving) => self.serving = serving,
+            Err(error) => warn!("{error:#}"),
+        }
+        match O::at(&self.settings) {
+            Some(at) => info!("{} on {at}", O::WHAT),
+            None => info!("{} off", O::WHAT),
+        }
+        if let Some(before) = before {
+            before.stop();
+        }
+    }
+
+    /// The change is not made.
+    pub(super) async fn undo(&mut self) {
+        if self.next.take().is_some() && self.serving.is_none() {
+            self.resume().await;
+        }
+    }
+
+    /// Ends it; requests under way have a moment.
+    pub(super) async fn end(mut self) {
+        self.stop().await;
+    }
+
+    async fn stop(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            let _ = serving.stop().ended().await;
+        }
+    }
+
+    async fn resume(&mut self) {
+        let Some(at) = O::at(&self.settings) else { return };
+        let resumed = async {
+            let means = self.outlet.means(&self.settings).await?;
+            self.serve(self.bind_soon(at).await?, means)
+        };
+        match resumed.await {
+            Ok(serving) => self.serving = Some(serving),
+            Err(error) => warn!("{error:#}"),
+        }
+    }
+
+    async fn bind_soon(&self, at: SocketAddr) -> anyhow::Result<TcpListener> {
+        let deadline = Instant::now() + RELEASE;
+        loop {
+            match self.outlet.bind(at).await {
+                Err(_) if Instant::now() < deadline => sleep(PAUSE).await,
+                bound => return bound,
+            }
+        }
+    }
+}
+
+impl<O: Outlet> Serving<O> {
+    fn stop(self) -> Task<()> {
+        self.task.release();
+        drop(self.stop);
+        self.task
+    }
+}
+
+/// Whether two listeners cannot be at once.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = |address: IpAddr| address.is_unspecified();
+    one.port() == other.port() && (one.ip() == other.ip() || any(one.ip()) || any(other.ip()))
+}
