@@ -134,6 +134,11 @@ impl Kubernetes {
         self.change(|store| store.faults.silent = silent);
     }
 
+    /// Answers so many of the next requests with 403, as it does for a second after it was started: it reads roles then.
+    pub fn denies_requests(&self, count: usize) {
+        self.change(|store| store.faults.denies = count);
+    }
+
     /// Has slices of endpoints only as `v1beta1`, as up to Kubernetes 1.20.
     pub fn is_old(&self) {
         self.change(|store| store.faults.old = true);
@@ -193,6 +198,10 @@ fn watch(shared: &Shared, request: &Request, stream: &mut TcpStream) -> Result<(
     let Some(place) = place.filter(|_| store.knows(&request.path)) else {
         return Ok(http::answer(stream, 404, &store::status(404, "there is no such kind"))?);
     };
+    if store.faults.denies > 0 {
+        store.faults.denies -= 1;
+        return Ok(http::answer(stream, 403, &store::forbidden(&request.path))?);
+    }
     store.watched.push(request.path.clone());
     http::begin_chunks(stream)?;
     loop {
