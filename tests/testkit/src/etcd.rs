@@ -187,6 +187,12 @@ pub struct Certificates {
 }
 
 impl Certificates {
+    /// Those of servers at the addresses that they were made for.
+    #[must_use]
+    pub const fn server(&self) -> &Tls {
+        &self.server
+    }
+
     /// Makes an authority, and what it signs, in `directory`.
     ///
     /// # Errors

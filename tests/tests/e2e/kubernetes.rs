@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crossings;
+mod lab;
 
 use std::{
     collections::BTreeMap,

@@ -1,6 +1,7 @@
 //! A small stand-in of Kubernetes' API server, which keeps objects, tells watchers, and fails as it is told.
 
 pub mod http;
+pub mod real;
 mod store;
 
 use std::{
