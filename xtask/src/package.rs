@@ -5,22 +5,31 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build::{self, Aim},
+    build::{self, Aim, KUBERNETES},
     command::{built, cargo, output, program, root, run},
     setup::{Purpose, cargo_deb, setup},
 };
 
-/// Sets up, builds for release, generates manual pages and completions, and makes a Debian package of it all.
+/// The crate of the command, which makes the balancer's package.
+pub(crate) const BALANCER: &str = "balancer-userspace";
+
+/// The crates that each make a Debian package.
+pub(crate) const PACKAGES: [&str; 2] = [BALANCER, KUBERNETES];
+
+/// Sets up, builds for release, generates manual pages and completions, and makes Debian packages of it all.
 pub(crate) fn package() -> Result<()> {
     contents(Aim::Release, &[])?;
-    run(&mut stripped(Aim::Release))
+    for package in PACKAGES {
+        run(&mut stripped(package, Aim::Release))?;
+    }
+    Ok(())
 }
 
 /// All that a package is made of, with programs for `aim`, and what makes it; and programs of the tests.
 pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
     if aim == Aim::Release {
-        build::programs(build::PRODUCT, aim)?;
+        build::programs(&[build::PRODUCT, &[KUBERNETES]].concat(), aim)?;
     }
     accompany(aim, programs)
 }
@@ -56,9 +65,9 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     cargo_deb()
 }
 
-/// Makes a package of what is there for `aim`, without its tens of megabytes of debug information.
-pub(crate) fn stripped(aim: Aim) -> Command {
-    let mut command = deb();
+/// Makes the package of a crate of what is there for `aim`, without its tens of megabytes of debug information.
+pub(crate) fn stripped(package: &str, aim: Aim) -> Command {
+    let mut command = deb(package);
     command.args(["--strip", "--profile", aim.profile()]);
     if aim == Aim::Test {
         // Nobody downloads it, and compressing two of them well took a minute of processor time.
@@ -67,9 +76,9 @@ pub(crate) fn stripped(aim: Aim) -> Command {
     command
 }
 
-/// Makes a package of what is there.
-pub(crate) fn deb() -> Command {
+/// Makes the package of a crate of what is there.
+pub(crate) fn deb(package: &str) -> Command {
     let mut command = cargo();
-    command.args(["deb", "--quiet", "--package", "balancer-userspace", "--no-build", "--locked"]);
+    command.args(["deb", "--quiet", "--package", package, "--no-build", "--locked"]);
     command
 }

@@ -67,7 +67,22 @@ pub(crate) fn programs() -> Result<PathBuf> {
     if !server.is_file() {
         Build::prepare(&apt, &place)?.server(&server)?;
     }
+    tidy(&place, &bin)?;
     Ok(bin)
+}
+
+/// Leaves nothing of `place` but the programs: sources, compiler and cache take gigabytes.
+fn tidy(place: &Path, bin: &Path) -> Result<()> {
+    for entry in fs::read_dir(place).with_context(|| place.display().to_string())? {
+        let path = entry?.path();
+        let removed = match path.is_dir() {
+            _ if path == bin => continue,
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// Unpacks packages into a directory of their own, which is empty before.

@@ -29,7 +29,7 @@ pub(crate) enum Lab {
         fault: Option<String>,
     },
     /// What `balancer-kubernetes` does with a real API server and a real `kubectl`, both Debian's; the first time, the
-    /// server is built from Debian's sources, which takes a quarter of an hour and 3 GB below `target`.
+    /// server is built from Debian's sources, which takes a quarter of an hour and meanwhile 3 GB below `target`.
     Kubernetes(kubernetes::Options),
 }
 
