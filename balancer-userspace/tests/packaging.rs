@@ -124,3 +124,25 @@ fn when_systemd_verifies_the_unit_then_it_accepts_it() {
         Err(error) => println!("not verified: systemd-analyze: {error}"),
     }
 }
+
+#[test]
+fn when_the_program_for_clusters_is_packed_then_its_files_exist_and_its_unit_names_them() {
+    let crates = root().join("balancer-userspace/kubernetes");
+    let manifest: toml::Table = fs::read_to_string(crates.join("Cargo.toml")).unwrap().parse().unwrap();
+    let deb = &manifest["package"]["metadata"]["deb"];
+    for asset in deb["assets"].as_array().unwrap() {
+        let source = asset[0].as_str().unwrap();
+        assert!(source == "target/release/balancer-kubernetes" || crates.join(source).is_file(), "{source}");
+    }
+    let scripts = crates.join(deb["maintainer-scripts"].as_str().unwrap());
+    for script in ["postinst", "prerm", "postrm"] {
+        let check = Command::new("sh").arg("-n").arg(scripts.join(script)).output().unwrap();
+        assert!(check.status.success(), "{script}: {}", String::from_utf8_lossy(&check.stderr));
+    }
+    let unit = packaging("balancer-kubernetes.service");
+    let options = packaging("balancer-kubernetes.default");
+    assert!(unit.contains("\nExecStart=/usr/sbin/balancer-kubernetes run $OPTIONS\n"), "{unit}");
+    assert!(unit.contains("\nEnvironmentFile=/etc/default/balancer-kubernetes\n"), "{unit}");
+    assert!(unit.contains("\nCapabilityBoundingSet=\n") && unit.contains("\nReadWritePaths=/etc/balancer\n"), "{unit}");
+    assert!(options.lines().any(|line| line.starts_with("OPTIONS=\"--kubeconfig=/etc/balancer/")), "{options}");
+}

@@ -10,6 +10,9 @@ use crate::{
 /// The product's programs.
 pub(crate) const PRODUCT: &[&str] = &["balancer"];
 
+/// The program for clusters, and its package.
+pub(crate) const KUBERNETES: &str = "balancer-kubernetes";
+
 /// The purpose of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
@@ -74,7 +77,7 @@ pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--package", "balancer-userspace"]).args(aim.options());
     for name in names.iter().filter(|name| !PRODUCT.contains(name)) {
-        command.args(["--package", if name.starts_with("bench-") { "balancer-bench" } else { "balancer-tests" }]);
+        command.args(["--package", package(name)]);
     }
     for name in names {
         command.args(["--bin", name]);
@@ -83,6 +86,15 @@ pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
         println!("Building {}: the first time this takes minutes", names.join(", "));
     }
     run(&mut command)
+}
+
+/// The package of a program that is not the product.
+fn package(program: &str) -> &'static str {
+    match program {
+        KUBERNETES => KUBERNETES,
+        _ if program.starts_with("bench-") => "balancer-bench",
+        _ => "balancer-tests",
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,19 @@ impl Apt {
     /// Fetches lists of these suites from this machine's mirrors, at most twice a day, for Debian's `architecture` or
     /// for this machine's.
     pub(crate) fn new(directory: &Path, suites: &[&str], architecture: Option<&str>) -> Result<Self> {
+        let this = Self::configured(directory, architecture)?;
+        this.refresh(suites, &["deb"])?;
+        Ok(this)
+    }
+
+    /// The same for this machine's architecture, with lists of source packages as well.
+    pub(crate) fn with_sources(directory: &Path, suites: &[&str]) -> Result<Self> {
+        let this = Self::configured(directory, None)?;
+        this.refresh(suites, &["deb", "deb-src"])?;
+        Ok(this)
+    }
+
+    fn configured(directory: &Path, architecture: Option<&str>) -> Result<Self> {
         let directory = directory.join("apt");
         for part in ["lists/partial", "cache/archives/partial", "parts"] {
             fs::create_dir_all(directory.join(part))?;
@@ -45,9 +58,7 @@ impl Apt {
             );
         }
         fs::write(&configuration, settings)?;
-        let this = Self { directory, configuration };
-        this.refresh(suites)?;
-        Ok(this)
+        Ok(Self { directory, configuration })
     }
 
     fn command(&self, name: &str) -> Command {
@@ -56,7 +67,7 @@ impl Apt {
         command
     }
 
-    fn refresh(&self, suites: &[&str]) -> Result<()> {
+    fn refresh(&self, suites: &[&str], kinds: &[&str]) -> Result<()> {
         let fresh = self.directory.join("fresh");
         let age = fs::metadata(&fresh).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age < LISTS_ARE_FRESH) {
@@ -65,7 +76,7 @@ impl Apt {
         let mirrors =
             output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
         let mirrors = mirrors.context("`apt-get indextargets` failed")?;
-        fs::write(self.directory.join("sources.list"), sources(&mirrors, suites)?)?;
+        fs::write(self.directory.join("sources.list"), sources(&mirrors, suites, kinds)?)?;
         // A mirror without a suite is no failure: the search reports missing packages.
         run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
             println!("Some of Debian's suites are not on this machine's mirrors.");
@@ -91,6 +102,11 @@ impl Apt {
         run(self.command("apt-get").args(["-qq", "download", package]).current_dir(directory))
     }
 
+    /// Downloads the files of a source package into `directory`, and does not unpack them.
+    pub(crate) fn download_source(&self, package: &str, directory: &Path) -> Result<()> {
+        run(self.command("apt-get").args(["-qq", "--download-only", "source", package]).current_dir(directory))
+    }
+
     /// Downloads packages and their dependencies, unless they are there. Returns the files.
     pub(crate) fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");
@@ -103,17 +119,17 @@ impl Apt {
     }
 }
 
-/// The apt sources for `suites` on `mirrors`.
-fn sources(mirrors: &str, suites: &[&str]) -> Result<String> {
+/// The apt sources for `suites` on `mirrors`, of these kinds of packages: `deb`, `deb-src`.
+fn sources(mirrors: &str, suites: &[&str], kinds: &[&str]) -> Result<String> {
     let mirrors: Vec<&str> = mirrors.lines().filter(|mirror| mirror.starts_with("http")).collect();
     let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();
     let debian = |mirror: &&&str| mirror.trim_end_matches('/').ends_with("/debian");
     let main =
         mirrors.iter().find(debian).copied().or_else(|| find(false)).context("this machine's apt has no mirror")?;
     let security = find(true).map_or_else(|| format!("{}-security", main.trim_end_matches('/')), str::to_owned);
-    let lines = suites.iter().map(|suite| {
+    let lines = suites.iter().flat_map(|suite| {
         let mirror = if suite.ends_with("-security") { &security } else { main };
-        format!("deb [signed-by={KEYS}] {mirror} {suite} main\n")
+        kinds.iter().map(move |kind| format!("{kind} [signed-by={KEYS}] {mirror} {suite} main\n"))
     });
     Ok(lines.collect())
 }
@@ -125,8 +141,9 @@ mod tests {
     #[test]
     fn when_the_machine_has_mirrors_then_downloads_use_them() {
         let mirrors = "http://other.test/tools/\nhttp://mirror.test/debian-security/\nhttp://mirror.test/debian/\ncdrom://disc/\n";
-        let sources = sources(mirrors, &["trixie-backports", "trixie-security"]).expect("mirrors");
+        let sources = sources(mirrors, &["trixie-backports", "trixie-security"], &["deb", "deb-src"]).expect("mirrors");
         assert!(sources.contains("] http://mirror.test/debian/ trixie-backports main\n"), "{sources}");
         assert!(sources.contains("] http://mirror.test/debian-security/ trixie-security main\n"), "{sources}");
+        assert!(sources.lines().any(|line| line.starts_with("deb-src [") && line.ends_with("trixie-security main")));
     }
 }

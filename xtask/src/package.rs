@@ -5,22 +5,31 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build::{self, Aim},
+    build::{self, Aim, KUBERNETES},
     command::{built, cargo, output, program, root, run},
     setup::{Purpose, cargo_deb, setup},
 };
 
-/// Sets up, builds for release, generates manual pages and completions, and makes a Debian package.
+/// The crate of the command, which makes the balancer's package.
+pub(crate) const BALANCER: &str = "balancer-userspace";
+
+/// The crates that each make a Debian package.
+pub(crate) const PACKAGES: [&str; 2] = [BALANCER, KUBERNETES];
+
+/// Sets up, builds for release, generates manual pages and completions, and makes the Debian packages.
 pub(crate) fn package() -> Result<()> {
     contents(Aim::Release, &[])?;
-    run(&mut stripped(Aim::Release))
+    for package in PACKAGES {
+        run(&mut stripped(package, Aim::Release))?;
+    }
+    Ok(())
 }
 
 /// Builds the contents of a package with programs for `aim`, the packaging tool, and programs of the tests.
 pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
     if aim == Aim::Release {
-        build::programs(build::PRODUCT, aim)?;
+        build::programs(&[build::PRODUCT, &[KUBERNETES]].concat(), aim)?;
     }
     accompany(aim, programs)
 }
@@ -57,9 +66,9 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     cargo_deb()
 }
 
-/// Returns the command that makes a package of the programs for `aim`, without their large debug information.
-pub(crate) fn stripped(aim: Aim) -> Command {
-    let mut command = deb();
+/// Returns the command that makes a crate's package of the programs for `aim`, without their large debug information.
+pub(crate) fn stripped(package: &str, aim: Aim) -> Command {
+    let mut command = deb(package);
     command.args(["--strip", "--profile", aim.profile()]);
     if aim == Aim::Test {
         // This package is not for download, and good compression of two packages took a minute.
@@ -68,9 +77,9 @@ pub(crate) fn stripped(aim: Aim) -> Command {
     command
 }
 
-/// Returns the command that makes a package of the existing files.
-pub(crate) fn deb() -> Command {
+/// Returns the command that makes a crate's package of the existing files.
+pub(crate) fn deb(package: &str) -> Command {
     let mut command = cargo();
-    command.args(["deb", "--quiet", "--package", "balancer-userspace", "--no-build", "--locked"]);
+    command.args(["deb", "--quiet", "--package", package, "--no-build", "--locked"]);
     command
 }

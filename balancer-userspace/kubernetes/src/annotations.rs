@@ -12,7 +12,8 @@ pub const PREFIX: &str = "sticky.balancer/";
 
 /// Keys of a service in the balancer's configuration that an annotation may set; its value is what is behind the `=` there.
 /// Keys that touch the balancer's machine, such as `assign_vip` and `table_size`, are not for users of a cluster.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 12] = [
+    "agent",
     "bounded_load",
     "check",
     "client_prefix",
@@ -120,6 +121,7 @@ fn setting(name: &str, text: &str) -> Result<Value, String> {
         };
     };
     match (name, value) {
+        ("agent", number @ Value::Integer(_)) => Ok(table("port", number)),
         ("client_prefix", number @ Value::Integer(_)) => Ok(table("v4", number)),
         ("bounded_load", number @ (Value::Integer(_) | Value::Float(_))) => Ok(table("factor", number)),
         ("outage", number @ (Value::Integer(_) | Value::Float(_))) => Ok(table("share", number)),
@@ -181,6 +183,7 @@ mod tests {
     #[test]
     fn when_a_value_is_short_then_it_is_the_one_that_matters_most() {
         for (key, text, expected) in [
+            ("agent", "9777", toml::toml! { value = { port = 9777 } }),
             ("client_prefix", "24", toml::toml! { value = { v4 = 24 } }),
             ("drain", "\"2m\"", toml::toml! { value = { timeout = "2m" } }),
             ("check", "none", toml::toml! { value = { type = "none" } }),
@@ -195,7 +198,7 @@ mod tests {
     fn when_an_annotation_is_unknown_or_wrong_then_it_is_told_and_left_out() {
         for (name, value, said) in [
             ("drian", "2m", "there is none of that name; did you mean drain?"),
-            ("colour", "blue", "there are addresses, forwarding, bounded_load"),
+            ("colour", "blue", "there are addresses, forwarding, agent, bounded_load"),
             ("forwarding", "nta", "did you mean \"nat\"?"),
             ("forwarding", "dsr", "known values: nat, snat, ipip"),
             ("addresses", "198.51.100", "\"198.51.100\" is not an IP address"),

@@ -49,7 +49,7 @@ pub struct Run {
     #[arg(long, value_name = "true|IF")]
     pub assign_vip: Option<String>,
     /// Where to serve GET /metrics
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9661")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9662")]
     pub metrics: SocketAddr,
     /// The Lease that one of several controllers holds, NAMESPACE/NAME; none: act without one
     #[arg(long, value_name = "NAMESPACE/NAME|none", default_value = "kube-system/balancer-kubernetes")]

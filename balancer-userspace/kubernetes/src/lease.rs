@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::cluster::{Answer, Cluster, Failure};
+use crate::cluster::{Answer, Cluster, Failure, trouble::Trouble};
 
 /// How long a Lease holds after it was renewed.
 const DURATION: Duration = Duration::from_secs(15);
@@ -77,13 +77,18 @@ impl Candidacy {
     /// Holds the Lease whenever it is free. `until` says until when it is held for sure; the past: it is not.
     pub async fn run(self, cluster: Cluster, until: watch::Sender<Option<Instant>>) {
         let mut seen = None;
+        let mut trouble = Trouble::new(&format!("Lease {}/{}", self.namespace, self.name));
         loop {
             let asked = Instant::now();
-            match self.round(&cluster, &mut seen).await {
+            let round = self.round(&cluster, &mut seen).await;
+            if round.is_ok() {
+                trouble.is_over();
+            }
+            match round {
                 // Others wait for as long since they saw it, which was later.
                 Ok(true) => drop(until.send_replace(Some(asked + DURATION - PACE))),
                 Ok(false) => drop(until.send_replace(None)),
-                Err(failure) => tracing::warn!("Lease {}/{}: {failure}", self.namespace, self.name),
+                Err(failure) => trouble.say(&failure, "it is tried again"),
             }
             sleep(PACE).await;
         }

@@ -187,6 +187,12 @@ pub struct Certificates {
 }
 
 impl Certificates {
+    /// The certificates of servers at the addresses for which they were made.
+    #[must_use]
+    pub const fn server(&self) -> &Tls {
+        &self.server
+    }
+
     /// Creates an authority and certificates in `directory`.
     ///
     /// # Errors

@@ -1,6 +1,9 @@
 //! Tests of Kubernetes services: a stand-in for the API server, web servers as pods, and the real program.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod crossings;
+mod lab;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -86,11 +89,19 @@ impl World {
     }
 
     fn service(&self) {
+        self.service_with(&[]);
+    }
+
+    /// The Service, with more annotations.
+    fn service_with(&self, more: &[(&str, &str)]) {
+        let mut annotations = json!({"sticky.balancer/drain": "12s",
+            "sticky.balancer/check": "{ type = \"tcp\", interval = \"300ms\", fall = 5, rise = 1 }"});
+        for (name, value) in more {
+            annotations[format!("sticky.balancer/{name}")] = json!(value);
+        }
         self.cluster.put(
             "services",
-            json!({"metadata": {"namespace": "shop", "name": "web", "annotations": {
-                    "sticky.balancer/drain": "12s",
-                    "sticky.balancer/check": "{ type = \"tcp\", interval = \"300ms\", fall = 5, rise = 1 }"}},
+            json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations},
                 "spec": {"type": "LoadBalancer", "loadBalancerClass": "sticky.balancer/xdp",
                     "ports": [{"port": 80, "protocol": "TCP"}]}}),
         );
@@ -102,6 +113,14 @@ impl World {
         let service = services.into_iter().find(|service| service.name == SERVICE);
         let backends = service.into_iter().flat_map(|service| service.backends);
         backends.map(|backend| (backend.name, backend.state)).collect()
+    }
+
+    /// The names of backends with their administrative states.
+    fn admins(&self) -> BTreeMap<String, String> {
+        let services = self.site.status().unwrap().services;
+        let service = services.into_iter().find(|service| service.name == SERVICE);
+        let backends = service.into_iter().flat_map(|service| service.backends);
+        backends.map(|backend| (backend.name, backend.admin)).collect()
     }
 
     #[track_caller]

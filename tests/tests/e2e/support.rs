@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     fs,
     net::SocketAddr,
     ops::RangeInclusive,
@@ -45,6 +45,13 @@ pub(crate) fn runs(pid: impl Display) -> bool {
 pub(crate) struct Load {
     asked: usize,
     failed: Vec<String>,
+}
+
+impl Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} requests failed", self.failed.len(), self.asked)?;
+        self.failed.first().map_or(Ok(()), |first| write!(f, ", the first: {first}"))
+    }
 }
 
 impl Load {

@@ -4,19 +4,24 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
+use super::PROGRAMS;
 use crate::command::{output, program, root, run};
 
 /// The file of checksums.
 pub(super) const CHECKSUMS: &str = "SHA256SUMS";
 
 /// Files below the project's root, and their directories in the archive.
-const FILES: [(&str, &str); 8] = [
+const FILES: [(&str, &str); 12] = [
     ("README.md", ""),
     ("CHANGELOG.md", ""),
     ("LICENSE-APACHE", ""),
     ("LICENSE-MIT", ""),
     ("packaging/balancer.service", ""),
     ("packaging/balancer.toml", ""),
+    ("packaging/balancer-kubernetes.service", ""),
+    ("packaging/balancer-kubernetes.default", ""),
+    ("contrib/kubernetes/rbac.yaml", "contrib/kubernetes"),
+    ("contrib/kubernetes/deployment.yaml", "contrib/kubernetes"),
     ("docs/openapi.json", "docs"),
     ("contrib/systemd/exec-checks.conf", "contrib/systemd"),
 ];
@@ -24,11 +29,13 @@ const FILES: [(&str, &str); 8] = [
 /// Directories of generated files.
 const DIRECTORIES: [&str; 2] = ["man", "completions"];
 
-/// Makes `NAME.tar.gz` in `directory` from a directory with the program and its other files.
-pub(super) fn make(directory: &Path, name: &str, binary: &Path, bill: &Path, time: &str) -> Result<()> {
+/// Makes `NAME.tar.gz` in `directory` from a directory with the programs, which are in `built`, and their other files.
+pub(super) fn make(directory: &Path, name: &str, built: &Path, bill: &Path, time: &str) -> Result<()> {
     let tree = directory.join(name);
     fs::create_dir_all(&tree)?;
-    copy(binary, &tree.join("balancer"))?;
+    for program in PROGRAMS {
+        copy(&built.join(program), &tree.join(program))?;
+    }
     copy(bill, &tree.join("sbom.cdx.json"))?;
     for (file, place) in FILES {
         let from = root().join(file);

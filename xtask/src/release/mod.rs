@@ -19,11 +19,14 @@ use anyhow::{Context as _, Result, ensure};
 use self::{musl::Toolchain, sbom::Library};
 use crate::{
     arch::Arch,
-    build::Aim,
+    build::{Aim, KUBERNETES},
     command::{cargo_of, output, program, root, run},
-    package::{accompany, deb},
+    package::{PACKAGES, accompany, deb},
     setup::{Purpose, cross_compiler, nightly, setup},
 };
+
+/// The programs, in the order of their packages.
+const PROGRAMS: [&str; 2] = ["balancer", KUBERNETES];
 
 /// The version of the whole workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -48,10 +51,10 @@ pub(crate) fn release(architectures: &[Arch], key: Option<&Path>) -> Result<()> 
         fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
     }
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    for (arch, binary) in programs {
+    for (arch, built) in programs {
         let mut libraries = Toolchain::make(arch)?.libraries_linked()?;
         libraries.push(standard_library(&compiler)?);
-        pack(arch, &binary, &libraries, &directory, &time)?;
+        pack(arch, &built, &libraries, &directory, &time)?;
     }
     archive::checksums(&directory)?;
     if let Some(key) = key {
@@ -73,15 +76,18 @@ fn standard_library(compiler: &str) -> Result<Library> {
     Ok(Library { name: "rust-std", version, licence: "MIT OR Apache-2.0" })
 }
 
-fn pack(arch: Arch, binary: &Path, libraries: &[Library], directory: &Path, time: &str) -> Result<()> {
+fn pack(arch: Arch, built: &Path, libraries: &[Library], directory: &Path, time: &str) -> Result<()> {
     let name = format!("balancer-{VERSION}-{}", arch.name());
     let bill = directory.join(format!("{name}.cdx.json"));
     fs::write(&bill, sbom::bill(&target(arch), libraries)?).with_context(|| bill.display().to_string())?;
-    archive::make(directory, &name, binary, &bill, time)?;
-    let package = directory.join(format!("balancer_{VERSION}-1_{}.deb", arch.debian()));
-    let mut command = deb();
-    command.args(["--no-strip", "--target", &target(arch), "--output"]).arg(&package);
-    run(command.env("SOURCE_DATE_EPOCH", time))
+    archive::make(directory, &name, built, &bill, time)?;
+    for (package, program) in PACKAGES.into_iter().zip(PROGRAMS) {
+        let file = directory.join(format!("{program}_{VERSION}-1_{}.deb", arch.debian()));
+        let mut command = deb(package);
+        command.args(["--no-strip", "--target", &target(arch), "--output"]).arg(&file);
+        run(command.env("SOURCE_DATE_EPOCH", time))?;
+    }
+    Ok(())
 }
 
 /// The time in seconds since 1970 that replaces every file's time: `SOURCE_DATE_EPOCH`, or the last commit's.
@@ -95,13 +101,16 @@ fn source_time() -> Result<String> {
     Ok(time)
 }
 
-/// Builds the balancer, and returns the program.
+/// Builds the programs, and returns their directory.
 fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathBuf> {
     let target = target(arch);
     let toolchain = Toolchain::make(arch)?;
     let variable = target.replace('-', "_");
     let mut command = cargo_of(compiler);
-    command.args(["build", "--release", "--locked", "--package", "balancer-userspace", "--bin", "balancer"]);
+    command.args(["build", "--release", "--locked"]);
+    for (package, program) in PACKAGES.into_iter().zip(PROGRAMS) {
+        command.args(["--package", package, "--bin", program]);
+    }
     command.args(["-Z", "build-std=std,panic_unwind", "--target", &target]);
     command.env("RUSTC_WRAPPER", wrapper).env("SOURCE_DATE_EPOCH", time);
     command.env(format!("CC_{variable}"), toolchain.compiler()).env(format!("AR_{variable}"), toolchain.archiver());
@@ -113,5 +122,5 @@ fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathB
     );
     println!("Building for {target}");
     run(&mut command)?;
-    Ok(root().join("target").join(target).join("release/balancer"))
+    Ok(root().join("target").join(target).join("release"))
 }

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::VERSION;
 use crate::command::{cargo, output};
 
-/// The command and the kernel program in it.
-const ROOTS: [&str; 2] = ["balancer-userspace", "balancer-ebpf"];
+/// The command and the kernel program in it, and the program for clusters.
+const ROOTS: [&str; 3] = ["balancer-userspace", "balancer-ebpf", "balancer-kubernetes"];
 
 /// A library that is linked with the program and is no crate.
 pub(super) struct Library {

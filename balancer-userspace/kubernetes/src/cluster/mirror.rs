@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Answer, Cluster, Failure};
+use super::{Answer, Cluster, Failure, trouble::Trouble};
 use crate::{metrics::Metrics, slices::EndpointSlice};
 
 /// How long a list is good for.
@@ -114,17 +114,19 @@ impl<T: Object> Mirror<T> {
     /// Follows the objects for ever; `wake` is told of each change.
     pub async fn follow(self: Arc<Self>, cluster: Cluster, wake: Arc<Notify>, metrics: Arc<Metrics>) {
         let mut pause = PAUSE;
+        let mut trouble = Trouble::new(T::PATHS[0]);
         loop {
             match self.list(&cluster).await {
                 Ok((path, version)) => {
                     pause = PAUSE;
+                    trouble.is_over();
                     metrics.listed();
                     wake.notify_one();
                     self.watch(&cluster, path, version, &wake).await;
                 }
                 Err(failure) => {
                     metrics.failed("cluster");
-                    tracing::warn!("{}: {failure}; what was known stays in force", T::PATHS[0]);
+                    trouble.say(&failure, "what was known stays in force");
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

@@ -1,6 +1,7 @@
 //! The API server: requests, and how they fail.
 
 pub mod mirror;
+pub mod trouble;
 pub mod writes;
 
 use std::{path::Path, time::Duration};
@@ -59,6 +60,8 @@ impl Failure {
     fn of_status(code: u16, message: &str) -> Self {
         let message = format!("the API server says {code}: {message}");
         match code {
+            // Another object has the name by now.
+            422 if message.contains("metadata.uid") => Self::Conflict(message),
             404 => Self::NotFound(message),
             409 => Self::Conflict(message),
             410 => Self::Gone(message),

@@ -104,7 +104,7 @@ fn when_the_deployment_is_read_then_its_arguments_are_taken_and_its_account_exis
     let arguments = pod["containers"][0]["args"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
     let parsed = <balancer_kubernetes::args::Cli as clap::Parser>::try_parse_from(["x"].into_iter().chain(arguments));
     let balancer_kubernetes::args::Verb::Run(run) = parsed.unwrap().verb;
-    assert_eq!((run.pools.len(), run.metrics.port()), (2, 9661));
+    assert_eq!((run.pools.len(), run.metrics.port()), (2, 9662));
     let account = &manifest("contrib/kubernetes/rbac.yaml")[0];
     assert_eq!(pod["serviceAccountName"], account["metadata"]["name"]);
     assert_eq!(deployment["spec"]["replicas"], 2);

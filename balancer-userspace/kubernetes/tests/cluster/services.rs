@@ -147,6 +147,37 @@ fn when_the_pool_is_empty_or_an_annotation_is_wrong_then_the_owner_is_told_once(
 }
 
 #[test]
+fn when_the_api_server_comes_back_and_denies_everything_at_first_then_nothing_changes_and_that_is_said_once() {
+    let world = served();
+    let before = world.balancer.applied();
+    world.cluster.is_away(true);
+    world.wait("it is missed", |world| world.log().contains("what was known stays in force"));
+    world.cluster.denies_requests(6);
+    world.cluster.compact();
+    world.cluster.is_away(false);
+    world.pods("shop-web", &[(1, "ready"), (2, "ready"), (3, "ready"), (4, "ready")]);
+    world.wait("the pod is there in the end", |world| world.balancer.backends(WEB).len() == 4);
+    assert_eq!(world.balancer.applied(), before + 1);
+    let log = world.log();
+    let said = |part: &str| log.lines().filter(|line| line.contains("/services") && line.contains(part)).count();
+    assert!(said("the API server says 403") <= 1 && said("the API server answers again") == 1, "{log}");
+}
+
+#[test]
+fn when_a_service_is_replaced_by_another_of_its_name_then_the_new_one_is_served() {
+    let world = served();
+    for _ in 0..5 {
+        let finalizers = world.cluster.get("services", "shop", "shop-web").unwrap()["metadata"]["finalizers"].clone();
+        assert_ne!(finalizers, json!([]));
+        world.cluster.delete("services", "shop", "shop-web");
+        world.wait("it is gone", |world| world.cluster.get("services", "shop", "shop-web").is_none());
+        world.cluster.put("services", service("shop-web"));
+        world.wait("the new one is served", |world| world.addresses("shop-web").len() == 1);
+    }
+    assert!(!world.log().contains("422"), "{}", world.log());
+}
+
+#[test]
 fn when_slices_are_of_the_old_version_then_they_are_found() {
     let mut world = World::new();
     world.cluster.is_old();

@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// A later version of it.
     #[arg(long)]
     upgrade: PathBuf,
+    /// The package of the program for clusters.
+    #[arg(long)]
+    kubernetes: PathBuf,
     /// Debian's release to try it on.
     #[arg(long, default_value = "bookworm")]
     suite: String,

@@ -50,6 +50,7 @@ impl Operator {
         let mut machine = Machine::install(&options.suite, &options.directory, topology.balancer())?;
         machine.bring(&options.package, "balancer.deb")?;
         machine.bring(&options.upgrade, "upgrade.deb")?;
+        machine.bring(&options.kubernetes, "kubernetes.deb")?;
         machine.boot()?;
         Ok(Self { machine, backends, _logs: logs, topology })
     }

@@ -1,6 +1,7 @@
 //! A small stand-in for Kubernetes' API server, which stores objects, notifies watchers, and fails on request.
 
 pub mod http;
+pub mod real;
 mod store;
 
 use std::{
@@ -134,6 +135,11 @@ impl Kubernetes {
         self.change(|store| store.faults.silent = silent);
     }
 
+    /// Answers the next `count` requests with 403, like a real server in the first second, while it reads roles.
+    pub fn denies_requests(&self, count: usize) {
+        self.change(|store| store.faults.denies = count);
+    }
+
     /// Serves endpoint slices only as `v1beta1`, like Kubernetes up to 1.20.
     pub fn is_old(&self) {
         self.change(|store| store.faults.old = true);
@@ -193,6 +199,10 @@ fn watch(shared: &Shared, request: &Request, stream: &mut TcpStream) -> Result<(
     let Some(place) = place.filter(|_| store.knows(&request.path)) else {
         return Ok(http::answer(stream, 404, &store::status(404, "there is no such kind"))?);
     };
+    if store.faults.denies > 0 {
+        store.faults.denies -= 1;
+        return Ok(http::answer(stream, 403, &store::forbidden(&request.path))?);
+    }
     store.watched.push(request.path.clone());
     http::begin_chunks(stream)?;
     loop {

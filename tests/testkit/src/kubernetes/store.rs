@@ -47,6 +47,7 @@ pub(super) struct Faults {
     pub(super) twice: bool,
     pub(super) silent: bool,
     pub(super) old: bool,
+    pub(super) denies: usize,
 }
 
 #[derive(Debug)]
@@ -72,6 +73,11 @@ pub(super) struct Store {
 /// The answer to a failed request.
 pub(super) fn status(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": ""})
+}
+
+/// The answer while it has not yet read the roles.
+pub(super) fn forbidden(path: &str) -> Value {
+    status(403, &format!("User \"it\" cannot get path \"{path}\""))
 }
 
 impl Store {
@@ -155,6 +161,10 @@ impl Store {
         self.requests.push((request.method.clone(), request.path.clone()));
         let unknown = || (404, status(404, "there is no such object"));
         let Some(place) = Place::of_path(&request.path).filter(|_| self.knows(&request.path)) else { return unknown() };
+        if self.faults.denies > 0 {
+            self.faults.denies -= 1;
+            return (403, forbidden(&request.path));
+        }
         if request.method != "GET" && self.faults.conflicts > 0 {
             self.faults.conflicts -= 1;
             return (409, status(409, "the object has been modified"));
@@ -201,11 +211,16 @@ impl Store {
         let Some(object) = self.objects.get(place).cloned() else {
             return (404, status(404, "there is no such object"));
         };
-        for key in ["resourceVersion", "uid"] {
+        let is_other = |key: &str| {
             let wanted = &body["metadata"][key];
-            if !wanted.is_null() && *wanted != object["metadata"][key] {
-                return (409, status(409, "the object has been modified"));
-            }
+            !wanted.is_null() && *wanted != object["metadata"][key]
+        };
+        if is_other("uid") {
+            let message = format!("metadata.uid: Invalid value: {}: field is immutable", body["metadata"]["uid"]);
+            return (422, status(422, &message));
+        }
+        if is_other("resourceVersion") {
+            return (409, status(409, "the object has been modified"));
         }
         let changed = change(object);
         self.put(place, changed.clone());

@@ -95,6 +95,11 @@ impl World {
         }
     }
 
+    /// All that controllers have said.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
+    }
+
     /// The addresses in the status of a Service.
     pub(crate) fn addresses(&self, name: &str) -> Vec<String> {
         let service = self.cluster.get("services", "shop", name).unwrap_or_default();

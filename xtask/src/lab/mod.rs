@@ -1,5 +1,8 @@
 //! `cargo xtask lab`.
 
+mod api_server;
+mod kubernetes;
+
 use anyhow::Result;
 use clap::Subcommand;
 
@@ -25,6 +28,9 @@ pub(crate) enum Lab {
         /// Only the faults of this kind, such as `vip-missing`; the book's chapter on troubleshooting has a list.
         fault: Option<String>,
     },
+    /// What `balancer-kubernetes` does with a real API server and a real `kubectl`, both Debian's; the first time, the
+    /// server is built from Debian's sources, which takes a quarter of an hour and meanwhile 3 GB below `target`.
+    Kubernetes(kubernetes::Options),
 }
 
 /// Sets up and runs it.
@@ -32,6 +38,7 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     match lab {
         Lab::Sessions { options } => sessions(options),
         Lab::Doctor { fault } => doctor(fault.as_deref()),
+        Lab::Kubernetes(options) => kubernetes::lab(options),
     }
 }
 
