@@ -1,16 +1,21 @@
 //! The operator's steps in their order, with the required results.
 
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use balancer_testkit::topology::{Family, Topology};
+use balancer_testkit::{
+    etcd::Certificates,
+    kubernetes::Kubernetes,
+    topology::{Family, Topology},
+};
+use serde_json::json;
 
 use crate::operator::Operator;
 
 /// Does something and checks it. Returns the notable result.
 type Step = fn(&mut Operator) -> Result<String>;
 
-pub(crate) const STEPS: [(&str, Step); 21] = [
+pub(crate) const STEPS: [(&str, Step); 22] = [
     ("install", install),
     ("start without a configuration", start_in_vain),
     ("start", start),
@@ -29,6 +34,7 @@ pub(crate) const STEPS: [(&str, Step); 21] = [
     ("stop and start", stop_and_start),
     ("run by hand in between", run_by_hand),
     ("programs of checks", programs_of_checks),
+    ("a cluster", cluster),
     ("boot with a late network", boot),
     ("remove", remove),
     ("purge", purge),
@@ -396,6 +402,47 @@ fn purge(operator: &mut Operator) -> Result<String> {
     ensure!(left.is_empty(), "left behind: {left}");
     operator.types_in_vain("getent group balancer || getent group balancer-config || getent group balancer-readers")?;
     Ok("nothing is left".to_owned())
+}
+
+/// The controller for Kubernetes in its unit, with a stand-in of the API server.
+fn cluster(operator: &mut Operator) -> Result<String> {
+    operator.configures(100, "")?;
+    operator.types("systemctl restart balancer")?;
+    operator.types(&format!("{APT} install ~/kubernetes.deb"))?;
+    operator.reads("systemctl is-enabled balancer-kubernetes", &["disabled"])?;
+    let words = operator.types("systemd-analyze verify --man=no balancer-kubernetes.service")?;
+    ensure!(words.is_empty(), "{words}");
+    let api = operator.topology.balancer().run_in_thread(Kubernetes::start)??;
+    // Without an authority it would look for those of the machine, which has none.
+    let files = tempfile::tempdir()?;
+    let authority = fs::read_to_string(Certificates::make(files.path(), &[])?.ca)?;
+    operator.machine.write("etc/balancer/authority.pem", &authority)?;
+    let named = "\"certificate-authority\":\"/etc/balancer/authority.pem\",\"server\":";
+    let kubeconfig = api.kubeconfig().replacen("\"server\":", named, 1);
+    operator.machine.write("etc/balancer/kubeconfig", &kubeconfig)?;
+    operator.types("chgrp balancer /etc/balancer/kubeconfig && chmod 640 /etc/balancer/kubeconfig")?;
+    let options = "OPTIONS=\"--kubeconfig=/etc/balancer/kubeconfig --pool=198.51.100.200/32\"\n";
+    operator.machine.write("etc/default/balancer-kubernetes", options)?;
+    api.put(
+        "services",
+        json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": {"type": "LoadBalancer",
+            "loadBalancerClass": "sticky.balancer/xdp", "ports": [{"port": 80, "protocol": "TCP"}]}}),
+    );
+    operator.types("systemctl enable --now balancer-kubernetes")?;
+    operator.wait("balancer status | grep -q 'k8s[.]shop[.]web' && echo served", "served")?;
+    operator.reads("stat -c '%a %G' /etc/balancer/balancer.toml", &["640 balancer"])?;
+    operator.types("systemctl reload balancer && systemctl restart balancer")?;
+    operator.wait("balancer status | grep -q 'k8s[.]shop[.]web' && echo served", "served")?;
+    api.delete("services", "shop", "web");
+    operator.wait("balancer status | grep -q 'k8s[.]shop' || echo gone", "gone")?;
+    let security = operator.types("systemd-analyze security --no-pager --threshold=20 balancer-kubernetes")?;
+    operator.types(&format!(
+        "{APT} purge balancer-kubernetes && rm /etc/balancer/kubeconfig /etc/balancer/authority.pem"
+    ))?;
+    ensure!(!operator.machine.has("usr/sbin/balancer-kubernetes"), "the program is left");
+    operator.configures(100, "")?;
+    operator.types("systemctl reload balancer")?;
+    Ok(security.lines().last().unwrap_or_default().trim_start_matches(['→', ' ']).to_owned())
 }
 
 fn nothing_runs(operator: &Operator) -> Result<()> {
