@@ -84,7 +84,7 @@ struct Line<'a> {
 }
 
 impl Audit {
-    /// Writes nothing until it is told [where](Self::keep_in).
+    /// Writes nothing until the configuration names a file.
     #[must_use]
     pub fn new(supervisor: &Supervisor) -> Self {
         let (messages, inbox) = sync_channel(WAITING);

@@ -670,9 +670,11 @@ impl Dataplane for KernelDataplane {
         if self.rereading.is_some() {
             return Swept::Rests;
         }
-        let Self { stickiness, rules, directory, .. } = self;
+        let Self { stickiness, rules, directory, quic, .. } = self;
         let keeps = |service| directory.iter().any(|spec| spec.id == service && pins_in_part(rules, spec));
-        stickiness.sweep(SWEEP_PART, keeps)
+        // If the kernel refuses the read, the number changes, and no flag is cleared.
+        let unread = elapsed.as_nanos() as u64;
+        stickiness.sweep(SWEEP_PART, keeps, |service| quic.stats(service).map_or(unread, |stats| stats.migrated))
     }
 
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {

@@ -24,12 +24,22 @@ pub(super) struct Memory {
     since: (u16, Duration),
     /// Number of swaps so far.
     pub(super) swaps: u64,
+    /// Number of clients so far that packets have recorded at another backend than the table's.
+    pub(super) migrated: u64,
 }
 
 impl Memory {
     /// The memory of a service that remembers no clients yet, in this tick.
     pub(super) fn new(tick: u16) -> Self {
-        Self { table: Arc::default(), clock: None, written: None, tick, since: (0, Duration::ZERO), swaps: 0 }
+        Self {
+            table: Arc::default(),
+            clock: None,
+            written: None,
+            tick,
+            since: (0, Duration::ZERO),
+            swaps: 0,
+            migrated: 0,
+        }
     }
 
     /// The tick after `elapsed`.

@@ -30,7 +30,10 @@ struct Table {
     size: u32,
     /// The backends of its slots.
     slots: Arc<[u16]>,
-    /// Number of slots with exceptions.
+    /// The exception flags that the controller has set, by line. The kernel program sets flags as well, for clients that
+    /// a QUIC connection brings to another backend.
+    own: Vec<u64>,
+    /// The number of flags in `own`.
     exceptions: u64,
     /// Row in the active half of the service map, once published.
     row: Option<u32>,
@@ -48,16 +51,21 @@ impl Table {
         }
         let SlotPlace { line, index } = self.location().place(slot);
         let (flags, bit) = (flags(slots, line), SLOT_EXCEPTIONS << index);
-        let before = flags.load(Ordering::Relaxed);
-        if (before & bit != 0) == has {
+        let Some(own) = self.own.get_mut((line - self.lines.start) as usize) else { return };
+        if (*own & bit != 0) != has {
+            *own ^= bit;
+            self.exceptions = if has { self.exceptions + 1 } else { self.exceptions - 1 };
+        }
+        let is_set = flags.load(Ordering::Relaxed) & bit != 0;
+        if is_set == has {
             return;
         }
+        // Packets set flags of the same line at the same time.
         if has {
-            self.exceptions += 1;
+            flags.fetch_or(bit, Ordering::Release)
         } else {
-            self.exceptions -= 1;
-        }
-        flags.store(before ^ bit, Ordering::Release);
+            flags.fetch_and(!bit, Ordering::Release)
+        };
     }
 }
 
@@ -134,17 +142,26 @@ impl Tables {
             same,
             anywhere: same.is_none() && (old.is_some() || adopted),
         };
-        let mut exceptions = 0;
+        let mut own = Vec::with_capacity(lines.len());
         for (index, line) in lines.clone().enumerate() {
             let value = self.line(index, &table, &before);
-            exceptions += u64::from((value.flags & EXCEPTIONS).count_ones());
+            own.push(value.flags & EXCEPTIONS);
             self.slots.store(line as usize, value);
         }
+        let exceptions = own.iter().map(|flags| u64::from(flags.count_ones())).sum();
+        let is_same = same.is_some();
         let old = self.of.remove(&service);
         let row = old.as_ref().and_then(|old| old.row);
-        let new = Table { lines, size, slots: table, exceptions, row };
+        let new = Table { lines, size, slots: table, own, exceptions, row };
         if let Some(row) = row {
             publish(row, new.location());
+        }
+        // Packets may have set flags of the previous table after it was read.
+        if let Some(old) = old.as_ref().filter(|_| is_same) {
+            for (before, after) in old.lines.clone().zip(new.lines.clone()) {
+                let late = flags(&self.slots, before).load(Ordering::Acquire) & EXCEPTIONS;
+                flags(&self.slots, after).fetch_or(late, Ordering::Release);
+            }
         }
         self.of.insert(service, new);
         let grace = self.grace_periods.begin();
@@ -232,7 +249,7 @@ fn differing(backends: &[u16], others: &[u16]) -> u64 {
     if backends == others { 0 } else { bits(backends.iter().zip(others), |(one, other)| one != other) }
 }
 
-/// The flags of a line, which only this controller writes.
+/// The flags of a line.
 fn flags(slots: &MappedArray<SlotLine>, line: u32) -> &AtomicU64 {
     slots.word64(line as usize, offset_of!(SlotLine, flags))
 }

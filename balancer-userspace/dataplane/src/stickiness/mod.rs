@@ -90,8 +90,15 @@ impl Stickiness {
     }
 
     /// Continues the sweep in parts of `words` entries: starts the next scan, or processes the findings of the last.
-    /// Flags of services for which `keep` is true are not cleared.
-    pub(super) fn sweep(&mut self, words: usize, keep: impl Fn(ServiceId) -> bool) -> Swept {
+    /// Flags of services for which `keep` is true are not cleared. `migrated` counts the clients of a service that packets
+    /// have recorded elsewhere; each of these packets counts before it sets a flag.
+    pub(super) fn sweep(
+        &mut self,
+        words: usize,
+        keep: impl Fn(ServiceId) -> bool,
+        migrated: impl Fn(ServiceId) -> u64,
+    ) -> Swept {
+        self.memories.iter_mut().for_each(|(&service, memory)| memory.migrated = migrated(service));
         let Self { tables, clients, sweep, scanner, memories, .. } = self;
         if sweep.rests() {
             if sweep.begins_pass() {
@@ -119,8 +126,14 @@ impl Stickiness {
             return Swept::Rests;
         };
         for (service, slots) in pass.settled {
-            if !keep(service) {
-                tables.take_back_exceptions(service, &slots);
+            if keep(service) {
+                continue;
+            }
+            tables.take_back_exceptions(service, &slots);
+            let before = memories.get(&service).map(|memory| memory.migrated);
+            if before != Some(migrated(service)) {
+                // A packet may have set a flag before it was cleared.
+                slots.iter().for_each(|&slot| tables.flag(service, slot));
             }
         }
         self.wait_for_packets();

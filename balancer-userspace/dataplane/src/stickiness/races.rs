@@ -16,7 +16,7 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
     clock::Clock,
     map_types::{LiveTable, NO_BACKEND, SLOT_EXCEPTIONS, SlotLine, SlotPlace, TableSlot},
-    memory::{BackendFacts, Recorded, consult},
+    memory::{Answer, BackendFacts, Recorded, consult},
     query::Query,
     verdict::MoveCause,
 };
@@ -96,6 +96,8 @@ struct Packets {
     moved_from: [AtomicU64; BACKENDS],
     /// The number of steps that a packet leaves to others between a move and counting it.
     counts_after: AtomicU64,
+    /// Clients that a QUIC connection has brought to another backend, as packets count them.
+    migrated: AtomicU64,
     on_their_way: Mutex<OnTheirWay>,
     left: Condvar,
 }
@@ -132,6 +134,15 @@ impl Packets {
     }
 
     fn send(&self, client: Client) -> Steered {
+        self.on_its_way(|| self.steer(client))
+    }
+
+    /// Sends a packet of a QUIC connection that the client brings to `backend` from another address.
+    fn migrate(&self, client: Client, backend: u16) {
+        self.on_its_way(|| self.follow_connection(client, backend));
+    }
+
+    fn on_its_way<Done>(&self, packet: impl FnOnce() -> Done) -> Done {
         let number = {
             let mut way = self.on_their_way.lock().unwrap();
             way.begun += 1;
@@ -139,7 +150,7 @@ impl Packets {
             way.packets.insert(number);
             number
         };
-        let steered = self.steer(client);
+        let steered = packet();
         self.on_their_way.lock().unwrap().packets.remove(&number);
         self.left.notify_all();
         steered
@@ -154,27 +165,7 @@ impl Packets {
         if !always && self.seen.load(SeqCst) & client.bit() != 0 {
             return Steered { backend: live.backend, is_known: true, newest };
         }
-        let query = Query {
-            hash: client.0,
-            service: SERVICE.0,
-            live: Some(live.backend),
-            live_is_home: true,
-            pinned: false,
-            migrates: false,
-            opens: false,
-            datagram: false,
-            failback: false,
-            peeks: false,
-            marks: !always,
-            now: self.tick.load(SeqCst),
-            remember: REMEMBER,
-            idle: 1,
-        };
-        let facts = |id: u16| {
-            let keeps_known = self.keeps_known[usize::from(id)].load(SeqCst);
-            Some(BackendFacts { service: SERVICE.0, keeps_known, cause: MoveCause::Down.into() })
-        };
-        let answer = consult(&Words(self, client.bucket()), &query, facts, || true);
+        let answer = self.ask(client, |query| Query { live: Some(live.backend), marks: !always, ..query });
         if answer.moved_from != NO_BACKEND {
             (0..self.counts_after.load(SeqCst)).for_each(|_| self.step());
             self.moved_from[usize::from(answer.moved_from)].fetch_add(1, SeqCst);
@@ -184,6 +175,50 @@ impl Packets {
         }
         let is_known = matches!(answer.recorded, Recorded::Known | Recorded::Inserted);
         Steered { backend: answer.backend.expect("every slot has a backend"), is_known, newest }
+    }
+
+    /// Records the client, counts that, and flags its slot, in this order.
+    fn follow_connection(&self, client: Client, backend: u16) {
+        let table = LiveTable::from_word(self.table.load(SeqCst));
+        self.step();
+        let live = self.slot(table, client.0);
+        let answer =
+            self.ask(client, |query| Query { live: Some(backend), pinned: true, migrates: true, marks: true, ..query });
+        if answer.recorded != Recorded::Inserted && answer.moved_from == NO_BACKEND {
+            return;
+        }
+        self.step();
+        self.migrated.fetch_add(1, SeqCst);
+        self.step();
+        if live.backend != backend {
+            let SlotPlace { line, index } = table.place(slot(client.0, table.size));
+            let flags = self.slots.word64(line as usize, offset_of!(SlotLine, flags));
+            flags.fetch_or(SLOT_EXCEPTIONS << index, SeqCst);
+        }
+    }
+
+    fn ask(&self, client: Client, change: impl FnOnce(Query) -> Query) -> Answer {
+        let query = change(Query {
+            hash: client.0,
+            service: SERVICE.0,
+            live: None,
+            live_is_home: true,
+            pinned: false,
+            migrates: false,
+            opens: false,
+            datagram: false,
+            failback: false,
+            peeks: false,
+            marks: false,
+            now: self.tick.load(SeqCst),
+            remember: REMEMBER,
+            idle: 1,
+        });
+        let facts = |id: u16| {
+            let keeps_known = self.keeps_known[usize::from(id)].load(SeqCst);
+            Some(BackendFacts { service: SERVICE.0, keeps_known, cause: MoveCause::Down.into() })
+        };
+        consult(&Words(self, client.bucket()), &query, facts, || true)
     }
 
     /// A hash's slot in a table, read in two steps as the kernel program does.
@@ -229,6 +264,7 @@ impl Controller {
             keeps_known: std::array::from_fn(|_| AtomicBool::new(true)),
             moved_from: std::array::from_fn(|_| AtomicU64::new(0)),
             counts_after: AtomicU64::new(1),
+            migrated: AtomicU64::new(0),
             on_their_way: Mutex::default(),
             left: Condvar::new(),
         });
@@ -263,7 +299,7 @@ impl Controller {
     }
 
     fn sweep(&mut self) -> Swept {
-        self.stickiness.sweep(PART, |_| false)
+        self.stickiness.sweep(PART, |_| false, |_| self.packets.migrated.load(SeqCst))
     }
 
     /// Completes a part of the sweep.
@@ -419,6 +455,32 @@ fn when_threads_race_then_a_client_elsewhere_is_in_a_flagged_slot() {
         controller.assert_exceptions_are_flagged();
         controller.sweep_passes(3);
         controller.assert_exceptions_are_flagged();
+    });
+}
+
+#[test]
+fn when_connections_bring_clients_elsewhere_during_sweeps_then_their_slots_stay_flagged() {
+    in_many_orders(|| {
+        let mut controller = Controller::new(3, &HERE);
+        // Sweeps clear flags of a service only if it has some.
+        controller.packets.migrate(Client::new(1, 3, 0), 2);
+        controller.sweep_passes(1);
+        let threads = [Client::new(0, 0, 0), Client::new(1, 1, 0)].map(|client| {
+            let packets = Arc::clone(&controller.packets);
+            thread::spawn(move || {
+                packets.migrate(client, 2);
+                for _ in 0..3 {
+                    assert_eq!(packets.send(client).backend, 2, "{client:x?} was moved back");
+                }
+            })
+        });
+        controller.disturb(Controller::advance);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        controller.assert_exceptions_are_flagged();
+        // Once clients are home, none is an exception.
+        controller.swap(&THERE);
+        controller.sweep_passes(4);
+        assert_eq!(controller.exceptions(), 0);
     });
 }
 

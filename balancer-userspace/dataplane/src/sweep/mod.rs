@@ -6,7 +6,8 @@
 //!
 //! A slot's exception flag may be cleared when no client of the slot is at another backend than the table's. One scan
 //! is not enough: a packet in progress may write an entry that it read before the sweep passed, and steer by a table
-//! that has been swapped since. So clearing takes two complete passes in a row without a swap in between. Each pass
+//! that has been swapped since. So clearing takes two complete passes in a row without a swap in between, and without a
+//! client that a QUIC connection has brought to another backend: the packet flags its slot, perhaps behind the scan. Each pass
 //! begins only after every packet has left that was in progress at the end of the previous pass or saw the old table.
 //! In every case, an entry found elsewhere has its slot flagged.
 
@@ -65,7 +66,16 @@ impl SlotSet {
 struct Elsewhere {
     /// The number of the service's swaps when the pass began.
     swaps: u64,
+    /// The number of migrated clients when the pass began.
+    migrated: u64,
     slots: SlotSet,
+}
+
+impl Elsewhere {
+    /// Whether nothing but scanned entries has come to be elsewhere since the pass began.
+    const fn is_current(&self, memory: &Memory) -> bool {
+        self.swaps == memory.swaps && self.migrated == memory.migrated
+    }
 }
 
 /// Clients that have been forgotten. A packet in progress may have written such an entry again. An entry that names the
@@ -227,10 +237,8 @@ impl Sweep {
         let this = mem::take(&mut self.this_pass);
         let mut settled = Vec::new();
         for (&id, now) in this.iter().filter(|&(&id, _)| is_flagged(id)) {
-            let unchanged = memories.get(&id).is_some_and(|memory| memory.swaps == now.swaps);
-            let Some(before) = self.last_pass.get(&id).filter(|before| unchanged && before.swaps == now.swaps) else {
-                continue;
-            };
+            let Some(memory) = memories.get(&id).filter(|memory| now.is_current(memory)) else { continue };
+            let Some(before) = self.last_pass.get(&id).filter(|before| before.is_current(memory)) else { continue };
             let slots = 0..now.slots.size as u32;
             settled
                 .push((id, slots.filter(|&slot| !before.slots.contains(slot) && !now.slots.contains(slot)).collect()));
@@ -248,7 +256,10 @@ impl Sweep {
     fn begin(&mut self, memories: &HashMap<ServiceId, Memory>) {
         self.known.fill(0);
         self.again = Arc::new(mem::take(&mut self.forgotten));
-        let begin = |memory: &Memory| Elsewhere { swaps: memory.swaps, slots: SlotSet::of(memory.table.len()) };
+        let begin = |memory: &Memory| {
+            let (swaps, migrated) = (memory.swaps, memory.migrated);
+            Elsewhere { swaps, migrated, slots: SlotSet::of(memory.table.len()) }
+        };
         let remembering = memories.iter().filter(|(_, memory)| memory.clock.is_some());
         self.this_pass = remembering.map(|(&id, memory)| (id, begin(memory))).collect();
     }

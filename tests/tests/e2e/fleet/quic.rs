@@ -1,10 +1,15 @@
 //! Connection IDs of QUIC in a fleet: members share no connection, and agree all the same.
 
-use std::{net::SocketAddr, sync::atomic::AtomicBool, thread};
+use std::{
+    net::SocketAddr,
+    sync::atomic::AtomicBool,
+    thread,
+    time::{Duration, Instant},
+};
 
 use balancer_api::{model::ClientView, quic::QuicServerConfig};
 use balancer_model::config::Protocol;
-use balancer_testkit::{datagrams, stop::StopOnDrop, topology::Family};
+use balancer_testkit::{datagrams, site::PATIENCE, stop::StopOnDrop, topology::Family};
 
 use super::{Fleet, PORT, Plan};
 use crate::{
@@ -50,17 +55,26 @@ impl Fleet {
         }
         let (member, client) = (members[usize::from(client) % members.len()], client + 50);
         assert_eq!(self.through(member, client, packet), backend, "through lb{}", member + 1);
-        wait("all know the client", || members.iter().all(|&member| self.knows_at(member, client, backend)));
+        let all = vec![Some(backend.to_owned()); members.len()];
+        let deadline = Instant::now() + 3 * PATIENCE;
+        while self.known_at(client) != all {
+            let known = self.known_at(client);
+            assert!(Instant::now() < deadline, "client {client} of {backend} came through lb{}: {known:?}", member + 1);
+            thread::sleep(Duration::from_millis(20));
+        }
         let homes = self.homes_of(client);
         assert!(homes.iter().all(|name| name == backend), "client {client} of {backend}: {homes:?}");
     }
 
-    /// Whether a member knows a client to be at a backend.
-    fn knows_at(&self, member: usize, client: u16, backend: &str) -> bool {
+    /// Where each member knows a client to be.
+    fn known_at(&self, client: u16) -> Vec<Option<String>> {
         let address = self.topology.client_address(FAMILY, client).to_string();
-        let said = self.cli(member, &["client", "where", &address, "--service", "web", "--json"]);
-        let located: ClientView = serde_json::from_str(&said).unwrap();
-        located.known && located.backend.as_deref() == Some(backend)
+        let of = |member| {
+            let said = self.cli(member, &["client", "where", &address, "--service", "web", "--json"]);
+            let located: ClientView = serde_json::from_str(&said).unwrap();
+            located.backend.filter(|_| located.known)
+        };
+        self.members().map(of).collect()
     }
 
     /// The backend of a client's TCP connections through each member.
