@@ -145,7 +145,7 @@ fn when_an_operation_is_described_then_it_has_an_id_and_a_summary() {
     }
 }
 
-/// What only reads is open to readers, and nothing else is.
+/// Requests that only read are open to readers, and no other requests are.
 #[tokio::test]
 async fn when_a_reader_asks_then_what_changes_something_or_has_a_key_is_refused() {
     let fake = Fake::start().await;

@@ -101,7 +101,7 @@ enum Chore {
         only: Option<bench::Benchmark>,
         #[command(flatten)]
         page: bench::Page,
-        /// Of `path`: measure in turns with the kernel program of this commit, and fail if a path has become more than 7%
+        /// With `path`: measure in turns with the kernel program of this commit, and fail if a path has become more than 7%
         /// slower, twice.
         #[arg(long, value_name = "REV", requires = "only")]
         against: Option<String>,

@@ -57,11 +57,11 @@ pub(crate) struct Entry<'a> {
     pub(crate) request: &'a str,
     /// The status of the answer.
     pub(crate) status: u16,
-    /// What was changed, or why nothing was.
+    /// The change, or the reason why there was none.
     pub(crate) result: &'a str,
 }
 
-/// Whoever asked, as far as that is known.
+/// The sender of the request, as far as it is known.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Who {
     #[serde(skip_serializing_if = "Option::is_none")]

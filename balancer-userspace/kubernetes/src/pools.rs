@@ -101,7 +101,7 @@ struct Book<'a> {
 
 /// Gives addresses to the claims, of which earlier ones are older; `others` has addresses that are used elsewhere.
 ///
-/// Whoever has an address keeps it before anybody gets a new one.
+/// Services keep their addresses before another one gets a new address.
 #[must_use]
 pub fn allocate(pools: &[IpNet], claims: &[Claim], others: &BTreeMap<IpAddr, String>) -> Vec<Grant> {
     let mut book = Book { pools, owners: BTreeMap::new(), others, claims };

@@ -11,9 +11,9 @@ use std::{
 pub struct Control {
     /// The socket that changes things and reads.
     pub socket: PathBuf,
-    /// Who may use it besides root: a group's name or number; `None`: the group of the process.
+    /// The group, by name or number, that may use it besides root; `None`: the group of the process.
     pub group: Option<String>,
-    /// Who may use the [socket that only reads](readers_socket); `None`: there is no such socket.
+    /// The group that may use the [socket that only reads](readers_socket); `None`: there is no such socket.
     pub readers: Option<String>,
     /// The listener for other machines; `None`: there is none.
     pub remote: Option<Remote>,
@@ -40,7 +40,7 @@ pub struct Remote {
     pub key: PathBuf,
     /// The file of the certificates that those of clients are signed by.
     pub client_ca: PathBuf,
-    /// What clients may do, by a name in their certificates: the common name, or a DNS name.
+    /// The roles of clients, by a name in their certificates: the common name, or a DNS name.
     pub roles: BTreeMap<String, Role>,
 }
 

@@ -35,7 +35,7 @@ struct Headers {
     /// Source port, destination port, and whether the packet opens a connection; for TCP and UDP except later
     /// fragments.
     ports: Option<Option<(u16, u16, bool)>>,
-    /// Of a datagram with ports, were it QUIC.
+    /// The connection ID of a datagram with ports, were it QUIC.
     connection_id: Option<Vec<u8>>,
 }
 

@@ -9,7 +9,7 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// What is tried, and for how long.
+/// The scenarios to play, and their length.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only the tests with this in their names.

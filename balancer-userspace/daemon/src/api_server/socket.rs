@@ -72,7 +72,7 @@ impl Listen for ControlSocket {
     }
 }
 
-/// Who uses a socket.
+/// The users of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
     /// Those who may change something.

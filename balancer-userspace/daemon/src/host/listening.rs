@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) trait Outlet: Send {
     /// The settings of one.
     type Settings: Clone + PartialEq + Send + Sync;
-    /// What it needs beside its address.
+    /// The data that it needs besides its address.
     type Means: Clone + Send + Sync;
 
     /// The task, as it is called when it ends.

@@ -30,7 +30,7 @@ pub enum Failure {
     /// The object is not there, or the API server does not know the kind.
     #[error("{0}")]
     NotFound(String),
-    /// Somebody else has changed the object.
+    /// Another client has changed the object.
     #[error("{0}")]
     Conflict(String),
     /// The version that was asked for is too old.

@@ -104,7 +104,7 @@ impl State {
     }
 }
 
-/// What follows the UDP header, which is there. A choice: its length is not looked at.
+/// The bytes behind the UDP header, which is there. A choice: its length is not looked at.
 pub(crate) fn payload<'a>(frame: &'a [u8], packet: &Packet) -> &'a [u8] {
     let end = frame.len().min(packet.start + packet.length);
     frame.get(packet.l4() + UDP_HEADER..end).unwrap_or_default()
@@ -190,7 +190,6 @@ mod tests {
 
     use super::*;
 
-    /// Of every pair of lengths, with and without a key.
     #[test]
     fn when_a_server_makes_an_id_then_both_ways_to_read_it_name_the_server() {
         let mut rng = fastrand::Rng::with_seed(54);

@@ -1,6 +1,6 @@
 //! A real API server of Kubernetes, with the etcd that keeps its objects, alone in a network namespace.
 //!
-//! Nobody plays the kubelet, the scheduler or the controllers of endpoints: whoever uses it does.
+//! The kubelet, the scheduler and the endpoint controllers are missing; tests play their parts.
 
 use std::{
     env, fs,
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 255, 1));
 const PORT: u16 = 6443;
 
-/// Of the one user who may do all.
+/// The token of the user that may do everything.
 const ADMIN_TOKEN: &str = "the-token-of-the-administrator";
 
 /// The name of its service account's user.

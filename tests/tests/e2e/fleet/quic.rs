@@ -17,12 +17,12 @@ use crate::{
     support::{homes, requests, wait},
 };
 
-/// What the file says of connection IDs, behind the listeners.
+/// The key for connection IDs in the file, behind the listeners.
 pub(super) const LINE: &str = "\nquic = { format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
 const FAMILY: Family = Family::V4;
 
 impl Fleet {
-    /// What the server of a backend is told, by a member.
+    /// The settings for the server of a backend, as a member gives them.
     fn server_config(&self, member: usize, backend: &str) -> QuicServerConfig {
         let said = self.cli(member, &["quic", "server-config", &format!("web/{backend}"), "--json"]);
         serde_json::from_str(&said).unwrap()

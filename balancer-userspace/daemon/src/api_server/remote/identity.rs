@@ -31,7 +31,7 @@ const SOON: Duration = Duration::from_millis(500);
 /// The largest file, in MiB.
 const LARGEST: u64 = 1;
 
-/// What the balancer shows to others, and whom it takes others for.
+/// The balancer's certificate, and the authority and roles of its clients.
 #[derive(Debug)]
 pub(crate) struct Identity {
     remote: Remote,
