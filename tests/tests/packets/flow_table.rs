@@ -128,7 +128,7 @@ fn when_the_table_is_full_of_connections_that_carry_data_then_the_next_is_droppe
         }
         let full = rig.drops(DropReason::FlowTableFull).expect("counters");
         assert_eq!(served + full, 4000);
-        // There are half as many rows again. On a busy machine, 1537 have been served.
-        assert!((1024..=1540).contains(&served), "{served}");
+        // There are half as many rows again.
+        assert!((1024..=1536).contains(&served), "{served}");
     });
 }
