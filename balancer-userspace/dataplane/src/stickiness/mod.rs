@@ -98,7 +98,9 @@ impl Stickiness {
         keep: impl Fn(ServiceId) -> bool,
         migrated: impl Fn(ServiceId) -> u64,
     ) -> Swept {
-        self.memories.iter_mut().for_each(|(&service, memory)| memory.migrated = migrated(service));
+        let count = |memories: &mut HashMap<ServiceId, Memory>| {
+            memories.iter_mut().for_each(|(&service, memory)| memory.migrated = migrated(service));
+        };
         let Self { tables, clients, sweep, scanner, memories, .. } = self;
         if sweep.rests() {
             if sweep.begins_pass() {
@@ -106,6 +108,7 @@ impl Stickiness {
                     return Swept::Rests;
                 }
                 self.next_pass = None;
+                count(memories);
             }
             scanner.begin(sweep.part(words, clients, memories));
             return Swept::GoesOn;
@@ -122,6 +125,7 @@ impl Stickiness {
         if !sweep.rests() {
             return Swept::GoesOn;
         }
+        count(memories);
         let Some(pass) = sweep.end(clients, memories, |service| tables.has_exceptions(service)) else {
             return Swept::Rests;
         };
