@@ -122,7 +122,7 @@ pub struct ServiceView {
     pub address: String,
     /// The protocol of the first listener: `tcp` or `udp`.
     pub protocol: String,
-    /// Its listeners.
+    /// The service's listeners.
     #[serde(default)]
     pub listeners: Vec<ListenerView>,
     /// The forwarding mode, such as `dsr` or `nat`.
@@ -342,7 +342,7 @@ pub struct AgentView {
     pub weight_percent: u8,
     /// The administrative state that it requests: `ready`, `drain` or `maint`.
     pub admin: String,
-    /// Its reason why the backend is down; may be empty. Absent: it reports the backend up.
+    /// The agent's reason why the backend is down; may be empty. Absent: it reports the backend up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down: Option<String>,
     /// Seconds since its last answer; absent: no answer yet, it is silent, or another member of the fleet queries it.

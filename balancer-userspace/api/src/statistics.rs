@@ -45,7 +45,7 @@ const fn all() -> u8 {
 pub struct PeriodView {
     /// The period: `minute`, `hour` or `start`.
     pub period: String,
-    /// Its exact length; `None` with `start`.
+    /// The exact length of the period; `None` with `start`.
     pub seconds: Option<u64>,
     /// The ratio as in [`StatsView`], but for this period.
     pub stickiness_ratio: Option<f64>,
@@ -66,7 +66,7 @@ pub struct BackendShare {
     pub state: String,
     /// The backend's share of known clients, or without memory of connections. `None` before the first.
     pub share: Option<f64>,
-    /// Its weight divided by the total weight of backends that take new clients; `None` while none does.
+    /// The backend's weight divided by the total weight of backends that take new clients; `None` while none does.
     pub expected_share: Option<f64>,
     /// Entries in the client table.
     pub known_clients: u64,

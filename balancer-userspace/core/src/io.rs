@@ -376,7 +376,7 @@ pub struct ServiceSpec {
     pub remember: Duration,
     /// Seconds in a tick of its memory; 0: chosen to suit `remember`.
     pub tick_seconds: u32,
-    /// What happens to moved clients when their home returns.
+    /// The treatment of moved clients when their home returns.
     pub failback: Failback,
     /// Whether it has rules for client prefixes.
     pub rules: bool,

@@ -299,7 +299,7 @@ pub struct ServiceSnapshot {
     pub statistics: ServiceStatistics,
     /// Name of the service.
     pub name: String,
-    /// Its listeners.
+    /// The service's listeners.
     pub listeners: Vec<ListenerSnapshot>,
     /// The forwarding mode.
     pub forwarding: Forwarding,

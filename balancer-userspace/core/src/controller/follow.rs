@@ -141,7 +141,7 @@ impl Controller {
     /// nothing.
     ///
     /// # Errors
-    /// What is wrong with the state, in one line.
+    /// The fault of the state, in one line.
     pub fn follow(&mut self, state: SavedState, clocks: Clocks) -> Result<Vec<Command>, String> {
         if state.key_fingerprint != keys::fingerprint(self.key) {
             return Err("it was made under another hash key".to_owned());

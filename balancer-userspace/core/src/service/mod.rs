@@ -318,7 +318,7 @@ impl Service {
         (Arc::clone(&self.live), self.home.clone())
     }
 
-    /// What happens to moved clients when their home returns.
+    /// The treatment of moved clients when their home returns.
     pub(crate) const fn failback(&self) -> Failback {
         self.settings.failback
     }
