@@ -31,13 +31,13 @@ fn listed() -> ServiceConfig {
     web
 }
 
-fn targets(names: &[&str]) -> Arc<Vec<Target>> {
+fn targets(names: &[&str]) -> Vec<Target> {
     let target = |name: &&str| {
         let host = 20 + name.bytes().last().unwrap() % 16;
         let addresses = vec![[10, 0, 0, host].into()];
         Target { name: (*name).to_owned(), addresses, why: None, port: Some(8080), weight: 100, backup: false }
     };
-    Arc::new(names.iter().map(target).collect())
+    names.iter().map(target).collect()
 }
 
 fn discover(bench: &mut Bench, names: &[&str]) -> Result<(String, Vec<Command>), Refused> {
@@ -174,7 +174,7 @@ fn when_backends_move_from_the_file_to_a_list_then_the_list_decides_about_them()
     let addresses = vec![[10, 0, 0, 11].into()];
     let web1 = Target { name: "web1".to_owned(), addresses, why: None, port: None, weight: 100, backup: false };
     let source = list();
-    let change = Change::Discover { service: "web".to_owned(), source, targets: Arc::new(vec![web1]) };
+    let change = Change::Discover { service: "web".to_owned(), source, targets: vec![web1] };
     bench.change(change).unwrap();
     assert_eq!((state(&bench, "web1"), bench.id("web/web1")), ((Admin::Ready, false), id));
 }
@@ -199,7 +199,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
             ..targets(&[list.source.backend().unwrap()])[0].clone()
         };
         let (service, source) = ("web".to_owned(), list.source.clone());
-        bench.change(Change::Discover { service, source, targets: Arc::new(vec![target]) }).unwrap();
+        bench.change(Change::Discover { service, source, targets: vec![target] }).unwrap();
     };
     answer(&mut bench, &names.discover[0], 77);
     answer(&mut bench, &names.discover[1], 12);

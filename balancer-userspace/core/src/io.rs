@@ -235,14 +235,13 @@ pub enum Change {
     #[serde(skip)]
     Reset(Box<Config>),
     /// Apply a list of targets.
-    #[serde(skip)]
     Discover {
         /// The service's name.
         service: String,
         /// The list.
         source: Source,
         /// All targets in it.
-        targets: Arc<Vec<Target>>,
+        targets: Vec<Target>,
     },
 }
 

@@ -601,7 +601,7 @@ impl World {
                     backup: number == 3,
                 };
                 let targets = (first..first + 4).map(|number| number % 4).filter(|number| mask >> number & 1 == 1);
-                let targets = Arc::new(targets.map(target).collect());
+                let targets = targets.map(target).collect();
                 let _ = self.change(Change::Discover { service: "web".to_owned(), source: source(), targets });
             }
             Step::Listen(index, at, add) => {

@@ -29,6 +29,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
+    /// Whether this balancer reads the lists; in a fleet only the leader does.
+    reads: bool,
     lists: BTreeMap<Source, Known>,
     /// The attempts by service and list.
     uses: BTreeMap<(String, Source), Use>,
@@ -57,21 +59,27 @@ struct Use {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The files with lists that services name.
+    /// Sets whether this balancer reads the lists. A new leader of a fleet reads all of them again.
+    pub fn read_lists(&mut self, reads: bool) {
+        if self.discovery.reads != reads {
+            self.discovery = Discovery { reads, ..Discovery::default() };
+            self.changed = true;
+        }
+    }
+
+    /// The files to read: those with lists that services name.
     pub fn lists(&self) -> BTreeSet<PathBuf> {
         self.uses().filter_map(|(_, list)| list.source.file()).map(Path::to_owned).collect()
     }
 
-    /// The DNS queries that services need.
+    /// The DNS queries to perform.
     pub fn questions(&self) -> Questions {
-        if self.member.is_of_fleet() { Questions::new() } else { self.controller.questions() }
+        if self.discovery.reads { self.controller.questions() } else { Questions::new() }
     }
 
-    /// Sections by the name of their service, each once. Members of a fleet have none.
+    /// Sections to use by the name of their service, each once. Followers in a fleet use none.
     fn uses(&self) -> impl Iterator<Item = (&str, &DiscoverConfig)> {
-        let of = |service: &Service| !service.discover().is_empty();
-        let services =
-            self.controller.services().iter().filter(move |service| !self.member.is_of_fleet() && of(service));
+        let services = self.controller.services().iter().filter(|_| self.discovery.reads);
         services.flat_map(|service| service.discover().iter().map(|list| (service.name(), list)))
     }
 
@@ -133,7 +141,7 @@ impl<D: Dataplane> Owner<D> {
                 Ok(None) => self.note_refused(&service, &source, None),
                 Ok(Some(_)) => {
                     of.is_asked = true;
-                    changes.push(Change::Discover { service, source, targets });
+                    changes.push(Change::Discover { service, source, targets: targets.to_vec() });
                 }
                 Err(refused) => self.note_refused(&service, &source, Some(refused.to_string())),
             }
@@ -188,6 +196,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// The states of the lists named by a service.
     pub(super) fn discover_snapshots(&self, service: &Service) -> Vec<DiscoverSnapshot> {
+        let pool = |source: &Source| (!self.discovery.reads).then(|| listed(service, source));
         let snapshot = |list: &DiscoverConfig| {
             let known = self.discovery.lists.get(&list.source);
             let of = self.discovery.uses.get(&(service.name().to_owned(), list.source.clone()));
@@ -195,11 +204,18 @@ impl<D: Dataplane> Owner<D> {
             let unresolved = of.and_then(|of| of.unresolved.clone());
             DiscoverSnapshot {
                 source: list.source.clone(),
-                targets: known.and_then(|known| known.targets.as_ref()).map(|(targets, _)| targets.len()),
+                targets: (known.and_then(|known| known.targets.as_ref()).map(|(targets, _)| targets.len()))
+                    .or_else(|| pool(&list.source)),
                 read: known.and_then(|known| known.targets.as_ref()).map(|(_, at)| at.elapsed()),
                 error: known.and_then(|known| known.error.clone()).or(refused).or(unresolved),
             }
         };
         service.discover().iter().map(snapshot).collect()
     }
+}
+
+/// The number of backends that a service has by a list.
+fn listed(service: &Service, source: &Source) -> usize {
+    let discovered = service.backends().iter().filter_map(|backend| backend.config().discovered.as_ref());
+    discovered.filter(|of| of.source == *source && of.gone.is_none()).count()
 }

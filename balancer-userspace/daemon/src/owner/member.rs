@@ -49,13 +49,6 @@ impl Place {
     }
 }
 
-impl Member {
-    /// Whether the balancer belongs to a fleet.
-    pub(super) const fn is_of_fleet(&self) -> bool {
-        self.fleet.is_some()
-    }
-}
-
 impl<D: Dataplane> Owner<D> {
     /// Whether it is fit to receive clients.
     pub fn readiness(&self) -> Announcement {

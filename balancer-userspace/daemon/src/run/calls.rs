@@ -194,12 +194,18 @@ pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut F
 }
 
 /// Requests the changes that follow from lists of targets.
-pub(super) fn discover(owner: &mut Owner<KernelDataplane>, keeper: &mut Keeper, calls: &Calls) {
+pub(super) fn discover(
+    owner: &mut Owner<KernelDataplane>,
+    mut fleet: Option<&mut Fleet>,
+    keeper: &mut Keeper,
+    calls: &Calls,
+) {
     for change in owner.discoveries() {
         let Change::Discover { service, source, .. } = &change else { continue };
         let (service, source) = (service.clone(), source.clone());
         let (reply, answer) = oneshot::channel();
-        keeper.ask(Request { wish: Wish::Change(change), uid: None, if_generation: None, reply });
+        let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
+        ask(request, owner, fleet.as_deref_mut(), keeper);
         let calls = calls.clone();
         tokio::spawn(async move {
             // A dropped channel means that the controller ends.

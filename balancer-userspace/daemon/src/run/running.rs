@@ -169,7 +169,7 @@ impl Running {
                 Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
                 _ = upkeep.tick() => {
                     owner.keep_up();
-                    discover(owner, keeper, calls_in);
+                    discover(owner, fleet.as_mut(), keeper, calls_in);
                     bound(owner, fleet.as_mut(), keeper);
                 }
                 _ = sweep.tick() => owner.sweep(),
@@ -199,6 +199,7 @@ impl Running {
                 fleet.look(owner);
             }
             let asks = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+            owner.read_lists(asks);
             let is_changed = owner.take_changed();
             if is_changed || asks != asked {
                 asked = asks;

@@ -201,6 +201,9 @@ impl Startup {
         // Lists are applied before the first packet that they concern.
         files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
         owner.begin_lists();
+        // A member of a fleet reads them once it leads.
+        owner.read_lists(fleet.is_none());
+        let lists = if fleet.is_none() { lists } else { Files::default() };
         lists.all().for_each(|(file, read)| owner.list_was_read(Source::File(file), read));
         answers.into_iter().for_each(|(dns, targets)| owner.list_was_read(Source::Dns(dns), Ok(targets)));
         owner.begin_discovery();

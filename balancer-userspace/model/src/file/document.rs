@@ -123,9 +123,6 @@ fn of_parts(
             (placed.map(|placed| (0, Arc::new(placed))).collect(), &nothing)
         }
     };
-    if fleet.is_some() {
-        refuse_lists(&services, findings);
-    }
     let services = related(&services, known, findings)?;
 
     Some(Config {
@@ -171,20 +168,6 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
         }
     }
     names
-}
-
-/// Rejects lists in a fleet: each member would read its own list, and members that disagree move clients.
-fn refuse_lists(services: &[(usize, Arc<Placed>)], findings: &mut Findings<'_>) {
-    for at in services.iter().filter_map(|(start, placed)| Some(start + placed.discover_at?)) {
-        let text = "[[service.discover]] does not work in a fleet, whose members would each read a list of their own; remove \
-                    it, and use `balancer backend add` and `remove`, which the fleet carries out as one";
-        findings.error(at, text.to_owned());
-    }
-    for at in services.iter().filter_map(|(start, placed)| Some(start + placed.named_at?)) {
-        let text = "a name as the address of a backend does not work in a fleet, whose members would each look it up; write the \
-                    address";
-        findings.error(at, text.to_owned());
-    }
 }
 
 /// Checks services, each valid by itself, together; errors are reported.

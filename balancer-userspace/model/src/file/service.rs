@@ -58,10 +58,6 @@ pub(super) struct Placed {
     pub(super) name_at: usize,
     pub(super) listen_at: Vec<usize>,
     pub(super) table_size_at: usize,
-    /// Position of the first `[[service.discover]]` in the file.
-    pub(super) discover_at: Option<usize>,
-    /// Position of the first address that is a name.
-    pub(super) named_at: Option<usize>,
     /// The positions of the backends' names and addresses.
     pub(super) backends_at: Vec<(usize, usize)>,
 }
@@ -219,11 +215,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         }
     }
     distinct(&backends, &named, findings);
-    let discover_at = lists.first().map(|section| section.at);
-    let named_at = named.first().map(|named| named.address_at);
+    let has_lists = !lists.is_empty();
     let mut discover = discover(lists, front.map(|front| (front.listen.as_slice(), front.forwarding)), findings);
     discover.extend(named.into_iter().map(|named| named.list));
-    if backend_count == 0 && discover_at.is_none() {
+    if backend_count == 0 && !has_lists {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
     let rules: Vec<_> = rules.into_iter().filter_map(|section| rule::rule(section, findings)).collect();
@@ -277,8 +272,6 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         name_at: name.at,
         listen_at,
         table_size_at: table_size.at,
-        discover_at,
-        named_at,
         backends_at,
         service: Arc::new(service.normalised()),
     })
@@ -449,7 +442,6 @@ enum Read {
 struct NamedBackend {
     list: DiscoverConfig,
     name_at: usize,
-    address_at: usize,
 }
 
 /// The address of a backend.
@@ -578,9 +570,9 @@ fn named(
     let weight = section.integer("weight", findings, (0, 65_535)).map_or(DEFAULT_WEIGHT, |weight| weight.value);
     let backup = section.boolean("backup", findings).unwrap_or(false);
     section.finish(findings);
-    let (name, Located { at, value: (host, port) }) = (name?, address);
+    let (name, (host, port)) = (name?, address.value);
     let records = Records::Backend { backend: name.value, port };
     let source = Source::Dns(DnsSource { records, name: host, family: None, servers: Vec::new() });
     let list = DiscoverConfig { source, min: Floor::default(), own: Some(Own { weight, backup }) };
-    Some(NamedBackend { list, name_at: name.at, address_at: at })
+    Some(NamedBackend { list, name_at: name.at })
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::wait_until;
 
 /// The server, which runs on the host given to each function.
-pub(super) struct Named {
+pub(crate) struct Named {
     process: Process,
     files: TempDir,
     address: IpAddr,
@@ -22,7 +22,7 @@ pub(super) struct Named {
 
 impl Named {
     /// Starts it with these lines of its zone, all with a TTL of one second.
-    pub(super) fn start(on: &Namespace, address: IpAddr, records: &str) -> Self {
+    pub(crate) fn start(on: &Namespace, address: IpAddr, records: &str) -> Self {
         let files = tempfile::tempdir().unwrap();
         // A copy, because AppArmor confines the program in its usual place.
         let program = files.path().join("named");
@@ -45,7 +45,7 @@ impl Named {
     }
 
     /// Replaces the zone's lines.
-    pub(super) fn answer(&mut self, on: &Namespace, records: &str) {
+    pub(crate) fn answer(&mut self, on: &Namespace, records: &str) {
         self.serial += 1;
         write_zone(self.files.path(), self.serial, records);
         self.process.signal(Signal::SIGHUP).unwrap();

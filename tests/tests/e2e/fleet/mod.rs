@@ -5,6 +5,7 @@ mod agents;
 mod bounded;
 mod changes;
 mod denials;
+mod discovery;
 mod engine;
 mod files;
 mod imports;
@@ -190,18 +191,7 @@ impl Fleet {
     fn start_as(&self, number: usize, member: usize) -> Controller {
         let files = self.files.path().join(format!("lb{}", number + 1));
         fs::create_dir_all(&files).unwrap();
-        let certificates = self.etcd.certificates().unwrap();
-        let fleet = format!(
-            "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = {:?}\n\
-             ca = {:?}\ncert = {:?}\nkey = {:?}\n",
-            member,
-            self.etcd.endpoints(),
-            self.plan.lease,
-            certificates.ca,
-            certificates.cert,
-            certificates.key
-        );
-        let settings = Settings { lines: fleet, ..self.settings.clone() };
+        let settings = Settings { lines: self.lines(member), ..self.settings.clone() };
         let config = write_config(&self.topology, &settings, &files).unwrap();
         if let Some(protocol) = self.plan.datagrams {
             let vip = SocketAddr::new(self.topology.vip(Family::V4), PORT);
@@ -221,6 +211,21 @@ impl Fleet {
         let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
         let namespace = self.namespace(number);
         Controller::start(namespace, &binaries::balancer().unwrap(), &config, &socket, &log).unwrap()
+    }
+
+    /// The section `[fleet]` of the member with this number.
+    fn lines(&self, member: usize) -> String {
+        let certificates = self.etcd.certificates().unwrap();
+        format!(
+            "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = {:?}\n\
+             ca = {:?}\ncert = {:?}\nkey = {:?}\n",
+            member,
+            self.etcd.endpoints(),
+            self.plan.lease,
+            certificates.ca,
+            certificates.cert,
+            certificates.key
+        )
     }
 
     /// Makes the router spread over these members.

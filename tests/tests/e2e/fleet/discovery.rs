@@ -1,0 +1,169 @@
+//! Tests of lists of targets in a fleet: the leader reads them, and all members use its decision.
+
+use std::path::Path;
+
+use balancer_api::model::ServiceView;
+use balancer_testkit::{
+    site::{Settings, write_config},
+    topology::{Family, Topology},
+};
+use serde_json::json;
+
+use super::{ENGINES, Fleet, PORT, Plan};
+use crate::{
+    discovery::{named::Named, replace},
+    support::wait,
+};
+
+impl Fleet {
+    /// Applies lb1's file with the IPv4 service alone, whose only backends are those of these lines.
+    fn apply_with(&self, lines: &str) {
+        let files = self.files.path().join("lb1");
+        let settings = Settings {
+            families: vec![Family::V4],
+            backends: Vec::new(),
+            service_lines: format!("{}\n{lines}", self.plan.service_lines),
+            lines: self.lines(1),
+            ..self.settings.clone()
+        };
+        let file = write_config(&self.topology, &settings, &files).unwrap();
+        let applied = self.cli(0, &["apply", file.to_str().unwrap()]);
+        assert!(applied.contains("applied by 3 of 3 members"), "{applied}");
+    }
+
+    fn web(&self, number: usize) -> Option<ServiceView> {
+        let status = self.controllers[number].as_ref().unwrap().status().ok()?;
+        status.services.into_iter().find(|service| service.name == "web")
+    }
+
+    /// Waits until all members have these backends, with their administrative states, and count these targets.
+    #[track_caller]
+    fn wait_for_pool(&self, expected: &[&str], targets: u64) {
+        let pool = |number| {
+            let web = self.web(number)?;
+            let backends = web.backends.iter().map(|backend| format!("{} {}", backend.name, backend.admin));
+            let mut backends: Vec<String> = backends.collect();
+            backends.sort_unstable();
+            Some((backends, web.discover.first().and_then(|list| list.targets)))
+        };
+        wait(&format!("the pool is not {expected:?}"), || {
+            self.members()
+                .all(|number| pool(number).is_some_and(|(has, count)| has == expected && count == Some(targets)))
+        });
+    }
+
+    /// Waits until all members say that these backends are up, because a member learns of them by its own checks.
+    #[track_caller]
+    fn wait_for_all_up(&self) {
+        wait("not all are up", || {
+            self.members().all(|number| {
+                self.web(number).is_some_and(|web| web.backends.iter().all(|backend| backend.state == "up"))
+            })
+        });
+    }
+
+    /// Kills the leader and waits for the next one, which is returned.
+    fn replace_leader(&mut self) -> usize {
+        let leads = |name: &str| name.trim_start_matches("lb").parse::<usize>().unwrap() - 1;
+        let old = self.shown(self.members().next().unwrap()).leader.unwrap();
+        self.kill(leads(&old));
+        self.route_to_all();
+        let next = |fleet: &Self, number| fleet.shown(number).leader.filter(|name| *name != old);
+        wait("another leads", || self.members().all(|number| next(self, number).is_some()));
+        leads(&next(self, self.members().next().unwrap()).unwrap())
+    }
+
+    fn reasons(&self, number: usize) -> String {
+        self.controllers[number].as_ref().unwrap().status().unwrap().ready.reasons.join("; ")
+    }
+}
+
+impl Fleet {
+    fn list(&self, file: &Path, numbers: &[u16]) {
+        let target = |&number: &u16| {
+            let address = format!("{}:{PORT}", self.topology.backend_address(Family::V4, number - 1));
+            json!({ "targets": [address], "labels": { "name": format!("web{number}") } })
+        };
+        replace(file, &serde_json::Value::from(numbers.iter().map(target).collect::<Vec<_>>()).to_string());
+    }
+
+    /// SRV records of these backends.
+    fn records(&self, numbers: &[u16]) -> String {
+        let of = |number: &u16| {
+            let address = self.topology.backend_address(Family::V4, number - 1);
+            format!("_http._tcp.web SRV 10 100 {PORT} web{number}\nweb{number} A {address}\n")
+        };
+        numbers.iter().map(of).collect()
+    }
+}
+
+#[test]
+fn when_a_list_changes_in_a_fleet_then_its_leader_decides_once_and_the_next_leader_goes_on() {
+    let mut fleet = Fleet::new();
+    let homes = fleet.homes(Family::V4);
+    let file = fleet.files.path().join("targets.json");
+    fleet.list(&file, &[1, 2, 3]);
+    // The backends of the file become those of the list, with their clients.
+    fleet.apply_with(&format!("discover = [{{ file = {file:?} }}]"));
+    fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready"], 3);
+    let follows = |number: &usize| fleet.web(*number).unwrap().discover[0].read_seconds_ago.is_none();
+    assert_eq!(fleet.members().filter(follows).count(), 2, "one member reads the list");
+    assert_eq!(fleet.homes(Family::V4), homes);
+
+    fleet.list(&file, &[3, 1]);
+    fleet.wait_for_pool(&["web1 ready", "web2 drain", "web3 ready"], 2);
+    assert_eq!(fleet.homes(Family::V4), homes, "known clients stay where they are");
+
+    // The next leader reads the list itself. What it lists again has its clients, what is new gets new ones.
+    let leader = fleet.replace_leader();
+    fleet.wait_for_pool(&["web1 ready", "web2 drain", "web3 ready"], 2);
+    fleet.list(&file, &[4, 3, 2, 1]);
+    fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready", "web4 ready"], 4);
+    fleet.wait_for_all_up();
+    assert_eq!(fleet.homes(Family::V4), homes);
+
+    // A list that is too short changes nothing, and the member that has read it says why.
+    replace(&file, "[]");
+    let short = "has 0 targets, fewer than min = 1";
+    wait("the leader does not say what is wrong", || fleet.reasons(leader).contains(short));
+    assert!(fleet.members().filter(|&number| number != leader).all(|number| fleet.reasons(number).is_empty()));
+    let backends = |number: usize| fleet.web(number).unwrap().backends;
+    assert!(
+        fleet.members().all(|number| backends(number).iter().filter(|backend| backend.admin == "ready").count() == 4)
+    );
+    assert_eq!(fleet.homes(Family::V4), homes);
+}
+
+#[test]
+fn when_dns_changes_in_a_fleet_then_all_members_have_the_leaders_answer_and_names_follow_their_addresses() {
+    let mut fleet = Fleet::planned(Plan { service_lines: "drain = { timeout = \"2s\" }", ..Plan::default() });
+    let server = Topology::host_address(Family::V4, ENGINES[0]);
+    let mut named = Named::start(&fleet.engines[0], server, &fleet.records(&[1, 2]));
+    fleet.apply_with(&format!("discover = [{{ dns = \"_http._tcp.web.internal\", servers = [\"{server}\"] }}]"));
+    fleet.wait_for_pool(&["web1.internal ready", "web2.internal ready"], 2);
+    fleet.wait_for_all_up();
+    fleet.one_answer_of_web();
+
+    fleet.replace_leader();
+    named.answer(&fleet.engines[0], &fleet.records(&[2, 3]));
+    fleet.wait_for_pool(&["web2.internal ready", "web3.internal ready"], 2);
+    fleet.wait_for_all_up();
+    fleet.one_answer_of_web();
+}
+
+impl Fleet {
+    /// Checks that all members send each client to the same backend.
+    #[track_caller]
+    fn one_answer_of_web(&self) {
+        let members: Vec<usize> = self.members().collect();
+        let answers: Vec<Vec<String>> = members
+            .iter()
+            .map(|&number| {
+                self.route(&[number]);
+                self.homes(Family::V4)
+            })
+            .collect();
+        self.route(&members);
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    }
+}
