@@ -22,6 +22,7 @@ mod forget;
 mod fragments;
 mod host;
 mod kubernetes;
+mod late_interfaces;
 mod listener_changes;
 mod listeners;
 mod local;
