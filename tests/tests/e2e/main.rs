@@ -2,6 +2,7 @@
 
 mod agents;
 mod ansible;
+mod ansible_role;
 mod api;
 mod bonds;
 mod bounded;
@@ -21,6 +22,7 @@ mod fleet;
 mod forget;
 mod fragments;
 mod host;
+mod image;
 mod kubernetes;
 mod late_interfaces;
 mod listener_changes;
