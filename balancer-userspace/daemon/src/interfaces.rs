@@ -120,11 +120,19 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     select(names, &links?)
 }
 
-/// The indices of the existing interfaces among `names`, and of their members.
+/// What a look for wanted interfaces has found.
+pub(super) enum Search {
+    /// The indices of those that exist, and of their members.
+    Found(Vec<u32>),
+    /// None exists; the error names the most similar interface and all that exist.
+    Absent(anyhow::Error),
+}
+
+/// Looks for the interfaces called `names`.
 ///
 /// # Errors
-/// If none exists, and otherwise as [`resolve`].
-pub(super) async fn resolve_present(names: &[String]) -> anyhow::Result<Vec<u32>> {
+/// As [`resolve`] for those that exist.
+pub(super) async fn search(names: &[String]) -> anyhow::Result<Search> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
     let links = links(&handle).await;
@@ -132,12 +140,14 @@ pub(super) async fn resolve_present(names: &[String]) -> anyhow::Result<Vec<u32>
     let links = links?;
     let there: Vec<String> =
         names.iter().filter(|name| links.iter().any(|link| link.name == **name)).cloned().collect();
-    let found = select(if there.is_empty() { names } else { &there }, &links)?;
+    if there.is_empty() {
+        return Ok(select(names, &links).map_or_else(Search::Absent, |_| Search::Found(Vec::new())));
+    }
     let with_parts = |interface: &Interface| -> Vec<u32> {
         let parts = parts(interface.ifindex, &links).map(|part| part.ifindex);
         std::iter::once(interface.ifindex).chain(parts).collect()
     };
-    Ok(found.iter().flat_map(with_parts).collect())
+    Ok(Search::Found(select(&there, &links)?.iter().flat_map(with_parts).collect()))
 }
 
 /// The members of a bond or team. The driver runs the attached program for them, under their own indices.

@@ -7,6 +7,7 @@ mod preparation;
 mod running;
 mod shutdown;
 mod startup;
+mod waiting;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -43,7 +44,8 @@ pub struct Launch {
 /// One line that says what prevents it.
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
     privileges::check()?;
-    let mut running = Startup::new(launch).await?.finish().await?;
+    let Some(startup) = Startup::new(launch).await? else { return Ok(()) };
+    let mut running = startup.finish().await?;
     if let Err(error) = precedence::take() {
         info!(
             "no precedence over other programs ({error}): failures are acted on later where processors are busy; CAP_SYS_NICE gives \

@@ -1,7 +1,7 @@
 //! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): ready, alive, reloading, ending, and
 //! why the balancer did not start. Without a service manager, none are sent.
 
-use std::{future::pending, time::Duration};
+use std::{env, future::pending, time::Duration};
 
 use balancer_model::words::counted;
 use sd_notify::{NotifyState, notify, watchdog_enabled};
@@ -92,6 +92,20 @@ fn status(done: Result<usize, &str>) -> String {
 /// Reports a reload without a SIGHUP.
 pub fn reread(done: Result<usize, &str>) {
     tell(&[NotifyState::Status(&status(done))]);
+}
+
+/// Whether a service manager waits for the program to become ready.
+#[must_use]
+pub fn is_there() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Reports that the start takes up to this much longer, and with `status` what it waits for.
+pub fn waits(longer: Duration, status: Option<&str>) {
+    let longer = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
+    let mut state = vec![NotifyState::ExtendTimeoutUsec(longer)];
+    state.extend(status.map(|status| NotifyState::Status(first_line(status))));
+    tell(&state);
 }
 
 /// Reports that the start has failed.

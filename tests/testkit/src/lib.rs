@@ -12,6 +12,7 @@ pub mod faults;
 pub mod frame;
 pub mod http_client;
 pub mod kubernetes;
+pub mod machine;
 pub mod outcome;
 pub mod prog_run;
 pub mod rig;

@@ -2,6 +2,7 @@
 
 mod agents;
 mod ansible;
+mod ansible_role;
 mod api;
 mod bonds;
 mod bounded;
@@ -21,7 +22,9 @@ mod fleet;
 mod forget;
 mod fragments;
 mod host;
+mod image;
 mod kubernetes;
+mod late_interfaces;
 mod listener_changes;
 mod listeners;
 mod local;

@@ -66,7 +66,7 @@ fn mask() -> String {
 
 /// A wrapper that runs the balancer like the unit, but as root: with its capabilities, its own mounts and processes,
 /// and additional `options` of `run`.
-fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
+pub(crate) fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
     with_capabilities(&capabilities(UNIT), directory, variables, options)
 }
 
@@ -232,14 +232,14 @@ fn when_the_unit_has_no_drop_in_file_then_checks_run_no_programs() {
 }
 
 /// The next notification for the service manager.
-fn told(notify: &UnixDatagram) -> String {
+pub(crate) fn told(notify: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = notify.recv(&mut buffer).unwrap();
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
 /// The next notification that begins with `start`.
-fn told_next(notify: &UnixDatagram, start: &str) -> String {
+pub(crate) fn told_next(notify: &UnixDatagram, start: &str) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let words = told(notify);
@@ -251,7 +251,7 @@ fn told_next(notify: &UnixDatagram, start: &str) -> String {
 }
 
 /// A new socket for the service manager, and the environment line for it.
-fn notify_socket(directory: &Path) -> (UnixDatagram, String) {
+pub(crate) fn notify_socket(directory: &Path) -> (UnixDatagram, String) {
     let path = directory.join("notify");
     let notify = UnixDatagram::bind(&path).unwrap();
     notify.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -367,12 +367,13 @@ fn when_the_balancer_cannot_start_then_the_service_manager_gets_the_reason() {
     assert!(words.starts_with(&format!("STATUS={}:1: ", file.display())), "{words}");
     assert_eq!(words.lines().count(), 1, "{words}");
 
+    // One that exists and cannot be used; a missing one is waited for.
     let text =
-        "interfaces = [\"none0\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\n";
+        "interfaces = [\"lo\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\n";
     fs::write(&file, text).unwrap();
-    run();
+    assert_eq!(run().status.code(), Some(1));
     let words = told(&notify);
-    assert!(words.starts_with("STATUS=") && words.contains("none0"), "{words}");
+    assert!(words.starts_with("STATUS=") && words.contains("interface lo is the loopback"), "{words}");
 }
 
 /// A shell command that makes standard error look like the journal's stream.

@@ -11,12 +11,13 @@ use crate::command::{output, program, root, run};
 pub(super) const CHECKSUMS: &str = "SHA256SUMS";
 
 /// Files below the project's root, and their directories in the archive.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("README.md", ""),
     ("CHANGELOG.md", ""),
     ("LICENSE-APACHE", ""),
     ("LICENSE-MIT", ""),
     ("packaging/balancer.service", ""),
+    ("packaging/Containerfile", ""),
     ("packaging/balancer.toml", ""),
     ("packaging/balancer-kubernetes.service", ""),
     ("packaging/balancer-kubernetes.default", ""),

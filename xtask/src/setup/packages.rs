@@ -57,16 +57,21 @@ pub(super) const BROWSER: [Tool; 2] = [
 
 const NGINX: Tool = Tool { program: "nginx", apt: "nginx-light", dnf: "nginx", pacman: "nginx" };
 
+const NSPAWN: Tool =
+    Tool { program: "systemd-nspawn", apt: "systemd-container", dnf: "systemd-container", pacman: "systemd" };
+
 const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
 
 /// Servers, and tools from servers' packages, that only tests start.
-pub(super) const SERVERS: [Tool; 6] = [
+pub(super) const SERVERS: [Tool; 8] = [
     NGINX,
     HAPROXY,
     Tool::everywhere("vtysh", "frr"),
     Tool { program: "ansible", apt: "ansible-core", dnf: "ansible-core", pacman: "ansible-core" },
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
     Tool { program: "named", apt: "bind9", dnf: "bind", pacman: "bind" },
+    Tool::everywhere("podman", "podman"),
+    NSPAWN,
 ];
 
 /// The programs that benchmarks compare with the balancer.
@@ -99,10 +104,7 @@ pub(super) const CLIENTS: [Tool; 4] = [
 pub(super) const ENGINE: [Tool; 1] = [Tool { program: "etcdctl", apt: "etcd-client", dnf: "etcd", pacman: "etcd" }];
 
 /// The programs that install a Debian system in a directory and boot it.
-pub(super) const MACHINES: [Tool; 2] = [
-    Tool::everywhere("debootstrap", "debootstrap"),
-    Tool { program: "systemd-nspawn", apt: "systemd-container", dnf: "systemd-container", pacman: "systemd" },
-];
+pub(super) const MACHINES: [Tool; 2] = [Tool::everywhere("debootstrap", "debootstrap"), NSPAWN];
 
 /// The programs that the session lab's reduced set runs.
 pub(super) const SESSIONS: [Tool; 4] = [
@@ -247,21 +249,21 @@ mod tests {
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light haproxy frr ansible-core prometheus bind9 bird2 keepalived etcd-server curl \
+            "iproute2 ethtool chromium chromium-driver nginx-light haproxy frr ansible-core prometheus bind9 podman systemd-container bird2 keepalived etcd-server curl \
              iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx haproxy frr ansible-core golang-github-prometheus bind bird keepalived etcd curl iperf3 \
+            "iproute ethtool chromium chromedriver nginx haproxy frr ansible-core golang-github-prometheus bind podman systemd-container bird keepalived etcd curl iperf3 \
              dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bind bird keepalived etcd curl iperf3 dnsmasq bind etcd \
+            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bind podman systemd bird keepalived etcd curl iperf3 dnsmasq bind etcd \
              debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
              qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')

@@ -38,13 +38,13 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub(crate) use self::news::News;
 pub use self::{
     changes::put_back,
     guard::{VERB as GUARD_VIPS, guard_vips},
 };
 use self::{
     machine::Machine,
-    news::News,
     readers::Readers,
     remote::{Control, Distant},
     scrapes::{Metrics, Scrapes},

@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const DATAGRAM: usize = 1 << 16;
 
 /// A socket for change notifications.
-pub(super) struct News {
+pub(crate) struct News {
     /// The socket; `None` after it broke, until it is reopened.
     socket: Option<TokioSocket>,
     buffer: BytesMut,
@@ -34,12 +34,12 @@ pub(super) struct News {
 }
 
 impl News {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Ok(Self { socket: Some(socket()?), buffer: BytesMut::new(), heard: false })
     }
 
     /// Waits for a change and a little longer, because changes often come together. Cancelling it loses nothing.
-    pub(super) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         if !self.heard {
             self.hear().await;
             self.heard = true;

@@ -27,6 +27,7 @@ use super::{
     FIRST_NEXT_HOPS, Launch,
     preparation::{Loading, Prepared},
     running::{Api, EVENTS, Ring, Running},
+    waiting::{self, AsRead},
 };
 use crate::{
     api_server::{Answering, ControlSocket},
@@ -37,7 +38,6 @@ use crate::{
     flows,
     followed_files::{Files, follow},
     host::{Host, Surroundings},
-    interfaces,
     keeper::Keeper,
     metrics, names, near_clients,
     owner::Owner,
@@ -77,16 +77,20 @@ pub(super) struct Startup {
 }
 
 impl Startup {
-    pub(super) async fn new(launch: Launch) -> anyhow::Result<Self> {
+    /// `None`: a signal came while there was no interface to attach to.
+    pub(super) async fn new(launch: Launch) -> anyhow::Result<Option<Self>> {
         let Launch { config, as_written, named, file, configurations } = launch;
         if let Some(fleet) = &config.fleet {
             // This check comes before anything is set up.
             fleet.member_name().map_err(anyhow::Error::msg)?;
         }
         let (supervisor, endings) = Supervisor::new();
-        let signals = Signals::new().context("catching signals")?;
+        let mut signals = Signals::new().context("catching signals")?;
         let hangup = signal(SignalKind::hangup()).context("catching SIGHUP")?;
-        let ifindexes = interfaces::resolve_present(&config.interfaces).await?;
+        let as_read = AsRead { config: &as_written, file: &file, configurations: &configurations };
+        let Some(ifindexes) = waiting::interfaces(&config.interfaces, as_read, &mut signals).await? else {
+            return Ok(None);
+        };
         let control = &config.control;
         let socket = ControlSocket::bind(&control.socket, control.group.as_deref()).await?;
         let readers = match &control.readers {
@@ -104,7 +108,7 @@ impl Startup {
             Some(listen) => metrics::bind(listen).await.ok(),
             None => None,
         };
-        Ok(Self {
+        Ok(Some(Self {
             config,
             named,
             file,
@@ -120,7 +124,7 @@ impl Startup {
             resumed,
             fleet,
             metrics,
-        })
+        }))
     }
 
     /// Loads the program, fills its maps and attaches it.

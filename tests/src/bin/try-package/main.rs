@@ -5,7 +5,6 @@
 //! topology's balancer. The program removes everything afterwards.
 
 mod clients;
-mod machine;
 mod operator;
 mod steps;
 

@@ -12,6 +12,7 @@ use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     backend::Backend,
     binaries,
+    machine::Machine,
     topology::{Family, Shape, Topology},
 };
 use tempfile::TempDir;
@@ -19,7 +20,6 @@ use tempfile::TempDir;
 use crate::{
     Options,
     clients::{Clients, PORT},
-    machine::Machine,
 };
 
 /// The time limit of everything except a boot.

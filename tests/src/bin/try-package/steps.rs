@@ -15,9 +15,10 @@ use crate::operator::Operator;
 /// Does something and checks it. Returns the notable result.
 type Step = fn(&mut Operator) -> Result<String>;
 
-pub(crate) const STEPS: [(&str, Step); 22] = [
+pub(crate) const STEPS: [(&str, Step); 23] = [
     ("install", install),
     ("start without a configuration", start_in_vain),
+    ("start without an interface", start_without_interface),
     ("start", start),
     ("privileges", privileges),
     ("operator's group", group),
@@ -43,6 +44,8 @@ pub(crate) const STEPS: [(&str, Step); 22] = [
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet --yes";
 /// A short watchdog interval, so that the test sees the watchdog act.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=3s\n";
+/// Short limits, so that the test sees the job end and the start go on for longer than a start may take by itself.
+const IMPATIENT: &str = "[Unit]\nJobRunningTimeoutSec=2s\n[Service]\nTimeoutStartSec=4s\n";
 
 fn install(operator: &mut Operator) -> Result<String> {
     let words = operator.types(&format!("{APT} install ~/balancer.deb"))?;
@@ -70,6 +73,33 @@ fn start_in_vain(operator: &mut Operator) -> Result<String> {
     let tries = operator.property("NRestarts")?;
     operator.types("systemctl stop balancer")?;
     Ok(format!("serving with the mended file, after {tries} restarts"))
+}
+
+/// One process waits, whatever becomes of the job that started it. A mended file is used without a further action.
+fn start_without_interface(operator: &mut Operator) -> Result<String> {
+    operator.machine.write("etc/systemd/system/balancer.service.d/try.conf", IMPATIENT)?;
+    operator.types("systemctl daemon-reload")?;
+    let absent = "sed -i 's/^interfaces = .*/interfaces = [\"late0\"]/' /etc/balancer/balancer.toml";
+    operator.types(absent)?;
+    operator.types_in_vain("systemctl start balancer")?;
+    let (main, restarts) = (operator.property("MainPID")?, operator.property("NRestarts")?);
+    thread::sleep(Duration::from_secs(5));
+    operator.reads("systemctl is-active balancer", &["activating"])?;
+    let status = operator.property("StatusText")?;
+    ensure!(status.starts_with("waiting until it is there: interface late0 does not exist"), "{status}");
+    ensure!(operator.property("MainPID")? == main, "another process");
+    ensure!(operator.property("NRestarts")? == restarts, "started again");
+    operator.types("ip link add late0 type veth peer name late1")?;
+    operator.wait("systemctl is-active balancer", "active")?;
+    ensure!(operator.property("MainPID")? == main, "another process");
+    operator.types("systemctl stop balancer && balancer detach && ip link delete late0")?;
+
+    operator.types_in_vain("systemctl start balancer")?;
+    operator.configures(100, "")?;
+    operator.wait("systemctl is-active balancer", "active")?;
+    operator
+        .types("systemctl stop balancer && rm -r /etc/systemd/system/balancer.service.d && systemctl daemon-reload")?;
+    Ok(status)
 }
 
 fn start(operator: &mut Operator) -> Result<String> {

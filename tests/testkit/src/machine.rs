@@ -1,4 +1,4 @@
-//! A Debian system in a directory, booted by systemd.
+//! A system in a directory, booted by systemd-nspawn in a network namespace: Debian, or a copy of this machine's.
 
 use std::{
     fs,
@@ -11,11 +11,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer_testkit::{
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+
+use crate::{
     namespace::{Namespace, run},
     process::Process,
 };
-use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 /// The mirror for Debian's packages, unless `DEBIAN_MIRROR` names another one.
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -23,10 +24,15 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps";
 /// The time limit of a boot or a shutdown.
 const LIMIT: Duration = Duration::from_secs(90);
+/// The place of the shared files on a copy of this machine.
+pub const SHARED: &str = "/opt/shared";
 
 /// The machine. Dropping the value shuts it down and removes it.
-pub(crate) struct Machine {
+#[derive(Debug)]
+pub struct Machine {
     directory: PathBuf,
+    /// The files that a copy of this machine's system shares with this machine; `None`: an installed system.
+    shared: Option<PathBuf>,
     name: String,
     namespace: String,
     /// While the machine is up: the container's manager, and its process 1.
@@ -36,11 +42,15 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Installs `suite` in `directory`, for the network of `namespace`.
-    pub(crate) fn install(suite: &str, directory: &Path, namespace: &Namespace) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If a step of the installation fails.
+    pub fn install(suite: &str, directory: &Path, namespace: &Namespace) -> Result<Self> {
         remove(directory)?;
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let machine = Self {
             directory: directory.canonicalize()?,
+            shared: None,
             name: format!("balancer-try-{}", process::id()),
             namespace: namespace.name().to_owned(),
             up: None,
@@ -64,13 +74,34 @@ impl Machine {
         Ok(machine)
     }
 
+    /// A copy of this machine's system for the network of `namespace`. What it writes is forgotten. It has `shared` as
+    /// [`SHARED`], and starts no services by itself.
+    ///
+    /// # Errors
+    /// If a directory cannot be made.
+    pub fn copy(shared: &Path, namespace: &Namespace) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("balancer-machine-").tempdir()?.keep();
+        fs::create_dir(directory.join("root"))?;
+        Ok(Self {
+            directory,
+            shared: Some(shared.canonicalize()?),
+            name: format!("balancer-copy-{}", process::id()),
+            namespace: namespace.name().to_owned(),
+            up: None,
+            cgroup: None,
+        })
+    }
+
     /// The root directory of the machine.
     fn root(&self) -> PathBuf {
         self.directory.join("root")
     }
 
     /// Writes a file of the machine; the path is relative.
-    pub(crate) fn write(&self, path: &str, text: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let path = self.root().join(path);
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
@@ -79,23 +110,33 @@ impl Machine {
     }
 
     /// Copies a file into `/root`.
-    pub(crate) fn bring(&self, file: &Path, name: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the file cannot be copied.
+    pub fn bring(&self, file: &Path, name: &str) -> Result<()> {
         fs::copy(file, self.root().join("root").join(name)).with_context(|| file.display().to_string())?;
         Ok(())
     }
 
     /// Whether the file exists; the path is relative.
-    pub(crate) fn has(&self, path: &str) -> bool {
+    #[must_use]
+    pub fn has(&self, path: &str) -> bool {
         fs::symlink_metadata(self.root().join(path)).is_ok()
     }
 
     /// Boots the machine, and waits until all units have started or failed.
-    pub(crate) fn boot(&mut self) -> Result<()> {
-        let mut nspawn = Command::new("systemd-nspawn");
+    ///
+    /// # Errors
+    /// If it does not boot within a time limit.
+    pub fn boot(&mut self) -> Result<()> {
+        let mut nspawn = self.nspawn();
         nspawn.arg("--directory").arg(self.root()).arg(format!("--machine={}", self.name));
         nspawn.arg(format!("--network-namespace-path=/run/netns/{}", self.namespace));
         nspawn.args(["--quiet", "--boot", "--register=no", "--console=pipe", "--link-journal=no"]);
         nspawn.args(["--resolv-conf=off", "--timezone=off", "--capability=all", "--system-call-filter=bpf"]);
+        if let Some(shared) = &self.shared {
+            nspawn.args(["--volatile=overlay", &format!("--bind={}:{SHARED}", shared.display())]);
+        }
         nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
         nspawn.process_group(0);
         if !Path::new("/run/systemd/system").exists() {
@@ -106,6 +147,10 @@ impl Machine {
             nspawn.arg("--keep-unit");
             // SAFETY: the closure opens and writes one file; its path was allocated before.
             unsafe { nspawn.pre_exec(move || fs::write(&procs, "0")) };
+        }
+        if self.shared.is_some() {
+            // Options do not come after it.
+            nspawn.arg("systemd.unit=basic.target");
         }
         // SAFETY: the closure makes one system call between fork and exec.
         unsafe { nspawn.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
@@ -132,8 +177,22 @@ impl Machine {
         }
     }
 
+    fn nspawn(&self) -> Command {
+        if self.shared.is_none() {
+            return Command::new("systemd-nspawn");
+        }
+        // It refuses the root directory itself. The mount is in a mount namespace of its own.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", "mount --bind / \"$0\" && exec \"$@\""]);
+        command.arg(self.root()).arg("systemd-nspawn");
+        command
+    }
+
     /// Shuts the machine down like its power button, if it is up.
-    pub(crate) fn halt(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If it does not halt within a time limit.
+    pub fn halt(&mut self) -> Result<()> {
         let Some((mut manager, _)) = self.up.take() else { return Ok(()) };
         // Asks systemd-nspawn for a shutdown. If that fails, dropping the process kills it.
         manager.signal(Signal::SIGTERM)?;
@@ -147,21 +206,45 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs a shell command on the machine as root. Returns its output with errors, and whether it succeeded.
-    pub(crate) fn shell(&self, line: &str) -> Result<(String, bool)> {
+    /// A program on the machine, as root.
+    ///
+    /// # Errors
+    /// If the machine is not up.
+    pub fn command(&self, program: &str) -> Result<Command> {
         let Some((_, first)) = &self.up else { bail!("the machine is not up") };
         let mut command = Command::new("nsenter");
         command.args(["--target", &first.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]);
-        command.args(["--", "/bin/sh", "-c", &format!("exec 2>&1; {line}")]);
+        command.args(["--", program]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8").env("HOME", "/root");
+        Ok(command)
+    }
+
+    /// Runs a shell command on the machine as root. Returns its output with errors, and whether it succeeded.
+    ///
+    /// # Errors
+    /// If the command cannot be started.
+    pub fn shell(&self, line: &str) -> Result<(String, bool)> {
+        let mut command = self.command("/bin/sh")?;
+        command.args(["-c", &format!("exec 2>&1; {line}")]);
         let Output { status, stdout, .. } = command.output().context("cannot start nsenter")?;
         Ok((String::from_utf8_lossy(&stdout).into_owned(), status.success()))
     }
 }
 
+impl Machine {
+    fn remove(&self) -> Result<()> {
+        if self.shared.is_none() {
+            return remove(&self.directory);
+        }
+        let _ = fs::remove_file(self.directory.join("console.log"));
+        // Not what may be mounted there.
+        fs::remove_dir(self.root()).and_then(|()| fs::remove_dir(&self.directory)).context("removing the directories")
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Err(error) = self.halt().and_then(|()| remove(&self.directory)) {
+        if let Err(error) = self.halt().and_then(|()| self.remove()) {
             eprintln!("{} is left behind: {error:#}", self.directory.display());
         }
     }
@@ -183,6 +266,7 @@ fn remove(directory: &Path) -> Result<()> {
 }
 
 /// A control group of the unified hierarchy, which is removed together with its children.
+#[derive(Debug)]
 struct Cgroup(PathBuf);
 
 impl Cgroup {

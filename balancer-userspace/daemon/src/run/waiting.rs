@@ -1,0 +1,112 @@
+//! The wait for an interface to attach to, when a start finds none and a service manager expects the program to become
+//! ready. Without a service manager such a start fails, because a person who mistyped a name waits for the answer.
+
+use std::{iter, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use balancer_model::config::Config;
+use tokio::{select, time::sleep};
+use tracing::{info, warn};
+
+use crate::{
+    configuration::Configurations,
+    host::News,
+    interfaces::{Search, search},
+    service_manager,
+    shutdown::Signals,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long the rest of the start may take once an interface is there.
+const REST_OF_START: Duration = Duration::from_mins(1);
+
+/// A configuration as it was read, and where.
+pub(super) struct AsRead<'a> {
+    pub(super) config: &'a Config,
+    pub(super) file: &'a PathBuf,
+    pub(super) configurations: &'a Configurations,
+}
+
+/// The indices of the interfaces among `names` that exist, and of their members, as soon as there are any. `None`: a
+/// signal came first.
+///
+/// # Errors
+/// If an interface exists and cannot be attached to; without a service manager also if none exists; if the file changes
+/// meanwhile, because the service manager's next start reads it.
+pub(super) async fn interfaces(
+    names: &[String],
+    as_read: AsRead<'_>,
+    signals: &mut Signals,
+) -> anyhow::Result<Option<Vec<u32>>> {
+    // Notifications are subscribed to before the first look, so that none is missed.
+    let mut news = News::open().context("opening a netlink socket")?;
+    let mut pauses = pauses();
+    let mut told = String::new();
+    loop {
+        let absence = match search(names).await? {
+            Search::Found(found) => return Ok(Some(found)),
+            Search::Absent(absence) => absence,
+        };
+        if !service_manager::is_there() {
+            return Err(absence);
+        }
+        as_read.ensure_unchanged().await?;
+        let first = told.is_empty();
+        let words = waiting(&absence, names);
+        if first {
+            warn!("{words}");
+        }
+        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+        service_manager::waits(pause + REST_OF_START, (words != told).then_some(words.as_str()));
+        told = words;
+        select! {
+            signal = signals.next() => {
+                info!("{signal}: leaving; there was no interface to attach to");
+                return Ok(None);
+            }
+            () = news.next() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+fn waiting(absence: &anyhow::Error, names: &[String]) -> String {
+    match names {
+        [_] => format!("waiting until it is there: {absence}"),
+        names => format!("waiting until one of {} is there: {absence}", names.join(", ")),
+    }
+}
+
+/// Times after which to look without a notification, in case one was lost.
+fn pauses() -> impl Iterator<Item = Duration> {
+    iter::successors(Some(FIRST_PAUSE), |pause| Some((*pause * 2).min(LONGEST_PAUSE)))
+}
+
+impl AsRead<'_> {
+    async fn ensure_unchanged(&self) -> anyhow::Result<()> {
+        let (now, _) = self.configurations.load(self.file.clone()).await.context("reading the configuration")??;
+        ensure!(now == *self.config, "{} has changed while no interface was there", self.file.display());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_no_interface_comes_then_the_pauses_grow_up_to_a_limit() {
+        let seconds: Vec<u64> = pauses().take(8).map(|pause| pause.as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn when_several_names_are_waited_for_then_each_is_named() {
+        let absence = anyhow::anyhow!("interface eth8 does not exist: there are: eth0");
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(waiting(&absence, &names(&["eth8"])), format!("waiting until it is there: {absence}"));
+        let words = waiting(&absence, &names(&["eth8", "eth9"]));
+        assert_eq!(words, format!("waiting until one of eth8, eth9 is there: {absence}"));
+    }
+}
