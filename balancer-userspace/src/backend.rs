@@ -32,13 +32,6 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Set how many clients or connections a backend takes at most, or without an option, that it takes any number
-    Limit {
-        #[command(flatten)]
-        backend: Subject,
-        #[command(flatten)]
-        most: Most,
-    },
     #[command(flatten)]
     Change(BackendChange),
 }
@@ -99,6 +92,13 @@ pub(super) enum BackendChange {
         #[arg(value_name = "N")]
         weight: u16,
     },
+    /// Set how many clients or connections a backend takes at most, or without an option, that it takes any number
+    Limit {
+        #[command(flatten)]
+        backend: Subject,
+        #[command(flatten)]
+        most: Most,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -109,6 +109,12 @@ pub(super) struct Most {
     /// Connections with which it takes no new ones, with forwarding = "snat"
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
+}
+
+impl Most {
+    const fn limits(&self) -> SetLimits {
+        SetLimits { max_clients: self.max_clients, max_connections: self.max_connections }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -129,10 +135,6 @@ fn address(text: &str) -> Result<String, String> {
 pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { service, json } => list(client, service.as_deref(), json).await,
-        Verb::Limit { backend, most: Most { max_clients, max_connections } } => {
-            let limits = SetLimits { max_clients, max_connections };
-            done(client.set_limits(&backend.name, &limits).await?)
-        }
         Verb::Change(change) => make(client, change).await,
     }
 }
@@ -155,6 +157,7 @@ async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
         BackendChange::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
         BackendChange::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
         BackendChange::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
+        BackendChange::Limit { backend, most } => done(client.set_limits(&backend.name, &most.limits()).await?),
     }
 }
 
@@ -187,6 +190,9 @@ impl BackendChange {
             Self::Maint(backend) => admin(backend, SetAdmin { admin: Admin::Maint, timeout: None }),
             Self::Weight { backend: Subject { name }, weight } => {
                 PlanRequest::Weight { service: name.service, name: name.backend, weight }
+            }
+            Self::Limit { backend: Subject { name }, most } => {
+                PlanRequest::Limit { service: name.service, name: name.backend, limits: most.limits() }
             }
         }
     }

@@ -46,6 +46,8 @@ pub(crate) enum Benchmark {
     Sticky,
     /// A simulated day of uneven clients, with and without `bounded_load`, and by HAProxy's rules.
     Even,
+    /// New clients' waits if one of four CPU-bound servers is slow, with and without `bounded_load` by latency; needs root.
+    Slow,
     /// The cost of a connection through the balancer, HAProxy, nginx and nftables, and without any of them; installs
     /// the three; needs root.
     Proxy,
@@ -55,7 +57,7 @@ pub(crate) enum Benchmark {
 pub(crate) const PATH: &str = "bench-path";
 
 /// Benchmarks that are separate programs and need root, with the arguments that select them.
-const BINARIES: [(Benchmark, &str, &[&str]); 9] = [
+const BINARIES: [(Benchmark, &str, &[&str]); 10] = [
     (Benchmark::Path, PATH, &[]),
     (Benchmark::Live, PATH, &["--live"]),
     (Benchmark::Scale, "bench-scale", &[]),
@@ -65,6 +67,7 @@ const BINARIES: [(Benchmark, &str, &[&str]); 9] = [
     (Benchmark::Sticky, "bench-sticky", &[]),
     (Benchmark::Proxy, "bench-proxy", &[]),
     (Benchmark::Even, "bench-even", &[]),
+    (Benchmark::Slow, "bench-slow", &[]),
 ];
 
 /// Benchmarks that cargo runs: package and name.

@@ -722,6 +722,15 @@ pub enum PlanRequest {
         /// The weight, 0–65535.
         weight: u16,
     },
+    /// Setting a backend's limits.
+    Limit {
+        /// The service's name.
+        service: String,
+        /// The backend's name.
+        name: String,
+        /// The limits.
+        limits: SetLimits,
+    },
     /// Setting the share of steered clients.
     Steer {
         /// The service's name.

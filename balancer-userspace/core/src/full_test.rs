@@ -159,6 +159,42 @@ fn when_a_limit_is_set_at_run_time_then_it_is_merged_with_the_file_as_a_weight_i
 }
 
 #[test]
+fn when_a_limit_is_planned_then_the_plan_shows_what_becomes_full_and_what_has_room_again() {
+    let limits = |clients| Limits { clients, connections: None };
+    let plan = |bench: &Bench, clients| {
+        let change = Change::SetLimits { name: name(WEB1), limits: limits(clients) };
+        let (plan, after) = bench.controller.plan_with_limits(change, bench.now).unwrap();
+        let slots = after.backend(&name(WEB1)).unwrap().slots();
+        let planned = plan.counted(|_| {});
+        (planned.message, planned.services[0].slots_moved, slots)
+    };
+    let (mut bench, all) =
+        (Bench::limited(limited(WhenFull::Open)), Bench::limited(limited(WhenFull::Open)).all_slots());
+    let known = vec![(bench.id(WEB1), 40)];
+    bench.controller.handle(Event::Swept { known }, bench.now);
+
+    let (message, moved, slots) = plan(&bench, Some(50));
+    assert_eq!((moved, slots), (0, all[0]), "{message}");
+    assert!(!message.contains("; then "), "{message}");
+    let (message, moved, slots) = plan(&bench, Some(40));
+    assert_eq!((moved, slots), (all[0], 0), "{message}");
+    let follows = "; then service web: web1 had 40 of at most 40 clients and takes no new ones: ";
+    assert!(
+        message.starts_with("backend web/web1 max_clients 100 → max_clients 40: ") && message.contains(follows),
+        "{message}"
+    );
+    assert_eq!((bench.all_slots(), bench.is_full()), (all, false), "a plan alters nothing");
+
+    // A full backend whose limit is raised or removed has room at once, and stays full below its clients.
+    bench.limit(limits(Some(30))).unwrap();
+    bench.fill(&["web1"]).unwrap();
+    let (_, moved, slots) = plan(&bench, None);
+    assert_eq!((moved, slots), (all[0], all[0]));
+    let (_, moved, slots) = plan(&bench, Some(20));
+    assert_eq!((moved, slots), (0, 0));
+}
+
+#[test]
 fn when_something_happens_to_a_full_backend_then_it_stays_full_as_long_as_it_has_its_clients() {
     let mut bench = Bench::limited(limited(WhenFull::Open));
     bench.fill(&["web1"]).unwrap();

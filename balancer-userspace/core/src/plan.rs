@@ -22,6 +22,7 @@ use balancer_model::{config::Failback, listeners::Listener, words::counted};
 use crate::{
     controller::Controller,
     forgets::Forgets,
+    full,
     io::{Change, Command, Event, NextHop, Refused, ServiceId},
     moves::Moves,
     report,
@@ -173,19 +174,59 @@ impl Controller {
         self.plan_and_make(change, now).map(|(plan, _)| plan)
     }
 
+    /// Plans as [`plan_and_make`](Self::plan_and_make) does, together with what limits make of the change at once.
+    ///
+    /// # Errors
+    /// [`Refused`] if the change would be refused.
+    pub fn plan_with_limits(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
+        self.planned(change, now, Self::reach_limits)
+    }
+
     /// Plans as [`plan`](Self::plan) does, and also returns a controller that has made the change.
     ///
     /// # Errors
     /// [`Refused`] if the change would be.
     pub fn plan_and_make(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
+        self.planned(change, now, |_, _, _| Ok(Vec::new()))
+    }
+
+    /// In a copy that has made a change: makes backends of changed services full that have as many clients or connections
+    /// as they may, and returns the messages and commands.
+    fn reach_limits(&self, copy: &mut Self, now: Instant) -> Result<Vec<(String, Vec<Command>)>, Refused> {
+        let mut names: Vec<String> = Vec::new();
+        for service in self.services().touched_since(copy.services()) {
+            let bounds = copy.legs(service.name()).any(Service::bounds_clients);
+            if bounds && !names.iter().any(|name| name == service.name()) {
+                names.push(service.name().to_owned());
+            }
+        }
+        let mut reached = Vec::new();
+        for service in names {
+            if let Some(full) = full::Watch::default().look(&full::members(copy.legs(&service)), now) {
+                reached.push(copy.change(Change::Full { service, full }, now)?);
+            }
+        }
+        Ok(reached)
+    }
+
+    fn planned(
+        &self,
+        change: Change,
+        now: Instant,
+        follows: impl FnOnce(&Self, &mut Self, Instant) -> Result<Vec<(String, Vec<Command>)>, Refused>,
+    ) -> Result<(Plan, Self), Refused> {
         let is_file = matches!(change, Change::Reload(_) | Change::Reset(_));
         let changed = if is_file { self.changed_at_run_time() } else { Vec::new() };
         let mut copy = self.as_one_that_decides();
-        let (message, mut commands) = copy.change(change, now)?;
+        let (mut message, mut commands) = copy.change(change, now)?;
         let watched =
             |command: &Command| if let Command::WatchNextHop(address) = command { Some(*address) } else { None };
         for address in commands.iter().filter_map(watched).collect::<Vec<_>>() {
             commands.extend(copy.handle(Event::NextHop { address, next_hop: Ok(some_next_hop(address)) }, now));
+        }
+        for (said, more) in follows(self, &mut copy, now)? {
+            message += &format!("; then {said}");
+            commands.extend(more);
         }
         let reports = commands
             .into_iter()

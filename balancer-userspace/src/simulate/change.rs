@@ -59,6 +59,11 @@ pub(super) fn parse(text: &str) -> Result<Asked, Failure> {
             (service, Change::Admin { name, admin: admin.admin, timeout })
         }
         PlanRequest::Weight { service, name, weight } => (service, Change::Weight { name, weight }),
+        PlanRequest::Limit { .. } => {
+            return Err(wrong(
+                "a limit moves no clients between backends; give a change of a backend's weight or state",
+            ));
+        }
         PlanRequest::Steer { .. } | PlanRequest::AddListener { .. } | PlanRequest::RemoveListener { .. } => {
             return Err(wrong("a listener moves no clients between backends; give a change of a backend"));
         }

@@ -35,7 +35,7 @@ impl Agent {
     }
 
     /// A server of health checks whose answers have this header, or none.
-    fn serve_checks(namespace: &Namespace) -> Self {
+    pub(crate) fn serve_checks(namespace: &Namespace) -> Self {
         Self::listen(namespace, HTTP, None)
     }
 
@@ -78,7 +78,7 @@ fn web1(site: &Site) -> BackendView {
     services.into_iter().flat_map(|service| service.backends).find(|backend| backend.name == "web1").unwrap()
 }
 
-fn wait_until(site: &Site, what: &str, is_so: impl Fn(&BackendView) -> bool) -> BackendView {
+pub(crate) fn wait_until(site: &Site, what: &str, is_so: impl Fn(&BackendView) -> bool) -> BackendView {
     let start = Instant::now();
     loop {
         let backend = web1(site);
@@ -90,7 +90,7 @@ fn wait_until(site: &Site, what: &str, is_so: impl Fn(&BackendView) -> bool) -> 
     }
 }
 
-fn says(backend: &BackendView) -> &str {
+pub(crate) fn says(backend: &BackendView) -> &str {
     backend.agent.as_ref().map_or("", |agent| &agent.says)
 }
 

@@ -1,11 +1,24 @@
 //! Tests of bounded load: a backend with too many clients gets fewer new ones, and no known client moves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use balancer_common::map_types::Forwarding;
+use balancer_model::words::grouped;
 use balancer_testkit::{
-    site::{QUICK_CHECK, Site},
+    http_client::Request,
+    namespace::Namespace,
+    site::{PATIENCE, QUICK_CHECK, Site, counts},
     topology::{Family, Shape},
 };
 
@@ -22,6 +35,14 @@ fn slots(site: &Site) -> u32 {
 fn web1(site: &Site) -> balancer_api::model::BackendView {
     let services = site.status().unwrap().services;
     services.into_iter().flat_map(|service| service.backends).find(|backend| backend.name == "web1").unwrap()
+}
+
+/// The page for people.
+fn page(site: &Site) -> String {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let request = Request { timeout: PATIENCE, ..Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))) };
+    let reply = site.topology().balancer().run_in_thread(|| request.send()).unwrap().unwrap();
+    String::from_utf8(reply.body).unwrap()
 }
 
 #[test]
@@ -52,6 +73,11 @@ fn when_a_backend_has_too_many_clients_then_it_takes_fewer_new_ones_and_nobody_m
     assert!(events.contains("service web, bounded load: web1 keeps 60% of its slots"), "{events}");
     let given = site.metrics().unwrap().sum("bounded_slots", &["backend=\"web1\""]).unwrap();
     assert_eq!(given, f64::from(bound.given_slots));
+    let page = page(&site);
+    let text = format!("({} given away)", grouped(bound.given_slots));
+    let kept = 100.0 * f64::from(backend.slots) / f64::from(backend.slots + bound.given_slots);
+    let band = format!("class=\"fill\" y=\"2\" width=\"{kept:.2}\"");
+    assert!(page.contains(&text) && page.contains(&band), "{text}, {band}: {page}");
     assert_eq!(site.homes(Family::V4, FIRST).unwrap(), homes);
     let all = site.homes(Family::V4, ALL).unwrap();
     assert!(all.values().skip(80).filter(|home| *home == "web2").count() > 60, "{all:?}");
@@ -68,6 +94,99 @@ fn when_a_backend_has_too_many_clients_then_it_takes_fewer_new_ones_and_nobody_m
     assert_eq!(site.metrics().unwrap().sum("moves_total", &[]).unwrap_or(0.0), 0.0);
 }
 
+/// The port of health checks that measure how fast a server works.
+const WORK: u16 = 9779;
+
+/// A server of health checks on both families, which takes longer for an answer while it is slow.
+fn serve_checks(namespace: &Namespace) -> Arc<AtomicBool> {
+    let (entrance, is_slow) = (namespace.entrance(), Arc::new(AtomicBool::new(false)));
+    let slow = Arc::clone(&is_slow);
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        entrance.enter().unwrap();
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, WORK)).unwrap();
+        ready.send(()).unwrap();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            if slow.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(400));
+            }
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    is_ready.recv().unwrap();
+    is_slow
+}
+
+/// The slots of each backend of both families' services.
+fn tables(site: &Site) -> BTreeMap<String, u32> {
+    let services = site.status().unwrap().services;
+    let named = |service: balancer_api::model::ServiceView| {
+        let name = service.name;
+        service.backends.into_iter().map(move |backend| (format!("{name}/{}", backend.name), backend.slots))
+    };
+    services.into_iter().flat_map(named).collect()
+}
+
+#[test]
+fn when_a_server_is_slower_than_the_others_then_new_clients_go_elsewhere_and_known_ones_stay() {
+    let mut work = Vec::new();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, topology| {
+        let timing = r#"interval = "1s", timeout = "1s", fall = 5"#;
+        settings.families = Family::BOTH.to_vec();
+        settings.remember = "1h";
+        settings.on_exit = "keep";
+        settings.check = format!(r#"{{ type = "http", port = {WORK}, {timing} }}"#);
+        work.extend(topology.backends().iter().map(serve_checks));
+        Ok(())
+    })
+    .unwrap();
+    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let whole = tables(&site);
+    let homes = Family::BOTH.map(|family| site.homes(family, FIRST).unwrap());
+    assert!(homes.iter().all(|homes| counts(homes.values()).len() == 3), "{homes:?}");
+    work[0].store(true, Ordering::Relaxed);
+    site.apply(|settings| settings.service_lines = "bounded_load = { by = \"latency\" }".to_owned()).unwrap();
+    wait("web1 gives nothing away", || {
+        tables(&site).iter().all(|(name, of)| !name.ends_with("1") || *of < whole[name])
+    });
+
+    // It loses half of its slots at once, in each family; the others, which are as fast as before, get more.
+    let given = tables(&site);
+    for (name, slots) in &given {
+        let before = whole[name];
+        let half = name.ends_with("1") && slots.abs_diff(before / 2) < before / 50;
+        assert!(half || (!name.ends_with("1") && *slots > before), "{given:?} of {whole:?}");
+    }
+    let backend = web1(&site);
+    assert_eq!((backend.state.as_str(), backend.bound.as_ref().unwrap().keeps_percent), ("up", 50));
+    assert!(backend.reason.starts_with("bounded load: keeps 50% of its slots, had "), "{backend:?}");
+    let events = site.cli(&["events"]).unwrap();
+    assert!(
+        events.contains("bounded load: web1 keeps 50% of its slots, had ") && events.contains(" of latency"),
+        "{events}"
+    );
+    let all_stay = |site: &Site| {
+        assert_eq!(Family::BOTH.map(|family| site.homes(family, FIRST).unwrap()), homes, "a known client moved");
+    };
+    all_stay(&site);
+    let newcomers = Family::BOTH.map(|family| site.homes(family, 201..=440).unwrap());
+    for homes in &newcomers {
+        // A sixth of 240 clients, where a third was before.
+        let counts = counts(homes.values());
+        assert!((15..60).contains(&counts["web1"]), "{counts:?}");
+    }
+
+    // A restart, and a new start of a process that was killed, leave the slots and the clients where they are.
+    site.restart(|_| {}).unwrap();
+    assert_eq!(tables(&site), given);
+    site.kill_and_restart(|_| {}).unwrap();
+    assert_eq!(tables(&site), given);
+    all_stay(&site);
+    assert_eq!(site.metrics().unwrap().sum("moves_total", &[]).unwrap_or(0.0), 0.0);
+}
+
 #[test]
 fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last_to_nobody_and_nobody_moves() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
@@ -78,6 +197,15 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     })
     .unwrap();
     let whole = slots(&site);
+    // A plan tells what is wrong as the command would, and alters nothing.
+    let refused = site.cli(&["plan", "backend", "limit", "web/web1", "--max-connections", "9"]).unwrap_err();
+    assert!(format!("{refused}").contains("max_connections needs forwarding = \"snat\""), "{refused}");
+    let planned = site.cli(&["plan", "backend", "limit", "web/web1", "--max-clients", "20"]).unwrap();
+    assert!(
+        planned.starts_with("service web: 0 of 65,537 slots would move, 0 needless; 0 known clients would"),
+        "{planned}"
+    );
+    assert_eq!((slots(&site), web1(&site).max_clients), (whole, None));
     let said = site.cli(&["backend", "limit", "web/web1", "--max-clients", "20"]).unwrap();
     assert!(said.starts_with("backend web/web1 no limit → max_clients 20: "), "{said}");
     let homes = site.homes(Family::V4, FIRST).unwrap();
@@ -101,7 +229,19 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     wait("web1 has room", || !web1(&site).full && slots(&site) == whole);
 
     // Both are full: new clients get a reset, and known ones stay.
+    site.cli(&["backend", "limit", "web/web1"]).unwrap();
     let homes = site.homes(Family::V4, FIRST).unwrap();
+    wait("web2's clients are not counted", || {
+        let services = site.status().unwrap().services;
+        services.iter().flat_map(|service| &service.backends).all(|backend| backend.known_clients > 20)
+    });
+    let planned = site.cli(&["plan", "backend", "limit", "web/web2", "--max-clients", "10"]).unwrap();
+    let would = format!(
+        "service web: {} of 65,537 slots would move, 0 needless; 0 known clients would",
+        grouped(65_537 - whole)
+    );
+    assert!(planned.starts_with(&would) && planned.contains("web2"), "{planned}");
+    assert!(web1(&site).slots == whole && site.status().unwrap().services[0].backends[1].max_clients.is_none());
     for backend in ["web/web1", "web/web2"] {
         site.cli(&["backend", "limit", backend, "--max-clients", "10"]).unwrap();
     }

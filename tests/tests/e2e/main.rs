@@ -1,5 +1,6 @@
 //! Tests with hosts in network namespaces, real clients and servers, and the programs that users start.
 
+mod agent_scripts;
 mod agents;
 mod ansible;
 mod ansible_role;
@@ -21,6 +22,7 @@ mod first_contact;
 mod fleet;
 mod forget;
 mod fragments;
+mod full;
 mod host;
 mod image;
 mod kubernetes;

@@ -13,6 +13,7 @@ use std::{
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
+    frame::Frame,
     site::Site,
     topology::{Family, Shape},
 };
@@ -155,6 +156,56 @@ fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
     assert_eq!(site.homes(Family::V4, CLIENTS).unwrap(), before);
     let events = site.cli(&["events"]).unwrap();
     assert!(!events.contains("was checked at once"), "{events}");
+}
+
+/// Sends resets as if `web2` refused clients' connections, for some seconds, from the machine of another server.
+fn forge_resets(site: &Site, family: Family, time: Duration) {
+    const RST_ACK: u8 = 0x14;
+    let (server, header) = (site.backend_address(family, VICTIM), if family == Family::V4 { 20 } else { 40 });
+    let client = |number| site.topology().client_address(family, number);
+    let forged = |number: u16| {
+        let to = SocketAddr::new(client(number), 40_000 + number).to_string();
+        let mut packet = Frame::tcp(&server.to_string(), &to, RST_ACK).packet();
+        packet[header + 4..header + 8].fill(0);
+        (packet, SocketAddr::new(client(number), 0))
+    };
+    let forged: Vec<_> = CLIENTS.map(forged).collect();
+    let send = || -> io::Result<()> {
+        // The header is part of what is sent.
+        let raw = Socket::new(Domain::for_address(server), Type::RAW, Some(libc::IPPROTO_RAW.into()))?;
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            for (packet, to) in &forged {
+                raw.send_to(packet, &(*to).into())?;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    site.topology().backends()[2].run_in_thread(send).unwrap().unwrap();
+}
+
+#[test]
+fn when_another_machine_forges_a_servers_resets_then_checks_are_few_and_nothing_moves() {
+    for family in Family::BOTH {
+        let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+            settings.families = vec![family];
+            (settings.check, settings.remember) = (CHECK.to_owned(), "1h");
+            Ok(())
+        })
+        .unwrap();
+        (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+        let before = site.homes(family, CLIENTS).unwrap();
+        let (begun, checks) = (Instant::now(), passed(&site));
+        forge_resets(&site, family, Duration::from_secs(5));
+        let (checks, seconds) = (passed(&site) - checks, begun.elapsed().as_secs_f64());
+        assert!(signals(&site, "refused") >= 1.0, "{family:?}: {:?}", site.metrics_text());
+        assert!((1.0..=seconds + 2.0).contains(&checks), "{family:?}: {checks} in {seconds} s");
+        assert_eq!((state(&site, VICTIM).as_str(), moves(&site)), ("up", 0.0));
+        assert_eq!(site.homes(family, CLIENTS).unwrap(), before);
+        let events = site.cli(&["events"]).unwrap();
+        assert!(!events.contains("was checked at once"), "{events}");
+    }
 }
 
 /// Checks that all clients of a killed `nat` server open their connections elsewhere, and that no other client moves.

@@ -37,7 +37,7 @@ fn site(shape: Shape, lines: &str) -> Site {
 }
 
 /// A client's connection from its own address, which stays open.
-fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
+pub(crate) fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
     let vip = SocketAddr::new(site.topology().vip(family), PORT);
     let from = SocketAddr::new(site.topology().client_address(family, client), 0);
     let work = || {
@@ -53,7 +53,7 @@ fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
 }
 
 /// Sends a request on an open connection and reads the answer's head.
-fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
+pub(crate) fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n")?;
     let mut answer = vec![0; 4096];
     let length = stream.read(&mut answer)?;

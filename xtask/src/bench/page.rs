@@ -26,12 +26,13 @@ const BOOK: &str = "docs/src/charts";
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// The benchmarks on the page in their order, with options. It leaves out long ones with further requirements.
-const WANTED: [(Benchmark, &[&str]); 10] = [
+const WANTED: [(Benchmark, &[&str]); 11] = [
     (Benchmark::Path, &[]),
     (Benchmark::Live, &[]),
     (Benchmark::Proxy, &["--rounds", "15"]),
     (Benchmark::Sticky, &[]),
     (Benchmark::Even, &[]),
+    (Benchmark::Slow, &["--rounds", "2"]),
     (Benchmark::Failover, &["--rounds", "15"]),
     (Benchmark::Scale, &[]),
     (Benchmark::Metrics, &[]),

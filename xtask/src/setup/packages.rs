@@ -92,12 +92,13 @@ pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
 
-/// Clients that tests use, and a server that no package starts.
-pub(super) const CLIENTS: [Tool; 4] = [
+/// Clients that tests use, and servers that no package starts.
+pub(super) const CLIENTS: [Tool; 5] = [
     Tool::everywhere("curl", "curl"),
     Tool::everywhere("iperf3", "iperf3"),
     Tool { program: "dnsmasq", apt: "dnsmasq-base", dnf: "dnsmasq", pacman: "dnsmasq" },
     Tool { program: "dig", apt: "bind9-dnsutils", dnf: "bind-utils", pacman: "bind" },
+    Tool::everywhere("socat", "socat"),
 ];
 
 /// The program with which tests ask etcd.
@@ -250,20 +251,20 @@ mod tests {
         assert_eq!(
             names(Manager::Apt),
             "iproute2 ethtool chromium chromium-driver nginx-light haproxy frr ansible-core prometheus bind9 podman systemd-container bird2 keepalived etcd-server curl \
-             iperf3 dnsmasq-base bind9-dnsutils etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
+             iperf3 dnsmasq-base bind9-dnsutils socat etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
             "iproute ethtool chromium chromedriver nginx haproxy frr ansible-core golang-github-prometheus bind podman systemd-container bird keepalived etcd curl iperf3 \
-             dnsmasq bind-utils etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
+             dnsmasq bind-utils socat etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bind podman systemd bird keepalived etcd curl iperf3 dnsmasq bind etcd \
+            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bind podman systemd bird keepalived etcd curl iperf3 dnsmasq bind socat etcd \
              debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
              qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')

@@ -1,6 +1,6 @@
 //! Bodies of requests become changes, in the same way for one that is made and one that is planned.
 
-use balancer_api::model::{AddBackend, PlanRequest, SetAdmin};
+use balancer_api::model::{AddBackend, PlanRequest, SetAdmin, SetLimits};
 use balancer_core::io::Change;
 use balancer_model::{limits::Limits, names::BackendName, states::Admin, value};
 
@@ -30,6 +30,10 @@ pub(super) fn set_admin(name: BackendName, SetAdmin { admin, timeout }: SetAdmin
     Ok(Change::SetAdmin { name, admin, timeout })
 }
 
+pub(super) const fn set_limits(name: BackendName, SetLimits { max_clients, max_connections }: SetLimits) -> Change {
+    Change::SetLimits { name, limits: Limits { clients: max_clients, connections: max_connections } }
+}
+
 /// With the name of the service.
 pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure> {
     let of = |service: &String, backend: String| BackendName { service: service.clone(), backend };
@@ -46,6 +50,10 @@ pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure>
         PlanRequest::Weight { service, name, weight } => {
             let name = of(&service, name);
             (service, Change::SetWeight { name, weight })
+        }
+        PlanRequest::Limit { service, name, limits } => {
+            let name = of(&service, name);
+            (service, set_limits(name, limits))
         }
         PlanRequest::Steer { service, steer } => (service.clone(), Change::SetSteer { service, steer }),
         PlanRequest::AddListener { service, listener } => {

@@ -28,7 +28,7 @@ use balancer_core::{
     rules::Action,
     snapshot::{Coming, Snapshot},
 };
-use balancer_model::{limits::Limits, listeners::Listener, names::BackendName, states::Forced, value, words::counted};
+use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value, words::counted};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
@@ -457,9 +457,8 @@ async fn set_limits(
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
-    let SetLimits { max_clients, max_connections } = read(&headers, body, r#"{"max_clients": 1000}"#).await?;
-    let limits = Limits { clients: max_clients, connections: max_connections };
-    change(&calls, asker, Change::SetLimits { name: BackendName { service, backend }, limits }).await
+    let limits: SetLimits = read(&headers, body, r#"{"max_clients": 1000}"#).await?;
+    change(&calls, asker, change::set_limits(BackendName { service, backend }, limits)).await
 }
 
 async fn apply(

@@ -89,7 +89,7 @@ impl Planning {
     /// If the change would be refused.
     pub fn draft(self) -> Result<(Draft, Option<Wanted>), Refused> {
         let Self { controller, change, now, place, withdrawn, clients } = self;
-        let (plan, after) = controller.plan_and_make(change, now)?;
+        let (plan, after) = controller.plan_with_limits(change, now)?;
         let wanted = (!controller.is_follower()).then(|| place.wanted(&after, withdrawn));
         Ok((Draft { plan, clients }, wanted))
     }

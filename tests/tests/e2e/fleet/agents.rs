@@ -48,3 +48,32 @@ fn when_an_agent_lowers_a_backend_of_a_fleet_then_all_members_do_and_the_next_le
     agent.says("ready 100%");
     assert_eq!(fleet.wait_for_word("up", "100%"), whole);
 }
+
+/// Each member reads the header in the answers to its own checks.
+#[test]
+fn when_answers_to_checks_have_words_in_a_fleet_then_all_members_have_the_leaders() {
+    const CHECK: &str = r#"{ type = "http", port = 9778, interval = "300ms", timeout = "300ms", fall = 5 }"#;
+    let mut fleet = Fleet::planned(Plan { check: CHECK, ..Plan::default() });
+    let agents: Vec<Agent> = fleet.topology.backends().iter().map(Agent::serve_checks).collect();
+    ["web1", "web2", "web3"].iter().for_each(|backend| fleet.wait_for(backend, "up"));
+    let whole = fleet.wait_for_word("up", "");
+    let homes = fleet.one_answer();
+    agents[0].says("50%");
+    let half = fleet.wait_for_word("up", "50%");
+    assert!(half < whole && half > 0, "{half} of {whole}");
+    agents[0].says("drain");
+    assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
+    assert_eq!(fleet.one_answer(), homes, "a known client moved");
+
+    // The next leader goes on with its own checks' answers.
+    let leader = fleet.shown(0).leader.unwrap();
+    let leader: usize = leader.trim_start_matches("lb").parse().unwrap();
+    fleet.kill(leader - 1);
+    wait("another leads", || {
+        fleet.members().all(|number| fleet.shown(number).leader.is_some_and(|name| name != format!("lb{leader}")))
+    });
+    assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
+    agents[0].says("ready 100%");
+    assert_eq!(fleet.wait_for_word("up", "100%"), whole);
+    assert_eq!(fleet.one_answer(), homes);
+}

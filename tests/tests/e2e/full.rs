@@ -1,0 +1,186 @@
+//! Tests of limits on connections, which `snat` counts: a full backend keeps what it has, and new clients go to the next
+//! one in the table's order, in both families.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    io::{self, ErrorKind},
+    net::TcpStream,
+    time::Duration,
+};
+
+use balancer_api::model::BackendView;
+use balancer_common::map_types::Forwarding;
+use balancer_testkit::{
+    site::{QUICK_CHECK, Site, service},
+    topology::{Family, Shape},
+};
+
+use crate::{
+    snat::{ask, connect},
+    support::wait,
+};
+
+const KNOWN: std::ops::RangeInclusive<u16> = 1..=40;
+const NEW: std::ops::RangeInclusive<u16> = 101..=160;
+/// As many connections as a backend may have.
+const MOST: usize = 6;
+
+fn site() -> Site {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Snat, 3, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        settings.remember = "10m";
+        settings.check = QUICK_CHECK.to_owned();
+        settings.on_exit = "keep";
+        Ok(())
+    })
+    .unwrap();
+    (1..=3).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    site
+}
+
+/// The backend `web{number}` of each family's service.
+fn backends(site: &Site, number: usize) -> Vec<BackendView> {
+    site.status().unwrap().services.into_iter().map(|mut service| service.backends.remove(number - 1)).collect()
+}
+
+/// The places of clients by the controller's table, in both families.
+fn places(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<(u16, bool), String> {
+    let of = |family| {
+        let place = move |client| ((client, family == Family::V6), site.locate(family, client).unwrap().1);
+        clients.clone().map(place)
+    };
+    Family::BOTH.into_iter().flat_map(of).collect()
+}
+
+/// The backends that answer clients, in both families.
+fn answers(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<(u16, bool), String> {
+    let of = |family| {
+        let homes = site.homes(family, clients.clone()).unwrap();
+        homes.into_iter().map(move |(client, home)| ((client, family == Family::V6), home))
+    };
+    Family::BOTH.into_iter().flat_map(of).collect()
+}
+
+/// Opens so many connections to a backend, in each family, all from one client.
+fn open(site: &Site, home: &str, count: usize) -> Vec<TcpStream> {
+    let of = |family| {
+        let client = KNOWN.into_iter().find(|client| site.locate(family, *client).unwrap().1 == home).unwrap();
+        (0..count).map(move |_| connect(site, family, client))
+    };
+    let mut open: Vec<_> = Family::BOTH.into_iter().flat_map(of).collect();
+    all_work(&mut open);
+    open
+}
+
+fn all_work(open: &mut [TcpStream]) {
+    open.iter_mut().for_each(|stream| assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200")));
+}
+
+/// Limits the connections of a backend in both families' services.
+fn limit(site: &Site, backend: &str, most: usize) {
+    for family in Family::BOTH {
+        let name = format!("{}/{backend}", service(family));
+        let said = site.cli(&["backend", "limit", &name, "--max-connections", &most.to_string()]).unwrap();
+        assert!(said.starts_with(&format!("backend {name} no limit → max_connections {most}: ")), "{said}");
+    }
+}
+
+#[test]
+fn when_a_backend_has_as_many_connections_as_it_may_then_new_clients_go_to_the_next_until_some_have_ended() {
+    let mut site = site();
+    let whole = backends(&site, 1)[0].slots;
+    let (mut known, before) = (answers(&site, KNOWN), places(&site, NEW));
+    // The next one in the table's order is where a drain steers them.
+    let drain = |verb: &str| {
+        for family in Family::BOTH {
+            site.cli(&["backend", verb, &format!("{}/web1", service(family))]).unwrap();
+        }
+    };
+    drain("drain");
+    let next = places(&site, NEW);
+    drain("ready");
+    assert!(next.values().all(|home| home != "web1") && before.values().any(|home| home == "web1"));
+    assert!(before.iter().all(|(client, home)| home == "web1" || next[client] == *home));
+
+    limit(&site, "web1", MOST);
+    let mut open = open(&site, "web1", MOST);
+    wait("web1 is not full", || backends(&site, 1).iter().all(|backend| backend.full));
+    for backend in backends(&site, 1) {
+        assert_eq!((backend.state.as_str(), backend.slots, backend.max_connections), ("up", 0, Some(6)));
+        assert_eq!(backend.reason, "full: had 6 of at most 6 connections");
+    }
+    let events = site.cli(&["events"]).unwrap();
+    assert!(events.contains("of at most 6 connections and takes no new ones"), "{events}");
+    assert_eq!(site.metrics().unwrap().sum("backend_full", &["backend=\"web1\""]).unwrap(), 2.0);
+    assert_eq!(answers(&site, KNOWN), known, "a known client moved");
+    assert_eq!(answers(&site, NEW), next);
+    known.extend(next);
+    all_work(&mut open);
+
+    // What a restart and a killed process leave in the kernel is counted again, and the backend stays full.
+    site.restart(|_| ()).unwrap();
+    assert!(backends(&site, 1).iter().all(|backend| backend.full && backend.slots == 0));
+    all_work(&mut open);
+    site.kill_and_restart(|_| ()).unwrap();
+    wait("connections are not counted", || backends(&site, 1).iter().all(|of| of.active == Some(MOST as u64)));
+    assert!(backends(&site, 1).iter().all(|backend| backend.full && backend.slots == 0));
+    all_work(&mut open);
+    let others = 161..=190;
+    let later = answers(&site, others.clone());
+    assert!(later.values().all(|home| home != "web1"), "{later:?}");
+    known.extend(later);
+
+    // Once connections have ended, it takes new clients again, and no client has moved.
+    drop(open);
+    wait("web1 has no room", || backends(&site, 1).iter().all(|backend| !backend.full && backend.slots == whole));
+    let newest = answers(&site, 191..=230);
+    assert!(newest.values().any(|home| home == "web1"), "{newest:?}");
+    known.extend(newest);
+    let mut again = answers(&site, KNOWN);
+    again.extend(answers(&site, *NEW.start()..=230));
+    assert_eq!(again, known);
+    assert_eq!(site.metrics().unwrap().sum("moves_total", &[]).unwrap_or(0.0), 0.0);
+}
+
+#[test]
+fn when_all_backends_have_as_many_connections_as_they_may_then_when_full_decides_and_known_clients_stay() {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let mut site = site();
+    let known = answers(&site, KNOWN);
+    let mut streams = Vec::new();
+    for backend in ["web1", "web2", "web3"] {
+        limit(&site, backend, 2);
+        streams.extend(open(&site, backend, 2));
+    }
+    wait("they are not full", || (1..=3).flat_map(|number| backends(&site, number)).all(|backend| backend.full));
+    let mut newcomer = 200;
+    let mut new_client = |site: &Site| -> Vec<io::Result<u16>> {
+        newcomer += 1;
+        let asked = |family| site.ask(family, [newcomer], PATIENCE).unwrap().remove(0).map(|reply| reply.status);
+        Family::BOTH.map(asked).into()
+    };
+    for (word, error) in [("reject", ErrorKind::ConnectionRefused), ("drop", ErrorKind::TimedOut)] {
+        site.apply(|settings| settings.service_lines = format!("when_full = \"{word}\"")).unwrap();
+        let new = new_client(&site);
+        assert!(new.iter().all(|answer| answer.as_ref().is_err_and(|is| is.kind() == error)), "{word}: {new:?}");
+        assert_eq!(answers(&site, KNOWN), known, "{word}: a known client moved");
+        all_work(&mut streams);
+    }
+    site.restart(|_| ()).unwrap();
+    let new = new_client(&site);
+    assert!(new.iter().all(Result::is_err), "after a restart: {new:?}");
+    site.apply(|settings| settings.service_lines = "when_full = \"open\"".to_owned()).unwrap();
+    let new = new_client(&site);
+    assert!(new.iter().all(|answer| matches!(answer, Ok(200))), "{new:?}");
+    all_work(&mut streams);
+
+    // With `drop`, the end of connections is enough for new clients to be served.
+    site.apply(|settings| settings.service_lines = "when_full = \"drop\"".to_owned()).unwrap();
+    drop(streams);
+    wait("they have no room", || (1..=3).flat_map(|number| backends(&site, number)).all(|backend| !backend.full));
+    let new = new_client(&site);
+    assert!(new.iter().all(|answer| matches!(answer, Ok(200))), "{new:?}");
+    assert_eq!(answers(&site, KNOWN), known);
+    assert_eq!(site.metrics().unwrap().sum("moves_total", &[]).unwrap_or(0.0), 0.0);
+}
