@@ -59,9 +59,9 @@ const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
 /// Keeps the connection ID of a datagram for the next step, if its server has given it.
 #[inline(always)]
 pub(crate) fn read(found: &Found, told: Told<Quic>) -> Step {
-    let Quic { service, port } = told.get();
+    let Quic { service, port, unchecked } = told.get();
     let (Some(control), Some(row)) = (control::words(), service::at(service)) else { return Step::PASS };
-    if martian::is_source(&found.ip) || martian::is_vip(control, &found.ip) {
+    if unchecked && (martian::is_source(&found.ip) || martian::is_vip(control, &found.ip)) {
         return Step::drop(DropReason::Martian);
     }
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
