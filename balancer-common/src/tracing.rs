@@ -119,8 +119,10 @@ pub struct Head {
     pub cause: u8,
     /// 1: the backend counted the packet as forwarded.
     pub forwarded: u8,
+    /// `QUIC_*`, or 0: the packet is not for a listener of QUIC.
+    pub quic: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 /// `Head::stage`: a packet on arrival.
@@ -141,6 +143,17 @@ pub const MEMORY_EVICTED: u8 = 2;
 pub const MEMORY_FULL: u8 = 4;
 /// `Head::memory`: too many newcomers came at once, so the client was not recorded.
 pub const MEMORY_LIMITED: u8 = 8;
+
+/// `Head::quic`: the packet has no connection ID that a server has given.
+pub const QUIC_NO_ID: u8 = 1;
+/// `Head::quic`: the connection ID should name a server and names none.
+pub const QUIC_UNKNOWN: u8 = 2;
+/// `Head::quic`: the connection ID names a backend that keeps no clients, or cannot be reached.
+pub const QUIC_GONE: u8 = 3;
+/// `Head::quic`: the connection ID names the backend that the packet goes to.
+pub const QUIC_NAMED: u8 = 4;
+/// `Head::quic`: the same, and the client's address has become known there.
+pub const QUIC_TAUGHT: u8 = 5;
 
 const _: () = assert!(size_of::<Head>() == 48 && size_of::<BackendStats>() == 128);
 

@@ -66,7 +66,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         }
         if listener.listening.flags & LISTENER_QUIC != 0 {
             listener.count(ports);
-            return Step::to(Quic::of(listener));
+            return Step::to(Quic::unchecked(listener));
         }
     }
     listener.count(ports);

@@ -9,6 +9,7 @@ use balancer_common::{
     map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, SlotPlace},
     query::Query,
     quic::{CIPHER_NONE, IdWords, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow, QuicServer, QuicStats},
+    tracing::{QUIC_GONE, QUIC_NAMED, QUIC_NO_ID, QUIC_TAUGHT, QUIC_UNKNOWN},
     verdict::{Decision, DecisionIndex, DropReason},
 };
 
@@ -51,7 +52,9 @@ struct Asked {
     service_id: u16,
     /// [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
     row: u8,
-    reserved: [u8; 3],
+    /// What the ID has said so far, for a trace: `QUIC_*` of [`balancer_common::tracing`], or 0.
+    said: u8,
+    reserved: [u8; 2],
 }
 
 const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
@@ -59,16 +62,16 @@ const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
 /// Keeps the connection ID of a datagram for the next step, if its server has given it.
 #[inline(always)]
 pub(crate) fn read(found: &Found, told: Told<Quic>) -> Step {
-    let Quic { service, port } = told.get();
+    let Quic { service, port, unchecked } = told.get();
     let (Some(control), Some(row)) = (control::words(), service::at(service)) else { return Step::PASS };
-    if martian::is_source(&found.ip) || martian::is_vip(control, &found.ip) {
+    if unchecked && (martian::is_source(&found.ip) || martian::is_vip(control, &found.ip)) {
         return Step::drop(DropReason::Martian);
     }
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
     let (id, length) = connection_id::read(&found.ip).unwrap_or(([0; 3], 0));
     let (length, service_id, row) = (length as u32, row.id, row.quic);
     // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
-    unsafe { asked.write(Asked { id, length, service, port, service_id, row, reserved: [0; 3] }) };
+    unsafe { asked.write(Asked { id, length, service, port, service_id, row, said: QUIC_NO_ID, reserved: [0; 2] }) };
     if length == 0 { Step::to(NONE) } else { Step::QUIC_SERVER }
 }
 
@@ -85,12 +88,36 @@ pub(crate) fn find(ingress: Ingress) -> Step {
     let row = u32::from(asked.row);
     let Some(named) = server(asked, row) else {
         count(asked.row, |stats| stats.unknown += 1);
+        say(QUIC_UNKNOWN);
         return Step::to(NONE);
     };
     // One that is down, or has drained, keeps nobody.
     let keeps =
         backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service_id);
-    Step::to(if keeps && backends::reachable(named.backend).is_some() { named } else { NONE })
+    if keeps && backends::reachable(named.backend).is_some() {
+        return Step::to(named);
+    }
+    say(QUIC_GONE);
+    Step::to(NONE)
+}
+
+/// Keeps what the connection ID has said.
+#[inline(always)]
+fn say(word: u8) {
+    if let Some(asked) = scratch::place::<Asked>(Row::Quic) {
+        // SAFETY: as in `read`.
+        unsafe { (&raw mut (*asked).said).write(word) };
+    }
+}
+
+/// Returns what a connection ID has said since the last call: `QUIC_*` of [`balancer_common::tracing`], or 0.
+#[inline(always)]
+pub(crate) fn said() -> u8 {
+    let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return 0 };
+    // SAFETY: as in `read`.
+    let word = unsafe { (&raw const (*asked).said).read() };
+    say(0);
+    word
 }
 
 #[inline(always)]
@@ -126,6 +153,7 @@ pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
         return steer::choose_later(control, service, ip, ports, treated, step);
     }
     count(service.quic, |stats| stats.steered += 1);
+    say(QUIC_NAMED);
     let step = if treated.is_watched() { Watch::unchosen() } else { step };
     // A flow is opened by a client that is known by its connection.
     let decision = if flows { Some(Decision::Kept) } else { None };
@@ -181,6 +209,7 @@ pub(crate) fn note(migration: u64) {
 #[unsafe(no_mangle)]
 extern "C" fn balancer_migrated(migration: u64) -> u64 {
     count((migration >> 40) as u8, |stats| stats.migrated += 1);
+    say(QUIC_TAUGHT);
     if migration & EXCEPTION != 0 {
         steer::except(migration as u32, (migration >> 32 & 31) as u32);
     }

@@ -262,6 +262,12 @@ pub(crate) fn now(service: &'static ServiceRow) -> u16 {
 /// The slot of a client's hash. Its flags have other bits as well.
 #[inline(always)]
 fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
+    placed_slot(service, hash).map(|(_, slot)| slot)
+}
+
+/// The slot of a client's hash, and its place.
+#[inline(always)]
+pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(SlotPlace, TableSlot)> {
     // Read once: the controller swaps the table with one store to this word.
     // SAFETY: a reference is valid for reads.
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
@@ -276,16 +282,7 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     let index = (place.index % (size_of::<SlotLine>() / size_of::<u16>()) as u32) as usize;
     // SAFETY: within the line, which is as many half words. What packets read changes in its flags alone.
     let backend = unsafe { ptr::from_ref(line).cast::<u16>().add(index).read() };
-    Some(TableSlot { backend, flags: flags >> index })
-}
-
-/// The slot of a client's hash, and its place.
-#[inline(always)]
-pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(SlotPlace, TableSlot)> {
-    // SAFETY: a reference is valid for reads.
-    let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
-    let slot = live_slot(service, hash)?;
-    Some((table.place(client::slot(hash, table.size)), slot))
+    Some((place, TableSlot { backend, flags: flags >> index }))
 }
 
 /// Whether known clients of a slot may be elsewhere than the table says.

@@ -245,6 +245,8 @@ pub(crate) struct Quic {
     pub(crate) service: u32,
     /// As [`ToBackend::port`].
     pub(crate) port: u16,
+    /// Whether it may be a martian; otherwise an earlier step has checked that.
+    pub(crate) unchecked: bool,
 }
 
 /// The backend named by the connection ID; 0: none.
@@ -375,10 +377,16 @@ impl Unchosen {
 }
 
 impl Quic {
-    /// The step for datagrams of a listener.
+    /// The step for datagrams of a listener that are no martians.
     #[inline(always)]
     pub(crate) const fn of(listener: Listener) -> Self {
-        Self { service: listener.row, port: listener.listening.port }
+        Self { service: listener.row, port: listener.listening.port, unchecked: false }
+    }
+
+    /// The step for datagrams of a listener that may be martians.
+    #[inline(always)]
+    pub(crate) const fn unchecked(listener: Listener) -> Self {
+        Self { unchecked: true, ..Self::of(listener) }
     }
 }
 
@@ -387,12 +395,12 @@ impl Payload for Quic {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        u64::from(self.service) << 16 | u64::from(self.port) << 48
+        flag(self.unchecked) | u64::from(self.service) << 16 | u64::from(self.port) << 48
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { service: (word >> 16) as u32, port: (word >> 48) as u16 }
+        Self { service: (word >> 16) as u32, port: (word >> 48) as u16, unchecked: word & FLAG != 0 }
     }
 }
 
@@ -808,7 +816,9 @@ mod tests {
             survives(FlowError { row: u32::MAX, toward });
         }
         survives(ErrorToClient { port: u16::MAX });
-        survives(Quic { service: u32::MAX, port: u16::MAX });
+        for unchecked in [false, true] {
+            survives(Quic { service: u32::MAX, port: u16::MAX, unchecked });
+        }
         for proven in [true, false] {
             survives(QuicNamed { backend: LAST_BACKEND, proven });
         }

@@ -19,7 +19,7 @@ use balancer_common::{
     verdict::{Decision, DropReason, MOVE_COUNTERS},
 };
 
-use crate::{ingress::Ingress, stats};
+use crate::{ingress::Ingress, quic, stats};
 
 #[map]
 static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -86,6 +86,8 @@ fn came(context: *mut xdp_md) -> Option<()> {
     draft.drops = *stats::drops()?;
     draft.replies = *stats::replies()?;
     draft.memory = *stats::memory()?;
+    // An earlier packet may have left a word.
+    quic::said();
     draft.watched = if draft.vip != 0 { settings.watched } else { 0 };
     each_watched(draft.watched, |place, _, now| {
         if let Some(place) = TRACE_BACKENDS.get_ptr_mut(place) {
@@ -327,6 +329,7 @@ fn compare(draft: &mut Draft) -> Option<()> {
     head.memory |= if memory.evicted == draft.memory.evicted { 0 } else { MEMORY_EVICTED };
     head.memory |= if memory.full == draft.memory.full { 0 } else { MEMORY_FULL };
     head.memory |= if memory.limited == draft.memory.limited { 0 } else { MEMORY_LIMITED };
+    head.quic = quic::said();
     Some(())
 }
 

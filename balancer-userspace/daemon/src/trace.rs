@@ -13,7 +13,7 @@ use balancer_api::trace::{HopView, TracedPacket};
 use balancer_common::{
     tracing::{
         ANSWERED_ECHO, ANSWERED_REJECTED, ANSWERED_TOO_BIG, MEMORY_EVICTED, MEMORY_FULL, MEMORY_LIMITED,
-        MEMORY_RECORDED,
+        MEMORY_RECORDED, QUIC_GONE, QUIC_NAMED, QUIC_NO_ID, QUIC_TAUGHT, QUIC_UNKNOWN,
     },
     verdict::{Decision, DropReason, MoveCause},
 };
@@ -225,6 +225,7 @@ fn view(Told { came: (came, came_frame), left: (left, left_frame) }: &Told) -> T
         drop: counted(DropReason::ALL, left.drop).map(|of| of.label().to_owned()),
         answered: answered(left.answered).map(str::to_owned),
         memory: memory(left.memory).map(str::to_owned).collect(),
+        connection_id: connection_id(left.quic).map(str::to_owned),
         decision: counted(Decision::ALL, left.decision).map(|of| of.label().to_owned()),
         backend: (left.backend != 0).then_some(left.backend),
         moved_from: (left.moved_from != 0).then_some(left.moved_from),
@@ -242,6 +243,17 @@ const fn answered(word: u8) -> Option<&'static str> {
         ANSWERED_ECHO => Some("echo"),
         ANSWERED_TOO_BIG => Some("too_big"),
         ANSWERED_REJECTED => Some("rejected"),
+        _ => None,
+    }
+}
+
+const fn connection_id(word: u8) -> Option<&'static str> {
+    match word {
+        QUIC_NO_ID => Some("none"),
+        QUIC_UNKNOWN => Some("unknown"),
+        QUIC_GONE => Some("gone"),
+        QUIC_NAMED => Some("named"),
+        QUIC_TAUGHT => Some("taught"),
         _ => None,
     }
 }

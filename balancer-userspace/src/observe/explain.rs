@@ -61,6 +61,8 @@ pub(crate) struct Explanation {
     /// connection.
     pub(crate) decision: Option<&'static str>,
     pub(crate) backend: Option<String>,
+    /// What a connection ID of QUIC has decided, as in the API; absent if the packet is not for a listener of QUIC.
+    pub(crate) connection_id: Option<String>,
     pub(crate) moved_from: Option<String>,
     /// Why the client moved, as counted in `balancer_moves_total`.
     pub(crate) cause: Option<&'static str>,
@@ -151,6 +153,7 @@ pub(crate) fn explain(observation: &Observation, known: &Known) -> Explanation {
         client,
         decision: decision(head).map(|decision| decision.label()),
         backend: backend.map(|backend| backend.name.clone()),
+        connection_id: head.connection_id.clone(),
         moved_from: moved_from.map(|backend| backend.name.clone()),
         cause: cause.map(|cause| cause.label()),
         rule: None,
@@ -279,7 +282,8 @@ impl Known {
         let of_address = || self.listeners().filter(move |(_, listener)| listener.address == address);
         let exact = of_address()
             .filter(|(_, listener)| {
-                Some(listener.protocol) == frame.layer4() && port.is_some_and(|port| listener.ports.contains(port))
+                Some(listener.protocol.transport()) == frame.layer4()
+                    && port.is_some_and(|port| listener.ports.contains(port))
             })
             .min_by_key(|(_, listener)| listener.ports.width());
         if let Some((service, listener)) = exact {
@@ -423,6 +427,20 @@ fn passed(this: &Explanation, service: Option<&ServiceView>) -> String {
 }
 
 fn chosen(this: &Explanation, head: &TracedPacket) -> String {
+    match head.connection_id.as_deref() {
+        Some("named") => "its connection ID names this backend".to_owned(),
+        Some("taught") => "its connection ID names this backend, where its client is known from now on".to_owned(),
+        Some("unknown") => format!("{}; its connection ID names no server", by_address(this, head)),
+        Some("gone") => {
+            format!("{}; the backend that its connection ID names takes no packets of it", by_address(this, head))
+        }
+        Some("none") => format!("{}; it has no connection ID of a server", by_address(this, head)),
+        _ => by_address(this, head),
+    }
+}
+
+/// Why the client's address, not a connection ID, leads to the backend.
+fn by_address(this: &Explanation, head: &TracedPacket) -> String {
     let from = this.moved_from.as_deref().unwrap_or("another backend");
     match decision(head) {
         Some(Decision::Kept) => "a known client stays at its backend".to_owned(),
@@ -436,6 +454,7 @@ fn chosen(this: &Explanation, head: &TracedPacket) -> String {
         None if this.packet.as_ref().is_some_and(|packet| packet.about.is_some()) => {
             "an error about a packet of this backend".to_owned()
         }
+        None if head.connection_id.is_some() => "its client's address decides".to_owned(),
         None => "of a connection that goes on".to_owned(),
     }
 }
@@ -518,7 +537,7 @@ mod tests {
     fn known() -> Known {
         let service = json!({
             "name": "web", "address": "10.2.0.10:80", "protocol": "tcp", "forwarding": "nat", "table_size": 2,
-            "listeners": [{"listener": "10.2.0.10:80/tcp"}, {"listener": "10.2.0.10:53/udp"}],
+            "listeners": [{"listener": "10.2.0.10:80/tcp"}, {"listener": "10.2.0.10:53/udp"}, {"listener": "10.2.0.10:443/quic"}],
             "table_generation": 1, "backends": [backend("web1", "10.0.0.11:8080"), backend("web2", "10.0.0.12:8080")]
         });
         let hop = |id: u16, last: u8| HopView {
@@ -540,6 +559,13 @@ mod tests {
         let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2([4; 6], mac).ipv4(from, to, 64);
         builder.tcp(from_port, to_port, 1, 1000).syn().write(&mut frame, &[]).unwrap();
+        frame
+    }
+
+    fn datagram(mac: Mac, to: [u8; 4]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let builder = PacketBuilder::ethernet2([4; 6], mac).ipv4(CLIENT, to, 64);
+        builder.udp(40_000, 443).write(&mut frame, &[0x41; 30]).unwrap();
         frame
     }
 
@@ -576,6 +602,34 @@ mod tests {
         assert_eq!((of.decision, of.cause, of.moved_from.as_deref()), (Some("moved"), Some("down"), Some("web1")));
         let hop = of.next_hop.unwrap();
         assert_eq!((hop.interface.as_deref(), hop.mac.as_str()), (Some("eth1"), "02:00:00:00:00:0c"));
+    }
+
+    #[test]
+    fn when_a_connection_id_has_been_read_then_it_is_told_what_it_decided() {
+        for (word, decision, expected) in [
+            ("named", None, "its connection ID names this backend"),
+            ("named", Some("kept"), "its connection ID names this backend"),
+            ("taught", None, "its connection ID names this backend, where its client is known from now on"),
+            ("unknown", None, "its client's address decides; its connection ID names no server"),
+            (
+                "gone",
+                Some("kept"),
+                "a known client stays at its backend; the backend that its connection ID names takes no packets of it",
+            ),
+            ("none", Some("new"), "a new client: the lookup table decides; it has no connection ID of a server"),
+        ] {
+            let head = TracedPacket {
+                action: XDP_REDIRECT,
+                backend: Some(2),
+                connection_id: Some(word.to_owned()),
+                decision: decision.map(str::to_owned),
+                ..TracedPacket::default()
+            };
+            let of = explained(head, datagram([9; 6], VIP), datagram([2, 0, 0, 0, 0, 12], VIP));
+            assert_eq!((of.why.as_str(), of.connection_id.as_deref()), (expected, Some(word)));
+            assert_eq!((of.service.as_deref(), of.backend.as_deref()), (Some("web"), Some("web2")));
+            assert_eq!(of.listener.as_deref(), Some("10.2.0.10:443/quic"));
+        }
     }
 
     #[test]

@@ -15,7 +15,11 @@ use balancer_testkit::{
     topology::{Family, Shape, Topology},
 };
 
-use crate::listeners::{BACKENDS, PORTS, ask, backends, serve};
+use crate::{
+    listeners::{BACKENDS, PORTS, ask, backends, serve},
+    observing::watch,
+    support::wait,
+};
 
 /// The port of the TCP and QUIC listeners.
 const PORT: u16 = PORTS[1].0;
@@ -252,4 +256,49 @@ fn when_server_ids_are_readable_then_they_steer_and_teach_nothing() {
     assert!(!refused.status.success() && said.contains("there is no key to rotate"), "{said}");
     let shown = scene.site.cli(&["quic", "show", "shop"]).unwrap();
     assert!(shown.contains("format nlb: readable server IDs of 8 bytes") && shown.contains("web3"), "{shown}");
+}
+
+/// What trace or capture says of datagrams from a client: the word, the backend, and the reason.
+fn traced(scene: &Scene, name: &str, client: u16, datagram: &[u8]) -> (String, String, String) {
+    let address = scene.site.topology().client_address(Family::V4, client).to_string();
+    let mut trace = watch::start(&scene.site, name, &["trace", &address, "--service", "shop", "--json"]);
+    let home = scene.at(Family::V4, client, datagram);
+    wait("no packet is seen", || !trace.packets().is_empty());
+    trace.interrupt();
+    let packets = trace.packets();
+    let first = packets.first().unwrap();
+    assert_eq!(first["backend"], home.as_str(), "{first}");
+    let word = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
+    (word("connection_id"), home, word("why"))
+}
+
+#[test]
+fn when_datagrams_are_traced_then_it_is_told_whether_the_connection_id_decided() {
+    let scene = Scene::start(Forwarding::Dsr, DRAFT);
+    let id = scene.id(2);
+    let home = scene.by_tcp(Family::V4, 1);
+    let (word, at, why) = traced(&scene, "initial", 1, &long(0, &id));
+    assert_eq!((word.as_str(), at.as_str()), ("none", home.as_str()), "{why}");
+    let (word, at, why) = traced(&scene, "unknown", 1, &short(&foreign(&id)));
+    assert_eq!((word.as_str(), at.as_str()), ("unknown", home.as_str()), "{why}");
+    assert!(why.ends_with("; its connection ID names no server"), "{why}");
+    let (word, at, why) = traced(&scene, "taught", 30, &short(&id));
+    assert_eq!((word.as_str(), at.as_str()), ("taught", "web2"), "{why}");
+    let (word, at, why) = traced(&scene, "named", 30, &short(&id));
+    assert_eq!((word.as_str(), at.as_str()), ("named", "web2"), "{why}");
+    assert!(why.starts_with("its connection ID names this backend"), "{why}");
+
+    // A capture has the same words in its comments.
+    let file = scene.site.files().join("named.pcapng");
+    let mut capture = watch::start(&scene.site, "capture", &["capture", "-w", file.to_str().unwrap()]);
+    scene.at(Family::V4, 30, &short(&id));
+    let said = "backend web2: its connection ID names this backend";
+    let has = || std::fs::read(&file).unwrap().windows(said.len()).any(|bytes| bytes == said.as_bytes());
+    wait("no comment says it", has);
+    capture.interrupt();
+
+    scene.site.cli(&["backend", "maint", "shop/web2"]).unwrap();
+    let (word, at, why) = traced(&scene, "gone", 30, &short(&id));
+    assert_eq!(word, "gone", "{why}");
+    assert_ne!(at, "web2", "{why}");
 }

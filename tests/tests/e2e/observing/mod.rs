@@ -3,4 +3,4 @@
 
 mod capture;
 mod trace;
-mod watch;
+pub(crate) mod watch;

@@ -11,13 +11,13 @@ use serde_json::Value;
 use crate::support::wait;
 
 /// A running command.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     process: Process,
     log: PathBuf,
 }
 
 /// Starts an observing command, and waits until it observes.
-pub(super) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
+pub(crate) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
     let log = site.files().join(format!("{name}.log"));
     let mut command = site.topology().balancer().command(binaries::balancer().unwrap());
     command.arg("--socket").arg(site.files().join("balancer.sock")).args(arguments);
@@ -32,38 +32,38 @@ pub(super) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
 
 impl Watch {
     /// The output so far.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
     /// The packets in the JSON output.
-    pub(super) fn packets(&self) -> Vec<Value> {
+    pub(crate) fn packets(&self) -> Vec<Value> {
         let said = self.said();
         let whole = said.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
         whole.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Waits until the command has ended by itself.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         wait("it does not end", || self.process.exited().unwrap().is_some());
         let status = self.process.exited().unwrap().unwrap();
         assert!(status.success(), "{status}: {}", self.said());
     }
 
     /// Ends the command like Ctrl-C.
-    pub(super) fn interrupt(&mut self) {
+    pub(crate) fn interrupt(&mut self) {
         self.process.signal(Signal::SIGINT).unwrap();
         self.end();
     }
 
     /// Kills the command.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
     }
 }
 
 /// The names of the programs on a site's interfaces.
-pub(super) fn attached(site: &Site) -> BTreeSet<String> {
+pub(crate) fn attached(site: &Site) -> BTreeSet<String> {
     let output = site.topology().balancer().command("ip").args(["-d", "-j", "link", "show"]).output().unwrap();
     let links: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let ids: BTreeSet<u64> = links.iter().filter_map(|link| link["xdp"]["prog"]["id"].as_u64()).collect();
