@@ -1,6 +1,6 @@
 //! Lists of targets as users see them: which backends drain and come back, and what a reload and a restart leave.
 
-use std::{path::PathBuf, sync::Arc, time::UNIX_EPOCH};
+use std::{path::PathBuf, time::UNIX_EPOCH};
 
 use balancer_model::{
     config::ServiceConfig,
