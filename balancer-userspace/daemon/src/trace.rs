@@ -22,7 +22,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::Notify,
-    time::{Instant, interval, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tracing::warn;
 
@@ -30,6 +30,8 @@ use tracing::warn;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The interval for checking that, and for extending the program's time.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long an earlier packet may come later, because each CPU has a buffer of its own.
+const BETWEEN_CPUS: Duration = Duration::from_millis(20);
 /// The maximum numbers of waiting packets, and of bytes of their frames.
 const MOST_WAITING: usize = 16_384;
 const MOST_BYTES: usize = 32 << 20;
@@ -100,16 +102,18 @@ impl Trace {
         Ok(this)
     }
 
-    /// Returns the packets since the last call, waiting up to `wait` for the first.
+    /// Returns the packets since the last call in the order of their arrival, waiting up to `wait` for the first.
     pub(crate) async fn take(&self, wait: Duration) -> Vec<TracedPacket> {
         let news = self.news.notified();
         tokio::pin!(news);
         news.as_mut().enable();
-        let taken = self.take_now();
-        if !taken.is_empty() || self.has_ended() {
-            return taken;
+        if lock(&self.waiting).packets.is_empty() && !self.has_ended() {
+            let _ = timeout(wait, news).await;
         }
-        let _ = timeout(wait, news).await;
+        // Of many, those that are taken first came long enough ago.
+        if lock(&self.waiting).packets.len() < MOST_AT_ONCE {
+            sleep(BETWEEN_CPUS).await;
+        }
         self.take_now()
     }
 
@@ -162,6 +166,7 @@ impl Trace {
     fn take_now(&self) -> Vec<TracedPacket> {
         let mut waiting = lock(&self.waiting);
         waiting.asked = Instant::now();
+        waiting.packets.make_contiguous().sort_by_key(|told| told.came.0.time);
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < MOST_AT_ONCE
             && bytes < BYTES_AT_ONCE
@@ -266,4 +271,28 @@ fn memory(bits: u8) -> impl Iterator<Item = &'static str> {
         (MEMORY_LIMITED, "limited"),
     ];
     words.into_iter().filter(move |(bit, _)| bits & bit != 0).map(|(_, word)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use balancer_common::tracing::Head;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn when_packets_of_one_cpu_are_read_before_those_of_another_then_they_are_in_the_order_of_their_arrival() {
+        let trace = Arc::new(Trace::silent(1));
+        let packet = |time| {
+            let head = Head { time, ..Head::default() };
+            Told { came: (head, Vec::new()), left: (head, Vec::new()) }
+        };
+        trace.put(packet(20));
+        let later = Arc::clone(&trace);
+        let taking = tokio::spawn(async move { later.take(PATIENCE).await });
+        tokio::task::yield_now().await;
+        trace.put(packet(30));
+        trace.put(packet(10));
+        let times: Vec<u64> = taking.await.unwrap().iter().map(|packet| packet.came).collect();
+        assert_eq!(times, [10, 20, 30]);
+    }
 }
