@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_bench::classics::{self, Proxy, Rule};
+use balancer_bench::{
+    classics::{self, Proxy, Rule},
+    http_server::Server,
+};
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     controller::Controller,
@@ -13,7 +16,7 @@ use balancer_testkit::{
 };
 use tempfile::TempDir;
 
-use crate::{nft, server::Server};
+use crate::{nft, server};
 
 /// Equal servers.
 const SERVERS: u16 = 4;
@@ -96,7 +99,7 @@ impl Contender {
         };
         let topology = Topology::new(Shape::TwoLegged, forwarding, SERVERS.into())?;
         let port = backend_port(forwarding);
-        let servers = topology.backends().iter().map(|host| Server::start(host, port)).collect::<Result<_>>()?;
+        let servers = topology.backends().iter().map(|host| server::start(host, port)).collect::<Result<_>>()?;
         let files = tempfile::tempdir()?;
         let middle = match kind {
             Kind::Direct => {

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_api::model::BackendView;
 use balancer_bench::{
     figures::{Spread, percentile},
+    http_server::Server,
     machine,
     report::document::{Document, Series},
 };
@@ -26,10 +27,7 @@ use balancer_testkit::{
 use clap::Parser;
 use tempfile::TempDir;
 
-use self::{
-    load::{Clients, Span, homes},
-    server::Server,
-};
+use self::load::{Clients, Span, homes};
 
 const SERVERS: u16 = 4;
 /// The slow one, which is the last.
@@ -135,7 +133,7 @@ impl Scene {
         let server = |(host, number): (&_, u16)| {
             let name = format!("web{number}");
             let time = if name == SLOW { options.slow } else { options.fast };
-            Server::start(host, name, port, Duration::from_millis(time.into()))
+            server::start(host, name, port, Duration::from_millis(time.into()))
         };
         let servers = topology.backends().iter().zip(1..).map(server).collect::<Result<_>>()?;
         let settings =
