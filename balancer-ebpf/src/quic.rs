@@ -52,7 +52,7 @@ struct Asked {
     service_id: u16,
     /// [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
     row: u8,
-    /// What the ID has said so far, for a trace: `QUIC_*` of [`balancer_common::tracing`], or 0.
+    /// The outcome of reading the ID so far, for a trace: `QUIC_*` of [`balancer_common::tracing`], or 0.
     said: u8,
     reserved: [u8; 2],
 }

@@ -108,7 +108,7 @@ pub struct TracedPacket {
     /// Changes to the client's entry: `recorded`, `evicted` (of another), `full`, `limited`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory: Vec<String>,
-    /// What a connection ID of QUIC has decided: `none` (the packet has none that a server has given), `unknown` (it names
+    /// The decision by a connection ID of QUIC: `none` (the packet has none that a server has given), `unknown` (it names
     /// no server), `gone` (it names a backend that takes no such packets), `named` (it names the backend), or `taught`
     /// (and the client's address has become known there).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -120,7 +120,7 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     select(names, &links?)
 }
 
-/// What a look for wanted interfaces has found.
+/// The result of a look for wanted interfaces.
 pub(super) enum Search {
     /// The indices of those that exist, and of their members.
     Found(Vec<u32>),

@@ -61,7 +61,7 @@ pub(crate) struct Explanation {
     /// connection.
     pub(crate) decision: Option<&'static str>,
     pub(crate) backend: Option<String>,
-    /// What a connection ID of QUIC has decided, as in the API; absent if the packet is not for a listener of QUIC.
+    /// The decision by a connection ID of QUIC, as in the API; absent if the packet is not for a listener of QUIC.
     pub(crate) connection_id: Option<String>,
     pub(crate) moved_from: Option<String>,
     /// Why the client moved, as counted in `balancer_moves_total`.

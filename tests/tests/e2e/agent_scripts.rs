@@ -7,13 +7,13 @@ use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     namespace::Namespace,
     process::Process,
-    site::{QUICK_CHECK, Site},
+    site::Site,
     topology::{Family, Shape},
 };
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::{
-    agents::{AGENTS, says, wait_until},
+    agents::{self, says, wait_until},
     support::wait,
 };
 
@@ -76,13 +76,7 @@ impl Script {
 }
 
 fn site() -> Site {
-    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
-        settings.remember = "10m";
-        settings.check = QUICK_CHECK.to_owned();
-        settings.service_lines = AGENTS.to_owned();
-        Ok(())
-    })
-    .unwrap();
+    let mut site = agents::site();
     (1..=2).for_each(|number| site.wait_state(number, &["up"]).unwrap());
     site
 }

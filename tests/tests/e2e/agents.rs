@@ -94,15 +94,20 @@ pub(crate) fn says(backend: &BackendView) -> &str {
     backend.agent.as_ref().map_or("", |agent| &agent.says)
 }
 
-#[test]
-fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_that_it_knows() {
-    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
+/// Starts a site whose backends' agents are asked.
+pub(crate) fn site() -> Site {
+    Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.remember = "10m";
         settings.check = QUICK_CHECK.to_owned();
         settings.service_lines = AGENTS.to_owned();
         Ok(())
     })
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_that_it_knows() {
+    let mut site = site();
     let backend = wait_until(&site, "up, with an agent that is silent", |backend| {
         backend.state == "up" && backend.agent.as_ref().is_some_and(|agent| agent.silent.is_some())
     });

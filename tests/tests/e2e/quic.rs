@@ -258,7 +258,7 @@ fn when_server_ids_are_readable_then_they_steer_and_teach_nothing() {
     assert!(shown.contains("format nlb: readable server IDs of 8 bytes") && shown.contains("web3"), "{shown}");
 }
 
-/// What trace or capture says of datagrams from a client: the word, the backend, and the reason.
+/// The report of trace or capture on datagrams from a client: the word, the backend, and the reason.
 fn traced(scene: &Scene, name: &str, client: u16, datagram: &[u8]) -> (String, String, String) {
     let address = scene.site.topology().client_address(Family::V4, client).to_string();
     let mut trace = watch::start(&scene.site, name, &["trace", &address, "--service", "shop", "--json"]);

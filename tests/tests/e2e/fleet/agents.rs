@@ -38,12 +38,7 @@ fn when_an_agent_lowers_a_backend_of_a_fleet_then_all_members_do_and_the_next_le
     assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
 
     // The leader dies. The agent's answer stays, and the next leader asks.
-    let leader = fleet.shown(0).leader.unwrap();
-    let leader: usize = leader.trim_start_matches("lb").parse().unwrap();
-    fleet.kill(leader - 1);
-    wait("another leads", || {
-        fleet.members().all(|number| fleet.shown(number).leader.is_some_and(|name| name != format!("lb{leader}")))
-    });
+    fleet.replace_leader();
     assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
     agent.says("ready 100%");
     assert_eq!(fleet.wait_for_word("up", "100%"), whole);
@@ -66,12 +61,7 @@ fn when_answers_to_checks_have_words_in_a_fleet_then_all_members_have_the_leader
     assert_eq!(fleet.one_answer(), homes, "a known client moved");
 
     // The next leader goes on with its own checks' answers.
-    let leader = fleet.shown(0).leader.unwrap();
-    let leader: usize = leader.trim_start_matches("lb").parse().unwrap();
-    fleet.kill(leader - 1);
-    wait("another leads", || {
-        fleet.members().all(|number| fleet.shown(number).leader.is_some_and(|name| name != format!("lb{leader}")))
-    });
+    fleet.replace_leader();
     assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
     agents[0].says("ready 100%");
     assert_eq!(fleet.wait_for_word("up", "100%"), whole);

@@ -39,12 +39,7 @@ fn when_a_backend_of_a_fleet_has_too_many_clients_then_all_members_give_the_same
     assert!(homes[0].iter().all(|home| *home == homes[0][0]), "somebody was moved: {homes:?}");
 
     // The leader dies. The slots stay reduced.
-    let leader = fleet.shown(0).leader.unwrap();
-    let leader: usize = leader.trim_start_matches("lb").parse().unwrap();
-    fleet.kill(leader - 1);
-    wait("another leads", || {
-        fleet.members().all(|number| fleet.shown(number).leader.is_some_and(|name| name != format!("lb{leader}")))
-    });
+    fleet.replace_leader();
     assert!(fleet.bounds().iter().all(|bound| *bound == bounds[0]));
     assert_eq!(fleet.one_answer(), homes);
 }

@@ -62,17 +62,6 @@ impl Fleet {
         });
     }
 
-    /// Kills the leader and waits for the next one, which is returned.
-    fn replace_leader(&mut self) -> usize {
-        let leads = |name: &str| name.trim_start_matches("lb").parse::<usize>().unwrap() - 1;
-        let old = self.shown(self.members().next().unwrap()).leader.unwrap();
-        self.kill(leads(&old));
-        self.route_to_all();
-        let next = |fleet: &Self, number| fleet.shown(number).leader.filter(|name| *name != old);
-        wait("another leads", || self.members().all(|number| next(self, number).is_some()));
-        leads(&next(self, self.members().next().unwrap()).unwrap())
-    }
-
     fn reasons(&self, number: usize) -> String {
         self.controllers[number].as_ref().unwrap().status().unwrap().ready.reasons.join("; ")
     }

@@ -340,6 +340,17 @@ impl Fleet {
         self.controllers[number].take().unwrap().process().kill().unwrap();
     }
 
+    /// Kills the leader and waits for the next one, which is returned.
+    fn replace_leader(&mut self) -> usize {
+        let leads = |name: &str| name.trim_start_matches("lb").parse::<usize>().unwrap() - 1;
+        let old = self.shown(self.members().next().unwrap()).leader.unwrap();
+        self.kill(leads(&old));
+        self.route_to_all();
+        let next = |fleet: &Self, number| fleet.shown(number).leader.filter(|name| *name != old);
+        wait("another leads", || self.members().all(|number| next(self, number).is_some()));
+        leads(&next(self, self.members().next().unwrap()).unwrap())
+    }
+
     /// Ends the balancer like a service manager.
     fn stop(&mut self, number: usize) {
         let status = self.controllers[number].take().unwrap().process().stop().unwrap();
