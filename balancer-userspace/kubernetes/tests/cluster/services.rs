@@ -157,10 +157,14 @@ fn when_the_api_server_comes_back_and_denies_everything_at_first_then_nothing_ch
     world.cluster.is_away(false);
     world.pods("shop-web", &[(1, "ready"), (2, "ready"), (3, "ready"), (4, "ready")]);
     world.wait("the pod is there in the end", |world| world.balancer.backends(WEB).len() == 4);
+    let said = |world: &World, part: &str| {
+        world.log().lines().filter(|line| line.contains("/services") && line.contains(part)).count()
+    };
+    world.wait("services are read again", |world| said(world, "the API server answers again") > 0);
     assert_eq!(world.balancer.applied(), before + 1);
     let log = world.log();
-    let said = |part: &str| log.lines().filter(|line| line.contains("/services") && line.contains(part)).count();
-    assert!(said("the API server says 403") <= 1 && said("the API server answers again") == 1, "{log}");
+    assert!(said(&world, "the API server says 403") <= 1, "{log}");
+    assert_eq!(said(&world, "the API server answers again"), 1, "{log}");
 }
 
 #[test]

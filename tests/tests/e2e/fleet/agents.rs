@@ -6,6 +6,10 @@ use crate::{
     support::wait,
 };
 
+const UP: &[&str] = &["up"];
+/// A drain ends when no client is left, which the members notice one after the other.
+const DRAINED: &[&str] = &["draining", "drained"];
+
 impl Fleet {
     /// The state and the slots of web1, and its agent's answer, as each member shows them.
     fn web1(&self) -> Vec<(String, u64, String)> {
@@ -18,10 +22,14 @@ impl Fleet {
         self.members().map(shown).collect()
     }
 
-    fn wait_for_word(&self, state: &str, word: &str) -> u64 {
-        wait(word, || self.web1().iter().all(|(is, _, says)| is == state && says == word));
-        let all = self.web1();
-        assert!(all.iter().all(|of| *of == all[0]), "{all:?}");
+    /// The slots of web1 once it is in one of these states, with this answer, at each member.
+    fn wait_for_word(&self, states: &[&str], word: &str) -> u64 {
+        let mut all = Vec::new();
+        wait(word, || {
+            all = self.web1();
+            all.iter().all(|(state, _, says)| states.contains(&state.as_str()) && says == word)
+        });
+        assert!(all.iter().all(|(_, slots, _)| *slots == all[0].1), "{all:?}");
         all[0].1
     }
 }
@@ -30,18 +38,18 @@ impl Fleet {
 fn when_an_agent_lowers_a_backend_of_a_fleet_then_all_members_do_and_the_next_leader_goes_on_asking() {
     let mut fleet = Fleet::planned(Plan { service_lines: AGENTS, ..Plan::default() });
     let agent = Agent::start(&fleet.topology.backends()[0], "100%");
-    let whole = fleet.wait_for_word("up", "100%");
+    let whole = fleet.wait_for_word(UP, "100%");
     agent.says("50%");
-    let half = fleet.wait_for_word("up", "50%");
+    let half = fleet.wait_for_word(UP, "50%");
     assert!(half < whole && half > 0, "{half} of {whole}");
     agent.says("drain");
-    assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
+    assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
 
     // The leader dies. The agent's answer stays, and the next leader asks.
     fleet.replace_leader();
-    assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
+    assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
     agent.says("ready 100%");
-    assert_eq!(fleet.wait_for_word("up", "100%"), whole);
+    assert_eq!(fleet.wait_for_word(UP, "100%"), whole);
 }
 
 /// Each member reads the header in the answers to its own checks.
@@ -51,19 +59,19 @@ fn when_answers_to_checks_have_words_in_a_fleet_then_all_members_have_the_leader
     let mut fleet = Fleet::planned(Plan { check: CHECK, ..Plan::default() });
     let agents: Vec<Agent> = fleet.topology.backends().iter().map(Agent::serve_checks).collect();
     ["web1", "web2", "web3"].iter().for_each(|backend| fleet.wait_for(backend, "up"));
-    let whole = fleet.wait_for_word("up", "");
+    let whole = fleet.wait_for_word(UP, "");
     let homes = fleet.one_answer();
     agents[0].says("50%");
-    let half = fleet.wait_for_word("up", "50%");
+    let half = fleet.wait_for_word(UP, "50%");
     assert!(half < whole && half > 0, "{half} of {whole}");
     agents[0].says("drain");
-    assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
+    assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
     assert_eq!(fleet.one_answer(), homes, "a known client moved");
 
     // The next leader goes on with its own checks' answers.
     fleet.replace_leader();
-    assert_eq!(fleet.wait_for_word("draining", "50%, drain"), 0);
+    assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
     agents[0].says("ready 100%");
-    assert_eq!(fleet.wait_for_word("up", "100%"), whole);
+    assert_eq!(fleet.wait_for_word(UP, "100%"), whole);
     assert_eq!(fleet.one_answer(), homes);
 }
