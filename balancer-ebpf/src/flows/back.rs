@@ -75,9 +75,7 @@ pub(crate) fn to_client(found: &Found, told: Told<FlowReturn>) -> Step {
     if nat::refuses(ip) && signs::withholds(flow.row().backend_id) {
         return Step::drop(DropReason::Withheld);
     }
-    let now = table::now();
-    flow.see(now);
-    flow.goes_on(parse::said(ip, false));
+    flow.hear(parse::said(ip, false), table::now());
     flow.count_back(ip.length);
     send(found, &flow, way)
 }

@@ -158,6 +158,13 @@ impl Flow {
         }
     }
 
+    /// Stores the state after a packet, and that it was seen, in one write: a second one would find another word than
+    /// `was`, and be lost.
+    #[inline(always)]
+    pub(super) fn hear(&self, said: Said, now: u32) {
+        self.put(flows::next(self.was.state(), said), now);
+    }
+
     /// Hides the flow from packets; its address and port stay taken for a while.
     #[inline(always)]
     pub(super) fn rest(&self, now: u32) {

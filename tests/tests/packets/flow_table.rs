@@ -118,17 +118,19 @@ fn when_a_million_segments_open_connections_that_nobody_answers_then_none_that_c
 #[test]
 fn when_the_table_is_full_of_connections_that_carry_data_then_the_next_is_dropped() {
     with_rig(1024, &ONE, |rig| {
-        let mut served = 0;
+        let mut ends = Vec::new();
         for number in 0..4000 {
             if rig.run(&segment(number, SYN)).expect("a run").action != XDP_TX {
                 continue;
             }
-            connect(&rig, number);
-            served += 1;
+            ends.push((number, connect(&rig, number)));
         }
         let full = rig.drops(DropReason::FlowTableFull).expect("counters");
-        assert_eq!(served + full, 4000);
+        assert_eq!(ends.len() as u64 + full, 4000);
+        for &(number, end) in &ends {
+            assert_eq!(sent(&rig, number, ACK), end, "client {number} of {}", ends.len());
+        }
         // There are half as many rows again.
-        assert!((1024..=1536).contains(&served), "{served}");
+        assert!((1024..=1536).contains(&ends.len()), "{}", ends.len());
     });
 }

@@ -1,8 +1,9 @@
 //! Tests of `snat`: both ends of a packet are rewritten, and replies reach their client.
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_core::io::ServiceId;
 use balancer_model::config::Protocol;
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
@@ -253,6 +254,57 @@ fn when_a_connection_has_ended_then_the_next_from_the_same_port_has_another_end(
             assert!(seen.insert(next), "{next} is in TIME-WAIT");
             comes_back(&rig, &scene.back(next, RST | ACK), scene.vip, &scene.client(40_000));
             assert!(seen.insert(connect(&rig, scene, 40_000)));
+        }
+    });
+}
+
+/// The state of each connection of a scene's service, by the client's port.
+fn states(rig: &Rig, scene: Scene) -> Vec<(u16, &'static str)> {
+    let all = rig.flows().list(ServiceId(scene.index as u16), |_| true, 100);
+    let mut states: Vec<_> = all.iter().map(|flow| (flow.client.port(), flow.state)).collect();
+    states.sort_unstable();
+    states
+}
+
+/// A packet that is the first in its tick changes two things: when its connection was seen, and its state.
+#[test]
+fn when_a_backends_packet_is_the_first_in_a_second_then_what_it_says_counts() {
+    const ANSWERED: u16 = 40_000;
+    const CLOSED: u16 = 40_001;
+    const RESET: u16 = 40_002;
+    // A tick has 2^30 ns.
+    let wait = || std::thread::sleep(Duration::from_millis(1100));
+    with_rig(move |rig| {
+        let opening = BOTH.map(|scene| sent(&rig, scene.index, &scene.there(ANSWERED, SYN), scene.backend));
+        let [closed, reset] = [CLOSED, RESET].map(|port| BOTH.map(|scene| connect(&rig, scene, port)));
+        wait();
+        for (scene, seen) in BOTH.into_iter().zip(opening) {
+            comes_back(&rig, &scene.back(seen, SYN | ACK), scene.vip, &scene.client(ANSWERED));
+            sent(&rig, scene.index, &scene.there(ANSWERED, ACK), scene.backend);
+        }
+        for (scene, seen) in BOTH.into_iter().zip(closed) {
+            comes_back(&rig, &scene.back(seen, FIN | ACK), scene.vip, &scene.client(CLOSED));
+            sent(&rig, scene.index, &scene.there(CLOSED, FIN | ACK), scene.backend);
+        }
+        for (scene, seen) in BOTH.into_iter().zip(reset) {
+            comes_back(&rig, &scene.back(seen, RST | ACK), scene.vip, &scene.client(RESET));
+        }
+        for scene in BOTH {
+            let expected = [(ANSWERED, "established"), (CLOSED, "closing"), (RESET, "closing")];
+            assert_eq!(states(&rig, scene), expected, "{}", scene.vip);
+        }
+    });
+}
+
+#[test]
+fn when_a_clients_packet_is_the_first_in_a_second_then_what_it_says_counts() {
+    with_rig(|rig| {
+        let ends = BOTH.map(|scene| connect(&rig, scene, 40_000));
+        std::thread::sleep(Duration::from_millis(1100));
+        for (scene, seen) in BOTH.into_iter().zip(ends) {
+            sent(&rig, scene.index, &scene.there(40_000, FIN | ACK), scene.backend);
+            comes_back(&rig, &scene.back(seen, FIN | ACK), scene.vip, &scene.client(40_000));
+            assert_eq!(states(&rig, scene), [(40_000, "closing")], "{}", scene.vip);
         }
     });
 }
