@@ -4,7 +4,8 @@ use core::ptr;
 
 use aya_ebpf::{macros::map, maps::HashMap};
 use balancer_common::map_types::{
-    BackendRow, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, FORWARDING_ASKS, MAX_DEVICES,
+    ANY_DEVICE, BackendRow, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, DEVICE_TAKES_NO_PARTS, FORWARDING_ASKS,
+    MAX_DEVICES,
 };
 use network_types::eth::EthHdr;
 
@@ -13,7 +14,7 @@ use crate::{control, ingress::Ingress, parse::Ip};
 #[map]
 static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 
-/// Whether [`kernel_sends`] must be called for a frame to a backend.
+/// Whether [`kernel_sends`] must be called for a frame in one buffer to a backend.
 #[inline(always)]
 pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &'static BackendRow) -> bool {
     row.forwarding & FORWARDING_ASKS != 0 && asks(row, ingress.ifindex(), is_tagged(ip)) != 0
@@ -25,9 +26,18 @@ extern "C" fn asks(row: &'static BackendRow, ingress: u32, is_tagged: bool) -> u
     row.asks(ingress, is_tagged).into()
 }
 
-/// Whether the kernel must send a frame that arrived by `ingress` and leaves by `egress`.
+/// Whether the kernel must send a frame that leaves by `egress`.
 #[inline(always)]
-pub(crate) fn kernel_sends(ip: &Ip<'_>, ingress: u32, egress: u32) -> bool {
+pub(crate) fn kernel_sends(ingress: Ingress, ip: &Ip<'_>, egress: u32) -> bool {
+    kernel_sends_whole(ip, ingress.ifindex(), egress)
+        || ingress.ifindex() != egress
+            && ingress.is_in_parts()
+            && (has(egress, DEVICE_TAKES_NO_PARTS) || has(ANY_DEVICE, DEVICE_TAKES_NO_PARTS))
+}
+
+/// Whether the kernel must send a frame in one buffer that arrived by `ingress` and leaves by `egress`.
+#[inline(always)]
+pub(crate) fn kernel_sends_whole(ip: &Ip<'_>, ingress: u32, egress: u32) -> bool {
     ingress != egress && is(egress, DEVICE_TAKES_NO_FRAMES) || is_tagged(ip) && is(ingress, DEVICE_CARRIES_TAGS)
 }
 
@@ -41,9 +51,11 @@ fn is(ifindex: u32, flag: u32) -> bool {
     let Some(control) = control::words() else { return false };
     // SAFETY: a reference is valid for reads.
     let some = unsafe { ptr::read_volatile(&raw const control.devices) };
-    if some >> (ifindex & 63) & 1 == 0 {
-        return false;
-    }
+    some >> (ifindex & 63) & 1 != 0 && has(ifindex, flag)
+}
+
+#[inline(always)]
+fn has(ifindex: u32, flag: u32) -> bool {
     // SAFETY: a map value of one word.
     DEVICES.get_ptr(ifindex).is_some_and(|flags| unsafe { flags.read_volatile() } & flag != 0)
 }

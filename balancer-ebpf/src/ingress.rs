@@ -76,6 +76,13 @@ impl Ingress {
         unsafe { bpf_xdp_get_buff_len(self.context) as usize }
     }
 
+    /// Whether the frame is in several buffers, of which [`Ingress::frame`] is the first.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn is_in_parts(self) -> bool {
+        self.frame_length() > self.frame().len()
+    }
+
     /// Whether the frame is as long as an IP header in it says, in the linear part or in total.
     #[inline(always)]
     pub(crate) fn holds_all(self, ip: &Ip<'_>) -> bool {

@@ -60,7 +60,7 @@ pub struct BackendRow {
     pub port: u16,
     /// A [`Forwarding`](super::Forwarding), possibly with the bit [`FORWARDING_ASKS`].
     pub forwarding: u8,
-    /// `ASKS_*`: with [`FORWARDING_ASKS`], the frames that need a look at the devices.
+    /// `ASKS_*`: the frames that need a look at the devices.
     pub asking: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
@@ -104,6 +104,13 @@ impl BackendRow {
             && (self.ifindex != ingress && self.asking & ASKS_OF_TAGGED == 0
                 || is_tagged && self.asking & ASKS_OF_REDIRECTED == 0)
     }
+
+    /// Whether there are frames for which the program must check if the kernel has to send them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks_of_some(&self) -> bool {
+        self.forwarding & FORWARDING_ASKS != 0 || self.asking & ASKS_OF_PARTS != 0
+    }
 }
 
 /// The part of a backend's row that can be read without the rest, in one word: [`BackendRow::standing`].
@@ -142,6 +149,9 @@ pub const ASKS_OF_TAGGED: u8 = 1;
 /// `BackendRow::asking`: check only frames that leave by another interface, because no interface carries tags of
 /// others.
 pub const ASKS_OF_REDIRECTED: u8 = 2;
+/// `BackendRow::asking`: check frames in several buffers that leave by another interface, with or without
+/// [`FORWARDING_ASKS`]. The plain path has no such frames.
+pub const ASKS_OF_PARTS: u8 = 4;
 
 /// A row of the return table: how to turn a `nat` backend's reply into a packet from the VIP. It fills a cache line.
 #[repr(C, align(64))]
@@ -200,6 +210,9 @@ mod tests {
         assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_TAGGED)), [false, false, true, true]);
         assert_eq!(asked(row(FORWARDING_ASKS, ASKS_OF_REDIRECTED)), [false, true, false, true]);
         assert_eq!(asked(row(FORWARDING_ASKS, 0)), [false, true, true, true]);
+        assert_eq!(asked(row(0, ASKS_OF_PARTS)), [false; 4], "these frames have one buffer");
+        let some = [(0, 0), (0, ASKS_OF_PARTS), (FORWARDING_ASKS, ASKS_OF_TAGGED)];
+        assert_eq!(some.map(|(forwarding, asking)| row(forwarding, asking).asks_of_some()), [false, true, true]);
         let local = BackendRow { ifindex: 0, ..row(FORWARDING_ASKS, 0) };
         assert!(local.is_local() && asked(local) == [true; 4]);
     }

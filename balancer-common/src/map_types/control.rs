@@ -26,7 +26,8 @@ pub struct Control {
     /// Handshakes from client ports that have one of these bits set (network order) are not watched: see
     /// [`crate::signs`].
     pub unsampled: u32,
-    /// Bit `ifindex % 64`: the map of devices may have a row for that interface, see `DEVICE_*`.
+    /// Bit `ifindex % 64`: the map of devices may have a row for that interface that matters for frames in one buffer,
+    /// see `DEVICE_*`.
     pub devices: u64,
     /// A bit for each VIP, see [`crate::service_table::vip_bit`].
     pub vips: u64,

@@ -59,6 +59,10 @@ pub const DEVICE_TAKES_NO_FRAMES: u32 = 1;
 /// `DEVICE_*`: VLAN interfaces are stacked on the interface. A tag tells by which of them a frame came in, and the one
 /// by which it leaves writes its own tag.
 pub const DEVICE_CARRIES_TAGS: u32 = 2;
+/// `DEVICE_*`: the interface accepts only frames in one buffer from XDP on other interfaces, so the kernel sends others.
+pub const DEVICE_TAKES_NO_PARTS: u32 = 4;
+/// The row of the map of devices that stands for every interface. It may have [`DEVICE_TAKES_NO_PARTS`].
+pub const ANY_DEVICE: u32 = 0;
 
 /// A neighbour that a `nat` reply needs and that stays unresolved in the kernel; sent to the controller.
 #[repr(C, align(8))]

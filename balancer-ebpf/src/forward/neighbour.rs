@@ -94,11 +94,12 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
     Some(needed)
 }
 
-/// The cached next hop of a packet from `source` to `ip`'s destination, if XDP can send the packet.
+/// The cached next hop of a packet in one buffer from `source` to `ip`'s destination, if XDP can send the packet.
 #[inline(always)]
 pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option<&'static RecentHop> {
     let hop = Question { ingress: ingress.ifindex(), ip, source }.recent()?;
-    let is_good = !devices::kernel_sends(ip, ingress.ifindex(), hop.egress) && fits(ingress, ip, hop.egress, hop.mtu);
+    let is_good =
+        !devices::kernel_sends_whole(ip, ingress.ifindex(), hop.egress) && fits(ingress, ip, hop.egress, hop.mtu);
     is_good.then_some(hop)
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destinatio
             // SAFETY: a row of this CPU, as in `ask`. A successful lookup leaves the path's MTU here, or 0 (kernels
             // before 5.12).
             let (egress, mtu) = unsafe { ((*query).ifindex, (*query).__bindgen_anon_1.mtu_result) };
-            if devices::kernel_sends(ip, ingress.ifindex(), egress) {
+            if devices::kernel_sends(ingress, ip, egress) {
                 return handed_if_it_fits(ingress, ip, egress, mtu);
             }
             // SAFETY: as above.

@@ -1,6 +1,6 @@
 //! The last work on a packet, whether or not it reaches its backend.
 
-use balancer_common::{handover::Handed, map_types::FORWARDING_ASKS, verdict::DropReason};
+use balancer_common::{handover::Handed, verdict::DropReason};
 
 use crate::{
     backends::Reachable,
@@ -71,7 +71,7 @@ pub(super) fn by_kernel_perhaps(
     step: Step,
 ) -> Step {
     let row = backend.row;
-    if row.forwarding & FORWARDING_ASKS == 0 || !devices::kernel_sends(ip, ingress.ifindex(), row.ifindex) {
+    if !row.asks_of_some() || !devices::kernel_sends(ingress, ip, row.ifindex) {
         return step;
     }
     match mark::put(frame, Handed::Backend(choice.backend)) {

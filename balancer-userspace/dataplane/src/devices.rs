@@ -8,13 +8,13 @@ use aya::{
     maps::{HashMap, MapData},
 };
 use balancer_common::map_types::{
-    ASKS_OF_REDIRECTED, ASKS_OF_TAGGED, BackendRow, Control, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES,
-    FORWARDING_ASKS,
+    ANY_DEVICE, ASKS_OF_PARTS, ASKS_OF_REDIRECTED, ASKS_OF_TAGGED, BackendRow, Control, DEVICE_CARRIES_TAGS,
+    DEVICE_TAKES_NO_FRAMES, DEVICE_TAKES_NO_PARTS, FORWARDING_ASKS,
 };
 
 use super::{backends::Backends, mapped::MappedArray};
 
-/// `DEVICE_*` flags by interface index, for interfaces that have some.
+/// `DEVICE_*` flags by interface index (or [`ANY_DEVICE`]), for interfaces that have some.
 pub type Devices = BTreeMap<u32, u32>;
 
 pub(super) struct DeviceTable {
@@ -39,14 +39,16 @@ impl DeviceTable {
             return row;
         }
         let tags = self.known.values().any(|flags| flags & DEVICE_CARRIES_TAGS != 0);
-        let refuses = self.known.get(&row.ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
+        let of = |ifindex| self.known.get(&ifindex).copied().unwrap_or_default();
+        let refuses = of(row.ifindex) & DEVICE_TAKES_NO_FRAMES != 0;
+        let of_parts = if (of(row.ifindex) | of(ANY_DEVICE)) & DEVICE_TAKES_NO_PARTS != 0 { ASKS_OF_PARTS } else { 0 };
         let (asks, asking) = match (row.ifindex != 0 && tags, row.ifindex != 0 && refuses) {
             (false, false) => (0, 0),
             (true, false) => (FORWARDING_ASKS, ASKS_OF_TAGGED),
             (false, true) => (FORWARDING_ASKS, ASKS_OF_REDIRECTED),
             (true, true) => (FORWARDING_ASKS, 0),
         };
-        BackendRow { forwarding: row.mode() | asks, asking, ..row }
+        BackendRow { forwarding: row.mode() | asks, asking: asking | of_parts, ..row }
     }
 
     /// Replaces the facts, in the map and in the rows of `backends`.
@@ -62,7 +64,8 @@ impl DeviceTable {
         for (&ifindex, &flags) in known.iter().filter(|&(ifindex, flags)| self.known.get(ifindex) != Some(flags)) {
             self.map.insert(ifindex, flags, 0).with_context(|| format!("noting what interface {ifindex} takes"))?;
         }
-        let some = known.keys().fold(0u64, |some, ifindex| some | 1 << (ifindex % 64));
+        let of_whole = known.iter().filter(|&(_, flags)| flags & !DEVICE_TAKES_NO_PARTS != 0);
+        let some = of_whole.fold(0u64, |some, (ifindex, _)| some | 1 << (ifindex % 64));
         control.word64(0, offset_of!(Control, devices)).store(some, Ordering::Release);
         let before = std::mem::replace(&mut self.known, known.clone());
         backends.rewrite(|row| self.asking(row));

@@ -48,7 +48,9 @@ pub const TABLE_SIZE: usize = 251;
 pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The balancer's MAC address on the other interface.
 pub const OUT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-/// The MTU of the other interface; that of the ingress interface is 1500.
+/// The MTU of the ingress interface.
+pub const IN_MTU: u32 = 1500;
+/// The MTU of the other interface.
 pub const OUT_MTU: u32 = 1300;
 /// The MAC address of the clients' router, on the ingress interface.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -240,18 +242,27 @@ impl Rig {
     /// # Errors
     /// If there is no such service, or the kernel refuses.
     pub fn move_backend(&mut self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<()> {
-        let row = self.moved(address, at, ifindex)?;
+        let row = self.moved(address, at, ifindex, IN_MTU)?;
         self.dataplane.write_backend(&row)
     }
 
-    fn moved(&self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<BackendSpec> {
+    /// Sets the MTU, in bytes, of the way to a service's backend, which is behind the other interface.
+    ///
+    /// # Errors
+    /// If there is no such service, or the kernel refuses.
+    pub fn widen(&mut self, address: &str, at: &str, mtu: u32) -> anyhow::Result<()> {
+        let row = self.moved(address, at, Some(self.out_ifindex), mtu)?;
+        self.dataplane.write_backend(&row)
+    }
+
+    fn moved(&self, address: &str, at: &str, ifindex: Option<u32>, mtu: u32) -> anyhow::Result<BackendSpec> {
         let index = self.service(address).context("no such service")?;
         let next_hop = ifindex.map(|ifindex| NextHop {
             gateway: None,
             ifindex,
             source_mac: if ifindex == self.in_ifindex { IN_MAC } else { OUT_MAC },
             destination_mac: backend_mac(index),
-            mtu: 1500,
+            mtu,
             source: None,
             local: false,
         });
@@ -316,7 +327,7 @@ impl Rig {
             ifindex: self.in_ifindex,
             source_mac: IN_MAC,
             destination_mac: backend_mac(number),
-            mtu: 1500,
+            mtu: IN_MTU,
             source: None,
             local: false,
         };
@@ -336,7 +347,7 @@ impl Rig {
     /// # Errors
     /// If there is no such service, or the kernel refuses.
     pub fn suspect(&mut self, address: &str, at: &str, passive: Option<Passive>) -> anyhow::Result<()> {
-        let row = self.moved(address, at, Some(self.in_ifindex))?;
+        let row = self.moved(address, at, Some(self.in_ifindex), IN_MTU)?;
         self.dataplane.write_backend(&BackendSpec { passive, ..row })?;
         // The second call knows that there are few packets.
         self.dataplane.watch_handshakes(Duration::ZERO);
@@ -349,7 +360,7 @@ impl Rig {
     /// # Errors
     /// If there is no such service, or the kernel refuses.
     pub fn keep_known(&mut self, address: &str, at: &str, keeps_known: bool) -> anyhow::Result<()> {
-        let row = self.moved(address, at, Some(self.in_ifindex))?;
+        let row = self.moved(address, at, Some(self.in_ifindex), IN_MTU)?;
         self.dataplane.write_backend(&BackendSpec { keeps_known, ..row })
     }
 
@@ -563,7 +574,7 @@ fn configure(
         local: false,
     };
     let (address, next_hop) = match service.target {
-        Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, 1500))),
+        Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, IN_MTU))),
         Target::OtherInterface(address) => (Some(address), Some(hop(out_ifindex, OUT_MAC, OUT_MTU))),
         Target::Unreachable(address) => (Some(address), None),
         Target::NoBackend | Target::AllDown => (None, None),

@@ -22,6 +22,7 @@ mod malformed;
 mod martian;
 mod nat;
 mod nat_return;
+mod parts;
 mod pass;
 mod recent_hops;
 mod reject;

@@ -2,28 +2,35 @@
 
 use std::collections::HashMap;
 
-use balancer_common::map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES};
+use balancer_common::map_types::{ANY_DEVICE, DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES, DEVICE_TAKES_NO_PARTS};
 use balancer_dataplane::Devices;
 use netlink_packet_route::link::InfoKind;
 
+use super::features::Accepts;
 use crate::interfaces::Link;
 
 /// Kinds of interfaces known to accept frames that XDP sends from other interfaces. Hardware has no kind.
 const TAKE_FRAMES: [InfoKind; 3] = [InfoKind::Veth, InfoKind::Bond, InfoKind::Tun];
 
-/// Returns the known properties of `links`. `said`: whether drivers accept such frames, if the kernel tells.
-pub(super) fn devices<'a>(links: impl Iterator<Item = &'a Link>, said: Option<&HashMap<u32, bool>>) -> Devices {
+/// Returns the known properties of `links`. `said`: the frames that drivers accept, if the kernel tells. Kernels that do
+/// not tell (before Linux 6.3) redirect no frame in several buffers.
+pub(super) fn devices<'a>(links: impl Iterator<Item = &'a Link>, said: Option<&HashMap<u32, Accepts>>) -> Devices {
     let mut devices = Devices::new();
+    if said.is_none() {
+        devices.insert(ANY_DEVICE, DEVICE_TAKES_NO_PARTS);
+    }
     for link in links.filter(|link| !link.loopback) {
-        let known = |kind: &InfoKind| TAKE_FRAMES.contains(kind);
-        let takes = said.and_then(|said| said.get(&link.ifindex).copied());
-        if !takes.unwrap_or_else(|| link.kind.as_ref().is_none_or(known)) {
-            *devices.entry(link.ifindex).or_default() |= DEVICE_TAKES_NO_FRAMES;
+        let mut add = |ifindex, flag| *devices.entry(ifindex).or_default() |= flag;
+        match said.and_then(|said| said.get(&link.ifindex)) {
+            Some(Accepts::All) => {}
+            Some(Accepts::Whole) => add(link.ifindex, DEVICE_TAKES_NO_PARTS),
+            None if link.kind.as_ref().is_none_or(|kind| TAKE_FRAMES.contains(kind)) => {}
+            Some(Accepts::None) | None => add(link.ifindex, DEVICE_TAKES_NO_FRAMES),
         }
         if link.kind == Some(InfoKind::Vlan)
             && let Some(parent) = link.lower
         {
-            *devices.entry(parent).or_default() |= DEVICE_CARRIES_TAGS;
+            add(parent, DEVICE_CARRIES_TAGS);
         }
     }
     devices
@@ -48,15 +55,30 @@ mod tests {
     #[test]
     fn when_the_kernel_says_nothing_then_kinds_of_interfaces_decide() {
         let none = DEVICE_TAKES_NO_FRAMES;
-        let expected = Devices::from([(2, DEVICE_CARRIES_TAGS), (3, none), (4, none), (6, none)]);
+        let expected = Devices::from([
+            (ANY_DEVICE, DEVICE_TAKES_NO_PARTS),
+            (2, DEVICE_CARRIES_TAGS),
+            (3, none),
+            (4, none),
+            (6, none),
+        ]);
         assert_eq!(devices(links().iter(), None), expected);
     }
 
     #[test]
     fn when_the_kernel_says_what_drivers_accept_then_that_decides() {
-        let said = HashMap::from([(1, false), (2, false), (3, false), (4, false), (5, false), (6, true)]);
-        let none = DEVICE_TAKES_NO_FRAMES;
-        let expected = Devices::from([(2, none | DEVICE_CARRIES_TAGS), (3, none), (4, none), (5, none)]);
-        assert_eq!(devices(links().iter(), Some(&said)), expected);
+        let all = |accepts| HashMap::from([1, 2, 3, 4, 5].map(|ifindex| (ifindex, accepts)));
+        let said = |accepts| {
+            let mut said = all(accepts);
+            said.insert(6, Accepts::All);
+            devices(links().iter(), Some(&said))
+        };
+        for (accepts, flag) in [(Accepts::None, DEVICE_TAKES_NO_FRAMES), (Accepts::Whole, DEVICE_TAKES_NO_PARTS)] {
+            assert_eq!(
+                said(accepts),
+                Devices::from([(2, flag | DEVICE_CARRIES_TAGS), (3, flag), (4, flag), (5, flag)])
+            );
+        }
+        assert_eq!(said(Accepts::All), Devices::from([(2, DEVICE_CARRIES_TAGS)]));
     }
 }

@@ -11,6 +11,8 @@ use nix::sys::{
 
 /// `NETDEV_XDP_ACT_NDO_XMIT`: the driver accepts frames that XDP sends from another interface.
 const TAKES_FRAMES: u64 = 1 << 2;
+/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: the driver accepts such frames also in several buffers.
+const TAKES_PARTS: u64 = 1 << 6;
 
 const CONTROLLER: u16 = 0x10;
 const GET_FAMILY: u8 = 3;
@@ -37,12 +39,21 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Buffer size for one notification.
 const DATAGRAM: usize = 4096;
 
-/// Whether each interface accepts frames that XDP sends from another one. `None`: this kernel does not tell.
-pub(super) fn takes_frames() -> Option<HashMap<u32, bool>> {
+/// The frames that an interface accepts from XDP on another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Accepts {
+    None,
+    /// Frames in one buffer.
+    Whole,
+    All,
+}
+
+/// The frames that each interface accepts from XDP on another one. `None`: this kernel does not tell.
+pub(super) fn accepted() -> Option<HashMap<u32, Accepts>> {
     ask().map_err(|error| tracing::debug!("XDP features of interfaces: {error}")).ok()
 }
 
-fn ask() -> io::Result<HashMap<u32, bool>> {
+fn ask() -> io::Result<HashMap<u32, Accepts>> {
     let mut socket = connect()?;
     let family = Family::of(&mut socket)?.id;
     socket.send(&message(family, REQUEST | DUMP, DEV_GET, &[]), 0)?;
@@ -192,15 +203,20 @@ fn value(body: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
 }
 
-/// Reads a datagram: interfaces by index, and whether their drivers accept frames.
-pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, bool)>> {
+/// Reads a datagram: interfaces by index, and the frames that their drivers accept.
+pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, Accepts)>> {
     Ok(messages(datagram)?.filter_map(device))
 }
 
-fn device(body: &[u8]) -> Option<(u32, bool)> {
+fn device(body: &[u8]) -> Option<(u32, Accepts)> {
     let ifindex = u32::from_ne_bytes(value(body, DEV_IFINDEX)?.try_into().ok()?);
     let features = u64::from_ne_bytes(value(body, DEV_XDP_FEATURES)?.try_into().ok()?);
-    Some((ifindex, features & TAKES_FRAMES != 0))
+    let accepts = match (features & TAKES_FRAMES != 0, features & TAKES_PARTS != 0) {
+        (false, _) => Accepts::None,
+        (true, false) => Accepts::Whole,
+        (true, true) => Accepts::All,
+    };
+    Some((ifindex, accepts))
 }
 
 #[cfg(test)]
@@ -216,9 +232,10 @@ mod tests {
 
     #[test]
     fn when_a_datagram_has_several_devices_then_each_is_read() {
-        let datagram = [device_message(2, 0x7), device_message(3, 0x3), message(DONE, 2, 0, &[])].concat();
+        let devices = [device_message(2, 0x7), device_message(3, 0x3), device_message(4, 0x67)];
+        let datagram = [devices.concat(), message(DONE, 2, 0, &[])].concat();
         let found: Vec<_> = messages(&datagram).unwrap().filter_map(device).collect();
-        assert_eq!(found, [(2, true), (3, false)]);
+        assert_eq!(found, [(2, Accepts::Whole), (3, Accepts::None), (4, Accepts::All)]);
         assert!(kinds(&datagram).any(|kind| kind == DONE));
     }
 

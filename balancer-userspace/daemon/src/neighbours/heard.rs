@@ -41,7 +41,7 @@ pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, u
     }
     let asked = [begin, begin + RETRY, begin + PATIENCE].map(|now| tracker.evaluate(now).len());
     let told = std::iter::from_fn(|| tracker.next_news()).count();
-    let features: Option<HashMap<u32, bool>> = features::told(features).ok().map(Iterator::collect);
+    let features: Option<HashMap<_, _>> = features::told(features).ok().map(Iterator::collect);
     let _ = devices::devices(tracker.links(), features.as_ref());
     let layers = layers::of(tracker.links());
     for link in tracker.links() {

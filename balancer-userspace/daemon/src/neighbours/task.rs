@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     NearAsked, Wishes,
     devices::devices,
-    features::{Changes, takes_frames},
+    features::{Changes, accepted},
     monitor::{Lost, Monitor},
     netlink::Netlink,
     path_errors::{PathErrors, Tunnels},
@@ -229,7 +229,7 @@ impl Task {
     }
 
     fn tell_devices(&self) {
-        tell(&self.told.devices, devices(self.tracker.links(), takes_frames().as_ref()));
+        tell(&self.told.devices, devices(self.tracker.links(), accepted().as_ref()));
     }
 
     /// Reports an interface with backends behind it when XDP cannot send to it, and when it can again.

@@ -1,0 +1,131 @@
+//! Tests of frames in several buffers: some interfaces accept only whole ones from XDP.
+
+use balancer_common::{
+    handover::Handed,
+    map_types::{ANY_DEVICE, DEVICE_TAKES_NO_PARTS},
+};
+use balancer_testkit::{
+    frame::{ACK, Frame, SYN},
+    prog_run::{run_linear, splits_frames},
+    rig::{Rig, backend_id},
+};
+
+use crate::{
+    cases::{Case, Then, dsr, handed, nat, run_with, services},
+    tunnel::wrapped,
+};
+
+const LONG: usize = 8000;
+const MTU: u32 = 9000;
+/// The services with a backend behind the other interface, the mode, and a client.
+const BEYOND: [(&str, &str, &str, &str); 6] = [
+    ("198.51.100.10:81", "10.0.1.11:81", "dsr", "203.0.113.7:40000"),
+    ("[2001:db8::10]:81", "[fd01::11]:81", "dsr", "[2001:db8:c::7]:40000"),
+    ("198.51.100.20:81", "10.0.1.21:8081", "nat", "203.0.113.7:40000"),
+    ("[2001:db8::20]:81", "[fd01::21]:8081", "nat", "[2001:db8:c::7]:40000"),
+    ("198.51.100.50:81", "10.0.1.50:81", "ipip", "203.0.113.7:40000"),
+    ("[2001:db8::62]:81", "[fd01::66]:81", "gue", "[2001:db8:c::7]:40000"),
+];
+
+fn widen(rig: &mut Rig) -> anyhow::Result<()> {
+    BEYOND.iter().try_for_each(|&(vip, at, ..)| rig.widen(vip, at, MTU))
+}
+
+/// A frame of each service, as it leaves.
+fn frames(rig: &Rig, payload: usize) -> impl Iterator<Item = (&'static str, Frame, Frame)> {
+    BEYOND.into_iter().map(move |(vip, at, mode, client)| {
+        let frame = Frame { payload: vec![7; payload], ..Frame::tcp(client, vip, ACK) };
+        let host = at.rsplit_once(':').expect("a port").0.trim_matches(['[', ']']);
+        let out = match mode {
+            "dsr" => dsr(rig, &frame),
+            "nat" => nat(rig, &frame, vip, at),
+            mode => wrapped(rig, mode, &frame, vip, host),
+        };
+        (vip, frame, out)
+    })
+}
+
+fn to(rig: &Rig, vip: &str) -> Handed {
+    Handed::Backend(backend_id(rig.service(vip).expect("a service of the rig")).0)
+}
+
+/// The cases while frames in parts, or none, are handed over.
+fn cases(rig: &Rig, hands_parts: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for payload in [0, LONG] {
+        for (vip, frame, out) in frames(rig, payload) {
+            let then = if hands_parts && payload == LONG {
+                Then::Handed(handed(rig, &out, to(rig, vip)).bytes())
+            } else {
+                Then::Redirect(out.bytes())
+            };
+            cases.push(Case::new(format!("{vip} {payload}"), &frame, then));
+        }
+        for (client, vip) in [("203.0.113.7:40000", "198.51.100.10:80"), ("[2001:db8:c::7]:40000", "[2001:db8::10]:80")]
+        {
+            for flags in [SYN, ACK] {
+                let frame = Frame { payload: vec![7; payload], ..Frame::tcp(client, vip, flags) };
+                let then = Then::Tx(dsr(rig, &frame).bytes());
+                cases.push(Case::new(format!("{vip} {payload}, by the ingress interface"), &frame, then));
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn when_an_interface_takes_no_frames_in_parts_then_only_those_are_handed_over() {
+    let devices: [fn(&Rig) -> u32; 2] = [|rig| rig.out_ifindex, |_| ANY_DEVICE];
+    for device in devices {
+        run_with(
+            move |rig| {
+                widen(rig)?;
+                rig.set_devices([(device(rig), DEVICE_TAKES_NO_PARTS)])
+            },
+            |rig| cases(rig, true),
+        );
+    }
+}
+
+#[test]
+fn when_an_interface_takes_frames_in_parts_then_the_program_sends_them() {
+    run_with(
+        |rig| {
+            rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)])?;
+            widen(rig)?;
+            // Of another interface, which no frame leaves by.
+            rig.set_devices([(rig.in_ifindex, DEVICE_TAKES_NO_PARTS)])
+        },
+        |rig| cases(rig, false),
+    );
+}
+
+#[test]
+fn when_a_reply_in_parts_leaves_by_an_interface_that_takes_none_then_it_is_handed_over() {
+    std::thread::spawn(|| {
+        let mut rig = Rig::new(&services()).expect("a rig");
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+        if !splits_frames(rig.program(), &release).expect("a run on a frame that is split") {
+            println!("not tested: Linux {} runs no program on such frames, Linux 6.18 does", release.trim());
+            return;
+        }
+        rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)]).expect("devices");
+        for (backend, vip, client, headers) in [
+            ("10.0.0.21:8080", "198.51.100.20:80", "203.0.114.7:40000", 54),
+            ("[fd00::21]:8080", "[2001:db8::20]:80", "[2001:db8:d::7]:40000", 74),
+        ] {
+            let reply = Frame { payload: vec![9; 1000], ..Frame::tcp(backend, client, ACK) };
+            let out = Frame { source: vip.parse().expect("an address"), ttl: reply.ttl - 1, ..reply.clone() };
+            // Before and after a whole reply to this client, whose next hop is then known.
+            for linear in [headers, reply.bytes().len(), headers] {
+                let ran = run_linear(rig.program(), &reply.bytes(), linear, rig.in_ifindex).expect("a run");
+                let is_handed = ran.frame == handed(&rig, &out, Handed::Client).bytes();
+                let what = format!("{backend}, {linear} bytes in the first buffer: {:02x?}", &ran.frame[..40]);
+                assert_eq!(is_handed, linear == headers, "{what}");
+                assert_eq!(ran.frame[14..], out.bytes()[14..], "{what}");
+            }
+        }
+    })
+    .join()
+    .expect("the thread panicked");
+}
