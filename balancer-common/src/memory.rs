@@ -155,8 +155,8 @@ pub struct Answer {
     pub cause: CauseIndex,
     /// The result of recording a newcomer.
     pub recorded: Recorded,
-    /// Whether the client had an entry; it is up to date now.
-    pub known: bool,
+    /// Whether the client's entry is established and up to date: its next packets would change nothing.
+    pub settled: bool,
 }
 
 /// Steers one packet by client memory and updates the memory.
@@ -255,7 +255,7 @@ pub fn consult_with(
     };
     let first = query.datagram && matches!(recorded, Recorded::Inserted | Recorded::Evicted);
     let decision = if opens || first { Some(steered.decision) } else { None };
-    Answer { backend: steered.backend, decision, moved_from, cause, recorded, known }
+    Answer { backend: steered.backend, decision, moved_from, cause, recorded, settled: new.established() }
 }
 
 /// Records a client without an entry at the backend `live`.
@@ -429,7 +429,7 @@ mod tests {
             bucket.store(3, theirs);
             let answer = consult(&bucket, &Query { live: Some(1), ..QUERY }, of, || true);
             assert_eq!((answer.backend, answer.decision), (Some(1), Some(Decision::New)));
-            assert_eq!((answer.recorded, answer.known), (Recorded::Full, false));
+            assert_eq!((answer.recorded, answer.settled), (Recorded::Full, false));
             assert_eq!(bucket.load(3), theirs);
         }
     }

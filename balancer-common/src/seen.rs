@@ -2,8 +2,9 @@
 //! for each client (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
 //!
 //! A packet in a slot without exceptions needs its client's entry only to refresh it. The first packet of a period does
-//! so and sets the client's bits; later packets find them set and read nothing more. At the start of each period, a few
-//! seconds long, the controller clears all bits and draws a new *salt*, so clients that share bits in one period share
+//! so and sets the client's bits; later packets find them set and read nothing more. A client whose entry is not yet
+//! *established* sets no bits, because its next packets may establish it. At the start of each period, seconds or a few
+//! minutes long, the controller clears all bits and draws a new *salt*, so clients that share bits in one period share
 //! none in the next. A client whose bits were all set by others is not refreshed in that period. It is forgotten only
 //! if this happens in every period in which it sends a packet, for as long as it is remembered. Only clients with an
 //! entry set bits, so unknown sources cannot fill the filter.
@@ -18,9 +19,14 @@ pub const SHORTEST_MEMORY: u32 = 16;
 
 /// The minimum number of periods in `remember`: four within the time in which a client must send a packet.
 const PERIODS_PER_REMEMBER: u32 = 32;
-/// The longest period in seconds. An entry's age may lag by this time, and a newcomer may wait this long to be
-/// established.
-const LONGEST_PERIOD: u32 = 8;
+/// The longest period in seconds if datagrams are among the packets. They have no connections: an entry's age tells
+/// when the next one begins, and a newcomer whose bits others have set waits this long for its entry.
+const LONGEST_OF_DATAGRAMS: u32 = 8;
+/// Where each connection begins with a packet that opens it, the number of periods in `remember`: eight within the time
+/// in which a client must send a packet, because more clients share bits in a longer period.
+const LONG_PERIODS_PER_REMEMBER: u32 = 64;
+/// The longest period in seconds. An entry's age may lag by this time.
+const LONGEST_PERIOD: u32 = 300;
 
 /// Number of 64-bit words in the filter for a client table of `buckets`, a power of two.
 #[must_use]
@@ -48,18 +54,16 @@ pub const fn salt(period: u64) -> u64 {
     state ^ state >> 31 | 1
 }
 
-/// Length of a period in seconds if clients are remembered for `remember` seconds. `None`: every packet reads the
-/// entry.
+/// Length of a period in seconds if clients are remembered for `remember` seconds; `openers`: each connection begins with
+/// a packet that opens it. `None`: every packet reads the entry.
 #[must_use]
-pub const fn period_seconds(remember: u32) -> Option<u32> {
+pub fn period_seconds(remember: u32, openers: bool) -> Option<u32> {
     if remember < SHORTEST_MEMORY {
         return None;
     }
-    Some(match remember / PERIODS_PER_REMEMBER {
-        0 => 1,
-        LONGEST_PERIOD.. => LONGEST_PERIOD,
-        seconds => seconds,
-    })
+    let short = (remember / PERIODS_PER_REMEMBER).clamp(1, LONGEST_OF_DATAGRAMS);
+    let long = (remember / LONG_PERIODS_PER_REMEMBER).min(LONGEST_PERIOD);
+    Some(if openers { short.max(long) } else { short })
 }
 
 #[cfg(test)]
@@ -79,10 +83,22 @@ mod tests {
 
         #[test]
         fn when_a_client_sends_in_each_eighth_then_every_gap_contains_a_whole_period(remember in SHORTEST_MEMORY..=400 * 86_400) {
-            let period = period_seconds(remember).unwrap();
-            prop_assert!((1..=LONGEST_PERIOD).contains(&period));
-            prop_assert!(8 * period <= remember);
+            for openers in [false, true] {
+                let period = period_seconds(remember, openers).unwrap();
+                prop_assert!((1..=LONGEST_PERIOD).contains(&period));
+                prop_assert!(openers || period <= LONGEST_OF_DATAGRAMS);
+                prop_assert!(8 * period <= remember);
+                prop_assert!(period <= 1 || 32 * period <= remember, "an entry's age may lag by a thirty-second");
+            }
         }
+    }
+
+    #[test]
+    fn when_clients_are_remembered_for_hours_then_periods_of_connections_are_minutes() {
+        let of = |remember| [false, true].map(|openers| period_seconds(remember, openers).unwrap_or_default());
+        assert_eq!(of(15), [0, 0]);
+        assert_eq!([of(16), of(60), of(600), of(3600)], [[1, 1], [1, 1], [8, 9], [8, 56]]);
+        assert_eq!([of(3 * 3600), of(86_400)], [[8, 168], [8, 300]]);
     }
 
     #[test]

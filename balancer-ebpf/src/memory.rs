@@ -207,7 +207,7 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
                 stats::count_moved(answer.moved_from, answer.cause);
             }
         }
-        if answer.known && packed.marks() {
+        if answer.settled && packed.marks() {
             mark(control, hash);
         }
     }

@@ -174,13 +174,17 @@ pub(super) fn service(
 /// or never.
 #[must_use]
 pub(super) fn seen_period(spec: &ServiceSpec) -> Option<u32> {
-    seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX))
+    seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX), has_only_openers(spec))
 }
 
 /// Whether connections to all these services begin with a packet that opens them.
 #[must_use]
 pub(super) fn only_openers(services: &[ServiceSpec]) -> bool {
-    services.iter().flat_map(|spec| &spec.listeners).all(|listener| listener.listener.protocol == Protocol::Tcp)
+    services.iter().all(has_only_openers)
+}
+
+fn has_only_openers(spec: &ServiceSpec) -> bool {
+    spec.listeners.iter().all(|listener| listener.listener.protocol == Protocol::Tcp)
 }
 
 /// Ticks after which a datagram counts as a new connection.

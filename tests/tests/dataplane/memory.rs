@@ -412,10 +412,11 @@ fn when_a_known_client_sends_datagrams_then_its_entry_is_read_once_in_a_period()
          remember = \"3h\"\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n",
     )?;
     let frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
-    // The first packet records the client, the second finds it, the third finds it established.
+    // The first packet records the client, the second finds it, the third comes in a later tick and establishes it.
     for packets in 1..=3 {
         world.deliver(&frame)?;
         assert_eq!((inserted(&world)?, world.counters()?.connections), (1, 1), "after {packets}");
+        world.pass(2)?;
     }
     let entries = world.entries()?;
     assert_eq!(entries.len(), 1);
@@ -426,6 +427,29 @@ fn when_a_known_client_sends_datagrams_then_its_entry_is_read_once_in_a_period()
     world.pass(9)?;
     world.deliver(&frame)?;
     assert_eq!((inserted(&world)?, world.counters()?.connections), (2, 2), "in the next one it is");
+    Ok(())
+}
+
+#[test]
+fn when_clients_are_remembered_for_hours_then_an_established_ones_entry_is_read_once_in_minutes() -> Result<()> {
+    let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
+    world.connect(client(1))?;
+    // Until it is established, each packet may establish it.
+    world.send(client(1), ACK)?;
+    world.pass(4)?;
+    world.send(client(1), ACK)?;
+    assert!(world.entries()?.values().flatten().any(|&word| Entry(word).established()));
+    let entries = world.entries()?;
+    let nobody = entries.keys().map(|&bucket| (bucket, [0; BUCKET_ENTRIES])).collect();
+    for second in (0..150).step_by(5) {
+        world.write_late(&nobody)?;
+        world.send(client(1), ACK)?;
+        assert_eq!(inserted(&world)?, 1, "after {second} s");
+        world.pass(5)?;
+    }
+    world.pass(20)?;
+    world.send(client(1), ACK)?;
+    assert_eq!(inserted(&world)?, 2, "in the next period its entry is read");
     Ok(())
 }
 

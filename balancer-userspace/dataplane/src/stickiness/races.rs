@@ -170,7 +170,7 @@ impl Packets {
             (0..self.counts_after.load(SeqCst)).for_each(|_| self.step());
             self.moved_from[usize::from(answer.moved_from)].fetch_add(1, SeqCst);
         }
-        if answer.known && !always {
+        if answer.settled && !always {
             self.seen.fetch_or(client.bit(), SeqCst);
         }
         let is_known = matches!(answer.recorded, Recorded::Known | Recorded::Inserted);

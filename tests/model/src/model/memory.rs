@@ -101,8 +101,8 @@ pub(super) struct Answer {
     /// A known client leaves this backend, for this reason.
     pub(super) moved: Option<(u16, MoveCause)>,
     pub(super) newcomer: Option<Newcomer>,
-    /// The client was known and still is.
-    pub(super) known: bool,
+    /// The client was seen before, at least one tick ago, and its place is up to date.
+    pub(super) settled: bool,
 }
 
 /// The next backend of a known client.
@@ -152,7 +152,7 @@ pub(super) fn ask<'a>(
             decision: opens.then_some(decision),
             moved: None,
             newcomer,
-            known: false,
+            settled: false,
         };
     };
 
@@ -169,7 +169,7 @@ pub(super) fn ask<'a>(
         Goes::Nowhere => (None, None),
         // Too many at once: it goes there all the same.
         Goes::Moves { to, .. } if asked.migrates && !may_record() => {
-            return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, known: false };
+            return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, settled: false };
         }
         Goes::Stays => {
             bucket[place] = known.seen(asked.now).write();
@@ -180,7 +180,8 @@ pub(super) fn ask<'a>(
             (Some(to), Some((known.backend, cause)))
         }
     };
-    Answer { backend: to, decision: opens.then_some(decision), moved, newcomer: None, known: to.is_some() }
+    let settled = to.is_some() && known.seen(asked.now).established;
+    Answer { backend: to, decision: opens.then_some(decision), moved, newcomer: None, settled }
 }
 
 fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) -> Goes {

@@ -189,7 +189,7 @@ impl State {
         let newcomers = &mut self.newcomers;
         let may_record = || !peeks && newcomers.take(asked.service.0);
         let answer = memory::ask(&mut bucket, asked, |id| self.backends.get(&id), may_record);
-        if answer.known && marks {
+        if answer.settled && marks {
             self.seen.insert(hash);
         }
         if !peeks {

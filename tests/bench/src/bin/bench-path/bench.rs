@@ -13,14 +13,16 @@ use crate::{
     XDP_TX,
     feeder::feeder,
     gate::Took,
-    ground,
+    ground, paced,
     paths::{self, Path},
     scene::{Place, SCENES, Scene},
     yardsticks::{self, Yardstick},
 };
 
 /// The number of packets of a run: ten runs cover a million clients.
-const PACKETS: u32 = 100_000;
+pub(crate) const PACKETS: u32 = 100_000;
+/// More than a tick of the memory.
+const A_TICK: Duration = Duration::from_secs(10);
 /// The empty program runs once in this number of turns.
 const TURNS_PER_EMPTY: usize = 4;
 
@@ -61,7 +63,7 @@ fn cpu_time() -> Result<Duration> {
 }
 
 /// A path with its program and the empty one, each with the same feeder if it has one.
-struct Measured {
+pub(crate) struct Measured {
     path: Path,
     full: Runner,
     empty: Runner,
@@ -99,10 +101,14 @@ impl Measured {
     /// Makes the program see every client once: a client's first packet in a period of the memory reads its entry. No
     /// period ends here, because nothing sweeps.
     fn warm_up(&mut self) -> Result<()> {
-        if self.is_warm {
-            return Ok(());
+        if !self.is_warm {
+            self.is_warm = true;
+            self.see_clients()?;
         }
-        self.is_warm = true;
+        Ok(())
+    }
+
+    fn see_clients(&mut self) -> Result<()> {
         for _ in 0..self.path.clients().div_ceil(PACKETS) {
             self.full.run()?;
         }
@@ -110,12 +116,12 @@ impl Measured {
         Ok(())
     }
 
-    fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.full.runs.clear();
         self.empty.runs.clear();
     }
 
-    fn run_empty(&mut self) -> Result<()> {
+    pub(crate) fn run_empty(&mut self) -> Result<()> {
         ensure!(self.empty.run()? == XDP_TX as u32, "{}: the empty program did not answer XDP_TX", self.path.name);
         Ok(())
     }
@@ -126,7 +132,7 @@ impl Measured {
         self.run_full(scene)
     }
 
-    fn run_full(&mut self, scene: &Scene) -> Result<()> {
+    pub(crate) fn run_full(&mut self, scene: &Scene) -> Result<()> {
         if let Some(frame) = self.path.before() {
             ground::run(self.full.program.as_fd(), &frame, 1)?;
         }
@@ -157,6 +163,11 @@ impl Measured {
         Ok(())
     }
 
+    /// The net time per packet, in ns, on average over all runs.
+    pub(crate) fn mean(&self) -> f64 {
+        self.full.runs.iter().sum::<f64>() / self.full.runs.len() as f64 - self.empty.best()
+    }
+
     /// The net time per packet, in ns, if moving the start of a frame costs `head`.
     fn row(&self, head: f64) -> Row {
         let head = if self.path.grows == 0 { 0.0 } else { head };
@@ -179,7 +190,7 @@ pub(crate) struct Row {
 pub(crate) struct Series {
     /// In the order of [`yardsticks::all`].
     pub(crate) yardsticks: Vec<Row>,
-    /// In the order of [`paths::all`].
+    /// In the order of [`paths::all`], and [`paths::paced`].
     pub(crate) paths: Vec<Row>,
 }
 
@@ -194,7 +205,7 @@ pub(crate) struct Bench {
 impl Bench {
     /// Loads the programs and makes their clients known. It takes twenty seconds, mostly sleeping.
     pub(crate) fn new() -> Result<Self> {
-        let scenes = Scene::all()?;
+        let mut scenes = Scene::all()?;
         let empty = constant(XDP_TX).load_frags()?;
         let mut yardsticks = Vec::new();
         for Yardstick { path, program, writes } in yardsticks::all()? {
@@ -205,6 +216,9 @@ impl Bench {
             let program = scenes[path.scene as usize].program();
             paths.push(Measured::new(path, program, empty.as_fd())?);
         }
+        // A packet in a later tick than its client's first one establishes the client.
+        paths.iter_mut().try_for_each(Measured::see_clients)?;
+        scenes.iter_mut().for_each(|scene| scene.pass(A_TICK));
         let moves = [Runner::new(moving(1)?.as_fd(), &[0; 64])?, Runner::new(moving(3)?.as_fd(), &[0; 64])?];
         Ok(Self { scenes, yardsticks, paths, moves })
     }
@@ -258,10 +272,14 @@ impl Bench {
             }
         }
         let head = head(moves);
-        Ok(Series {
-            yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(),
-            paths: paths.iter().map(|measured| measured.row(head)).collect(),
-        })
+        let mut rows: Vec<_> = paths.iter().map(|measured| measured.row(head)).collect();
+        let path = paths::paced();
+        if wanted(&path.name) {
+            let mut scene = Scene::paced()?;
+            let mut measured = Measured::new(path.clone(), scene.program(), constant(XDP_TX).load_frags()?.as_fd())?;
+            rows.push(paced::row(path, &mut scene, &mut measured)?);
+        }
+        Ok(Series { yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(), paths: rows })
     }
 }
 

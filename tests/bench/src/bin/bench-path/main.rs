@@ -21,6 +21,7 @@ mod gate;
 mod ground;
 mod live;
 mod many;
+mod paced;
 mod paths;
 mod report;
 mod scene;

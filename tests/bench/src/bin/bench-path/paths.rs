@@ -283,6 +283,11 @@ pub(crate) fn known_by_datagrams() -> Path {
     to("known clients of datagrams", REMEMBERED_DATAGRAMS).of_many()
 }
 
+/// Packets of clients that send one every five seconds, see [`crate::paced`].
+pub(crate) fn paced() -> Path {
+    known().named("IPv4 TCP dsr, memory, a packet every 5 s, 1M clients").wanted("settled × 1.3")
+}
+
 /// The paths that are measured with real frames, all with a million clients.
 pub(crate) fn live() -> [Path; 4] {
     [

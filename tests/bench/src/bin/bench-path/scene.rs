@@ -33,7 +33,7 @@ use crate::{
     ground::{INTERFACE, OTHER_INTERFACE, TAGGED_INTERFACE},
     many,
     paths::{self, End, Path},
-    services::{self, BACKENDS, FLOWING, SERVICES, Service, backends, pool, tunnel_source},
+    services::{self, BACKENDS, DATAGRAMS, FLOWING, SERVICES, Service, backends, pool, tunnel_source},
 };
 
 /// The destination of every packet.
@@ -82,6 +82,8 @@ pub(crate) struct Scene {
     program: OwnedFd,
     /// The ingress interface.
     ifindex: u32,
+    /// The time since the start, for the memory.
+    elapsed: Duration,
 }
 
 impl Scene {
@@ -112,6 +114,14 @@ impl Scene {
     pub(crate) fn settled(ifindex: u32) -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES, ifindex, 16 * NEWCOMERS)?];
         make_known(&mut scenes, &[vec![paths::known(), paths::known_by_datagrams()]])?;
+        let [scene] = scenes;
+        Ok(scene)
+    }
+
+    /// A scene in which a million clients are known, whose connections all begin with a packet that opens them.
+    pub(crate) fn paced() -> Result<Self> {
+        let mut scenes = [Self::new(&SERVICES[..DATAGRAMS], INTERFACE, 8 * NEWCOMERS)?];
+        make_known(&mut scenes, &[vec![paths::known()]])?;
         let [scene] = scenes;
         Ok(scene)
     }
@@ -155,7 +165,7 @@ impl Scene {
             dataplane.set_rules(ServiceId(index as u16), &service.rules(index)?)?;
         }
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program, ifindex })
+        Ok(Self { dataplane, program, ifindex, elapsed: AFTER_CLIENTS })
     }
 
     /// Assigns every slot to another backend.
@@ -183,6 +193,12 @@ impl Scene {
                 thread::sleep(Duration::from_millis(1));
             }
         }
+    }
+
+    /// Lets time pass for the memory.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.elapsed += time;
+        sweep(&mut self.dataplane, self.elapsed);
     }
 
     /// The program.
@@ -243,6 +259,11 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
         }
         // A second of the kernel's clock: 2^30 ns.
         thread::sleep(Duration::from_millis(1100));
+    }
+    // Another packet, in a later tick, establishes them.
+    for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
+        while sweep(&mut scene.dataplane, AFTER_CLIENTS / 2).is_none() {}
+        openers.iter_mut().try_for_each(|opener| opener.open(clients))?;
     }
     for (scene, known) in scenes.iter().zip(known) {
         let memory = scene.dataplane.memory()?;
@@ -312,7 +333,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         }],
         client_prefix: if v6 { 64 } else { 32 },
         forwarding: service.forwarding,
-        remember: if service.remembers { Duration::from_secs(3600) } else { Duration::ZERO },
+        remember: if service.remembers { Duration::from_secs(3 * 3600) } else { Duration::ZERO },
         failback: Failback::Stay,
         rules: service.rule.is_some(),
         reject: false,
