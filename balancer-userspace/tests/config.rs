@@ -7,10 +7,11 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration
 use balancer_common::{client::HashKey, map_types::Forwarding};
 use balancer_model::{
     config::{
-        AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientPrefix, Config,
-        Control, DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, Header, HeaderText, HttpCheck, Limits,
-        Load, OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Remote, Role, Secret, ServiceConfig,
-        StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull, XdpMode,
+        AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientFiles,
+        ClientPrefix, Config, Control, DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, GrpcCheck, Header,
+        HeaderText, HttpCheck, Limits, Load, OnExit, OnFailure, Outage, Payload, Protocol, Rcode, Record, Remote, Role,
+        Secret, ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull,
+        XdpMode,
     },
     file,
     listeners::{Family, Listener},
@@ -150,7 +151,8 @@ fn when_a_backend_has_its_own_check_then_it_inherits_the_services_missing_keys()
     assert_eq!(web.slow_start, Duration::from_secs(30));
     let secure = HttpCheck {
         port: Some(8443),
-        tls: Some(Tls { verify: true, ca_file: None, sni: None }),
+        tls: Some(Tls { verify: true, ca_file: None, sni: None, client: None }),
+        http2: false,
         method: "GET".to_owned(),
         path: "/healthz".to_owned(),
         host: Some("www.example.com:8443".to_owned()),
@@ -209,8 +211,12 @@ fn when_a_check_has_roots_a_server_name_and_headers_then_backends_take_them_over
     };
     let own: Vec<HttpCheck> = api.backends.iter().map(http).collect();
     let [same, own_keys, any_certificate, plain, no_headers] = &*own else { panic!("{own:?}") };
-    let tls =
-        Tls { verify: true, ca_file: Some("/etc/balancer/ca.pem".into()), sni: Some("internal.example.com".into()) };
+    let tls = Tls {
+        verify: true,
+        ca_file: Some("/etc/balancer/ca.pem".into()),
+        sni: Some("internal.example.com".into()),
+        client: None,
+    };
     let header = |name: &str, value| Header { name: name.to_owned(), value };
     let text = |text: &str| HeaderText::Text(Secret(text.to_owned()));
     let headers =
@@ -222,6 +228,66 @@ fn when_a_check_has_roots_a_server_name_and_headers_then_backends_take_them_over
     assert_eq!(any_certificate.tls, Some(Tls { verify: false, ca_file: None, ..tls.clone() }));
     assert_eq!((plain.tls.as_ref(), &*plain.headers), (None, &headers[..]));
     assert_eq!((no_headers.tls.as_ref(), &*no_headers.headers), (Some(&tls), &[][..]));
+}
+
+#[test]
+fn when_a_check_speaks_http2_or_grpc_then_backends_take_its_keys_over() {
+    let config = good("http2-checks.toml");
+    let [api, cart] = &*config.services else { panic!("{:?}", config.services) };
+    let kind = |backend: &BackendConfig| backend.check.as_deref().map(|check| check.kind.clone()).unwrap();
+    let files = |cert: &str, key: Option<&str>| ClientFiles { cert: cert.into(), key: key.map(Into::into) };
+    let service_files = files("/etc/balancer/client.pem", Some("/etc/balancer/client.key"));
+    let tls = |client: ClientFiles| Some(Tls { verify: false, ca_file: None, sni: None, client: Some(client) });
+    let http = |backend: &BackendConfig| {
+        let CheckKind::Http(http) = kind(backend) else { panic!("{:?}", kind(backend)) };
+        (http.http2, http.tls)
+    };
+    let own: Vec<_> = api.backends.iter().take(3).map(http).collect();
+    let expected =
+        [(true, tls(service_files.clone())), (false, tls(files("/etc/balancer/other.pem", None))), (true, None)];
+    assert_eq!(own, expected);
+    let shown = |check: &CheckKind| check.to_string();
+    assert_eq!(shown(&api.check.kind), "https GET /healthz HTTP/2");
+    assert_eq!(shown(&kind(&api.backends[1])), "https GET /healthz");
+
+    let own: Vec<_> = cart.backends.iter().map(kind).collect();
+    let headers = vec![Header { name: "x-probe".to_owned(), value: HeaderText::Text(Secret("balancer".to_owned())) }];
+    let grpc = GrpcCheck {
+        port: Some(9090),
+        tls: tls(service_files),
+        service: "shop.Cart".to_owned(),
+        host: Some("cart.example.com".to_owned()),
+        headers,
+    };
+    let of_server = GrpcCheck { tls: None, service: String::new(), ..grpc.clone() };
+    assert_eq!(own[0], CheckKind::Grpc(grpc.clone()));
+    assert_eq!(own[1], CheckKind::Grpc(of_server));
+    let plain = GrpcCheck { port: None, tls: None, service: String::new(), host: None, headers: Vec::new() };
+    assert_eq!(kind(&api.backends[3]), CheckKind::Grpc(plain), "another type inherits times alone");
+    assert_eq!(own.iter().map(shown).collect::<Vec<_>>(), ["grpcs shop.Cart", "grpc"]);
+    let files: Vec<_> = own[0].files().map(|(purpose, file)| format!("{purpose} {}", file.display())).collect();
+    assert_eq!(files, ["the client_cert /etc/balancer/client.pem", "the client_key /etc/balancer/client.key"]);
+    let target = cart.check_target(&cart.backends[1], cart.backends[1].check.as_deref().unwrap(), Family::V6);
+    assert_eq!(target.map(|target| target.to_string()).as_deref(), Some("[2001:db8::12]:9090"));
+}
+
+/// A state file of a balancer that knew neither HTTP/2 nor client certificates.
+#[test]
+fn when_a_check_was_saved_without_the_newer_keys_then_it_means_the_same_as_before() {
+    let saved = r#"{"type":"http","port":null,"tls":{"verify":true,"sni":"a.example"},"method":"GET","path":"/",
+        "host":null,"expect_status":[[200,399]],"expect_body":null}"#;
+    let kind: CheckKind = serde_json::from_str(saved).unwrap();
+    let CheckKind::Http(http) = &kind else { panic!("{kind:?}") };
+    assert!(!http.http2 && http.tls.as_ref().is_some_and(|tls| tls.client.is_none()));
+    let again = serde_json::to_string(&kind).unwrap();
+    assert!(!again.contains("http2") && !again.contains("client"), "{again}");
+    let config = good("http2-checks.toml");
+    for service in config.services.iter() {
+        for check in service.checks() {
+            let text = serde_json::to_string(&check.kind).unwrap();
+            assert_eq!(serde_json::from_str::<CheckKind>(&text).unwrap(), check.kind, "{text}");
+        }
+    }
 }
 
 #[test]
@@ -284,6 +350,7 @@ fn when_every_key_is_set_then_all_are_read() {
     let http = HttpCheck {
         port: Some(8081),
         tls: None,
+        http2: false,
         method: "POST".to_owned(),
         path: "/healthz?deep=1".to_owned(),
         host: Some("www.example.com".to_owned()),

@@ -145,6 +145,7 @@ fn when_a_service_has_http_checks_then_their_answers_may_speak_until_agents_do()
     let http = HttpCheck {
         port: None,
         tls: None,
+        http2: false,
         method: "GET".to_owned(),
         path: "/".to_owned(),
         host: None,

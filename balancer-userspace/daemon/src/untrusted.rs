@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use balancer_core::{io::CheckOutcome, state::SavedState};
-use balancer_model::config::HttpCheck;
+use balancer_model::config::CheckKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use crate::neighbours::heard as netlink;
@@ -31,13 +31,13 @@ pub fn sealed(version: u32, body: &str) -> String {
     state_file::sealed(version, body)
 }
 
-/// Returns a check's verdict on data from `stream`, a connection to `target`.
+/// Returns the verdict of a check by HTTP or gRPC on data from `stream`, a connection to `target`.
 ///
 /// # Errors
 /// If this machine lacks the means.
 pub async fn answer(
     target: SocketAddr,
-    check: &HttpCheck,
+    check: &CheckKind,
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<CheckOutcome> {
     prober::ask_over(target, check, stream).await

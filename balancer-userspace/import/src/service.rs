@@ -35,11 +35,14 @@ pub(crate) struct Tls {
     /// Used only if certificates are verified; `None`: the system's roots.
     pub(crate) ca_file: Option<String>,
     pub(crate) sni: Option<String>,
+    /// The file of a certificate and its key.
+    pub(crate) client_cert: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Http {
     pub(crate) tls: Option<Tls>,
+    pub(crate) http2: Option<bool>,
     pub(crate) method: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) host: Option<String>,

@@ -41,6 +41,9 @@ fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: 
         if common.headers.is_some() {
             own.headers.get_or_insert_default();
         }
+        if common.http2.is_some() {
+            own.http2.get_or_insert(false);
+        }
         if let (Some(tls), Some(of_common)) = (&mut own.tls, &common.tls) {
             differing_tls(tls, of_common, own.host.as_deref(), &backend.address.to_string());
         }
@@ -187,10 +190,12 @@ fn http_keys(http: &Http, mut key: impl FnMut(&'static str, Option<String>)) {
     key("headers", http.headers.as_deref().map(headers));
     key("expect_status", string(&http.status));
     key("expect_body_regex", string(&http.body_regex));
-    if let Some(Tls { verify, ca_file, sni }) = &http.tls {
+    key("http2", http.http2.map(|http2| http2.to_string()));
+    if let Some(Tls { verify, ca_file, sni, client_cert }) = &http.tls {
         key("tls_verify", verify.map(|verify| verify.to_string()));
         key("ca_file", string(ca_file));
         key("sni", string(sni));
+        key("client_cert", string(client_cert));
     }
 }
 

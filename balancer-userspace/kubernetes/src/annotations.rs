@@ -28,7 +28,7 @@ pub const KEYS: [&str; 12] = [
 ];
 
 /// Keys of a check that an annotation may set. Programs, and files of the balancer's machine, are not for users of a cluster.
-const CHECK_KEYS: [&str; 20] = [
+const CHECK_KEYS: [&str; 22] = [
     "expect",
     "expect_body",
     "expect_body_regex",
@@ -37,6 +37,7 @@ const CHECK_KEYS: [&str; 20] = [
     "fall",
     "fast_interval",
     "host",
+    "http2",
     "interval",
     "method",
     "name",
@@ -46,6 +47,7 @@ const CHECK_KEYS: [&str; 20] = [
     "record",
     "rise",
     "send",
+    "service",
     "sni",
     "timeout",
     "type",
@@ -220,6 +222,7 @@ mod tests {
             "{ type = \"exec\" }",
             "{ type = \"exec\", command = [\"/bin/sh\"] }",
             "{ type = \"https\", ca_file = \"/etc/shadow\" }",
+            "{ type = \"grpcs\", client_cert = \"/etc/shadow\" }",
             "{ type = \"http\", headers = { X = { file = \"/etc/shadow\" } } }",
         ] {
             let (settings, wrong) = of(&[("sticky.balancer/check", check)]);

@@ -88,8 +88,10 @@ pub enum CheckKind {
         /// The port to check, in place of the backend's.
         port: Option<u16>,
     },
-    /// An HTTP/1.1 request is answered with an expected status.
+    /// An HTTP request is answered with an expected status.
     Http(HttpCheck),
+    /// The gRPC health service reports that a service is serving.
+    Grpc(GrpcCheck),
     /// A datagram is answered.
     Udp(UdpCheck),
     /// A DNS query is answered with an expected response code.
@@ -105,6 +107,9 @@ pub struct HttpCheck {
     pub port: Option<u16>,
     /// TLS settings; `None`: plain HTTP.
     pub tls: Option<Tls>,
+    /// Whether it speaks HTTP/2, without TLS by prior knowledge; otherwise HTTP/1.1.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub http2: bool,
     /// `GET`, `HEAD`, `OPTIONS`, …
     pub method: String,
     /// Path and query, starting with a slash.
@@ -131,6 +136,35 @@ pub struct Tls {
     /// The server name in TLS, in place of the host's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
+    /// The certificate that the check shows if the server asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientFiles>,
+}
+
+/// The PEM files of a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientFiles {
+    /// The certificate, followed by intermediate ones.
+    pub cert: PathBuf,
+    /// The private key; `None`: it is in the file of the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+/// A check by the protocol `grpc.health.v1`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GrpcCheck {
+    /// The port to check, in place of the backend's.
+    pub port: Option<u16>,
+    /// TLS settings; `None`: plain HTTP/2 by prior knowledge.
+    pub tls: Option<Tls>,
+    /// The name of the service; empty: the server as a whole.
+    pub service: String,
+    /// The `:authority`, and without its port the server name in TLS; `None`: the backend's address.
+    pub host: Option<String>,
+    /// Metadata of the request, by name, each name once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<Header>,
 }
 
 /// The purpose of a file that a check reads.
@@ -138,20 +172,29 @@ pub struct Tls {
 pub enum FileUse {
     /// Root certificates for verification.
     Roots,
+    /// The check's own certificate.
+    ClientCert,
+    /// The private key of the check's own certificate.
+    ClientKey,
     /// The value of a header.
     Header,
 }
 
-impl HttpCheck {
-    /// Files that the check reads.
-    pub fn files(&self) -> impl Iterator<Item = (FileUse, &Path)> {
-        let roots = self.tls.iter().filter_map(|tls| Some((FileUse::Roots, tls.ca_file.as_deref()?)));
-        let headers = self.headers.iter().filter_map(|header| match &header.value {
-            HeaderText::File(file) => Some((FileUse::Header, &**file)),
-            HeaderText::Text(_) => None,
-        });
-        roots.chain(headers)
+impl Tls {
+    fn files(&self) -> impl Iterator<Item = (FileUse, &Path)> {
+        let client = self.client.as_ref();
+        [
+            (FileUse::Roots, self.ca_file.as_deref()),
+            (FileUse::ClientCert, client.map(|client| &*client.cert)),
+            (FileUse::ClientKey, client.and_then(|client| client.key.as_deref())),
+        ]
+        .into_iter()
+        .filter_map(|(purpose, file)| Some((purpose, file?)))
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The expected property of a body.
@@ -262,6 +305,7 @@ impl CheckKind {
             Self::None => None,
             Self::Tcp { port } => *port,
             Self::Http(http) => http.port,
+            Self::Grpc(grpc) => grpc.port,
             Self::Udp(udp) => udp.port,
             Self::Dns(dns) => dns.port,
             Self::Exec(exec) => exec.port,
@@ -272,7 +316,7 @@ impl CheckKind {
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
         match self {
-            Self::None | Self::Tcp { .. } | Self::Http(_) | Self::Exec(_) => Protocol::Tcp,
+            Self::None | Self::Tcp { .. } | Self::Http(_) | Self::Grpc(_) | Self::Exec(_) => Protocol::Tcp,
             Self::Udp(_) | Self::Dns(_) => Protocol::Udp,
         }
     }
@@ -282,22 +326,38 @@ impl CheckKind {
     pub const fn needs_port(&self) -> bool {
         match self {
             Self::None | Self::Exec(_) => false,
-            Self::Tcp { .. } | Self::Http(_) | Self::Udp(_) | Self::Dns(_) => true,
+            Self::Tcp { .. } | Self::Http(_) | Self::Grpc(_) | Self::Udp(_) | Self::Dns(_) => true,
         }
+    }
+
+    /// Files that the check reads.
+    pub fn files(&self) -> impl Iterator<Item = (FileUse, &Path)> {
+        let (tls, headers) = match self {
+            Self::Http(http) => (http.tls.as_ref(), &*http.headers),
+            Self::Grpc(grpc) => (grpc.tls.as_ref(), &*grpc.headers),
+            Self::None | Self::Tcp { .. } | Self::Udp(_) | Self::Dns(_) | Self::Exec(_) => (None, &[][..]),
+        };
+        let headers = headers.iter().filter_map(|header| match &header.value {
+            HeaderText::File(file) => Some((FileUse::Header, &**file)),
+            HeaderText::Text(_) => None,
+        });
+        tls.into_iter().flat_map(Tls::files).chain(headers)
     }
 }
 
-/// Formats as `the ca_file` or `the header whose value is in`, to be followed by the path.
+/// Formats as `the ca_file`, `the client_cert` or `the header whose value is in`, to be followed by the path.
 impl fmt::Display for FileUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Roots => "the ca_file",
+            Self::ClientCert => "the client_cert",
+            Self::ClientKey => "the client_key",
             Self::Header => "the header whose value is in",
         })
     }
 }
 
-/// Formats as `http GET /healthz` or `dns example.com SOA`.
+/// Formats as `http GET /healthz`, `grpc shop.Cart` or `dns example.com SOA`.
 impl fmt::Display for CheckKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -305,7 +365,13 @@ impl fmt::Display for CheckKind {
             Self::Tcp { .. } => f.write_str("tcp"),
             Self::Http(http) => {
                 let scheme = if http.tls.is_some() { "https" } else { "http" };
-                write!(f, "{scheme} {} {}", http.method, http.path)
+                let version = if http.http2 { " HTTP/2" } else { "" };
+                write!(f, "{scheme} {} {}{version}", http.method, http.path)
+            }
+            Self::Grpc(grpc) => {
+                let scheme = if grpc.tls.is_some() { "grpcs" } else { "grpc" };
+                let space = if grpc.service.is_empty() { "" } else { " " };
+                write!(f, "{scheme}{space}{}", grpc.service)
             }
             Self::Udp(_) => f.write_str("udp"),
             Self::Dns(dns) => write!(f, "dns {} {}", dns.name, dns.record),

@@ -9,7 +9,9 @@ use crate::validate::Valid;
 pub use crate::{
     agent::AgentConfig,
     bounded::{BoundedLoad, Load},
-    check::{BodyTest, CheckConfig, CheckKind, ExecCheck, FileUse, HttpCheck, StatusRanges, Tls, Via},
+    check::{
+        BodyTest, CheckConfig, CheckKind, ClientFiles, ExecCheck, FileUse, GrpcCheck, HttpCheck, StatusRanges, Tls, Via,
+    },
     control::{Control, Remote, Role},
     fleet::{Fleet, LINGER, WhenAlone},
     header::{Header, HeaderText, Secret},

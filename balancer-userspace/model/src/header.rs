@@ -64,6 +64,19 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The reason why a request over HTTP/2 may not have a header, to follow the header's name; `None`: it may.
+#[must_use]
+pub fn unfit_for_http2(name: &str) -> Option<&'static str> {
+    ["keep-alive", "proxy-connection", "te", "upgrade"].contains(&name).then_some("does not exist in HTTP/2")
+}
+
+/// The reason why a request by gRPC may not have a header, to follow the header's name; `None`: it may.
+#[must_use]
+pub fn unfit_for_grpc(name: &str) -> Option<&'static str> {
+    let is_own = name == "te" || name == "content-type" || name.starts_with("grpc-");
+    if is_own { Some("belongs to the check itself") } else { unfit_for_http2(name) }
+}
+
 /// Checks whether `value` can be sent.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::{CheckKind, Config, ServiceConfig};
+use balancer_model::config::{Config, ServiceConfig};
 use ipnet::IpNet;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
@@ -72,13 +72,7 @@ pub(super) fn on_files(config: &Config) -> Vec<String> {
     let mut seen = HashSet::new();
     let mut notes = Vec::new();
     for service in config.services.iter() {
-        let files = service.checks().filter_map(|check| match &check.kind {
-            CheckKind::Http(http) => Some(http.files()),
-            CheckKind::None | CheckKind::Tcp { .. } | CheckKind::Udp(_) | CheckKind::Dns(_) | CheckKind::Exec(_) => {
-                None
-            }
-        });
-        for (purpose, file) in files.flatten() {
+        for (purpose, file) in service.checks().flat_map(|check| check.kind.files()) {
             if seen.insert((purpose, file))
                 && let Err(error) = file.metadata()
             {

@@ -7,7 +7,7 @@ use std::{
 
 use balancer_core::io::CheckOutcome;
 use balancer_daemon::untrusted;
-use balancer_model::config::{BodyTest, HttpCheck, StatusRanges, Tls};
+use balancer_model::config::{BodyTest, CheckKind, GrpcCheck, HttpCheck, StatusRanges, Tls};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -16,24 +16,30 @@ use tokio::{
 use super::runtime;
 
 /// Uses `bytes` as the answer to a check. The first byte selects the kind: bit 0 TLS, bit 1 silence afterwards instead
-/// of the connection's end, bit 2 a text in the body, bit 3 `HEAD`.
+/// of the connection's end, bit 2 a text in the body, bit 3 `HEAD`, bit 4 HTTP/2, bit 5 gRPC.
 pub fn checks(bytes: &[u8]) {
     let Some((&kind, answer)) = bytes.split_first() else { return };
-    let check = HttpCheck {
-        tls: (kind & 1 != 0).then_some(Tls { verify: false, ca_file: None, sni: None }),
+    let host = Some("backend.example".to_owned());
+    let tls = (kind & 1 != 0).then_some(Tls { verify: false, ca_file: None, sni: None, client: None });
+    let http = HttpCheck {
+        tls: tls.clone(),
+        http2: kind & 16 != 0,
         method: if kind & 8 != 0 { "HEAD" } else { "GET" }.to_owned(),
         path: "/health".to_owned(),
-        host: Some("backend.example".to_owned()),
+        host: host.clone(),
         headers: Vec::new(),
         port: None,
         expect_status: StatusRanges(vec![(200, 399)]),
         expect_body: (kind & 4 != 0).then(|| BodyTest::Contains("in order".to_owned())),
     };
+    let grpc = GrpcCheck { tls, service: "shop.Cart".to_owned(), host, headers: Vec::new(), port: None };
+    let is_http1 = kind & 48 == 0;
+    let check = if kind & 32 == 0 { CheckKind::Http(http) } else { CheckKind::Grpc(grpc) };
     let outcome = runtime().block_on(converse(&check, answer, kind & 2 != 0));
     match outcome {
         Some(CheckOutcome::Passed) => {
             let says = |text: &[u8]| answer.windows(text.len()).any(|window| window == text);
-            assert!(kind & 1 == 0 && says(b"HTTP/1."), "an answer that is none has passed");
+            assert!(kind & 1 == 0 && (!is_http1 || says(b"HTTP/1.")), "an answer that is none has passed");
         }
         Some(CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Hindered(why)) => {
             assert!(!why.is_empty(), "no reason");
@@ -43,7 +49,7 @@ pub fn checks(bytes: &[u8]) {
 }
 
 /// `None` if there is no outcome within a second.
-async fn converse(check: &HttpCheck, answer: &[u8], silent: bool) -> Option<CheckOutcome> {
+async fn converse(check: &CheckKind, answer: &[u8], silent: bool) -> Option<CheckOutcome> {
     let target = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 9), 80));
     let (near, far) = tokio::io::duplex(1 << 16);
     let (mut asked, mut answers) = tokio::io::split(far);

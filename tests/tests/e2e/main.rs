@@ -62,6 +62,7 @@ mod rules;
 mod rules_of_file;
 mod runtime_state;
 mod secrets;
+mod secure_checks;
 mod service_checks;
 mod service_manager;
 mod session_lab;

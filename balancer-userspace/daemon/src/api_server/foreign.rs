@@ -68,11 +68,10 @@ fn all(config: &Config) -> impl Iterator<Item = Taken<'_>> {
 }
 
 fn of(check: &CheckConfig) -> Vec<Taken<'_>> {
-    match &check.kind {
-        CheckKind::Exec(exec) => vec![Taken::Program { command: &exec.command, user: &exec.user }],
-        CheckKind::Http(http) => http.files().map(|(purpose, file)| Taken::File(purpose, file)).collect(),
-        CheckKind::None | CheckKind::Tcp { .. } | CheckKind::Udp(_) | CheckKind::Dns(_) => Vec::new(),
+    if let CheckKind::Exec(exec) = &check.kind {
+        return vec![Taken::Program { command: &exec.command, user: &exec.user }];
     }
+    check.kind.files().map(|(purpose, file)| Taken::File(purpose, file)).collect()
 }
 
 impl Taken<'_> {
@@ -101,6 +100,8 @@ mod tests {
 
     const TOKEN: &str = "type = \"https\", headers = { Authorization = { file = \"/etc/token\" } }";
     const ROOTS: &str = "type = \"https\", ca_file = \"/etc/ca.pem\"";
+    const CERT: &str = "type = \"grpcs\", client_cert = \"/etc/cert.pem\"";
+    const KEY: &str = "type = \"grpcs\", client_cert = \"/etc/cert.pem\", client_key = \"/etc/ca.pem\"";
 
     fn text(check: &str) -> String {
         format!(
@@ -141,6 +142,8 @@ mod tests {
                 "the ca_file /etc/ca.pem is new, and files of checks come only from the balancer's own file",
             ),
             (Some(ROOTS), &swapped, "the header whose value is in /etc/ca.pem is new"),
+            (Some(ROOTS), CERT, "the client_cert /etc/cert.pem is new, and files of checks come"),
+            (Some(CERT), KEY, "the client_key /etc/ca.pem is new, and files of checks come"),
         ] {
             let why = refused(own, wanted).await.unwrap_or_default();
             assert!(why.contains(words), "{why}");

@@ -17,13 +17,15 @@ use tokio::{
 use super::{
     datagram::Datagram,
     exec::Program,
-    http::{Means, Question},
     load::{Hearer, Words},
+    question::{Means, Question},
     service_path::Ways,
 };
 
 /// Buffer between a question and its connection, in bytes.
 const PIPE: usize = 64 * 1024;
+/// The number of characters reported of a text from a server or a program.
+pub(super) const TOLD: usize = 200;
 
 /// The backend to check.
 #[derive(Clone)]
@@ -58,10 +60,11 @@ impl Check {
     /// If this machine lacks the means.
     pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
         let Whom { backend, name, target, ways, hearer } = whom;
-        let words = || Words::new(name.clone(), hearer.clone());
+        let words = || Some(Words::new(name.clone(), hearer.clone()));
         let what = match &config.kind {
             CheckKind::None | CheckKind::Tcp { .. } => What::Connection,
-            CheckKind::Http(http) => What::Answer(Box::new(Question::new(*target, http)?.telling(words()))),
+            CheckKind::Http(http) => What::Answer(Box::new(Question::of_page(*target, http, words())?)),
+            CheckKind::Grpc(grpc) => What::Answer(Box::new(Question::of_service(*target, grpc)?)),
             CheckKind::Udp(udp) => What::Datagram(Box::new(Datagram::Text(udp.clone()))),
             CheckKind::Dns(dns) => What::Datagram(Box::new(Datagram::Dns(dns.clone()))),
             CheckKind::Exec(exec) => What::Program(Box::new(Program::new(name, *target, exec).await?)),
@@ -189,6 +192,12 @@ pub(super) fn reason(error: &io::Error) -> String {
         None if error.kind() == io::ErrorKind::UnexpectedEof => "closed".to_owned(),
         None => error.to_string(),
     }
+}
+
+/// The beginning of a text from a server or a program, in one line.
+pub(super) fn told(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.trim().chars().take(TOLD).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ use tokio_rustls::{
 };
 
 use super::{
+    body::BODY,
     check::{Check, Whom},
-    http::BODY,
 };
 
 async fn check(target: SocketAddr, config: &CheckConfig) -> io::Result<CheckOutcome> {
@@ -55,6 +55,7 @@ fn http() -> HttpCheck {
     HttpCheck {
         port: None,
         tls: None,
+        http2: false,
         method: "GET".to_owned(),
         path: "/healthz".to_owned(),
         host: None,
@@ -306,7 +307,7 @@ async fn secure_with_certificate(answer: &'static str) -> (SocketAddr, String) {
 
 fn https(verify: bool) -> HttpCheck {
     HttpCheck {
-        tls: Some(Tls { verify, ca_file: None, sni: None }),
+        tls: Some(Tls { verify, ca_file: None, sni: None, client: None }),
         host: Some("www.example.com:8443".to_owned()),
         ..http()
     }
@@ -346,7 +347,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// Makes a check that trusts the roots of a file.
 fn trusting(ca_file: &Path) -> HttpCheck {
-    let tls = Tls { verify: true, ca_file: Some(ca_file.to_owned()), sni: None };
+    let tls = Tls { verify: true, ca_file: Some(ca_file.to_owned()), sni: None, client: None };
     HttpCheck { tls: Some(tls), ..https(true) }
 }
 
@@ -412,7 +413,7 @@ async fn when_there_is_a_server_name_then_tls_has_it_and_the_header_has_the_host
     let (target, certificate) = secure_with_certificate(OK).await;
     fs::write(&path, certificate).unwrap();
     let named = |sni: &str, host: &str| {
-        let tls = Tls { verify: true, ca_file: Some(path.clone()), sni: Some(sni.to_owned()) };
+        let tls = Tls { verify: true, ca_file: Some(path.clone()), sni: Some(sni.to_owned()), client: None };
         HttpCheck { tls: Some(tls), host: Some(host.to_owned()), ..http() }
     };
     // The server compares both names.

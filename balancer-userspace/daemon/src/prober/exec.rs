@@ -27,10 +27,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::check::timed_out;
+use super::check::{TOLD, timed_out, told};
 
-/// The number of characters reported of the first output line.
-const TOLD: usize = 200;
 /// The search path for programs if this process has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -223,8 +221,7 @@ impl FirstLine {
     }
 
     fn told(&self) -> String {
-        let text = String::from_utf8_lossy(&self.bytes);
-        text.trim().chars().take(TOLD).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+        told(&self.bytes)
     }
 }
 

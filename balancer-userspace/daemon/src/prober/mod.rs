@@ -1,5 +1,6 @@
 //! Health checks, on a separate thread, which reports the outcome of every check.
 
+mod body;
 mod check;
 #[cfg(test)]
 mod check_test;
@@ -11,9 +12,15 @@ mod exec;
 #[cfg(test)]
 mod exec_test;
 mod files;
+mod grpc;
 mod http;
+mod http2;
+#[cfg(test)]
+mod http2_test;
+mod identity;
 mod load;
 mod pace;
+mod question;
 mod rounds;
 mod series;
 mod service_path;
@@ -27,7 +34,7 @@ use std::{
 };
 
 use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, CheckSpec, Event};
-use balancer_model::config::{CheckKind, HttpCheck};
+use balancer_model::config::CheckKind;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -37,8 +44,8 @@ use tokio::{
 
 pub(crate) use self::check::socket;
 use self::{
-    http::Question,
     load::Hearer,
+    question::Question,
     rounds::{Order, Rounds},
     service_path::Ways,
 };
@@ -48,16 +55,22 @@ use crate::{
     supervisor::{Supervisor, Thread},
 };
 
-/// Runs `check` over `stream`, a connection to `target`, and judges the answer.
+/// Runs a check by HTTP or gRPC over `stream`, a connection to `target`, and judges the answer.
 ///
 /// # Errors
-/// If this machine lacks the means.
+/// If this machine lacks the means, or the check is of another kind.
 pub(crate) async fn ask_over(
     target: SocketAddr,
-    check: &HttpCheck,
+    check: &CheckKind,
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<CheckOutcome> {
-    let question = Question::new(target, check)?;
+    let question = match check {
+        CheckKind::Http(http) => Question::of_page(target, http, None)?,
+        CheckKind::Grpc(grpc) => Question::of_service(target, grpc)?,
+        CheckKind::None | CheckKind::Tcp { .. } | CheckKind::Udp(_) | CheckKind::Dns(_) | CheckKind::Exec(_) => {
+            return Err(io::Error::other(format!("{check} has no question")));
+        }
+    };
     Ok(question.ask(question.means().await?, stream).await)
 }
 
@@ -118,9 +131,12 @@ impl Prober {
     pub fn start(&mut self, spec: CheckSpec) {
         match spec.check.kind {
             CheckKind::None => self.stop(spec.backend),
-            CheckKind::Tcp { .. } | CheckKind::Http(_) | CheckKind::Udp(_) | CheckKind::Dns(_) | CheckKind::Exec(_) => {
-                self.order(Order::Start(Box::new(spec)))
-            }
+            CheckKind::Tcp { .. }
+            | CheckKind::Http(_)
+            | CheckKind::Grpc(_)
+            | CheckKind::Udp(_)
+            | CheckKind::Dns(_)
+            | CheckKind::Exec(_) => self.order(Order::Start(Box::new(spec))),
         }
     }
 

@@ -355,6 +355,7 @@ pub(super) mod tests {
         let http = HttpCheck {
             port: None,
             tls: None,
+            http2: false,
             method: "GET".to_owned(),
             path: "/".to_owned(),
             host: None,
@@ -462,6 +463,7 @@ pub(super) mod tests {
         let http = HttpCheck {
             port: None,
             tls: None,
+            http2: false,
             method: "GET".to_owned(),
             path: "/".to_owned(),
             host: None,

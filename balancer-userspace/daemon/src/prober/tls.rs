@@ -1,4 +1,4 @@
-//! TLS under the `https` check.
+//! TLS under the `https` and `grpcs` checks.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_rustls::{
     TlsConnector,
     rustls::{
-        CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+        AlertDescription, CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
         client::{
             Resumption, WebPkiServerVerifier,
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -25,22 +25,106 @@ use tokio_rustls::{
 use super::{
     check::reason,
     files::{Shelf, Watched},
+    identity::{Identity, Pair},
 };
 
+type Verifier = Arc<dyn ServerCertVerifier>;
+
+/// The settings of connections, made when a check needs them, and again when a file has changed.
+pub(super) struct Security {
+    trust: Trust,
+    identity: Option<Identity>,
+    server: ServerName<'static>,
+    /// The protocol above TLS, as it is named there.
+    alpn: &'static [u8],
+    made: Mutex<Option<Made>>,
+}
+
+/// Settings, and the contents of files that they were made of.
+struct Made {
+    verifier: Verifier,
+    pair: Option<Pair>,
+    connector: TlsConnector,
+}
+
+impl Made {
+    fn is_of(&self, verifier: &Verifier, pair: Option<&Pair>) -> bool {
+        let same_pair = match (&self.pair, pair) {
+            (Some(one), Some(other)) => one.is(other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        same_pair && Arc::ptr_eq(&self.verifier, verifier)
+    }
+}
+
+impl Security {
+    /// The settings that a check configures for connections to `server` that speak the protocol `alpn`.
+    pub(super) fn of(tls: &Tls, server: ServerName<'static>, alpn: &'static [u8]) -> Self {
+        let identity = tls.client.as_ref().map(Identity::of);
+        Self { trust: Trust::of(tls), identity, server, alpn, made: Mutex::new(None) }
+    }
+
+    /// The requested server name.
+    pub(super) fn server(&self) -> ServerName<'static> {
+        self.server.clone()
+    }
+
+    /// The settings with the current contents of the needed files.
+    ///
+    /// # Errors
+    /// If certificates must be verified but there are no roots, or a file is missing or invalid.
+    pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
+        let verifier = self.trust.verifier().await?;
+        let pair = match &self.identity {
+            Some(identity) => Some(identity.pair().await?),
+            None => None,
+        };
+        // A panicking thread did not hold the lock during a change.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = made.as_ref().filter(|made| made.is_of(&verifier, pair.as_ref())) {
+            return Ok(made.connector.clone());
+        }
+        let connector = self.settings(&verifier, pair.as_ref())?;
+        *made = Some(Made { verifier, pair, connector: connector.clone() });
+        Ok(connector)
+    }
+
+    fn settings(&self, verifier: &Verifier, pair: Option<&Pair>) -> io::Result<TlsConnector> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(verifier));
+        let mut config = match (&self.identity, pair) {
+            (Some(identity), Some(pair)) => {
+                let chosen = config.with_client_auth_cert(pair.chain.to_vec(), pair.key());
+                let unfit = |error| io::Error::other(format!("{} cannot be used: {error}", identity.names()));
+                chosen.map_err(unfit)?
+            }
+            _ => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![self.alpn.to_vec()];
+        // Each check is a connection like that of a new client.
+        config.resumption = Resumption::disabled();
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
 /// How certificates are judged.
-pub(super) enum Trust {
+enum Trust {
     /// Every certificate is accepted.
     Any,
     /// Certificates are verified by the system's roots.
     System,
     /// Certificates are verified by the roots of a file.
-    File(Arc<Watched<TlsConnector>>),
+    File(Arc<Watched<Verifier>>),
 }
 
 impl Trust {
     /// The trust that a check configures.
-    pub(super) fn of(tls: &Tls) -> Self {
-        static FILES: Shelf<TlsConnector> = Shelf::new(of_file);
+    fn of(tls: &Tls) -> Self {
+        static FILES: Shelf<Verifier> = Shelf::new(of_file);
         match &tls.ca_file {
             Some(file) => Self::File(FILES.file(file)),
             None if tls.verify => Self::System,
@@ -48,28 +132,25 @@ impl Trust {
         }
     }
 
-    /// The TLS settings, made once for all checks with the same roots, which are up to date.
+    /// The judge of certificates, made once for all checks with the same roots, which are up to date.
     ///
     /// # Errors
     /// If certificates must be verified but there are no roots.
-    pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
+    async fn verifier(&self) -> io::Result<Verifier> {
         static CAREFUL: Roots = Roots::new(careful);
-        static CURIOUS: OnceLock<Result<TlsConnector, String>> = OnceLock::new();
-        let made = match self {
-            Self::Any => CURIOUS.get_or_init(curious).clone(),
-            Self::System => CAREFUL.settings().await,
-            Self::File(file) => {
-                return file.contents().await.map_err(|error| io::Error::other(format!("the ca_file {error}")));
-            }
-        };
-        made.map_err(io::Error::other)
+        static CURIOUS: OnceLock<Verifier> = OnceLock::new();
+        match self {
+            Self::Any => Ok(Arc::clone(CURIOUS.get_or_init(curious))),
+            Self::System => CAREFUL.verifier().await.map_err(io::Error::other),
+            Self::File(file) => file.contents().await.map_err(|error| io::Error::other(format!("the ca_file {error}"))),
+        }
     }
 }
 
 /// Reads the roots, off the thread of the checks.
-type Read = fn() -> Result<TlsConnector, String>;
+type Read = fn() -> Result<Verifier, String>;
 
-/// Settings with the system's roots, which may change.
+/// The system's roots, which may change.
 struct Roots {
     read: Read,
     known: Mutex<Known>,
@@ -77,7 +158,7 @@ struct Roots {
 
 #[derive(Clone, Default)]
 struct Known {
-    settings: Option<TlsConnector>,
+    verifier: Option<Verifier>,
     /// When they were read, or when the attempt was made.
     at: Option<Instant>,
 }
@@ -87,36 +168,36 @@ impl Roots {
     const FRESH: Duration = Duration::from_secs(60);
 
     const fn new(read: Read) -> Self {
-        Self { read, known: Mutex::new(Known { settings: None, at: None }) }
+        Self { read, known: Mutex::new(Known { verifier: None, at: None }) }
     }
 
-    async fn settings(&'static self) -> Result<TlsConnector, String> {
-        let (settings, stale) = {
+    async fn verifier(&'static self) -> Result<Verifier, String> {
+        let (verifier, stale) = {
             let mut known = self.known();
             let now = Instant::now();
             let stale = known.at.is_none_or(|at| now.saturating_duration_since(at) > Self::FRESH);
             if stale {
                 known.at = Some(now);
             }
-            (known.settings.clone(), stale)
+            (known.verifier.clone(), stale)
         };
-        match settings {
-            Some(settings) => {
+        match verifier {
+            Some(verifier) => {
                 if stale {
                     tokio::task::spawn_blocking(|| self.read_again());
                 }
-                Ok(settings)
+                Ok(verifier)
             }
             None => tokio::task::spawn_blocking(|| self.read_again()).await.map_err(|error| error.to_string())?,
         }
     }
 
     /// Reads the roots again. They replace the old ones, unless there are none.
-    fn read_again(&self) -> Result<TlsConnector, String> {
+    fn read_again(&self) -> Result<Verifier, String> {
         let read = (self.read)();
         match &read {
-            Ok(settings) => self.known().settings = Some(settings.clone()),
-            Err(why) if self.known().settings.is_some() => {
+            Ok(verifier) => self.known().verifier = Some(Arc::clone(verifier)),
+            Err(why) if self.known().verifier.is_some() => {
                 tracing::warn!("{why}; those that were read before stay in use");
             }
             Err(_) => {}
@@ -130,8 +211,8 @@ impl Roots {
     }
 }
 
-/// Settings that verify certificates by the system's roots.
-fn careful() -> Result<TlsConnector, String> {
+/// Verifies certificates by the system's roots.
+fn careful() -> Result<Verifier, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
@@ -141,8 +222,8 @@ fn careful() -> Result<TlsConnector, String> {
     verifying(roots)
 }
 
-/// Settings that verify certificates by the roots of a PEM file.
-fn of_file(bytes: Vec<u8>) -> Result<TlsConnector, String> {
+/// Verifies certificates by the roots of a PEM file.
+fn of_file(bytes: Vec<u8>) -> Result<Verifier, String> {
     let found = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.map_err(|error| format!("is not PEM: {error}"))?);
@@ -152,14 +233,16 @@ fn of_file(bytes: Vec<u8>) -> Result<TlsConnector, String> {
     verifying(roots)
 }
 
-fn verifying(roots: RootCertStore) -> Result<TlsConnector, String> {
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
-    settings(verifier.map_err(|error| error.to_string())?)
+fn verifying(roots: RootCertStore) -> Result<Verifier, String> {
+    match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build() {
+        Ok(verifier) => Ok(verifier),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
-/// Settings that accept every certificate, because only the server's answer matters.
-fn curious() -> Result<TlsConnector, String> {
-    settings(Arc::new(Unverified))
+/// Accepts every certificate, because only the server's answer matters.
+fn curious() -> Verifier {
+    Arc::new(Unverified)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -172,22 +255,14 @@ fn provider() -> Arc<CryptoProvider> {
     }))
 }
 
-fn settings(verifier: Arc<dyn ServerCertVerifier>) -> Result<TlsConnector, String> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Each check is a connection like that of a new client.
-    config.resumption = Resumption::disabled();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
 /// Whether an error of a connection comes from TLS rather than the network, so that the server has answered.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     rustls_error(error).is_some()
+}
+
+/// Whether the server speaks none of the protocols that it was offered.
+pub(super) fn knows_no_protocol(error: &io::Error) -> bool {
+    matches!(rustls_error(error), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
 }
 
 /// The meaning of a TLS failure.
@@ -250,11 +325,18 @@ mod tests {
     static READ: AtomicU32 = AtomicU32::new(0);
 
     /// Returns no roots first, then some, then none again, then others.
-    fn changing() -> Result<TlsConnector, String> {
+    fn changing() -> Result<Verifier, String> {
         match READ.fetch_add(1, Ordering::Relaxed) {
             0 | 2 => Err("no roots".to_owned()),
-            _ => curious(),
+            _ => verifying(own_roots()),
         }
+    }
+
+    fn own_roots() -> RootCertStore {
+        let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        roots
     }
 
     async fn read(times: u32) {
@@ -263,25 +345,21 @@ mod tests {
         }
     }
 
-    fn same(one: &TlsConnector, other: &TlsConnector) -> bool {
-        Arc::ptr_eq(one.config(), other.config())
-    }
-
     #[tokio::test]
     async fn when_roots_are_read_again_and_there_are_none_then_the_old_ones_stay() {
         static ROOTS: Roots = Roots::new(changing);
-        assert_eq!(ROOTS.settings().await.err().as_deref(), Some("no roots"));
-        let first = ROOTS.settings().await.unwrap();
-        assert!(same(&first, &ROOTS.settings().await.unwrap()), "read again at once");
+        assert_eq!(ROOTS.verifier().await.err().as_deref(), Some("no roots"));
+        let first = ROOTS.verifier().await.unwrap();
+        assert!(Arc::ptr_eq(&first, &ROOTS.verifier().await.unwrap()), "read again at once");
         tokio::time::pause();
         tokio::time::advance(2 * Roots::FRESH).await;
-        assert!(same(&first, &ROOTS.settings().await.unwrap()), "a check waits for the new ones");
+        assert!(Arc::ptr_eq(&first, &ROOTS.verifier().await.unwrap()), "a check waits for the new ones");
         read(3).await;
-        assert!(same(&first, &ROOTS.settings().await.unwrap()), "none took the place of some");
+        assert!(Arc::ptr_eq(&first, &ROOTS.verifier().await.unwrap()), "none took the place of some");
         tokio::time::advance(2 * Roots::FRESH).await;
-        ROOTS.settings().await.unwrap();
+        ROOTS.verifier().await.unwrap();
         read(4).await;
-        while same(&first, &ROOTS.settings().await.unwrap()) {
+        while Arc::ptr_eq(&first, &ROOTS.verifier().await.unwrap()) {
             tokio::task::yield_now().await;
         }
     }

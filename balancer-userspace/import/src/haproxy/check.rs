@@ -19,11 +19,11 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// The check, with the TLS of a server.
-    pub(super) fn kind(&self, tls: Option<Tls>) -> service::Http {
+    /// The check, with the TLS and the version of HTTP of a server.
+    pub(super) fn kind(&self, tls: Option<Tls>, http2: Option<bool>) -> service::Http {
         let Self { method, path, host, headers, status } = self.clone();
         let method = method.or_else(|| Some("OPTIONS".to_owned()));
-        service::Http { tls, method, path, host, headers, status, body_regex: None }
+        service::Http { tls, http2, method, path, host, headers, status, body_regex: None }
     }
 }
 

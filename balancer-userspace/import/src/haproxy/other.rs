@@ -62,7 +62,7 @@ pub(super) fn other(conversion: &mut Conversion, line: &Line) {
     let word = line.word(0);
     let option = if word == "option" { line.word(1) } else { "" };
     let why = if option.ends_with("-check") || option == "smtpchk" || word == "tcp-check" {
-        Err("checks are tcp, http, https, udp, dns or exec; use a check of type `exec`")
+        Err("checks are tcp, http, https, grpc, udp, dns or exec; use a check of type `exec`")
     } else if ["forwardfor", "originalto"].contains(&option) {
         Err(
             "no header is added; let the backends take the address that the connection comes from, which is the client's own",

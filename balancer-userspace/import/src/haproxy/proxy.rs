@@ -70,12 +70,12 @@ pub(super) fn fill<'a>(
     for backend in &mut service.backends {
         let Some(check) = &mut backend.check else { continue };
         check.timeout_ms = timeout;
-        let tls = match &check.kind {
-            CheckKind::Http(http) => http.tls.clone(),
-            CheckKind::Tcp | CheckKind::Exec { .. } => None,
+        let (tls, http2) = match &check.kind {
+            CheckKind::Http(http) => (http.tls.clone(), http.http2),
+            CheckKind::Tcp | CheckKind::Exec { .. } => (None, None),
         };
         check.kind = match &http {
-            Some(http) => CheckKind::Http(http.kind(tls)),
+            Some(http) => CheckKind::Http(http.kind(tls, http2)),
             None => {
                 if tls.is_some() {
                     let why =

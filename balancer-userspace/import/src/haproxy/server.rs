@@ -24,6 +24,12 @@ pub(super) struct Options {
     ca_file: Option<String>,
     sni: Option<String>,
     check_sni: Option<String>,
+    crt: Option<String>,
+    /// The protocols of connections and of checks: those that TLS offers, and the one that is set.
+    alpn: Option<String>,
+    check_alpn: Option<String>,
+    proto: Option<String>,
+    check_proto: Option<String>,
     check: Check,
 }
 
@@ -60,9 +66,10 @@ impl Options {
                         conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
                     }
                 }
-                "verify" | "ca-file" | "sni" | "check-sni" => {
+                "verify" | "ca-file" | "sni" | "check-sni" | "crt" | "alpn" | "check-alpn" | "proto"
+                | "check-proto" => {
                     let value = value();
-                    if let Err(why) = self.certificate(word, value) {
+                    if let Err(why) = self.encryption(word, value) {
                         conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
                     }
                 }
@@ -103,8 +110,8 @@ impl Options {
         Some(())
     }
 
-    /// Reads an option about certificates. The error explains why an operator has to convert it.
-    fn certificate(&mut self, word: &str, value: &str) -> Result<(), &'static str> {
+    /// Reads an option about certificates or protocols. The error explains why an operator has to convert it.
+    fn encryption(&mut self, word: &str, value: &str) -> Result<(), &'static str> {
         match (word, value) {
             ("verify", "none") => self.verify = Some(false),
             ("verify", "required") => self.verify = Some(true),
@@ -117,6 +124,13 @@ impl Options {
                 // HAProxy verifies certificates unless the configuration disables that.
                 self.verify.get_or_insert(true);
             }
+            ("crt", path) if path.starts_with('/') => self.crt = Some(path.to_owned()),
+            ("crt", _) => return Err("write the whole path of the file as `client_cert` of the check"),
+            ("alpn", names) => self.alpn = Some(names.to_owned()),
+            ("check-alpn", names) => self.check_alpn = Some(names.to_owned()),
+            ("proto", "h1" | "h2") => self.proto = Some(value.to_owned()),
+            ("check-proto", "h1" | "h2") => self.check_proto = Some(value.to_owned()),
+            ("proto" | "check-proto", _) => return Err("checks speak HTTP/1.1 or HTTP/2; look whether it matters"),
             ("check-sni", name) => self.check_sni = Some(name.to_owned()),
             (_, expression) => match expression.strip_prefix("str(").and_then(|rest| rest.strip_suffix(')')) {
                 Some(name) if !name.contains([',', '(', ')']) => self.sni = Some(name.to_owned()),
@@ -132,13 +146,25 @@ impl Options {
             return None;
         }
         let ca_file = self.ca_file.clone().filter(|_| self.verify == Some(true));
-        Some(Tls { verify: self.verify, ca_file, sni: self.check_sni.clone().or_else(|| self.sni.clone()) })
+        let sni = self.check_sni.clone().or_else(|| self.sni.clone());
+        Some(Tls { verify: self.verify, ca_file, sni, client_cert: self.crt.clone() })
+    }
+
+    /// Whether checks speak HTTP/2 alone: it is set, or TLS offers nothing else.
+    fn speaks_http2(&self, over_tls: bool) -> bool {
+        let alpn = self.check_alpn.as_ref().or(self.alpn.as_ref()).filter(|_| over_tls);
+        match self.check_proto.as_ref().or(self.proto.as_ref()) {
+            Some(proto) => proto == "h2",
+            None => alpn.is_some_and(|names| names == "h2"),
+        }
     }
 
     fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
         let mut check = self.check.clone();
-        if let Some(tls) = self.check_tls() {
-            check.kind = CheckKind::Http(Http { tls: Some(tls), ..Http::default() });
+        let tls = self.check_tls();
+        let http2 = self.speaks_http2(tls.is_some()).then_some(true);
+        if tls.is_some() || http2.is_some() {
+            check.kind = CheckKind::Http(Http { tls, http2, ..Http::default() });
         }
         Backend {
             place: line.place.clone(),
@@ -155,9 +181,10 @@ impl Options {
     /// The backends of a `server` or `server-template`.
     pub(super) fn backends(&self, conversion: &mut Conversion, line: &Line) -> Vec<Backend> {
         let template = line.word(0) == "server-template";
-        let of_tls = self.verify.is_some() || self.sni.is_some() || self.check_sni.is_some();
+        let names = [&self.sni, &self.check_sni, &self.crt, &self.alpn, &self.check_alpn];
+        let of_tls = self.verify.is_some() || names.iter().any(|name| name.is_some());
         if of_tls && self.check_tls().is_none() {
-            let why = "its checks are not over TLS, where `verify`, `ca-file` and names matter; nothing to do";
+            let why = "its checks are not over TLS, where certificates and names matter; nothing to do";
             conversion.not_needed(&line.place, format!("{} {}", line.word(0), line.word(1)), why);
         }
         let text = line.word(if template { 3 } else { 2 });
@@ -217,11 +244,10 @@ fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, 
             (true, "the certificate must be for the name in `sni` of the check, or in `host`; write it there")
         }
         "source" | "resolvers" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track"
-        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "crt" | "alpn" | "proto" | "id"
-        | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "pool-max-conn" | "check-alpn"
-        | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay" | "pool-low-conn"
-        | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "check-proto" | "socks4" | "ws" | "log-proto"
-        | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
+        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "id" | "init-addr" | "resolve-prefer"
+        | "error-limit" | "redir" | "pool-max-conn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc"
+        | "pool-purge-delay" | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "socks4"
+        | "ws" | "log-proto" | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
             (!word.starts_with("force-"), "it has no counterpart; look whether it matters")
         }
         _ => (false, "it has no counterpart; look whether it matters"),

@@ -6,7 +6,7 @@ use crate::{
     tree::Directive,
 };
 
-const EXEC: &str = "checks are tcp, http, https, udp, dns or exec; write one that asks the same";
+const EXEC: &str = "checks are tcp, http, https, grpc, udp, dns or exec; write one that asks the same";
 const OWN: &str = "it concerns keepalived's own checks; nothing to do";
 pub(super) const NOTIFY: &str = "no program is started; read `balancer events --follow`, or let metrics alert";
 

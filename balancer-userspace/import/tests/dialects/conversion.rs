@@ -238,7 +238,7 @@ fn when_a_header_of_haproxy_cannot_be_sent_then_it_is_named_without_its_value() 
 
 #[test]
 fn when_a_check_of_haproxy_is_over_tls_then_roots_and_names_are_converted() {
-    let cases: [(&str, &str, usize); 9] = [
+    let cases: [(&str, &str, usize); 16] = [
         ("check-ssl verify none", "tls_verify = false\n", 0),
         ("check-ssl verify required", "tls_verify = true\n", 0),
         ("check-ssl ca-file @system-ca", "tls_verify = true\n", 0),
@@ -247,18 +247,35 @@ fn when_a_check_of_haproxy_is_over_tls_then_roots_and_names_are_converted() {
         ("check-ssl check-sni one.example sni str(two.example)", "sni = \"one.example\"\n", 0),
         ("ssl verify none sni str(two.example)", "tls_verify = false\n  sni = \"two.example\"\n", 1),
         ("check-ssl sni req.hdr(host)", "write the name as `sni` of the check", 1),
+        ("check-ssl verify none crt /etc/client.pem", "client_cert = \"/etc/client.pem\"\n", 0),
+        ("check-ssl verify none crt client.pem", "write the whole path of the file as `client_cert`", 1),
+        ("check-ssl verify none alpn h2", "http2 = true\n", 0),
+        ("check-ssl verify none alpn h2 check-alpn h2,http/1.1", "tls_verify = false\n", 0),
+        ("check-ssl verify none check-proto h2", "http2 = true\n", 0),
+        ("check-ssl verify none proto h2 check-proto h1", "tls_verify = false\n", 0),
+        ("check-ssl verify none proto fcgi", "server s0 proto fcgi: checks speak HTTP/1.1 or HTTP/2", 1),
         ("check-ssl verify none verifyhost one.example", "server s0 verifyhost one.example: the certificate", 1),
     ];
     for (server, wanted, need_you) in cases {
         let conversion = checked_over_tls("meth GET uri /", &[server]);
         assert_eq!(conversion.need_you(), need_you, "{server}: {}", conversion.toml());
-        assert_has(&checked(&conversion), &["type = \"https\"", wanted]);
+        let text = checked(&conversion);
+        assert_has(&text, &["type = \"https\"", wanted]);
+        assert_eq!(text.contains("http2"), wanted.contains("http2"), "{text}");
     }
     let plain = checked_over_tls("meth GET uri /", &["ca-file /etc/ca.pem", "ssl no-check-ssl verify none"]);
     assert_has(
         &checked(&plain),
         &["type = \"http\"\n", "server s0: its checks are not over TLS", "server s1: its checks"],
     );
+}
+
+#[test]
+fn when_servers_of_haproxy_speak_http2_without_tls_then_their_checks_do_and_others_do_not_take_it_over() {
+    let conversion = checked_over_tls("meth GET uri /", &["proto h2", "", "alpn h2"]);
+    let text = checked(&conversion);
+    assert_has(&text, &["type = \"http\"\n", "http2 = true\n", "server s2: its checks are not over TLS"]);
+    assert_eq!((text.matches("http2 = true").count(), text.matches("http2 = false").count()), (1, 2), "{text}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The key `check = { … }` of a service or backend.
 
+mod grpc;
 mod http;
+mod tls;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,8 +14,8 @@ use super::{
 };
 use crate::{
     config::{
-        BodyTest, CheckConfig, CheckKind, DnsCheck, DnsName, ExecCheck, Header, HttpCheck, Payload, Rcode, Record,
-        StatusRanges, Tls, UdpCheck, Via,
+        BodyTest, CheckConfig, CheckKind, ClientFiles, DnsCheck, DnsName, ExecCheck, GrpcCheck, Header, HttpCheck,
+        Payload, Rcode, Record, StatusRanges, Tls, UdpCheck, Via,
     },
     value,
 };
@@ -35,8 +37,10 @@ const MAX_ARGUMENT: usize = 4096;
 /// Keys by the type of check they belong to.
 const TIMING: [&str; 6] = ["interval", "timeout", "fast_interval", "passive", "fall", "rise"];
 const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
-const HTTP: [&str; 7] = ["method", "path", "host", "headers", "expect_status", "expect_body", "expect_body_regex"];
-const HTTPS: [&str; 3] = ["tls_verify", "ca_file", "sni"];
+const HTTP: [&str; 6] = ["http2", "method", "path", "expect_status", "expect_body", "expect_body_regex"];
+const REQUEST: [&str; 2] = ["host", "headers"];
+const TLS: [&str; 5] = ["tls_verify", "ca_file", "sni", "client_cert", "client_key"];
+const GRPC: [&str; 1] = ["service"];
 const UDP: [&str; 2] = ["send", "expect"];
 const DNS: [&str; 3] = ["name", "record", "expect_rcode"];
 const EXEC: [&str; 2] = ["command", "user"];
@@ -46,6 +50,8 @@ enum Type {
     Tcp,
     Http,
     Https,
+    Grpc,
+    Grpcs,
     Udp,
     Dns,
     Exec,
@@ -53,10 +59,12 @@ enum Type {
 }
 
 impl Type {
-    const WORDS: [(&'static str, Self); 7] = [
+    const WORDS: [(&'static str, Self); 9] = [
         ("tcp", Self::Tcp),
         ("http", Self::Http),
         ("https", Self::Https),
+        ("grpc", Self::Grpc),
+        ("grpcs", Self::Grpcs),
         ("udp", Self::Udp),
         ("dns", Self::Dns),
         ("exec", Self::Exec),
@@ -71,8 +79,21 @@ impl Type {
         matches!(self, Self::Http | Self::Https)
     }
 
+    const fn is_grpc(self) -> bool {
+        matches!(self, Self::Grpc | Self::Grpcs)
+    }
+
+    const fn is_secure(self) -> bool {
+        matches!(self, Self::Https | Self::Grpcs)
+    }
+
     const fn connects(self) -> bool {
-        matches!(self, Self::Tcp | Self::Http | Self::Https)
+        matches!(self, Self::Tcp) || self.is_http() || self.is_grpc()
+    }
+
+    /// Whether a check of this type takes over all keys of one of the other type.
+    fn takes_all(self, other: Self) -> bool {
+        self == other || self.is_http() && other.is_http() || self.is_grpc() && other.is_grpc()
     }
 }
 
@@ -88,8 +109,10 @@ pub(super) struct Keys {
     fall: Option<u32>,
     rise: Option<u32>,
     port: Option<u16>,
+    http2: Option<bool>,
     method: Option<String>,
     path: Option<String>,
+    service: Option<String>,
     host: Option<String>,
     expect_status: Option<StatusRanges>,
     expect_body: Option<BodyTest>,
@@ -97,6 +120,7 @@ pub(super) struct Keys {
     tls_verify: Option<bool>,
     ca_file: Option<PathBuf>,
     sni: Option<String>,
+    client: Option<ClientFiles>,
     send: Option<Payload>,
     expect: Option<Payload>,
     name: Option<DnsName>,
@@ -118,8 +142,10 @@ impl Keys {
             fall: None,
             rise: None,
             port: None,
+            http2: None,
             method: None,
             path: None,
+            service: None,
             host: None,
             expect_status: None,
             expect_body: None,
@@ -127,6 +153,7 @@ impl Keys {
             tls_verify: None,
             ca_file: None,
             sni: None,
+            client: None,
             send: None,
             expect: None,
             name: None,
@@ -148,7 +175,7 @@ impl Keys {
         if kind == Type::None || self.kind == Type::None {
             return Self::of(kind);
         }
-        if kind == self.kind || kind.is_http() && self.kind.is_http() {
+        if kind.takes_all(self.kind) {
             return Self { kind, ..self.clone() };
         }
         let Self { interval, timeout, fast_interval, passive, fall, rise, .. } = *self;
@@ -161,10 +188,21 @@ impl Keys {
         self.kind.connects() && self.via.is_none() && self.port.is_none()
     }
 
+    /// Whether the check speaks HTTP/2.
+    fn speaks_http2(&self) -> bool {
+        self.kind.is_grpc() || self.kind.is_http() && self.http2.unwrap_or(false)
+    }
+
     /// The check, with defaults for keys not in the file.
     pub(super) fn config(self) -> CheckConfig {
         let interval = self.interval.unwrap_or(INTERVAL);
         let fast = (interval / FAST).max(MIN_TIME).min(interval);
+        let tls = self.kind.is_secure().then_some(Tls {
+            verify: self.tls_verify.unwrap_or(false),
+            ca_file: self.ca_file,
+            sni: self.sni,
+            client: self.client,
+        });
         CheckConfig {
             via: self.via.unwrap_or_default(),
             interval,
@@ -194,17 +232,21 @@ impl Keys {
                 }),
                 Type::Http | Type::Https => CheckKind::Http(HttpCheck {
                     port: self.port,
-                    tls: (self.kind == Type::Https).then_some(Tls {
-                        verify: self.tls_verify.unwrap_or(false),
-                        ca_file: self.ca_file,
-                        sni: self.sni,
-                    }),
+                    tls,
+                    http2: self.http2.unwrap_or(false),
                     method: self.method.unwrap_or_else(|| "GET".to_owned()),
                     path: self.path.unwrap_or_else(|| "/".to_owned()),
                     host: self.host,
                     headers: self.headers.unwrap_or_default(),
                     expect_status: self.expect_status.unwrap_or_else(|| StatusRanges(vec![(200, 399)])),
                     expect_body: self.expect_body,
+                }),
+                Type::Grpc | Type::Grpcs => CheckKind::Grpc(GrpcCheck {
+                    port: self.port,
+                    tls,
+                    service: self.service.unwrap_or_default(),
+                    host: self.host,
+                    headers: self.headers.unwrap_or_default(),
                 }),
             },
         }
@@ -238,6 +280,7 @@ pub(super) fn check(
     match kind {
         Type::None | Type::Tcp => {}
         Type::Http | Type::Https => http::http(&mut section, &mut keys, findings),
+        Type::Grpc | Type::Grpcs => grpc::grpc(&mut section, &mut keys, findings),
         Type::Udp => udp(&mut section, &mut keys, findings),
         Type::Dns => dns(&mut section, &mut keys, findings),
         Type::Exec => {
@@ -254,15 +297,13 @@ pub(super) fn check(
 
 /// Reports that a check has no type, or the misspelt keys, one of which may be the type.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
-    for key in
-        TIMING.into_iter().chain(HTTP).chain(HTTPS).chain(UDP).chain(DNS).chain(EXEC).chain(["type", "via", "port"])
-    {
-        section.skip(key);
+    for keys in [&TIMING[..], &HTTP, &REQUEST, &TLS, &GRPC, &UDP, &DNS, &EXEC, &["type", "via", "port"]] {
+        keys.iter().for_each(|key| section.skip(key));
     }
     if section.is_empty() {
         section.require(
             "type",
-            "type = \"tcp\", \"http\", \"https\", \"udp\", \"dns\", \"exec\" or \"none\"",
+            "type = \"tcp\", \"http\", \"https\", \"grpc\", \"grpcs\", \"udp\", \"dns\", \"exec\" or \"none\"",
             findings,
         );
     }
@@ -284,8 +325,14 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
     if !kind.is_http() {
         refuse_all(&HTTP);
     }
-    if kind != Type::Https {
-        refuse_all(&HTTPS);
+    if !kind.is_http() && !kind.is_grpc() {
+        refuse_all(&REQUEST);
+    }
+    if !kind.is_secure() {
+        refuse_all(&TLS);
+    }
+    if !kind.is_grpc() {
+        refuse_all(&GRPC);
     }
     if kind != Type::Udp {
         refuse_all(&UDP);
@@ -297,7 +344,7 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
         refuse_all(&EXEC);
     }
     match kind {
-        Type::Tcp | Type::Http | Type::Https => {}
+        Type::Tcp | Type::Http | Type::Https | Type::Grpc | Type::Grpcs => {}
         Type::Exec | Type::None => refuse_all(&["via"]),
         Type::Udp | Type::Dns => {
             let why = format!(

@@ -1,12 +1,15 @@
-//! The keys of `http` and `https` checks.
+//! The keys of `http` and `https` checks, and those that they share with checks by gRPC.
 
 use std::collections::BTreeMap;
 
-use http::{HeaderValue, Method, uri::PathAndQuery};
+use http::{
+    HeaderValue, Method,
+    uri::{Authority, PathAndQuery},
+};
 use regex::bytes::{Regex, RegexBuilder};
 use rustls_pki_types::ServerName;
 
-use super::{Keys, Type};
+use super::{Keys, tls};
 use crate::{
     config::{BodyTest, Header, HeaderText, Secret, StatusRanges},
     file::{
@@ -25,8 +28,7 @@ const MAX_HEADERS: usize = 32;
 pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let own_method = section.text("method", findings, method);
     let own_path = section.text("path", findings, path);
-    let secure = keys.kind == Type::Https;
-    let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
+    keys.http2 = section.boolean("http2", findings).or(keys.http2);
     let own_status = section.text("expect_status", findings, |text| text.parse::<StatusRanges>());
     let text = section.text("expect_body", findings, |text| match text.len() {
         1..=MAX_BODY_TEXT => Ok(text.to_owned()),
@@ -37,13 +39,9 @@ pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Fi
         let error = "expect_body_regex is given, and expect_body as well; remove one of them";
         findings.error(pattern.at, error.to_owned());
     }
-    keys.headers = headers(section, findings).or(keys.headers.take());
-    if secure {
-        tls(section, keys, findings);
-    }
+    request(section, keys, findings);
     keys.method = own_method.map(|method| method.value).or(keys.method.take());
     keys.path = own_path.map(|path| path.value).or(keys.path.take());
-    keys.host = own_host.map(|host| host.value).or(keys.host.take());
     keys.expect_status = own_status.map(|statuses| statuses.value).or(keys.expect_status.take());
     let body_at = text.as_ref().map(|text| text.at).or(pattern.as_ref().map(|pattern| pattern.at));
     let text = text.map(|text| BodyTest::Contains(text.value));
@@ -54,22 +52,29 @@ pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Fi
     }
 }
 
-/// Reads the TLS keys. A check's own `ca_file` implies verification, and its own `tls_verify = false` makes the
-/// service's `ca_file` irrelevant.
-fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
-    let verify = section.boolean("tls_verify", findings);
-    let ca_file = section.text("ca_file", findings, value::absolute_path);
-    let sni = section.text("sni", findings, sni);
-    match (verify, ca_file) {
-        (Some(false), Some(ca_file)) => {
-            let error = "ca_file is given, and tls_verify = false lets every certificate pass; remove one of them";
-            findings.error(ca_file.at, error.to_owned());
-        }
-        (Some(false), None) => (keys.tls_verify, keys.ca_file) = (Some(false), None),
-        (_, Some(ca_file)) => (keys.tls_verify, keys.ca_file) = (Some(true), Some(ca_file.value)),
-        (verify, None) => keys.tls_verify = verify.or(keys.tls_verify),
+/// Reads the keys about the request that HTTP and gRPC share. Errors are reported.
+pub(super) fn request(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let (secure, http2) = (keys.kind.is_secure(), keys.speaks_http2());
+    let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
+    let own_headers = headers(section, findings);
+    keys.host = own_host.map(|host| host.value).or(keys.host.take());
+    if http2 && let Some(Err(why)) = keys.host.clone().map(authority) {
+        findings.error(section.at, why);
     }
-    keys.sni = sni.map(|sni| sni.value).or(keys.sni.take());
+    keys.headers = own_headers.or(keys.headers.take());
+    let unfit = |header: &Header| match &*header.name {
+        name if keys.kind.is_grpc() => header::unfit_for_grpc(name),
+        name if http2 => header::unfit_for_http2(name),
+        _ => None,
+    };
+    for header in keys.headers.iter().flatten() {
+        if let Some(why) = unfit(header) {
+            findings.error(section.at, format!("the header {:?} {why}; remove it", header.name));
+        }
+    }
+    if secure {
+        tls::tls(section, keys, findings);
+    }
 }
 
 /// Reads further headers. A backend's headers replace all of its service's.
@@ -144,6 +149,17 @@ fn host(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
 }
 
+/// Checks that HTTP/2 can name a host.
+fn authority(host: String) -> Result<String, String> {
+    match host.parse::<Authority>() {
+        Ok(authority) if !authority.as_str().contains('@') => Ok(host),
+        Ok(_) | Err(_) => Err(format!(
+            "{} is not a host for HTTP/2; write HOST or HOST:PORT, such as \"www.example.com\"",
+            value::quoted(&host)
+        )),
+    }
+}
+
 /// Checks that a host can be requested in TLS.
 fn server_name(text: &str) -> Result<String, String> {
     let text = host(text)?;
@@ -152,17 +168,6 @@ fn server_name(text: &str) -> Result<String, String> {
         Err(_) => {
             Err(format!("{} is not a host name for TLS; write one such as \"www.example.com\"", value::quoted(&text)))
         }
-    }
-}
-
-/// Checks the server name for TLS.
-fn sni(text: &str) -> Result<String, String> {
-    match ServerName::try_from(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(format!(
-            "{} is not a server name for TLS; write one without a port, such as \"www.example.com\"",
-            value::quoted(text)
-        )),
     }
 }
 

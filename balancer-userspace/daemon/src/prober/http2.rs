@@ -1,0 +1,90 @@
+//! One request over HTTP/2, without a task of its own for the connection.
+
+use std::{
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use balancer_core::io::CheckOutcome;
+use bytes::Bytes;
+use futures_util::future::{self, Either};
+use h2::{RecvStream, client};
+use hyper::{
+    Request, Response,
+    body::{Body, Frame},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::check::reason;
+
+/// The name of the protocol in TLS.
+pub(super) const ALPN: &[u8] = b"h2";
+/// The maximum total length of the headers of an answer, in bytes.
+const HEADERS: u32 = 64 * 1024;
+
+/// Sends `request` with a message, if there is one, over `stream`, and has the answer judged.
+///
+/// # Errors
+/// If the answer is not complete, or not one of HTTP/2.
+pub(super) async fn exchange<Judged: Future<Output = Result<CheckOutcome, h2::Error>>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<()>,
+    message: Option<Bytes>,
+    judge: impl FnOnce(Response<RecvStream>) -> Judged,
+) -> Result<CheckOutcome, h2::Error> {
+    let mut settings = client::Builder::new();
+    settings.enable_push(false).max_header_list_size(HEADERS);
+    let (sender, connection) = settings.handshake(stream).await?;
+    let judged = pin!(async {
+        let mut sender = sender.ready().await?;
+        let (answer, mut sending) = sender.send_request(request, message.is_none())?;
+        if let Some(message) = message {
+            sending.send_data(message, true)?;
+        }
+        judge(answer.await?).await
+    });
+    // The connection moves the bytes; its end also shows in the answer.
+    match future::select(judged, pin!(connection)).await {
+        Either::Left((outcome, _)) => outcome,
+        Either::Right((_, judged)) => judged.await,
+    }
+}
+
+/// The body of an answer.
+pub(super) struct Received(pub(super) RecvStream);
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let Some(data) = ready!(self.0.poll_data(context)) else { return Poll::Ready(None) };
+        Poll::Ready(Some(data.and_then(|data| {
+            self.0.flow_control().release_capacity(data.len())?;
+            Ok(Frame::data(data))
+        })))
+    }
+}
+
+/// The meaning of an incomplete answer: an invalid answer and a refusal are soft failures, silence a hard one.
+pub(super) fn failure(scheme: &str, error: &h2::Error) -> CheckOutcome {
+    match (error.get_io(), error.reason()) {
+        // TLS reports its own errors so.
+        (Some(error), _) if error.kind() == io::ErrorKind::InvalidData => CheckOutcome::Soft(format!("tls: {error}")),
+        // The library reports the connection's end so.
+        (Some(error), _) if error.kind() == io::ErrorKind::BrokenPipe => {
+            CheckOutcome::Hard(format!("{scheme}: connection closed"))
+        }
+        (Some(error), _) => CheckOutcome::Hard(format!("{scheme}: connection {}", reason(error))),
+        (None, Some(why)) if error.is_remote() => {
+            let what = if error.is_go_away() { "the connection" } else { "the request" };
+            CheckOutcome::Soft(format!("{scheme}: the server ended {what} ({why:?})"))
+        }
+        (None, Some(_)) => CheckOutcome::Soft(format!("{scheme}: not an HTTP/2 answer")),
+        (None, None) => CheckOutcome::Hard(format!("{scheme}: {error}")),
+    }
+}

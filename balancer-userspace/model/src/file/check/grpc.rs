@@ -1,0 +1,26 @@
+//! The keys of `grpc` and `grpcs` checks.
+
+use super::{Keys, http};
+use crate::{
+    file::{findings::Findings, section::Section},
+    value,
+};
+
+const MAX_SERVICE: usize = 255;
+
+/// Reads the keys of a check by gRPC. Errors are reported.
+pub(super) fn grpc(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let service = section.text("service", findings, service);
+    keys.service = service.map(|service| service.value).or(keys.service.take());
+    http::request(section, keys, findings);
+}
+
+fn service(text: &str) -> Result<String, String> {
+    match text.len() {
+        _ if text.chars().any(char::is_control) => {
+            Err(format!("the service {} has a control character; remove it", value::quoted(text)))
+        }
+        0..=MAX_SERVICE => Ok(text.to_owned()),
+        length => Err(format!("service has {length} bytes; give at most {MAX_SERVICE}")),
+    }
+}

@@ -1,0 +1,52 @@
+//! The keys of checks over TLS.
+
+use rustls_pki_types::ServerName;
+
+use super::Keys;
+use crate::{
+    config::ClientFiles,
+    file::{findings::Findings, section::Section},
+    value,
+};
+
+/// Reads the TLS keys. A check's own `ca_file` implies verification, its own `tls_verify = false` makes the service's
+/// `ca_file` irrelevant, and its own `client_cert` takes the place of the service's and of its key.
+pub(super) fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
+    let verify = section.boolean("tls_verify", findings);
+    let ca_file = section.text("ca_file", findings, value::absolute_path);
+    let sni = section.text("sni", findings, server_name);
+    match (verify, ca_file) {
+        (Some(false), Some(ca_file)) => {
+            let error = "ca_file is given, and tls_verify = false lets every certificate pass; remove one of them";
+            findings.error(ca_file.at, error.to_owned());
+        }
+        (Some(false), None) => (keys.tls_verify, keys.ca_file) = (Some(false), None),
+        (_, Some(ca_file)) => (keys.tls_verify, keys.ca_file) = (Some(true), Some(ca_file.value)),
+        (verify, None) => keys.tls_verify = verify.or(keys.tls_verify),
+    }
+    keys.sni = sni.map(|sni| sni.value).or(keys.sni.take());
+    keys.client = client(section, findings).or(keys.client.take());
+}
+
+fn client(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<ClientFiles> {
+    let is_lone = !section.has("client_cert");
+    let cert = section.text("client_cert", findings, value::absolute_path);
+    let key = section.text("client_key", findings, value::absolute_path);
+    if let Some(key) = &key
+        && is_lone
+    {
+        findings.error(key.at, "client_key is given without its client_cert; give both".to_owned());
+    }
+    Some(ClientFiles { cert: cert?.value, key: key.map(|key| key.value) })
+}
+
+/// Checks the server name.
+fn server_name(text: &str) -> Result<String, String> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!(
+            "{} is not a server name for TLS; write one without a port, such as \"www.example.com\"",
+            value::quoted(text)
+        )),
+    }
+}
