@@ -12,7 +12,12 @@ use std::{
 
 use balancer_model::bounded::{Bound, BoundedLoad, Load};
 
-use crate::{service::Service, table::STEPS};
+use crate::{
+    health::Verdict,
+    io::CheckOutcome,
+    service::{Backend, Service},
+    table::STEPS,
+};
 
 /// The minimum time between two changes of a service. The first change needs no waiting.
 pub const DWELL: Duration = Duration::from_secs(600);
@@ -105,6 +110,23 @@ impl Watch {
         }
     }
 
+    /// Records the last checks of a service's backends, given its part of each address family.
+    ///
+    /// A failure before the timeout does not tell how fast a backend works. A check that ran into its timeout tells that
+    /// the backend is at least that slow: without it, an overloaded backend would be judged by the few checks that it still
+    /// answers. A backend that is down starts afresh, because the reason may have been another one than its load.
+    pub fn note_checks<'a>(&mut self, legs: impl Iterator<Item = &'a Service>) {
+        let mut down = BTreeMap::new();
+        for (service, backend) in legs.flat_map(|leg| leg.backends().iter().map(move |backend| (leg, backend))) {
+            let is_down = matches!(backend.health().verdict(), Verdict::Down { .. });
+            *down.entry(backend.name()).or_insert(true) &= is_down;
+            if let Some((at, took)) = duration(service, backend).filter(|_| !is_down) {
+                self.note(backend.name(), at, took);
+            }
+        }
+        self.readings.retain(|name, _| down.get(name.as_str()) != Some(&true));
+    }
+
     /// Whether loads are due for evaluation.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
@@ -160,6 +182,17 @@ impl Watch {
             }
         }
     }
+}
+
+/// When a backend's last check ended and the seconds it took, if that tells how fast the backend works.
+fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
+    let check = backend.last_check()?;
+    let tells = match check.outcome {
+        CheckOutcome::Passed => true,
+        CheckOutcome::Soft(_) | CheckOutcome::Hard(_) => check.took >= service.check_config(backend).timeout,
+        CheckOutcome::Hindered(_) => false,
+    };
+    tells.then(|| (check.ended, check.took.as_secs_f64()))
 }
 
 /// The expected loads of backends with known loads.

@@ -13,11 +13,12 @@ use balancer_model::{
 use crate::{
     bounded::{DWELL, LOOK, Watch, members},
     controller_test::Bench,
-    io::{Change, Refused},
+    io::{Change, CheckOutcome, Event, Refused},
 };
 
 const WEB1: &str = "web/web1";
 const RULE: BoundedLoad = BoundedLoad { factor: 1.25, by: Load::Clients };
+const BY_LATENCY: BoundedLoad = BoundedLoad { by: Load::Latency, ..RULE };
 
 fn bounded() -> ServiceConfig {
     ServiceConfig { bounded_load: Some(RULE), remember: Duration::from_secs(600), ..web() }
@@ -61,6 +62,21 @@ impl Bench {
         let keeps = bounds.iter().map(|(name, bound)| (name.clone(), bound.keeps)).collect();
         self.controller.change(Change::Bound { service: "web".to_owned(), bounds }, self.now).unwrap();
         Some(keeps)
+    }
+
+    /// Lets a check of each backend end, and evaluates them: web1's with this outcome after this time, that of the others
+    /// after 4 ms. Returns the percentage of its slots that web1 keeps, if that changes.
+    fn checks(&mut self, watch: &mut Watch, web1: CheckOutcome, took: Duration) -> Option<u8> {
+        self.now += LOOK;
+        let quick = (CheckOutcome::Passed, Duration::from_millis(4));
+        let others = ["web/web2", "web/web3", "web/web4"].map(|name| (name, quick.clone()));
+        for (name, (outcome, took)) in [(WEB1, (web1, took))].into_iter().chain(others) {
+            let Event::Checked { backend, check, outcome, asked, .. } = self.checked(name, outcome) else { panic!() };
+            self.controller.handle(Event::Checked { backend, check, outcome, took, asked }, self.now);
+        }
+        watch.note_checks(self.controller.services().iter());
+        let bounds = watch.look(&BY_LATENCY, &members(self.controller.services().iter()), self.now)?;
+        bounds.get("web1").map(|bound| bound.keeps)
     }
 
     fn wait(&mut self, time: Duration) {
@@ -249,7 +265,7 @@ fn when_counters_are_compared_then_their_rates_of_a_minute_count() {
 
 #[test]
 fn when_checks_of_one_take_longer_then_it_takes_fewer_clients_and_one_slow_check_alone_does_nothing() {
-    let rule = BoundedLoad { by: Load::Latency, ..RULE };
+    let rule = BY_LATENCY;
     let mut bench = Bench::bounded(ServiceConfig { bounded_load: Some(rule), ..bounded() });
     let mut watch = Watch::new(Load::Latency);
     for check in 0..8 {
@@ -261,6 +277,54 @@ fn when_checks_of_one_take_longer_then_it_takes_fewer_clients_and_one_slow_check
         found = found.or(bench.look(&mut watch, rule, [0.012, 0.004, 0.0035, 0.0045]));
     }
     assert_eq!(found, one(50));
+}
+
+fn timeout() -> CheckOutcome {
+    CheckOutcome::Hard("connect: timeout after 1s".to_owned())
+}
+
+/// The timeout of the fixture's checks.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+#[test]
+fn when_a_backend_is_so_slow_that_most_checks_run_into_their_timeout_then_it_takes_fewer_clients() {
+    let mut bench = Bench::bounded(ServiceConfig { bounded_load: Some(BY_LATENCY), ..bounded() });
+    let mut watch = Watch::new(Load::Latency);
+    let mut found = None;
+    for round in 0..9 {
+        let passes = (CheckOutcome::Passed, Duration::from_millis(4));
+        let (outcome, took) = if round % 3 == 2 { passes } else { (timeout(), TIMEOUT) };
+        found = found.or(bench.checks(&mut watch, outcome, took));
+        assert_eq!(bench.shown(WEB1).0, BackendState::Up);
+    }
+    assert_eq!(found, Some(50));
+}
+
+#[test]
+fn when_a_backend_refuses_at_once_now_and_then_then_that_is_no_sign_of_its_speed() {
+    let mut bench = Bench::bounded(ServiceConfig { bounded_load: Some(BY_LATENCY), ..bounded() });
+    let mut watch = Watch::new(Load::Latency);
+    for round in 0..20 {
+        let (outcome, millis) =
+            if round % 3 == 2 { (CheckOutcome::Passed, 4) } else { (CheckOutcome::Hard("refused".to_owned()), 999) };
+        assert_eq!(bench.checks(&mut watch, outcome, Duration::from_millis(millis)), None);
+    }
+}
+
+#[test]
+fn when_a_backend_returns_from_a_failure_then_the_timeouts_before_do_not_count() {
+    let mut bench = Bench::bounded(ServiceConfig { bounded_load: Some(BY_LATENCY), ..bounded() });
+    let mut watch = Watch::new(Load::Latency);
+    while bench.shown(WEB1).0 != BackendState::Down {
+        assert_eq!(bench.checks(&mut watch, timeout(), TIMEOUT), None);
+    }
+    for _ in 0..3 {
+        assert_eq!(bench.checks(&mut watch, timeout(), TIMEOUT), None);
+    }
+    for _ in 0..12 {
+        assert_eq!(bench.checks(&mut watch, CheckOutcome::Passed, Duration::from_millis(4)), None);
+    }
+    assert_eq!(bench.shown(WEB1), (BackendState::Up, String::new()));
 }
 
 #[test]

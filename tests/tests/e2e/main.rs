@@ -20,6 +20,7 @@ mod doctor;
 mod failover;
 mod first_contact;
 mod fleet;
+mod floods;
 mod forget;
 mod fragments;
 mod full;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use balancer_core::{
     bounded::{Watch, members},
     full,
-    io::{Change, CheckOutcome},
-    service::{Backend, Service},
+    io::Change,
+    service::Service,
 };
 use balancer_dataplane::Dataplane;
 use balancer_model::bounded::Load;
@@ -42,7 +42,7 @@ impl<D: Dataplane> Owner<D> {
             let watch = watches.0.entry(name.to_owned()).or_insert_with(|| Watch::new(rule.by));
             let is_due = watch.is_due(now);
             if rule.by == Load::Latency {
-                legs().flat_map(Service::backends).for_each(|backend| note_check(watch, backend));
+                watch.note_checks(legs());
             } else if is_due {
                 for (backend, load) in loads(dataplane, rule.by, legs()) {
                     watch.note(backend, now, load);
@@ -75,13 +75,6 @@ impl<D: Dataplane> Owner<D> {
             }
         }
         changes
-    }
-}
-
-/// Records the duration of a backend's last check. A failed check does not tell how fast the backend works.
-fn note_check(watch: &mut Watch, backend: &Backend) {
-    if let Some(check) = backend.last_check().filter(|check| check.outcome == CheckOutcome::Passed) {
-        watch.note(backend.name(), check.ended, check.took.as_secs_f64());
     }
 }
 

@@ -451,6 +451,49 @@ pub(super) mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(500), next()).await.is_err());
     }
 
+    #[tokio::test]
+    async fn when_ten_of_a_thousand_backends_die_then_these_have_verdicts_and_the_others_are_checked_as_before() {
+        const ALL: u16 = 1000;
+        const DYING: u16 = 10;
+        let (lives, dies) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let targets = [dies.local_addr().unwrap(), lives.local_addr().unwrap()];
+        let accept = |listener: TcpListener| tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let (_lives, dies) = (accept(lives), accept(dies));
+        let (events, mut told) = mpsc::channel(64);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Default::default(), 64).follow(given));
+        let (interval, timeout) = (Duration::from_millis(500), Duration::from_secs(30));
+        let check = CheckConfig { interval, timeout, fast_interval: interval, fall: 3, ..fixture::check() };
+        for number in 1..=ALL {
+            let target = targets[usize::from(number > DYING)];
+            orders.send(Order::Start(Box::new(spec(number, target, check.clone())))).unwrap();
+        }
+        let mut next = async || match tokio::time::timeout(Duration::from_secs(30), told.recv()).await {
+            Ok(Some(Event::Checked { backend, outcome, .. })) => (backend.0, outcome),
+            other => panic!("{other:?}"),
+        };
+        let mut passed = HashSet::new();
+        while passed.len() < usize::from(ALL) {
+            let (backend, outcome) = next().await;
+            assert_eq!(outcome, CheckOutcome::Passed, "backend {backend}");
+            passed.insert(backend);
+        }
+        dies.abort();
+        drop(dies.await);
+        (1..=DYING).for_each(|number| orders.send(Order::Suspect(BackendId(number))).unwrap());
+        let (mut failed, mut passed) = (vec![0; usize::from(DYING) + 1], vec![0; usize::from(ALL) + 1]);
+        while failed[1..].iter().any(|&failures| failures < 3)
+            || passed[usize::from(DYING) + 1..].iter().any(|&passes| passes < 2)
+        {
+            match next().await {
+                (backend, CheckOutcome::Passed) => passed[usize::from(backend)] += 1,
+                (backend, CheckOutcome::Hard(_)) if backend <= DYING => failed[usize::from(backend)] += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     /// The server accepts connections and stays silent, so checks run into their timeouts side by side.
     #[tokio::test]
     async fn when_a_check_hangs_as_its_backend_is_suspected_then_others_run_beside_it() {

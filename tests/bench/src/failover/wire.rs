@@ -48,6 +48,15 @@ pub struct Watched {
     pub elsewhere: Option<Duration>,
 }
 
+/// The checks of one backend.
+#[derive(Debug, Default)]
+struct Checked {
+    /// The time of the last one.
+    last: Duration,
+    /// The longest time between two of them.
+    pause: Duration,
+}
+
 /// The observations of all clients and backends. Times are those of the wall clock.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -57,6 +66,8 @@ pub struct Seen {
     pub watched: HashMap<u16, Watched>,
     /// The watched backend of each of their clients.
     pub home: HashMap<u16, u16>,
+    /// The checks of each backend since the pauses were last forgotten.
+    checked: HashMap<u16, Checked>,
     /// The time of the last packet.
     pub now: Duration,
 }
@@ -159,6 +170,18 @@ impl Seen {
         self.home = self.clients.iter().filter(theirs).map(|(&client, &backend)| (client, backend)).collect();
     }
 
+    /// Forgets the pauses between checks; those that last count from their beginning.
+    pub fn forget_pauses(&mut self) {
+        self.checked.values_mut().for_each(|checked| checked.pause = Duration::ZERO);
+    }
+
+    /// The longest time without a check of each backend that is not watched.
+    #[must_use]
+    pub fn pauses(&self) -> Vec<Duration> {
+        let others = self.checked.iter().filter(|(backend, _)| !self.watched.contains_key(backend));
+        others.map(|(_, checked)| checked.pause.max(self.now.saturating_sub(checked.last))).collect()
+    }
+
     /// Evaluates the beginning of an IPv4 packet.
     fn packet(&mut self, packet: &[u8; HEADERS], at: Duration) {
         let [0x45, .., p0, p1, p2, p3, q0, q1, q2, q3] = packet[..20] else { return };
@@ -169,6 +192,10 @@ impl Seen {
         self.now = self.now.max(at);
         if let (Some(client), Some(backend)) = (hosts::client_number(source), hosts::backend_number(destination)) {
             self.arrived(client, backend, at);
+        } else if let (hosts::CHECKER, Some(backend)) = (source, hosts::backend_number(destination)) {
+            if packet[33] & (SYN | ACK) == SYN {
+                self.checked(backend, at);
+            }
         } else if let (Some(backend), hosts::CHECKER) = (hosts::backend_number(source), destination)
             && let Some(watched) = self.watched.get_mut(&backend)
         {
@@ -179,6 +206,12 @@ impl Seen {
                 _ => {}
             }
         }
+    }
+
+    fn checked(&mut self, backend: u16, at: Duration) {
+        let checked = self.checked.entry(backend).or_insert(Checked { last: at, pause: Duration::ZERO });
+        checked.pause = checked.pause.max(at.saturating_sub(checked.last));
+        checked.last = at;
     }
 
     fn arrived(&mut self, client: u16, backend: u16, at: Duration) {

@@ -39,7 +39,7 @@ impl Figures {
     }
 }
 
-fn spread(figures: &[f64]) -> String {
+pub(crate) fn spread(figures: &[f64]) -> String {
     let Spread { least, median, most, .. } = Spread::of(figures.iter().copied());
     format!("{least:.2} / {median:.2} / {most:.2}")
 }

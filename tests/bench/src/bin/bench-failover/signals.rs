@@ -10,9 +10,15 @@ use anyhow::{Context as _, Result, ensure};
 use balancer_bench::{failover::load::Load, report::document::Series};
 use balancer_testkit::frame::{ACK, SYN};
 
-use super::{CLIENTS, LEAD, Options, PATIENCE, PAUSES, SILENCE, Site, figures::Figures, load};
+use super::{
+    CHECK, CLIENTS, LEAD, Options, PATIENCE, PAUSES, SILENCE, Site,
+    figures::{Figures, spread},
+    load,
+};
 
 const NO_CHECK: &str = "interval = \"1h\", fast_interval = \"1h\"";
+/// The time before and after the deaths in which the other backends' checks are watched.
+const WATCHED: Duration = Duration::from_secs(5);
 
 /// How a backend dies.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,26 +37,57 @@ pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()>
     }
     for backends in [8, 1000].into_iter().filter(|backends| options.backends.is_none_or(|only| only == *backends)) {
         for (death, name) in [(Death::OfTheServer, "servers"), (Death::OfTheMachine, "machines")] {
-            let at_once = 10.min(backends / 4);
-            let what = format!("{backends} backends, {at_once} {name} die");
-            let mut figures = Figures::default();
-            let rounds = (options.rounds / 4).min(backends / at_once / 2).max(1);
-            for _ in 0..rounds {
-                round(backends, at_once, death, &mut figures).with_context(|| what.clone())?;
-            }
-            if options.json {
-                series.extend(figures.series(&what));
-            } else {
-                figures.print(&what, rounds, at_once);
+            for checked in [false, true] {
+                let at_once = 10.min(backends / 4);
+                let what =
+                    format!("{backends} backends, {at_once} {name} die{}", if checked { ", checks" } else { "" });
+                let (mut figures, mut pauses) = (Figures::default(), checked.then(Pauses::default));
+                let rounds = (options.rounds / 4).min(backends / at_once / 2).max(1);
+                for _ in 0..rounds {
+                    round(backends, at_once, death, (&mut figures, pauses.as_mut())).with_context(|| what.clone())?;
+                }
+                if options.json {
+                    series.extend(figures.series(&what));
+                    series.extend(pauses.into_iter().flat_map(|pauses| pauses.series(&what)));
+                } else {
+                    figures.print(&what, rounds, at_once);
+                    pauses.iter().for_each(Pauses::print);
+                }
             }
         }
     }
     Ok(())
 }
 
+/// The longest times without a check of each backend that does not die, in ms, where checks come each second.
+#[derive(Default)]
+struct Pauses {
+    before: Vec<f64>,
+    after: Vec<f64>,
+}
+
+impl Pauses {
+    fn print(&self) {
+        let [before, after] = [&self.before, &self.after].map(|pauses| spread(pauses));
+        println!("    longest time without a check of each other backend: {before} before, {after} after");
+    }
+
+    fn series(self, of: &str) -> [Series; 2] {
+        let what = |when| format!("longest time without a check of each other backend, {when}");
+        [("before", self.before), ("after", self.after)]
+            .map(|(when, pauses)| Series::ours(of, what(when), "ms", pauses))
+    }
+}
+
 /// Backends stay dead, so each round has a new site.
-fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Result<()> {
-    let mut site = Site::new(backends, "3h", NO_CHECK)?;
+fn round(
+    backends: u16,
+    at_once: u16,
+    death: Death,
+    (figures, mut pauses): (&mut Figures, Option<&mut Pauses>),
+) -> Result<()> {
+    let mut site = Site::new(backends, "3h", if pauses.is_some() { CHECK } else { NO_CHECK })?;
+    let watched = if pauses.is_some() { WATCHED } else { 10 * LEAD };
     for flags in [SYN, ACK] {
         load::once(&site.hosts.clients, 1..=CLIENTS, flags)?;
     }
@@ -65,7 +102,13 @@ fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Re
     };
     let tables = site.tables()?;
     let load = Load::start(site.hosts.clients.entrance(), &groups, &[SYN, ACK], PAUSES[1], PATIENCE);
-    thread::sleep(10 * LEAD);
+    site.wire.seen()?.forget_pauses();
+    thread::sleep(watched);
+    if let Some(pauses) = &mut pauses {
+        let mut seen = site.wire.seen()?;
+        pauses.before.extend(seen.pauses().iter().map(millis));
+        seen.forget_pauses();
+    }
     // The kernel stamps packets with the same clock.
     let died = UNIX_EPOCH.elapsed()?;
     for &number in &dying {
@@ -76,6 +119,10 @@ fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Re
     }
     load.leave_unanswered();
     await_silence(&mut site, &dying)?;
+    if let Some(pauses) = &mut pauses {
+        thread::sleep((died + WATCHED).saturating_sub(UNIX_EPOCH.elapsed()?));
+        pauses.after.extend(site.wire.seen()?.pauses().iter().map(millis));
+    }
     load.stop()?;
     figures.tables += site.tables()? - tables;
     figures.builds.push(site.metrics()?.sum("table_build_seconds", &[])? * 1e3);
@@ -88,6 +135,10 @@ fn round(backends: u16, at_once: u16, death: Death, figures: &mut Figures) -> Re
         figures.elsewhere.push(since(watched.elsewhere)?);
     }
     Ok(())
+}
+
+fn millis(time: &Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// Waits until no packet has arrived at any of them for a while.
