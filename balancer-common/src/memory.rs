@@ -155,7 +155,8 @@ pub struct Answer {
     pub cause: CauseIndex,
     /// The result of recording a newcomer.
     pub recorded: Recorded,
-    /// Whether the client's entry is established and up to date: its next packets would change nothing.
+    /// Whether the client's entry is up to date, and established or of datagrams, whose periods are short: its next
+    /// packets in this period need not read it.
     pub settled: bool,
 }
 
@@ -255,7 +256,8 @@ pub fn consult_with(
     };
     let first = query.datagram && matches!(recorded, Recorded::Inserted | Recorded::Evicted);
     let decision = if opens || first { Some(steered.decision) } else { None };
-    Answer { backend: steered.backend, decision, moved_from, cause, recorded, settled: new.established() }
+    let settled = new.established() || known && query.datagram;
+    Answer { backend: steered.backend, decision, moved_from, cause, recorded, settled }
 }
 
 /// Records a client without an entry at the backend `live`.

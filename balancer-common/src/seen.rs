@@ -2,8 +2,8 @@
 //! for each client (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
 //!
 //! A packet in a slot without exceptions needs its client's entry only to refresh it. The first packet of a period does
-//! so and sets the client's bits; later packets find them set and read nothing more. A client whose entry is not yet
-//! *established* sets no bits, because its next packets may establish it. At the start of each period, seconds or a few
+//! so and sets the client's bits; later packets find them set and read nothing more. A TCP client whose entry is not
+//! yet *established* sets no bits, because its next packets may establish it. At the start of each period, seconds or a few
 //! minutes long, the controller clears all bits and draws a new *salt*, so clients that share bits in one period share
 //! none in the next. A client whose bits were all set by others is not refreshed in that period. It is forgotten only
 //! if this happens in every period in which it sends a packet, for as long as it is remembered. Only clients with an

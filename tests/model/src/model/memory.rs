@@ -101,7 +101,7 @@ pub(super) struct Answer {
     /// A known client leaves this backend, for this reason.
     pub(super) moved: Option<(u16, MoveCause)>,
     pub(super) newcomer: Option<Newcomer>,
-    /// The client was seen before, at least one tick ago, and its place is up to date.
+    /// The client's place is up to date, and the client was seen in two ticks or sends datagrams.
     pub(super) settled: bool,
 }
 
@@ -180,7 +180,7 @@ pub(super) fn ask<'a>(
             (Some(to), Some((known.backend, cause)))
         }
     };
-    let settled = to.is_some() && known.seen(asked.now).established;
+    let settled = to.is_some() && (asked.datagram || known.seen(asked.now).established);
     Answer { backend: to, decision: opens.then_some(decision), moved, newcomer: None, settled }
 }
 
