@@ -48,15 +48,15 @@ fn plain(ingress: Ingress, frame: Packet<'static>) -> Step {
 
 #[inline(always)]
 fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
-    // Frames in several buffers are few and large, and some interfaces do not accept them.
-    if !ip.header.holds(ip.length) {
-        return Step::RARE;
-    }
     let Some(ports) = parse::ports(ip) else { return Step::RARE };
     let Some(control) = control::words() else { return Step::PASS };
     let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination()) else {
-        return not_for_a_service(control, ingress, ip, ports);
+        return if is_whole(ip) { not_for_a_service(control, ingress, ip, ports) } else { Step::RARE };
     };
+    // Earlier, this test would take stack that Linux 6.1 does not give.
+    if !is_whole(ip) {
+        return Step::RARE;
+    }
     let service = listener.service;
     if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0 {
         if service.flags & SERVICE_FLOWS != 0 {
@@ -86,6 +86,13 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         }
         Err(reason) => steer::nobody(service, reason),
     }
+}
+
+/// Whether the packet is whole and in one buffer. Frames in several buffers are few and large, and some interfaces do not
+/// accept them, so the rare steps send them.
+#[inline(always)]
+fn is_whole(ip: &Ip<'_>) -> bool {
+    ip.header.holds(ip.length)
 }
 
 #[inline(always)]

@@ -192,7 +192,7 @@ fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
         CheckOutcome::Soft(_) | CheckOutcome::Hard(_) => check.took >= service.check_config(backend).timeout,
         CheckOutcome::Hindered(_) => false,
     };
-    tells.then(|| (check.ended, check.took.as_secs_f64()))
+    tells.then_some((check.ended, check.took.as_secs_f64()))
 }
 
 /// The expected loads of backends with known loads.
