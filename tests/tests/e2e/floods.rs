@@ -117,7 +117,7 @@ fn failures(site: &Site) -> f64 {
     sum(site, "backend_transitions_total", &["to=\"down\""])
 }
 
-/// What a flood must not change.
+/// A site before a flood, for a comparison with the site after it.
 struct Before {
     homes: std::collections::BTreeMap<u16, String>,
     checks: Vec<f64>,

@@ -67,9 +67,8 @@ mod tests {
 
     #[test]
     fn when_the_kernel_says_what_drivers_accept_then_that_decides() {
-        let all = |accepts| HashMap::from([1, 2, 3, 4, 5].map(|ifindex| (ifindex, accepts)));
         let said = |accepts| {
-            let mut said = all(accepts);
+            let mut said = HashMap::from([1, 2, 3, 4, 5].map(|ifindex| (ifindex, accepts)));
             said.insert(6, Accepts::All);
             devices(links().iter(), Some(&said))
         };
