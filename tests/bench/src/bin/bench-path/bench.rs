@@ -203,9 +203,9 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Loads the programs and makes their clients known. It takes twenty seconds, mostly sleeping.
-    pub(crate) fn new() -> Result<Self> {
-        let mut scenes = Scene::all()?;
+    /// Makes the clients of loaded programs known. It takes twenty seconds, mostly sleeping.
+    pub(crate) fn new(mut scenes: [Scene; SCENES]) -> Result<Self> {
+        Scene::set_up(&mut scenes)?;
         let empty = constant(XDP_TX).load_frags()?;
         let mut yardsticks = Vec::new();
         for Yardstick { path, program, writes } in yardsticks::all()? {

@@ -39,7 +39,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::bench::Bench;
+use crate::{bench::Bench, scene::Scene};
 
 const XDP_TX: i32 = 3;
 
@@ -87,7 +87,7 @@ fn perform(options: &Options) -> Result<()> {
         serve::serve()
     } else {
         let wanted = |name: &str| name == paths::REFERENCE || name.contains(&options.only);
-        let mut bench = Bench::new()?;
+        let mut bench = Bench::new(Scene::load_all()?)?;
         go_first();
         report::print(&bench.series(options.rounds, wanted)?, options.json)
     }

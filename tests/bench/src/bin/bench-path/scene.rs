@@ -87,12 +87,17 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Returns a scene for every [`Place`], in its order.
-    pub(crate) fn all() -> Result<[Self; SCENES]> {
+    /// Returns a scene for every [`Place`], in its order, without clients.
+    pub(crate) fn load_all() -> Result<[Self; SCENES]> {
         let one = || Self::new(&SERVICES, INTERFACE, 8 * NEWCOMERS);
         let many: Vec<_> = (0..many::SERVICES).map(many::service).collect();
         let few = |services| Self::new(services, INTERFACE, NEWCOMERS);
-        let mut scenes = [one()?, one()?, one()?, one()?, few(&many)?, few(&SERVICES)?, one()?, Self::flowing()?];
+        let flowing = Self::with_flows(&FLOWING, INTERFACE, NEWCOMERS, FLOWS)?;
+        Ok([one()?, one()?, one()?, one()?, few(&many)?, few(&SERVICES)?, one()?, flowing])
+    }
+
+    /// Brings the scenes of [`load_all`](Self::load_all) into the states of their places.
+    pub(crate) fn set_up(scenes: &mut [Self; SCENES]) -> Result<()> {
         let known = [
             vec![paths::known()],
             vec![paths::known()],
@@ -103,11 +108,11 @@ impl Scene {
             vec![paths::known_beside_a_rule()],
             Vec::new(),
         ];
-        make_known(&mut scenes, &known)?;
+        make_known(scenes, &known)?;
         scenes[Place::Exceptions as usize].move_everybody()?;
         scenes[Place::Devices as usize].meet_devices()?;
         scenes[Place::Ruled as usize].settle();
-        Ok(scenes)
+        scenes[Place::Flows as usize].open_flows()
     }
 
     /// A scene in which a million clients of segments and a million of datagrams are known where the table sends them.
@@ -126,14 +131,13 @@ impl Scene {
         Ok(scene)
     }
 
-    /// A scene in which each of a million clients has a connection.
-    fn flowing() -> Result<Self> {
-        let scene = Self::with_flows(&FLOWING, INTERFACE, NEWCOMERS, FLOWS)?;
+    /// Opens a connection of each of a million clients.
+    fn open_flows(&self) -> Result<()> {
         let flows = paths::flows();
-        Opener::new(&scene, &flows)?.open(flows.clients())?;
-        let there = scene.dataplane.flows().sweep().entries;
+        Opener::new(self, &flows)?.open(flows.clients())?;
+        let there = self.dataplane.flows().sweep().entries;
         ensure!(there >= u64::from(flows.clients()) * 999 / 1000, "only {there} connections");
-        Ok(scene)
+        Ok(())
     }
 
     fn new(services: &[Service], ifindex: u32, clients: u32) -> Result<Self> {

@@ -10,16 +10,19 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{bench::Bench, gate::Took, go_first};
+use crate::{bench::Bench, gate::Took, go_first, scene::Scene};
 
 /// The option that makes this program serve.
 pub(crate) const OPTION: &str = "--serve";
 
-/// The first line: everything is loaded.
+/// The first lines of the output.
 #[derive(Serialize, Deserialize)]
-struct Ready {
-    /// The paths that can be measured.
-    paths: Vec<String>,
+#[serde(untagged)]
+enum Stage {
+    /// The programs are in the kernel; their clients are not known yet. Earlier benchmarks leave this line out.
+    Loaded { programs: usize },
+    /// Everything can be measured, by these names.
+    Ready { paths: Vec<String> },
 }
 
 /// The result of one run.
@@ -32,9 +35,11 @@ enum Answer {
 
 /// Measures the paths that the input names, until it ends.
 pub(crate) fn serve() -> Result<()> {
-    let mut bench = Bench::new()?;
+    let scenes = Scene::load_all()?;
+    say(&Stage::Loaded { programs: scenes.len() })?;
+    let mut bench = Bench::new(scenes)?;
     go_first();
-    say(&Ready { paths: bench.names().map(str::to_owned).collect() })?;
+    say(&Stage::Ready { paths: bench.names().map(str::to_owned).collect() })?;
     for path in stdin().lock().lines() {
         say(&match bench.once(&path?) {
             Ok(Took { full, empty }) => Answer::Took { full, empty },
@@ -60,20 +65,37 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts several at once, and waits until all have loaded their programs.
+    /// Starts several, and waits until all are ready. They load their kernel programs one after the other: the kernel
+    /// puts programs that are loaded at the same time in alternating places, and a path whose steps lie far apart may be
+    /// a fifth slower.
     pub(crate) fn start<const COUNT: usize>(programs: [&Path; COUNT]) -> Result<[Self; COUNT]> {
         let mut servers = Vec::new();
         for program in programs {
-            servers.push(Self::spawn(program)?);
-        }
-        for (server, program) in servers.iter_mut().zip(programs) {
-            let ready = server.listen().with_context(|| {
+            let mut server = Self::spawn(program)?;
+            server.advance().with_context(|| {
                 format!("{} cannot be driven: a benchmark of before there was {OPTION}?", program.display())
             })?;
-            let Ready { paths } = serde_json::from_str(&ready).context("what is there to be measured")?;
-            server.paths = paths;
+            servers.push(server);
+        }
+        for (server, program) in servers.iter_mut().zip(programs) {
+            while server.paths.is_empty() {
+                server.advance().with_context(|| format!("{} is not ready", program.display()))?;
+            }
         }
         servers.try_into().ok().context("as many servers as programs")
+    }
+
+    /// Waits for the next stage.
+    fn advance(&mut self) -> Result<()> {
+        let stage = self.listen()?;
+        match serde_json::from_str(&stage).with_context(|| format!("the stage of a benchmark: {stage}"))? {
+            Stage::Loaded { .. } => {}
+            Stage::Ready { paths } => {
+                ensure!(!paths.is_empty(), "it has no paths");
+                self.paths = paths;
+            }
+        }
+        Ok(())
     }
 
     fn spawn(program: &Path) -> Result<Self> {
