@@ -273,14 +273,33 @@ impl Bench {
         }
         let head = head(moves);
         let mut rows: Vec<_> = paths.iter().map(|measured| measured.row(head)).collect();
-        let path = paths::paced();
-        if wanted(&path.name) {
-            let mut scene = Scene::paced()?;
-            let mut measured = Measured::new(path.clone(), scene.program(), constant(XDP_TX).load_frags()?.as_fd())?;
-            rows.push(paced::row(path, &mut scene, &mut measured)?);
-        }
+        rows.extend(apart(rounds, wanted)?);
         Ok(Series { yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(), paths: rows })
     }
+}
+
+/// Measures the wanted paths that have scenes of their own.
+fn apart(rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let empty = constant(XDP_TX).load_frags()?;
+    let path = paths::paced();
+    if wanted(&path.name) {
+        let mut scene = Scene::paced()?;
+        let mut measured = Measured::new(path.clone(), scene.program(), empty.as_fd())?;
+        rows.push(paced::row(path, &mut scene, &mut measured)?);
+    }
+    for path in paths::few().into_iter().filter(|path| wanted(&path.name)) {
+        let mut scene = Scene::small(path.clone())?;
+        let mut measured = Measured::new(path, scene.program(), empty.as_fd())?;
+        measured.see_clients()?;
+        scene.pass(A_TICK);
+        measured.warm_up()?;
+        for _ in 0..rounds {
+            measured.run_in(&scene)?;
+        }
+        rows.push(measured.row(0.0));
+    }
+    Ok(rows)
 }
 
 /// Returns the cost of one move of the start of the frame, in ns: `thrice` makes two moves there and two back more than

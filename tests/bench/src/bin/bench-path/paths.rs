@@ -41,6 +41,7 @@ const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
+const FEW: u32 = 1 << 16;
 
 /// A path through the program.
 #[derive(Clone, Debug)]
@@ -286,6 +287,15 @@ pub(crate) fn known_by_datagrams() -> Path {
 /// Packets of clients that send one every five seconds, see [`crate::paced`].
 pub(crate) fn paced() -> Path {
     known().named("IPv4 TCP dsr, memory, a packet every 5 s, 1M clients").wanted("settled × 1.3")
+}
+
+/// Packets of clients that fit, with their entries, into a second-level cache.
+pub(crate) fn few() -> [Path; 2] {
+    let of_few = |name, path: Path| path.fed(FEW, &[]).named(name);
+    [
+        of_few("IPv4 TCP dsr, memory settled, 64k clients, a small table", to("", MEMORY)),
+        of_few("IPv4 TCP dsr, memory, SYN, 64k clients, a small table", to("", MEMORY).opening_each()).wanted("90"),
+    ]
 }
 
 /// The paths that are measured with real frames, all with a million clients.

@@ -38,7 +38,7 @@ use crate::{
 
 /// The destination of every packet.
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// The number of clients that may be recorded per second: an eighth of the table's size.
+/// The number of clients of one service that may be recorded per second: an eighth of the size of most tables.
 const NEWCOMERS: u32 = 125_000;
 /// The number of passes after which flags are cleared: two that agree, after the one in which a table came.
 const SETTLING_SWEEPS: u32 = 4;
@@ -82,6 +82,8 @@ pub(crate) struct Scene {
     program: OwnedFd,
     /// The ingress interface.
     ifindex: u32,
+    /// The number of clients of one service that may be recorded in one second: an eighth of the table.
+    newcomers: u32,
     /// The time since the start, for the memory.
     elapsed: Duration,
 }
@@ -131,6 +133,14 @@ impl Scene {
         Ok(scene)
     }
 
+    /// A scene with a table of little more than the known clients, which are those of the paths.
+    pub(crate) fn small(known: Path) -> Result<Self> {
+        let mut scenes = [Self::new(&SERVICES[..DATAGRAMS], INTERFACE, NEWCOMERS)?];
+        make_known(&mut scenes, &[vec![known]])?;
+        let [scene] = scenes;
+        Ok(scene)
+    }
+
     /// Opens a connection of each of a million clients.
     fn open_flows(&self) -> Result<()> {
         let flows = paths::flows();
@@ -169,7 +179,7 @@ impl Scene {
             dataplane.set_rules(ServiceId(index as u16), &service.rules(index)?)?;
         }
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program, ifindex, elapsed: AFTER_CLIENTS })
+        Ok(Self { dataplane, program, ifindex, newcomers: clients / 8, elapsed: AFTER_CLIENTS })
     }
 
     /// Assigns every slot to another backend.
@@ -254,16 +264,19 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
         known.iter().map(|known| Opener::new(scene, known)).collect::<Result<Vec<_>>>()
     };
     let mut openers = scenes.iter().zip(known).map(of).collect::<Result<Vec<_>>>()?;
-    let at_once = NEWCOMERS / 2;
-    let clients = known.iter().flatten().map(Path::clients).max().unwrap_or_default();
-    for second in 1..=u64::from(clients.div_ceil(at_once)) {
+    let seconds = |(scene, known): (&Scene, &Vec<Path>)| {
+        known.iter().map(|known| known.clients().div_ceil(scene.newcomers / 2)).max().unwrap_or_default()
+    };
+    let seconds = scenes.iter().zip(known).map(seconds).max().unwrap_or_default();
+    for second in 1..=u64::from(seconds) {
         for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
-            openers.iter_mut().try_for_each(|opener| opener.open(at_once))?;
+            openers.iter_mut().try_for_each(|opener| opener.open(scene.newcomers / 2))?;
             while sweep(&mut scene.dataplane, Duration::from_secs(second)).is_none() {}
         }
         // A second of the kernel's clock: 2^30 ns.
         thread::sleep(Duration::from_millis(1100));
     }
+    let clients = known.iter().flatten().map(Path::clients).max().unwrap_or_default();
     // Another packet, in a later tick, establishes them.
     for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
         while sweep(&mut scene.dataplane, AFTER_CLIENTS / 2).is_none() {}
