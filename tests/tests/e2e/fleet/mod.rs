@@ -13,6 +13,7 @@ mod kubernetes;
 mod many_clients;
 mod members;
 mod modes;
+mod pair;
 mod quic;
 mod verdicts;
 
@@ -60,6 +61,8 @@ struct Plan {
     check: &'static str,
     /// The protocol of the datagrams that `web` also serves.
     datagrams: Option<Protocol>,
+    /// The number of etcd servers to start, of three hosts.
+    engines: usize,
     /// Additional arguments of etcd.
     etcd: Vec<String>,
     /// Additional keys of the service.
@@ -74,6 +77,7 @@ impl Default for Plan {
             lease: "2s",
             check: QUICK_CHECK,
             datagrams: None,
+            engines: ENGINES.len(),
             etcd: Vec::new(),
             service_lines: "",
         }
@@ -108,7 +112,7 @@ impl Fleet {
         let engines: Vec<Namespace> =
             ENGINES.map(|host| topology.add_host(&format!("etcd{host}"), host).unwrap()).into();
         let places: Vec<(&Namespace, IpAddr)> =
-            engines.iter().zip(ENGINES.map(|host| Topology::host_address(Family::V4, host))).collect();
+            engines.iter().zip(ENGINES.map(|host| Topology::host_address(Family::V4, host))).take(plan.engines).collect();
         let mut arguments = plan.etcd.clone();
         arguments.push("--unsafe-no-fsync".to_owned());
         let options = Options { tls: true, arguments };

@@ -113,6 +113,27 @@ fn when_most_members_see_a_backend_down_then_it_is_down() {
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
 
+/// Checks are an hour apart, so what the clients of one member see is all that any member learns.
+#[test]
+fn when_a_server_is_killed_then_the_clients_of_one_member_tell_all_and_no_connection_fails() {
+    for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
+        let check = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
+        let mut fleet = Fleet::planned(Plan { forwarding, check, ..Plan::default() });
+        let before = fleet.one_answer();
+        fleet.route(&[0]);
+        if forwarding == Forwarding::Nat {
+            fleet.backends[1] = None;
+        } else {
+            fleet.topology.switch().ip("link set web2 down").unwrap();
+        }
+        let after = fleet.all_homes();
+        assert_eq!(moved(&before, &after, "web2"), BTreeMap::new(), "{forwarding:?}");
+        assert!(after.iter().flatten().all(|home| home != "web2"), "{forwarding:?}");
+        fleet.wait_for("web2", "down");
+        assert_eq!(fleet.one_answer(), after, "{forwarding:?}");
+    }
+}
+
 #[test]
 fn when_two_of_three_members_cannot_reach_a_backend_then_its_clients_move_once() {
     let fleet = Fleet::new();
