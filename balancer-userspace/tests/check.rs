@@ -200,20 +200,32 @@ fn when_settings_are_doubtful_then_the_file_is_accepted_with_a_warning() {
 #[test]
 fn when_a_list_of_targets_is_named_then_it_is_checked_with_its_lines() {
     let (directory, file) = written("");
-    let list = directory.path().join("targets.json");
-    fs::write(&file, format!("{GOOD}\n[[service.discover]]\nfile = {list:?}\nmin = 2\n")).unwrap();
-    let refused = |text: &str, expected: &str| {
-        fs::write(&list, text).unwrap();
+    let of_json = [
+        "[{\"targets\":\n[\"web1\"]}]",
+        "[{\"targets\": [\"10.0.0.1:80\"]}]",
+        "[{\"targets\": [\"10.0.0.1:80\", \"10.0.0.2:80\"]}]",
+    ];
+    let of_yaml = [
+        "- targets:\n  - web1\n",
+        "- targets: ['10.0.0.1:80']\n",
+        "- targets: [10.0.0.1:80]\n- targets: [10.0.0.2:80]\n",
+    ];
+    for (name, [wrong, few, right]) in [("targets.json", of_json), ("targets.yaml", of_yaml)] {
+        let list = directory.path().join(name);
+        fs::write(&file, format!("{GOOD}\n[[service.discover]]\nfile = {list:?}\nmin = 2\n")).unwrap();
+        let refused = |text: &str, expected: &str| {
+            fs::write(&list, text).unwrap();
+            let output = check(&file);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            let told = stderr(&output);
+            assert!(told.contains(&format!("{}:{expected}", list.display())), "{told}");
+        };
+        refused(wrong, "2: this target is no address of a backend; write \"192.0.2.1:80\"");
+        refused(few, " has 1 target, fewer than min = 2");
+        fs::write(&list, right).unwrap();
         let output = check(&file);
-        assert_eq!(output.status.code(), Some(1), "{text}");
-        let told = stderr(&output);
-        assert!(told.contains(&format!("{}:{expected}", list.display())), "{told}");
-    };
-    refused("[{\"targets\":\n[\"web1\"]}]", "2: this target is no address of a backend; write \"192.0.2.1:80\"");
-    refused("[{\"targets\": [\"10.0.0.1:80\"]}]", " has 1 target, fewer than min = 2");
-    fs::write(&list, "[{\"targets\": [\"10.0.0.1:80\", \"10.0.0.2:80\"]}]").unwrap();
-    let output = check(&file);
-    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("ok: 1 service, 0 backends, 2 targets"), "{said}");
+        assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("ok: 1 service, 0 backends, 2 targets"), "{said}");
+    }
 }

@@ -32,6 +32,7 @@ pub mod snat;
 pub mod states;
 pub mod table_size;
 mod target;
+mod target_list;
 pub mod validate;
 pub mod value;
 mod vip;

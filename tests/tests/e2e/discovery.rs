@@ -62,6 +62,35 @@ fn target(address: &str, number: u16) -> Value {
 }
 
 #[test]
+fn when_a_list_is_yaml_then_its_targets_serve_and_a_wrong_line_changes_nothing() {
+    let lists = tempfile::tempdir().unwrap();
+    let file: PathBuf = lists.path().join("targets.yml");
+    let mut list = String::new();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, topology| {
+        settings.backends.clear();
+        (settings.remember, settings.on_exit) = ("10m", "keep");
+        settings.service_lines = format!("discover = [{{ file = \"{}\" }}]", file.display());
+        for number in 1..=3 {
+            let address = topology.backend_address(Family::V4, number - 1);
+            list += &format!("- targets: [{address}:8080]\n  labels: {{name: web{number}, weight: {number}00}}\n");
+        }
+        fs::write(&file, &list)?;
+        Ok(())
+    })
+    .unwrap();
+    let first = homes(&site);
+    let weights = |site: &Site| web(site).backends.iter().map(|backend| backend.weight).collect::<Vec<_>>();
+    assert_eq!(weights(&site), [100, 200, 300]);
+    replace(&file, &list.replace("name: web2", "name: web 2"));
+    wait_until("the line is told", || reasons(&site).contains("targets.yml:4: this label name is no name"));
+    assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
+    replace(&file, &list.replace("weight: 300", "weight: 250"));
+    wait_until("the weight is taken", || weights(&site) == [100, 200, 250]);
+    site.restart(|_| {}).unwrap();
+    assert_eq!((weights(&site), homes(&site)), (vec![100, 200, 250], first));
+}
+
+#[test]
 fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_wrong_list_changes_nothing() {
     let lists = tempfile::tempdir().unwrap();
     let file: PathBuf = lists.path().join("targets.json");

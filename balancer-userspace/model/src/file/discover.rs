@@ -14,9 +14,10 @@ use super::{
 };
 use crate::{
     config::{Config, forwarding_word},
-    discover::{self, DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
+    discover::{DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
     dns::{self, DnsSource, Records},
     listeners::{Family, Listener},
+    target_list::{self, Format},
     value,
 };
 
@@ -144,7 +145,7 @@ fn share(text: &str) -> Result<Floor, String> {
 pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, deny::LARGEST).map_err(|text| finding(None, text))?;
-    discover::parse(&text).map_err(|(line, text)| finding(line, text))
+    target_list::parse(&text, Format::of(path)).map_err(|(line, text)| finding(line, text))
 }
 
 /// Reads the files named in a configuration, and returns their total number of targets. It does not query DNS, because

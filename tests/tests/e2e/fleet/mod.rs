@@ -111,8 +111,11 @@ impl Fleet {
         }
         let engines: Vec<Namespace> =
             ENGINES.map(|host| topology.add_host(&format!("etcd{host}"), host).unwrap()).into();
-        let places: Vec<(&Namespace, IpAddr)> =
-            engines.iter().zip(ENGINES.map(|host| Topology::host_address(Family::V4, host))).take(plan.engines).collect();
+        let places: Vec<(&Namespace, IpAddr)> = engines
+            .iter()
+            .zip(ENGINES.map(|host| Topology::host_address(Family::V4, host)))
+            .take(plan.engines)
+            .collect();
         let mut arguments = plan.etcd.clone();
         arguments.push("--unsafe-no-fsync".to_owned());
         let options = Options { tls: true, arguments };
