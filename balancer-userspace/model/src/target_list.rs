@@ -86,9 +86,10 @@ fn of_json(error: &serde_json::Error) -> (Option<usize>, String) {
 /// Only this module's own messages are certain not to quote the input.
 fn of_yaml(error: &serde_saphyr::Error) -> (Option<usize>, String) {
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).filter(|line| *line > 0);
-    let own = match error.without_snippet() {
-        serde_saphyr::Error::Message { msg, .. } => OWN.into_iter().find(|own| *own == msg),
-        _ => None,
+    let own = if let serde_saphyr::Error::Message { msg, .. } = error.without_snippet() {
+        OWN.into_iter().find(|own| own == msg)
+    } else {
+        None
     };
     (line, own.unwrap_or(YAML_FORM).to_owned())
 }
