@@ -19,11 +19,12 @@ pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
 /// A numeric address with an optional port.
 pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
     let (host, port) = split(text);
-    let port = match port {
-        None => None,
-        Some(port) => Some(port.parse().ok()?),
-    };
-    Some((host.parse().ok()?, port))
+    Some((host.parse().ok()?, port.map(number).transpose().ok()?))
+}
+
+/// The number of a port. `+1000`, which Rust would parse, is none: in HAProxy it is relative to the client's.
+pub(crate) fn number(port: &str) -> Result<u16, ()> {
+    if port.starts_with('+') { Err(()) } else { port.parse().map_err(drop) }
 }
 
 /// The prefix lengths (IPv4, IPv6) of a client for a mask in dotted notation or an IPv6 length.
@@ -53,7 +54,7 @@ pub(crate) fn refusal(text: &str) -> &'static str {
     } else if text.contains('$') {
         "its address is in a variable; write the address"
     } else {
-        "a backend has a numeric address; write it, or follow the name with `dns_a` in a `[[service.discover]]`"
+        "names are not converted; add a `[[service.backend]]` with the name as `address`, which follows it"
     }
 }
 
@@ -96,6 +97,7 @@ mod tests {
             ("web.example:80", None),
             ("10.0.0.1:$port", None),
             ("10.0.0.1:", None),
+            ("10.0.0.1:+1000", None),
         ];
         for (text, expected) in cases {
             assert_eq!(numeric(text).map(|(host, port)| shown(host, port)).as_deref(), expected, "{text}");

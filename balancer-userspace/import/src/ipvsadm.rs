@@ -149,7 +149,8 @@ pub(crate) const PERSISTENCE_ENGINE: &str =
 pub(crate) const SCTP: &str = "TCP and UDP are steered; keep IPVS for SCTP";
 pub(crate) const MARK: &str =
     "marks of the firewall are not read; write what its rule selects as `listen` of the service below";
-pub(crate) const LIMIT: &str = "connections are not counted; set the limit in the server itself";
+pub(crate) const LIMIT: &str =
+    "limit a backend's clients by `max_clients`, or with `snat` its connections by `max_connections`";
 
 /// A name for a service, from its address.
 pub(crate) fn service_name(address: IpAddr, port: u16, udp: bool) -> String {

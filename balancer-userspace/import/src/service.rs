@@ -88,6 +88,25 @@ pub(crate) struct Backend {
     pub(crate) check: Option<Check>,
 }
 
+/// Backends that DNS names.
+#[derive(Clone, Debug)]
+pub(crate) struct Discover {
+    pub(crate) place: Place,
+    /// The name of the servers in the converted configuration.
+    pub(crate) name: String,
+    pub(crate) records: Records,
+    /// `None`: no check.
+    pub(crate) check: Option<Check>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// SRV records of this name.
+    Services(String),
+    /// Addresses of this name; without a port, the listener's.
+    Addresses(String, Option<u16>),
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     pub(crate) place: Place,
@@ -102,6 +121,7 @@ pub(crate) struct Service {
     /// A comment on the service's check.
     pub(crate) about_check: Option<&'static str>,
     pub(crate) backends: Vec<Backend>,
+    pub(crate) discover: Vec<Discover>,
 }
 
 impl Service {
@@ -116,11 +136,25 @@ impl Service {
             start_down: false,
             about_check: None,
             backends: Vec::new(),
+            discover: Vec::new(),
         }
     }
 
     /// The default check of the service's backends.
     pub(crate) fn check(&self) -> Option<&Check> {
-        self.backends.iter().find_map(|backend| backend.check.as_ref())
+        let of_backends = self.backends.iter().map(|backend| &backend.check);
+        of_backends.chain(self.discover.iter().map(|list| &list.check)).find_map(Option::as_ref)
+    }
+
+    /// All checks, each with its line and the name of its servers.
+    pub(crate) fn checks_mut(&mut self) -> impl Iterator<Item = (&Place, &str, &mut Check)> {
+        let of_backends = self.backends.iter_mut().map(|one| (&one.place, &*one.name, &mut one.check));
+        let of_lists = self.discover.iter_mut().map(|one| (&one.place, &*one.name, &mut one.check));
+        of_backends.chain(of_lists).filter_map(|(place, name, check)| Some((place, name, check.as_mut()?)))
+    }
+
+    /// Whether nothing names a server.
+    pub(crate) fn has_no_server(&self) -> bool {
+        self.backends.is_empty() && self.discover.is_empty()
     }
 }

@@ -81,7 +81,7 @@ impl Conversion {
         service.name = taken.names.unique(&service.name);
         self.keep_fitting_backends(&mut service);
         self.keep_free_backends(&mut service, &mut taken.replies);
-        if service.backends.is_empty() {
+        if service.has_no_server() {
             self.needs_you(&service.place, service.name.clone(), "none of its servers could be converted; add them");
             self.waiting.push(service);
         } else if self.is_accepted(&mut service) {
@@ -113,7 +113,7 @@ impl Conversion {
     fn is_accepted(&mut self, service: &mut Service) -> bool {
         let Err(why) = verdict(&writer::alone(service)) else { return true };
         let is_checked = service.check().is_some();
-        for check in service.backends.iter_mut().filter_map(|backend| backend.check.as_mut()) {
+        for (_, _, check) in service.checks_mut() {
             check.kind = CheckKind::Tcp;
         }
         let accepted = verdict(&writer::alone(service)).is_ok();

@@ -7,7 +7,7 @@ use balancer_model::file::check::without_port;
 use crate::{
     address::shown,
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Forwarding, Http, Listener, Service, Tls},
+    service::{Backend, Check, CheckKind, Forwarding, Http, Listener, Records, Service, Tls},
 };
 
 const NAT: &str = "\
@@ -165,6 +165,24 @@ fn service(text: &mut String, service: &Service) {
         };
         let own: Vec<_> = own.into_iter().map(|(key, value)| format!("{key} = {value}")).collect();
         let _ = writeln!(text, "  check = {{ {} }}", own.join(", "));
+    }
+    for list in &service.discover {
+        discover(text, &list.records);
+    }
+}
+
+fn discover(text: &mut String, records: &Records) {
+    text.push_str("\n  [[service.discover]]\n");
+    match records {
+        Records::Services(name) => {
+            let _ = writeln!(text, "  dns = {}", quoted(name));
+        }
+        Records::Addresses(name, port) => {
+            let _ = writeln!(text, "  dns_a = {}", quoted(name));
+            if let Some(port) = port {
+                let _ = writeln!(text, "  port = {port}");
+            }
+        }
     }
 }
 

@@ -44,7 +44,10 @@ pub(super) fn fill<'a>(
             "server" | "server-template" => {
                 let mut options = default.clone();
                 options.read(conversion, line, if line.word(0) == "server" { 3 } else { 4 });
-                service.backends.extend(options.backends(conversion, line));
+                match options.discover(conversion, line) {
+                    Some(list) => service.discover.push(list),
+                    None => service.backends.extend(options.backends(conversion, line)),
+                }
             }
             "option" if line.word(1) == "httpchk" => httpchk(http.get_or_insert_default(), line),
             "no" if line.word(1) == "option" && line.word(2) == "httpchk" => http = None,
@@ -67,8 +70,7 @@ pub(super) fn fill<'a>(
     if !all_backups {
         one_backup(conversion, service);
     }
-    for backend in &mut service.backends {
-        let Some(check) = &mut backend.check else { continue };
+    for (place, name, check) in service.checks_mut() {
         check.timeout_ms = timeout;
         let (tls, http2) = match &check.kind {
             CheckKind::Http(http) => (http.tls.clone(), http.http2),
@@ -80,7 +82,7 @@ pub(super) fn fill<'a>(
                 if tls.is_some() {
                     let why =
                         "a check of type `https` asks for a page; without one, only whether the port opens is checked";
-                    conversion.needs_you(&backend.place, format!("server {} check over TLS", backend.name), why);
+                    conversion.needs_you(place, format!("server {name} check over TLS"), why);
                 }
                 CheckKind::Tcp
             }
@@ -100,7 +102,7 @@ fn balance(conversion: &mut Conversion, service: &mut Service, line: &Line) {
         "leastconn" | "first" | "random" => conversion.needs_you(
             &line.place,
             line.text(),
-            "clients are assigned by a hash and remembered, connections are not counted; give weights, and watch `balancer stats`",
+            "clients are assigned by a hash and remembered; give weights, or have `bounded_load` keep new clients from a busy server",
         ),
         _ => conversion.needs_you(&line.place, line.text(), format!("it chooses the server by the request; {BEHIND}")),
     }

@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 
+use balancer_model::dns::host_name;
+
 use super::parse::Line;
 use crate::{
-    address::{numeric, refusal, split},
+    address::{number, numeric, refusal, split},
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Http, Tls},
+    service::{Backend, Check, CheckKind, Discover, Http, Records, Tls},
 };
 
 /// Options that `default-server` sets and a `server` can change.
@@ -61,7 +63,7 @@ impl Options {
             match word {
                 "weight" | "inter" | "fastinter" | "fall" | "rise" | "port" => {
                     let value = value();
-                    if self.number(word, value).is_none() {
+                    if self.read_number(word, value).is_none() {
                         let why = "this is no value that it can have; write a number, or a time";
                         conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
                     }
@@ -98,7 +100,7 @@ impl Options {
         true
     }
 
-    fn number(&mut self, word: &str, value: &str) -> Option<()> {
+    fn read_number(&mut self, word: &str, value: &str) -> Option<()> {
         match word {
             "weight" => self.weight = Some(value.parse().ok()?),
             "inter" => self.check.interval_ms = Some(time(value)?),
@@ -159,13 +161,17 @@ impl Options {
         }
     }
 
-    fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
+    fn check(&self) -> Option<Check> {
         let mut check = self.check.clone();
         let tls = self.check_tls();
         let http2 = self.speaks_http2(tls.is_some()).then_some(true);
         if tls.is_some() || http2.is_some() {
             check.kind = CheckKind::Http(Http { tls, http2, ..Http::default() });
         }
+        self.is_checked.then_some(check)
+    }
+
+    fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
         Backend {
             place: line.place.clone(),
             name: name.to_owned(),
@@ -174,8 +180,33 @@ impl Options {
             weight: self.weight,
             backup: self.backup,
             disabled: self.disabled,
-            check: self.is_checked.then_some(check),
+            check: self.check(),
         }
+    }
+
+    /// The list of a `server-template` with a name of DNS.
+    pub(super) fn discover(&self, conversion: &mut Conversion, line: &Line) -> Option<Discover> {
+        let text = line.word(3);
+        let is_name = line.word(0) == "server-template" && numeric(bare(text)).is_none();
+        let (host, port) = split(bare(text));
+        let host = host_name(host).ok().filter(|_| is_name)?;
+        let port = port.map(number).transpose().ok()?;
+        let label = format!("server-template {}", line.word(1));
+        let family = ["ipv4@", "ipv6@"].into_iter().find(|family| text.starts_with(family));
+        let ignored = [
+            (self.weight.is_some(), "weight", "a name's servers have the weights of its SRV records, otherwise 100"),
+            (self.backup, "backup", "a name's servers are backups by the priority of its SRV records"),
+            (self.disabled, "disabled", "all servers of the name would serve; remove the `[[service.discover]]`"),
+            (family.is_some(), family.unwrap_or_default(), "write `family` in the `[[service.discover]]`"),
+        ];
+        for (is_set, what, why) in ignored {
+            if is_set {
+                conversion.needs_you(&line.place, format!("{label} {what}"), why);
+            }
+        }
+        // HAProxy asks for SRV records of such names, too.
+        let records = if host.starts_with('_') { Records::Services(host) } else { Records::Addresses(host, port) };
+        Some(Discover { place: line.place.clone(), name: line.word(1).to_owned(), records, check: self.check() })
     }
 
     /// The backends of a `server` or `server-template`.
@@ -188,7 +219,7 @@ impl Options {
             conversion.not_needed(&line.place, format!("{} {}", line.word(0), line.word(1)), why);
         }
         let text = line.word(if template { 3 } else { 2 });
-        let bare = text.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
+        let bare = bare(text);
         // `:+1000` is relative to the client's port.
         let Some((address, port)) = numeric(bare) else {
             let names = if template { format!(" for each of {}{}", line.word(1), line.word(2)) } else { String::new() };
@@ -221,6 +252,10 @@ impl Options {
     }
 }
 
+fn bare(address: &str) -> &str {
+    address.trim_start_matches("ipv4@").trim_start_matches("ipv6@")
+}
+
 fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, mut value: impl FnMut() -> &'a str) {
     let (with_value, why) = match word {
         "cookie" => (
@@ -232,9 +267,10 @@ fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, 
             "nothing is added to or encrypted in connections here; let clients and backends do without it, or keep HAProxy as the backend",
         ),
         "slowstart" => (true, "it is a key of the service here; write `slow_start`"),
-        "maxconn" | "minconn" | "maxqueue" => {
-            (true, "connections are not counted or queued; set the limit in the server itself")
-        }
+        "maxconn" | "minconn" | "maxqueue" => (
+            true,
+            "nothing is queued; limit a backend's clients by `max_clients`, or with `snat` its connections by `max_connections`",
+        ),
         "agent-check" => (
             false,
             "agents are keys of the service here; write `agent = { port = …, interval = \"…\" }`, with the values of `agent-port` and `agent-inter`",
@@ -243,11 +279,14 @@ fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, 
         "verifyhost" => {
             (true, "the certificate must be for the name in `sni` of the check, or in `host`; write it there")
         }
-        "source" | "resolvers" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track"
-        | "agent-port" | "agent-inter" | "agent-addr" | "agent-send" | "id" | "init-addr" | "resolve-prefer"
-        | "error-limit" | "redir" | "pool-max-conn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc"
-        | "pool-purge-delay" | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "socks4"
-        | "ws" | "log-proto" | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
+        "resolvers" => {
+            (true, "the servers of /etc/resolv.conf are asked; name others as `servers` of the `[[service.discover]]`")
+        }
+        "source" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track" | "agent-port"
+        | "agent-inter" | "agent-addr" | "agent-send" | "id" | "init-addr" | "resolve-prefer" | "error-limit"
+        | "redir" | "pool-max-conn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay"
+        | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "socks4" | "ws" | "log-proto"
+        | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
             (!word.starts_with("force-"), "it has no counterpart; look whether it matters")
         }
         _ => (false, "it has no counterpart; look whether it matters"),

@@ -3,6 +3,7 @@
 use super::other::{BEHIND, other};
 use crate::{
     address::{as_name, numeric, refusal},
+    ipvsadm::LIMIT,
     notes::Conversion,
     service::{Backend, Check, Service},
     tree::Directive,
@@ -25,7 +26,7 @@ pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream:
                 "this balancer hashes the client's address alone; keep nginx as the backend where another key decides",
             ),
             "least_conn" | "random" | "least_time" => tell(
-                "clients are assigned by a hash and remembered, connections are not counted; give weights, and watch `balancer stats`",
+                "clients are assigned by a hash and remembered; give weights, or have `bounded_load` keep new clients from a busy server",
             ),
             "zone" | "keepalive" | "keepalive_timeout" | "keepalive_requests" | "keepalive_time" => {
                 conversion.not_needed(&each.place, each.text(), OWN);
@@ -76,7 +77,7 @@ fn server_option(conversion: &mut Conversion, directive: &Directive, option: &st
             let why = "checks of its own find out when a backend is back; nothing to do";
             conversion.not_needed(&directive.place, about(), why);
         }
-        ("max_conns", _) => tell("connections are not counted; set the limit in the server itself"),
+        ("max_conns", _) => tell(LIMIT),
         ("slow_start", _) => tell("it is a key of the service here; write `slow_start`"),
         ("resolve" | "service", _) => {
             tell("follow the name with `dns_a` in a `[[service.discover]]`, or its SRV records with `dns`")

@@ -95,6 +95,51 @@ fn when_a_file_of_haproxy_is_converted_then_its_options_stand_in_the_result() {
 }
 
 #[test]
+fn when_a_template_of_haproxy_has_a_name_then_the_service_follows_that_name() {
+    let of = |bind: &str, template: &str| {
+        let text = format!("listen web\n bind {bind}\n default-server inter 3s\n server-template a 1-9 {template}\n");
+        let conversion = converted(Dialect::Haproxy, &text);
+        (checked(&conversion), conversion.need_you())
+    };
+    let v4 = "198.51.100.10:80";
+    for (bind, template, wanted) in [
+        (v4, "_http._tcp.Web.internal check", &["interval = \"3s\"", "dns = \"_http._tcp.web.internal\"\n"][..]),
+        (v4, "web.internal:8080", &["type = \"none\"", "dns_a = \"web.internal\"\n  port = 8080\n"]),
+        (v4, "web.internal check port 81", &["port = 81\n\n  [[service.discover]]\n  dns_a = \"web.internal\"\n"]),
+        (v4, "web.internal:443 check check-ssl verify none", &["dns_a", "a check of type `https` asks for a page"]),
+        (v4, "ipv4@web.internal:80 backup disabled", &["dns_a", "a backup", "remove the `[[", "write `family` in"]),
+        (v4, "web.internal:80 resolvers own", &["dns_a", "name others as `servers`"]),
+        ("[2001:db8::10]:80", "ipv6@web.internal:80", &["dns_a = \"web.internal\"", "write `family` in"]),
+    ] {
+        let (text, need_you) = of(bind, template);
+        assert_has(&text, wanted);
+        assert_eq!(need_you > 0, text.contains("# not converted"), "{text}");
+    }
+    for (template, wanted) in [
+        ("web.internal:+1000", "a port relative to the client's"),
+        ("web.internal:http", "names are not converted"),
+        ("\"$WEB\":80", "its address is in a variable"),
+        ("web..internal:80", "names are not converted"),
+    ] {
+        let (text, _) = of(v4, template);
+        assert_has(&text, &[wanted, "none of its servers could be converted"]);
+        assert!(!text.contains("dns_a = "), "{text}");
+    }
+    let text =
+        format!("listen web\n bind {v4}\n server a 10.0.0.1:80 check weight 7\n server-template b 3 b.internal:80\n");
+    let conversion = converted(Dialect::Haproxy, &text);
+    assert_eq!(conversion.summary(), "1 service, 1 backend; 0 directives need you");
+    assert_has(&checked(&conversion), &["weight = 7\n", "type = \"tcp\"", "dns_a = \"b.internal\"\n  port = 80\n"]);
+}
+
+#[test]
+fn when_a_template_cannot_serve_both_families_then_it_is_said() {
+    let text = "listen web\n bind 198.51.100.10:80\n bind [2001:db8::10]:80\n server-template a 9 web.internal:80\n";
+    let conversion = converted(Dialect::Haproxy, text);
+    assert_has(&conversion.toml(), &["dns_a does not say which IPv4 and IPv6 addresses are one backend"]);
+}
+
+#[test]
 fn when_rules_of_ipvs_are_converted_then_methods_and_persistence_stand_in_the_result() {
     let conversion = converted(Dialect::Ipvsadm, IPVSADM);
     assert_eq!(conversion.summary(), "2 services, 3 backends; 0 directives need you");
