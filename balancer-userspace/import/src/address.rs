@@ -2,6 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use balancer_model::dns::host_name;
+
+use crate::service::Host;
+
 /// Splits `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address into host and port.
 pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
     if let Some((host, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
@@ -14,6 +18,17 @@ pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
         Some((host, port)) => (host, Some(port)),
         None => (text, None),
     }
+}
+
+/// A host, by its address or by its name of DNS, with an optional port.
+pub(crate) fn host(text: &str) -> Option<(Host, Option<u16>)> {
+    if let Some((address, port)) = numeric(text) {
+        return Some((Host::At(address), port));
+    }
+    let (name, port) = split(text);
+    // A name of one part is one of /etc/hosts or of a search domain, and both are not looked at.
+    let name = host_name(name).ok().filter(|name| name.contains('.'))?;
+    Some((Host::Named(name), port.map(number).transpose().ok()?))
 }
 
 /// A numeric address with an optional port.
@@ -54,7 +69,7 @@ pub(crate) fn refusal(text: &str) -> &'static str {
     } else if text.contains('$') {
         "its address is in a variable; write the address"
     } else {
-        "names are not converted; add a `[[service.backend]]` with the name as `address`, which follows it"
+        "this is no address or whole name of DNS such as `web.internal`, with the number of a port; write one"
     }
 }
 

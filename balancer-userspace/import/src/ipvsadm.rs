@@ -7,7 +7,7 @@ use crate::{
     error::NotUnderstood,
     notes::Conversion,
     place::{Place, named},
-    service::{Backend, Check, Forwarding, Listener, Service},
+    service::{Backend, Check, Forwarding, Host, Listener, Service},
 };
 
 const ADDED: &str = "IPVS checks nothing, so this check is an addition; type = \"none\" switches it off";
@@ -219,7 +219,7 @@ fn add_server(conversion: &mut Conversion, place: &Place, words: &[&str], servic
     service.backends.push(Backend {
         place: place.clone(),
         name: as_name(&shown(address, port)),
-        address,
+        host: Host::At(address),
         port,
         weight: server.weight,
         backup: false,

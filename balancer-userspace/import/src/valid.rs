@@ -9,7 +9,6 @@ use std::{
 use balancer_model::{file, value};
 
 use crate::{
-    address,
     error::NotUnderstood,
     notes::Conversion,
     service::{CheckKind, Forwarding, Listener, Service},
@@ -92,7 +91,7 @@ impl Conversion {
     /// Keeps a service that lacks its address, if its other parts are valid.
     fn keep_waiting(&mut self, mut service: Service, lacking: &[Listener], taken: &mut Taken) {
         // A backend's address of the other family belongs to the listener of that family.
-        let family = service.backends.first().is_none_or(|backend| backend.address.is_ipv4());
+        let family = service.backends.iter().find_map(|backend| backend.host.address()).is_none_or(|one| one.is_ipv4());
         let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.tunnels();
         let Some(first) = lacking.iter().find(fits).or(lacking.first()) else { return };
         let [v4, v6] = STAND_IN;
@@ -124,8 +123,8 @@ impl Conversion {
 
     /// Keeps the listeners that fit the backends: a backend has one address, and with its own port only one listener.
     fn keep_fitting_listeners(&mut self, service: &mut Service) {
-        let Some(first) = service.backends.first() else { return };
-        let is_v4 = first.address.is_ipv4();
+        let Some(first) = service.backends.iter().find_map(|backend| backend.host.address()) else { return };
+        let is_v4 = first.is_ipv4();
         let have_ports = service.backends.iter().any(|backend| backend.port.is_some());
         let place = service.place.clone();
         for listener in std::mem::take(&mut service.listeners) {
@@ -149,8 +148,12 @@ impl Conversion {
             return;
         }
         for backend in std::mem::take(&mut service.backends) {
+            let Some(address) = backend.host.address() else {
+                service.backends.push(backend);
+                continue;
+            };
             let from = |listener: &Listener| Listener {
-                address: backend.address,
+                address,
                 first: backend.port.unwrap_or(listener.first),
                 last: backend.port.unwrap_or(listener.last),
                 udp: listener.udp,
@@ -199,19 +202,12 @@ impl Conversion {
         let port = first.filter(|_| ports.all(|port| port == first));
         let several = service.listeners.len() > 1;
         for mut backend in std::mem::take(&mut service.backends) {
-            let directive = format!("{} {}", backend.name, address::shown(backend.address, backend.port));
+            let directive = format!("{} {}", backend.name, backend.host.shown(backend.port));
             let mut refuse = |why: &str| self.needs_you(&backend.place, directive.as_str(), why);
-            let families = service.listeners.iter().all(|one| one.address.is_ipv4() == backend.address.is_ipv4());
-            if service.listeners.iter().any(|listener| listener.address == backend.address) {
-                refuse("a backend cannot have the service's own address; give the server another one");
-                continue;
-            }
-            if let Err(why) = value::address(&backend.address.to_string()) {
+            if let Some(address) = backend.host.address()
+                && let Err(why) = fits(address, service)
+            {
                 refuse(&why);
-                continue;
-            }
-            if !families && !service.forwarding.tunnels() {
-                refuse("it is of another address family than the service; give it an address of that family");
                 continue;
             }
             if backend.port == Some(0) {
@@ -232,6 +228,19 @@ impl Conversion {
             service.backends.push(backend);
         }
     }
+}
+
+/// Whether a backend of the service can have this address; the error says why not.
+fn fits(address: IpAddr, service: &Service) -> Result<(), String> {
+    if service.listeners.iter().any(|listener| listener.address == address) {
+        return Err("a backend cannot have the service's own address; give the server another one".to_owned());
+    }
+    value::address(&address.to_string())?;
+    let is_other = service.listeners.iter().any(|one| one.address.is_ipv4() != address.is_ipv4());
+    if is_other && !service.forwarding.tunnels() {
+        return Err("it is of another address family than the service; give it an address of that family".to_owned());
+    }
+    Ok(())
 }
 
 /// Removes the listeners without an address from a service.

@@ -33,7 +33,7 @@ fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: 
     if let (CheckKind::Http(own), Some(CheckKind::Http(common))) = (&mut whole.kind, common.map(|common| &common.kind))
     {
         if common.host.is_some() {
-            own.host.get_or_insert_with(|| shown(backend.address, backend.port));
+            own.host.get_or_insert_with(|| backend.host.shown(backend.port));
         }
         if common.body_regex.is_some() {
             own.body_regex.get_or_insert_default();
@@ -45,7 +45,7 @@ fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: 
             own.http2.get_or_insert(false);
         }
         if let (Some(tls), Some(of_common)) = (&mut own.tls, &common.tls) {
-            differing_tls(tls, of_common, own.host.as_deref(), &backend.address.to_string());
+            differing_tls(tls, of_common, own.host.as_deref(), &backend.host.shown(None));
         }
     }
     whole
@@ -256,7 +256,7 @@ fn keys(check: &Check) -> Vec<(&'static str, String)> {
 
 fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bool) {
     let _ = writeln!(text, "\n  [[service.backend]]\n  name = {}", quoted(&backend.name));
-    let _ = writeln!(text, "  address = {}", quoted(&shown(backend.address, backend.port)));
+    let _ = writeln!(text, "  address = {}", quoted(&backend.host.shown(backend.port)));
     if backend.disabled {
         let _ = writeln!(
             text,

@@ -1,14 +1,10 @@
 //! Reads `server`, `server-template` and `default-server`.
 
-use std::net::IpAddr;
-
-use balancer_model::dns::host_name;
-
 use super::parse::Line;
 use crate::{
-    address::{number, numeric, refusal, split},
+    address::{host, refusal, split},
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Discover, Http, Records, Tls},
+    service::{Backend, Check, CheckKind, Discover, Host, Http, Records, Tls},
 };
 
 /// Options that `default-server` sets and a `server` can change.
@@ -171,11 +167,11 @@ impl Options {
         self.is_checked.then_some(check)
     }
 
-    fn backend(&self, line: &Line, name: &str, address: IpAddr, port: Option<u16>) -> Backend {
+    fn backend(&self, line: &Line, name: &str, host: Host, port: Option<u16>) -> Backend {
         Backend {
             place: line.place.clone(),
             name: name.to_owned(),
-            address,
+            host,
             port,
             weight: self.weight,
             backup: self.backup,
@@ -187,10 +183,10 @@ impl Options {
     /// The list of a `server-template` with a name of DNS.
     pub(super) fn discover(&self, conversion: &mut Conversion, line: &Line) -> Option<Discover> {
         let text = line.word(3);
-        let is_name = line.word(0) == "server-template" && numeric(bare(text)).is_none();
-        let (host, port) = split(bare(text));
-        let host = host_name(host).ok().filter(|_| is_name)?;
-        let port = port.map(number).transpose().ok()?;
+        let (host, port) = match host(bare(text))? {
+            (Host::Named(name), port) if line.word(0) == "server-template" => (name, port),
+            _ => return None,
+        };
         let label = format!("server-template {}", line.word(1));
         let family = ["ipv4@", "ipv6@"].into_iter().find(|family| text.starts_with(family));
         let ignored = [
@@ -221,7 +217,7 @@ impl Options {
         let text = line.word(if template { 3 } else { 2 });
         let bare = bare(text);
         // `:+1000` is relative to the client's port.
-        let Some((address, port)) = numeric(bare) else {
+        let Some((host, port)) = host(bare) else {
             let names = if template { format!(" for each of {}{}", line.word(1), line.word(2)) } else { String::new() };
             let why = if split(bare).1.is_some_and(|port| port.starts_with(['+', '-'])) {
                 "a port relative to the client's is not known here; use `ports`"
@@ -232,13 +228,13 @@ impl Options {
             return Vec::new();
         };
         if !template {
-            return vec![self.backend(line, line.word(1), address, port)];
+            return vec![self.backend(line, line.word(1), host, port)];
         }
         let (first, last) = line.word(2).split_once('-').unwrap_or(("1", line.word(2)));
         match (first.parse::<usize>(), last.parse::<usize>()) {
             (Ok(first), Ok(last)) if first <= last && conversion.has_room_for(last - first) => {
                 let name = |number| format!("{}{number}", line.word(1));
-                (first..=last).map(|number| self.backend(line, &name(number), address, port)).collect()
+                (first..=last).map(|number| self.backend(line, &name(number), host.clone(), port)).collect()
             }
             _ => {
                 conversion.needs_you(

@@ -6,7 +6,7 @@ use crate::{
     ipvsadm::{GUE_PORT, LIMIT},
     notes::Conversion,
     place::Place,
-    service::{Backend, Forwarding},
+    service::{Backend, Forwarding, Host},
     tree::Directive,
 };
 
@@ -46,7 +46,16 @@ fn backend(conversion: &mut Conversion, directive: &Directive) -> Option<Backend
     let port = port.filter(|port| *port != 0);
     let place = directive.place.clone();
     let name = as_name(&shown(address, port));
-    Some(Backend { place, name, address, port, weight: None, backup: false, disabled: false, check: None })
+    Some(Backend {
+        place,
+        name,
+        host: Host::At(address),
+        port,
+        weight: None,
+        backup: false,
+        disabled: false,
+        check: None,
+    })
 }
 
 /// The server that takes over when all others are down.

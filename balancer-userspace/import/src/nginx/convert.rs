@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Include,
-    address::{numeric, refusal, split},
+    address::{host, refusal, split},
     error::NotUnderstood,
     notes::Conversion,
     place::named,
@@ -196,14 +196,14 @@ fn server<'a>(
 /// The backend for a `proxy_pass` without an upstream.
 fn single(conversion: &mut Conversion, pass: &Directive, target: &str, stream: bool, udp: bool) -> Option<Backend> {
     let port = (split(target).1.is_none() && !stream).then_some(80);
-    let Some((address, own)) = numeric(target) else {
+    let Some((host, own)) = host(target) else {
         conversion.needs_you(&pass.place, pass.text(), refusal(target));
         return None;
     };
     Some(Backend {
         place: pass.place.clone(),
         name: format!("server-{}", pass.place.line),
-        address,
+        host,
         port: own.or(port),
         weight: None,
         backup: false,

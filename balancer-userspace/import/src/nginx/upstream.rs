@@ -2,7 +2,7 @@
 
 use super::other::{BEHIND, other};
 use crate::{
-    address::{as_name, numeric, refusal},
+    address::{as_name, host, refusal},
     ipvsadm::LIMIT,
     notes::Conversion,
     service::{Backend, Check, Service},
@@ -38,14 +38,14 @@ pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream:
 
 fn server(conversion: &mut Conversion, directive: &Directive, stream: bool, udp: bool) -> Option<Backend> {
     let text = directive.argument();
-    let Some((address, port)) = numeric(text) else {
+    let Some((host, port)) = host(text) else {
         conversion.needs_you(&directive.place, directive.text(), refusal(text));
         return None;
     };
     let mut backend = Backend {
         place: directive.place.clone(),
         name: as_name(text),
-        address,
+        host,
         port: port.or((!stream).then_some(80)),
         weight: None,
         backup: false,
@@ -79,9 +79,10 @@ fn server_option(conversion: &mut Conversion, directive: &Directive, option: &st
         }
         ("max_conns", _) => tell(LIMIT),
         ("slow_start", _) => tell("it is a key of the service here; write `slow_start`"),
-        ("resolve" | "service", _) => {
-            tell("follow the name with `dns_a` in a `[[service.discover]]`, or its SRV records with `dns`")
+        ("resolve", _) => {
+            conversion.not_needed(&directive.place, about(), "a backend's name is followed; nothing to do")
         }
+        ("service", _) => tell("follow the name's SRV records with `dns` in a `[[service.discover]]`"),
         ("route", _) => tell(BEHIND),
         _ => tell("this parameter is not known; look whether it matters"),
     }

@@ -117,9 +117,9 @@ fn when_a_template_of_haproxy_has_a_name_then_the_service_follows_that_name() {
     }
     for (template, wanted) in [
         ("web.internal:+1000", "a port relative to the client's"),
-        ("web.internal:http", "names are not converted"),
+        ("web.internal:http", "this is no address or whole name of DNS"),
         ("\"$WEB\":80", "its address is in a variable"),
-        ("web..internal:80", "names are not converted"),
+        ("web..internal:80", "this is no address or whole name of DNS"),
     ] {
         let (text, _) = of(v4, template);
         assert_has(&text, &[wanted, "none of its servers could be converted"]);
@@ -130,6 +130,31 @@ fn when_a_template_of_haproxy_has_a_name_then_the_service_follows_that_name() {
     let conversion = converted(Dialect::Haproxy, &text);
     assert_eq!(conversion.summary(), "1 service, 1 backend; 0 directives need you");
     assert_has(&checked(&conversion), &["weight = 7\n", "type = \"tcp\"", "dns_a = \"b.internal\"\n  port = 80\n"]);
+}
+
+#[test]
+fn when_a_server_has_a_name_then_its_backend_follows_the_name() {
+    let haproxy =
+        "listen web\n bind 198.51.100.10:80\n server a web1.internal:8080 check weight 3\n server b 10.0.0.2:8080\n";
+    let nginx = "http {\n upstream web {\n server web1.internal:8080 weight=3 resolve;\n server 10.0.0.2:8080;\n }\n \
+                 server {\n listen 198.51.100.10:80;\n location / {\n proxy_pass http://web;\n }\n }\n}\n";
+    for (dialect, text) in [(Dialect::Haproxy, haproxy), (Dialect::Nginx, nginx)] {
+        let conversion = converted(dialect, text);
+        assert_eq!(conversion.summary(), "1 service, 2 backends; 0 directives need you");
+        let wanted = ["address = \"web1.internal:8080\"\n  weight = 3\n", "address = \"10.0.0.2:8080\"\n"];
+        assert_has(&checked(&conversion), &wanted);
+    }
+    let alone =
+        "http {\n server {\n listen 198.51.100.10:80;\n location / {\n proxy_pass http://web.internal;\n }\n }\n}\n";
+    assert_has(&checked(&converted(Dialect::Nginx, alone)), &["address = \"web.internal:80\"\n"]);
+    // Names of /etc/hosts or a search domain, variables and named ports.
+    for host in ["localhost:80", "web1", "web1.internal:http", "web1.$domain:80", "-"] {
+        let text = format!("listen web\n bind 198.51.100.10:80\n server a {host}\n");
+        assert_has(&converted(Dialect::Haproxy, &text).toml(), &["none of its servers could be converted"]);
+    }
+    let both = "listen web\n bind 198.51.100.10:80\n bind [2001:db8::10]:80\n server a web1.internal:80\n";
+    let of_both = ["listen = [\"198.51.100.10:80\", \"[2001:db8::10]:80\"]", "address = \"web1.internal:80\"\n"];
+    assert_has(&checked(&converted(Dialect::Haproxy, both)), &of_both);
 }
 
 #[test]
