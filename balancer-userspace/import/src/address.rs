@@ -4,7 +4,32 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use balancer_model::dns::host_name;
 
-use crate::service::Host;
+/// The host of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    At(IpAddr),
+    /// A name of DNS.
+    Named(String),
+}
+
+impl Host {
+    /// The address, if it is written.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::At(address) => Some(*address),
+            Self::Named(_) => None,
+        }
+    }
+
+    /// In the notation of the file, with the port if it has one.
+    pub(crate) fn shown(&self, port: Option<u16>) -> String {
+        match (self, port) {
+            (Self::At(address), port) => shown(*address, port),
+            (Self::Named(name), Some(port)) => format!("{name}:{port}"),
+            (Self::Named(name), None) => name.clone(),
+        }
+    }
+}
 
 /// Splits `HOST`, `HOST:PORT`, `[V6]`, `[V6]:PORT` or a bare IPv6 address into host and port.
 pub(crate) fn split(text: &str) -> (&str, Option<&str>) {

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    address::{as_name, mask, numeric, shown, unspecified},
+    address::{Host, as_name, mask, numeric, shown, unspecified},
     error::NotUnderstood,
     notes::Conversion,
     place::{Place, named},
-    service::{Backend, Check, Forwarding, Host, Listener, Service},
+    service::{Backend, Check, Forwarding, Listener, Service},
 };
 
 const ADDED: &str = "IPVS checks nothing, so this check is an addition; type = \"none\" switches it off";

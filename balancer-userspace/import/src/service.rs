@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::{address::shown, place::Place};
+use crate::{address::Host, place::Place};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Listener {
@@ -73,33 +73,6 @@ pub(crate) struct Check {
     pub(crate) fall: Option<u32>,
     pub(crate) rise: Option<u32>,
     pub(crate) port: Option<u16>,
-}
-
-/// The host of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Host {
-    At(IpAddr),
-    /// A name of DNS.
-    Named(String),
-}
-
-impl Host {
-    /// The address, if it is written.
-    pub(crate) fn address(&self) -> Option<IpAddr> {
-        match self {
-            Self::At(address) => Some(*address),
-            Self::Named(_) => None,
-        }
-    }
-
-    /// In the notation of the file, with the port if it has one.
-    pub(crate) fn shown(&self, port: Option<u16>) -> String {
-        match (self, port) {
-            (Self::At(address), port) => shown(*address, port),
-            (Self::Named(name), Some(port)) => format!("{name}:{port}"),
-            (Self::Named(name), None) => name.clone(),
-        }
-    }
 }
 
 #[derive(Clone, Debug)]

@@ -2,9 +2,9 @@
 
 use super::parse::Line;
 use crate::{
-    address::{host, refusal, split},
+    address::{Host, host, refusal, split},
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Discover, Host, Http, Records, Tls},
+    service::{Backend, Check, CheckKind, Discover, Http, Records, Tls},
 };
 
 /// Options that `default-server` sets and a `server` can change.

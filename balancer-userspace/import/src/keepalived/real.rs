@@ -2,11 +2,11 @@
 
 use super::check::{Defaults, NOTIFY, checker, is_checker, is_on};
 use crate::{
-    address::{as_name, shown},
+    address::{Host, as_name, shown},
     ipvsadm::{GUE_PORT, LIMIT},
     notes::Conversion,
     place::Place,
-    service::{Backend, Forwarding, Host},
+    service::{Backend, Forwarding},
     tree::Directive,
 };
 
