@@ -63,7 +63,7 @@ pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
 }
 
 /// The number of a port. `+1000`, which Rust would parse, is none: in HAProxy it is relative to the client's.
-pub(crate) fn number(port: &str) -> Result<u16, ()> {
+fn number(port: &str) -> Result<u16, ()> {
     if port.starts_with('+') { Err(()) } else { port.parse().map_err(drop) }
 }
 

@@ -376,7 +376,7 @@ fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once
     }
 }
 
-/// The balancer does not see what the dead server's machine answers; it sees SYNs that come again.
+/// The balancer does not see what the dead server's machine answers; it sees handshakes that do not continue.
 #[test]
 fn when_a_server_whose_answers_pass_by_is_killed_then_it_is_down_after_a_few_connections() {
     for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {

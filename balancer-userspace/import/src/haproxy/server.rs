@@ -59,7 +59,7 @@ impl Options {
             match word {
                 "weight" | "inter" | "fastinter" | "fall" | "rise" | "port" => {
                     let value = value();
-                    if self.read_number(word, value).is_none() {
+                    if self.number(word, value).is_none() {
                         let why = "this is no value that it can have; write a number, or a time";
                         conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
                     }
@@ -96,7 +96,7 @@ impl Options {
         true
     }
 
-    fn read_number(&mut self, word: &str, value: &str) -> Option<()> {
+    fn number(&mut self, word: &str, value: &str) -> Option<()> {
         match word {
             "weight" => self.weight = Some(value.parse().ok()?),
             "inter" => self.check.interval_ms = Some(time(value)?),
