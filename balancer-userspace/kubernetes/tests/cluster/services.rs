@@ -267,7 +267,8 @@ fn when_a_service_has_both_families_then_pods_have_both_addresses() {
     six["endpoints"][0]["addresses"] = json!(["fd00::1"]);
     world.cluster.put("endpointslices", six);
     world.wait("it has the pod", |world| world.balancer.backends(WEB).len() == 1);
-    assert!(world.balancer.file().contains("address6 = \"fd00::1\""));
+    // The controller writes the file after the balancer has applied it.
+    world.wait("the file has it too", |world| world.balancer.file().contains("address6 = \"fd00::1\""));
 }
 
 #[test]
@@ -306,8 +307,10 @@ fn when_nodes_are_backends_then_they_are_asked_whether_they_have_pods_and_drain_
     }
     world.wait("both serve", |world| world.balancer.admins(WEB) == admins(&[("node1", "ready"), ("node2", "ready")]));
     assert_eq!(world.balancer.backends(WEB)["node1"].address, "10.0.0.1:30080");
-    let file = world.balancer.file();
-    assert!(file.contains("port = 31000") && file.contains("start_down = true"), "{file}");
+    world.wait("the file has their checks", |world| {
+        let file = world.balancer.file();
+        file.contains("port = 31000") && file.contains("start_down = true")
+    });
     let mut cordoned = node("node1", "10.0.0.1");
     cordoned["spec"]["unschedulable"] = json!(true);
     world.cluster.put("nodes", cordoned);
