@@ -107,7 +107,8 @@ impl Operator {
     }
 
     /// Writes the unit's configuration: services of both families with a weight of `web1`, and more `lines` before
-    /// them.
+    /// them. A backend must be silent for five seconds to be down, so that a busy machine moves no client: signals
+    /// would shorten that to one second.
     pub(crate) fn configures(&self, weight: u16, lines: &str) -> Result<()> {
         let mut text = format!("interfaces = [\"eth0\"]\non_exit = \"keep\"\n{lines}\n");
         for (family, name) in Family::BOTH.into_iter().zip(["web", "web6"]) {
@@ -116,7 +117,8 @@ impl Operator {
             let _ = write!(
                 text,
                 "[[service]]\nname = \"{name}\"\naddress = \"{vip}\"\nforwarding = \"nat\"\n\
-                 check = {{ type = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\", fall = 10 }}\n"
+                 check = {{ type = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\", fall = 10, \
+                 passive = false }}\n"
             );
             for number in 1..=BACKENDS {
                 let (address, weight) =
@@ -170,11 +172,12 @@ impl Operator {
         Ok(())
     }
 
-    /// The last lines of the unit's journal.
+    /// The last lines of the journal, and the last ones about backends.
     pub(crate) fn journal(&self) -> String {
-        let words = self
-            .machine
-            .shell("systemctl status --no-pager balancer; journalctl --no-pager --lines=30 --output=short-precise");
+        let words = self.machine.shell(
+            "systemctl status --no-pager balancer; journalctl --no-pager --lines=30 --output=short-precise; \
+                 journalctl --no-pager --unit=balancer --output=short-precise | grep -E 'backend|checked' | tail -n 30",
+        );
         words.map_or_else(|error| error.to_string(), |(words, _)| words)
     }
 }
