@@ -7,8 +7,12 @@
 //! bits  63…32 tag | 31…16 backend id | 15 away | 14 established | 13…0 last seen, in ticks        0 = empty
 //! ```
 //!
-//! The tag is the high half of the client's hash. It names the client within its bucket (the low bits of the hash) and,
-//! scaled to the table size, its slot. Backend ids are unique over all services, so an entry names its service as well.
+//! The tag is the high half of the client's hash. It names the client within its bucket and, scaled to the table size,
+//! its slot. Backend ids are unique over all services, so an entry names its service as well.
+//!
+//! The low eight bits of a bucket's index are the low bits of the hash, and all others come from the tag. An entry and
+//! its bucket therefore tell the client's bucket in a table of any other size, if the table has [`PORTABLE_BUCKETS`] or
+//! becomes smaller. Clients of a bucket are distinguished by 32 bits less those of the tag in its index.
 //!
 //! *Eviction*: if a bucket is full, a newcomer replaces the first of these entries that exists:
 //!
@@ -27,6 +31,27 @@ use bytemuck::{Pod, Zeroable};
 
 /// Number of entries in a bucket.
 pub const BUCKET_ENTRIES: usize = 8;
+
+/// Bits of a bucket's index that are bits of the hash below its high half.
+const HASH_BITS: u32 = PORTABLE_BUCKETS.trailing_zeros();
+
+/// The minimum number of buckets of a table that can grow without forgetting its clients.
+pub const PORTABLE_BUCKETS: u32 = 256;
+
+/// The index of a client's bucket in a table whose number of buckets, a power of two, is one more than `mask`.
+#[inline(always)]
+#[must_use]
+pub const fn bucket(hash: u64, mask: u32) -> u32 {
+    bucket_of(hash as u32, (hash >> 32) as u32, mask)
+}
+
+/// As [`bucket`], of a client with this tag whose bucket in another table is `other`. If that table has fewer than
+/// [`PORTABLE_BUCKETS`], its size must be at least that of this table.
+#[inline(always)]
+#[must_use]
+pub const fn bucket_of(other: u32, tag: u32, mask: u32) -> u32 {
+    (other & (PORTABLE_BUCKETS - 1) | tag << HASH_BITS) & mask
+}
 
 /// Ticks are counted modulo 2^14.
 pub const TICK_MASK: u16 = 0x3fff;
@@ -257,6 +282,18 @@ pub(crate) mod tests {
             let moved = entry.moved(to, away, later);
             prop_assert_eq!((moved.tag(), moved.backend(), moved.last_seen()), (tag, to, later));
             prop_assert_eq!((moved.away(), moved.established()), (away, true));
+        }
+
+        #[test]
+        fn when_a_table_becomes_another_size_then_an_entry_and_its_bucket_tell_the_new_bucket(
+            hash: u64, from in 0u32..31, to in 0u32..31,
+        ) {
+            let (from, to) = ((1 << from) - 1, (1 << to) - 1);
+            let told = bucket_of(bucket(hash, from), (hash >> 32) as u32, to);
+            if to <= from || from >= PORTABLE_BUCKETS - 1 {
+                prop_assert_eq!(told, bucket(hash, to));
+            }
+            prop_assert!(bucket(hash, to) <= to);
         }
 
         #[test]

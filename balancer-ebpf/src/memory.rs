@@ -2,7 +2,7 @@
 
 use aya_ebpf::{Global, bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
+    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry, bucket},
     map_types::{Control, NO_BACKEND},
     memory::{self as rule, Recorded},
     query::{PackedQuery, Query},
@@ -20,7 +20,7 @@ use crate::{
 
 /// Number of buckets, a power of two; the controller sets it when it loads the program.
 #[map]
-static CLIENTS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static KNOWN_CLIENTS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// The number of buckets less one.
 #[unsafe(no_mangle)]
@@ -69,8 +69,8 @@ impl Shared {
     /// The bucket of a client's hash.
     #[inline(always)]
     fn of(hash: u64, read_only: bool) -> Option<Self> {
-        let index = hash as u32 & CLIENT_BUCKET_MASK.load();
-        let Some(bucket) = CLIENTS.get_ptr_mut(index) else {
+        let index = bucket(hash, CLIENT_BUCKET_MASK.load());
+        let Some(bucket) = KNOWN_CLIENTS.get_ptr_mut(index) else {
             puzzles::tell(Puzzle::BeyondClients, index);
             return None;
         };

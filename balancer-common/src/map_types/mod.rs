@@ -23,7 +23,10 @@ pub use self::{
 };
 
 /// Version of every layout in this module. The controller does not adopt a pinned map of another version.
-pub const LAYOUT_VERSION: u32 = 13;
+pub const LAYOUT_VERSION: u32 = 14;
+
+/// The layouts whose kept maps this program can take over.
+pub const ADOPTED_LAYOUTS: [u32; 2] = [13, LAYOUT_VERSION];
 
 /// `ServiceKey::family` of IPv4.
 pub const FAMILY_V4: u8 = 4;

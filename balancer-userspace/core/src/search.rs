@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration
 
 use balancer_common::{
     client::{HashKey, hash_v4, hash_v6},
-    client_table::Entry,
+    client_table::{Entry, bucket},
 };
 use balancer_model::listeners::Family;
 use ipnet::IpNet;
@@ -113,7 +113,7 @@ impl Sought {
         if self.first.get((first / u64::BITS) as usize)? >> (first % u64::BITS) & 1 == 0 {
             return None;
         }
-        let &(backend, seen) = self.entries.get(&(tag, hash as u32 & self.bucket_mask))?;
+        let &(backend, seen) = self.entries.get(&(tag, bucket(hash, self.bucket_mask)))?;
         Some(Found { address, backend, seen })
     }
 }
@@ -181,7 +181,7 @@ mod tests {
             for (backend, client) in (1..).zip(clients) {
                 let hash = hash(client, prefix);
                 let entry = Entry::new((hash >> 32) as u32, backend, 0);
-                sought.add(hash as u32 & (BUCKETS - 1), entry, Duration::from_secs(backend.into()));
+                sought.add(bucket(hash, BUCKETS - 1), entry, Duration::from_secs(backend.into()));
                 expected.insert(hash, backend);
             }
             let all = sought.within(&within.map(net));

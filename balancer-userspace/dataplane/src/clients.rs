@@ -12,7 +12,7 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry, find},
+    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry, bucket, find},
     clock::Clock,
     map_types::{ALL_DOWN, NO_BACKEND},
 };
@@ -145,6 +145,11 @@ impl ClientTable {
         self.services.get(usize::from(backend)).copied().flatten()
     }
 
+    /// The table itself.
+    pub(super) fn table(&self) -> &MappedArray<Bucket> {
+        &self.buckets
+    }
+
     /// The number of buckets.
     pub(super) fn buckets(&self) -> u32 {
         self.buckets.len() as u32
@@ -176,7 +181,7 @@ impl ClientTable {
 
     /// The bucket of a hash.
     pub(super) fn bucket(&self, hash: u64) -> usize {
-        hash as usize & (self.buckets.len() - 1)
+        bucket(hash, self.buckets() - 1) as usize
     }
 
     /// Forgets the client with this hash, and returns its last entry.

@@ -49,6 +49,7 @@ use super::{
     denied::DeniedBy,
     devices::{DeviceTable, Devices},
     flows::{FlowMaps, FlowTable},
+    former_clients::FormerClients,
     grace::{Grace, GracePeriods},
     halves::Halves,
     handshakes::Handshakes,
@@ -96,6 +97,8 @@ pub struct KernelDataplane {
     ways_in: WaysIn,
     counters: Counters,
     pub(super) stickiness: Stickiness,
+    /// The earlier controller's client table, until its program is replaced.
+    former_clients: Option<FormerClients>,
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
@@ -234,6 +237,12 @@ impl KernelDataplane {
 
     /// Records the interfaces that the program is attached to.
     pub fn set_attached(&mut self, attached: Vec<Attachment>) {
+        if !attached.is_empty()
+            && let Some(former) = self.former_clients.take()
+            && let Err(error) = self.stickiness.catch_up(former)
+        {
+            tracing::warn!("{error:#}");
+        }
         let there: BTreeSet<u32> = attached.iter().flat_map(Attachment::ways_in).collect();
         self.interfaces.remove(|ifindex| !there.contains(&ifindex));
         there.iter().for_each(|&ifindex| self.interfaces.add(ifindex));

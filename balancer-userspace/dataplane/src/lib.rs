@@ -15,6 +15,7 @@ mod decap;
 mod denied;
 mod devices;
 mod flows;
+mod former_clients;
 mod grace;
 mod halves;
 mod handshakes;

@@ -22,6 +22,9 @@ use super::{
     placement,
 };
 
+/// The client table.
+pub(super) const CLIENTS: &str = "KNOWN_CLIENTS";
+
 /// The size of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MapSize {
@@ -73,7 +76,7 @@ pub(super) fn sizes(
     let backends = Some("the number of backends");
     let listeners = Some("the number of listeners");
     vec![
-        array::<Bucket>("CLIENTS", buckets).depends_on(clients),
+        array::<Bucket>(CLIENTS, buckets).depends_on(clients),
         array::<u64>("SEEN", seen::words(buckets)).depends_on(clients),
         array::<SlotLine>("SLOTS", capacity.slots.div_ceil(SLOTS_PER_LINE))
             .depends_on(Some("table_size of the services")),

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, Map, MapData};
-use balancer_common::{kept::NotesRow, map_types::LAYOUT_VERSION};
+use balancer_common::{
+    kept::NotesRow,
+    map_types::{ADOPTED_LAYOUTS, LAYOUT_VERSION},
+};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -23,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     classifiers,
     link_pins::{LinkPin, LinkPins},
+    map_sizes::CLIENTS,
     network_namespace::{NetworkNamespace, is_deserted},
     pinned_link::{is_defunct, take_off},
 };
@@ -39,7 +43,7 @@ pub(super) const MAPS: [&str; 21] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
-    "CLIENTS",
+    CLIENTS,
     "FLOW_LINES",
     "FLOWS",
     "FLOW_RETURNS",
@@ -408,7 +412,7 @@ impl Drop for Pins {
 }
 
 fn adoptable(notes: &Notes) -> anyhow::Result<()> {
-    if notes.layout_version != LAYOUT_VERSION {
+    if !ADOPTED_LAYOUTS.contains(&notes.layout_version) {
         bail!(
             "balancer {} left maps of layout {} running, and this is balancer {} with layout {LAYOUT_VERSION}: start that \
              version again, or give up what it remembers with `balancer detach` and start this one",

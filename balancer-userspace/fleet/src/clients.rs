@@ -11,7 +11,7 @@ mod shadows;
 
 use std::collections::HashMap;
 
-use balancer_common::client_table::{BUCKET_ENTRIES, Entries, Entry, TICK_MASK, find, victim};
+use balancer_common::client_table::{BUCKET_ENTRIES, Entries, Entry, TICK_MASK, bucket_of, find, victim};
 
 use self::{
     place::Place,
@@ -267,15 +267,17 @@ impl Sharing {
     ) -> Imported {
         let Heard { precedes, epoch, emptied } = heard;
         let theirs = Place::of(record);
-        let first = record.bucket as usize * BUCKET_ENTRIES;
-        if first + BUCKET_ENTRIES > table.entries() {
+        let buckets = table.entries() / BUCKET_ENTRIES;
+        if record.bucket as usize >= buckets {
             return Imported::Outside;
         }
+        let bucket = bucket_of(record.bucket, record.tag, buckets as u32 - 1) as usize;
+        let first = bucket * BUCKET_ENTRIES;
         let Some(facts) = backends.facts(record.backend) else { return Imported::Stranger };
         if record.age > facts.remember {
             return Imported::Expired;
         }
-        let bucket = Bucket::of(table, record.bucket as usize);
+        let bucket = Bucket::of(table, bucket);
         let new = Entry::heard_of(record.tag, record.backend, record.away, record.age, facts.tick);
         let Some((at, old)) = find(&bucket, record.tag) else {
             let ours = |id| backends.facts(id).is_some_and(|other| other.service == facts.service);
@@ -313,7 +315,7 @@ impl Sharing {
         }
         let owner = backends.facts(old.backend());
         if owner.is_some_and(|owner| owner.service != facts.service) {
-            // A client of another service has this bucket and tag, which happens once in 2^32.
+            // A client of another service has this bucket and tag, which happens once in some million times.
             return Imported::Full;
         }
         // Whether a backend keeps its clients now must not matter, because members look at different moments.

@@ -8,11 +8,13 @@
 //! ```
 //!
 //! Bucket and tag identify the client in every member's table, because all tables have the same number of buckets and
-//! the same key. The age is that of the client's last recorded packet, in ticks of its service.
+//! the same key. In format 1 the bucket is the low bits of the hash, from which the tag tells the bucket of today. The age is that of the client's last recorded packet, in ticks of its service.
 
 use crate::engine::LONGEST_VALUE;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// The earliest format that is read.
+const EARLIEST: u8 = 1;
 const HEADER: usize = 8;
 const LENGTH: usize = 16;
 const AGE: u16 = 0x3fff;
@@ -79,7 +81,7 @@ fn batch(records: &[Record]) -> Vec<u8> {
 pub fn read(bytes: &[u8]) -> Result<Vec<Record>, BadBatch> {
     let (header, rest) = bytes.split_at_checked(HEADER).ok_or(BadBatch::Length(bytes.len()))?;
     match header.first() {
-        Some(&FORMAT) => {}
+        Some(&(EARLIEST..=FORMAT)) => {}
         other => return Err(BadBatch::Format(other.copied().unwrap_or(0))),
     }
     let (records, []) = rest.as_chunks::<LENGTH>() else { return Err(BadBatch::Length(bytes.len())) };
@@ -142,7 +144,12 @@ mod tests {
     #[test]
     fn when_a_batch_has_another_format_or_is_cut_off_then_it_is_refused() {
         assert_eq!(read(&[]), Err(BadBatch::Length(0)));
-        assert_eq!(read(&[2, 0, 0, 0, 0, 0, 0, 0]), Err(BadBatch::Format(2)));
-        assert_eq!(read(&[1, 0, 0, 0, 0, 0, 0, 0, 9]), Err(BadBatch::Length(9)));
+        for format in [0, FORMAT + 1] {
+            assert_eq!(read(&[format, 0, 0, 0, 0, 0, 0, 0]), Err(BadBatch::Format(format)));
+        }
+        for format in [EARLIEST, FORMAT] {
+            assert_eq!(read(&[format, 0, 0, 0, 0, 0, 0, 0]), Ok(Vec::new()));
+            assert_eq!(read(&[format, 0, 0, 0, 0, 0, 0, 0, 9]), Err(BadBatch::Length(9)));
+        }
     }
 }

@@ -418,7 +418,7 @@ impl World {
     }
 
     fn client_table(&mut self) -> anyhow::Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
-        Ok(Map::Array(map_of(self.dataplane.program()?, "CLIENTS")?).try_into()?)
+        Ok(Map::Array(map_of(self.dataplane.program()?, "KNOWN_CLIENTS")?).try_into()?)
     }
 
     /// Advances the time by `seconds` at once, and then reads the client table.

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_common::{
-    client_table::{BUCKET_ENTRIES, Entry},
+    client_table::{BUCKET_ENTRIES, Entry, bucket},
     verdict::DropReason,
 };
 use balancer_core::{
@@ -341,7 +341,7 @@ impl Contest {
         let key = keys::client_key(KEY, "web").begun();
         let place = |number: u32| {
             let hash = key.v4(u32::from_ne_bytes(client(number).octets()));
-            let bucket = entries.get(&(hash as u32 & (self.buckets - 1)))?;
+            let bucket = entries.get(&bucket(hash, self.buckets - 1))?;
             let entry = bucket.iter().map(|&word| Entry(word)).find(|entry| entry.tag() == (hash >> 32) as u32)?;
             serving.get(&entry.backend()).filter(|_| which(entry)).map(|&mac| (number, mac))
         };

@@ -124,7 +124,7 @@ fn when_a_received_client_has_a_full_bucket_then_the_table_decides() -> Result<(
     let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
     let (number, record) = one_at_web2(&mut first)?;
     let others: Vec<Record> =
-        (1..=BUCKET_ENTRIES as u32).map(|other| Record { tag: record.tag ^ other, ..record }).collect();
+        (1..=BUCKET_ENTRIES as u32).map(|other| Record { tag: record.tag ^ other << 24, ..record }).collect();
     let imported = import(&mut second, &others);
     assert_eq!(imported, ImportedClients { new: BUCKET_ENTRIES as u64, ..ImportedClients::default() });
     assert_eq!(import(&mut second, &[record]), ImportedClients { full: 1, ..ImportedClients::default() });

@@ -28,6 +28,7 @@ mod host;
 mod image;
 mod kubernetes;
 mod late_interfaces;
+mod layouts;
 mod listener_changes;
 mod listeners;
 mod local;

@@ -255,7 +255,7 @@ pub(super) fn pins(site: &Site) -> std::path::PathBuf {
     own_pins(site.topology().balancer()).into_iter().next().expect("no pins")
 }
 
-fn rewrite_notes(site: &Site, from: &str, to: &str) {
+pub(super) fn rewrite_notes(site: &Site, from: &str, to: &str) {
     let map = MapData::from_pin(pins(site).join("NOTES")).unwrap();
     let mut notes: Array<_, NotesRow> = Map::Array(map).try_into().unwrap();
     let mut row = notes.get(&0, 0).unwrap();

@@ -10,13 +10,16 @@ use std::{
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
+    binaries,
     metrics::Metrics,
     namespace::join,
-    site::{PATIENCE, Site},
+    site::{PATIENCE, Settings, Site},
     topology::{Family, Shape},
     users::Users,
 };
 use serde_json::Value;
+
+use super::restart::pins;
 
 const FAMILY: Family = Family::V4;
 
@@ -153,18 +156,58 @@ fn when_the_controller_restarts_five_times_then_clients_are_remembered_for_the_r
 }
 
 #[test]
-fn when_a_client_table_is_kept_then_its_size_stays() {
+fn when_the_capacity_of_a_kept_client_table_changes_then_nobody_moves() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.on_exit = "keep";
         settings.lines = "[client_table]\ncapacity = 4096".to_owned();
     });
     users.visit(1..=100);
-    users.site.restart(|settings| settings.lines = "[client_table]\ncapacity = 100000".to_owned()).unwrap();
-    users.nobody_moves("when the capacity was changed");
-    let capacity = users.site.metrics().unwrap().sum("client_table_capacity", &[]).unwrap();
-    assert_eq!(capacity, 4096.0);
-    let log = fs::read_to_string(users.site.files().join("balancer.log")).unwrap();
-    assert!(log.contains("client_table.capacity stays 4096, not 100000"), "{log}");
+    // From now on the memory alone keeps many clients where they are.
+    users.add_web5();
+    let capacities = [100_000, 1000, 4_000_000, 262_144].map(|capacity| (capacity, capacity % 1000 == 0));
+    for (capacity, orderly) in capacities {
+        let change = |settings: &mut Settings| settings.lines = format!("[client_table]\ncapacity = {capacity}");
+        if orderly {
+            users.site.restart(change).unwrap();
+        } else {
+            users.site.kill_and_restart(change).unwrap();
+        }
+        users.nobody_moves(&format!("when the capacity became {capacity}"));
+        let metrics = users.site.metrics().unwrap();
+        assert_eq!(metrics.sum("client_table_capacity", &[]).unwrap(), f64::from(capacity));
+        let log = fs::read_to_string(users.site.files().join("balancer.log")).unwrap();
+        assert!(log.contains("clients are carried over") && !log.contains("forgotten"), "{log}");
+    }
+    users.assert_moves(&[]);
+    // The replaced tables are not kept.
+    let tables = fs::read_dir(pins(&users.site)).unwrap().map(|pin| pin.unwrap().file_name().into_string().unwrap());
+    assert_eq!(tables.filter(|name| name.contains("CLIENTS")).collect::<Vec<_>>(), ["KNOWN_CLIENTS"]);
+}
+
+#[test]
+fn when_starts_with_other_capacities_are_killed_at_any_moment_then_nobody_moves() {
+    let mut users = Users::new(Forwarding::Nat, |settings| {
+        settings.on_exit = "keep";
+        settings.lines = "[client_table]\ncapacity = 1000000".to_owned();
+    });
+    users.visit(1..=100);
+    users.add_web5();
+    users.site.controller().process().stop().unwrap();
+    let text = fs::read_to_string(users.site.config()).unwrap();
+    let with = |capacity: u32| text.replace("capacity = 1000000", &format!("capacity = {capacity}"));
+    for number in 1..=16 {
+        fs::write(users.site.config(), with(if number % 2 == 0 { 20_000 } else { 2_000_000 })).unwrap();
+        let mut command = users.site.topology().balancer().command(binaries::balancer().unwrap());
+        let mut start = command.arg("run").arg("--config").arg(users.site.config()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(70) * number);
+        start.kill().unwrap();
+        start.wait().unwrap();
+        // A new client comes to the program that steers now.
+        users.visit([100 + number as u16]);
+    }
+    fs::write(users.site.config(), with(300_000)).unwrap();
+    users.site.restart_with_the_file_as_it_is().unwrap();
+    users.nobody_moves("when starts were killed");
     users.assert_moves(&[]);
 }
 
@@ -190,7 +233,6 @@ fn others(count: u16, table_size: u32, backends: u16, remember: &str) -> String 
 
 /// Regardless of the previous state, a start serves the file, and needs no more and no less space than the file does.
 fn starts_whatever_was_before(on_exit: &'static str) {
-    let keep = on_exit == "keep";
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.on_exit = on_exit;
         settings.remember = "0s";
@@ -204,8 +246,8 @@ fn starts_whatever_was_before(on_exit: &'static str) {
         ("one service", String::new(), "60s", 1, 262_144),
         ("few, and much larger tables", others(2, 1_000_003, 3, "60s"), "60s", 3, 262_144),
         ("many small ones", others(100, 251, 14, "0s"), "60s", 101, 262_144),
-        ("a smaller client table", capacity(4096), "60s", 1, if keep { 262_144 } else { 4096 }),
-        ("nobody remembers", capacity(4096) + &others(3, 65_537, 60, "0s"), "0s", 4, if keep { 262_144 } else { 1 }),
+        ("a smaller client table", capacity(4096), "60s", 1, 4096),
+        ("nobody remembers", capacity(4096) + &others(3, 65_537, 60, "0s"), "0s", 4, 1),
         ("one again", String::new(), "60s", 1, 262_144),
     ];
     for (what, lines, remember, services, clients) in steps {

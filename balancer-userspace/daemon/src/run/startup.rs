@@ -316,17 +316,8 @@ fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity)
     if config.services.iter().all(|service| service.remember.is_zero()) {
         return;
     }
-    match dataplane.room_for_clients() {
-        clients if clients != capacity.clients => warn!(
-            "client_table.capacity stays {clients}, not {}: the clients of the balancer before are known in a table of that \
-             size; stop the balancer and run `balancer detach`, which forgets them, to change it",
-            capacity.clients
-        ),
-        _ => {
-            let table = mebibytes(capacity.client_table_bytes());
-            info!("client table for {} known clients: {table:.1} MiB", capacity.clients);
-        }
-    }
+    let table = mebibytes(capacity.client_table_bytes());
+    info!("client table for {} known clients: {table:.1} MiB", capacity.clients);
 }
 
 /// The pins to continue with or to make; none if nothing outlives or has outlived a process.

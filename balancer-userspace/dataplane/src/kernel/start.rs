@@ -24,12 +24,13 @@ use crate::{
     counters::{Counters, interface_multiplier},
     devices::DeviceTable,
     flows::{FLOW_MAPS, FlowMaps},
+    former_clients::FormerClients,
     grace::GracePeriods,
     halves::Halves,
     interfaces::{Interfaces, WaysIn},
     kept::Kept,
     load::{load_program, not_loaded},
-    map_sizes,
+    map_sizes::{self, CLIENTS},
     mapped::MappedArray,
     object::take,
     peers::Peers,
@@ -99,14 +100,15 @@ impl KernelDataplane {
         let multiplier_left = pins.as_ref().and_then(Pins::left).map(|notes| notes.interface_multiplier);
         let others = all_interfaces();
         let interface_multiplier = interface_multiplier(ifindexes, &others, multiplier_left)?;
-        let buckets = buckets(&mut capacity, pins.as_ref())?;
+        let buckets = capacity.buckets();
         flows(&mut capacity, pins.as_ref())?;
         let handover_key = classifiers::draw_key()?;
         let whose = Whose::here();
         let interfaces = others.len();
         let numbers =
             Numbers { capacity: &capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells };
-        let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), whose.as_ref())?;
+        let mut former_clients = FormerClients::find(pins.as_ref(), buckets)?;
+        let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), former_clients.as_ref(), whose.as_ref())?;
 
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let kept = Kept::new(&mut ebpf, pins)?;
@@ -115,7 +117,11 @@ impl KernelDataplane {
         let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
         let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
-        let clients = ClientTable::new(MappedArray::new(take(&mut ebpf, "CLIENTS")?)?, capacity.backends as usize);
+        let known = MappedArray::new(take(&mut ebpf, CLIENTS)?)?;
+        if let Some(former) = former_clients.as_mut().filter(|_| capacity.clients != NOBODY) {
+            former.copy_to(&known);
+        }
+        let clients = ClientTable::new(known, capacity.backends as usize);
         let stickiness = Stickiness::new(tables, clients, Scanner::spawn(threads)?, Arc::clone(&grace_periods));
         let mut this = Self {
             control,
@@ -128,6 +134,7 @@ impl KernelDataplane {
             ways_in: WaysIn::default(),
             counters: Counters::new(&mut ebpf, capacity.counted, interface_multiplier)?,
             stickiness,
+            former_clients,
             seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
@@ -166,7 +173,12 @@ impl KernelDataplane {
 
 impl Numbers<'_> {
     /// Makes the maps, or takes the pinned ones. Also returns their total size in bytes.
-    fn load(&self, pins: Option<&Pins>, whose: Option<&Whose>) -> anyhow::Result<(Ebpf, u64)> {
+    fn load(
+        &self,
+        pins: Option<&Pins>,
+        former_clients: Option<&FormerClients>,
+        whose: Option<&Whose>,
+    ) -> anyhow::Result<(Ebpf, u64)> {
         let Self { capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells } = self;
         let Budgets { errors, rejections, echo, fragments, waiting } = budgets;
         let mask = buckets - 1;
@@ -177,6 +189,9 @@ impl Numbers<'_> {
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, replaced.path(name).unwrap_or(path));
+        }
+        if let Some(former) = former_clients {
+            loader.map_pin_path(CLIENTS, former.path());
         }
         if let Some(whose) = whose {
             whose.tell(&mut loader);
@@ -202,18 +217,6 @@ impl Numbers<'_> {
         replaced.carry_over()?;
         Ok((ebpf, map_sizes::total(&sizes)))
     }
-}
-
-/// Number of buckets of the client table. An existing table cannot change its size without forgetting its clients, so
-/// the capacity becomes that table's.
-fn buckets(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<u32> {
-    let Some((pins, notes)) = pins.and_then(|pins| Some((pins, pins.left()?))) else { return Ok(capacity.buckets()) };
-    if notes.clients == NOBODY && capacity.clients != NOBODY {
-        pins.make_anew("CLIENTS")?;
-        return Ok(capacity.buckets());
-    }
-    capacity.clients = notes.clients;
-    Ok(notes.buckets)
 }
 
 /// Whether an existing flow table can be continued: it cannot change its size without resetting its connections.

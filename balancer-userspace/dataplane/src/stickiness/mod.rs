@@ -5,12 +5,13 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use balancer_common::map_types::LiveTable;
+use balancer_common::{client::slot, client_table::Entry, map_types::LiveTable};
 use balancer_core::io::{BackendId, ServiceId};
 
 use super::{
     Forgotten, Swept,
-    clients::{ClientTable, count},
+    clients::{ClientTable, count, goes_elsewhere},
+    former_clients::FormerClients,
     grace::{Grace, GracePeriods},
     memory::Memory,
     sweep::{Scanner, Sweep},
@@ -142,6 +143,23 @@ impl Stickiness {
         }
         self.wait_for_packets();
         Swept::Ends(pass.known)
+    }
+
+    /// Takes over the clients that came to the earlier program after its table was copied. That program is replaced.
+    pub(super) fn catch_up(&mut self, former: FormerClients) -> anyhow::Result<()> {
+        let Self { tables, clients, sweep, memories, .. } = self;
+        let memory = |entry: Entry| {
+            let service = clients.service_of(entry.backend())?;
+            memories.get(&service).filter(|memory| memory.remembers(entry)).map(|memory| (service, memory))
+        };
+        for entry in former.catch_up(clients.table(), |entry| memory(entry).is_some()) {
+            if let Some((service, memory)) = memory(entry).filter(|(_, memory)| goes_elsewhere(entry, memory)) {
+                let place = slot(entry.0, memory.table.len() as u32);
+                tables.flag(service, place);
+                sweep.found_elsewhere(service, place);
+            }
+        }
+        former.replace()
     }
 
     /// Forgets the client of a hash.

@@ -13,7 +13,7 @@ use std::{
 
 use balancer_common::{
     client::slot,
-    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry},
+    client_table::{BUCKET_ENTRIES, Bucket, Entries, Entry, bucket},
     clock::Clock,
     map_types::{LiveTable, NO_BACKEND, SLOT_EXCEPTIONS, SlotLine, SlotPlace, TableSlot},
     memory::{Answer, BackendFacts, Recorded, consult},
@@ -64,7 +64,7 @@ impl Client {
     }
 
     const fn bucket(self) -> usize {
-        self.0 as usize & (BUCKETS - 1)
+        bucket(self.0, BUCKETS as u32 - 1) as usize
     }
 
     /// Returns the client's bit in the filter of recently seen clients.

@@ -4,7 +4,7 @@ use std::{cell::Cell, collections::HashMap, sync::Arc};
 
 use balancer_common::{
     client::{hash_v4, slot},
-    client_table::{BUCKET_ENTRIES, Entries, Entry, find},
+    client_table::{self, BUCKET_ENTRIES, Entries, Entry, find},
     map_types::{ALL_DOWN, NO_BACKEND},
     memory::{Answer, BackendFacts, consult},
     query::Query,
@@ -154,7 +154,7 @@ impl Plane {
         let (table, home) = self.tables.get(&service)?;
         let at = slot(hash, table.len() as u32) as usize;
         let live = Some(table[at]).filter(|&id| id != NO_BACKEND && id != ALL_DOWN);
-        let bucket = hash as usize & (BUCKETS - 1);
+        let bucket = client_table::bucket(hash, BUCKETS as u32 - 1) as usize;
         let bucket = Bucket(&self.words.0[bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES], !looks);
         let query = Query {
             hash,
@@ -195,7 +195,7 @@ impl Plane {
 
     /// The entry of a client, and whether its backend keeps it.
     pub(crate) fn entry(&self, hash: u64) -> (Option<(u16, bool)>, Option<bool>) {
-        let bucket = hash as usize & (BUCKETS - 1);
+        let bucket = client_table::bucket(hash, BUCKETS as u32 - 1) as usize;
         let bucket = Bucket(&self.words.0[bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES], false);
         let entry = find(&bucket, (hash >> 32) as u32).map(|(_, entry)| entry);
         (

@@ -67,7 +67,7 @@ impl Maps {
             budgets: Map::PerCpuArray(map("BUDGET")?).try_into()?,
             outer_ids: Map::PerCpuArray(map("IDS")?).try_into()?,
             asked: Map::LruHashMap(map("ASKED")?).try_into()?,
-            clients: Mapped::new(map("CLIENTS")?)?,
+            clients: Mapped::new(map("KNOWN_CLIENTS")?)?,
             seen: Mapped::new(map("SEEN")?)?,
         })
     }

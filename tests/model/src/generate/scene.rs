@@ -8,7 +8,7 @@ use std::{
 
 use balancer_common::{
     client::HashKey,
-    client_table::{BUCKET_ENTRIES, Entry, TICK_MASK},
+    client_table::{self, BUCKET_ENTRIES, Entry, TICK_MASK},
     map_types::{ALL_DOWN, Forwarding, LISTENER_COUNTERS, Mac, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED, TableSlot},
     share::Share,
     verdict::MoveCause,
@@ -202,7 +202,7 @@ impl Scene {
                 entry |= flag;
             }
         }
-        let bucket = &mut buckets[hash as usize % BUCKETS];
+        let bucket = &mut buckets[client_table::bucket(hash, BUCKETS as u32 - 1) as usize];
         let tag = |entry: u64| Entry(entry).tag();
         let place = bucket.iter().position(|&other| other != 0 && tag(other) == tag(entry));
         bucket[place.unwrap_or_else(|| rng.usize(..BUCKET_ENTRIES))] = entry;

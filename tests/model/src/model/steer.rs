@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use balancer_common::{
+    client_table::bucket,
     map_types::{ALL_DOWN, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED},
     seen,
     verdict::{CauseIndex, Decision, DropReason},
@@ -184,7 +185,7 @@ impl State {
     }
 
     pub(super) fn answer(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> memory::Answer {
-        let place = hash as usize % BUCKETS;
+        let place = bucket(hash, BUCKETS as u32 - 1) as usize;
         let mut bucket = self.clients[place];
         let newcomers = &mut self.newcomers;
         let may_record = || !peeks && newcomers.take(asked.service.0);

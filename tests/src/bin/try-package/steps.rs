@@ -284,7 +284,7 @@ fn repack(operator: &Operator, name: &str, line: &str) -> Result<()> {
 }
 
 fn upgrade_of_another_layout(operator: &mut Operator) -> Result<String> {
-    repack(operator, "layout.deb", "sed -i 's/^layout=.*/layout=9999/' DEBIAN/preinst")?;
+    repack(operator, "layout.deb", "sed -i 's/^layout=.*/layout=9999/; s/^adopts=.*/adopts=/' DEBIAN/preinst")?;
     let main = operator.property("MainPID")?;
     let (words, traffic) =
         operator.under_traffic(|operator| operator.types_in_vain("dpkg --install ~/layout.deb 2>&1"))?;

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_bench::failover::hosts::{self, Hosts, Servers, VIP};
-use balancer_common::client_table::BUCKET_ENTRIES;
+use balancer_common::client_table::{self, BUCKET_ENTRIES};
 use balancer_core::io::Change;
 use balancer_engine::{Engine, Settings, Traffic};
 use balancer_model::{config::Config, file};
@@ -215,7 +215,7 @@ impl<'a> Bench<'a> {
         let mut clients = Vec::with_capacity(self.args.clients);
         let mut places = HashMap::new();
         let mut know = |hash: u64| {
-            let (bucket, tag) = (hash as usize % buckets, (hash >> 32) as u32);
+            let (bucket, tag) = (client_table::bucket(hash, buckets as u32 - 1) as usize, (hash >> 32) as u32);
             let backend = fastrand::u16(..self.args.backends);
             let has_room = counts[bucket] < BUCKET_ENTRIES;
             if has_room {

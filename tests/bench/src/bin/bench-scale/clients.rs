@@ -96,7 +96,7 @@ fn meanwhile<T>(api: &Client, what: impl FnOnce() -> Result<T>) -> Result<(T, Du
 
 fn client_table(pid: u32) -> Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
     for id in map_ids(pid)? {
-        if MapInfo::from_id(id)?.name_as_str() == Some("CLIENTS") {
+        if MapInfo::from_id(id)?.name_as_str() == Some("KNOWN_CLIENTS") {
             return Ok(Map::Array(MapData::from_id(id)?).try_into()?);
         }
     }

@@ -1,0 +1,277 @@
+//! Carrying over the clients of an earlier controller's table, if that has another size or another layout.
+//!
+//! The earlier program records clients in its table until it is replaced. That table therefore stays pinned until then:
+//! what was in it is copied before, and clients that have come meanwhile afterwards.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::Context as _;
+use aya::maps::MapData;
+use balancer_common::client_table::{BUCKET_ENTRIES, Bucket, Entry, PORTABLE_BUCKETS, bucket_of, find};
+use tracing::{info, warn};
+
+use super::{clients::Look, map_sizes::CLIENTS, mapped::MappedArray, pins::Pins};
+
+/// The pinned table of layout 13, in which a bucket's index is the low bits of the hash.
+const LAYOUT_13: &str = "CLIENTS";
+/// The pin of a table that replaces one of another size.
+const REPLACEMENT: &str = "NEW-KNOWN_CLIENTS";
+
+/// A table that an earlier controller's program may still use.
+pub(super) struct FormerClients {
+    table: MappedArray<Bucket>,
+    pin: PathBuf,
+    /// The pin of the table that replaces it.
+    new: PathBuf,
+    /// The final path of that pin.
+    last: PathBuf,
+    /// One bit for each entry that was not empty when all were copied.
+    copied: Vec<u64>,
+    is_replaced: bool,
+}
+
+/// The outcome of carrying over an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Put {
+    New,
+    /// The client is known in the new table.
+    Known,
+    /// The client's bucket has no room.
+    Full,
+}
+
+impl FormerClients {
+    /// The pinned table, if a program with a table of `buckets` cannot use it.
+    ///
+    /// # Errors
+    /// If a pin cannot be opened or removed.
+    pub(super) fn find(pins: Option<&Pins>, buckets: u32) -> anyhow::Result<Option<Self>> {
+        let Some(pins) = pins else { return Ok(None) };
+        let (last, older) = (pins.map(CLIENTS), pins.map(LAYOUT_13));
+        // A controller that was killed before it replaced the program left it.
+        pins.make_anew(REPLACEMENT)?;
+        let (pin, new) = if older.exists() {
+            pins.make_anew(CLIENTS)?;
+            (older, last.clone())
+        } else if last.exists() {
+            (last.clone(), pins.map(REPLACEMENT))
+        } else {
+            return Ok(None);
+        };
+        let map = MapData::from_pin(&pin).with_context(|| format!("opening the pinned map {}", pin.display()))?;
+        let table = MappedArray::<Bucket>::new(map)?;
+        if pin == last && table.len() as u32 == buckets {
+            return Ok(None);
+        }
+        Ok(Some(Self { table, pin, new, last, copied: Vec::new(), is_replaced: false }))
+    }
+
+    /// The path at which to pin the new table.
+    pub(super) fn path(&self) -> &Path {
+        &self.new
+    }
+
+    /// Copies all clients to the new table, which no program uses yet.
+    pub(super) fn copy_to(&mut self, new: &MappedArray<Bucket>) {
+        let sizes = (self.table.len(), new.len());
+        let layout = if self.new == self.last { " and layout 13" } else { "" };
+        let change = format!("a client table of {} buckets replaces one of {}{layout}", sizes.1, sizes.0);
+        if !is_portable(sizes) {
+            warn!("{change}: its clients are forgotten");
+            return;
+        }
+        let words = self.table.words();
+        let mut copied = vec![0; words.len().div_ceil(u64::BITS as usize)];
+        let (mut clients, mut full) = (0_u64, 0_u64);
+        for (bucket, at, entry) in entries(words) {
+            copied[at / 64] |= 1 << (at % 64);
+            match put(new, bucket, entry) {
+                Put::New | Put::Known => clients += 1,
+                Put::Full => full += 1,
+            }
+        }
+        self.copied = copied;
+        info!("{change}: {clients} clients are carried over");
+        if full > 0 {
+            warn!("{full} clients had no room in the smaller client table, and are forgotten");
+        }
+    }
+
+    /// Copies the clients that have come since [`copy_to`](Self::copy_to) and that `remembers` approves, now that no
+    /// program uses the former table. Returns their entries.
+    pub(super) fn catch_up(&self, new: &MappedArray<Bucket>, remembers: impl Fn(Entry) -> bool) -> Vec<Entry> {
+        let is_copied = |at: usize| self.copied.get(at / 64).is_none_or(|bits| bits >> (at % 64) & 1 != 0);
+        entries(self.table.words())
+            .filter(|&(_, at, entry)| !is_copied(at) && remembers(entry))
+            .filter_map(|(bucket, _, entry)| (put(new, bucket, entry) == Put::New).then_some(entry))
+            .collect()
+    }
+
+    /// Removes the pin of the former table.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub(super) fn replace(mut self) -> anyhow::Result<()> {
+        self.is_replaced = true;
+        let done = if self.new == self.last { fs::remove_file(&self.pin) } else { fs::rename(&self.new, &self.last) };
+        match done {
+            // All pins were removed, because this controller is to keep nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("replacing the pinned map {}", self.pin.display())),
+        }
+    }
+}
+
+impl Drop for FormerClients {
+    fn drop(&mut self) {
+        if !self.is_replaced {
+            // A start that fails leaves the pins as they were. The next start removes what is left.
+            let _left = fs::remove_file(&self.new);
+        }
+    }
+}
+
+/// Whether entries of a table with the first number of buckets tell their buckets in one with the second.
+const fn is_portable((from, to): (usize, usize)) -> bool {
+    from >= PORTABLE_BUCKETS as usize || to <= from
+}
+
+/// The entries that are not empty, each with its bucket and index.
+fn entries(words: &[AtomicU64]) -> impl Iterator<Item = (u32, usize, Entry)> {
+    let all = words.iter().enumerate().map(|(at, word)| (at, Entry(word.load(Ordering::Relaxed))));
+    all.filter(|(_, entry)| !entry.is_empty()).map(|(at, entry)| ((at / BUCKET_ENTRIES) as u32, at, entry))
+}
+
+/// Puts an entry of `bucket` in the former table into the new one. Where there is no room, an established client replaces
+/// one that is not.
+fn put(new: &MappedArray<Bucket>, bucket: u32, entry: Entry) -> Put {
+    let first = bucket_of(bucket, entry.tag(), new.len() as u32 - 1) as usize * BUCKET_ENTRIES;
+    let words = new.words().get(first..first + BUCKET_ENTRIES).unwrap_or_default();
+    if find(&Look(words), entry.tag()).is_some() {
+        return Put::Known;
+    }
+    let replace = |expendable: &dyn Fn(Entry) -> bool| {
+        words.iter().any(|word| {
+            let there = word.load(Ordering::Relaxed);
+            expendable(Entry(there))
+                && word.compare_exchange(there, entry.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        })
+    };
+    if replace(&|there| there.is_empty()) || entry.established() && replace(&|there| !there.established()) {
+        Put::New
+    } else {
+        Put::Full
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use balancer_common::client_table::bucket;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table(buckets: usize) -> MappedArray<Bucket> {
+        let [table, _] = MappedArray::twice(buckets).unwrap();
+        table
+    }
+
+    fn former(table: MappedArray<Bucket>) -> FormerClients {
+        let nowhere = PathBuf::from("/nonexistent");
+        let (pin, new, last) = (nowhere.join("1"), nowhere.join("2"), nowhere.join("3"));
+        FormerClients { table, pin, new, last, copied: Vec::new(), is_replaced: false }
+    }
+
+    /// Records a client as the kernel program of this layout does.
+    fn record(table: &MappedArray<Bucket>, hash: u64, backend: u16) -> bool {
+        put(table, bucket(hash, table.len() as u32 - 1), Entry::new((hash >> 32) as u32, backend, 0)) == Put::New
+    }
+
+    fn home(table: &MappedArray<Bucket>, hash: u64) -> Option<u16> {
+        let first = bucket(hash, table.len() as u32 - 1) as usize * BUCKET_ENTRIES;
+        find(&Look(&table.words()[first..first + BUCKET_ENTRIES]), (hash >> 32) as u32)
+            .map(|(_, entry)| entry.backend())
+    }
+
+    proptest! {
+        #[test]
+        fn when_a_table_becomes_larger_then_all_of_its_clients_are_found(
+            seed: u64, from in 8u32..12, more in 0u32..5,
+        ) {
+            let (old, new) = (table(1 << from), table(1 << (from + more)));
+            let mut random = fastrand::Rng::with_seed(seed);
+            let clients: BTreeMap<u64, u16> = (0..1 << from).map(|_| (random.u64(..), random.u16(1..))).collect();
+            let known: Vec<_> = clients.into_iter().filter(|&(hash, backend)| record(&old, hash, backend)).collect();
+            former(old).copy_to(&new);
+            for (hash, backend) in known {
+                prop_assert_eq!(home(&new, hash), Some(backend));
+            }
+        }
+
+        #[test]
+        fn when_a_table_becomes_smaller_then_clients_are_forgotten_only_where_a_bucket_is_full(
+            seed: u64, from in 0u32..12, less in 1u32..12,
+        ) {
+            let (old, new) = (table(1 << from), table(1 << from.saturating_sub(less)));
+            let mut random = fastrand::Rng::with_seed(seed);
+            let hashes: Vec<u64> = (0..3 << from).map(|_| random.u64(..)).filter(|&hash| record(&old, hash, 7)).collect();
+            former(old).copy_to(&new);
+            for hash in hashes {
+                let first = bucket(hash, new.len() as u32 - 1) as usize * BUCKET_ENTRIES;
+                let is_full = new.words()[first..first + BUCKET_ENTRIES].iter().all(|word| word.load(Ordering::Relaxed) != 0);
+                prop_assert!(home(&new, hash) == Some(7) || is_full);
+            }
+        }
+    }
+
+    #[test]
+    fn when_an_older_layout_is_carried_over_then_all_clients_are_found() {
+        let (old, new) = (table(1024), table(4096));
+        let mut random = fastrand::Rng::with_seed(1);
+        let hashes: Vec<u64> = (0..2000).map(|_| random.u64(1 << 32..)).collect();
+        for hash in &hashes {
+            let first = (hash & 1023) as usize * BUCKET_ENTRIES;
+            let empty = old.words()[first..].iter().find(|word| word.load(Ordering::Relaxed) == 0).unwrap();
+            empty.store(Entry::new((hash >> 32) as u32, 5, 0).0, Ordering::Relaxed);
+        }
+        former(old).copy_to(&new);
+        assert!(hashes.iter().all(|&hash| home(&new, hash) == Some(5)));
+    }
+
+    #[test]
+    fn when_a_small_table_grows_beyond_what_its_entries_tell_then_nothing_is_put_into_wrong_buckets() {
+        let (old, new) = (table(128), table(256));
+        assert!((0..100).all(|number| record(&old, number << 33 | number, 1)));
+        former(old).copy_to(&new);
+        assert!(entries(new.words()).next().is_none());
+    }
+
+    #[test]
+    fn when_clients_come_while_the_program_is_replaced_then_they_are_carried_over_once() {
+        let (new, mut old) = (table(512), former(table(256)));
+        assert!((1..=100).all(|number: u64| record(&old.table, number << 33 | number, 1)));
+        old.copy_to(&new);
+        // The new program has forgotten one, moved one and learned one itself.
+        let of = |number: u64| number << 33 | number;
+        for hash in [of(1), of(2)] {
+            let first = bucket(hash, 511) as usize * BUCKET_ENTRIES;
+            let tag = (hash >> 32) as u32;
+            let (at, _) = find(&Look(&new.words()[first..first + BUCKET_ENTRIES]), tag).unwrap();
+            new.words()[first + at].store(0, Ordering::Relaxed);
+        }
+        assert!(record(&new, of(2), 9) && record(&new, of(101), 9));
+        assert!((101..=103).all(|number| record(&old.table, of(number), number as u16)));
+        let mut came: Vec<u16> =
+            old.catch_up(&new, |entry| entry.backend() != 103).into_iter().map(Entry::backend).collect();
+        came.sort_unstable();
+        assert_eq!(came, [102]);
+        let homes = [1, 2, 3, 101, 102, 103].map(|number| home(&new, of(number)));
+        assert_eq!(homes, [None, Some(9), Some(1), Some(9), Some(102), None]);
+    }
+}
