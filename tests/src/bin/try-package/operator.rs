@@ -2,17 +2,19 @@
 
 use std::{
     fmt::Write as _,
+    fs,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     backend::Backend,
     binaries,
     machine::Machine,
+    namespace::Namespace,
     topology::{Family, Shape, Topology},
 };
 use tempfile::TempDir;
@@ -143,7 +145,26 @@ impl Operator {
         clients.round();
         let done = work(self)?;
         clients.round();
-        Ok((done, clients.finish()?))
+        let traffic = clients.finish().map_err(|error| anyhow!("{error:#}; resets: {}", self.resets()))?;
+        Ok((done, traffic))
+    }
+
+    /// Which hosts have ended connections by resets, and why, as their kernels count it.
+    fn resets(&self) -> String {
+        const COUNTERS: [&str; 6] =
+            ["OutRsts", "EstabResets", "TCPAbortOnData", "TCPAbortOnClose", "TCPAbortOnMemory", "ListenOverflows"];
+        let servers = self.topology.backends().iter().zip(1..).map(|(host, number)| (format!("web{number}"), host));
+        let hosts = servers.chain([("clients".to_owned(), self.topology.client())]);
+        let count = |(name, host): (String, &Namespace)| {
+            let read = || ["snmp", "netstat"].map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")));
+            let files = host.run_in_thread(read).map(|files| files.map(Result::unwrap_or_default)).unwrap_or_default();
+            let lines: Vec<&str> = files.iter().flat_map(|file| file.lines()).collect();
+            let (pairs, _) = lines.as_chunks::<2>();
+            let all = pairs.iter().flat_map(|[names, values]| names.split(' ').zip(values.split(' ')));
+            let found = all.filter(|(name, value)| COUNTERS.contains(name) && *value != "0");
+            format!("{name}: {}", found.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(" "))
+        };
+        hosts.map(count).collect::<Vec<_>>().join(", ")
     }
 
     /// Whether an XDP program is on the machine's interface.
