@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, sync::LazyLock};
 
+use balancer_common::client_table::bucket;
+
 use super::*;
 
 mod counts;
@@ -196,6 +198,18 @@ fn when_a_client_leaves_a_failed_backend_then_that_move_is_later_than_its_arriva
     let (other, mut others) = (Cells::new(1), Sharing::new(8));
     let mut import = |record| others.import(&other, record, heard(8), &failed, |_, _, _| {});
     assert_eq!((import(&left[0]), import(&came[0])), (Imported::New, Imported::Stale));
+}
+
+#[test]
+fn when_an_earlier_version_tells_the_bucket_by_the_hash_alone_then_packets_find_the_client() {
+    const BUCKETS: u32 = 4096;
+    let (table, mut sharing) = (Cells::new(BUCKETS as usize), Sharing::new(BUCKETS as usize * BUCKET_ENTRIES));
+    let hash: u64 = 0x0123_4567_89ab_cdef;
+    let tag = (hash >> 32) as u32;
+    let told = Record { bucket: hash as u32 & (BUCKETS - 1), ..record(tag, 3, 1) };
+    assert_eq!(sharing.import(&table, &told, heard(9), &backends, |_, _, _| {}), Imported::New);
+    let found = find(&Bucket::of(&table, bucket(hash, BUCKETS - 1) as usize), tag);
+    assert_eq!(found.map(|(_, entry)| entry.backend()), Some(3));
 }
 
 #[test]
