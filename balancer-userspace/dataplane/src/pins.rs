@@ -98,9 +98,9 @@ pub struct Notes {
     pub instance: u64,
     /// The multiplier by which the map of interface counters distinguishes interfaces.
     pub interface_multiplier: u32,
-    /// Buckets of the client table.
+    /// Buckets of the client table. Versions with layout 13 need it to read these notes.
     pub buckets: u32,
-    /// The number of known clients that the client table is sized for.
+    /// The number of known clients that the client table is sized for. It is needed as above.
     pub clients: u32,
     /// The number of connections that the flow table is sized for; 0: there is no table.
     #[serde(default)]
