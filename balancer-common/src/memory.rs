@@ -245,7 +245,7 @@ pub fn consult_with(
             bucket.store(index, Entry::new(query.tag(), live, query.now));
             Recorded::Inserted
         } else if !old.is_empty() {
-            // A client of another service has the same bucket and tag, which happens once in 2^32. This service's clock
+            // A client of another service has the same bucket and tag, which is rare. This service's clock
             // cannot tell whether that entry has expired; the sweep can. Until then the newcomer follows the table.
             Recorded::Full
         } else {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Bucket and tag identify the client in every member's table, because all tables have the same number of buckets and
-//! the same key. In format 1 the bucket is the low bits of the hash, from which the tag tells the bucket of today. The age is that of the client's last recorded packet, in ticks of its service.
+//! the same key. In format 1 the bucket is the low bits of the hash, from which the tag tells the bucket of today. The
+//! age is that of the client's last recorded packet, in ticks of its service.
 
 use crate::engine::LONGEST_VALUE;
 
