@@ -22,7 +22,7 @@ pub use self::{
     rules::*, services::*, signs::*, tables::*,
 };
 
-/// Version of every layout in this module. The controller does not adopt a pinned map of another version.
+/// Version of every layout in this module. See [`ADOPTED_LAYOUTS`].
 pub const LAYOUT_VERSION: u32 = 14;
 
 /// The layouts whose kept maps this program can take over.

@@ -145,11 +145,6 @@ impl ClientTable {
         self.services.get(usize::from(backend)).copied().flatten()
     }
 
-    /// The table itself.
-    pub(super) fn table(&self) -> &MappedArray<Bucket> {
-        &self.buckets
-    }
-
     /// The number of buckets.
     pub(super) fn buckets(&self) -> u32 {
         self.buckets.len() as u32

@@ -10,11 +10,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use aya::maps::MapData;
 use balancer_common::client_table::{BUCKET_ENTRIES, Bucket, Entry, PORTABLE_BUCKETS, bucket_of, find};
 use tracing::{info, warn};
 
-use super::{clients::Look, map_sizes::CLIENTS, mapped::MappedArray, pins::Pins};
+use super::{
+    clients::Look,
+    map_sizes::CLIENTS,
+    mapped::MappedArray,
+    pins::{Pins, open},
+};
 
 /// The pinned table of layout 13, in which a bucket's index is the low bits of the hash.
 const LAYOUT_13: &str = "CLIENTS";
@@ -62,8 +66,7 @@ impl FormerClients {
         } else {
             return Ok(None);
         };
-        let map = MapData::from_pin(&pin).with_context(|| format!("opening the pinned map {}", pin.display()))?;
-        let table = MappedArray::<Bucket>::new(map)?;
+        let table = MappedArray::<Bucket>::new(open(&pin)?)?;
         if pin == last && table.len() as u32 == buckets {
             return Ok(None);
         }
@@ -76,8 +79,8 @@ impl FormerClients {
     }
 
     /// Copies all clients to the new table, which no program uses yet.
-    pub(super) fn copy_to(&mut self, new: &MappedArray<Bucket>) {
-        let sizes = (self.table.len(), new.len());
+    pub(super) fn copy_to(&mut self, new: &[AtomicU64]) {
+        let sizes = (self.table.len(), new.len() / BUCKET_ENTRIES);
         let layout = if self.new == self.last { " and layout 13" } else { "" };
         let change = format!("a client table of {} buckets replaces one of {}{layout}", sizes.1, sizes.0);
         if !is_portable(sizes) {
@@ -103,7 +106,7 @@ impl FormerClients {
 
     /// Copies the clients that have come since [`copy_to`](Self::copy_to) and that `remembers` approves, now that no
     /// program uses the former table. Returns their entries.
-    pub(super) fn catch_up(&self, new: &MappedArray<Bucket>, remembers: impl Fn(Entry) -> bool) -> Vec<Entry> {
+    pub(super) fn catch_up(&self, new: &[AtomicU64], remembers: impl Fn(Entry) -> bool) -> Vec<Entry> {
         let is_copied = |at: usize| self.copied.get(at / 64).is_none_or(|bits| bits >> (at % 64) & 1 != 0);
         entries(self.table.words())
             .filter(|&(_, at, entry)| !is_copied(at) && remembers(entry))
@@ -148,9 +151,10 @@ fn entries(words: &[AtomicU64]) -> impl Iterator<Item = (u32, usize, Entry)> {
 
 /// Puts an entry of `bucket` in the former table into the new one. Where there is no room, an established client replaces
 /// one that is not.
-fn put(new: &MappedArray<Bucket>, bucket: u32, entry: Entry) -> Put {
-    let first = bucket_of(bucket, entry.tag(), new.len() as u32 - 1) as usize * BUCKET_ENTRIES;
-    let words = new.words().get(first..first + BUCKET_ENTRIES).unwrap_or_default();
+fn put(new: &[AtomicU64], bucket: u32, entry: Entry) -> Put {
+    let buckets = (new.len() / BUCKET_ENTRIES) as u32;
+    let first = bucket_of(bucket, entry.tag(), buckets - 1) as usize * BUCKET_ENTRIES;
+    let words = new.get(first..first + BUCKET_ENTRIES).unwrap_or_default();
     if find(&Look(words), entry.tag()).is_some() {
         return Put::Known;
     }
@@ -190,7 +194,8 @@ mod tests {
 
     /// Records a client as the kernel program of this layout does.
     fn record(table: &MappedArray<Bucket>, hash: u64, backend: u16) -> bool {
-        put(table, bucket(hash, table.len() as u32 - 1), Entry::new((hash >> 32) as u32, backend, 0)) == Put::New
+        put(table.words(), bucket(hash, table.len() as u32 - 1), Entry::new((hash >> 32) as u32, backend, 0))
+            == Put::New
     }
 
     fn home(table: &MappedArray<Bucket>, hash: u64) -> Option<u16> {
@@ -208,7 +213,7 @@ mod tests {
             let mut random = fastrand::Rng::with_seed(seed);
             let clients: BTreeMap<u64, u16> = (0..1 << from).map(|_| (random.u64(..), random.u16(1..))).collect();
             let known: Vec<_> = clients.into_iter().filter(|&(hash, backend)| record(&old, hash, backend)).collect();
-            former(old).copy_to(&new);
+            former(old).copy_to(new.words());
             for (hash, backend) in known {
                 prop_assert_eq!(home(&new, hash), Some(backend));
             }
@@ -221,7 +226,7 @@ mod tests {
             let (old, new) = (table(1 << from), table(1 << from.saturating_sub(less)));
             let mut random = fastrand::Rng::with_seed(seed);
             let hashes: Vec<u64> = (0..3 << from).map(|_| random.u64(..)).filter(|&hash| record(&old, hash, 7)).collect();
-            former(old).copy_to(&new);
+            former(old).copy_to(new.words());
             for hash in hashes {
                 let first = bucket(hash, new.len() as u32 - 1) as usize * BUCKET_ENTRIES;
                 let is_full = new.words()[first..first + BUCKET_ENTRIES].iter().all(|word| word.load(Ordering::Relaxed) != 0);
@@ -240,7 +245,7 @@ mod tests {
             let empty = old.words()[first..].iter().find(|word| word.load(Ordering::Relaxed) == 0).unwrap();
             empty.store(Entry::new((hash >> 32) as u32, 5, 0).0, Ordering::Relaxed);
         }
-        former(old).copy_to(&new);
+        former(old).copy_to(new.words());
         assert!(hashes.iter().all(|&hash| home(&new, hash) == Some(5)));
     }
 
@@ -248,7 +253,7 @@ mod tests {
     fn when_a_small_table_grows_beyond_what_its_entries_tell_then_nothing_is_put_into_wrong_buckets() {
         let (old, new) = (table(128), table(256));
         assert!((0..100).all(|number| record(&old, number << 33 | number, 1)));
-        former(old).copy_to(&new);
+        former(old).copy_to(new.words());
         assert!(entries(new.words()).next().is_none());
     }
 
@@ -256,7 +261,7 @@ mod tests {
     fn when_clients_come_while_the_program_is_replaced_then_they_are_carried_over_once() {
         let (new, mut old) = (table(512), former(table(256)));
         assert!((1..=100).all(|number: u64| record(&old.table, number << 33 | number, 1)));
-        old.copy_to(&new);
+        old.copy_to(new.words());
         // The new program has forgotten one, moved one and learned one itself.
         let of = |number: u64| number << 33 | number;
         for hash in [of(1), of(2)] {
@@ -268,7 +273,7 @@ mod tests {
         assert!(record(&new, of(2), 9) && record(&new, of(101), 9));
         assert!((101..=103).all(|number| record(&old.table, of(number), number as u16)));
         let mut came: Vec<u16> =
-            old.catch_up(&new, |entry| entry.backend() != 103).into_iter().map(Entry::backend).collect();
+            old.catch_up(new.words(), |entry| entry.backend() != 103).into_iter().map(Entry::backend).collect();
         came.sort_unstable();
         assert_eq!(came, [102]);
         let homes = [1, 2, 3, 101, 102, 103].map(|number| home(&new, of(number)));

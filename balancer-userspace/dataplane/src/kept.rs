@@ -22,7 +22,7 @@ use bytemuck::Zeroable as _;
 use super::{
     mapped::MappedArray,
     object::take,
-    pins::{MAPS, Notes, Pins},
+    pins::{MAPS, Notes, Pins, open},
 };
 use crate::HostChanges;
 
@@ -183,11 +183,9 @@ impl Histories {
     /// # Errors
     /// If they are not there.
     pub fn open(pins: &Pins) -> anyhow::Result<Self> {
-        let map =
-            |name: &str| MapData::from_pin(pins.map(name)).with_context(|| format!("opening the pinned map {name}"));
         Ok(Self {
-            backends: MappedArray::new(map("BACKEND_HISTORY")?)?,
-            services: MappedArray::new(map("SERVICE_HISTORY")?)?,
+            backends: MappedArray::new(open(&pins.map("BACKEND_HISTORY"))?)?,
+            services: MappedArray::new(open(&pins.map("SERVICE_HISTORY"))?)?,
         })
     }
 

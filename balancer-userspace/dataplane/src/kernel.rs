@@ -154,12 +154,6 @@ impl KernelDataplane {
         Ok(())
     }
 
-    /// Number of known clients that the table has room for.
-    #[must_use]
-    pub const fn room_for_clients(&self) -> u32 {
-        self.capacity.clients
-    }
-
     /// Size of all maps in bytes.
     #[must_use]
     pub const fn map_bytes(&self) -> u64 {

@@ -61,14 +61,8 @@ const PAGE: u64 = 4096;
 const SPARE_RULE: u32 = 1;
 
 /// The sizes of all maps; those in `counters` have rows for each CPU.
-pub(super) fn sizes(
-    capacity: &Capacity,
-    buckets: u32,
-    counters: &CounterMaps,
-    cpus: Cpus,
-    interfaces: usize,
-) -> Vec<MapSize> {
-    let blocks = counters.backends.blocks;
+pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, interfaces: usize) -> Vec<MapSize> {
+    let (buckets, blocks) = (capacity.buckets(), counters.backends.blocks);
     let redirects = redirect_errors(interfaces);
     let halves = |keys: u32| 2 * placement::rows_for(keys as usize);
     let clients = Some("[client_table] capacity");
@@ -229,7 +223,7 @@ mod tests {
             clients: 262_144,
             flows: 0,
         };
-        sizes(&capacity, capacity.buckets(), &CounterMaps::new(&capacity, cpus.online), cpus, 4)
+        sizes(&capacity, &CounterMaps::new(&capacity, cpus.online), cpus, 4)
     }
 
     #[test]

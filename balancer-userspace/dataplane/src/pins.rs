@@ -411,6 +411,11 @@ impl Drop for Pins {
     }
 }
 
+/// Opens a pinned map.
+pub(super) fn open(pin: &Path) -> anyhow::Result<MapData> {
+    MapData::from_pin(pin).with_context(|| format!("opening the pinned map {}", pin.display()))
+}
+
 fn adoptable(notes: &Notes) -> anyhow::Result<()> {
     if !ADOPTED_LAYOUTS.contains(&notes.layout_version) {
         bail!(

@@ -16,7 +16,7 @@ use super::{
     counter_rows::{BACKENDS as BACKEND_COUNTERS, CounterMaps, CounterRows, Cpus, LISTENERS},
     cpu_rows::Blocks,
     mapped::MappedArray,
-    pins::Pins,
+    pins::{Pins, open},
 };
 
 const BACKENDS: &str = "BACKEND_HISTORY";
@@ -126,10 +126,6 @@ fn entries(pins: &Pins, name: &str) -> anyhow::Result<Option<u32>> {
         return Ok(None);
     }
     Ok(Some(open(&pin)?.info().context("reading the map's description")?.max_entries()))
-}
-
-fn open(pin: &PathBuf) -> anyhow::Result<MapData> {
-    MapData::from_pin(pin).with_context(|| format!("opening the pinned map {}", pin.display()))
 }
 
 fn copy_rows<Row: Pod>(from: MapData, to: MapData) -> anyhow::Result<()> {

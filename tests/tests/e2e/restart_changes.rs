@@ -155,17 +155,21 @@ fn when_the_controller_restarts_five_times_then_clients_are_remembered_for_the_r
     );
 }
 
-#[test]
-fn when_the_capacity_of_a_kept_client_table_changes_then_nobody_moves() {
+/// A kept client table of this capacity with 100 clients, of which the memory alone keeps many where they are.
+fn known_in_a_table_for(capacity: u32) -> Users {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.on_exit = "keep";
-        settings.lines = "[client_table]\ncapacity = 4096".to_owned();
+        settings.lines = format!("[client_table]\ncapacity = {capacity}");
     });
     users.visit(1..=100);
-    // From now on the memory alone keeps many clients where they are.
     users.add_web5();
-    let capacities = [100_000, 1000, 4_000_000, 262_144].map(|capacity| (capacity, capacity % 1000 == 0));
-    for (capacity, orderly) in capacities {
+    users
+}
+
+#[test]
+fn when_the_capacity_of_a_kept_client_table_changes_then_nobody_moves() {
+    let mut users = known_in_a_table_for(4096);
+    for (capacity, orderly) in [(100_000, true), (1000, true), (4_000_000, true), (262_144, false)] {
         let change = |settings: &mut Settings| settings.lines = format!("[client_table]\ncapacity = {capacity}");
         if orderly {
             users.site.restart(change).unwrap();
@@ -186,12 +190,7 @@ fn when_the_capacity_of_a_kept_client_table_changes_then_nobody_moves() {
 
 #[test]
 fn when_starts_with_other_capacities_are_killed_at_any_moment_then_nobody_moves() {
-    let mut users = Users::new(Forwarding::Nat, |settings| {
-        settings.on_exit = "keep";
-        settings.lines = "[client_table]\ncapacity = 1000000".to_owned();
-    });
-    users.visit(1..=100);
-    users.add_web5();
+    let mut users = known_in_a_table_for(1_000_000);
     users.site.controller().process().stop().unwrap();
     let text = fs::read_to_string(users.site.config()).unwrap();
     let with = |capacity: u32| text.replace("capacity = 1000000", &format!("capacity = {capacity}"));

@@ -51,8 +51,6 @@ use crate::{
 struct Numbers<'a> {
     capacity: &'a Capacity,
     budgets: Budgets,
-    /// The number of buckets of the client table.
-    buckets: u32,
     /// The number of interfaces of this network namespace.
     interfaces: usize,
     interface_multiplier: u32,
@@ -105,8 +103,7 @@ impl KernelDataplane {
         let handover_key = classifiers::draw_key()?;
         let whose = Whose::here();
         let interfaces = others.len();
-        let numbers =
-            Numbers { capacity: &capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells };
+        let numbers = Numbers { capacity: &capacity, budgets, interfaces, interface_multiplier, handover_key, tells };
         let mut former_clients = FormerClients::find(pins.as_ref(), buckets)?;
         let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), former_clients.as_ref(), whose.as_ref())?;
 
@@ -119,7 +116,7 @@ impl KernelDataplane {
         let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
         let known = MappedArray::new(take(&mut ebpf, CLIENTS)?)?;
         if let Some(former) = former_clients.as_mut().filter(|_| capacity.clients != NOBODY) {
-            former.copy_to(&known);
+            former.copy_to(known.words());
         }
         let clients = ClientTable::new(known, capacity.backends as usize);
         let stickiness = Stickiness::new(tables, clients, Scanner::spawn(threads)?, Arc::clone(&grace_periods));
@@ -179,13 +176,13 @@ impl Numbers<'_> {
         former_clients: Option<&FormerClients>,
         whose: Option<&Whose>,
     ) -> anyhow::Result<(Ebpf, u64)> {
-        let Self { capacity, budgets, buckets, interfaces, interface_multiplier, handover_key, tells } = self;
+        let Self { capacity, budgets, interfaces, interface_multiplier, handover_key, tells } = self;
         let Budgets { errors, rejections, echo, fragments, waiting } = budgets;
-        let mask = buckets - 1;
+        let mask = capacity.buckets() - 1;
         let (log_level, log_size) = log_settings(*tells)?;
         let cpus = Cpus::here()?;
         let (replaced, counters) = Replaced::before_load(pins, capacity, cpus)?;
-        let sizes = map_sizes::sizes(capacity, *buckets, &counters, cpus, *interfaces);
+        let sizes = map_sizes::sizes(capacity, &counters, cpus, *interfaces);
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, replaced.path(name).unwrap_or(path));

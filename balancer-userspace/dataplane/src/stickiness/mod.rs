@@ -152,7 +152,7 @@ impl Stickiness {
             let service = clients.service_of(entry.backend())?;
             memories.get(&service).filter(|memory| memory.remembers(entry)).map(|memory| (service, memory))
         };
-        for entry in former.catch_up(clients.table(), |entry| memory(entry).is_some()) {
+        for entry in former.catch_up(clients.words(), |entry| memory(entry).is_some()) {
             if let Some((service, memory)) = memory(entry).filter(|(_, memory)| goes_elsewhere(entry, memory)) {
                 let place = slot(entry.0, memory.table.len() as u32);
                 tables.flag(service, place);
