@@ -83,9 +83,9 @@ pub(super) fn service(service: &ServiceView) -> String {
     }
     // A name that resolves to the address of one backend needs a line only in case of an error.
     let lists = service.discover.iter().filter(|list| list.address.is_none() || list.error.is_some());
-    for DiscoverView { file, dns, dns_a, address, targets, error, .. } in lists {
+    for DiscoverView { file, dns, dns_a, etcd, address, targets, error, .. } in lists {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
-        let by = [("", file), ("dns ", dns), ("dns_a ", dns_a), ("address ", address)];
+        let by = [("", file), ("dns ", dns), ("dns_a ", dns_a), ("etcd ", etcd), ("address ", address)];
         let source = by.iter().find_map(|(key, name)| Some(format!("{key}{}", name.as_ref()?))).unwrap_or_default();
         text.push_str(&format!("  discovers {targets} by {source}\n"));
         text.extend(error.as_ref().map(|error| format!("WARNING: the last pool stays: {error}\n")));

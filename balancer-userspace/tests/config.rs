@@ -13,6 +13,7 @@ use balancer_model::{
         Secret, ServiceConfig, StatisticsConfig, StatusRanges, Tls, UdpCheck, Via, WhenAllDown, WhenAlone, WhenFull,
         XdpMode,
     },
+    etcd::EtcdServers,
     file,
     listeners::{Family, Listener},
     shared::shared,
@@ -382,17 +383,47 @@ fn when_every_key_is_set_then_all_are_read() {
 }
 
 #[test]
+fn when_backends_come_from_keys_of_etcd_then_prefix_and_servers_are_read() {
+    let text = r#"
+        [[service]]
+        name = "web"
+        address = "198.51.100.10:80"
+        forwarding = "nat"
+        [[service.discover]]
+        etcd = "/services/web"
+        endpoints = ["https://192.0.2.1:2379/"]
+        ca = "/ca.pem"
+        min = 0
+    "#;
+    let (config, warnings) = file::parse(Path::new("b.toml"), text.as_bytes()).unwrap();
+    let servers = EtcdServers {
+        endpoints: vec!["https://192.0.2.1:2379".to_owned()],
+        ca: Some("/ca.pem".into()),
+        cert: None,
+        key: None,
+    };
+    let [list] = config.services[0].discover.as_slice() else { panic!("one list") };
+    let etcd = list.source.etcd().unwrap();
+    assert_eq!((etcd.prefix.as_str(), &etcd.etcd, list.min.least(0)), ("/services/web/", &servers, 0));
+    assert_eq!(warnings, []);
+    let plain = file::parse(Path::new("b.toml"), text.replace("https:", "http:").as_bytes()).unwrap().1;
+    assert!(plain.iter().any(|warning| warning.to_string().contains("is not encrypted")), "{plain:?}");
+}
+
+#[test]
 fn when_a_fleet_is_configured_then_all_its_keys_are_read() {
     let url = |text: &str| text.to_owned();
     let everything = Fleet {
         name: "site1".to_owned(),
         member: Some("lb1".to_owned()),
-        endpoints: ["https://192.0.2.1:2379", "https://etcd2.example.com:2379", "https://[2001:db8::3]:2379"]
-            .map(url)
-            .to_vec(),
-        ca: Some("/etc/balancer/etcd-ca.pem".into()),
-        cert: Some("/etc/balancer/etcd.pem".into()),
-        key: Some("/etc/balancer/etcd.key".into()),
+        etcd: EtcdServers {
+            endpoints: ["https://192.0.2.1:2379", "https://etcd2.example.com:2379", "https://[2001:db8::3]:2379"]
+                .map(url)
+                .to_vec(),
+            ca: Some("/etc/balancer/etcd-ca.pem".into()),
+            cert: Some("/etc/balancer/etcd.pem".into()),
+            key: Some("/etc/balancer/etcd.key".into()),
+        },
         lease: Duration::from_secs(60),
         share_clients: false,
         when_alone: WhenAlone::Withdraw,
@@ -402,10 +433,7 @@ fn when_a_fleet_is_configured_then_all_its_keys_are_read() {
     let defaults = Fleet {
         name: "site1".to_owned(),
         member: None,
-        endpoints: vec![url("https://192.0.2.1:2379")],
-        ca: None,
-        cert: None,
-        key: None,
+        etcd: EtcdServers { endpoints: vec![url("https://192.0.2.1:2379")], ca: None, cert: None, key: None },
         lease: Duration::from_secs(5),
         share_clients: true,
         when_alone: WhenAlone::Serve,

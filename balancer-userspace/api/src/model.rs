@@ -201,6 +201,9 @@ pub struct DiscoverView {
     /// The name whose addresses are the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_a: Option<String>,
+    /// The prefix of the keys of etcd that contain the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<String>,
     /// The name that is the address of one backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,

@@ -138,6 +138,7 @@ impl From<DiscoverSnapshot> for DiscoverView {
             file: snapshot.source.file().map(|file| file.display().to_string()),
             dns: name(|records| matches!(records, Records::Services)),
             dns_a: name(|records| matches!(records, Records::Addresses { .. })),
+            etcd: snapshot.source.etcd().map(|etcd| etcd.prefix.clone()),
             address: name(|records| matches!(records, Records::Backend { .. })),
             targets: snapshot.targets.map(|targets| targets as u64),
             read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),

@@ -1,12 +1,6 @@
 //! Queries to the agents of backends. Each agent is queried separately, so that a hanging agent delays no other.
 
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use balancer_model::{
     agent::{Answer, MAX_ANSWER},
@@ -16,13 +10,13 @@ use balancer_model::{
 use tokio::{
     io::AsyncReadExt as _,
     sync::{Semaphore, watch},
-    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     call::{Call, Calls},
     prober::socket,
+    tasks_by_key,
 };
 
 /// The maximum time for an answer.
@@ -46,29 +40,9 @@ pub struct Agent {
 pub(crate) type Agents = BTreeMap<BackendName, Agent>;
 
 /// Queries the `wanted` agents and reports each answer.
-pub(crate) async fn follow(mut wanted: watch::Receiver<Agents>, calls: Calls) {
+pub(crate) async fn follow(wanted: watch::Receiver<Agents>, calls: Calls) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
-    let (mut running, mut tasks) = (JoinSet::new(), BTreeMap::<BackendName, (Agent, AbortHandle)>::new());
-    loop {
-        let agents = wanted.borrow_and_update().clone();
-        tasks.retain(|name, (agent, task)| {
-            let stays = agents.get(name) == Some(agent);
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
-        for (name, agent) in agents {
-            if let Entry::Vacant(place) = tasks.entry(name) {
-                let ask = ask_on(place.key().clone(), agent, Arc::clone(&permits), calls.clone());
-                place.insert((agent, running.spawn(ask)));
-            }
-        }
-        tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return },
-            Some(_) = running.join_next() => {}
-        }
-    }
+    tasks_by_key::follow(wanted, |name, agent| ask_on(name, agent, Arc::clone(&permits), calls.clone())).await;
 }
 
 /// Queries one agent until it is no longer wanted.

@@ -108,11 +108,11 @@ impl Fleet {
     ) -> anyhow::Result<Self> {
         let name = fleet.member_name().map_err(anyhow::Error::msg)?;
         let (engine, driver) = Engine::new(balancer_engine::Settings {
-            fleet: fleet.name.clone(),
-            endpoints: fleet.endpoints.clone(),
-            ca: fleet.ca.clone(),
-            cert: fleet.cert.clone(),
-            key: fleet.key.clone(),
+            prefix: balancer_engine::prefix_of(&fleet.name),
+            endpoints: fleet.etcd.endpoints.clone(),
+            ca: fleet.etcd.ca.clone(),
+            cert: fleet.etcd.cert.clone(),
+            key: fleet.etcd.key.clone(),
             lease: fleet.lease,
         });
         let driving = supervisor.spawn("the way to the fleet's engine", async {

@@ -106,6 +106,23 @@ impl NewsSender {
     }
 }
 
+/// The receiving end of news that belong to no session.
+#[derive(Debug)]
+pub(crate) struct NewsReceiver(mpsc::Receiver<(u64, News)>);
+
+impl NewsReceiver {
+    /// Receives the next news; `None` when the sender is gone.
+    pub(crate) async fn recv(&mut self) -> Option<News> {
+        self.0.recv().await.map(|(_, news)| news)
+    }
+}
+
+/// Makes a queue of news that belong to no session.
+pub(crate) fn news() -> (NewsSender, NewsReceiver) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    (NewsSender { sender, session: NONE }, NewsReceiver(receiver))
+}
+
 /// Makes both queues.
 pub(crate) fn queues() -> (Requests, mpsc::Receiver<Asked>, NewsSender, Newsfeed) {
     let session = Arc::new(AtomicU64::new(NONE));

@@ -1,4 +1,4 @@
-//! A fleet's keys, and checks of the keys and values found below them.
+//! The keys below a prefix, and checks of the keys and values found there.
 
 use balancer_fleet::engine::{Entry, LONGEST_VALUE, Revision};
 
@@ -10,13 +10,13 @@ pub(crate) const MOST: usize = 256 << 20;
 /// The overhead of an entry in addition to its key and value, in bytes.
 const OVERHEAD: usize = 64;
 
-/// The prefix of a fleet's keys.
+/// The prefix of all keys that a driver uses.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys(String);
 
 impl Keys {
-    pub(crate) fn new(fleet: &str) -> Self {
-        Self(format!("/balancer/{fleet}/"))
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self(prefix.to_owned())
     }
 
     /// The full key in etcd.
@@ -24,7 +24,7 @@ impl Keys {
         [self.0.as_bytes(), key.as_bytes()].concat()
     }
 
-    /// The key without the fleet's prefix; `None` if it is foreign or not UTF-8.
+    /// The key without the prefix; `None` if it is foreign or not UTF-8.
     pub(crate) fn own(&self, full: &[u8]) -> Option<String> {
         let own = full.strip_prefix(self.0.as_bytes())?;
         String::from_utf8(own.to_vec()).ok()
@@ -82,8 +82,8 @@ mod tests {
     }
 
     #[test]
-    fn when_a_key_is_below_the_fleets_prefix_then_it_has_a_name() {
-        let keys = Keys::new("site1");
+    fn when_a_key_is_below_the_prefix_then_it_has_a_name() {
+        let keys = Keys::new("/balancer/site1/");
         assert_eq!(keys.full("live/a"), b"/balancer/site1/live/a");
         assert_eq!(keys.own(b"/balancer/site1/live/a").as_deref(), Some("live/a"));
         for foreign in [&b"/balancer/site10/live/a"[..], b"/balancer/", b"", b"/balancer/site1/live/\xff"] {
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn when_a_value_cannot_be_passed_on_then_its_key_is_named_if_possible() {
-        let keys = Keys::new("f");
+        let keys = Keys::new("/balancer/f/");
         let entry = Entry {
             key: "live/a".to_owned(),
             value: vec![0; LONGEST_VALUE],

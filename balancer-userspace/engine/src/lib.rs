@@ -4,7 +4,7 @@
 //! may be large. A watch does not notice a server that dies silently. Therefore the driver asks the server for its
 //! status on the same connection, and notices a silent server within a third of the lease, or half a second. Then
 //! another endpoint takes its place. The session continues as long as the lease is certain and the history of changes
-//! is complete.
+//! is complete. [`follow`] reads the keys of others in the same way, without a lease.
 
 mod calls;
 mod changes;
@@ -17,8 +17,10 @@ mod link;
 mod links;
 mod message;
 mod persist;
+mod pulse;
 mod session;
 mod tls;
+mod tree;
 mod words;
 mod work;
 
@@ -31,6 +33,7 @@ use tokio::{
 
 pub use facts::{Facts, Traffic};
 pub use handle::{Newsfeed, Requests, Unsent};
+pub use tree::{Tree, follow};
 
 use keys::Keys;
 use links::Links;
@@ -43,8 +46,8 @@ const AFTER_A_PANIC: Duration = Duration::from_secs(2);
 /// The engine's endpoints and credentials, and how the driver uses the engine.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The fleet's name: its keys are below `/balancer/<fleet>/`.
-    pub fleet: String,
+    /// The beginning of all keys that the driver reads or writes: [`prefix_of`] a fleet.
+    pub prefix: String,
     /// URLs, `http` or `https`; the driver uses one at a time. The default port is 2379.
     pub endpoints: Vec<String>,
     /// A PEM file with the certificates that have signed the servers' certificates; `None`: the system's roots. The
@@ -57,6 +60,12 @@ pub struct Settings {
     /// How long leased keys remain after this process has fallen silent. Rounded up to seconds; etcd's minimum is 2 s
     /// unless its election timeout differs.
     pub lease: Duration,
+}
+
+/// The beginning of all keys of a fleet.
+#[must_use]
+pub fn prefix_of(fleet: &str) -> String {
+    format!("/balancer/{fleet}/")
 }
 
 impl Settings {
@@ -108,7 +117,7 @@ impl Engine {
         let (requests, asked, sender, news) = handle::queues();
         let traffic = Arc::<Traffic>::default();
         let (facts, watched) = watch::channel(Facts::default());
-        let keys = Keys::new(&settings.fleet);
+        let keys = Keys::new(&settings.prefix);
         let links = Links::new(settings, facts, Arc::clone(&traffic));
         let (ends, ended) = oneshot::channel::<()>();
         let work = async move {

@@ -19,10 +19,10 @@ use crate::{
     handle::{Asked, NewsSender},
     keys::{Keys, end},
     lease::{Lease, NotGranted},
-    link::{Link, NO_LEADER},
+    link::Link,
     links::{Failure, Links, wait, wait_longer},
     message::RangeRequest,
-    words,
+    pulse,
     work::{Over, Work},
 };
 
@@ -158,25 +158,14 @@ impl Sessions<'_> {
     }
 }
 
-/// Checks whether the server is alive, on the connection of the watch, because the watch itself does not show that.
-/// Never returns.
+/// Checks whether the server is alive, and sometimes the length of its history. Never returns.
 async fn feel_pulse(links: &Links, keys: &Keys) {
-    let beat = links.settings().patience() / 2;
     let mut looked: Option<Instant> = None;
     loop {
-        let link = links.link().await;
-        sleep(beat).await;
-        match links.attempt(&link, beat, link.watching.status()).await {
-            Ok(status) if status.leader == 0 => links.broken(&link, NO_LEADER),
-            Ok(status) => {
-                links.heard(&status);
-                if looked.is_none_or(|looked| looked.elapsed() >= LOOKS_AT_HISTORY_EVERY) {
-                    looked = Some(Instant::now());
-                    look_at_history(links, keys, &link, status.header.map_or(0, |header| header.revision)).await;
-                }
-            }
-            Err(Failure::Refused(status)) => links.broken(&link, &words::status(&status)),
-            Err(Failure::Broken(_)) => {}
+        let Some((link, status)) = pulse::beat(links).await else { continue };
+        if looked.is_none_or(|looked| looked.elapsed() >= LOOKS_AT_HISTORY_EVERY) {
+            looked = Some(Instant::now());
+            look_at_history(links, keys, &link, status.header.map_or(0, |header| header.revision)).await;
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::target::{MAX_TARGETS, Target};
 use crate::{
     dns::{DnsSource, Records},
+    etcd::EtcdSource,
     states::Admin,
     words::counted,
 };
@@ -43,6 +44,8 @@ pub enum Source {
     File(PathBuf),
     /// In records of DNS.
     Dns(DnsSource),
+    /// In keys of etcd.
+    Etcd(EtcdSource),
 }
 
 impl Source {
@@ -51,7 +54,7 @@ impl Source {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(file) => Some(file),
-            Self::Dns(_) => None,
+            Self::Dns(_) | Self::Etcd(_) => None,
         }
     }
 
@@ -64,22 +67,35 @@ impl Source {
         }
     }
 
-    /// Whether it queries the same records of the same name as an earlier source. The address of a backend belongs only
-    /// to that backend.
+    /// Whether it queries the same records of the same name as an earlier source, or the same keys. The address of a
+    /// backend belongs only to that backend.
     #[must_use]
     pub fn succeeds(&self, former: &Self) -> bool {
         let kind = |dns: &DnsSource| mem::discriminant(&dns.records);
-        let asks = self.dns().zip(former.dns());
-        self.backend().is_none()
-            && asks.is_some_and(|(now, before)| now.name == before.name && kind(now) == kind(before))
+        match (self, former) {
+            (Self::Dns(now), Self::Dns(before)) => {
+                self.backend().is_none() && now.name == before.name && kind(now) == kind(before)
+            }
+            (Self::Etcd(now), Self::Etcd(before)) => now.prefix == before.prefix,
+            (Self::File(_) | Self::Dns(_) | Self::Etcd(_), _) => false,
+        }
     }
 
     /// The DNS query, if the source is one.
     #[must_use]
     pub const fn dns(&self) -> Option<&DnsSource> {
         match self {
-            Self::File(_) => None,
             Self::Dns(dns) => Some(dns),
+            Self::File(_) | Self::Etcd(_) => None,
+        }
+    }
+
+    /// The keys of etcd, if the source is some.
+    #[must_use]
+    pub const fn etcd(&self) -> Option<&EtcdSource> {
+        match self {
+            Self::Etcd(etcd) => Some(etcd),
+            Self::File(_) | Self::Dns(_) => None,
         }
     }
 }
@@ -89,6 +105,7 @@ impl fmt::Display for Source {
         match self {
             Self::File(file) => file.display().fmt(f),
             Self::Dns(dns) => dns.fmt(f),
+            Self::Etcd(etcd) => etcd.fmt(f),
         }
     }
 }

@@ -11,13 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     listeners::Family,
-    target::{DEFAULT_WEIGHT, MAX_TARGETS, Target, implied_name},
+    target::{DEFAULT_WEIGHT, MAX_TARGETS, Target, backend_name, implied_name},
     value,
     words::counted,
 };
-
-/// The longest name of a backend, in bytes.
-const MAX_BACKEND_NAME: usize = 63;
 
 /// The query whose answer is a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -221,27 +218,12 @@ pub fn named(targets: &[Target], is_at: impl Fn(&str, u16) -> Option<bool>) -> V
     named
 }
 
-/// A valid backend name: the text if possible, otherwise its beginning and a hash of the whole.
-fn backend_name(text: &str) -> String {
-    const HASHED: usize = MAX_BACKEND_NAME - 17;
-    if value::name(text).is_ok() {
-        return text.to_owned();
-    }
-    let usual = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let start: String = text.chars().take(HASHED).map(|c| if usual(c) { c } else { '-' }).collect();
-    format!("{start}-{:016x}", hash(text))
-}
-
-/// FNV-1a, which is the same everywhere and forever, because names must not change.
-fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::target::hash;
 
     fn srv(priority: u16, weight: u16, port: u16, host: &str) -> Srv {
         Srv { priority, weight, port, host: host.to_owned() }

@@ -1,8 +1,8 @@
 //! A fleet: several balancers that act as one.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use crate::value;
+use crate::{etcd::EtcdServers, value};
 
 /// The default time of steering after VIPs are gone.
 pub const LINGER: Duration = Duration::from_secs(3);
@@ -14,14 +14,8 @@ pub struct Fleet {
     pub name: String,
     /// This member's name, with the same characters; `None`: the host's.
     pub member: Option<String>,
-    /// URLs of the engine, `http` or `https`, without a path: at least one, without duplicates.
-    pub endpoints: Vec<String>,
-    /// The certificates that sign the engine's; `None`: the system's roots.
-    pub ca: Option<PathBuf>,
-    /// This member's certificate; requires `key`.
-    pub cert: Option<PathBuf>,
-    /// The key of the certificate.
-    pub key: Option<PathBuf>,
+    /// The servers of the engine.
+    pub etcd: EtcdServers,
     /// How long a silent member still counts: whole seconds, 1 s to 1 min.
     pub lease: Duration,
     /// Whether members share known clients, besides verdicts and configuration.

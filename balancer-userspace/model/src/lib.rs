@@ -11,6 +11,7 @@ pub mod control;
 pub mod deny;
 pub mod discover;
 pub mod dns;
+pub mod etcd;
 pub mod file;
 #[cfg(any(test, feature = "fixture"))]
 pub mod fixture;

@@ -4,8 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::value;
+
 /// The maximum number of targets in a list.
 pub const MAX_TARGETS: usize = 65_534;
+/// The longest name of a backend, in bytes.
+const MAX_BACKEND_NAME: usize = 63;
 /// The weight of a target whose list gives none.
 pub(crate) const DEFAULT_WEIGHT: u16 = 100;
 
@@ -36,4 +40,21 @@ pub(crate) fn implied_name(address: IpAddr, port: Option<u16>) -> String {
         None => address.to_string(),
     };
     text.chars().filter(|c| !"[]".contains(*c)).map(|c| if c == ':' { '-' } else { c }).collect()
+}
+
+/// A valid backend name: the text if possible, otherwise its beginning and a hash of the whole.
+#[must_use]
+pub(crate) fn backend_name(text: &str) -> String {
+    const HASHED: usize = MAX_BACKEND_NAME - 17;
+    if value::name(text).is_ok() {
+        return text.to_owned();
+    }
+    let usual = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let start: String = text.chars().take(HASHED).map(|c| if usual(c) { c } else { '-' }).collect();
+    format!("{start}-{:016x}", hash(text))
+}
+
+/// FNV-1a, which is the same everywhere and forever, because names must not change.
+pub(crate) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

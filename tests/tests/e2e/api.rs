@@ -27,7 +27,8 @@ fn settled(mut status: StatusView) -> StatusView {
         interface.packets_seen = Verdicts::default();
     }
     for service in &mut status.services {
-        service.rates = None;
+        // A service that gets no packets says so after some seconds.
+        (service.rates, service.silence) = (None, None);
         for backend in &mut service.backends {
             (backend.connections, backend.packets, backend.bytes, backend.rates) = (0, 0, 0, None);
         }

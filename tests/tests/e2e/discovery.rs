@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod dns;
+mod etcd;
 pub(crate) mod named;
 
 use std::{

@@ -87,18 +87,18 @@ fn moves(site: &Site) -> f64 {
 #[test]
 fn when_a_port_is_closed_on_purpose_then_clients_learn_so_and_nothing_moves() {
     const CHECKED: u16 = 9999;
-    let topology_checks = |site: &Site| -> Vec<TcpListener> {
-        let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, CHECKED));
-        site.topology().backends().iter().map(|host| host.run_in_thread(listen).unwrap().unwrap()).collect()
-    };
-    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+    let mut listeners = Vec::new();
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, topology| {
         let check = r#"{ type = "tcp", port = 9999, interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
         settings.check = check.to_owned();
         settings.remember = "1h";
+        // These listen before the first check, because the next one after a failure is an hour later.
+        for host in topology.backends() {
+            listeners.push(host.run_in_thread(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, CHECKED)))??);
+        }
         Ok(())
     })
     .unwrap();
-    let _listeners = topology_checks(&site);
     (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
     let before = site.homes(Family::V4, CLIENTS).unwrap();
     let victims = victims(&before);

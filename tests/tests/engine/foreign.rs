@@ -13,12 +13,12 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 use crate::lab::{Driver, Lab, address, keys, put, put_leased};
 
 impl Lab {
-    fn put_bytes(&self, key: &[u8], value: &str) {
+    pub(crate) fn put_bytes(&self, key: &[u8], value: &str) {
         let mut command = self.cluster.client(&self.namespace, address(0));
         run(command.arg("put").arg(OsStr::from_bytes(key)).arg(value)).unwrap();
     }
 
-    fn delete_bytes(&self, key: &[u8]) {
+    pub(crate) fn delete_bytes(&self, key: &[u8]) {
         let mut command = self.cluster.client(&self.namespace, address(0));
         run(command.arg("del").arg(OsStr::from_bytes(key))).unwrap();
     }

@@ -184,7 +184,7 @@ pub(crate) fn keys(entries: &[Entry]) -> Vec<&str> {
 /// The settings of a driver that may use all members; `lease` in seconds.
 pub(crate) fn settings(cluster: &EtcdCluster, lease: u64) -> Settings {
     Settings {
-        fleet: "site1".to_owned(),
+        prefix: balancer_engine::prefix_of("site1"),
         endpoints: cluster.endpoints(),
         ca: None,
         cert: None,

@@ -15,4 +15,5 @@ mod leases;
 mod partitions;
 mod secrets;
 mod transactions;
+mod trees;
 mod volumes;

@@ -1,5 +1,6 @@
 //! Tests of transactions, reads, and the watch's view of them.
 
+use balancer_engine::prefix_of;
 use balancer_fleet::engine::{Answer, Condition, Entry, Request, Revision, Write};
 
 use crate::lab::{Lab, keys, put, put_leased};
@@ -117,7 +118,7 @@ fn when_fleets_share_an_etcd_then_they_do_not_see_each_other() {
     Lab::new(1).run(async |lab| {
         let mut one = lab.join(5).await;
         let mut settings = lab.settings(5);
-        settings.fleet = "site10".to_owned();
+        settings.prefix = prefix_of("site10");
         let mut other = crate::lab::Driver::new(settings);
         other.joined().await;
         one.made(vec![put("live/one", "")]).await;

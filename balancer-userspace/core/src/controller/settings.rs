@@ -173,13 +173,13 @@ fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Difference
     let (Some(old), Some(new)) = (old, new) else {
         return differences.restart("fleet", old.is_none() && new.is_none());
     };
-    let Fleet { name, member, endpoints, ca, cert, key, lease, share_clients, when_alone, linger } = new;
+    let Fleet { name, member, etcd, lease, share_clients, when_alone, linger } = new;
     differences.restart("fleet.name", old.name == *name);
     differences.restart("fleet.member", old.member == *member);
-    differences.restart("fleet.endpoints", old.endpoints == *endpoints);
-    differences.restart("fleet.ca", old.ca == *ca);
-    differences.restart("fleet.cert", old.cert == *cert);
-    differences.restart("fleet.key", old.key == *key);
+    differences.restart("fleet.endpoints", old.etcd.endpoints == etcd.endpoints);
+    differences.restart("fleet.ca", old.etcd.ca == etcd.ca);
+    differences.restart("fleet.cert", old.etcd.cert == etcd.cert);
+    differences.restart("fleet.key", old.etcd.key == etcd.key);
     differences.restart("fleet.lease", old.lease == *lease);
     differences.restart("fleet.share_clients", old.share_clients == *share_clients);
     differences.restart("fleet.when_alone", old.when_alone == *when_alone);

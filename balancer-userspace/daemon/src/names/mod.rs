@@ -4,26 +4,24 @@
 mod asker;
 mod servers;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use balancer_model::{
     discover::{Source, Target},
     dns::DnsSource,
-    listeners::Family,
     questions::Questions,
 };
 use tokio::{
     sync::{Semaphore, watch},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
 
 use self::asker::Asker;
-use crate::call::{Call, Calls, ListRead};
+use crate::{
+    call::{Call, Calls, ListRead},
+    tasks_by_key,
+};
 
 /// The minimum and maximum time between two queries.
 const BETWEEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -53,30 +51,12 @@ pub(crate) async fn first_answers(questions: &Questions, patience: Duration) -> 
 }
 
 /// Performs the `wanted` queries repeatedly, and reports each answer.
-pub(crate) async fn follow(mut wanted: watch::Receiver<Questions>, calls: Calls) {
+pub(crate) async fn follow(wanted: watch::Receiver<Questions>, calls: Calls) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
-    let (mut running, mut tasks) = (JoinSet::new(), BTreeMap::<DnsSource, (BTreeSet<Family>, AbortHandle)>::new());
-    loop {
-        let questions = wanted.borrow_and_update().clone();
-        tasks.retain(|dns, (families, task)| {
-            let stays = questions.get(dns) == Some(families);
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
-        for (dns, families) in questions {
-            if let Entry::Vacant(place) = tasks.entry(dns) {
-                let asker = Asker::new(place.key().clone(), families.clone());
-                let ask = ask_on(asker, Arc::clone(&permits), calls.clone());
-                place.insert((families, running.spawn(ask)));
-            }
-        }
-        tokio::select! {
-            changed = wanted.changed() => if changed.is_err() { return },
-            Some(_) = running.join_next() => {}
-        }
-    }
+    tasks_by_key::follow(wanted, |dns, families| {
+        ask_on(Asker::new(dns, families), Arc::clone(&permits), calls.clone())
+    })
+    .await;
 }
 
 /// Performs one query until it is no longer wanted.

@@ -15,6 +15,7 @@ use balancer_core::{
 use balancer_dataplane::Dataplane;
 use balancer_model::{
     discover::{DiscoverConfig, Source, Target},
+    etcd::EtcdSource,
     questions::Questions,
     words::counted,
 };
@@ -75,6 +76,11 @@ impl<D: Dataplane> Owner<D> {
     /// The DNS queries to perform.
     pub fn questions(&self) -> Questions {
         if self.discovery.reads { self.controller.questions() } else { Questions::new() }
+    }
+
+    /// The lists in keys of etcd to follow.
+    pub fn trees(&self) -> BTreeMap<EtcdSource, ()> {
+        self.uses().filter_map(|(_, list)| Some((list.source.etcd()?.clone(), ()))).collect()
     }
 
     /// Sections to use by the name of their service, each once. Followers in a fleet use none.

@@ -19,7 +19,7 @@ use balancer_common::{
 use balancer_core::io::{BackendId, Event};
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
 use balancer_fleet::member::Input;
-use balancer_model::{config::StatisticsConfig, questions::Questions};
+use balancer_model::config::StatisticsConfig;
 use bytemuck::AnyBitPattern;
 use tokio::{
     io::unix::AsyncFd,
@@ -40,11 +40,13 @@ use crate::{
     fleet::Fleet,
     host::Host,
     keeper::Keeper,
+    list_sources::ListSources,
     owner::Owner,
     service_manager::ServiceManager,
     shutdown::{ShutdownSignal, Signals},
     statistics::Statistics,
     supervisor::{Attended, Ended, Endings, Supervisor, Task},
+    tasks_by_key::want,
 };
 
 /// The maximum number of events waiting for the controller; further senders wait.
@@ -75,12 +77,7 @@ pub(super) struct Running {
     /// The deny list files to follow.
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
-    /// The files with lists of targets to follow.
-    pub(super) lists: watch::Sender<BTreeSet<PathBuf>>,
-    pub(super) discovering: Attended<()>,
-    /// The DNS queries to perform.
-    pub(super) questions: watch::Sender<Questions>,
-    pub(super) naming: Attended<()>,
+    pub(super) lists: ListSources,
     /// The agents to query.
     pub(super) agents: watch::Sender<Agents>,
     pub(super) asking: Attended<()>,
@@ -119,7 +116,6 @@ impl Running {
             owner,
             deny_files,
             lists,
-            questions,
             agents,
             calls_in,
             ..
@@ -205,16 +201,15 @@ impl Running {
                 asked = asks;
                 let wanted = owner.agents(asks);
                 owner.forget_agents(&wanted);
-                tell(agents, wanted);
+                want(agents, wanted);
             }
             if is_changed {
                 keeper.note();
                 manager.serves(owner.services());
                 host.want(owner.wanted());
                 owner.tell_lists();
-                tell(deny_files, owner.deny_files());
-                tell(lists, owner.lists());
-                tell(questions, owner.questions());
+                want(deny_files, owner.deny_files());
+                lists.want(owner);
                 owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;
@@ -229,15 +224,6 @@ impl Running {
             keeper.advance(owner, host);
         }
     }
-}
-
-/// Publishes a wanted value if it has changed.
-fn tell<T: PartialEq>(told: &watch::Sender<T>, wanted: T) {
-    told.send_if_modified(|before| {
-        let is_news = *before != wanted;
-        *before = wanted;
-        is_news
-    });
 }
 
 fn suspect(owner: &mut Owner<KernelDataplane>, sign: Sign) {

@@ -23,8 +23,7 @@ impl Shutdown {
             history,
             reloads,
             denying,
-            discovering,
-            naming,
+            lists,
             asking,
             watching,
             finding,
@@ -54,7 +53,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, discovering, naming, asking, calls, watching, finding, counting, telling));
+        drop((reloads, denying, lists, asking, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

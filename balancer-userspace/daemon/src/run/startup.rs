@@ -1,6 +1,6 @@
 //! Startup: from a configuration to a serving balancer.
 
-use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use balancer_core::{
@@ -11,8 +11,6 @@ use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
 use balancer_model::{
     config::{Config, OnExit},
     deny::DenyList,
-    discover::{Source, Target},
-    questions::questions,
     words::counted,
 };
 use tokio::{
@@ -39,7 +37,8 @@ use crate::{
     followed_files::{Files, follow},
     host::{Host, Surroundings},
     keeper::Keeper,
-    metrics, names, near_clients,
+    list_sources::{FirstLists, ListSources},
+    metrics, near_clients,
     owner::Owner,
     puzzles, reload,
     resume::{Resumed, resume},
@@ -50,8 +49,6 @@ use crate::{
     supervisor::{Endings, Supervisor},
 };
 
-/// How long the start waits for DNS, before it continues with the last pool.
-const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 /// The maximum number of requests waiting for the controller.
 const CALLS: usize = 64;
 
@@ -157,14 +154,9 @@ impl Startup {
             mut largest,
             ..
         } = resumed;
-        let lists = Files::<Vec<Target>>::of(&config.services).await;
-        let answers = names::first_answers(&questions(&config.services), FIRST_ANSWERS).await;
+        let lists = FirstLists::read(&config.services).await;
         for (service, list) in config.services.iter().flat_map(|of| of.discover.iter().map(move |list| (of, list))) {
-            let targets = match &list.source {
-                Source::File(file) => lists.contents(file),
-                Source::Dns(dns) => answers.iter().find(|(of, _)| of == dns).map(|(_, targets)| &**targets),
-            };
-            largest.expect_targets(&service.name, &list.source, targets.map_or(&[], Vec::as_slice));
+            largest.expect_targets(&service.name, &list.source, lists.targets(&list.source));
         }
         let capacity = Capacity::for_largest(&config, &largest);
         controller.name_interfaces(named);
@@ -207,9 +199,7 @@ impl Startup {
         owner.begin_lists();
         // A member of a fleet reads them once it leads.
         owner.read_lists(fleet.is_none());
-        let lists = if fleet.is_none() { lists } else { Files::default() };
-        lists.all().for_each(|(file, read)| owner.list_was_read(Source::File(file), read));
-        answers.into_iter().for_each(|(dns, targets)| owner.list_was_read(Source::Dns(dns), Ok(targets)));
+        let list_files = if fleet.is_none() { lists.tell(&mut owner) } else { Files::default() };
         owner.begin_discovery();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
@@ -258,10 +248,7 @@ impl Startup {
         let (deny_files, wanted_files) = watch::channel(owner.deny_files());
         let denying =
             supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, calls_in.clone()));
-        let (list_files, wanted_lists) = watch::channel(owner.lists());
-        let discovering = supervisor.attend("the reading of targets", follow(lists, wanted_lists, calls_in.clone()));
-        let (questions, wanted_names) = watch::channel(owner.questions());
-        let naming = supervisor.attend("the questions to DNS", names::follow(wanted_names, calls_in.clone()));
+        let lists = ListSources::follow(&owner, list_files, &calls_in, &supervisor);
         let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
         let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file, audit);
@@ -284,10 +271,7 @@ impl Startup {
             reloads,
             deny_files,
             denying,
-            lists: list_files,
-            discovering,
-            questions,
-            naming,
+            lists,
             agents,
             asking,
             calls_in,

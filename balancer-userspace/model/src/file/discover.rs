@@ -9,6 +9,7 @@ use balancer_common::map_types::Forwarding;
 
 use super::{
     contents, deny,
+    etcd::etcd_servers,
     findings::{ConfigErrors, Finding, Findings},
     section::{Located, Section},
 };
@@ -16,13 +17,15 @@ use crate::{
     config::{Config, forwarding_word},
     discover::{DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
     dns::{self, DnsSource, Records},
+    etcd::{self, EtcdSource},
     listeners::{Family, Listener},
     target_list::{self, Format},
     value,
 };
 
+const SOURCES: [&str; 4] = ["file", "dns", "dns_a", "etcd"];
 const ONE_OF: &str = "add file = \"/etc/balancer/targets.json\", a list of targets, dns = \"_http._tcp.web.internal\", SRV \
-                      records, or dns_a = \"web.internal\", addresses";
+                      records, dns_a = \"web.internal\", addresses, or etcd = \"/services/web/\", keys of etcd";
 const FAMILIES: &[(&str, Family)] = &[("ipv4", Family::V4), ("ipv6", Family::V6)];
 const SERVERS: &str = "a list of DNS servers such as [\"192.0.2.53\"]";
 const FLOOR: &str = "a number of targets such as 2, or a share such as \"50%\"";
@@ -49,9 +52,13 @@ pub(super) fn discover(
         }
         let Some(source) = source else { continue };
         if lists.iter().any(|list| list.source == source.value) {
-            let key = if is_dns { "name" } else { "file" };
+            let (key, at) = match &source.value {
+                Source::File(_) => ("file", source.at),
+                Source::Dns(_) => ("name", at),
+                Source::Etcd(_) => ("prefix", source.at),
+            };
             let text = format!("this service has a [[service.discover]] with that {key} already; remove one");
-            findings.error(if is_dns { at } else { source.at }, text);
+            findings.error(at, text);
             continue;
         }
         let min = min.map_or_else(Floor::default, |min| min.value);
@@ -60,47 +67,69 @@ pub(super) fn discover(
     lists
 }
 
-/// Reads the source of a list, which is given by one of three keys.
+/// Reads the source of a list, which is given by one of four keys.
 fn source(
     section: &mut Section<'_>,
     front: Option<(&[Listener], Forwarding)>,
     findings: &mut Findings<'_>,
 ) -> Option<Located<Source>> {
-    let keys: Vec<&str> = ["file", "dns", "dns_a"].into_iter().filter(|key| section.has(key)).collect();
+    let keys: Vec<&str> = SOURCES.into_iter().filter(|key| section.has(key)).collect();
     if keys.is_empty() {
-        let text = format!("[[service.discover]] has no \"file\", \"dns\" or \"dns_a\"; {ONE_OF}");
+        let text = format!("[[service.discover]] has no \"file\", \"dns\", \"dns_a\" or \"etcd\"; {ONE_OF}");
         findings.error(section.at, text);
     }
     if let [_, other, ..] = *keys {
         section.refuse(other, "is a second source; give each a [[service.discover]] of its own", findings);
     }
-    let at = section.at;
-    let file = section.text("file", findings, value::absolute_path);
-    let services = section.text("dns", findings, dns::host_name);
-    let addresses = section.text("dns_a", findings, dns::host_name);
-    if keys == ["file"] {
-        let why = "is for dns and dns_a, and this is a file; remove it";
-        ["family", "servers"].into_iter().for_each(|key| section.refuse(key, why, findings));
+    match keys.first() {
+        Some(&"file") => refuse(section, &["family", "servers"], "is for dns and dns_a, and this is a file", findings),
+        Some(&"etcd") => refuse(section, &["family", "servers"], "is for dns and dns_a, and this is etcd", findings),
+        _ => {}
     }
     if !keys.is_empty() && !keys.contains(&"dns_a") {
-        section.refuse("port", "is for dns_a: a file and SRV records say the port of each target; remove it", findings);
+        refuse(section, &["port"], "is for dns_a: other sources say the port of each target", findings);
     }
+    if !keys.is_empty() && !keys.contains(&"etcd") {
+        refuse(section, &["endpoints", "ca", "cert", "key"], "is for etcd, and this is another source", findings);
+    }
+    if let Some(file) = section.text("file", findings, value::absolute_path) {
+        return Some(Located { at: file.at, value: Source::File(file.value) });
+    }
+    if section.has("etcd") {
+        section.require("endpoints", "endpoints = [\"https://…:2379\"], where etcd is", findings);
+        let (prefix, servers) = (section.text("etcd", findings, etcd::prefix), etcd_servers(section, findings));
+        let (prefix, etcd) = prefix.zip(servers)?;
+        return Some(Located { at: prefix.at, value: Source::Etcd(EtcdSource { prefix: prefix.value, etcd }) });
+    }
+    dns_source(section, front, findings).map(|dns| Located { at: dns.at, value: Source::Dns(dns.value) })
+}
+
+fn refuse(section: &mut Section<'_>, keys: &[&'static str], why: &str, findings: &mut Findings<'_>) {
+    keys.iter().for_each(|key| section.refuse(key, &format!("{why}; remove it"), findings));
+}
+
+/// Reads a query of DNS.
+fn dns_source(
+    section: &mut Section<'_>,
+    front: Option<(&[Listener], Forwarding)>,
+    findings: &mut Findings<'_>,
+) -> Option<Located<DnsSource>> {
+    let at = section.at;
+    let services = section.text("dns", findings, dns::host_name);
+    let addresses = section.text("dns_a", findings, dns::host_name);
     let port = section.integer("port", findings, (1, 65_535));
     let family = section.text("family", findings, |text| value::word("family", text, FAMILIES));
     let servers = section.texts("servers", SERVERS, findings, dns::server);
     if servers.as_ref().is_some_and(Vec::is_empty) && !findings.has_errors() {
         findings.error(at, format!("servers is empty; leave it out for those of /etc/resolv.conf, or give {SERVERS}"));
     }
-    if let Some(file) = file {
-        return Some(Located { at: file.at, value: Source::File(file.value) });
-    }
     let records =
         if addresses.is_some() { Records::Addresses { port: port.map(|port| port.value) } } else { Records::Services };
     let name = addresses.or(services)?;
     family_fits(&records, family.as_ref(), &name, front, findings);
     let servers = servers.unwrap_or_default().into_iter().map(|server| server.value).collect();
-    let dns = DnsSource { records, name: name.value, family: family.map(|family| family.value), servers };
-    Some(Located { at: name.at, value: Source::Dns(dns) })
+    let value = DnsSource { records, name: name.value, family: family.map(|family| family.value), servers };
+    Some(Located { at: name.at, value })
 }
 
 /// Reports addresses that the service's clients cannot be sent to.
@@ -148,8 +177,8 @@ pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     target_list::parse(&text, Format::of(path)).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the files named in a configuration, and returns their total number of targets. It does not query DNS, because
-/// the answers here and now say little about the balancer.
+/// Reads the files named in a configuration, and returns their total number of targets. It asks neither DNS nor etcd,
+/// because the answers here and now say little about the balancer.
 ///
 /// # Errors
 /// The first error in each invalid list.

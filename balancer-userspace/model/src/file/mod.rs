@@ -11,6 +11,7 @@ mod control;
 pub mod deny;
 pub mod discover;
 mod document;
+mod etcd;
 mod findings;
 mod fleet;
 mod heavy;

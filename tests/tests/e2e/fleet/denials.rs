@@ -13,7 +13,7 @@ use crate::support::wait;
 const METRICS: &str = "127.0.0.1:2381";
 
 impl Fleet {
-    fn etcdctl(&self, engine: usize, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(super) fn etcdctl(&self, engine: usize, arguments: &[&str]) -> anyhow::Result<String> {
         let address = Topology::host_address(Family::V4, ENGINES[engine]);
         run(self.etcd.client(&self.engines[engine], address).args(arguments))
     }

@@ -1,10 +1,14 @@
 //! Tests of lists of targets in a fleet: the leader reads them, and all members use its decision.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use balancer_api::model::ServiceView;
 use balancer_testkit::{
-    site::{Settings, write_config},
+    site::{PATIENCE, Settings, write_config},
     topology::{Family, Topology},
 };
 use serde_json::json;
@@ -46,10 +50,16 @@ impl Fleet {
             backends.sort_unstable();
             Some((backends, web.discover.first().and_then(|list| list.targets)))
         };
-        wait(&format!("the pool is not {expected:?}"), || {
+        let as_expected = || {
             self.members()
                 .all(|number| pool(number).is_some_and(|(has, count)| has == expected && count == Some(targets)))
-        });
+        };
+        let deadline = Instant::now() + 3 * PATIENCE;
+        while !as_expected() {
+            let pools = || self.members().map(|number| (number, pool(number), self.reasons(number)));
+            assert!(Instant::now() < deadline, "not {expected:?} but {:?}", pools().collect::<Vec<_>>());
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Waits until all members say that these backends are up, because a member learns of them by its own checks.
@@ -155,4 +165,39 @@ impl Fleet {
         self.route(&members);
         assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     }
+}
+
+#[test]
+fn when_keys_of_etcd_change_in_a_fleet_then_its_leader_decides_and_the_next_leader_goes_on() {
+    let mut fleet = Fleet::new();
+    let homes = fleet.homes(Family::V4);
+    let put = |fleet: &Fleet, number: u16| {
+        let (key, address) =
+            (format!("/services/web/web{number}"), fleet.topology.backend_address(Family::V4, number - 1));
+        fleet.etcdctl(0, &["put", &key, &format!("{address}:{PORT}")]).unwrap();
+    };
+    (1..=3).for_each(|number| put(&fleet, number));
+    let source = format!("discover = [{{ etcd = \"/services/web/\", {} }}]", fleet.etcd_keys().join(", "));
+    // The backends of the file become those of the list, with their clients.
+    fleet.apply_with(&source);
+    fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready"], 3);
+    assert_eq!(fleet.homes(Family::V4), homes);
+
+    fleet.etcdctl(0, &["del", "/services/web/web2"]).unwrap();
+    fleet.wait_for_pool(&["web1 ready", "web2 drain", "web3 ready"], 2);
+    assert_eq!(fleet.homes(Family::V4), homes, "known clients stay where they are");
+
+    let leader = fleet.replace_leader();
+    fleet.wait_for_pool(&["web1 ready", "web2 drain", "web3 ready"], 2);
+    put(&fleet, 2);
+    put(&fleet, 4);
+    fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready", "web4 ready"], 4);
+    fleet.wait_for_all_up();
+    assert_eq!(fleet.homes(Family::V4), homes);
+
+    fleet.etcdctl(0, &["del", "/services/web/", "--prefix"]).unwrap();
+    let short = "has 0 targets, fewer than min = 1";
+    wait("the leader does not say what is wrong", || fleet.reasons(leader).contains(short));
+    assert!(fleet.members().filter(|&number| number != leader).all(|number| fleet.reasons(number).is_empty()));
+    assert_eq!(fleet.homes(Family::V4), homes);
 }

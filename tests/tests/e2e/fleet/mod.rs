@@ -222,17 +222,19 @@ impl Fleet {
 
     /// The section `[fleet]` of the member with this number.
     fn lines(&self, member: usize) -> String {
-        let certificates = self.etcd.certificates().unwrap();
-        format!(
-            "[fleet]\nname = \"site1\"\nmember = \"lb{}\"\nendpoints = {:?}\nlease = {:?}\n\
-             ca = {:?}\ncert = {:?}\nkey = {:?}\n",
-            member,
-            self.etcd.endpoints(),
-            self.plan.lease,
-            certificates.ca,
-            certificates.cert,
-            certificates.key
-        )
+        let (lease, etcd) = (self.plan.lease, self.etcd_keys().join("\n"));
+        format!("[fleet]\nname = \"site1\"\nmember = \"lb{member}\"\nlease = {lease:?}\n{etcd}\n")
+    }
+
+    /// The keys of a section that say where etcd is.
+    fn etcd_keys(&self) -> [String; 4] {
+        let of = self.etcd.certificates().unwrap();
+        [
+            format!("endpoints = {:?}", self.etcd.endpoints()),
+            format!("ca = {:?}", of.ca),
+            format!("cert = {:?}", of.cert),
+            format!("key = {:?}", of.key),
+        ]
     }
 
     /// Makes the router spread over these members.

@@ -163,7 +163,7 @@ impl<'a> Bench<'a> {
     fn start_member(&mut self) -> Result<()> {
         let certificates = self.etcd.certificates().context("no certificates")?;
         let engine = Engine::start(Settings {
-            fleet: "bench".to_owned(),
+            prefix: balancer_engine::prefix_of("bench"),
             endpoints: self.etcd.endpoints(),
             ca: Some(certificates.ca.clone()),
             cert: Some(certificates.cert.clone()),

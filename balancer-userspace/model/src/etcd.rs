@@ -1,0 +1,222 @@
+//! Backends from keys of etcd: the keys to read, and turning them into targets. A target is identified by its key.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    str,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    target::{DEFAULT_WEIGHT, MAX_TARGETS, Target, backend_name},
+    value,
+    words::counted,
+};
+
+/// The priority of a target that has none, as in SkyDNS.
+const DEFAULT_PRIORITY: u32 = 10;
+
+/// Servers of etcd, and how to reach them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EtcdServers {
+    /// URLs, `http` or `https`, without a path: at least one, without duplicates.
+    pub endpoints: Vec<String>,
+    /// The certificates that sign the servers'; `None`: the system's roots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The client's certificate; requires `key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// The key of the certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+/// The keys that contain a list of targets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EtcdSource {
+    /// All keys that begin with this; it ends with `/`.
+    pub prefix: String,
+    /// The servers that have these keys.
+    pub etcd: EtcdServers,
+}
+
+impl fmt::Display for EtcdSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "etcd {}", self.prefix)
+    }
+}
+
+/// Parses a prefix of keys, and adds the final slash.
+///
+/// # Errors
+/// If it would have all keys, or text that no key should have.
+pub(crate) fn prefix(text: &str) -> Result<String, String> {
+    let right = "write the path of a service's keys, such as \"/services/web/\"";
+    let path = text.trim_end_matches('/');
+    if path.is_empty() {
+        return Err(format!("the prefix {} is that of all keys; {right}", value::quoted(text)));
+    }
+    if path.contains(|c: char| c.is_control() || c.is_whitespace()) {
+        return Err(format!("the prefix {} has a space or a control character; {right}", value::quoted(text)));
+    }
+    Ok(format!("{path}/"))
+}
+
+/// A value as SkyDNS writes it. Further fields are ignored.
+#[derive(Deserialize)]
+struct SkyDns {
+    host: String,
+    #[serde(default)]
+    port: u16,
+    #[serde(default)]
+    weight: u32,
+    #[serde(default)]
+    priority: u32,
+}
+
+/// The place of one target.
+struct Place {
+    address: IpAddr,
+    port: Option<u16>,
+    weight: u16,
+    priority: u32,
+}
+
+/// The targets in the keys below a prefix, without that prefix, and their values: the targets of the best priority are normal backends, others backups.
+///
+/// # Errors
+/// The first error and its key. The text does not quote values, because a caller of the API may name any prefix and
+/// must not learn its contents.
+pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> {
+    if tree.len() > MAX_TARGETS {
+        return Err(format!("has {}; {MAX_TARGETS} are the most", counted(tree.len(), "key")));
+    }
+    let mut places = Vec::with_capacity(tree.len());
+    let mut names = BTreeSet::new();
+    // The prefix itself is what some programs have for a directory.
+    for (key, value) in tree.iter().filter(|(key, _)| !key.is_empty()) {
+        let place = place(value).map_err(|why| format!("key {}: {why}", value::quoted(key)))?;
+        let name = name(key);
+        if !names.insert(name.clone()) {
+            return Err(format!("key {}: another key gives the name {name} as well; rename one", value::quoted(key)));
+        }
+        places.push((name, place));
+    }
+    let best = places.iter().map(|(_, place)| place.priority).min();
+    let target = |(name, place): (String, Place)| Target {
+        name,
+        addresses: vec![place.address],
+        why: None,
+        port: place.port,
+        weight: place.weight,
+        backup: Some(place.priority) != best,
+    };
+    Ok(places.into_iter().map(target).collect())
+}
+
+/// The name of the backend of a key: the key with `-` for `/`, if that is a valid name.
+fn name(key: &str) -> String {
+    value::name(&key.replace('/', "-")).unwrap_or_else(|_| backend_name(key))
+}
+
+fn place(value: &[u8]) -> Result<Place, String> {
+    const FORM: &str = "write 192.0.2.1:80, or {\"host\": \"192.0.2.1\", \"port\": 80} as for SkyDNS";
+    let text = str::from_utf8(value).map_err(|_| format!("the value is not text; {FORM}"))?.trim();
+    if !text.starts_with('{') {
+        let (address, port) =
+            value::address(text).map_err(|_| format!("the value is no address of a backend; {FORM}"))?;
+        return Ok(Place { address, port, weight: DEFAULT_WEIGHT, priority: DEFAULT_PRIORITY });
+    }
+    let of: SkyDns = serde_json::from_str(text).map_err(|_| format!("the value is no such JSON; {FORM}"))?;
+    let (address, port) = value::address(&of.host)
+        .map_err(|_| format!("\"host\" is no address of a backend, and host names are not looked up; {FORM}"))?;
+    let port = Some(of.port).filter(|port| *port != 0).or(port);
+    let weight = match of.weight {
+        0 => DEFAULT_WEIGHT,
+        weight => u16::try_from(weight).map_err(|_| "\"weight\" is too large; give 1 to 65535".to_owned())?,
+    };
+    let priority = if of.priority == 0 { DEFAULT_PRIORITY } else { of.priority };
+    Ok(Place { address, port, weight, priority })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(keys: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+        keys.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect()
+    }
+
+    fn shown(keys: &[(&str, &str)]) -> Vec<String> {
+        let line = |target: Target| {
+            let port = target.port.map_or_else(|| "-".to_owned(), |port| port.to_string());
+            let backup = if target.backup { " backup" } else { "" };
+            format!("{} {} {port} {}{backup}", target.name, target.addresses[0], target.weight)
+        };
+        targets(&tree(keys)).unwrap().into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn when_keys_are_as_confd_has_them_then_each_value_is_an_address() {
+        let keys = [("", ""), ("app1", "10.0.1.10:8080"), ("app2", "[2001:db8::1]:80\n"), ("rack1/app3", "10.0.1.12")];
+        let expected = ["app1 10.0.1.10 8080 100", "app2 2001:db8::1 80 100", "rack1-app3 10.0.1.12 - 100"];
+        assert_eq!(shown(&keys), expected);
+        assert_eq!(shown(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn when_keys_are_as_skydns_has_them_then_weights_count_and_worse_priorities_are_backups() {
+        let keys = [
+            ("1", r#"{"host": "10.0.1.10", "port": 8080, "weight": 7, "priority": 5, "ttl": 60, "group": "g"}"#),
+            ("2", r#"{"host":"2001:db8::1","port":80,"priority":5}"#),
+            ("3", r#"{"host":"10.0.1.12","weight":0}"#),
+            ("4", "10.0.1.13"),
+        ];
+        let expected =
+            ["1 10.0.1.10 8080 7", "2 2001:db8::1 80 100", "3 10.0.1.12 - 100 backup", "4 10.0.1.13 - 100 backup"];
+        assert_eq!(shown(&keys), expected);
+        assert_eq!(shown(&keys[2..]), ["3 10.0.1.12 - 100", "4 10.0.1.13 - 100"]);
+    }
+
+    #[test]
+    fn when_a_key_is_no_name_of_a_backend_then_its_name_is_its_beginning_and_a_hash() {
+        let registrator = shown(&[("host:nginx:80", "10.0.0.1:32768")]);
+        assert_eq!(registrator, ["host-nginx-80-f2068a651c9417c1 10.0.0.1 32768 100"]);
+        assert_eq!(name(&"k".repeat(200)).len(), 63);
+    }
+
+    #[test]
+    fn when_a_value_is_wrong_then_its_key_is_told_and_nothing_of_the_value() {
+        for (value, said) in [
+            ("", "the value is no address of a backend; write 192.0.2.1:80, or {"),
+            ("secret:80", "the value is no address of a backend"),
+            ("10.0.0.1:99999", "the value is no address of a backend"),
+            ("0.0.0.0:80", "the value is no address of a backend"),
+            (r#"{"secret": 1}"#, "the value is no such JSON"),
+            (r#"{"host": "10.0.0.1", "port": "secret"}"#, "the value is no such JSON"),
+            (r#"{"host": "secret.internal"}"#, "\"host\" is no address of a backend, and host names are not"),
+            (r#"{"host": "10.0.0.1", "weight": 70000}"#, "\"weight\" is too large"),
+        ] {
+            let told = targets(&tree(&[("app0", "10.0.0.9"), ("app1", value)])).unwrap_err();
+            assert!(told.starts_with(&format!("key \"app1\": {said}")) && !told.contains("secret"), "{value}: {told}");
+        }
+        let told = targets(&BTreeMap::from([("a".to_owned(), vec![0xff])])).unwrap_err();
+        assert!(told.starts_with("key \"a\": the value is not text"), "{told}");
+        let told = targets(&tree(&[("a-b", "10.0.0.1"), ("a/b", "10.0.0.2")])).unwrap_err();
+        assert_eq!(told, "key \"a/b\": another key gives the name a-b as well; rename one");
+    }
+
+    #[test]
+    fn when_a_prefix_is_given_then_it_ends_with_a_slash_and_is_not_that_of_all_keys() {
+        for text in ["/services/web", "/services/web/", "/services/web//"] {
+            assert_eq!(prefix(text).as_deref(), Ok("/services/web/"));
+        }
+        for text in ["", "/", "//", "/a b/", "/a\n"] {
+            assert!(prefix(text).unwrap_err().contains("such as \"/services/web/\""), "{text:?}");
+        }
+    }
+}
