@@ -3,10 +3,7 @@
 use balancer_common::verdict::{CauseIndex, MoveCause};
 use balancer_core::{fleet::FleetSnapshot, snapshot::ServiceSnapshot};
 
-use super::{
-    render::{counters, gauges},
-    text::Text,
-};
+use super::text::{Text, counters, gauges};
 
 /// The states that members report about themselves.
 const STATES: [&str; 4] = ["ready", "degraded", "not_ready", "withdrawn"];

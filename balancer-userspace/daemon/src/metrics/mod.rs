@@ -1,8 +1,13 @@
 //! The metrics listener: `/metrics` for Prometheus, and a page for people.
 
+mod backends;
 mod fleet;
+mod host;
 mod page;
 mod render;
+#[cfg(test)]
+mod render_test;
+mod services;
 mod text;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -241,7 +246,7 @@ mod tests {
     };
 
     use super::{
-        render::tests::{snapshot, text},
+        render_test::{snapshot, text},
         *,
     };
 

@@ -152,6 +152,30 @@ fn push_label_value(text: &mut String, value: &str) {
     }
 }
 
+/// Writes counters, whose names get `balancer_` and `_total`.
+pub(super) fn counters<L: Labels>(
+    encoder: &mut Text<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (L, u64)>,
+) {
+    let name = format!("balancer_{name}_total");
+    encoder.family(&name, help, Kind::Counter);
+    samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
+}
+
+/// Writes gauges, whose names get `balancer_`.
+pub(super) fn gauges<L: Labels, V: Value>(
+    encoder: &mut Text<'_>,
+    name: &str,
+    help: &str,
+    samples: impl Iterator<Item = (L, V)>,
+) {
+    let name = format!("balancer_{name}");
+    encoder.family(&name, help, Kind::Gauge);
+    samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,7 +85,7 @@ mod tests {
     use balancer_core::shares::{Load, ShareHistory};
 
     use super::*;
-    use crate::metrics::render::tests::snapshot;
+    use crate::metrics::render_test::snapshot;
 
     fn service(minutes: &[&[(&str, u64)]]) -> ServiceSnapshot {
         let mut service = snapshot().services.remove(0);

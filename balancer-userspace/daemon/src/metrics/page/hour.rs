@@ -224,7 +224,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::metrics::render::tests::snapshot;
+    use crate::metrics::render_test::snapshot;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -106,7 +106,7 @@ mod tests {
     use balancer_model::listeners::Family;
 
     use super::*;
-    use crate::metrics::render::tests::snapshot;
+    use crate::metrics::render_test::snapshot;
 
     fn table(live: impl IntoIterator<Item = u16>, base: Option<&[u16]>) -> TableSnapshot {
         TableSnapshot { family: Family::V4, live: live.into_iter().collect(), base: base.map(Arc::from) }

@@ -1,0 +1,101 @@
+//! Changes by users, and the answers to them.
+
+use serde::{Deserialize, Serialize};
+
+/// The body of `POST /v1/services/{service}/backends`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddBackend {
+    /// The backend's name in the service.
+    pub name: String,
+    /// The address: `ADDR` or `ADDR:PORT` (`[ADDR]:PORT` for IPv6).
+    pub address: String,
+    /// The backend's IPv6 address, if the service has listeners of both families.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<String>,
+    /// The weight, 0–65535; absent: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Whether it is a backup.
+    #[serde(default)]
+    pub backup: bool,
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_clients: Option<u32>,
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+}
+
+/// The body of `PUT /v1/services/{service}/backends/{backend}/admin`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetAdmin {
+    /// The administrative state: `ready`, `drain` or `maint`.
+    pub admin: balancer_model::states::Admin,
+    /// With `drain`: a timeout in place of the service's, such as `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+}
+
+/// The body of `PUT /v1/services/{service}/backends/{backend}/health`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceHealth {
+    /// The forced health: `up`, `down`, or `auto` to let the checks decide.
+    pub force: Force,
+}
+
+/// A health set by an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Force {
+    /// The backend works.
+    Up,
+    /// The backend has failed.
+    Down,
+    /// The checks decide.
+    Auto,
+}
+
+/// The body of `PUT /v1/services/{service}/backends/{backend}/weight`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetWeight {
+    /// The weight, 0–65535.
+    pub weight: u16,
+}
+
+/// The body of `PUT /v1/services/{service}/backends/{backend}/limits`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetLimits {
+    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_clients: Option<u32>,
+    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+}
+
+/// The body of `PUT /v1/services/{service}/steer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSteer {
+    /// The share in percent, 0–100.
+    pub steer: u8,
+}
+
+/// The answer to a change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The change in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`.
+    pub message: String,
+}
+
+/// The answer to a request that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// The mistake and its correction, in one line.
+    pub error: String,
+}

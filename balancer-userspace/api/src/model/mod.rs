@@ -1,0 +1,30 @@
+//! Bodies of the control API. Field names are the product's terms.
+
+mod changes;
+mod clients;
+mod configuration;
+mod plan;
+mod rules;
+mod services;
+mod status;
+
+pub use balancer_core::{
+    fleet::{FleetMember, FleetSnapshot},
+    rates::Rates,
+    readiness::{Fitness, Readiness},
+    rules::Action,
+    run_time::RunTimeChange,
+};
+
+pub use changes::*;
+pub use clients::*;
+pub use configuration::*;
+pub use plan::*;
+pub use rules::*;
+pub use services::*;
+pub use status::*;
+
+/// The default share: every client, in percent.
+const fn all() -> u8 {
+    100
+}

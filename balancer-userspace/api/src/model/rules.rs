@@ -1,0 +1,55 @@
+//! Rules for clients.
+
+use balancer_core::rules::Action;
+use serde::{Deserialize, Serialize};
+
+/// An element of `GET /v1/rules`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleView {
+    /// The service's name.
+    pub service: String,
+    /// The prefix of its clients.
+    pub prefix: String,
+    /// The treatment of these clients: `pin` (with `backend`), `spread` or `deny`.
+    #[serde(flatten)]
+    pub action: Action,
+    /// Whether the configuration file contains the same rule; rules added or changed at run time are not in the file.
+    pub in_file: bool,
+    /// Whether it has an effect at the moment.
+    pub active: bool,
+    /// Why it has none; empty if it has.
+    pub reason: String,
+    /// Seconds until it expires; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u64>,
+    /// Packets that it decided about, except later fragments and ICMP errors.
+    pub packets: u64,
+    /// Packets steered as if it did not exist, because its backend took no clients.
+    pub fallbacks: u64,
+}
+
+/// The action of a rule, without the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleWord {
+    /// A pin, see [`Action::Pin`].
+    Pin,
+    /// A rule that spreads connections, see [`Action::Spread`].
+    Spread,
+    /// A rule that denies clients, see [`Action::Deny`].
+    Deny,
+}
+
+/// The body of `PUT /v1/services/{service}/rules/{prefix}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetRule {
+    /// The treatment of the prefix's clients.
+    pub action: RuleWord,
+    /// With `pin`: the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Time after which it expires, such as `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}

@@ -1,0 +1,209 @@
+//! Metrics of services.
+
+use std::collections::BTreeMap;
+
+use balancer_common::{
+    map_types::ListenerStats,
+    quic::QuicStats,
+    verdict::{CauseIndex, Decision, MOVE_COUNTERS, MoveCause},
+};
+use balancer_core::{snapshot::ServiceSnapshot, top::By};
+use balancer_model::config::Protocol;
+
+use super::text::{Text, Written, counters, gauges};
+
+/// Ranks of `top_client_share_ratio`.
+pub(super) const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+
+/// A service's counted listeners with their text.
+fn listeners(service: &ServiceSnapshot) -> impl Iterator<Item = (&str, String, Protocol, ListenerStats)> {
+    service
+        .listeners
+        .iter()
+        .filter_map(|of| Some((service.name.as_str(), of.listener.to_string(), of.listener.protocol, of.stats?)))
+}
+
+pub(super) fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
+    fn service(service: &ServiceSnapshot) -> [(&'static str, &str); 1] {
+        [("service", &service.name)]
+    }
+    counters(
+        encoder,
+        "decisions",
+        "New connections, by how their backend was chosen.",
+        services.iter().flat_map(|service| {
+            Decision::ALL.iter().map(|&decision| {
+                let of_all = service.total(|stats| stats.decisions[decision.index()]);
+                ([("service", service.name.as_str()), ("result", decision.label())], of_all)
+            })
+        }),
+    );
+    let moves: Vec<_> = services.iter().flat_map(moves).collect();
+    let migrated: Vec<_> = services.iter().flat_map(migrated).collect();
+    counters(
+        encoder,
+        "moves",
+        "Known clients moved, by the backend they left and why.",
+        moves
+            .iter()
+            .flat_map(|(labels, moves)| {
+                MoveCause::ALL
+                    .iter()
+                    .map(move |&cause| ((labels, [("cause", cause.label())]), moves[CauseIndex::from(cause).counter()]))
+            })
+            .chain(migrated.iter().map(|(labels, moves)| ((labels, [("cause", "migrated")]), *moves))),
+    );
+    quic(encoder, services);
+    counters(
+        encoder,
+        "rule_fallbacks",
+        "Packets steered as without a rule, as the backend that it pins to took no clients.",
+        services.iter().map(|s| (service(s), s.rule_fallbacks)),
+    );
+    gauges(
+        encoder,
+        "denied_prefixes",
+        "Prefixes of the service's list of denied clients.",
+        services.iter().filter_map(|s| Some((service(s), s.denied.as_ref()?.prefixes as u64))),
+    );
+    counters(
+        encoder,
+        "denied_by_list",
+        "Packets that the service's list of denied clients has dropped.",
+        services.iter().filter_map(|s| Some((service(s), s.denied.as_ref()?.packets))),
+    );
+    gauges(
+        encoder,
+        "service_steer_percent",
+        "The share of clients that are steered; the host serves the others.",
+        services.iter().map(|s| (service(s), u64::from(s.share.now))),
+    );
+    gauges(
+        encoder,
+        "service_watched",
+        "Whether every packet passes to the host, and what is counted of the service and its backends is what would be.",
+        services.iter().map(|s| (service(s), u64::from(s.is_watched()))),
+    );
+    counters(
+        encoder,
+        "unsteered_packets",
+        "Packets that passed to the host, by why: their clients are not steered, or the host has their connection.",
+        services.iter().flat_map(|s| {
+            let passed = [("unsteered", s.passed.unsteered), ("host_connection", s.passed.host_connections)];
+            passed.map(|(reason, count)| ([("service", s.name.as_str()), ("reason", reason)], count))
+        }),
+    );
+    let listening: Vec<_> = services.iter().flat_map(listeners).collect();
+    counters(
+        encoder,
+        "listener_packets",
+        "Packets with ports that came for a listener, where its service has several.",
+        listening.iter().map(|(service, listener, _, stats)| {
+            ([("service", *service), ("listener", listener.as_str())], stats.packets)
+        }),
+    );
+    counters(
+        encoder,
+        "listener_connections",
+        "TCP connections opened to a listener, where its service has several.",
+        listening.iter().filter(|(_, _, protocol, _)| *protocol == Protocol::Tcp).map(
+            |(service, listener, _, stats)| {
+                ([("service", *service), ("listener", listener.as_str())], stats.connections)
+            },
+        ),
+    );
+    gauges(
+        encoder,
+        "stickiness_ratio",
+        "Kept over kept and moved among the new connections of known clients, since start.",
+        services.iter().filter_map(|s| Some((service(s), s.counted().stickiness()?))),
+    );
+    gauges(
+        encoder,
+        "outage",
+        "Whether so many backends fail that known clients stay where they are.",
+        services.iter().map(|s| (service(s), u64::from(s.outage.is_some()))),
+    );
+    gauges(
+        encoder,
+        "table_generation",
+        "How often the lookup table was replaced.",
+        services.iter().map(|s| (service(s), s.table_generation)),
+    );
+    counters(
+        encoder,
+        "table_slots_moved",
+        "Slots of the lookup table that changed backend, by whether the old one could have kept them.",
+        services.iter().flat_map(|service| {
+            [("required", service.slots_moved_required), ("needless", service.slots_moved_needless)]
+                .map(|(kind, slots)| ([("service", service.name.as_str()), ("kind", kind)], slots))
+        }),
+    );
+    gauges(
+        encoder,
+        "table_build_seconds",
+        "How long the last build of the lookup table took.",
+        services.iter().map(|s| (service(s), s.table_build.as_secs_f64())),
+    );
+    gauges(
+        encoder,
+        "imbalance_ratio",
+        "The largest share (of known clients, or of connections without memory) over expected share among the backends.",
+        services.iter().filter_map(|s| s.imbalance().map(|ratio| (service(s), ratio))),
+    )
+}
+
+/// Clients that a connection moved to another backend, by the name of the backend they left.
+fn migrated(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, u64)> {
+    let servers = service.quic.iter().flat_map(|quic| &quic.servers);
+    servers
+        .map(|(name, _, moves)| (Written::new(&[("service", service.name.as_str()), ("from", name.as_str())]), *moves))
+}
+
+pub(super) fn quic(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
+    type Count = fn(&QuicStats) -> u64;
+    let families: [(&str, &str, Count); 3] = [
+        ("quic_steered", "Packets that were steered by their connection ID.", |stats| stats.steered),
+        ("quic_unknown_id", "Packets whose connection ID named no backend, steered by their address.", |stats| {
+            stats.unknown
+        }),
+        ("quic_migrated", "Addresses that were remembered at a backend because of a connection ID.", |stats| {
+            stats.migrated
+        }),
+    ];
+    for (name, help, count) in families {
+        let all =
+            services.iter().filter_map(|of| Some(([("service", of.name.as_str())], count(&of.quic.as_ref()?.stats))));
+        counters(encoder, name, help, all);
+    }
+}
+
+/// Clients moved, by the name of the backend they left. Counts of a removed backend continue under its name.
+fn moves(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, [u64; MOVE_COUNTERS])> {
+    let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
+    let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
+    let departed = service.departed.iter().map(|(name, stats)| (name.as_str(), stats));
+    let mut by_name = BTreeMap::new();
+    for (name, stats) in present.chain(gone).chain(departed) {
+        let sums = by_name.entry(name).or_insert([0; MOVE_COUNTERS]);
+        sums.iter_mut().zip(stats.moves).for_each(|(sum, moves)| *sum += moves);
+    }
+    let labels = |from| Written::new(&[("service", service.name.as_str()), ("from", from)]);
+    by_name.into_iter().map(move |(from, moves)| (labels(from), moves))
+}
+
+/// Shares of the heaviest clients by rank, without revealing their addresses.
+pub(super) fn heavy(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
+    gauges(
+        encoder,
+        "top_client_share_ratio",
+        "Share of the service's bytes of about the last minute of its heaviest clients, by sampling.",
+        services.iter().flat_map(|service| {
+            let top = &service.statistics.top;
+            let heaviest = top.heaviest(By::Bytes).into_iter().zip(RANKS);
+            heaviest.map(|(heavy, rank)| {
+                ([("service", service.name.as_str()), ("rank", rank)], top.share(&heavy.seen, By::Bytes))
+            })
+        }),
+    );
+}
