@@ -16,7 +16,7 @@ use balancer_api::{
     statistics::{StatsView, TopClient},
 };
 use balancer_core::io::{Change, Moved};
-use balancer_daemon::call::Wish;
+use balancer_daemon::call::ChangeRequest;
 use balancer_model::{
     names::BackendName,
     states::{Admin, BackendState, Forced},
@@ -612,7 +612,7 @@ async fn when_a_user_withdraws_then_the_command_waits_until_no_vip_is_left() {
     assert_eq!(stdout(&at(&socket, &["announce"]).await), "done\n");
     let stale = at(&socket, &["--if-generation", "1", "withdraw"]).await;
     assert_eq!(stale.status.code(), Some(1));
-    assert_eq!(fake.wishes(), [true, true, false].map(Wish::Withdraw));
+    assert_eq!(fake.wishes(), [true, true, false].map(ChangeRequest::Withdraw));
 }
 
 #[tokio::test]

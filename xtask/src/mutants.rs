@@ -54,7 +54,7 @@ enum Finder {
     /// Packets against the controller, in orders that a scheduler chooses, and changes between a read and its effect.
     Races,
     /// Events between two parts of a pass over the client table that a change needs.
-    Rereading,
+    Rescan,
     /// The partial validation of a configuration that shares services with a valid one, against the full validation.
     Valid,
     /// Replies whose next hops were recently cached.
@@ -73,13 +73,13 @@ impl Finder {
             "merge" => Ok(Self::Merge),
             "contention" => Ok(Self::Contention),
             "races" => Ok(Self::Races),
-            "rereading" => Ok(Self::Rereading),
+            "rescan" => Ok(Self::Rescan),
             "valid" => Ok(Self::Valid),
             "packets" => Ok(Self::Packets),
             "placement" => Ok(Self::Placement),
             "tables" => Ok(Self::Tables),
             _ => bail!(
-                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rereading\", \"valid\", \"packets\", \"placement\" or \"tables\""
+                "{LIST}: by = {word:?}; give \"contest\", \"core\", \"merge\", \"contention\", \"races\", \"rescan\", \"valid\", \"packets\", \"placement\" or \"tables\""
             ),
         }
     }
@@ -90,7 +90,7 @@ impl Finder {
             Self::Core => ["--package=balancer-core", "--lib", "--filterset=test(/(model|drain|outage)_test::/)"],
             Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
-            Self::Rereading => ["--package=balancer-tests", "--test=dataplane", "rereading::"],
+            Self::Rescan => ["--package=balancer-tests", "--test=dataplane", "rescan::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace|sweep)::/)"],
             Self::Packets => ["--package=balancer-tests", "--test=packets", "recent_hops::"],
             Self::Placement => ["--package=balancer-dataplane", "--lib", "placement::"],

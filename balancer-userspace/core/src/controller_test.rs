@@ -21,7 +21,7 @@ use crate::{
     io::{BackendId, Change, CheckOutcome, CheckSpec, Command, Event, Refused, ReportLevel},
     service::Service,
     state::Clocks,
-    table::Footing,
+    table::Tier,
 };
 
 /// A controller with a clock, and its last output.
@@ -404,7 +404,7 @@ fn when_the_last_backend_is_removed_then_the_service_drops() {
 
 #[test]
 fn when_no_backend_is_eligible_then_the_policy_decides() {
-    for (policy, footing) in [(WhenAllDown::Open, Footing::AsIfUp), (WhenAllDown::Drop, Footing::AllDown)] {
+    for (policy, tier) in [(WhenAllDown::Open, Tier::AsIfUp), (WhenAllDown::Drop, Tier::AllDown)] {
         let mut web = web();
         web.when_all_down = policy;
         let mut bench = Bench::new(vec![web]).0;
@@ -413,7 +413,7 @@ fn when_no_backend_is_eligible_then_the_policy_decides() {
             assert_eq!(lines(&bench.refuse(backend)).len(), 1);
         }
         let commands = bench.refuse("web/web4");
-        assert_eq!(bench.service().footing(), footing);
+        assert_eq!(bench.service().tier(), tier);
         assert!(lines(&commands)[1].starts_with("service web has no backend that takes clients: "));
         match policy {
             WhenAllDown::Open => {
@@ -452,7 +452,7 @@ fn when_a_primary_is_left_then_backups_wait() {
     bench.refuse("web/web1");
     bench.refuse("web/web2");
     assert_eq!(entries(bench.service()), ids(&bench, ["web/web3", "web/web4"]));
-    assert_eq!(bench.service().footing(), Footing::Backups);
+    assert_eq!(bench.service().tier(), Tier::Backups);
     bench.pass("web/web1");
     assert_eq!(entries(bench.service()), [bench.id("web/web1").0].into());
 }

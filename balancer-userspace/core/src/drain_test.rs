@@ -11,7 +11,7 @@ use balancer_model::{
 };
 
 use crate::{
-    controller::{Foresight, Gone},
+    controller::{Gone, Precomputed},
     controller_test::{Bench, kinds, lines},
     io::{BackendId, Change, CheckOutcome, Command, Event},
     service::Backend,
@@ -239,7 +239,7 @@ fn when_a_backend_is_removed_then_it_drains_and_its_id_stays_until_no_client_kno
 #[test]
 fn when_clients_were_counted_for_a_removal_then_it_says_so_many_and_not_those_of_the_sweep() {
     let mut bench = bench();
-    bench.controller.expect(Foresight::default().with_known_clients(Some(102)));
+    bench.controller.expect(Precomputed::default().with_known_clients(Some(102)));
     let (message, _) = remove(&mut bench, false);
     assert!(message.contains("; 102 known clients"), "{message}");
 }

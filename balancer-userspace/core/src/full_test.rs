@@ -14,7 +14,7 @@ use crate::{
     controller_test::Bench,
     full::{DWELL, Member, Watch, members},
     io::{Change, Command, Event, Refused},
-    table::Footing,
+    table::Tier,
 };
 
 const WEB1: &str = "web/web1";
@@ -83,10 +83,10 @@ fn when_a_backend_is_full_then_the_next_take_its_new_clients_and_it_keeps_those_
 #[test]
 fn when_all_are_full_then_when_full_decides() {
     let all = ["web1", "web2", "web3", "web4"];
-    for (when_full, footing, rejects) in [
-        (WhenFull::Open, Footing::Primaries, false),
-        (WhenFull::Drop, Footing::AllDown, false),
-        (WhenFull::Reject, Footing::AllDown, true),
+    for (when_full, tier, rejects) in [
+        (WhenFull::Open, Tier::Primaries, false),
+        (WhenFull::Drop, Tier::AllDown, false),
+        (WhenFull::Reject, Tier::AllDown, true),
     ] {
         let mut bench = Bench::limited(limited(when_full));
         let whole = bench.all_slots();
@@ -94,7 +94,7 @@ fn when_all_are_full_then_when_full_decides() {
         assert_eq!((bench.all_slots()[3], bench.rejects()), (65_537, false));
         let (message, commands) = bench.fill(&all).unwrap();
         assert!(message.contains("; all are full: "), "{message}");
-        assert_eq!((bench.controller.services()[0].footing(), bench.rejects()), (footing, rejects), "{when_full:?}");
+        assert_eq!((bench.controller.services()[0].tier(), bench.rejects()), (tier, rejects), "{when_full:?}");
         let published = commands.iter().any(|command| matches!(command, Command::PublishServices(_)));
         assert_eq!(published, rejects, "{when_full:?}");
         match when_full {
@@ -107,7 +107,7 @@ fn when_all_are_full_then_when_full_decides() {
         // A backend that is not up has no room.
         bench.fill(&all[1..]).unwrap();
         bench.admin(WEB1, Admin::Maint);
-        assert_eq!((bench.controller.services()[0].footing(), bench.rejects()), (footing, rejects), "{when_full:?}");
+        assert_eq!((bench.controller.services()[0].tier(), bench.rejects()), (tier, rejects), "{when_full:?}");
     }
 }
 
@@ -131,7 +131,7 @@ fn when_all_primaries_are_full_then_backups_take_new_clients() {
     service.backends[3].limits = Limits::default();
     let mut bench = Bench::limited(service);
     bench.fill(&["web1", "web2", "web3"]).unwrap();
-    assert_eq!((bench.controller.services()[0].footing(), bench.all_slots()), (Footing::Backups, [0, 0, 0, 65_537]));
+    assert_eq!((bench.controller.services()[0].tier(), bench.all_slots()), (Tier::Backups, [0, 0, 0, 65_537]));
 }
 
 #[test]

@@ -65,11 +65,11 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod forced_test;
 #[cfg(test)]
-mod foresight_test;
-#[cfg(test)]
 mod model_test;
 #[cfg(test)]
 mod outage_test;
+#[cfg(test)]
+mod precomputed_test;
 #[cfg(test)]
 mod rules_test;
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::{
     io::Refused,
     rules::{Action, Rule},
     service::Service,
-    table::Footing,
+    table::Tier,
 };
 
 /// The backend of a client in a service, and the reason.
@@ -135,7 +135,7 @@ impl Service {
         let (backend, why) = match rule.map(|rule| &rule.action) {
             Some(Action::Pin { backend }) => (Some(backend.clone()), Why::Rule),
             Some(Action::Spread | Action::Deny) => (None, Why::Rule),
-            None if self.footing() == Footing::AsIfUp => (backend, Why::Open),
+            None if self.tier() == Tier::AsIfUp => (backend, Why::Open),
             None => (backend, Why::Table),
         };
         let client = IpNet::new(client, prefix).ok()?;

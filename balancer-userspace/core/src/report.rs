@@ -11,7 +11,7 @@ use balancer_model::{
 use crate::{
     io::{Moved, Report, ReportLevel},
     moves::Moves,
-    table::Footing,
+    table::Tier,
 };
 
 /// Returns a change's moves in words: `13,107 of 65,537 slots moved, 215 needless`.
@@ -100,22 +100,22 @@ impl Transition {
 }
 
 /// Returns how a service treats its clients, as the end of a sentence about the service.
-pub(crate) fn footing(footing: Footing) -> &'static str {
-    match footing {
-        Footing::Primaries => "steers to its backends",
-        Footing::Backups => "has no primary backend that takes clients: steers to its backups",
-        Footing::AsIfUp => {
+pub(crate) fn tier(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Primaries => "steers to its backends",
+        Tier::Backups => "has no primary backend that takes clients: steers to its backups",
+        Tier::AsIfUp => {
             "has no backend that takes clients: steers as if all outside of maintenance were up (when_all_down = \"open\")"
         }
-        Footing::AllDown => "has no backend that takes clients: drops",
-        Footing::NoBackend => "has no backends: drops",
+        Tier::AllDown => "has no backend that takes clients: drops",
+        Tier::NoBackend => "has no backends: drops",
     }
 }
 
 /// Reports a change of how a service treats its clients.
-pub(crate) fn footing_report(service: &str, label: &str, now: Footing) -> Report {
-    let level = if now == Footing::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
-    about_service(service, level, format!("service {label} {}", footing(now)))
+pub(crate) fn tier_report(service: &str, label: &str, now: Tier) -> Report {
+    let level = if now == Tier::Primaries { ReportLevel::Info } else { ReportLevel::Warn };
+    about_service(service, level, format!("service {label} {}", tier(now)))
 }
 
 /// Reports the start of an outage, in which this many of the eligible backends fail.

@@ -52,7 +52,7 @@ pub struct Candidate<'a> {
 
 /// Which kind of backends a live table steers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Footing {
+pub enum Tier {
     /// Primary backends take new clients.
     Primaries,
     /// Backups take new clients, because no primary does.
@@ -111,8 +111,8 @@ impl FromIterator<(u16, u32)> for Shares {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
     /// The kind of backends that clients are steered to.
-    pub footing: Footing,
-    /// The backends that are steered to. Empty with [`Footing::AllDown`] and [`Footing::NoBackend`].
+    pub tier: Tier,
+    /// The backends that are steered to. Empty with [`Tier::AllDown`] and [`Tier::NoBackend`].
     pub shares: Shares,
     /// M entries: ids out of `shares`, or `ALL_DOWN` or `NO_BACKEND` throughout.
     pub slots: Arc<[u16]>,
@@ -150,10 +150,10 @@ impl Builder {
         (table_size, key): (u32, HashKey),
         made: &[Made],
     ) -> Live {
-        let (footing, steered) = choose(candidates, when_all_down);
+        let (tier, steered) = choose(candidates, when_all_down);
         let Some(first) = steered.first() else {
-            let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
-            return Live { footing, shares: Shares::new(), slots: vec![entry; table_size as usize].into(), home: None };
+            let entry = if tier == Tier::NoBackend { NO_BACKEND } else { ALL_DOWN };
+            return Live { tier, shares: Shares::new(), slots: vec![entry; table_size as usize].into(), home: None };
         };
         let configured =
             candidates.iter().filter(|candidate| candidate.backup == first.backup && candidate.has_weight());
@@ -212,7 +212,7 @@ impl Builder {
                 self.last = Some(Last { base, steered, slots: Arc::clone(&slots) });
             }
         }
-        Live { footing, shares, slots, home }
+        Live { tier, shares, slots, home }
     }
 
     /// Returns the base tables that it has made, for reuse by a builder that needs the same ones.
@@ -344,7 +344,7 @@ impl Candidate<'_> {
 }
 
 /// Chooses the backends to steer to: all primaries or all backups with a weight.
-fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Footing, Vec<&'b Candidate<'a>>) {
+fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Tier, Vec<&'b Candidate<'a>>) {
     let of = |backup: bool, usable: fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'a>> {
         candidates
             .iter()
@@ -352,14 +352,14 @@ fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -
             .collect()
     };
     let mut grounds = vec![
-        (Footing::Primaries, of(false, |candidate| candidate.takes_new)),
-        (Footing::Backups, of(true, |candidate| candidate.takes_new)),
+        (Tier::Primaries, of(false, |candidate| candidate.takes_new)),
+        (Tier::Backups, of(true, |candidate| candidate.takes_new)),
     ];
     if when_all_down == WhenAllDown::Open {
-        grounds.push((Footing::AsIfUp, of(false, |candidate| !candidate.maint)));
-        grounds.push((Footing::AsIfUp, of(true, |candidate| !candidate.maint)));
+        grounds.push((Tier::AsIfUp, of(false, |candidate| !candidate.maint)));
+        grounds.push((Tier::AsIfUp, of(true, |candidate| !candidate.maint)));
     }
-    let nobody = if candidates.is_empty() { Footing::NoBackend } else { Footing::AllDown };
+    let nobody = if candidates.is_empty() { Tier::NoBackend } else { Tier::AllDown };
     grounds.into_iter().find(|(_, steered)| !steered.is_empty()).unwrap_or((nobody, Vec::new()))
 }
 
@@ -520,17 +520,17 @@ mod tests {
             three[index].maint = maint;
             let live = Builder::default().live(&three, when, (M, KEY), &[]);
             let used: BTreeSet<u16> = live.slots.iter().copied().collect();
-            (live.footing, used.into_iter().collect::<Vec<_>>())
+            (live.tier, used.into_iter().collect::<Vec<_>>())
         };
         use WhenAllDown::{Drop, Open};
-        assert_eq!(step(0, true, false, Open), (Footing::Primaries, vec![1, 2]));
-        assert_eq!(step(0, false, false, Open), (Footing::Primaries, vec![2]));
-        assert_eq!(step(1, false, false, Open), (Footing::Backups, vec![3]));
-        assert_eq!(step(2, false, false, Open), (Footing::AsIfUp, vec![1, 2]));
-        assert_eq!(step(2, false, false, Drop), (Footing::AllDown, vec![ALL_DOWN]));
-        assert_eq!(step(0, false, true, Open), (Footing::AsIfUp, vec![2]));
-        assert_eq!(step(1, false, true, Open), (Footing::AsIfUp, vec![3]));
-        assert_eq!(step(2, false, true, Open), (Footing::AllDown, vec![ALL_DOWN]));
+        assert_eq!(step(0, true, false, Open), (Tier::Primaries, vec![1, 2]));
+        assert_eq!(step(0, false, false, Open), (Tier::Primaries, vec![2]));
+        assert_eq!(step(1, false, false, Open), (Tier::Backups, vec![3]));
+        assert_eq!(step(2, false, false, Open), (Tier::AsIfUp, vec![1, 2]));
+        assert_eq!(step(2, false, false, Drop), (Tier::AllDown, vec![ALL_DOWN]));
+        assert_eq!(step(0, false, true, Open), (Tier::AsIfUp, vec![2]));
+        assert_eq!(step(1, false, true, Open), (Tier::AsIfUp, vec![3]));
+        assert_eq!(step(2, false, true, Open), (Tier::AllDown, vec![ALL_DOWN]));
         assert_eq!(*live(&[], M, KEY).slots, vec![NO_BACKEND; M as usize]);
     }
 
@@ -543,7 +543,7 @@ mod tests {
         two[1].takes_new = false;
         assert_eq!(*live(&two, M, KEY).slots, vec![2; M as usize]);
         two[1].member.weight = 0;
-        assert_eq!(live(&two, M, KEY).footing, Footing::AllDown);
+        assert_eq!(live(&two, M, KEY).tier, Tier::AllDown);
     }
 
     proptest! {

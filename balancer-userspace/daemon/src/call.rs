@@ -38,7 +38,7 @@ pub type Traced = (Arc<Trace>, Vec<HopView>);
 
 /// A change requested by a user.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Wish {
+pub enum ChangeRequest {
     /// Change the configuration.
     Change(Change),
     /// Apply the configuration file, which was read again. In a fleet, these are only the member's own settings;
@@ -52,7 +52,7 @@ pub enum Wish {
 #[derive(Debug)]
 pub struct Request {
     /// The requested change.
-    pub wish: Wish,
+    pub change_request: ChangeRequest,
     /// The uid of the requesting peer, for the log.
     pub uid: Option<u32>,
     /// Make the change only if the configuration has this generation.

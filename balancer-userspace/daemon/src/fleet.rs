@@ -26,10 +26,10 @@ use balancer_core::{
 use balancer_dataplane::{Capacity, KernelDataplane};
 use balancer_engine::Engine;
 use balancer_fleet::{
-    cards::{Ballot, Epoch, Line, Wish},
     engine::{Answer, News, Request as Ask},
     member::{Done, Input, Member, Output, Settings},
     records,
+    store_schema::{Ballot, ChangeRequest, Epoch, Line},
 };
 use balancer_model::{
     config::{Config, Fleet as FleetConfig},
@@ -75,7 +75,7 @@ pub(crate) struct Fleet {
     key: Option<HashKey>,
     /// Outputs of the protocol before the owner exists.
     early: VecDeque<Output>,
-    wishes: HashMap<u64, Asked>,
+    change_requests: HashMap<u64, Asked>,
     /// Pending requests for the members' counters.
     readers: HashMap<u64, oneshot::Sender<Result<Tallies, Refused>>>,
     /// The last number given to a request of either kind.
@@ -139,7 +139,7 @@ impl Fleet {
             driving,
             key: None,
             early: VecDeque::new(),
-            wishes: HashMap::new(),
+            change_requests: HashMap::new(),
             readers: HashMap::new(),
             last_asked: 0,
             ballot: Ballot::default(),
@@ -415,9 +415,9 @@ impl Fleet {
         self.member.leads()
     }
 
-    pub(crate) fn wish(&mut self, request: Request, owner: &mut Owner<KernelDataplane>) {
-        let Request { wish, uid, if_generation, reply } = request;
-        let call::Wish::Change(change) = wish else { return };
+    pub(crate) fn change_request(&mut self, request: Request, owner: &mut Owner<KernelDataplane>) {
+        let Request { change_request, uid, if_generation, reply } = request;
+        let call::ChangeRequest::Change(change) = change_request else { return };
         if let Some(why) = self.engine_denial().filter(|_| !self.member.is_connected()) {
             let why = format!("nothing is changed: the fleet's etcd takes no writes ({why})");
             let _ = reply.send(Err(Refused::Conflict(why)));
@@ -426,21 +426,21 @@ impl Fleet {
         let about = crate::events::subject(&change);
         let leaves = if let Change::Remove { name, force: false } = &change { Some(name) } else { None };
         let known = leaves.map(|name| owner.controller().parts(name).map(Backend::known_clients).sum());
-        let wish = if let Change::Reload(config) = change {
-            Wish::Services(config.services.copies())
+        let change_request = if let Change::Reload(config) = change {
+            ChangeRequest::Services(config.services.copies())
         } else if let Change::Reset(config) = change {
-            Wish::Reset(config.services.copies())
+            ChangeRequest::Reset(config.services.copies())
         } else {
-            Wish::Change(change)
+            ChangeRequest::Change(change)
         };
         self.last_asked += 1;
         let id = self.last_asked;
-        self.wishes.insert(id, Asked { uid, about, known, reply });
-        self.handle(Input::Wish { id, wish, if_generation }, owner);
+        self.change_requests.insert(id, Asked { uid, about, known, reply });
+        self.handle(Input::ChangeRequest { id, change_request, if_generation }, owner);
     }
 
     fn answer(&mut self, id: u64, result: Result<Done, Refused>, owner: &Owner<KernelDataplane>) {
-        let Some(asked) = self.wishes.remove(&id) else { return };
+        let Some(asked) = self.change_requests.remove(&id) else { return };
         let result = result.map(|done| {
             let mut message = format!("{}; applied by {} of {} members", done.message, done.applied, done.members);
             if let Some(known) = asked.known {

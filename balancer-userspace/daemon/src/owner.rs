@@ -13,7 +13,7 @@ mod learning;
 mod look;
 mod member;
 mod proposal;
-mod rereading;
+mod rescan;
 mod retired;
 mod show;
 mod suspects;
@@ -30,7 +30,7 @@ use anyhow::Context as _;
 use balancer_api::model::{Changed, ClientQuery, ClientView, RuleView};
 use balancer_common::verdict::MOVE_COUNTERS;
 use balancer_core::{
-    controller::{Controller, Foresight, Services},
+    controller::{Controller, Precomputed, Services},
     held::Held,
     io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
     last_changes::LastChanges,
@@ -50,7 +50,7 @@ use self::{
     denied::Denied,
     discovered::Discovery,
     member::Member,
-    rereading::{Report, Rereading},
+    rescan::{Report, Rescan},
     retired::{RecentlyRetired, Retired},
     suspects::Suspects,
 };
@@ -97,7 +97,7 @@ pub struct Owner<D> {
     changed: bool,
     held: Held,
     /// The work of the last change left in the client table.
-    rereading: Option<Rereading>,
+    rescan: Option<Rescan>,
     /// Known clients forgotten by changes that were not reported yet.
     forgotten: u64,
     /// Results of changes that forgot clients in parts, not collected yet.
@@ -142,7 +142,7 @@ impl<D: Dataplane> Owner<D> {
             started: Instant::now(),
             changed: false,
             held,
-            rereading: None,
+            rescan: None,
             forgotten: 0,
             told: VecDeque::new(),
             out_of_step: false,
@@ -231,7 +231,7 @@ impl<D: Dataplane> Owner<D> {
         }
         self.dataplane.adopt(&backends, &listeners, &ruled)?;
         self.execute(commands, started)?;
-        self.reread_all();
+        self.rescan_all();
         self.last_changes.begin(&self.controller);
         let forgotten = std::mem::take(&mut self.forgotten);
         if forgotten > 0 {
@@ -364,11 +364,11 @@ impl<D: Dataplane> Owner<D> {
         &mut self,
         change: Change,
         uid: Option<u32>,
-        foresight: Foresight,
+        precomputed: Precomputed,
     ) -> Result<Option<Changed>, Refused> {
-        self.controller.expect(foresight);
+        self.controller.expect(precomputed);
         let changed = self.make(change, uid);
-        self.controller.expect(Foresight::default());
+        self.controller.expect(Precomputed::default());
         changed
     }
 
@@ -400,8 +400,8 @@ impl<D: Dataplane> Owner<D> {
         // A backend that waits for its next hop is reported once the outcome is known.
         let is_event = !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name)));
         let report = Report { message, about, uid, moves, is_event };
-        match &mut self.rereading {
-            Some(rereading) if publishes => rereading.report = Some(report),
+        match &mut self.rescan {
+            Some(rescan) if publishes => rescan.report = Some(report),
             Some(_) | None => return Ok(Some(self.tell(report))),
         }
         Ok(None)
@@ -559,7 +559,7 @@ impl<D: Dataplane> Owner<D> {
         let mut before: Vec<ServiceSpec> = Vec::new();
         let published = publishes(&commands);
         if published {
-            self.reread_all();
+            self.rescan_all();
         }
         // These counts must not be reported.
         self.forgotten = 0;
@@ -575,8 +575,8 @@ impl<D: Dataplane> Owner<D> {
         }
         // This must not happen earlier, because failed changes are undone.
         self.dataplane.complete();
-        self.rereading = Some(Rereading { before, report: None, at: Instant::now() });
-        self.reread();
+        self.rescan = Some(Rescan { before, report: None, at: Instant::now() });
+        self.rescan();
         Ok(())
     }
 

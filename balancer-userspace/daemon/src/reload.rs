@@ -8,7 +8,7 @@ use tracing::{error, warn};
 
 use super::{
     audit::{Audit, Entry, Who},
-    call::{Call, Calls, Request, Wish},
+    call::{Call, Calls, ChangeRequest, Request},
     configuration::Configurations,
     service_manager,
 };
@@ -78,7 +78,8 @@ async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -
     let file_read = config.clone();
     let services = config.services.len();
     let (reply, answer) = oneshot::channel();
-    let request = Request { wish: Wish::Reread(Box::new(config)), uid: None, if_generation: None, reply };
+    let request =
+        Request { change_request: ChangeRequest::Reread(Box::new(config)), uid: None, if_generation: None, reply };
     calls.send(Call::Change(request)).await.ok()?;
     match answer.await.ok()? {
         Ok(_) if is_of_fleet => hand_to_fleet(calls, file_read, modified).await,

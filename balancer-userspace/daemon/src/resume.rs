@@ -10,7 +10,7 @@ use balancer_core::{
     state::{SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::{Histories, Pins};
-use balancer_fleet::cards::Epoch;
+use balancer_fleet::store_schema::Epoch;
 use balancer_model::config::{self, Config};
 use tokio::time::Instant;
 use tracing::{info, warn};

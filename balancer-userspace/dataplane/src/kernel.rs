@@ -1,6 +1,6 @@
 //! The data path in the kernel: loads the program, attaches it, and writes its maps.
 
-mod rereading;
+mod rescan;
 mod start;
 
 use std::{
@@ -39,7 +39,7 @@ use ipnet::IpNet;
 use log::Log;
 
 use super::{
-    Dataplane, Forgotten, KnownClient, Reread, Swept,
+    Dataplane, Forgotten, KnownClient, Rescanned, Swept,
     attach::{Attacher, Attachment},
     backend_counters::BackendCounters,
     backends::Backends,
@@ -66,7 +66,7 @@ use super::{
     pins::{Notes, Pins},
     quic::QuicTable,
     redirects::RedirectErrors,
-    rereading::Rereading,
+    rescan::Rescan,
     rows,
     rules::RuleTable,
     seen::Seen,
@@ -110,7 +110,7 @@ pub struct KernelDataplane {
     /// The memory, as of that change, of services whose clocks were set since or that are gone.
     former: HashMap<ServiceId, Memory>,
     /// The work left in the client table after a change.
-    rereading: Option<Rereading>,
+    rescan: Option<Rescan>,
     pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
     /// The grace period after which packets no longer read the inactive half of the directory.
@@ -427,7 +427,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
-        self.reread_all();
+        self.rescan_all();
         // Clocks are set only when nothing can fail any more.
         let mut memories = Vec::with_capacity(services.len());
         let mut clocked = Vec::with_capacity(services.len());
@@ -529,8 +529,8 @@ impl Dataplane for KernelDataplane {
         self.begin_rereading();
     }
 
-    fn reread(&mut self) -> Reread {
-        self.reread_part()
+    fn rescan(&mut self) -> Rescanned {
+        self.rescan_part()
     }
 
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()> {
@@ -670,7 +670,7 @@ impl Dataplane for KernelDataplane {
     fn sweep(&mut self, elapsed: Duration) -> Swept {
         self.advance(elapsed);
         // Ages may still be in ticks of other clocks.
-        if self.rereading.is_some() {
+        if self.rescan.is_some() {
             return Swept::Rests;
         }
         let Self { stickiness, rules, directory, quic, .. } = self;
@@ -683,12 +683,12 @@ impl Dataplane for KernelDataplane {
     fn client(&self, service: ServiceId, address: IpAddr) -> Option<KnownClient> {
         let spec = self.directory.iter().find(|spec| spec.id == service)?;
         let (index, entry) = self.stickiness.clients.find(rows::client_hash(spec, address)?)?;
-        let is_reread = self.rereading.as_ref().is_none_or(|rereading| rereading.has_read(index));
-        self.stickiness.memories.get(&service)?.known(entry, is_reread, self.elapsed)
+        let is_rescanned = self.rescan.as_ref().is_none_or(|rescan| rescan.has_read(index));
+        self.stickiness.memories.get(&service)?.known(entry, is_rescanned, self.elapsed)
     }
 
     fn known_clients(&mut self) -> Option<KnownClients> {
-        self.reread_all();
+        self.rescan_all();
         let clocks: HashMap<ServiceId, (Clock, u16)> = self
             .stickiness
             .memories
@@ -699,7 +699,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten {
-        self.reread_all();
+        self.rescan_all();
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let Some(hash) = spec.and_then(|spec| rows::client_hash(spec, address)) else { return Forgotten::default() };
         let forgotten = self.stickiness.forget(service, hash);
@@ -709,7 +709,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn forget_all(&mut self, backend: BackendId, from: usize) -> (Forgotten, Option<usize>) {
-        self.reread_all();
+        self.rescan_all();
         let part = self.stickiness.forget_all(backend, from, CHANGE_PART);
         if part.1.is_none() {
             let salt = self.seen.next(self.elapsed);

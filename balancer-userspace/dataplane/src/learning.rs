@@ -60,7 +60,7 @@ enum Written {
 impl KernelDataplane {
     /// Records clients of a service at its backends, whatever was known about them.
     pub fn learn_clients(&mut self, service: ServiceId, clients: &[Learnt]) -> Learning {
-        self.reread_all();
+        self.rescan_all();
         let mut sum = Learning::default();
         for &client in clients {
             *match self.learn(service, client) {

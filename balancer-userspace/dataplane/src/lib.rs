@@ -44,7 +44,7 @@ mod quic;
 mod redirects;
 mod regions;
 mod replaced;
-mod rereading;
+mod rescan;
 mod rows;
 mod rule_filter;
 mod rules;
@@ -117,7 +117,7 @@ pub struct Forgotten {
 
 /// Progress of the work that a change leaves in the client table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reread {
+pub enum Rescanned {
     /// Packets in progress may still record clients in the old way; that is over in some milliseconds.
     Waits,
     /// More parts are left.
@@ -164,13 +164,13 @@ pub trait Dataplane {
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
     /// Declares everything written so far complete and permanent. Since the last such call, a service may have been
-    /// removed, may hash differently, or may remember clients for a shorter time; [`reread`](Self::reread) forgets the
+    /// removed, may hash differently, or may remember clients for a shorter time; [`rescan`](Self::rescan) forgets the
     /// clients that it can no longer know.
     fn complete(&mut self);
 
     /// Processes the next part of the client table after the last [`complete`](Self::complete), about a millisecond's
     /// work. A caller that publishes services before the end does not get the result.
-    fn reread(&mut self) -> Reread;
+    fn rescan(&mut self) -> Rescanned;
 
     /// Continues with the clients and counters that an earlier controller left for these backends and listeners, and
     /// with its rules for services that are `ruled`. Everything else that it left is forgotten.

@@ -92,10 +92,10 @@ impl Memory {
         self.clock.is_some_and(|clock| entry.age(self.tick) <= clock.remember)
     }
 
-    /// Returns the client of an entry after `elapsed`. If the entry was not processed yet (`is_reread`), its age is in
+    /// Returns the client of an entry after `elapsed`. If the entry was not processed yet (`is_rescanned`), its age is in
     /// the earlier ticks. `None`: the entry has expired.
-    pub(super) fn known(&self, entry: Entry, is_reread: bool, elapsed: Duration) -> Option<KnownClient> {
-        let written = self.written.filter(|_| !is_reread);
+    pub(super) fn known(&self, entry: Entry, is_rescanned: bool, elapsed: Duration) -> Option<KnownClient> {
+        let written = self.written.filter(|_| !is_rescanned);
         let seconds = u64::from(entry.age(self.tick_at(elapsed))) * u64::from(written.or(self.clock)?.tick_seconds);
         let clock = self.clock?;
         (seconds / u64::from(clock.tick_seconds) <= u64::from(clock.remember))

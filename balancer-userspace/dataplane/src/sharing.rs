@@ -124,7 +124,7 @@ impl KernelDataplane {
         changed: &HashMap<ServiceId, Vec<bool>>,
         mut newcomers: usize,
     ) -> Vec<Record> {
-        self.reread_all();
+        self.rescan_all();
         let Self { stickiness: Stickiness { clients, memories, .. }, backends, sharing: Some(sharing), .. } = self
         else {
             return Vec::new();
@@ -147,7 +147,7 @@ impl KernelDataplane {
     /// All known clients, for a member that knows none.
     #[must_use]
     pub fn dump_clients(&mut self, epoch: u32) -> Vec<Record> {
-        self.reread_all();
+        self.rescan_all();
         let Self { stickiness: Stickiness { clients, memories, .. }, backends, sharing: Some(sharing), .. } = self
         else {
             return Vec::new();
@@ -167,7 +167,7 @@ impl KernelDataplane {
 
     /// Imports another member's records, in `epoch`, by which these backends were `emptied`.
     pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
-        self.reread_all();
+        self.rescan_all();
         let mut sum = ImportedClients::default();
         let Self {
             stickiness: Stickiness { clients, sweep, memories, tables, .. },

@@ -1,7 +1,6 @@
 //! The protocol by which several balancers agree. It has no I/O, clock or tokio: the engine's messages go in, requests
 //! to it come out.
 
-pub mod cards;
 pub mod clients;
 pub mod documents;
 pub mod emptied;
@@ -12,4 +11,5 @@ pub mod records;
 mod session;
 #[cfg(test)]
 mod simulation;
+pub mod store_schema;
 pub mod votes;

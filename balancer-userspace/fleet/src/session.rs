@@ -8,10 +8,10 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    cards::{self, BadCard, Common, Epoch, Member, StateCard},
     documents,
     engine::{Answer, Condition, Entry, Request, Revision, Ticket, Write},
     keys,
+    store_schema::{self, BadCard, Common, Epoch, Member, StateCard},
 };
 use balancer_core::state::SavedState;
 
@@ -29,7 +29,7 @@ pub(crate) enum Purpose {
     /// The leader's writes.
     Lead,
     /// A user's change request, by the user's number.
-    Wish(u64),
+    ChangeRequest(u64),
     /// Deleting keys that no member waits for.
     Orphans,
     /// Writing these records.
@@ -88,7 +88,7 @@ impl Session {
 
     fn note_card(&mut self, key: &str, card: Option<&[u8]>) {
         match key {
-            keys::FLEET => self.common = card.map(cards::read),
+            keys::FLEET => self.common = card.map(store_schema::read),
             keys::EPOCH => self.epoch = card.map(StateCard::read),
             keys::NEXT => self.next = card.map(StateCard::read),
             _ => self.note_member(key, card),
@@ -98,7 +98,7 @@ impl Session {
     fn note_member(&mut self, key: &str, card: Option<&[u8]>) {
         let Some(name) = key.strip_prefix(keys::MEMBERS) else { return };
         let members = Arc::make_mut(&mut self.members);
-        match card.and_then(|card| cards::read(card).ok()) {
+        match card.and_then(|card| store_schema::read(card).ok()) {
             Some(card) => drop(members.insert(name.to_owned(), card)),
             None => drop(members.remove(name)),
         }
@@ -136,7 +136,7 @@ impl Session {
 
     /// Returns the content of a card, or the reason why it cannot be read.
     pub(crate) fn card<T: DeserializeOwned>(&self, key: &str) -> Option<Result<T, BadCard>> {
-        self.get(key).map(|entry| cards::read(&entry.value))
+        self.get(key).map(|entry| store_schema::read(&entry.value))
     }
 
     pub(crate) fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a Entry)> {

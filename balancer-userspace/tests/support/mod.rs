@@ -32,7 +32,7 @@ use balancer_core::{
 use balancer_daemon::{
     api_server::{Answering, ControlSocket, serve, serve_readers},
     audit::Audit,
-    call::{Call, Request, Tallies, Wish},
+    call::{Call, ChangeRequest, Request, Tallies},
     configuration::Configurations,
     events::Events,
     supervisor::Supervisor,
@@ -54,7 +54,7 @@ use tokio::{
 };
 
 /// All changes that arrived, each with the peer's uid.
-pub(crate) type Seen = Arc<Mutex<Vec<(Wish, Option<u32>)>>>;
+pub(crate) type Seen = Arc<Mutex<Vec<(ChangeRequest, Option<u32>)>>>;
 
 pub(crate) struct Fake {
     pub(crate) seen: Seen,
@@ -97,12 +97,13 @@ impl Fake {
         self.directory.path().join("run/balancer.sock")
     }
 
-    pub(crate) fn wishes(&self) -> Vec<Wish> {
-        self.seen.lock().unwrap().iter().map(|(wish, _)| wish.clone()).collect()
+    pub(crate) fn wishes(&self) -> Vec<ChangeRequest> {
+        self.seen.lock().unwrap().iter().map(|(change_request, _)| change_request.clone()).collect()
     }
 
     pub(crate) fn changes(&self) -> Vec<Change> {
-        let change = |wish| if let Wish::Change(change) = wish { Some(change) } else { None };
+        let change =
+            |change_request| if let ChangeRequest::Change(change) = change_request { Some(change) } else { None };
         self.wishes().into_iter().filter_map(change).collect()
     }
 
@@ -292,12 +293,12 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Ready { reply } => {
                 let _ = reply.send(Announcement { readiness: readiness(admin), withdrawn });
             }
-            Call::Change(Request { wish, uid, reply, .. }) => {
-                seen.lock().unwrap().push((wish.clone(), uid));
-                let change = match wish {
-                    Wish::Change(change) => change,
-                    Wish::Reread(config) => Change::Reload(config),
-                    Wish::Withdraw(withdraw) => {
+            Call::Change(Request { change_request, uid, reply, .. }) => {
+                seen.lock().unwrap().push((change_request.clone(), uid));
+                let change = match change_request {
+                    ChangeRequest::Change(change) => change,
+                    ChangeRequest::Reread(config) => Change::Reload(config),
+                    ChangeRequest::Withdraw(withdraw) => {
                         withdrawn = withdraw;
                         let _ = reply.send(Ok(Changed { message: "done".to_owned() }));
                         continue;

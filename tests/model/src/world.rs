@@ -26,7 +26,7 @@ use balancer_core::{
     plan::Planned,
     state::{Clocks, SavedState},
 };
-use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane, Reread};
+use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane, Rescanned};
 use balancer_model::{config::Config, file, names::BackendName, states::Admin, validate::Valid};
 
 use crate::contest::{hold_newcomers, map_of};
@@ -61,7 +61,7 @@ pub struct World {
     held: Held,
     /// The number of known clients that changes made unknown.
     forgotten: u64,
-    leaves_rereading: bool,
+    leaves_rescan: bool,
 }
 
 /// Counters of a service.
@@ -153,7 +153,7 @@ impl World {
             retired: Vec::new(),
             held: Held::default(),
             forgotten: 0,
-            leaves_rereading: false,
+            leaves_rescan: false,
         };
         let commands = world.controller.start(start);
         world.execute(commands)?;
@@ -176,7 +176,7 @@ impl World {
         }
         if published {
             self.dataplane.complete();
-            while !self.leaves_rereading && !self.reread() {}
+            while !self.leaves_rescan && !self.rescan() {}
         }
         // The results of a command are handled after all commands.
         watched.into_iter().try_for_each(|address| self.resolve(address))
@@ -539,18 +539,18 @@ impl World {
         present.chain(self.controller.gone().iter().map(|gone| gone.row.id)).chain(self.retired.iter().copied())
     }
 
-    /// From now on, changes leave their work in the client table to [`World::reread`].
+    /// From now on, changes leave their work in the client table to [`World::rescan`].
     pub const fn leave_rereading(&mut self) {
-        self.leaves_rereading = true;
+        self.leaves_rescan = true;
     }
 
     /// Does a part of the work that the last change has left in the client table. Returns whether it was the last part.
-    pub fn reread(&mut self) -> bool {
+    pub fn rescan(&mut self) -> bool {
         let forgotten = loop {
-            match self.dataplane.reread() {
-                Reread::Waits => std::thread::sleep(Duration::from_micros(50)),
-                Reread::GoesOn => return false,
-                Reread::Ends(forgotten) => break forgotten,
+            match self.dataplane.rescan() {
+                Rescanned::Waits => std::thread::sleep(Duration::from_micros(50)),
+                Rescanned::GoesOn => return false,
+                Rescanned::Ends(forgotten) => break forgotten,
             }
         };
         for (_, forgotten) in forgotten {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use balancer_api::model::Changed;
 use balancer_core::{controller::Controller, io::Change};
 use balancer_daemon::{
-    call::{Call, Request, Wish},
+    call::{Call, ChangeRequest, Request},
     untrusted,
 };
 use tokio::{
@@ -49,7 +49,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>) {
     let mut controller = Controller::new(configured(), KEY);
     let _ = controller.start(now);
     while let Some(call) = inbox.recv().await {
-        let Call::Change(Request { wish: Wish::Change(change), reply, .. }) = call else { continue };
+        let Call::Change(Request { change_request: ChangeRequest::Change(change), reply, .. }) = call else { continue };
         if let Change::Reload(config) | Change::Reset(config) = &change
             && !is_small(config)
         {

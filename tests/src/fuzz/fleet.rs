@@ -13,12 +13,12 @@ use balancer_core::{
     state::{Clocks, SavedState},
 };
 use balancer_fleet::{
-    cards::{Ballot, Wish},
     documents,
     engine::{Answer, Condition, Entry, LIVE, News, Request, Revision, Ticket, Write},
     keys,
     member::{Input, Member, Output, Settings},
     records,
+    store_schema::{Ballot, ChangeRequest},
 };
 use balancer_model::{names::BackendName, states::Admin};
 use serde_json::Value;
@@ -91,7 +91,11 @@ fn act(bytes: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
             } else {
                 Change::SetAdmin { name, admin: Admin::Drain, timeout: None }
             };
-            world.input(Input::Wish { id: 1, wish: Wish::Change(change), if_generation: None });
+            world.input(Input::ChangeRequest {
+                id: 1,
+                change_request: ChangeRequest::Change(change),
+                if_generation: None,
+            });
         }
         _ => {
             let value = vandalized(bytes, &key, &value)?;

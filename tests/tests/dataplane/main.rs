@@ -11,7 +11,7 @@ mod map_memory;
 mod memory;
 mod model;
 mod plan;
-mod rereading;
+mod rescan;
 mod samples;
 mod sharing;
 mod swaps;

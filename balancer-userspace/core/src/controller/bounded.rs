@@ -32,14 +32,14 @@ impl Controller {
         let bound = bounds.iter().map(|(backend, bound)| format!("{backend} {bound} of {}", rule.by.word()));
         let what = bound.chain(given_back).collect::<Vec<_>>().join(", ");
         self.services.those_mut(|service| service.name() == name).for_each(|service| service.set_bounds(bounds));
-        let settled = self.settle(|service| service.name() == name, Vec::new(), None, now);
+        let reconciled = self.reconcile(|service| service.name() == name, Vec::new(), None, now);
         let none = Moves::default();
         let moved = |service: &crate::service::Service| {
-            let moves = settled.moves.get(&service.id()).unwrap_or(&none);
+            let moves = reconciled.moves.get(&service.id()).unwrap_or(&none);
             format!("{}{}", service.prefix(), report::moved(moves, service.table_size()))
         };
         let moved = self.legs(name).map(moved).collect::<Vec<_>>().join(", ");
         let what = if what.is_empty() { "no backend gives slots away".to_owned() } else { what };
-        Ok((format!("service {name}, bounded load: {what}: {moved}"), settled.commands))
+        Ok((format!("service {name}, bounded load: {what}: {moved}"), reconciled.commands))
     }
 }

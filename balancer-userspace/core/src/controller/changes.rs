@@ -14,14 +14,14 @@ use balancer_model::{
     words::counted,
 };
 
-use super::{Controller, settle::Settled, sizes::Sizes};
+use super::{Controller, reconcile::Reconciled, sizes::Sizes};
 use crate::{
     agreed::Role,
     io::{Change, Command, Refused},
     moves::Moves,
     report,
     service::Backend,
-    table::Footing,
+    table::Tier,
 };
 
 /// The weight of a backend that is added without one.
@@ -92,7 +92,7 @@ impl Controller {
                     // The count of the last sweep may be seconds old.
                     let swept = self.parts(&name).map(Backend::known_clients).sum();
                     let is_counted = self.role != Role::Decides;
-                    let known = self.foreseen.known_clients.or_else(|| is_counted.then_some(swept));
+                    let known = self.precomputed.known_clients.or_else(|| is_counted.then_some(swept));
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;
@@ -151,16 +151,16 @@ impl Controller {
     }
 
     /// Reconciles the service of a backend that was changed.
-    pub(super) fn settle_around(&mut self, name: &BackendName, now: Instant) -> Settled {
-        self.settle(|service| service.name() == name.service, Vec::new(), Some(name), now)
+    pub(super) fn settle_around(&mut self, name: &BackendName, now: Instant) -> Reconciled {
+        self.reconcile(|service| service.name() == name.service, Vec::new(), Some(name), now)
     }
 
     /// Starts draining a backend that is to be removed.
     pub(super) fn leave(&mut self, name: &BackendName, known: Option<u64>, now: Instant) -> (String, Vec<Command>) {
         self.parts_mut(name).for_each(Backend::leave);
-        let settled = self.settle_around(name, now);
-        let message = self.done(name, "drains before it is removed", &settled);
-        let mut commands = settled.commands;
+        let reconciled = self.settle_around(name, now);
+        let message = self.done(name, "drains before it is removed", &reconciled);
+        let mut commands = reconciled.commands;
         commands.extend(self.remove_those_that_left(now));
         // A controller that decides for a fleet has no client table to count in.
         let clients = known.map_or_else(
@@ -178,8 +178,8 @@ impl Controller {
         }
         let legs = self.services.those_mut(|service| service.name() == name.service);
         legs.for_each(|service| service.set_weight(&name.backend, weight));
-        let settled = self.settle_around(name, now);
-        Ok((self.done(name, &format!("weight {old} → {weight}"), &settled), settled.commands))
+        let reconciled = self.settle_around(name, now);
+        Ok((self.done(name, &format!("weight {old} → {weight}"), &reconciled), reconciled.commands))
     }
 
     pub(super) fn set_admin(
@@ -200,8 +200,8 @@ impl Controller {
             return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.set_admin(admin, timeout));
-        let settled = self.settle_around(name, now);
-        Ok((self.done(name, word, &settled), settled.commands))
+        let reconciled = self.settle_around(name, now);
+        Ok((self.done(name, word, &reconciled), reconciled.commands))
     }
 
     fn force(
@@ -220,12 +220,12 @@ impl Controller {
             return Ok((format!("backend {name} {already} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.force(forced));
-        let settled = self.settle_around(name, now);
+        let reconciled = self.settle_around(name, now);
         let what = match forced {
             Some(_) => what.to_owned(),
             None => format!("{what} again, is {}", self.backend(name)?.state().word()),
         };
-        Ok((self.done(name, &what, &settled), settled.commands))
+        Ok((self.done(name, &what, &reconciled), reconciled.commands))
     }
 
     /// A copy of the current configuration to change, and the index of the service called `name`.
@@ -243,26 +243,26 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         let before = Sizes::before(&self.services);
-        let (_, settled) = self.configure(services, Some(subject), now)?;
+        let (_, reconciled) = self.configure(services, Some(subject), now)?;
         let resized = before.resized(&self.services, &subject.service);
-        Ok((self.done(subject, what, &settled) + &resized, settled.commands))
+        Ok((self.done(subject, what, &reconciled) + &resized, reconciled.commands))
     }
 
     /// Returns a line such as `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and anything
     /// unusual about the service now.
-    pub(super) fn done(&self, name: &BackendName, what: &str, settled: &Settled) -> String {
+    pub(super) fn done(&self, name: &BackendName, what: &str, reconciled: &Reconciled) -> String {
         let mut message = format!("backend {name} {what}");
         let none = Moves::default();
-        let (mut moved, mut footings) = (Vec::new(), String::new());
+        let (mut moved, mut tiers) = (Vec::new(), String::new());
         for service in self.legs(&name.service) {
-            let moves = settled.moves.get(&service.id()).unwrap_or(&none);
+            let moves = reconciled.moves.get(&service.id()).unwrap_or(&none);
             moved.push(format!("{}{}", service.prefix(), report::moved(moves, service.table_size())));
-            if service.footing() != Footing::Primaries {
-                footings += &format!("; service {} {}", service.label(), report::footing(service.footing()));
+            if service.tier() != Tier::Primaries {
+                tiers += &format!("; service {} {}", service.label(), report::tier(service.tier()));
             }
         }
         if !moved.is_empty() {
-            message += &format!(": {}{footings}", moved.join(", "));
+            message += &format!(": {}{tiers}", moved.join(", "));
         }
         message
     }

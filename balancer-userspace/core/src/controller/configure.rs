@@ -16,10 +16,10 @@ use foldhash::{HashMap, HashSet};
 
 use super::{
     Controller, Gone, Services,
+    reconcile::Reconciled,
     rules::AllRules,
     run_time::{as_if_written, as_listed},
     settings::{Differences, noted},
-    settle::Settled,
     sizes::Sizes,
 };
 use crate::{
@@ -89,9 +89,9 @@ impl Controller {
         }
         let sizes = Sizes::before(&self.services);
         let only_called_back = merged.called_back.iter().filter(unchanged).count();
-        let (mut difference, settled) = self.take_over(merged.services, &rules, None, now)?;
+        let (mut difference, reconciled) = self.take_over(merged.services, &rules, None, now)?;
         self.file = file;
-        let Settled { mut commands, moves } = settled;
+        let Reconciled { mut commands, moves } = reconciled;
         let mut all_moves: Vec<Moves> = moves.into_values().collect();
         for backend in &merged.called_back {
             self.parts_mut(backend).for_each(|backend| backend.set_admin(Admin::Ready, None));
@@ -99,15 +99,15 @@ impl Controller {
         if !merged.called_back.is_empty() {
             difference.backends[2] += only_called_back;
             let called = |service: &Service| merged.called_back.iter().any(|name| name.service == service.name());
-            let settled = self.settle(called, Vec::new(), None, now);
-            commands.extend(settled.commands);
-            all_moves.extend(settled.moves.into_values());
+            let reconciled = self.reconcile(called, Vec::new(), None, now);
+            commands.extend(reconciled.commands);
+            all_moves.extend(reconciled.moves.into_values());
         }
         let touched = if reset { self.reset_states() } else { Default::default() };
         if !touched.is_empty() {
-            let settled = self.settle(|service| touched.contains(&service.id()), Vec::new(), None, now);
-            commands.extend(settled.commands);
-            all_moves.extend(settled.moves.into_values());
+            let reconciled = self.reconcile(|service| touched.contains(&service.id()), Vec::new(), None, now);
+            commands.extend(reconciled.commands);
+            all_moves.extend(reconciled.moves.into_values());
         }
         commands.extend(self.leave_lost_lists(now));
         commands.extend(settings.reports());
@@ -167,7 +167,7 @@ impl Controller {
         configs: Vec<Arc<ServiceConfig>>,
         subject: Option<&BackendName>,
         now: Instant,
-    ) -> Result<(Difference, Settled), Refused> {
+    ) -> Result<(Difference, Reconciled), Refused> {
         validate::services(&configs, &self.file)?;
         self.take_over(configs, &AllRules::default(), subject, now)
     }
@@ -179,14 +179,14 @@ impl Controller {
         rules: &AllRules,
         subject: Option<&BackendName>,
         now: Instant,
-    ) -> Result<(Difference, Settled), Refused> {
+    ) -> Result<(Difference, Reconciled), Refused> {
         let same = self.configured_so(&configs);
         let is_same = |config: &ServiceConfig| same.contains(config.name.as_str());
         let places = configs.iter().flat_map(parts).map(|(config, family)| (config.name.as_str(), family));
         if same.len() == configs.len() && places.eq(self.services.iter().map(|of| (of.name(), of.family()))) {
             let (concerned, rules) = self.set_rules(rules);
-            let settled = self.settle(|service| concerned.contains(&service.id()), Vec::new(), subject, now);
-            return Ok((Difference { rules, ..Difference::default() }, settled));
+            let reconciled = self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), subject, now);
+            return Ok((Difference { rules, ..Difference::default() }, reconciled));
         }
         let changed: Vec<&ServiceConfig> =
             configs.iter().map(AsRef::as_ref).filter(|config| !is_same(config)).collect();
@@ -287,7 +287,7 @@ impl Controller {
         self.follow_twins(&added);
         removed.extend(old_services.into_values().flat_map(|service| service.backends().iter().cloned()));
         removed.sort_unstable_by_key(Backend::id);
-        Ok((difference, self.settle(|service| concerned.contains(&service.id()), removed, subject, now)))
+        Ok((difference, self.reconcile(|service| concerned.contains(&service.id()), removed, subject, now)))
     }
 
     /// The names of services that already match `configs`.

@@ -93,19 +93,19 @@ impl Controller {
         let Pool { backends, gone, back, .. } = &pool;
         Arc::make_mut(config).backends.clone_from(backends);
         let about = |backend: &str| BackendName { service: service.to_owned(), backend: backend.to_owned() };
-        let (_, mut settled) = self.configure(services, Some(&about("")), now)?;
+        let (_, mut reconciled) = self.configure(services, Some(&about("")), now)?;
         for name in gone {
             self.parts_mut(&about(name)).for_each(Backend::leave);
         }
         for (name, admin) in back {
             self.parts_mut(&about(name)).for_each(|backend| backend.stay(*admin));
         }
-        let mut all_moves: Vec<Moves> = settled.moves.drain().map(|(_, moves)| moves).collect();
-        let mut commands = settled.commands;
+        let mut all_moves: Vec<Moves> = reconciled.moves.drain().map(|(_, moves)| moves).collect();
+        let mut commands = reconciled.commands;
         if !gone.is_empty() || !back.is_empty() {
-            let settled = self.settle(|of| of.name() == service, Vec::new(), Some(&about("")), now);
-            commands.extend(settled.commands);
-            all_moves.extend(settled.moves.into_values());
+            let reconciled = self.reconcile(|of| of.name() == service, Vec::new(), Some(&about("")), now);
+            commands.extend(reconciled.commands);
+            all_moves.extend(reconciled.moves.into_values());
         }
         let told = |name: &str, what: &str| {
             let message = format!("backend {service}/{name} {what} {}", source);
@@ -135,7 +135,7 @@ impl Controller {
             self.parts_mut(name).for_each(Backend::leave);
         }
         let is_lost = |service: &str| lost.iter().any(|name| name.service == service);
-        let mut commands = self.settle(|service| is_lost(service.name()), Vec::new(), None, now).commands;
+        let mut commands = self.reconcile(|service| is_lost(service.name()), Vec::new(), None, now).commands;
         commands.extend(lost.into_iter().map(|name| {
             let message = format!("backend {name} drains before it is removed, its service discovers none any more");
             Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })

@@ -47,7 +47,7 @@ impl Controller {
     pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
-        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        commands.extend(self.reconcile(|_| true, Vec::new(), None, now).commands);
         commands
     }
 
@@ -68,7 +68,7 @@ impl Controller {
     pub fn decider_from(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let config = Config { services: Valid::default(), ..config };
         let mut this = Self { role: Role::Decides, ..Self::restore(config, key, state, clocks)? };
-        let _ = this.settle(|_| true, Vec::new(), None, clocks.now);
+        let _ = this.reconcile(|_| true, Vec::new(), None, clocks.now);
         this.decide(clocks.now);
         Ok(this)
     }
@@ -76,7 +76,7 @@ impl Controller {
     /// Marks new backends so that the fleet's agreed results decide about them.
     fn decide(&mut self, now: Instant) {
         self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(false));
-        let _ = self.settle(|_| true, Vec::new(), None, now);
+        let _ = self.reconcile(|_| true, Vec::new(), None, now);
     }
 
     /// Makes a change as the deciding controller: see [`change`](Self::change).
@@ -110,7 +110,7 @@ impl Controller {
                 concerned.insert(id);
             }
         }
-        self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
+        self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
     }
 
     /// Returns the state that other balancers follow, without what each member determines itself. Two states of the
@@ -127,7 +127,7 @@ impl Controller {
     /// of now.
     pub fn decide_what_is_due(&mut self, now: Instant) -> Vec<Command> {
         let mut commands = self.handle_all([Event::Tick], now);
-        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        commands.extend(self.reconcile(|_| true, Vec::new(), None, now).commands);
         commands
     }
 
@@ -153,9 +153,9 @@ impl Controller {
         next.role = Role::Follows { as_of: clocks.now, alone };
         let before = mem::replace(self, next);
         let mut dropped = self.succeed(before);
-        let settled = self.settle(|_| true, Vec::new(), None, clocks.now);
+        let reconciled = self.reconcile(|_| true, Vec::new(), None, clocks.now);
         let mut commands = mem::take(&mut dropped.first);
-        commands.extend(settled.commands);
+        commands.extend(reconciled.commands);
         commands.extend(dropped.last);
         Ok(commands)
     }
@@ -243,8 +243,8 @@ impl Controller {
             }
             reports.extend(report.map(Command::Report));
         }
-        let settled = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now);
-        settled.commands.into_iter().chain(reports).collect()
+        let reconciled = self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), None, now);
+        reconciled.commands.into_iter().chain(reports).collect()
     }
 
     /// The time at which [`Event::Tick`] is due for decisions that this balancer makes although another one decides for
@@ -310,7 +310,7 @@ impl Controller {
             }
         }
         let rows: HashSet<_> = self.services_reaching(&reached_otherwise).into_iter().collect();
-        let mut commands = self.settle(|service| rows.contains(&service.id()), Vec::new(), None, now).commands;
+        let mut commands = self.reconcile(|service| rows.contains(&service.id()), Vec::new(), None, now).commands;
         commands.extend(self.overrule(now));
         commands
     }

@@ -52,7 +52,7 @@ impl Controller {
         let before: Vec<(String, bool)> =
             self.service(name)?.backends().iter().map(|of| (of.name().to_owned(), of.full().is_some())).collect();
         self.services.those_mut(|service| service.name() == name).for_each(|service| service.set_full(full));
-        let settled = self.settle(|service| service.name() == name, Vec::new(), None, now);
+        let reconciled = self.reconcile(|service| service.name() == name, Vec::new(), None, now);
         let changed = |(backend, before): &(String, bool)| match (before, full.get(backend)) {
             (false, Some(full)) => Some(format!("{backend} {full} and takes no new ones")),
             (true, None) => Some(format!("{backend} has room again")),
@@ -64,7 +64,7 @@ impl Controller {
         }
         let none = Moves::default();
         let moved = |service: &Service| {
-            let moves = settled.moves.get(&service.id()).unwrap_or(&none);
+            let moves = reconciled.moves.get(&service.id()).unwrap_or(&none);
             format!("{}{}", service.prefix(), report::moved(moves, service.table_size()))
         };
         let moved = self.legs(name).map(moved).collect::<Vec<_>>().join(", ");
@@ -75,6 +75,6 @@ impl Controller {
             (true, true) => "; all are full: they take new clients all the same (when_full = \"open\")",
             (true, false) => "; all are full: new clients are turned away",
         };
-        Ok((format!("service {name}: {what}: {moved}{all}"), settled.commands))
+        Ok((format!("service {name}: {what}: {moved}{all}"), reconciled.commands))
     }
 }

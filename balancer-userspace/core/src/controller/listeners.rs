@@ -62,8 +62,8 @@ impl Controller {
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         let about = BackendName { service: service.to_owned(), backend: String::new() };
-        let (_, settled) = self.configure(services, Some(&about), now)?;
-        let moved: u64 = settled.moves.values().map(|moves| u64::from(moves.total())).sum();
-        Ok((format!("service {service} {what}: {moved} slots moved"), settled.commands))
+        let (_, reconciled) = self.configure(services, Some(&about), now)?;
+        let moved: u64 = reconciled.moves.values().map(|moves| u64::from(moves.total())).sum();
+        Ok((format!("service {service} {what}: {moved} slots moved"), reconciled.commands))
     }
 }

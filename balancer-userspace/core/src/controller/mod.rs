@@ -1,7 +1,7 @@
 //! The controller: events and changes in, commands out.
 //!
 //! Every configuration, the first one, a changed one and a single added backend, takes the same path (`configure.rs`):
-//! the wanted state is compared with what the shell was told (`settle.rs`), and the difference becomes commands.
+//! the wanted state is compared with what the shell was told (`reconcile.rs`), and the difference becomes commands.
 
 mod agents;
 mod bounded;
@@ -10,18 +10,18 @@ mod concerned;
 mod configure;
 mod discover;
 mod follow;
-mod foresight;
 mod full;
 mod listeners;
 mod near;
+mod precomputed;
 mod quic;
+mod reconcile;
 mod restore;
 mod resync;
 mod rules;
 mod run_time;
 mod services;
 mod settings;
-mod settle;
 mod share;
 mod sizes;
 mod stage;
@@ -58,8 +58,8 @@ use crate::{
 
 use self::{concerned::Concerned, sizes::Sizes};
 pub use self::{
-    foresight::Foresight,
     near::NearBackend,
+    precomputed::Precomputed,
     services::{Iter, Services},
 };
 
@@ -91,7 +91,7 @@ pub struct Controller {
     /// The number of the check started last.
     last_check: CheckNumber,
     role: Role,
-    foreseen: Foresight,
+    precomputed: Precomputed,
 }
 
 /// A removed backend whose row and id are still needed because clients may still know it.
@@ -169,7 +169,7 @@ impl Controller {
             gone: Vec::new(),
             last_check: CheckNumber::default(),
             role: Role::default(),
-            foreseen: Foresight::default(),
+            precomputed: Precomputed::default(),
         }
     }
 
@@ -260,7 +260,7 @@ impl Controller {
         let before = self.clone();
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
-        commands.extend(self.settle(|_| true, Vec::new(), None, now).commands);
+        commands.extend(self.reconcile(|_| true, Vec::new(), None, now).commands);
         match self.reload(services.clone(), &settings::Differences::default(), false, now) {
             Ok((message, more)) => {
                 commands.extend(more);
@@ -283,7 +283,7 @@ impl Controller {
         let rules = self.merge_all_rules(&[], &[], &[], &services, false, now);
         self.file = services.clone();
         match rules.and_then(|(rules, _)| self.take_over(services.to_vec(), &rules, None, now)) {
-            Ok((_, settled)) => settled.commands,
+            Ok((_, reconciled)) => reconciled.commands,
             Err(refused) => vec![warning(format!("nothing is served: {refused}"))],
         }
     }
@@ -655,13 +655,13 @@ impl Controller {
         }
         let before = Sizes::before(&self.services);
         match self.configure(services, None, now) {
-            Ok((_, settled)) => {
+            Ok((_, reconciled)) => {
                 let removed = names.into_iter().map(|name| {
                     let resized = before.resized(&self.services, &name.service);
                     let message = format!("backend {name} removed, it is drained{resized}");
                     Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
                 });
-                settled.commands.into_iter().chain(removed).collect()
+                reconciled.commands.into_iter().chain(removed).collect()
             }
             Err(refused) => vec![warning(format!("drained backends are not removed: {refused}"))],
         }

@@ -32,11 +32,11 @@ impl Controller {
         *quic = quic.rotated(key);
         let (new, old) = (quic.current.config, quic.before.map_or(0, |before| before.config));
         let about = BackendName { service: service.to_owned(), backend: String::new() };
-        let (_, settled) = self.configure(services, Some(&about), now)?;
+        let (_, reconciled) = self.configure(services, Some(&about), now)?;
         let message = format!(
             "service {service} has a new key of quic under config {new}; connection IDs of config {old} are understood until the \
              next rotation"
         );
-        Ok((message, settled.commands))
+        Ok((message, reconciled.commands))
     }
 }

@@ -65,7 +65,7 @@ impl Controller {
         if let Some(reason) = of.inactive(&rule) {
             message += &format!("; it is not active: {reason}");
         }
-        Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
+        Ok((message, self.reconcile(|other| other.name() == service, Vec::new(), None, now).commands))
     }
 
     pub(super) fn remove_rule(
@@ -81,7 +81,7 @@ impl Controller {
             )));
         };
         let message = format!("rule {service} {prefix} {} removed", rule.action);
-        Ok((message, self.settle(|other| other.name() == service, Vec::new(), None, now).commands))
+        Ok((message, self.reconcile(|other| other.name() == service, Vec::new(), None, now).commands))
     }
 
     /// Ends the rules whose time is over.
@@ -99,7 +99,7 @@ impl Controller {
         if concerned.is_empty() {
             return Vec::new();
         }
-        let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        let mut commands = self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
         commands.extend(reports);
         commands
     }

@@ -31,8 +31,8 @@ impl Controller {
         }
         config.steer = steer;
         let about = BackendName { service: service.to_owned(), backend: String::new() };
-        let (_, settled) = self.configure(services, Some(&about), now)?;
-        Ok((told(service, before, steer), settled.commands))
+        let (_, reconciled) = self.configure(services, Some(&about), now)?;
+        Ok((told(service, before, steer), reconciled.commands))
     }
 
     /// Stops looking for connections from before the last change of a service's share, once they have had their time.
@@ -42,12 +42,12 @@ impl Controller {
         for service in self.services.those_mut(|service| service.share_settles(now)) {
             concerned.push(service.id());
             service.settle_share();
-            reports.push(settled(service));
+            reports.push(reconciled(service));
         }
         if concerned.is_empty() {
             return Vec::new();
         }
-        let mut commands = self.settle(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
+        let mut commands = self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands;
         commands.extend(reports);
         commands
     }
@@ -64,7 +64,7 @@ fn told(service: &str, before: u8, steer: u8) -> String {
     format!("service {service} steer {before} → {steer}: {what}")
 }
 
-fn settled(service: &Service) -> Command {
+fn reconciled(service: &Service) -> Command {
     let message = format!(
         "service {} steers {}% of its clients; connections from before that was so are looked for no longer",
         service.label(),

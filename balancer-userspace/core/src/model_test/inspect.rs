@@ -27,7 +27,7 @@ use crate::{
     next_hops::Hop,
     rules::{Action, Rule},
     service::{Backend, Service},
-    table::Footing,
+    table::Tier,
 };
 
 /// The progress of a backend's drain.
@@ -276,22 +276,20 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let turned_away = all_full && config.when_full != WhenFull::Open;
     let has_room = |backend: &Backend| backend.full().is_none() || all_full && !turned_away;
     let takes_new = |backend: &Backend| standing(backend).takes_new && has_room(backend);
-    let mut grounds = vec![
-        (usable(false, &takes_new), Footing::Primaries, false),
-        (usable(true, &takes_new), Footing::Backups, true),
-    ];
+    let mut grounds =
+        vec![(usable(false, &takes_new), Tier::Primaries, false), (usable(true, &takes_new), Tier::Backups, true)];
     if config.when_all_down == WhenAllDown::Open && !turned_away {
         for backup in [false, true] {
             let as_if_up = |backend: &Backend| backend.admin() != Admin::Maint;
-            grounds.push((usable(backup, &as_if_up), Footing::AsIfUp, backup));
+            grounds.push((usable(backup, &as_if_up), Tier::AsIfUp, backup));
         }
     }
     let found = grounds.into_iter().find(|(ground, ..)| !ground.is_empty());
-    let (eligible, footing, backup) = found.unwrap_or_else(|| {
-        let footing = if backends.is_empty() { Footing::NoBackend } else { Footing::AllDown };
-        (BTreeSet::new(), footing, false)
+    let (eligible, tier, backup) = found.unwrap_or_else(|| {
+        let tier = if backends.is_empty() { Tier::NoBackend } else { Tier::AllDown };
+        (BTreeSet::new(), tier, false)
     });
-    assert_eq!(service.footing(), footing);
+    assert_eq!(service.tier(), tier);
     let pinned = service.rules().iter().any(|rule| matches!(rule.action, Action::Pin { .. }));
 
     for backend in backends {
@@ -299,7 +297,7 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         assert_eq!(backend.takes_new_clients(), eligible.contains(&id.0), "{backend:?}");
         assert_eq!(backend.slots(), counts.get(&id.0).copied().unwrap_or(0));
         let standing = standing(backend);
-        let as_if_up = footing == Footing::AsIfUp && backend.admin() != Admin::Maint && !config.remember.is_zero();
+        let as_if_up = tier == Tier::AsIfUp && backend.admin() != Admin::Maint && !config.remember.is_zero();
         let next_hop = if let Hop::Resolved(next_hop) = hop(backend) { Some(*next_hop) } else { None };
         let check = backend.config().check.as_deref().unwrap_or(&config.check);
         let row = BackendSpec {
@@ -338,8 +336,8 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     let key = keys::table_key(KEY, service.config().identity());
     let Some(base) = plain_maglev::table(&configured, service.table_size(), key).filter(|_| !eligible.is_empty())
     else {
-        let entry = if footing == Footing::NoBackend { NO_BACKEND } else { ALL_DOWN };
-        assert!(table.iter().all(|&other| other == entry), "{footing:?}: {counts:?}");
+        let entry = if tier == Tier::NoBackend { NO_BACKEND } else { ALL_DOWN };
+        assert!(table.iter().all(|&other| other == entry), "{tier:?}: {counts:?}");
         assert!(home.is_none() || config.remember.is_zero());
         return;
     };

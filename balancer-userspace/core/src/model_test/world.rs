@@ -31,7 +31,7 @@ use super::{
     step::{Edit, Step},
 };
 use crate::{
-    controller::{Controller, Foresight},
+    controller::{Controller, Precomputed},
     fixture::next_hop,
     io::{BackendId, Change, CheckNumber, CheckOutcome, CheckSpec, Command, Event, Refused, ServiceId},
     merge::merge,
@@ -132,10 +132,10 @@ impl World {
     }
 
     /// Lets a copy compute the tables for a change.
-    fn propose(&self, change: Change) -> Foresight {
+    fn propose(&self, change: Change) -> Precomputed {
         let mut copy = self.controller.clone();
         let _ = copy.change(change, self.now);
-        copy.foresight_since(self.controller.services())
+        copy.precomputed_since(self.controller.services())
     }
 
     /// Continues in another process with an empty data plane after one minute, unless something is due sooner.

@@ -24,7 +24,7 @@ impl Service {
         self.live = before.live;
         self.home = before.home;
         self.shares = before.shares;
-        self.footing = before.footing;
+        self.tier = before.tier;
         self.generation = before.generation;
         (self.required, self.needless) = (before.required, before.needless);
         for mut old in before.backends {

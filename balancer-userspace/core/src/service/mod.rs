@@ -46,7 +46,7 @@ use crate::{
     next_hops::{self, Hop, NextHops},
     outage::Outage,
     rules::Rules,
-    table::{Builder, Footing, Shares},
+    table::{Builder, Shares, Tier},
 };
 pub use agent::WordsOf;
 pub use backend::Backend;
@@ -87,7 +87,7 @@ pub struct Service {
     live: Arc<[u16]>,
     home: Option<Arc<[u16]>>,
     shares: Shares,
-    footing: Option<Footing>,
+    tier: Option<Tier>,
     generation: u64,
     required: u64,
     needless: u64,
@@ -122,7 +122,7 @@ impl Service {
             live: Arc::default(),
             home: None,
             shares: Shares::new(),
-            footing: None,
+            tier: None,
             generation: 0,
             required: 0,
             needless: 0,
@@ -385,8 +385,8 @@ impl Service {
 
     /// Which kind of backends the live table steers to.
     #[must_use]
-    pub fn footing(&self) -> Footing {
-        self.footing.unwrap_or(Footing::NoBackend)
+    pub fn tier(&self) -> Tier {
+        self.tier.unwrap_or(Tier::NoBackend)
     }
 
     /// The client prefix length for its family.
@@ -504,7 +504,7 @@ impl Service {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
         // If the service treats backends as up, this one keeps its clients even as a backup or with weight 0.
         let as_if_up =
-            self.footing == Some(Footing::AsIfUp) && backend.effective_admin() != Admin::Maint && self.keeps_clients();
+            self.tier == Some(Tier::AsIfUp) && backend.effective_admin() != Admin::Maint && self.keeps_clients();
         let next_hop = match self.way(backend, hops) {
             Hop::Resolved(next_hop) => Some(next_hop),
             Hop::Pending | Hop::Failed(_) => None,

@@ -12,7 +12,7 @@ use crate::{
     moves::Moves,
     next_hops::NextHops,
     report::Transition,
-    table::{Footing, Made},
+    table::{Made, Tier},
 };
 
 /// The part of a service that may have changed.
@@ -30,8 +30,8 @@ pub(crate) struct Refreshed {
     pub(crate) swap: bool,
     pub(crate) moves: Moves,
     pub(crate) transitions: Vec<Transition>,
-    /// The new footing if it has changed (at first: if it differs from primary backends).
-    pub(crate) footing: Option<Footing>,
+    /// The new tier if it has changed (at first: if it differs from primary backends).
+    pub(crate) tier: Option<Tier>,
 }
 
 impl Service {
@@ -96,8 +96,8 @@ impl Service {
             self.count_slots(is_as_long.then_some(&moves));
         }
         self.steer(live.shares, is_whole);
-        let before = self.footing.replace(live.footing).unwrap_or(Footing::Primaries);
-        let footing = (before != live.footing).then_some(live.footing);
+        let before = self.tier.replace(live.tier).unwrap_or(Tier::Primaries);
+        let tier = (before != live.tier).then_some(live.tier);
 
         let mut transitions = Vec::new();
         for (&place, assessment) in places.iter().zip(assessments) {
@@ -112,7 +112,7 @@ impl Service {
             "{}",
             self.name()
         );
-        Refreshed { swap, moves, transitions, footing }
+        Refreshed { swap, moves, transitions, tier }
     }
 
     /// Assesses the backend at a place, and starts or ends its drain.

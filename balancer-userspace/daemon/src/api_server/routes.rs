@@ -45,7 +45,7 @@ use super::{
     written::written,
 };
 use crate::{
-    call::{Call, Calls, Request, Wish},
+    call::{Call, Calls, ChangeRequest, Request},
     clocks::wall,
     configuration::Configurations,
     reload,
@@ -201,12 +201,12 @@ async fn view(calls: &Calls) -> Result<StatusView, Failure> {
 }
 
 pub(super) async fn change(calls: &Calls, asker: Asker, change: Change) -> Outcome<Changed> {
-    wish(calls, asker, Wish::Change(change)).await
+    change_request(calls, asker, ChangeRequest::Change(change)).await
 }
 
-async fn wish(calls: &Calls, asker: Asker, wish: Wish) -> Outcome<Changed> {
+async fn change_request(calls: &Calls, asker: Asker, change_request: ChangeRequest) -> Outcome<Changed> {
     let Asker { uid, if_generation } = asker;
-    Ok(Json(ask(calls, |reply| Call::Change(Request { wish, uid, if_generation, reply })).await??))
+    Ok(Json(ask(calls, |reply| Call::Change(Request { change_request, uid, if_generation, reply })).await??))
 }
 
 #[derive(Deserialize)]
@@ -248,11 +248,11 @@ async fn fleet(State(calls): State<Calls>, Asked(NoQuery {}): Asked<NoQuery>) ->
 }
 
 async fn withdraw(State(calls): State<Calls>, asker: Asker, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<Changed> {
-    wish(&calls, asker, Wish::Withdraw(true)).await
+    change_request(&calls, asker, ChangeRequest::Withdraw(true)).await
 }
 
 async fn announce(State(calls): State<Calls>, asker: Asker, Asked(NoQuery {}): Asked<NoQuery>) -> Outcome<Changed> {
-    wish(&calls, asker, Wish::Withdraw(false)).await
+    change_request(&calls, asker, ChangeRequest::Withdraw(false)).await
 }
 
 async fn services(State(calls): State<Calls>) -> Outcome<Vec<ServiceView>> {

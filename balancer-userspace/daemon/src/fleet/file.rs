@@ -9,13 +9,13 @@ use std::{
 use balancer_api::model::Changed;
 use balancer_core::io::{Change, Refused};
 use balancer_dataplane::KernelDataplane;
-use balancer_fleet::cards::Epoch;
+use balancer_fleet::store_schema::Epoch;
 use balancer_model::{config::Config, validate::Valid};
 use tokio::sync::oneshot;
 
 use super::Fleet;
 use crate::{
-    call::{Request, Wish},
+    call::{ChangeRequest, Request},
     clocks::wall,
     owner::Owner,
 };
@@ -96,8 +96,8 @@ impl Fleet {
             return;
         }
         let (asked, answer) = oneshot::channel();
-        let wish = Wish::Change(Change::Reload(config));
-        self.wish(Request { wish, uid: None, if_generation: None, reply: asked }, owner);
+        let change_request = ChangeRequest::Change(Change::Reload(config));
+        self.change_request(Request { change_request, uid: None, if_generation: None, reply: asked }, owner);
         tokio::spawn(async {
             if let Ok(answer) = answer.await {
                 let _ = reply.send(answer.map(Some));

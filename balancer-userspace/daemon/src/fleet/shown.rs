@@ -15,8 +15,8 @@ use balancer_core::{
 use balancer_dataplane::{ImportedClients, KernelDataplane};
 use balancer_engine::{Facts, Traffic};
 use balancer_fleet::{
-    cards::{Epoch, Member as Card},
     member::Member,
+    store_schema::{Epoch, Member as Card},
 };
 use tokio::time::Instant;
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use balancer_core::{
-    controller::{Controller, Foresight},
+    controller::{Controller, Precomputed},
     io::{Change, Refused},
     plan::{Plan, Planned},
 };
@@ -12,11 +12,11 @@ use balancer_model::names::BackendName;
 use tokio::task::JoinError;
 
 use super::{Owner, member::Place};
-use crate::{call::Wish, host_state::Wanted, restorable::Restorable};
+use crate::{call::ChangeRequest, host_state::Wanted, restorable::Restorable};
 
 /// A request, and a copy of the state that it would change.
 pub struct Proposing {
-    wish: Wish,
+    change_request: ChangeRequest,
     state: Restorable,
     place: Place,
     /// The backend whose clients the request concerns, if it does.
@@ -31,7 +31,7 @@ pub struct Proposal {
     /// The required state of this machine.
     pub wanted: Wanted,
     /// The precomputed tables and the number of known clients.
-    pub foresight: Foresight,
+    pub precomputed: Precomputed,
 }
 
 impl Proposing {
@@ -40,21 +40,21 @@ impl Proposing {
     /// # Errors
     /// If the change is refused.
     pub fn finish(self) -> Result<Proposal, Refused> {
-        let Self { wish, mut state, place, clients } = self;
+        let Self { change_request, mut state, place, clients } = self;
         let known_clients = clients.map(|(name, clients)| known_at(&state.controller, &name, &clients));
         let before = state.controller.services().clone();
-        match wish {
-            Wish::Change(change) => {
+        match change_request {
+            ChangeRequest::Change(change) => {
                 state.controller.change(change, state.clocks.now)?;
             }
-            Wish::Reread(config) => {
+            ChangeRequest::Reread(config) => {
                 state.controller.change(Change::Reload(config), state.clocks.now)?;
             }
-            Wish::Withdraw(withdrawn) => state.withdrawn = withdrawn,
+            ChangeRequest::Withdraw(withdrawn) => state.withdrawn = withdrawn,
         }
         let wanted = place.wanted(&state.controller, state.withdrawn);
-        let foresight = state.controller.foresight_since(&before).with_known_clients(known_clients);
-        Ok(Proposal { state, wanted, foresight })
+        let precomputed = state.controller.precomputed_since(&before).with_known_clients(known_clients);
+        Ok(Proposal { state, wanted, precomputed })
     }
 }
 
@@ -118,17 +118,17 @@ impl<D: Dataplane> Owner<D> {
     ///
     /// # Errors
     /// If the configuration has another generation.
-    pub fn propose(&mut self, wish: Wish, if_generation: Option<u64>) -> Result<Proposing, Refused> {
+    pub fn propose(&mut self, change_request: ChangeRequest, if_generation: Option<u64>) -> Result<Proposing, Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(Refused::Stale(generation));
         }
-        let leaves = match &wish {
-            Wish::Change(Change::Remove { name, force: false }) => Some(name.clone()),
-            Wish::Change(_) | Wish::Reread(_) | Wish::Withdraw(_) => None,
+        let leaves = match &change_request {
+            ChangeRequest::Change(Change::Remove { name, force: false }) => Some(name.clone()),
+            ChangeRequest::Change(_) | ChangeRequest::Reread(_) | ChangeRequest::Withdraw(_) => None,
         };
         let clients = leaves.and_then(|name| Some((name, self.dataplane.known_clients()?)));
-        Ok(Proposing { wish, state: self.restorable(), place: self.place(), clients })
+        Ok(Proposing { change_request, state: self.restorable(), place: self.place(), clients })
     }
 
     /// Starts computing what a change would move.

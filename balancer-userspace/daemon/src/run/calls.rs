@@ -16,18 +16,18 @@ use super::FIRST_NEXT_HOPS;
 use tracing::warn;
 
 use crate::{
-    call::{Call, Calls, Request, Wish},
+    call::{Call, Calls, ChangeRequest, Request},
     fleet::Fleet,
     host::{Checker, Host, Prepared},
-    keeper::{Keeper, Ready},
     owner::{Forgetting, Owner, Planning, not_worked_out},
+    persistence::{Persistence, Ready},
     statistics::Statistics,
 };
 
 /// Answers a call. A caller that is gone no longer needs its answer.
 pub(super) fn answer(
     owner: &mut Owner<KernelDataplane>,
-    keeper: &mut Keeper,
+    persistence: &mut Persistence,
     fleet: Option<&mut Fleet>,
     host: &Host,
     passes: &mut VecDeque<ForgettingPass>,
@@ -106,14 +106,14 @@ pub(super) fn answer(
         Call::FlowsCounted(counts) => owner.count_flows(counts),
         Call::AgentAnswered { name, answer } => {
             if let Some(change) = owner.agent_answered(name, answer) {
-                lower(change, owner, fleet, keeper);
+                lower(change, owner, fleet, persistence);
             }
         }
         Call::LoadSaid { name, words } => {
             // In a fleet each member checks, and only the leader decides.
             let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
             if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
-                lower(change, owner, fleet, keeper);
+                lower(change, owner, fleet, persistence);
             }
         }
         Call::ListRead { source, read } => owner.list_was_read(source, read),
@@ -145,7 +145,7 @@ pub(super) fn answer(
                 fleet.handle(Input::Tally(tally), owner);
             }
         }
-        Call::Change(request) => ask(request, owner, fleet, keeper),
+        Call::Change(request) => ask(request, owner, fleet, persistence),
     }
 }
 
@@ -160,20 +160,22 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
 }
 
 /// Requests a change from the decider: the fleet if there is one and the request is about services, otherwise the
-/// keeper.
-fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
-    match (fleet, &request.wish) {
-        (Some(fleet), Wish::Change(_)) => fleet.wish(request, owner),
-        (Some(_) | None, Wish::Change(_) | Wish::Reread(_) | Wish::Withdraw(_)) => keeper.ask(request),
+/// persistence.
+fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
+    match (fleet, &request.change_request) {
+        (Some(fleet), ChangeRequest::Change(_)) => fleet.change_request(request, owner),
+        (Some(_) | None, ChangeRequest::Change(_) | ChangeRequest::Reread(_) | ChangeRequest::Withdraw(_)) => {
+            persistence.ask(request)
+        }
     }
 }
 
 /// Requests the change that follows from an agent's answer or a load. After a refusal, the next answer requests it
 /// again.
-fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
+fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     let (reply, answer) = oneshot::channel();
-    let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
-    ask(request, owner, fleet, keeper);
+    let request = Request { change_request: ChangeRequest::Change(change), uid: None, if_generation: None, reply };
+    ask(request, owner, fleet, persistence);
     tokio::spawn(async {
         if let Ok(Err(refused)) = answer.await {
             warn!("what an agent or a load asks for is not put in force: {refused}");
@@ -182,14 +184,14 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
 }
 
 /// Requests the changes that follow from backends' loads. After a refusal, the next evaluation requests them again.
-pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, keeper: &mut Keeper) {
+pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
     let mut changes = owner.look_at_loads(decides);
     if decides {
         changes.extend(owner.look_at_limits());
     }
     for change in changes {
-        lower(change, owner, fleet.as_deref_mut(), keeper);
+        lower(change, owner, fleet.as_deref_mut(), persistence);
     }
 }
 
@@ -197,15 +199,15 @@ pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut F
 pub(super) fn discover(
     owner: &mut Owner<KernelDataplane>,
     mut fleet: Option<&mut Fleet>,
-    keeper: &mut Keeper,
+    persistence: &mut Persistence,
     calls: &Calls,
 ) {
     for change in owner.discoveries() {
         let Change::Discover { service, source, .. } = &change else { continue };
         let (service, source) = (service.clone(), source.clone());
         let (reply, answer) = oneshot::channel();
-        let request = Request { wish: Wish::Change(change), uid: None, if_generation: None, reply };
-        ask(request, owner, fleet.as_deref_mut(), keeper);
+        let request = Request { change_request: ChangeRequest::Change(change), uid: None, if_generation: None, reply };
+        ask(request, owner, fleet.as_deref_mut(), persistence);
         let calls = calls.clone();
         tokio::spawn(async move {
             // A dropped channel means that the controller ends.
@@ -217,12 +219,12 @@ pub(super) fn discover(
 
 /// Makes a change that is on disk already.
 pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, ready: Ready) {
-    let Ready { request, prepared, foresight } = ready;
-    let Request { wish, uid, reply, .. } = request;
-    let change = match wish {
-        Wish::Change(change) => change,
-        Wish::Reread(config) => Change::Reload(config),
-        Wish::Withdraw(withdrawn) => {
+    let Ready { request, prepared, precomputed } = ready;
+    let Request { change_request, uid, reply, .. } = request;
+    let change = match change_request {
+        ChangeRequest::Change(change) => change,
+        ChangeRequest::Reread(config) => Change::Reload(config),
+        ChangeRequest::Withdraw(withdrawn) => {
             let changed = owner.set_withdrawn(withdrawn, uid);
             prepared.into_iter().for_each(Prepared::made);
             let _ = reply.send(Ok(changed));
@@ -231,7 +233,7 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, re
     };
     let name = if let Change::Add { name, .. } = &change { Some(name.clone()) } else { None };
     let before = name.as_ref().map(|name| owner.slots_moved(&name.service));
-    let changed = owner.change(change, uid, foresight);
+    let changed = owner.change(change, uid, precomputed);
     if changed.is_ok() {
         prepared.into_iter().for_each(Prepared::made);
     }

@@ -10,10 +10,10 @@ use tokio::{
 
 use super::running::EVENTS;
 use crate::{
+    kernel_log,
     neighbours::Neighbours,
     owner::Beginning,
     prober::Prober,
-    puzzles,
     supervisor::{Supervisor, panicked},
 };
 
@@ -33,7 +33,7 @@ pub(super) struct Prepared {
 impl Loading {
     /// Starts loading on a separate thread.
     pub(super) fn begin(capacity: Capacity, ifindexes: Vec<u32>, pins: Option<Pins>, supervisor: &Supervisor) -> Self {
-        let (supervisor, tells) = (supervisor.clone(), puzzles::wanted());
+        let (supervisor, tells) = (supervisor.clone(), kernel_log::wanted());
         Self(spawn_blocking(move || KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor)))
     }
 

@@ -39,9 +39,9 @@ use crate::{
     events::Events,
     fleet::Fleet,
     host::Host,
-    keeper::Keeper,
     list_sources::ListSources,
     owner::Owner,
+    persistence::Persistence,
     service_manager::ServiceManager,
     shutdown::{ShutdownSignal, Signals},
     statistics::Statistics,
@@ -64,7 +64,7 @@ pub(super) struct Running {
     /// The configuration last passed to the statistics.
     pub(super) settings: StatisticsConfig,
     pub(super) state_file: PathBuf,
-    pub(super) keeper: Keeper,
+    pub(super) persistence: Persistence,
     pub(super) signals: Signals,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) calls: mpsc::Receiver<Call>,
@@ -102,7 +102,7 @@ impl Running {
         let Self {
             manager,
             settings,
-            keeper,
+            persistence,
             signals,
             events,
             calls,
@@ -132,7 +132,7 @@ impl Running {
             ticks
         });
         loop {
-            let (deadline, sweeps, rereads) = (owner.next_deadline(), owner.sweeps_at(), owner.rereads_at());
+            let (deadline, sweeps, rescans) = (owner.next_deadline(), owner.sweeps_at(), owner.rescans_at());
             tokio::select! {
                 biased;
                 () = manager.keep_alive_due() => manager.keep_alive(),
@@ -151,8 +151,8 @@ impl Running {
                 1.. = events.recv_many(&mut waiting, EVENTS) => owner.handle_all(waiting.drain(..)),
                 () = until(deadline) => owner.handle(Event::Tick),
                 () = until(joining.next_deadline()) => {}
-                () = until(keeper.next_deadline()) => {}
-                ready = keeper.progress() => {
+                () = until(persistence.next_deadline()) => {}
+                ready = persistence.progress() => {
                     if let Some(ready) = ready {
                         make(owner, &mut joining, ready);
                     }
@@ -162,11 +162,11 @@ impl Running {
                         fleet.handle(input, owner);
                     }
                 }
-                Some(call) = calls.recv() => answer(owner, keeper, fleet.as_mut(), host, &mut passes, statistics, call),
+                Some(call) = calls.recv() => answer(owner, persistence, fleet.as_mut(), host, &mut passes, statistics, call),
                 _ = upkeep.tick() => {
                     owner.keep_up();
-                    discover(owner, fleet.as_mut(), keeper, calls_in);
-                    bound(owner, fleet.as_mut(), keeper);
+                    discover(owner, fleet.as_mut(), persistence, calls_in);
+                    bound(owner, fleet.as_mut(), persistence);
                 }
                 _ = sweep.tick() => owner.sweep(),
                 () = until(sweeps) => owner.sweep(),
@@ -186,7 +186,7 @@ impl Running {
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
                 signs = suspects.next() => signs.iter().for_each(|sign| suspect(owner, *sign)),
                 // This is ready while work is left, so it comes last.
-                () = until(rereads) => owner.reread(),
+                () = until(rescans) => owner.rescan(),
                 () = ready(()), if owner.has_list_steps() => owner.step_lists(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
             }
@@ -204,7 +204,7 @@ impl Running {
                 want(agents, wanted);
             }
             if is_changed {
-                keeper.note();
+                persistence.note();
                 manager.serves(owner.services());
                 host.want(owner.wanted());
                 owner.tell_lists();
@@ -221,7 +221,7 @@ impl Running {
                     statistics.keep(keeps.then_some(&self.state_file), &self.supervisor);
                 }
             }
-            keeper.advance(owner, host);
+            persistence.advance(owner, host);
         }
     }
 }

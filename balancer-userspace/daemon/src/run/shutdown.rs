@@ -19,7 +19,7 @@ impl Shutdown {
         // Fields not named here are dropped last.
         let Running {
             manager,
-            keeper,
+            persistence,
             history,
             reloads,
             denying,
@@ -42,8 +42,8 @@ impl Shutdown {
         if let Some(fleet) = fleet {
             fleet.leave().await;
         }
-        owner.reread_all();
-        keeper.finish(&owner).await;
+        owner.rescan_all();
+        persistence.finish(&owner).await;
         manager.stopping("leaving");
         let leave = host.wanted().keep;
         history.note(&if leave {

@@ -36,11 +36,12 @@ use crate::{
     flows,
     followed_files::{Files, follow},
     host::{Host, Surroundings},
-    keeper::Keeper,
+    kernel_log,
     list_sources::{FirstLists, ListSources},
     metrics, near_clients,
     owner::Owner,
-    puzzles, reload,
+    persistence::Persistence,
+    reload,
     resume::{Resumed, resume},
     service_manager::ServiceManager,
     shutdown::Signals,
@@ -169,8 +170,8 @@ impl Startup {
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
         let (samples, handshakes) = (dataplane.take_samples()?, dataplane.take_handshakes()?);
-        if puzzles::wanted() {
-            puzzles::read(&mut dataplane, &supervisor)?;
+        if kernel_log::wanted() {
+            kernel_log::read(&mut dataplane, &supervisor)?;
         }
         dataplane.sample_every(config.statistics.sample_interval);
         let (wanted, suspects) = (Ring::new(neighbours_wanted)?, Ring::new(suspects)?);
@@ -259,7 +260,7 @@ impl Startup {
             manager: ServiceManager::ready(config.services.len()),
             settings: config.statistics,
             state_file: config.state_file,
-            keeper: Keeper::new(state_file),
+            persistence: Persistence::new(state_file),
             signals,
             events,
             calls,

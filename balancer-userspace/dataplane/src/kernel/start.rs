@@ -139,7 +139,7 @@ impl KernelDataplane {
             directory: Vec::new(),
             settled: None,
             former: HashMap::new(),
-            rereading: None,
+            rescan: None,
             elapsed: kept.elapsed_before(),
             grace_periods,
             published: None,

@@ -6,10 +6,10 @@ use balancer_core::state::Clocks;
 
 use super::{Clients, Member, Output, pauses::Errand, steps::put};
 use crate::{
-    cards::{self, Ballot, FORMAT, Member as Card},
     engine::{Answer, Condition, Request, Revision},
     keys,
     session::Purpose,
+    store_schema::{self, Ballot, FORMAT, Member as Card},
 };
 
 /// Suspicions result from packets that anyone can send, so they are not written more often than this.
@@ -118,7 +118,7 @@ impl Member {
         #[cfg(test)]
         let leased = self.mutation != Some(super::Mutation::StaysWithoutLease);
         let dated = Card { wall: Some(clocks.moment(clocks.now)), ..card.clone() };
-        let put = put(&key, cards::write(&dated), leased);
+        let put = put(&key, store_schema::write(&dated), leased);
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, vec![condition], vec![put])));
         self.card.written = Some(card);
     }

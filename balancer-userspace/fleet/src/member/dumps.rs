@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use super::{Clients, Member, Output, lead::Leading, pauses::Errand, steps::put};
 use crate::{
-    cards::{self, Dump, FORMAT, Member as Card},
     engine::{Entry, Write},
     keys,
     session::Purpose,
+    store_schema::{self, Dump, FORMAT, Member as Card},
 };
 
 /// The maximum number of parts being written. The others wait here rather than in the engine's queue.
@@ -80,7 +80,7 @@ impl Member {
         }
         let needless = session.below(keys::DUMPS).filter(|(name, entry)| {
             let member = members.get(*name).filter(|member| !member.in_step);
-            let dump = cards::read::<Dump>(&entry.value).ok();
+            let dump = store_schema::read::<Dump>(&entry.value).ok();
             member.zip(dump).is_none_or(|(member, dump)| member.instance != dump.instance)
         });
         let needless: Vec<Write> = needless.take(10).flat_map(|(name, _)| without_dump(name)).collect();
@@ -106,7 +106,11 @@ impl Member {
         for (part, batch) in batches.into_iter().enumerate() {
             self.dumps.push_back(put(&format!("{}{part:06}", keys::dump_parts(to)), batch, true));
         }
-        self.dumps.push_back(put(&keys::dump(to), cards::write(&Dump { format: FORMAT, instance, parts }), true));
+        self.dumps.push_back(put(
+            &keys::dump(to),
+            store_schema::write(&Dump { format: FORMAT, instance, parts }),
+            true,
+        ));
     }
 
     /// Writes dumped parts into the store, some at a time. The reading member notices a lost part.

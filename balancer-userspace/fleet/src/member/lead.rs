@@ -4,7 +4,7 @@
 //! most members see down) is applied to both and written at once. All others are applied only to the second. If the
 //! difference *gives*, it is prepared first, and no further decisions are made until it is committed.
 
-mod office;
+mod election;
 mod writing;
 
 use std::{
@@ -25,12 +25,12 @@ use balancer_core::{
 use self::writing::{Then, Writing, bounded};
 use super::{Member, Output, pauses::Errand};
 use crate::{
-    cards::{self, Epoch, Line, Member as Card, Request, StateCard, Wish},
     documents,
     emptied::Emptied,
     engine::{Revision, Write},
     keys,
     session::{Purpose, Session},
+    store_schema::{self, ChangeRequest, Epoch, Line, Member as Card, Request, StateCard},
     votes,
 };
 
@@ -75,7 +75,7 @@ pub(super) struct Lead {
     /// The write in progress.
     writing: Option<Writing>,
     /// Outcomes of requests, to be written with the decided state.
-    answers: Vec<(String, Result<String, cards::Denied>)>,
+    answers: Vec<(String, Result<String, store_schema::Denied>)>,
     /// Handled requests.
     seen: HashSet<String>,
     lines: Vec<Line>,
@@ -313,25 +313,29 @@ impl Lead {
             if self.answers.len() >= REQUESTS_AT_ONCE || !self.seen.insert(entry.key.clone()) {
                 continue;
             }
-            let done = match cards::read::<Request>(&entry.value) {
-                Ok(request) => {
-                    wish(&request, session, &entry.key).and_then(|wish| self.grant(wish, request.if_generation, now))
-                }
-                Err(err) => Err(cards::Denied::Invalid(format!("the request {err}"))),
+            let done = match store_schema::read::<Request>(&entry.value) {
+                Ok(request) => change_request(&request, session, &entry.key)
+                    .and_then(|change_request| self.grant(change_request, request.if_generation, now)),
+                Err(err) => Err(store_schema::Denied::Invalid(format!("the request {err}"))),
             };
             self.answers.push((entry.key.clone(), done));
         }
     }
 
-    fn grant(&mut self, wish: Wish, if_generation: Option<u64>, now: Instant) -> Result<String, cards::Denied> {
+    fn grant(
+        &mut self,
+        change_request: ChangeRequest,
+        if_generation: Option<u64>,
+        now: Instant,
+    ) -> Result<String, store_schema::Denied> {
         let generation = self.decided.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
-            return Err(cards::Denied::Stale(generation));
+            return Err(store_schema::Denied::Stale(generation));
         }
-        let decided = match wish {
-            Wish::Change(change) => self.decided.decide_change(change, now),
-            Wish::Services(services) => self.decided.decide_services(services, false, now),
-            Wish::Reset(services) => self.decided.decide_services(services, true, now),
+        let decided = match change_request {
+            ChangeRequest::Change(change) => self.decided.decide_change(change, now),
+            ChangeRequest::Services(services) => self.decided.decide_services(services, false, now),
+            ChangeRequest::Reset(services) => self.decided.decide_services(services, true, now),
         };
         let (message, commands) = decided?;
         if self.decided.generation() != generation {
@@ -366,13 +370,14 @@ impl Counted {
 }
 
 /// Returns the change in a request, unpacked if necessary.
-fn wish(request: &Request, session: &Session, key: &str) -> Result<Wish, cards::Denied> {
-    if let Some(wish) = &request.wish {
-        return Ok(wish.clone());
+fn change_request(request: &Request, session: &Session, key: &str) -> Result<ChangeRequest, store_schema::Denied> {
+    if let Some(change_request) = &request.change_request {
+        return Ok(change_request.clone());
     }
     let packed = session.get(&keys::part(key));
-    let packed = packed.ok_or_else(|| cards::Denied::Conflict("a part of the request is not there".to_owned()))?;
-    documents::unpack(&packed.value, "the request").map_err(cards::Denied::Invalid)
+    let packed =
+        packed.ok_or_else(|| store_schema::Denied::Conflict("a part of the request is not there".to_owned()))?;
+    documents::unpack(&packed.value, "the request").map_err(store_schema::Denied::Invalid)
 }
 
 /// Deletes answers whose requesters are gone.

@@ -10,6 +10,7 @@
 //! records have one order for all members, so a member that sees the epoch has seen all records sent for it.
 
 mod card;
+mod change_requests;
 mod doubts;
 mod dumps;
 mod lead;
@@ -19,7 +20,6 @@ mod steps;
 mod tallies;
 mod telling;
 mod time;
-mod wishes;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -35,20 +35,20 @@ use balancer_core::{
 use balancer_model::config::Config;
 
 use crate::{
-    cards::{Ballot, Epoch, Leader, Line, Member as Card, Wish},
     emptied::Emptied,
     engine::{News, Request, Ticket, Write},
     keys,
     records::Record,
     session::Session,
+    store_schema::{Ballot, ChangeRequest, Epoch, Leader, Line, Member as Card},
 };
 use card::OwnCard;
+use change_requests::ChangeRequests;
 use doubts::Doubts;
 use lead::Leading;
 use pauses::Pauses;
 use telling::{Batch, Preparing};
 use time::{Heard, Skews};
-use wishes::Wishes;
 
 /// The identity and the configuration of a member.
 #[derive(Clone, Debug)]
@@ -111,11 +111,11 @@ pub enum Input {
     /// Whether its configuration file lists other services than the fleet last applied.
     FileDiffers(bool),
     /// A user's request.
-    Wish {
+    ChangeRequest {
         /// The number that identifies the answer.
         id: u64,
         /// The change that the user wants.
-        wish: Wish,
+        change_request: ChangeRequest,
         /// The generation for which it was made.
         if_generation: Option<u64>,
     },
@@ -301,7 +301,7 @@ pub struct Member {
     tally: Option<Vec<u8>>,
     /// Whether the store was asked to take them and has not refused.
     tally_is_told: bool,
-    wishes: Wishes,
+    change_requests: ChangeRequests,
     leading: Leading,
     /// Why the engine does not write its decisions.
     lead_denial: Option<String>,
@@ -393,7 +393,7 @@ impl Member {
             file_differs: false,
             tally: None,
             tally_is_told: false,
-            wishes: Wishes::default(),
+            change_requests: ChangeRequests::default(),
             leading: Leading::No,
             lead_denial: None,
             founded: 0,
@@ -441,8 +441,8 @@ impl Member {
             }
             Input::Readiness(readiness) => self.readiness = readiness,
             Input::FileDiffers(differs) => self.file_differs = differs,
-            Input::Wish { id, wish, if_generation } => {
-                self.wish(id, wish, if_generation, clocks.now, &mut outputs);
+            Input::ChangeRequest { id, change_request, if_generation } => {
+                self.change_request(id, change_request, if_generation, clocks.now, &mut outputs);
             }
             Input::Tally(tally) => self.tally(tally, &mut outputs),
             Input::AskTallies(id) => self.ask_tallies(id, &mut outputs),
@@ -463,7 +463,7 @@ impl Member {
         let tells = now + Self::TELLS_EVERY / 4;
         let lead = self.leading.next_deadline();
         lead.into_iter()
-            .chain(self.wishes.next_deadline())
+            .chain(self.change_requests.next_deadline())
             .chain(self.pauses.next_deadline(now))
             .chain([tells])
             .min()

@@ -26,7 +26,7 @@ pub(super) enum Errand {
     /// Deleting what no member waits for.
     Orphans,
     /// Passing on a user's request, by its number.
-    Wish(u64),
+    ChangeRequest(u64),
 }
 
 /// See the [module](self).

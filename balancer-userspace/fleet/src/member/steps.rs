@@ -12,10 +12,10 @@ use balancer_model::words::grouped;
 
 use super::{Clients, Member, Output, Told, card::OwnCard, dumps::without_dump, lead::Leading, pauses::Errand};
 use crate::{
-    cards::{self, Ballot, Common, Epoch, FORMAT, Line},
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
     session::{Purpose, Session},
+    store_schema::{self, Ballot, Common, Epoch, FORMAT, Line},
 };
 
 /// The number of clients that a table with this many buckets is sized for.
@@ -71,7 +71,7 @@ impl Member {
             self.alone = true;
             outputs.push(Output::Alone(true));
         }
-        self.wishes.fail_all(outputs);
+        self.change_requests.fail_all(outputs);
     }
 
     fn forget_session(&mut self) {
@@ -198,7 +198,7 @@ impl Member {
                 self.pauses.failed(Errand::Lead, now);
                 self.leading = Leading::Doubts;
             }
-            (Purpose::Wish(id), answer) => self.wish_answered(id, answer, now, outputs),
+            (Purpose::ChangeRequest(id), answer) => self.wish_answered(id, answer, now, outputs),
             (Purpose::Clients, Answer::Read(entries)) => self.read_clients(&entries, now, outputs),
             (Purpose::Clients, Answer::Refused | Answer::Denied(_) | Answer::Unknown(_) | Answer::Made(_)) => {
                 self.pauses.failed(Errand::Clients, now);
@@ -266,7 +266,7 @@ impl Member {
                 if !session.waits_for(&Purpose::Common) && !self.pauses.hold(Errand::Common, now) {
                     let common =
                         Common { format: FORMAT, buckets: settings.buckets, key: self.key.unwrap_or(settings.key) };
-                    let put = put(keys::FLEET, cards::write(&common), false);
+                    let put = put(keys::FLEET, store_schema::write(&common), false);
                     let absent = Condition::Absent(keys::FLEET.to_owned());
                     outputs.push(Output::Ask(session.ask(
                         &mut self.last_ticket,

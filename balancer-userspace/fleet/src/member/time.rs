@@ -9,9 +9,9 @@ use balancer_core::state::{Clocks, Moment};
 
 use super::{Member, Output};
 use crate::{
-    cards::{self, Epoch, Member as Card},
     engine::Entry,
     keys,
+    store_schema::{self, Epoch, Member as Card},
 };
 
 /// The difference in seconds from which on a clock is reported.
@@ -58,7 +58,7 @@ impl Member {
         let own = keys::member(&self.settings.name);
         for entry in put.iter().filter(|entry| entry.key != own) {
             let Some(name) = entry.key.strip_prefix(keys::MEMBERS) else { continue };
-            let Ok(Card { wall: Some(wall), .. }) = cards::read(&entry.value) else { continue };
+            let Ok(Card { wall: Some(wall), .. }) = store_schema::read(&entry.value) else { continue };
             self.skews.note(name, wall.0.as_secs_f64() - clocks.moment(clocks.now).0.as_secs_f64());
         }
     }

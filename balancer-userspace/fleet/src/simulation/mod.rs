@@ -112,7 +112,7 @@ fn when_a_fleets_store_is_lost_then_it_goes_on_under_another_name() {
         let founder = world.leader();
         world.lose_store(founder);
         world.pass(8000);
-        world.wish(&mut fastrand::Rng::with_seed(seed));
+        world.change_request(&mut fastrand::Rng::with_seed(seed));
         world.pass(1000);
         world.forget_everything();
         world.stop(1 - founder, 9000);

@@ -18,10 +18,10 @@ use super::{
     store::{Store, Time},
 };
 use crate::{
-    cards::{Ballot, Epoch},
     clients::{Heard, Imported, Sharing},
     member::{Input, Member, Mutation, Output, Settings, Told},
     records,
+    store_schema::{Ballot, Epoch},
 };
 
 /// An event at a node that concerns the world.

@@ -252,7 +252,7 @@ impl Store {
             || writes.iter().filter_map(|write| if let Write::Put { key, .. } = write { Some(key) } else { None });
         if puts().any(|key| key == keys::EPOCH) {
             for answer in puts().filter(|key| key.starts_with(keys::ANSWERS)) {
-                assert!(self.granted.insert(answer.clone()), "a wish is granted twice: {answer}");
+                assert!(self.granted.insert(answer.clone()), "a change request is granted twice: {answer}");
             }
         }
     }

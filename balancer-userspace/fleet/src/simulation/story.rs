@@ -34,7 +34,7 @@ enum Step {
     /// A connection of this client.
     Packet(u32),
     /// A user's request that follows from this number.
-    Wish(u64),
+    ChangeRequest(u64),
     /// Something breaks or is repaired.
     Disturb(u64),
     Pass(Time),
@@ -70,7 +70,7 @@ impl Story {
             for _ in 0..rng.usize(5..40) {
                 steps.extend((0..rng.usize(..12)).map(|_| Step::Packet(rng.u32(..120))));
                 match rng.u8(..10) {
-                    0..=2 => steps.push(Step::Wish(rng.u64(..))),
+                    0..=2 => steps.push(Step::ChangeRequest(rng.u64(..))),
                     roll if roll < 2 + trouble => steps.push(Step::Disturb(rng.u64(..))),
                     _ => {}
                 }
@@ -161,7 +161,7 @@ impl World {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Packet(client) => self.packet(client),
-            Step::Wish(number) => self.wish(&mut fastrand::Rng::with_seed(number)),
+            Step::ChangeRequest(number) => self.change_request(&mut fastrand::Rng::with_seed(number)),
             Step::Disturb(number) => self.disturb(&mut fastrand::Rng::with_seed(number)),
             Step::Pass(time) => self.pass(time),
             Step::Settle => self.settle(),

@@ -21,9 +21,9 @@ use super::{
     story::Setup,
 };
 use crate::{
-    cards::Wish,
     engine::{Request, Ticket, Write},
     member::{Input, Member, Mutation},
+    store_schema::ChangeRequest,
 };
 
 /// The time after which every member has a record: it is sent within a second, and then delivered.
@@ -56,7 +56,7 @@ pub(crate) struct World {
     deaf: Vec<(Time, Time)>,
     /// Whether a client's connections reach all members.
     spread: bool,
-    wishes: HashMap<u64, (usize, Time)>,
+    change_requests: HashMap<u64, (usize, Time)>,
     last_wish: u64,
     instances: u64,
     /// Members that have the name of another.
@@ -126,7 +126,7 @@ impl World {
             cut: HashSet::new(),
             deaf: vec![(0, 0); members],
             spread,
-            wishes: HashMap::new(),
+            change_requests: HashMap::new(),
             last_wish: 0,
             instances: 0,
             names: HashMap::new(),
@@ -172,7 +172,7 @@ impl World {
         let Some(node) = self.nodes[index].take() else { return };
         self.note(format!("lb{index} is killed{}", if machine { " with its machine" } else { "" }));
         self.store.hang_up(index);
-        self.wishes.retain(|_, (of, _)| *of != index);
+        self.change_requests.retain(|_, (of, _)| *of != index);
         self.cannot_tell(index);
         if !machine {
             let held = node.member.held().cloned();
@@ -297,9 +297,12 @@ impl World {
         for one in happened {
             match one {
                 Happened::Answered(id, result) => {
-                    assert!(self.wishes.remove(&id).is_some(), "wish {id} is answered twice: {result:?}");
+                    assert!(
+                        self.change_requests.remove(&id).is_some(),
+                        "change request {id} is answered twice: {result:?}"
+                    );
                     self.granted += u64::from(result.is_ok());
-                    self.note(format!("wish {id}: {result:?}"));
+                    self.note(format!("change request {id}: {result:?}"));
                 }
                 Happened::Applied => {}
             }
@@ -411,7 +414,7 @@ impl World {
     }
 
     /// A user requests something from a random member.
-    pub(crate) fn wish(&mut self, rng: &mut fastrand::Rng) {
+    pub(crate) fn change_request(&mut self, rng: &mut fastrand::Rng) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect();
         let Some(&index) = up.get(rng.usize(..up.len().max(1))) else { return };
         let service = if self.config.services.len() > 1 && rng.bool() { "api" } else { "web" };
@@ -441,18 +444,24 @@ impl World {
     pub(crate) fn ask(&mut self, index: usize, change: Change) {
         self.last_wish += 1;
         let id = self.last_wish;
-        self.note(format!("wish {id} at lb{index}: {change:?}"));
-        self.wishes.insert(id, (index, self.now));
-        self.tell(index, Input::Wish { id, wish: Wish::Change(change), if_generation: None });
+        self.note(format!("change request {id} at lb{index}: {change:?}"));
+        self.change_requests.insert(id, (index, self.now));
+        self.tell(
+            index,
+            Input::ChangeRequest { id, change_request: ChangeRequest::Change(change), if_generation: None },
+        );
     }
 
     /// A user applies these services.
     pub(crate) fn apply(&mut self, index: usize, services: Vec<ServiceConfig>) {
         self.last_wish += 1;
         let id = self.last_wish;
-        self.note(format!("wish {id} at lb{index}: {} services", services.len()));
-        self.wishes.insert(id, (index, self.now));
-        self.tell(index, Input::Wish { id, wish: Wish::Services(services), if_generation: None });
+        self.note(format!("change request {id} at lb{index}: {} services", services.len()));
+        self.change_requests.insert(id, (index, self.now));
+        self.tell(
+            index,
+            Input::ChangeRequest { id, change_request: ChangeRequest::Services(services), if_generation: None },
+        );
     }
 
     /// Something breaks or is repaired.
@@ -603,8 +612,8 @@ impl World {
                 fail("members apply different epochs".to_owned());
             }
         }
-        if !self.wishes.is_empty() {
-            fail(format!("wishes are not answered: {:?}", self.wishes));
+        if !self.change_requests.is_empty() {
+            fail(format!("change requests are not answered: {:?}", self.change_requests));
         }
         if nodes.iter().filter(|node| node.member.leads()).count() != 1 {
             fail("not one leads".to_owned());

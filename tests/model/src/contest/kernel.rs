@@ -19,7 +19,7 @@ use balancer_common::{
     verdict::{DROP_COUNTERS, DropReason, Verdict},
 };
 use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
-use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers, Reread};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers, Rescanned};
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};
 
@@ -242,7 +242,7 @@ impl Player for Kernel {
         let specs: Vec<_> = scene.services.iter().map(|service| service.spec.clone()).collect();
         self.dataplane.publish_services(&specs)?;
         self.dataplane.complete();
-        while !matches!(self.dataplane.reread(), Reread::Ends(_)) {
+        while !matches!(self.dataplane.rescan(), Rescanned::Ends(_)) {
             thread::sleep(Duration::from_micros(50));
         }
         let counted = specs.iter().flat_map(|spec| &spec.listeners).filter(|of| of.counted);

@@ -79,7 +79,7 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
     let text = fs::read_to_string(&file).unwrap().replace("name = \"web1\"", "name = \"first\"");
     fs::write(&file, text.replace("name = \"first\"", "renamed_from = \"web1\"\nname = \"first\"")).unwrap();
     let applied = fleet.cli(2, &["apply", file.to_str().unwrap()]);
-    assert!(applied.contains("applied by 3 of 3 members"), "{applied}");
+    fleet.assert_applied(2, &applied, 3);
     assert!(fleet.states(0).iter().any(|state| state.starts_with("web/first up")), "{:?}", fleet.states(0));
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
     fleet.kill(0);

@@ -32,7 +32,7 @@ impl Fleet {
         };
         let file = write_config(&self.topology, &settings, &files).unwrap();
         let applied = self.cli(0, &["apply", file.to_str().unwrap()]);
-        assert!(applied.contains("applied by 3 of 3 members"), "{applied}");
+        self.assert_applied(0, &applied, 3);
     }
 
     fn web(&self, number: usize) -> Option<ServiceView> {

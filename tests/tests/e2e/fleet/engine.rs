@@ -69,7 +69,7 @@ fn when_etcd_is_away_then_the_fleet_goes_on_and_refuses_changes() {
     let first = fleet.etcd.leader(&fleet.engines[0]).unwrap();
     fleet.etcd.kill(first).unwrap();
     let weight = fleet.cli(1, &["backend", "weight", "web/web1", "90"]);
-    assert!(weight.contains("applied by 3 of 3"), "{weight}");
+    fleet.assert_applied(1, &weight, 3);
     // All etcds fail.
     fleet.kill_all_engines();
     let alone = fleet.shown(1);
@@ -136,7 +136,7 @@ fn when_a_member_was_cut_off_from_etcd_then_clients_still_have_one_answer() {
     for (service, family) in [("web", Family::V4), ("web6", Family::V6)] {
         let name = format!("{service}/web4");
         let added = fleet.cli(0, &["backend", "add", &name, &fleet.backend_address(family, 4)]);
-        assert!(added.contains("; applied by 2 of 2 members"), "{added}");
+        fleet.assert_applied(0, &added, 2);
     }
     let refused = fleet.try_cli(2, &["backend", "weight", "web/web1", "50"]).unwrap_err();
     assert!(refused.contains("out of reach"), "{refused}");

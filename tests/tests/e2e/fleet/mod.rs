@@ -281,6 +281,19 @@ impl Fleet {
         });
     }
 
+    /// Checks that a change, which member `asked` has answered, concerns this many members, and waits for those that the
+    /// answer says to lag by more than 2 s.
+    #[track_caller]
+    fn assert_applied(&self, asked: usize, answer: &str, members: usize) {
+        let (whole, lags) =
+            (format!("; applied by {members} of {members} members"), format!(" of {members} members; "));
+        assert!(answer.contains(&whole) || answer.contains(&lags) && answer.contains("; not yet by "), "{answer}");
+        wait(answer, || {
+            let epochs: Vec<_> = self.shown(asked).members.iter().map(|member| member.epoch).collect();
+            epochs.len() == members && epochs.iter().all(|epoch| *epoch == epochs[0])
+        });
+    }
+
     /// Returns the parsed output of `balancer fleet --json`.
     fn shown(&self, number: usize) -> FleetSnapshot {
         serde_json::from_str(&self.cli(number, &["fleet", "--json"])).unwrap()

@@ -16,13 +16,13 @@ use balancer_model::words::grouped;
 
 use super::{Lead, keeping, lines};
 use crate::{
-    cards::{self, Answer, Epoch, FORMAT, Line, StateCard},
     documents,
     emptied::Emptied,
     engine::{Condition, LONGEST_VALUE, Revision, Write},
     keys,
     member::steps::put,
     session::document_name,
+    store_schema::{self, Answer, Epoch, FORMAT, Line, StateCard},
 };
 
 /// Transactions to be made in order, and the resulting state.
@@ -68,7 +68,8 @@ impl Lead {
     pub(super) fn commit_card(&mut self, card: StateCard, parts: Vec<Write>, controller: Controller, is_decided: bool) {
         let epoch = Condition::Absent(keys::EPOCH.to_owned());
         let epoch = self.epoch.map_or(epoch, |(_, written)| Condition::Modified(keys::EPOCH.to_owned(), written));
-        let mut writes = vec![put(keys::EPOCH, cards::write(&card), false), Write::Delete(keys::NEXT.to_owned())];
+        let mut writes =
+            vec![put(keys::EPOCH, store_schema::write(&card), false), Write::Delete(keys::NEXT.to_owned())];
         if is_decided {
             writes.extend(self.take_answers(card.epoch));
         }
@@ -84,7 +85,7 @@ impl Lead {
     /// Makes all members prepare for the decided state.
     pub(super) fn prepare(&mut self, clocks: Clocks) -> Result<(), String> {
         let (card, parts) = self.state_card(&self.decided.clone(), Vec::new(), clocks)?;
-        let writes = vec![put(keys::NEXT, cards::write(&card), false)];
+        let writes = vec![put(keys::NEXT, store_schema::write(&card), false)];
         let transactions = self.in_transactions(parts, (vec![self.is_leader()], writes));
         self.write(transactions, Then::Prepared(card));
         Ok(())
@@ -150,7 +151,7 @@ impl Lead {
         let mut writes = Vec::new();
         for (request, done) in mem::take(&mut self.answers) {
             let answer = Answer { format: FORMAT, done, epoch };
-            writes.push(put(&keys::answer(&request), cards::write(&answer), true));
+            writes.push(put(&keys::answer(&request), store_schema::write(&answer), true));
             writes.push(Write::Delete(request));
         }
         writes

@@ -22,10 +22,10 @@ use balancer_core::{
 };
 use balancer_engine::Engine;
 use balancer_fleet::{
-    cards::{Ballot, Wish},
     clients::{Facts, Heard, Sharing, Table},
     member::{Input, Member, Output, Settings},
     records,
+    store_schema::{Ballot, ChangeRequest},
 };
 use balancer_model::config::Config;
 use tokio::{
@@ -166,7 +166,7 @@ impl Light {
 
     /// Runs until the sender of commands is dropped.
     pub(crate) async fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
-        let mut wishes = 0;
+        let mut change_requests = 0;
         loop {
             let deadline = self.member.next_deadline(Instant::now());
             select! {
@@ -176,7 +176,7 @@ impl Light {
                     None => return,
                 },
                 order = orders.recv() => match order {
-                    Some(order) => self.obey_order(order, &mut wishes),
+                    Some(order) => self.obey_order(order, &mut change_requests),
                     None => return,
                 },
                 () = sleep_until(deadline.into()) => self.handle(Input::Tick),
@@ -184,12 +184,16 @@ impl Light {
         }
     }
 
-    fn obey_order(&mut self, order: Order, wishes: &mut u64) {
+    fn obey_order(&mut self, order: Order, change_requests: &mut u64) {
         match order {
             Order::Change(change, answer) => {
-                *wishes += 1;
-                self.answers.insert(*wishes, answer);
-                self.handle(Input::Wish { id: *wishes, wish: Wish::Change(*change), if_generation: None });
+                *change_requests += 1;
+                self.answers.insert(*change_requests, answer);
+                self.handle(Input::ChangeRequest {
+                    id: *change_requests,
+                    change_request: ChangeRequest::Change(*change),
+                    if_generation: None,
+                });
             }
             Order::Fill(clients) => {
                 let ids: Vec<u16> =

@@ -13,7 +13,7 @@ fn when_a_change_is_made_then_it_uses_the_tables_of_its_proposal() {
     let change = Change::SetWeight { name: name("web/web2"), weight: 7 };
     let mut copy = bench.controller.clone();
     copy.change(change.clone(), bench.now).unwrap();
-    bench.controller.expect(copy.foresight_since(bench.controller.services()));
+    bench.controller.expect(copy.precomputed_since(bench.controller.services()));
     bench.change(change).unwrap();
     let [now, proposed] = [&bench.controller, &copy].map(|of| of.services()[0].made());
     assert!(now[0].is(&proposed[0]));

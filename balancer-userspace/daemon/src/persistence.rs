@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use balancer_core::{controller::Foresight, io::Refused};
+use balancer_core::{controller::Precomputed, io::Refused};
 use balancer_dataplane::Dataplane;
 use tokio::{
     task::{JoinError, JoinHandle},
@@ -52,7 +52,7 @@ impl Save for StateFile {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub struct Keeper<F = StateFile> {
+pub struct Persistence<F = StateFile> {
     /// The file, while nothing is being written.
     idle: Option<F>,
     writing: Option<Writing<F>>,
@@ -70,7 +70,7 @@ pub struct Ready {
     /// The preparation of this machine for it.
     pub prepared: Option<Prepared>,
     /// The precomputed tables and numbers of known clients.
-    pub foresight: Foresight,
+    pub precomputed: Precomputed,
 }
 
 type Proposed = Result<Box<Proposal>, Refused>;
@@ -98,7 +98,7 @@ struct Writing<F> {
     change: Option<Ready>,
 }
 
-impl<F: Save> Keeper<F> {
+impl<F: Save> Persistence<F> {
     /// Starts with a write to `file` at once.
     #[must_use]
     pub fn new(file: F) -> Self {
@@ -146,11 +146,11 @@ impl<F: Save> Keeper<F> {
                 },
                 Some(Stage::Prepared(prepared, request)) => self.propose(owner, request, Some(prepared)),
                 Some(Stage::Proposed(proposal, request, prepared)) => {
-                    let Proposal { state, wanted, foresight } = *proposal;
+                    let Proposal { state, wanted, precomputed } = *proposal;
                     if prepared.is_none() && wanted != *host.wanted() {
                         self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
                     } else {
-                        self.write(state, Some(Ready { request, prepared, foresight }), Occasion::Change);
+                        self.write(state, Some(Ready { request, prepared, precomputed }), Occasion::Change);
                     }
                 }
                 under_way @ Some(Stage::Proposing(..) | Stage::Preparing(..)) => {
@@ -169,7 +169,7 @@ impl<F: Save> Keeper<F> {
         if request.reply.is_closed() {
             return;
         }
-        match owner.propose(request.wish.clone(), request.if_generation) {
+        match owner.propose(request.change_request.clone(), request.if_generation) {
             Ok(proposing) => {
                 let task = tokio::task::spawn_blocking(|| proposing.finish().map(Box::new));
                 self.stage = Some(Stage::Proposing(task, request, prepared));
@@ -292,7 +292,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::call::Wish;
+    use crate::call::ChangeRequest;
 
     /// A store that panics with the first state.
     struct Broken {
@@ -312,7 +312,7 @@ mod tests {
         let name = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
         (
             Request {
-                wish: Wish::Change(Change::SetWeight { name, weight: 1 }),
+                change_request: ChangeRequest::Change(Change::SetWeight { name, weight: 1 }),
                 uid: None,
                 if_generation: None,
                 reply,
@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn ready(request: Request) -> Ready {
-        Ready { request, prepared: None, foresight: Foresight::default() }
+        Ready { request, prepared: None, precomputed: Precomputed::default() }
     }
 
     #[tokio::test]
@@ -331,17 +331,17 @@ mod tests {
         let now = now();
         controller.start(now);
         let state = Restorable::of(controller, now);
-        let mut keeper = Keeper::new(Broken { saved: 0 });
+        let mut persistence = Persistence::new(Broken { saved: 0 });
 
         let (first, answer) = request();
-        keeper.write(state.clone(), Some(ready(first)), Occasion::Change);
-        assert!(keeper.progress().await.is_none());
+        persistence.write(state.clone(), Some(ready(first)), Occasion::Change);
+        assert!(persistence.progress().await.is_none());
         let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
         assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
 
         let (second, _answer) = request();
-        assert!(keeper.next_deadline().is_some());
-        keeper.write(state, Some(ready(second)), Occasion::Change);
-        assert!(keeper.progress().await.is_some());
+        assert!(persistence.next_deadline().is_some());
+        persistence.write(state, Some(ready(second)), Occasion::Change);
+        assert!(persistence.progress().await.is_some());
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The commands for a difference, and the slots that they move.
-pub(super) struct Settled {
+pub(super) struct Reconciled {
     pub(super) commands: Vec<Command>,
     pub(super) moves: HashMap<ServiceId, Moves>,
 }
@@ -32,13 +32,13 @@ pub(super) struct Settled {
 impl Controller {
     /// Makes the commands for the difference between the wanted state and what the shell was told, for the `concerned`
     /// services; `removed` backends belong to no service any more. The state of `subject` needs no report.
-    pub(super) fn settle(
+    pub(super) fn reconcile(
         &mut self,
         concerned: impl Fn(&Service) -> bool,
         removed: Vec<Backend>,
         subject: Option<&BackendName>,
         now: Instant,
-    ) -> Settled {
+    ) -> Reconciled {
         self.settle_looking(|service| concerned(service).then_some(Look::Whole), removed, subject, now)
     }
 
@@ -50,10 +50,10 @@ impl Controller {
         mut removed: Vec<Backend>,
         subject: Option<&BackendName>,
         now: Instant,
-    ) -> Settled {
+    ) -> Reconciled {
         let now = self.role.time(now);
         let judges = !self.role.follows();
-        let Self { services, hops, owners, ids, published, gone, last_check, foreseen, .. } = self;
+        let Self { services, hops, owners, ids, published, gone, last_check, precomputed, .. } = self;
         let remembering: HashSet<ServiceId> =
             services.iter().filter(|service| service.remembers()).map(Service::id).collect();
         let mut commands = Staged::default();
@@ -82,9 +82,9 @@ impl Controller {
             let look = if turn.changed { Look::Whole } else { look };
             let places = service.places(look, now);
             tell_checks(service, &places, last_check, &mut commands);
-            let refreshed = service.refresh(&places, hops, now, foreseen.of(service.id()));
+            let refreshed = service.refresh(&places, hops, now, precomputed.of(service.id()));
             // Each backend's row says whether the service treats all backends as up.
-            let told = if refreshed.footing.is_some() { service.places(Look::Whole, now) } else { places };
+            let told = if refreshed.tier.is_some() { service.places(Look::Whole, now) } else { places };
             tell_rows(service, &told, hops, &mut commands);
             if refreshed.swap {
                 commands.swap(service, is_published(service.id()));
@@ -100,9 +100,7 @@ impl Controller {
             debug_assert!(is_told(service, hops, now), "{} is not as it was told", service.name());
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             told.map(|transition| transition.report(&refreshed.moves, service.table_size()))
-                .chain(
-                    refreshed.footing.map(|footing| report::footing_report(service.name(), &service.label(), footing)),
-                )
+                .chain(refreshed.tier.map(|tier| report::tier_report(service.name(), &service.label(), tier)))
                 .chain(outage)
                 .for_each(|report| commands.add(Stage::Reports, Command::Report(report)));
             all_moves.insert(service.id(), refreshed.moves);
@@ -164,7 +162,7 @@ impl Controller {
                 commands.add(Stage::Unwatch, Command::UnwatchNextHop(address));
             }
         }
-        Settled { commands: commands.in_order(), moves: all_moves }
+        Reconciled { commands: commands.in_order(), moves: all_moves }
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct ServiceChange {
 }
 
 /// A pass over the client table after a change.
-pub(super) struct Rereading {
+pub(super) struct Rescan {
     services: HashMap<ServiceId, ServiceChange>,
     /// The grace period after which no packet in progress records its client in the old way.
     grace: Option<Grace>,
@@ -44,7 +44,7 @@ pub(super) struct Rereading {
     forgotten: BTreeMap<u16, Forgotten>,
 }
 
-impl Rereading {
+impl Rescan {
     /// A pass that begins after `grace`.
     pub(super) const fn new(services: HashMap<ServiceId, ServiceChange>, grace: Option<Grace>) -> Self {
         Self { services, grace, next: 0, forgotten: BTreeMap::new() }
@@ -184,16 +184,16 @@ mod tests {
             let table = table(&clients);
             let memories = HashMap::from([(SERVICE, memory(new)), (OTHER, memory(OLD))]);
             let change = ServiceChange { before: memory(OLD), ages: Some((OLD, new)), forgets };
-            let mut rereading = Rereading::new(HashMap::from([(SERVICE, change)]), None);
+            let mut rescan = Rescan::new(HashMap::from([(SERVICE, change)]), None);
             let touch = |index: usize| {
                 let word = &table.words()[index];
                 word.store(Entry(word.load(Ordering::Relaxed)).aged(0, NOW).0, Ordering::Relaxed);
             };
             touched.iter().for_each(|&index| touch(index));
-            while !rereading.is_over(&table) {
-                rereading.part(&table, &memories, part);
+            while !rescan.is_over(&table) {
+                rescan.part(&table, &memories, part);
                 // A client whose entry is processed and still known may send another packet.
-                touched.iter().filter(|&&index| rereading.has_read(index) && table.words()[index].load(Ordering::Relaxed) != 0).for_each(|&index| touch(index));
+                touched.iter().filter(|&&index| rescan.has_read(index) && table.words()[index].load(Ordering::Relaxed) != 0).for_each(|&index| touch(index));
             }
             let mut forgotten = HashMap::<u16, u64>::new();
             for (index, &(backend, age)) in clients.iter().enumerate() {
@@ -211,7 +211,7 @@ mod tests {
                     prop_assert_eq!(u32::from(entry.age(NOW)), seconds / new.tick_seconds);
                 }
             }
-            let counted: HashMap<u16, u64> = rereading.forgotten().into_iter().map(|(id, of)| (id.0, of.clients)).collect();
+            let counted: HashMap<u16, u64> = rescan.forgotten().into_iter().map(|(id, of)| (id.0, of.clients)).collect();
             prop_assert_eq!(counted, forgotten);
         }
     }

@@ -11,11 +11,11 @@ use balancer_model::words::grouped;
 
 use super::{Done, Member, Output, pauses::Errand, steps::put};
 use crate::{
-    cards::{self, Answer, Epoch, FORMAT, Member as Card, Request, Wish},
     documents,
     engine::{self, Condition, LONGEST_VALUE, Request as Ask, Ticket, Write},
     keys,
     session::{Purpose, Session},
+    store_schema::{self, Answer, ChangeRequest, Epoch, FORMAT, Member as Card, Request},
 };
 
 /// The size in bytes from which on a request is packed. Smaller ones can be read by members of versions without
@@ -51,20 +51,20 @@ impl Waiting {
         let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
         let part = self.part.as_ref().map(|part| put(&keys::part(&self.key), part.clone(), true));
         let writes = part.into_iter().chain([put(&self.key, self.request.clone(), true)]).collect();
-        session.ask(last, Purpose::Wish(id), absent, writes)
+        session.ask(last, Purpose::ChangeRequest(id), absent, writes)
     }
 }
 
 /// Unanswered requests by users' numbers.
 #[derive(Debug, Default)]
-pub(super) struct Wishes {
+pub(super) struct ChangeRequests {
     waiting: BTreeMap<u64, Waiting>,
     /// Answers that stay for a while, and until when.
     staying: VecDeque<(String, Instant)>,
     last: u64,
 }
 
-impl Wishes {
+impl ChangeRequests {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.waiting.values().map(|waiting| waiting.until).min()
     }
@@ -77,10 +77,10 @@ impl Wishes {
 }
 
 impl Member {
-    pub(super) fn wish(
+    pub(super) fn change_request(
         &mut self,
         id: u64,
-        wish: Wish,
+        change_request: ChangeRequest,
         if_generation: Option<u64>,
         now: Instant,
         outputs: &mut Vec<Output>,
@@ -98,23 +98,23 @@ impl Member {
                 "the fleet's engine is out of reach: nothing is changed until it is back (balancer fleet)".to_owned(),
             ));
         };
-        self.wishes.last += 1;
-        let key = keys::request(&asker, self.wishes.last);
-        let (request, part) = match written(wish, if_generation) {
+        self.change_requests.last += 1;
+        let key = keys::request(&asker, self.change_requests.last);
+        let (request, part) = match written(change_request, if_generation) {
             Ok(written) => written,
             Err(why) => return outputs.push(refuse(why)),
         };
         let waiting = Waiting { key, request, part, until: now + PATIENCE, repeated: false, lost: None, granted: None };
         outputs.push(Output::Ask(waiting.ask(id, session, &mut self.last_ticket)));
-        self.wishes.waiting.insert(id, waiting);
+        self.change_requests.waiting.insert(id, waiting);
     }
 
     /// Handles the engine's answer to writing a request.
     pub(super) fn wish_answered(&mut self, id: u64, answer: engine::Answer, now: Instant, outputs: &mut Vec<Output>) {
         match answer {
             engine::Answer::Denied(why) => {
-                let repeated = self.wishes.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
-                self.pauses.succeeded(Errand::Wish(id));
+                let repeated = self.change_requests.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
+                self.pauses.succeeded(Errand::ChangeRequest(id));
                 // An earlier attempt may have been written.
                 let end = if repeated { "whether the change is made is not known" } else { "nothing was changed" };
                 let why = format!("{end}: the fleet's engine does not take the request: {why}");
@@ -122,23 +122,26 @@ impl Member {
             }
             // For example, a server of the engine has failed: it is unknown whether the request was written.
             engine::Answer::Unknown(why) => {
-                if let Some(waiting) = self.wishes.waiting.get_mut(&id) {
+                if let Some(waiting) = self.change_requests.waiting.get_mut(&id) {
                     (waiting.repeated, waiting.lost) = (true, Some(why));
-                    self.pauses.failed(Errand::Wish(id), now);
+                    self.pauses.failed(Errand::ChangeRequest(id), now);
                 }
             }
             engine::Answer::Made(_) | engine::Answer::Refused | engine::Answer::Read(_) => {
-                self.pauses.succeeded(Errand::Wish(id));
-                self.wishes.waiting.get_mut(&id).into_iter().for_each(|waiting| waiting.lost = None);
+                self.pauses.succeeded(Errand::ChangeRequest(id));
+                self.change_requests.waiting.get_mut(&id).into_iter().for_each(|waiting| waiting.lost = None);
             }
         }
     }
 
     /// Sends lost requests again.
     fn wish_again(&mut self, now: Instant, outputs: &mut Vec<Output>) {
-        let Self { session: Some(session), wishes, pauses, last_ticket, .. } = self else { return };
-        for (&id, waiting) in &mut wishes.waiting {
-            if waiting.lost.is_some() && !session.waits_for(&Purpose::Wish(id)) && !pauses.hold(Errand::Wish(id), now) {
+        let Self { session: Some(session), change_requests, pauses, last_ticket, .. } = self else { return };
+        for (&id, waiting) in &mut change_requests.waiting {
+            if waiting.lost.is_some()
+                && !session.waits_for(&Purpose::ChangeRequest(id))
+                && !pauses.hold(Errand::ChangeRequest(id), now)
+            {
                 outputs.push(Output::Ask(waiting.ask(id, session, last_ticket)));
             }
         }
@@ -149,7 +152,7 @@ impl Member {
         let Some(session) = &mut self.session else { return };
         let members = session.members();
         let mut answered = Vec::new();
-        for (&id, waiting) in &mut self.wishes.waiting {
+        for (&id, waiting) in &mut self.change_requests.waiting {
             if waiting.granted.is_none() {
                 let key = keys::answer(&waiting.key);
                 match session.card::<Answer>(&key) {
@@ -179,11 +182,11 @@ impl Member {
                 }
             }
         }
-        while self.wishes.staying.front().is_some_and(|(_, until)| *until <= now) {
-            self.wishes.staying.pop_front();
+        while self.change_requests.staying.front().is_some_and(|(_, until)| *until <= now) {
+            self.change_requests.staying.pop_front();
         }
-        let waited_for = self.wishes.waiting.values().map(|waiting| keys::answer(&waiting.key));
-        let stay = self.wishes.staying.iter().map(|(key, _)| key.clone());
+        let waited_for = self.change_requests.waiting.values().map(|waiting| keys::answer(&waiting.key));
+        let stay = self.change_requests.staying.iter().map(|(key, _)| key.clone());
         let wanted: BTreeSet<String> = waited_for.chain(stay).collect();
         let own = format!("{}{}/", keys::ANSWERS, keys::asker(&self.settings.name, self.settings.instance));
         let late = session.below(&own).map(|(_, entry)| entry.key.clone());
@@ -192,13 +195,13 @@ impl Member {
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Orphans, Vec::new(), late)));
         }
         for (id, result) in answered {
-            self.pauses.succeeded(Errand::Wish(id));
-            if let Some(waiting) = self.wishes.waiting.remove(&id) {
+            self.pauses.succeeded(Errand::ChangeRequest(id));
+            if let Some(waiting) = self.change_requests.waiting.remove(&id) {
                 let answer = keys::answer(&waiting.key);
                 let part = waiting.part.as_ref().map(|_| Write::Delete(keys::part(&waiting.key)));
                 let mut deletes: Vec<Write> = part.into_iter().chain([Write::Delete(waiting.key)]).collect();
                 if waiting.repeated {
-                    self.wishes.staying.push_back((answer, now + ANSWER_STAYS));
+                    self.change_requests.staying.push_back((answer, now + ANSWER_STAYS));
                 } else {
                     deletes.push(Write::Delete(answer));
                 }
@@ -210,12 +213,13 @@ impl Member {
 }
 
 /// Serializes a request, with the part that is too large for it.
-fn written(wish: Wish, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
-    let request = cards::write(&Request { format: FORMAT, wish: Some(wish.clone()), if_generation });
+fn written(change_request: ChangeRequest, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+    let request =
+        store_schema::write(&Request { format: FORMAT, change_request: Some(change_request.clone()), if_generation });
     if request.len() <= LARGE {
         return Ok((request, None));
     }
-    let packed = documents::pack(&wish, "the change")?;
+    let packed = documents::pack(&change_request, "the change")?;
     if packed.len() > LONGEST_VALUE {
         return Err(format!(
             "nothing was changed: the change takes {} bytes, packed, and the fleet's engine takes {} at once: make it in \
@@ -224,7 +228,7 @@ fn written(wish: Wish, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Ve
             grouped(LONGEST_VALUE as u64)
         ));
     }
-    Ok((cards::write(&Request { format: FORMAT, wish: None, if_generation }), Some(packed)))
+    Ok((store_schema::write(&Request { format: FORMAT, change_request: None, if_generation }), Some(packed)))
 }
 
 fn done(message: String, wanted: Epoch, members: &BTreeMap<String, Card>) -> Done {

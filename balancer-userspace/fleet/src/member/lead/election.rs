@@ -9,12 +9,12 @@ use balancer_core::{
 
 use super::{Counted, Lead, Leading, keeping};
 use crate::{
-    cards::{self, Epoch, FORMAT, Leader},
     emptied::Emptied,
     engine::{Condition, Entry, Revision},
     keys,
     member::{Member, Output, pauses::Errand, steps::put},
     session::{Purpose, Session},
+    store_schema::{self, Epoch, FORMAT, Leader},
 };
 
 impl Member {
@@ -26,7 +26,7 @@ impl Member {
         }
         let name = keys::LEADER.to_owned();
         let card = Leader { format: FORMAT, member: self.settings.name.clone(), instance: self.settings.instance };
-        let write = put(keys::LEADER, cards::write(&card), true);
+        let write = put(keys::LEADER, store_schema::write(&card), true);
         match (&self.leading, session.get(keys::LEADER)) {
             (Leading::Doubts, Some(entry)) => {
                 let condition = Condition::Created(name, entry.created);
@@ -154,5 +154,5 @@ impl Member {
 }
 
 fn is_own(leader: &[u8], instance: u64) -> bool {
-    cards::read::<Leader>(leader).is_ok_and(|leader| leader.instance == instance)
+    store_schema::read::<Leader>(leader).is_ok_and(|leader| leader.instance == instance)
 }

@@ -264,7 +264,7 @@ impl Ballot {
 /// A change requested by a user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wish {
+pub enum ChangeRequest {
     /// A change. Never [`Change::Reload`] or [`Change::Reset`].
     Change(Change),
     /// The services of a member's configuration file.
@@ -279,8 +279,9 @@ pub struct Request {
     /// [`FORMAT`].
     pub format: u32,
     /// The requested change; `None`: it is packed under a separate key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub wish: Option<Wish>,
+    // Members of earlier versions know it by this name.
+    #[serde(rename = "wish", default, skip_serializing_if = "Option::is_none")]
+    pub change_request: Option<ChangeRequest>,
     /// The generation for which it was made.
     pub if_generation: Option<u64>,
 }

@@ -8,14 +8,14 @@ use crate::{io::ServiceId, table::Made};
 
 /// Precomputed tables and the number of known clients for the next change.
 #[derive(Clone, Debug, Default)]
-pub struct Foresight {
+pub struct Precomputed {
     /// Precomputed tables by service. If they do not match, the tables are computed again.
     tables: HashMap<ServiceId, Arc<[Made]>>,
     /// The number of known clients of the backend to be removed, counted shortly before; `None`: not counted.
     pub(super) known_clients: Option<u64>,
 }
 
-impl Foresight {
+impl Precomputed {
     /// Sets the number of clients known at the backend to be removed.
     #[must_use]
     pub fn with_known_clients(self, known_clients: Option<u64>) -> Self {
@@ -31,14 +31,14 @@ impl Foresight {
 impl Controller {
     /// The tables of the services that have changed since they were shared with `before`.
     #[must_use]
-    pub fn foresight_since(&self, before: &Services) -> Foresight {
+    pub fn precomputed_since(&self, before: &Services) -> Precomputed {
         let touched = self.services.touched_since(before);
         let tables = touched.map(|service| (service.id(), service.made().into())).collect();
-        Foresight { tables, known_clients: None }
+        Precomputed { tables, known_clients: None }
     }
 
     /// Sets the results for the next change, in place of the last ones.
-    pub fn expect(&mut self, foresight: Foresight) {
-        self.foreseen = foresight;
+    pub fn expect(&mut self, precomputed: Precomputed) {
+        self.precomputed = precomputed;
     }
 }

@@ -77,7 +77,7 @@ fn when_half_of_the_parts_are_done_then_all_clients_are_known_with_their_ages() 
         nobody_moves(&mut world, &homes, some)?;
         // Half a minute without a sweep passes, and ages do not increase.
         assert!(!world.wait(30), "{when}: a sweep has ended");
-        assert_eq!(world.reread(), part + 1 == PARTS, "{when}");
+        assert_eq!(world.rescan(), part + 1 == PARTS, "{when}");
     }
     assert_ages(&world, 0..CLIENTS, 0, "after all parts");
     assert_eq!(world.forgotten(), 0);
@@ -103,7 +103,7 @@ fn when_clients_are_too_old_then_they_are_forgotten_in_parts_and_new_ones_are_no
     }
     let (back, gone) = old.split_at(100);
     nobody_moves(&mut world, &homes, back.iter().copied())?;
-    while !world.reread() {}
+    while !world.rescan() {}
     assert_eq!(world.forgotten(), gone.len() as u64);
     let moved = world.counters()?.moved(MoveCause::Forgotten);
     let mut elsewhere = 0;
@@ -171,10 +171,10 @@ fn when_a_request_needs_ages_then_it_does_not_wait() -> Result<()> {
         let (mut world, homes) = world()?;
         world.reload(DAY, 4, ROOM)?;
         for _ in 0..PARTS / 2 {
-            ensure!(!world.reread());
+            ensure!(!world.rescan());
         }
         ask(&mut world)?;
-        while !world.reread() {}
+        while !world.rescan() {}
         assert_ages(&world, 0..CLIENTS, 0, what);
         nobody_moves(&mut world, &homes, 1..CLIENTS)?;
     }
@@ -185,9 +185,9 @@ fn when_a_request_needs_ages_then_it_does_not_wait() -> Result<()> {
 fn when_a_backend_fails_between_two_parts_then_only_its_clients_move() -> Result<()> {
     let (mut world, homes) = world()?;
     world.reload(DAY, 4, ROOM)?;
-    assert!(!world.reread());
+    assert!(!world.rescan());
     world.checked("web3", &CheckOutcome::Hard("connect: refused".to_owned()), 3)?;
-    while !world.reread() {}
+    while !world.rescan() {}
     for number in 0..CLIENTS {
         let to = world.connect(client(number))?;
         assert_eq!(to == homes[&number], homes[&number] != "web3", "client {number} of {} at {to}", homes[&number]);

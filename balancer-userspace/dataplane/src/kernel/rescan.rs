@@ -7,9 +7,9 @@ use balancer_core::io::{ServiceId, ServiceSpec};
 
 use super::{CHANGE_PART, KernelDataplane};
 use crate::{
-    Reread,
+    Rescanned,
     memory::Memory,
-    rereading::{Rereading, ServiceChange},
+    rescan::{Rescan, ServiceChange},
     rows,
     stickiness::Stickiness,
 };
@@ -31,45 +31,45 @@ impl KernelDataplane {
             }
         }
         if !services.is_empty() {
-            self.rereading = Some(Rereading::new(services, self.published));
+            self.rescan = Some(Rescan::new(services, self.published));
         }
     }
 
-    /// See [`Dataplane::reread`](crate::Dataplane::reread).
-    pub(super) fn reread_part(&mut self) -> Reread {
-        let Some(rereading) = &mut self.rereading else { return Reread::Ends(Vec::new()) };
-        if rereading.grace().is_some_and(|grace| !self.grace_periods.is_over(grace)) {
-            return Reread::Waits;
+    /// See [`Dataplane::rescan`](crate::Dataplane::rescan).
+    pub(super) fn rescan_part(&mut self) -> Rescanned {
+        let Some(rescan) = &mut self.rescan else { return Rescanned::Ends(Vec::new()) };
+        if rescan.grace().is_some_and(|grace| !self.grace_periods.is_over(grace)) {
+            return Rescanned::Waits;
         }
         let Stickiness { clients, memories, .. } = &self.stickiness;
-        if !rereading.is_over(clients) {
-            rereading.part(clients, memories, CHANGE_PART);
-            if !rereading.is_over(clients) {
-                return Reread::GoesOn;
+        if !rescan.is_over(clients) {
+            rescan.part(clients, memories, CHANGE_PART);
+            if !rescan.is_over(clients) {
+                return Rescanned::GoesOn;
             }
             self.settle();
         }
-        Reread::Ends(self.rereading.take().map_or_else(Vec::new, Rereading::forgotten))
+        Rescanned::Ends(self.rescan.take().map_or_else(Vec::new, Rescan::forgotten))
     }
 
     /// Completes the work of the last change at once, for an operation that needs exact ages.
-    pub(crate) fn reread_all(&mut self) {
-        let Some(rereading) = &mut self.rereading else { return };
+    pub(crate) fn rescan_all(&mut self) {
+        let Some(rescan) = &mut self.rescan else { return };
         let Stickiness { clients, memories, .. } = &self.stickiness;
-        if rereading.is_over(clients) {
+        if rescan.is_over(clients) {
             return;
         }
-        if let Some(grace) = rereading.grace() {
+        if let Some(grace) = rescan.grace() {
             self.grace_periods.wait(grace);
         }
-        rereading.part(clients, memories, usize::MAX);
+        rescan.part(clients, memories, usize::MAX);
         self.settle();
     }
 
     /// Records that all ages are in ticks of their services' clocks.
     fn settle(&mut self) {
-        let Some(rereading) = &self.rereading else { return };
-        for service in rereading.services() {
+        let Some(rescan) = &self.rescan else { return };
+        for service in rescan.services() {
             let Some(memory) = self.stickiness.memories.get_mut(&service) else { continue };
             memory.settle(self.elapsed);
             if let (Some(clock), Some(row)) = (memory.clock, self.stickiness.tables.row(service)) {

@@ -8,14 +8,14 @@ use balancer_core::{
     io::{Moved, ServiceId, ServiceSpec},
     report,
 };
-use balancer_dataplane::{Dataplane, Reread};
+use balancer_dataplane::{Dataplane, Rescanned};
 use balancer_model::{names::BackendName, words::counted};
 use tokio::time::Instant;
 
 use super::{Owner, PAUSE};
 
 /// The remaining work of the last change.
-pub(super) struct Rereading {
+pub(super) struct Rescan {
     /// Every replaced directory.
     pub(super) before: Vec<ServiceSpec>,
     /// The report to make at the end.
@@ -36,22 +36,22 @@ pub(super) struct Report {
 
 impl<D: Dataplane> Owner<D> {
     /// When to continue the work of a change in the client table, if there is any.
-    pub fn rereads_at(&self) -> Option<Instant> {
-        self.rereading.as_ref().map(|rereading| rereading.at)
+    pub fn rescans_at(&self) -> Option<Instant> {
+        self.rescan.as_ref().map(|rescan| rescan.at)
     }
 
     /// Continues the work for about a millisecond.
-    pub fn reread(&mut self) {
-        let Some(rereading) = &mut self.rereading else { return };
-        let forgotten = match self.dataplane.reread() {
-            Reread::Waits => {
-                rereading.at = Instant::now() + PAUSE;
+    pub fn rescan(&mut self) {
+        let Some(rescan) = &mut self.rescan else { return };
+        let forgotten = match self.dataplane.rescan() {
+            Rescanned::Waits => {
+                rescan.at = Instant::now() + PAUSE;
                 return;
             }
-            Reread::GoesOn => return,
-            Reread::Ends(forgotten) => forgotten,
+            Rescanned::GoesOn => return,
+            Rescanned::Ends(forgotten) => forgotten,
         };
-        let Some(Rereading { before, report, .. }) = self.rereading.take() else { return };
+        let Some(Rescan { before, report, .. }) = self.rescan.take() else { return };
         self.forgotten = forgotten.iter().map(|(_, forgotten)| forgotten.clients).sum();
         // This makes a restart continue with the counts.
         self.changed |= !forgotten.is_empty();
@@ -72,10 +72,10 @@ impl<D: Dataplane> Owner<D> {
     }
 
     /// Does all remaining work.
-    pub fn reread_all(&mut self) {
-        while let Some(at) = self.rereads_at() {
+    pub fn rescan_all(&mut self) {
+        while let Some(at) = self.rescans_at() {
             thread::sleep(at.saturating_duration_since(Instant::now()));
-            self.reread();
+            self.rescan();
         }
     }
 
