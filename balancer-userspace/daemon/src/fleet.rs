@@ -50,6 +50,7 @@ pub(crate) use tallies::tell as tell_tallies;
 use crate::{
     call::{self, Request, Tallies},
     clocks::clocks,
+    etcd_settings,
     owner::Owner,
     supervisor::{Supervisor, Task},
 };
@@ -107,14 +108,8 @@ impl Fleet {
         supervisor: &Supervisor,
     ) -> anyhow::Result<Self> {
         let name = fleet.member_name().map_err(anyhow::Error::msg)?;
-        let (engine, driver) = Engine::new(balancer_engine::Settings {
-            prefix: balancer_engine::prefix_of(&fleet.name),
-            endpoints: fleet.etcd.endpoints.clone(),
-            ca: fleet.etcd.ca.clone(),
-            cert: fleet.etcd.cert.clone(),
-            key: fleet.etcd.key.clone(),
-            lease: fleet.lease,
-        });
+        let prefix = balancer_engine::prefix_of(&fleet.name);
+        let (engine, driver) = Engine::new(etcd_settings::settings(prefix, &fleet.etcd, fleet.lease));
         let driving = supervisor.spawn("the way to the fleet's engine", async {
             driver.await;
             Ok(())

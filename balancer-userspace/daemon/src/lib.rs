@@ -11,6 +11,7 @@ pub mod configuration;
 pub mod decap;
 mod deny_files;
 mod departed;
+mod etcd_settings;
 pub mod events;
 mod fleet;
 mod flow_look;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use balancer_engine::{Settings, Tree};
+use balancer_engine::Tree;
 use balancer_model::{
     discover::{Source, Target},
     etcd::{self, EtcdSource},
@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     call::{Call, Calls, ListRead},
+    etcd_settings::settings,
     tasks_by_key,
 };
 
@@ -26,16 +27,16 @@ const LEASE: Duration = Duration::from_secs(10);
 pub(crate) type Trees = BTreeMap<EtcdSource, ()>;
 
 /// Reads all lists once, and returns those that arrive within `patience`.
-pub(crate) async fn first(trees: Trees, patience: Duration) -> Vec<(EtcdSource, Arc<Vec<Target>>)> {
+pub(crate) async fn first(sources: Trees, patience: Duration) -> Vec<(EtcdSource, Arc<Vec<Target>>)> {
     let mut reading = JoinSet::new();
-    for (source, ()) in trees {
+    for (source, ()) in sources {
         reading.spawn(async move {
-            let (told, mut lists) = mpsc::channel(1);
-            let read = read(&source, &told);
-            let list = tokio::select! {
-                list = lists.recv() => list,
-                () = read => None,
+            let (told, mut trees) = mpsc::channel(1);
+            let tree = tokio::select! {
+                tree = trees.recv() => tree,
+                () = read(&source, told) => None,
             };
+            let list = tree.map(|tree| list(&source, tree));
             (source, list)
         });
     }
@@ -53,10 +54,10 @@ pub(crate) async fn follow(wanted: watch::Receiver<Trees>, calls: Calls) {
     tasks_by_key::follow(wanted, |source, ()| {
         let calls = calls.clone();
         async move {
-            let (told, mut lists) = mpsc::channel(1);
+            let (told, mut trees) = mpsc::channel(1);
             let telling = async {
-                while let Some(read) = lists.recv().await {
-                    let call = Call::ListRead { source: Source::Etcd(source.clone()), read };
+                while let Some(tree) = trees.recv().await {
+                    let call = Call::ListRead { source: Source::Etcd(source.clone()), read: list(&source, tree) };
                     if calls.send(call).await.is_err() {
                         return;
                     }
@@ -64,35 +65,19 @@ pub(crate) async fn follow(wanted: watch::Receiver<Trees>, calls: Calls) {
             };
             tokio::select! {
                 () = telling => {}
-                () = read(&source, &told) => {}
+                () = read(&source, told) => {}
             }
         }
     })
     .await;
 }
 
-/// Sends the list of a source at first, and after each change.
-async fn read(source: &EtcdSource, told: &mpsc::Sender<ListRead>) {
-    let settings = Settings {
-        prefix: source.prefix.clone(),
-        endpoints: source.etcd.endpoints.clone(),
-        ca: source.etcd.ca.clone(),
-        cert: source.etcd.cert.clone(),
-        key: source.etcd.key.clone(),
-        lease: LEASE,
-    };
-    let (trees_in, mut trees) = mpsc::channel::<Result<Tree, String>>(1);
-    let telling = async {
-        while let Some(tree) = trees.recv().await {
-            let list = tree.and_then(|tree| etcd::targets(&tree));
-            let list = list.map(Arc::new).map_err(|why| format!("{source}: {why}"));
-            if told.send(list).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = telling => {}
-        () = balancer_engine::follow(settings, trees_in) => {}
-    }
+/// Sends the keys of a source at first, and after each change.
+async fn read(source: &EtcdSource, told: mpsc::Sender<Result<Tree, String>>) {
+    balancer_engine::follow(settings(source.prefix.clone(), &source.etcd, LEASE), told).await;
+}
+
+fn list(source: &EtcdSource, tree: Result<Tree, String>) -> ListRead {
+    let list = tree.and_then(|tree| etcd::targets(&tree));
+    list.map(Arc::new).map_err(|why| format!("{source}: {why}"))
 }

@@ -1,0 +1,12 @@
+//! The settings of a driver of etcd, from the configuration.
+
+use std::time::Duration;
+
+use balancer_engine::Settings;
+use balancer_model::etcd::EtcdServers;
+
+/// The settings of a driver that uses the keys below `prefix`.
+pub(crate) fn settings(prefix: String, etcd: &EtcdServers, lease: Duration) -> Settings {
+    let EtcdServers { endpoints, ca, cert, key } = etcd.clone();
+    Settings { prefix, endpoints, ca, cert, key, lease }
+}
