@@ -261,3 +261,16 @@ fn when_a_table_size_is_automatic_then_it_stays_so_over_a_restart() {
     assert_eq!(restored(auto(3)).largest().services[0].slots(), 16_411);
     assert_eq!(restored(ServiceConfig { table_size: 251.into(), ..auto(3) }).largest().services[0].slots(), 16_411);
 }
+
+#[test]
+fn when_the_file_has_another_mode_than_the_state_then_there_is_room_for_both() {
+    let was = ServiceConfig { forwarding: Forwarding::Snat, ..many('a', 3) };
+    let bench = Bench::new(vec![was.clone()]).0;
+    let state = export(&bench);
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
+    let file = ServiceConfig { forwarding: Forwarding::Nat, ..was };
+    let restored = Controller::restore(config(vec![file]), KEY, state, clocks).unwrap();
+    let mut modes: Vec<_> = restored.largest().services.iter().map(|service| service.forwarding).collect();
+    modes.sort_by_key(|mode| *mode as u8);
+    assert_eq!(modes, [Forwarding::Nat, Forwarding::Snat]);
+}

@@ -77,9 +77,13 @@ impl Capacity {
         lines.clamp(1, MAX_FLOW_ROWS / FLOWS_PER_LINE)
     }
 
-    /// Number of buckets of the index of replies. With four places for each flow, a bucket hardly ever overflows.
+    /// Buckets of the index of replies for each bucket of the flow table. With four places for each flow, a bucket hardly
+    /// ever overflows.
+    pub(super) const RETURNS_PER_LINE: u32 = 4;
+
+    /// Number of buckets of the index of replies.
     pub(super) fn flow_returns(&self) -> u32 {
-        self.flow_lines().saturating_mul(4)
+        self.flow_lines().saturating_mul(Self::RETURNS_PER_LINE)
     }
 
     /// Size of the client table in bytes.

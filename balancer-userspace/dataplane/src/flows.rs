@@ -1,5 +1,6 @@
 //! The connections of `snat` services: settings for the kernel program, and readings from its table.
 
+mod former;
 mod ports;
 mod sweep;
 
@@ -17,12 +18,13 @@ use balancer_common::{
 use balancer_core::io::{FlowSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
+pub(super) use self::former::FormerFlows;
 pub use self::sweep::{FlowCounts, KnownFlow};
 use self::sweep::{FlowTimes, Limits};
 use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
 
 /// The maps of flows that are pinned.
-pub(super) const FLOW_MAPS: [&str; 3] = ["FLOW_LINES", "FLOWS", "FLOW_RETURNS"];
+const FLOW_MAPS: [&str; 3] = ["FLOW_LINES", "FLOWS", "FLOW_RETURNS"];
 
 /// The maps of flows.
 pub(super) struct FlowMaps {

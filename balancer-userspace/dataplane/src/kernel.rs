@@ -48,7 +48,7 @@ use super::{
     counters::Counters,
     denied::DeniedBy,
     devices::{DeviceTable, Devices},
-    flows::{FlowMaps, FlowTable},
+    flows::{FlowMaps, FlowTable, FormerFlows},
     former_clients::FormerClients,
     grace::{Grace, GracePeriods},
     halves::Halves,
@@ -99,6 +99,7 @@ pub struct KernelDataplane {
     pub(super) stickiness: Stickiness,
     /// The earlier controller's client table, until its program is replaced.
     former_clients: Option<FormerClients>,
+    former_flows: Option<FormerFlows>,
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
@@ -178,6 +179,9 @@ impl KernelDataplane {
     /// # Errors
     /// If they were taken before.
     pub fn take_host_ends(&mut self, instance: u64, state_file: &Path) -> anyhow::Result<HostEnds> {
+        if let Some(former) = &mut self.former_flows {
+            former.block(&self.flows.table());
+        }
         let notes = Notes {
             layout_version: LAYOUT_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -231,11 +235,12 @@ impl KernelDataplane {
 
     /// Records the interfaces that the program is attached to.
     pub fn set_attached(&mut self, attached: Vec<Attachment>) {
-        if !attached.is_empty()
-            && let Some(former) = self.former_clients.take()
-            && let Err(error) = self.stickiness.catch_up(former)
-        {
-            tracing::warn!("{error:#}");
+        if !attached.is_empty() {
+            let flows = self.former_flows.take().map(|former| former.replace(&self.flows.table()));
+            let clients = self.former_clients.take().map(|former| self.stickiness.catch_up(former));
+            for error in flows.into_iter().chain(clients).filter_map(Result::err) {
+                tracing::warn!("{error:#}");
+            }
         }
         let there: BTreeSet<u32> = attached.iter().flat_map(Attachment::ways_in).collect();
         self.interfaces.remove(|ifindex| !there.contains(&ifindex));

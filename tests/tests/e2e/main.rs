@@ -56,6 +56,7 @@ mod remote_control;
 mod restart;
 mod restart_changes;
 mod restart_counters;
+mod restart_flows;
 mod restart_sizes;
 mod returning;
 mod rights;

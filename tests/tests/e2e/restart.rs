@@ -25,7 +25,7 @@ use balancer_testkit::{
     xdp::{Hook, Passer},
 };
 
-const CLIENTS: RangeInclusive<u16> = 1..=120;
+pub(crate) const CLIENTS: RangeInclusive<u16> = 1..=120;
 const WORKERS: usize = 4;
 const FAMILY: Family = Family::V4;
 
@@ -53,7 +53,7 @@ fn load(clients: &Entrance, requests: &[(Request, String)], stop: &AtomicBool) -
 }
 
 /// Runs `changes` while every client keeps connecting, and asserts that no client notices anything.
-fn nobody_notices(site: &mut Site, homes: &BTreeMap<u16, String>, changes: impl FnOnce(&mut Site)) -> usize {
+pub(crate) fn nobody_notices(site: &mut Site, homes: &BTreeMap<u16, String>, changes: impl FnOnce(&mut Site)) -> usize {
     let requests: Vec<(Request, String)> = homes
         .iter()
         .map(|(&client, home)| (Request { timeout: PATIENCE, ..site.request(FAMILY, client) }, home.clone()))

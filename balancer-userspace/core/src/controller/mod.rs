@@ -212,6 +212,11 @@ impl Controller {
             if *service == now {
                 continue;
             }
+            if service.forwarding != now.forwarding {
+                // Another mode needs other maps.
+                services.push(now);
+                continue;
+            }
             let service = Arc::make_mut(service);
             if service.table_size != now.table_size {
                 service.table_size = service.slots().max(now.slots()).into();

@@ -4,10 +4,7 @@ use std::{
     collections::BTreeMap,
     mem::offset_of,
     net::SocketAddr,
-    sync::{
-        PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -61,7 +58,7 @@ pub struct KnownFlow {
 }
 
 /// The tick of the kernel's clock.
-fn now() -> u32 {
+pub(super) fn now() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     (u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) >> TICK_SHIFT) as u32
 }
@@ -105,7 +102,7 @@ impl FlowTable {
             }
             let row = self.rows.load(index);
             let idle = times.of_row(&row);
-            if seen.may_go(now, &idle) && self.give_up(index, word, seen, now) {
+            if seen.may_go(now, &idle) && self.give_up(index, seen, now) {
                 continue;
             }
             counts.entries += 1;
@@ -128,7 +125,8 @@ impl FlowTable {
     }
 
     /// Removes a flow as the kernel program does when it needs the row. `false`: a packet was faster.
-    fn give_up(&self, index: usize, word: &AtomicU64, seen: FlowWord, now: u32) -> bool {
+    pub(super) fn give_up(&self, index: usize, seen: FlowWord, now: u32) -> bool {
+        let word = self.word(index);
         let taken = FlowWord::new(!seen.tag(), FLOW_TAKEN | FLOW_RESTS, now);
         if word.compare_exchange(seen.0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;

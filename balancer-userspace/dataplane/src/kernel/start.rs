@@ -23,7 +23,7 @@ use crate::{
     counter_rows::Cpus,
     counters::{Counters, interface_multiplier},
     devices::DeviceTable,
-    flows::{FLOW_MAPS, FlowMaps},
+    flows::{FlowMaps, FormerFlows},
     former_clients::FormerClients,
     grace::GracePeriods,
     halves::Halves,
@@ -88,7 +88,7 @@ impl KernelDataplane {
     /// # Errors
     /// If the kernel refuses the program or a map.
     pub fn load_limited(
-        mut capacity: Capacity,
+        capacity: Capacity,
         ifindexes: &[u32],
         pins: Option<Pins>,
         tells: bool,
@@ -99,13 +99,14 @@ impl KernelDataplane {
         let others = all_interfaces();
         let interface_multiplier = interface_multiplier(ifindexes, &others, multiplier_left)?;
         let buckets = capacity.buckets();
-        flows(&mut capacity, pins.as_ref())?;
         let handover_key = classifiers::draw_key()?;
         let whose = Whose::here();
         let interfaces = others.len();
         let numbers = Numbers { capacity: &capacity, budgets, interfaces, interface_multiplier, handover_key, tells };
         let mut former_clients = FormerClients::find(pins.as_ref(), buckets)?;
-        let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), former_clients.as_ref(), whose.as_ref())?;
+        let mut former_flows = FormerFlows::find(pins.as_ref(), &capacity)?;
+        let former = (former_clients.as_ref(), former_flows.as_ref());
+        let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), former, whose.as_ref())?;
 
         let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
         let kept = Kept::new(&mut ebpf, pins)?;
@@ -119,6 +120,10 @@ impl KernelDataplane {
             former.copy_to(known.words());
         }
         let clients = ClientTable::new(known, capacity.backends as usize);
+        let flows = FlowMaps::new(&mut ebpf, &capacity)?;
+        if let Some(former) = &mut former_flows {
+            former.copy_to(&flows.table());
+        }
         let stickiness = Stickiness::new(tables, clients, Scanner::spawn(threads)?, Arc::clone(&grace_periods));
         let mut this = Self {
             control,
@@ -132,6 +137,7 @@ impl KernelDataplane {
             counters: Counters::new(&mut ebpf, capacity.counted, interface_multiplier)?,
             stickiness,
             former_clients,
+            former_flows,
             seen,
             rules: RuleTable::new(&mut ebpf, &kept)?,
             capacity,
@@ -148,7 +154,7 @@ impl KernelDataplane {
             devices: DeviceTable::new(&mut ebpf)?,
             peers: Peers::new(&mut ebpf)?,
             redirect_errors: RedirectErrors::new(&mut ebpf)?,
-            flows: FlowMaps::new(&mut ebpf, &capacity)?,
+            flows,
             quic: QuicTable::new(&mut ebpf)?,
             signs: SignTable::new(take(&mut ebpf, "SIGNS")?)?,
             kept,
@@ -173,7 +179,7 @@ impl Numbers<'_> {
     fn load(
         &self,
         pins: Option<&Pins>,
-        former_clients: Option<&FormerClients>,
+        (former_clients, former_flows): (Option<&FormerClients>, Option<&FormerFlows>),
         whose: Option<&Whose>,
     ) -> anyhow::Result<(Ebpf, u64)> {
         let Self { capacity, budgets, interfaces, interface_multiplier, handover_key, tells } = self;
@@ -189,6 +195,9 @@ impl Numbers<'_> {
         }
         if let Some(former) = former_clients {
             loader.map_pin_path(CLIENTS, former.path());
+        }
+        for (name, path) in former_flows.iter().flat_map(|former| former.paths()) {
+            loader.map_pin_path(name, path);
         }
         if let Some(whose) = whose {
             whose.tell(&mut loader);
@@ -214,21 +223,6 @@ impl Numbers<'_> {
         replaced.carry_over()?;
         Ok((ebpf, map_sizes::total(&sizes)))
     }
-}
-
-/// Whether an existing flow table can be continued: it cannot change its size without resetting its connections.
-fn flows(capacity: &mut Capacity, pins: Option<&Pins>) -> anyhow::Result<()> {
-    let Some((pins, notes)) = pins.and_then(|pins| Some((pins, pins.left()?))) else { return Ok(()) };
-    if notes.flows == 0 || capacity.flows == 0 {
-        if notes.flows != capacity.flows {
-            for map in FLOW_MAPS {
-                pins.make_anew(map)?;
-            }
-        }
-        return Ok(());
-    }
-    capacity.flows = notes.flows;
-    Ok(())
 }
 
 /// The indices of all interfaces in this network namespace; empty if the kernel does not tell.

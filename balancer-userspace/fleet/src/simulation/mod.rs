@@ -27,7 +27,7 @@ use world::World;
 const TESTS: u64 = 4;
 
 /// The number of simulated fleets, unless `FLEET_SEEDS` sets another.
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 500;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()

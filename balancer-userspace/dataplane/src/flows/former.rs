@@ -1,0 +1,380 @@
+//! Carrying over the connections of an earlier controller's table, if that has another size.
+//!
+//! The earlier program opens connections in its table until it is replaced. Therefore everything is copied at the start;
+//! shortly before the replacement the empty rows of the former table are blocked, so that it takes no more connections,
+//! and the changes are copied; what still changes until the replacement is copied afterwards. A client whose connection
+//! finds no row meanwhile sends its SYN again after a second.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::Context as _;
+use balancer_common::{
+    flows::{
+        FLOW_ANSWERED, FLOW_BACKEND_ENDS, FLOW_CLIENT_ENDS, FLOW_ESTABLISHED, FLOW_RESTS, FLOW_TAKEN, FlowWord,
+        ReturnWord, first_bucket, return_hash, second_bucket,
+    },
+    map_types::{FLOWS_PER_LINE, FlowLine, FlowRow},
+};
+use tracing::{info, warn};
+
+use super::{FLOW_MAPS, FlowTable, sweep};
+use crate::{
+    capacity::Capacity,
+    mapped::MappedArray,
+    pins::{Pins, open},
+};
+
+const PER_LINE: usize = FLOWS_PER_LINE as usize;
+/// The tag of a blocked row.
+const BLOCKED: u32 = 0x6b6c_6362;
+
+/// A table that an earlier controller's program may still use.
+pub(crate) struct FormerFlows {
+    table: Source,
+    pins: Vec<Renaming>,
+    /// For each row of the former table, the connection that was copied last.
+    copied: Vec<Copied>,
+    /// Whether the empty rows of the former table are blocked.
+    is_blocked: bool,
+    is_replaced: bool,
+}
+
+/// The maps of the former table that a copy needs.
+struct Source {
+    lines: MappedArray<FlowLine>,
+    rows: MappedArray<FlowRow>,
+}
+
+/// The pin of a map, and that of the map that replaces it.
+struct Renaming {
+    name: &'static str,
+    last: PathBuf,
+    new: PathBuf,
+}
+
+/// A copied connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Copied {
+    /// The word that was copied; 0: none.
+    word: u64,
+    /// The row in the new table. `None`: there was no room.
+    row: Option<u32>,
+}
+
+/// The number of connections that a pass has copied, and of those that found no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Outcome {
+    copied: u64,
+    no_room: u64,
+}
+
+/// The numbers of entries of the three maps.
+type Sizes = [Option<u32>; 3];
+
+impl FormerFlows {
+    /// The pinned table, if it has another size than `capacity` requires.
+    ///
+    /// # Errors
+    /// If a pin cannot be opened, renamed or removed.
+    pub(crate) fn find(pins: Option<&Pins>, capacity: &Capacity) -> anyhow::Result<Option<Self>> {
+        let Some(pins) = pins else { return Ok(None) };
+        let renamings: Vec<Renaming> = FLOW_MAPS.into_iter().map(|name| Renaming::of(pins, name)).collect();
+        let interrupted = renamings.iter().any(|one| one.new.exists());
+        let there = sizes(&renamings, |one| &one.last)?;
+        if interrupted && !is_whole(there) {
+            // A controller was killed while it replaced them.
+            renamings.iter().filter(|one| one.new.exists()).try_for_each(Renaming::rename)?;
+        }
+        for one in &renamings {
+            pins.make_anew(&one.new_name())?;
+        }
+        let there = sizes(&renamings, |one| &one.last)?;
+        if there == [None; 3] {
+            return Ok(None);
+        }
+        if !is_whole(there) {
+            warn!("the table of connections is incomplete: connections of snat services are forgotten");
+            FLOW_MAPS.into_iter().try_for_each(|name| pins.make_anew(name))?;
+            return Ok(None);
+        }
+        let [lines, rows, _] = [0, 1, 2].map(|at: usize| renamings.get(at).map(|one| open(&one.last)));
+        let (Some(lines), Some(rows)) = (lines, rows) else { return Ok(None) };
+        let table = Source { lines: MappedArray::new(lines?)?, rows: MappedArray::new(rows?)? };
+        if interrupted {
+            table.unblock();
+        }
+        if table.lines.len() as u32 == capacity.flow_lines() {
+            return Ok(None);
+        }
+        Ok(Some(Self { table, pins: renamings, copied: Vec::new(), is_blocked: false, is_replaced: false }))
+    }
+
+    /// The paths at which to pin the new maps, with their names.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        self.pins.iter().map(|one| (one.name, one.new.as_path()))
+    }
+
+    /// Copies all connections to the new table, which no program uses yet.
+    pub(crate) fn copy_to(&mut self, new: &FlowTable) {
+        let (from, to) = (self.table.lines.len(), new.lines.len());
+        if new.capacity() == 0 {
+            return;
+        }
+        self.copied = vec![Copied::default(); from * PER_LINE];
+        // Connections that carry data come first, in case the new table is smaller.
+        let first = self.copy(new, |word| !word.is_half_open());
+        let rest = self.copy(new, |_| true);
+        let (copied, no_room) = (first.copied + rest.copied, first.no_room + rest.no_room);
+        if from > 1 {
+            info!(
+                "a table of connections with {to} buckets replaces one with {from}: {copied} connections are carried over"
+            );
+        }
+        if no_room > 0 {
+            warn!("{no_room} connections have no room in the smaller table, and are reset by their next packet");
+        }
+    }
+
+    /// Blocks the empty rows of the former table and copies what has changed, shortly before the program is replaced.
+    pub(crate) fn block(&mut self, new: &FlowTable) {
+        if self.copied.is_empty() {
+            return;
+        }
+        self.is_blocked = true;
+        let block = FlowWord::new(BLOCKED, FLOW_TAKEN | FLOW_RESTS, sweep::now());
+        for word in self.table.lines.words() {
+            let _taken = word.compare_exchange(0, block.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.copy(new, |_| true);
+    }
+
+    /// Copies what has changed since [`block`](Self::block), now that no program uses the former table, and replaces
+    /// its pins.
+    ///
+    /// # Errors
+    /// If the file system refuses to rename a pin.
+    pub(crate) fn replace(mut self, new: &FlowTable) -> anyhow::Result<()> {
+        self.copy(new, |_| true);
+        self.is_replaced = true;
+        self.pins.iter().try_for_each(Renaming::rename)
+    }
+
+    /// Copies the rows that have changed since they were copied and whose word is `wanted`.
+    fn copy(&mut self, new: &FlowTable, wanted: impl Fn(FlowWord) -> bool) -> Outcome {
+        let mut outcome = Outcome::default();
+        for (index, copied) in self.copied.iter_mut().enumerate() {
+            let now = self.table.word(index);
+            if now.0 == copied.word || !wanted(now) {
+                continue;
+            }
+            if let Some(row) = copied.row.filter(|_| now.0 != 0 && FlowWord(copied.word).tag() == now.tag()) {
+                new.continues(row as usize, copied.word, now);
+                copied.word = now.0;
+                continue;
+            }
+            let row = match self.table.flow(index, now) {
+                Read::Flow(row) => Some(row),
+                Read::Empty => None,
+                Read::Changes => continue,
+            };
+            if let Some(former) = copied.row {
+                new.ends(former as usize, copied.word);
+            }
+            *copied = Copied::default();
+            if let Some(row) = row {
+                copied.word = now.0;
+                copied.row = new.put(&row, now);
+                match copied.row {
+                    Some(_) => outcome.copied += 1,
+                    None => outcome.no_room += 1,
+                }
+            }
+        }
+        outcome
+    }
+}
+
+impl Drop for FormerFlows {
+    fn drop(&mut self) {
+        if self.is_replaced {
+            return;
+        }
+        // A start that fails leaves the table as it was. The next start removes what is left.
+        if self.is_blocked {
+            self.table.unblock();
+        }
+        for one in &self.pins {
+            let _left = fs::remove_file(&one.new);
+        }
+    }
+}
+
+/// The content of a row.
+enum Read {
+    Flow(FlowRow),
+    Empty,
+    /// The program is writing the row.
+    Changes,
+}
+
+impl Source {
+    fn word(&self, index: usize) -> FlowWord {
+        let word = FlowWord(self.lines.words()[index].load(Ordering::Acquire));
+        if is_block(word) { FlowWord::EMPTY } else { word }
+    }
+
+    /// Reads the row whose word is `word`.
+    fn flow(&self, index: usize, word: FlowWord) -> Read {
+        if word == FlowWord::EMPTY {
+            return Read::Empty;
+        }
+        let row = self.rows.load(index);
+        // The program gives a row another tag before it writes the row.
+        let is_of = word.tag() == (row.ends >> 32) as u32 && self.word(index).tag() == word.tag();
+        if is_of { Read::Flow(row) } else { Read::Changes }
+    }
+
+    fn unblock(&self) {
+        for word in self.lines.words() {
+            let there = word.load(Ordering::Relaxed);
+            if is_block(FlowWord(there)) {
+                let _changed = word.compare_exchange(there, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+const fn is_block(word: FlowWord) -> bool {
+    word.tag() == BLOCKED && word.state() == FLOW_TAKEN | FLOW_RESTS
+}
+
+impl Renaming {
+    fn of(pins: &Pins, name: &'static str) -> Self {
+        Self { name, last: pins.map(name), new: pins.map(&new_name(name)) }
+    }
+
+    fn new_name(&self) -> String {
+        new_name(self.name)
+    }
+
+    fn rename(&self) -> anyhow::Result<()> {
+        match fs::rename(&self.new, &self.last) {
+            // All pins were removed, because this controller is to keep nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("replacing the pinned map {}", self.last.display())),
+        }
+    }
+}
+
+fn new_name(name: &str) -> String {
+    format!("NEW-{name}")
+}
+
+/// The numbers of entries of pinned maps.
+fn sizes(pins: &[Renaming], path: impl Fn(&Renaming) -> &PathBuf) -> anyhow::Result<Sizes> {
+    let mut sizes = [None; 3];
+    for (size, pin) in sizes.iter_mut().zip(pins) {
+        let path = path(pin);
+        if path.exists() {
+            *size = Some(open(path)?.info().context("reading the map's description")?.max_entries());
+        }
+    }
+    Ok(sizes)
+}
+
+/// Whether the maps belong to one table.
+fn is_whole(sizes: Sizes) -> bool {
+    match sizes {
+        [Some(lines), Some(rows), Some(returns)] => {
+            rows == lines.saturating_mul(FLOWS_PER_LINE) && returns == lines.saturating_mul(Capacity::RETURNS_PER_LINE)
+        }
+        _ => false,
+    }
+}
+
+impl FlowTable {
+    /// Puts a connection into an empty row, as the kernel program does. `None`: there is no room.
+    fn put(&self, row: &FlowRow, word: FlowWord) -> Option<u32> {
+        let index = self.take_row(row.ends, word)?;
+        let Some(place) = self.take_return(row, index) else {
+            self.word(index).store(0, Ordering::Release);
+            return None;
+        };
+        let row = FlowRow { returns: place as u32, ..*row };
+        let words = self.rows.words().chunks_exact(size_of::<FlowRow>() / 8).nth(index).unwrap_or_default();
+        for (there, bytes) in words.iter().zip(bytemuck::bytes_of(&row).chunks_exact(8)) {
+            let mut word = [0; 8];
+            word.copy_from_slice(bytes);
+            there.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
+        self.word(index).store(word.0, Ordering::Release);
+        u32::try_from(index).ok()
+    }
+
+    /// Takes an empty row of the two buckets, the first if more than half of it is empty. Packets do not find the row yet.
+    fn take_row(&self, ends: u64, word: FlowWord) -> Option<usize> {
+        const ENOUGH: usize = PER_LINE / 2 + 1;
+        let buckets = u32::try_from(self.lines.len()).ok()?;
+        let rows = |bucket: u32| (0..PER_LINE).map(move |row| bucket as usize * PER_LINE + row);
+        let is_empty = |row: &usize| self.word(*row).load(Ordering::Relaxed) == 0;
+        let both = [first_bucket(ends, buckets), second_bucket(ends, buckets)];
+        let [one, other] = both.map(|bucket| rows(bucket).filter(is_empty).count());
+        let [first, second] = if one >= ENOUGH || one >= other { both } else { [both[1], both[0]] };
+        let taken = FlowWord::new(!word.tag(), FLOW_TAKEN | FLOW_RESTS, word.seen());
+        rows(first)
+            .chain(rows(second))
+            .find(|&row| self.word(row).compare_exchange(0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    }
+
+    /// Takes an entry in the index of replies. `None`: another connection has the address and port, or there is no room.
+    fn take_return(&self, row: &FlowRow, index: usize) -> Option<usize> {
+        let ends = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;
+        let hash = return_hash(&row.pool, &row.backend, ends, row.protocol);
+        let tag = (hash >> 32) as u32;
+        let begin = first_bucket(hash, u32::try_from(self.returns.len()).ok()?) as usize * PER_LINE;
+        let places = self.returns.words().get(begin..begin + PER_LINE)?;
+        let has_tag = |word: &AtomicU64| {
+            let there = word.load(Ordering::Acquire);
+            there != 0 && ReturnWord(there).tag() == tag
+        };
+        if places.iter().any(has_tag) {
+            return None;
+        }
+        let entry = ReturnWord::new(tag, u32::try_from(index).ok()?);
+        let free = |word: &AtomicU64| word.compare_exchange(0, entry.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let place = places.iter().position(free)?;
+        if places.iter().filter(|word| has_tag(word)).count() > 1 {
+            // The program has taken the same address and port meanwhile.
+            let _ours = places[place].compare_exchange(entry.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+            return None;
+        }
+        Some(begin + place)
+    }
+
+    /// Records that the connection in `row`, copied when its word was `was`, has gone on to `now`.
+    fn continues(&self, row: usize, was: u64, now: FlowWord) {
+        const SAID: u8 = FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
+        let _kept = self.word(row).fetch_update(Ordering::AcqRel, Ordering::Acquire, |there| {
+            let there = FlowWord(there);
+            if there.0 == was {
+                return Some(now.0);
+            }
+            // Packets have changed it in both tables.
+            let is_same = there.is_found_by(now.tag());
+            is_same.then(|| there.with(there.state() | now.state() & SAID, there.seen()).0)
+        });
+    }
+
+    /// Removes the connection in `row` that the former program has ended, unless packets have continued it.
+    fn ends(&self, row: usize, was: u64) {
+        let _continued = self.give_up(row, FlowWord(was), FlowWord(was).seen());
+    }
+}
+
+#[cfg(test)]
+#[path = "former_test.rs"]
+mod tests;
