@@ -12,8 +12,8 @@ use balancer_common::map_types::{
 
 use crate::{
     budget,
+    debug_log::{self, Oddity},
     parse::Ip,
-    puzzles::{self, Puzzle},
     stats,
 };
 
@@ -86,7 +86,7 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     #[expect(clippy::needless_borrows_for_generic_args, reason = "copies would lie on the stack")]
     let inserted = FRAGMENTS.insert(&noted.key, &noted.row, 0);
     if let Err(error) = inserted {
-        puzzles::tell(Puzzle::Fragment, error.unsigned_abs());
+        debug_log::tell(Oddity::Fragment, error.unsigned_abs());
     }
 }
 

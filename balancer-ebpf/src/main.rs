@@ -13,10 +13,9 @@ mod entry {
     use balancer_common::verdict::Verdict;
     use balancer_ebpf::{
         Ingress,
+        debug_log::{self, Oddity},
         decap::{self, Decapsulated},
-        handover, local_replies, process,
-        puzzles::{self, Puzzle},
-        redirects, stats,
+        handover, local_replies, process, redirects, stats,
         step::Outcome,
         tracing,
     };
@@ -49,7 +48,7 @@ mod entry {
                 match unsafe { bpf_redirect(end.egress(), 0) } as u32 {
                     XDP_REDIRECT => (XDP_REDIRECT, Verdict::Redirect),
                     _ => {
-                        puzzles::tell(Puzzle::Redirect, end.egress());
+                        debug_log::tell(Oddity::Redirect, end.egress());
                         (XDP_DROP, Verdict::Aborted)
                     }
                 }
@@ -60,7 +59,7 @@ mod entry {
                 (XDP_DROP, Verdict::Drop)
             }
             Outcome::Abort => {
-                puzzles::tell(Puzzle::NoOutcome, end.kind());
+                debug_log::tell(Oddity::NoOutcome, end.kind());
                 (XDP_ABORTED, Verdict::Aborted)
             }
         };

@@ -11,8 +11,9 @@ use balancer_common::{
 };
 
 use crate::{
-    backends, control, opaque,
-    puzzles::{self, Puzzle},
+    backends, control,
+    debug_log::{self, Oddity},
+    opaque,
     scratch::{self, Row},
     stats,
     step::{Choice, Step, Unchosen},
@@ -71,7 +72,7 @@ impl Shared {
     fn of(hash: u64, read_only: bool) -> Option<Self> {
         let index = bucket(hash, CLIENT_BUCKET_MASK.load());
         let Some(bucket) = KNOWN_CLIENTS.get_ptr_mut(index) else {
-            puzzles::tell(Puzzle::BeyondClients, index);
+            debug_log::tell(Oddity::BeyondClients, index);
             return None;
         };
         // SAFETY: a map value of this size.

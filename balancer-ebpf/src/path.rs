@@ -12,10 +12,10 @@ use balancer_common::{
 use crate::{
     backends, control, forward,
     ingress::Ingress,
-    martian,
+    local_mac, martian,
     packet::Packet,
     parse::{self, Ip, Ports},
-    returns, rules, service, signs, station, steer,
+    returns, rules, service, signs, steer,
     step::{Carries, Quic, Step, ToClient},
     steps,
 };
@@ -24,7 +24,7 @@ use crate::{
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Step {
     let frame = ingress.frame();
-    if !station::is_ours(ingress, frame) {
+    if !local_mac::is_ours(ingress, frame) {
         return Step::PASS;
     }
     let step = plain(ingress, frame);

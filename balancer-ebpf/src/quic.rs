@@ -23,7 +23,7 @@ use crate::{
     service,
     share::Treated,
     steer,
-    step::{Carries, Choice, OpenFlow, Quic, QuicNamed, Step, ToBackend, Told, Watch},
+    step::{Carries, Choice, OpenFlow, Packed, Quic, QuicNamed, Step, ToBackend, Watch},
 };
 
 /// By [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
@@ -61,8 +61,8 @@ const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
 
 /// Keeps the connection ID of a datagram for the next step, if its server has given it.
 #[inline(always)]
-pub(crate) fn read(found: &Found, told: Told<Quic>) -> Step {
-    let Quic { service, port, unchecked } = told.get();
+pub(crate) fn read(found: &Found, packed: Packed<Quic>) -> Step {
+    let Quic { service, port, unchecked } = packed.get();
     let (Some(control), Some(row)) = (control::words(), service::at(service)) else { return Step::PASS };
     if unchecked && (martian::is_source(&found.ip) || martian::is_vip(control, &found.ip)) {
         return Step::drop(DropReason::Martian);
@@ -136,7 +136,7 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
 
 /// Has a datagram go to the backend that its connection ID names, or by its address.
 #[inline(always)]
-pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
+pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let ip = &found.ip;
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
     // SAFETY: as in `read`.
@@ -147,7 +147,7 @@ pub(crate) fn choose(found: &Found, told: Told<QuicNamed>) -> Step {
     let flows = service.flags & SERVICE_FLOWS != 0;
     let treated = if flows { Treated::STEERED } else { Treated::of(service, ip.family, &ip.source) };
     let step = if flows { OpenFlow::unchosen(port) } else { ToBackend::unchosen(Carries::Header, port) };
-    let QuicNamed { backend, proven } = told.get();
+    let QuicNamed { backend, proven } = packed.get();
     let ruled = if backend == 0 { Ruled::NONE } else { rules::find(service, &ip.source, true) };
     if backend == 0 || ruled.denies() {
         return steer::choose_later(control, service, ip, ports, treated, step);

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use balancer_common::map_types::MAX_DEVICES;
 
-use crate::station;
+use crate::local_mac;
 
 /// Number of such frames by target interface.
 #[map]
@@ -58,7 +58,7 @@ impl Device {
             let namespace = bpf_probe_read_kernel(namespace).ok()?;
             bpf_probe_read_kernel(namespace.wrapping_add(NAMESPACE_COOKIE.load() as usize).cast::<u64>()).ok()?
         };
-        Some(cookie == NAMESPACE.load() && station::is_attached(self.ifindex()?))
+        Some(cookie == NAMESPACE.load() && local_mac::is_attached(self.ifindex()?))
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@ use crate::{
     packet::Packet,
     parse::{ACK, FIN, Ip, RST, SYN, TCP},
     stats,
-    step::{IcmpError, Payload as _, Reject, Step, Told},
+    step::{IcmpError, Packed, Payload as _, Reject, Step},
 };
 
 /// The shortest frame on a link, without its check sequence.
@@ -24,16 +24,16 @@ const PADDING: usize = 6;
 
 /// Answers a packet with a TCP or UDP header that no backend takes.
 #[inline(always)]
-pub(crate) fn answer(found: &Found, told: Told<Reject>) -> Step {
+pub(crate) fn answer(found: &Found, packed: Packed<Reject>) -> Step {
     if found.ip.protocol != TCP {
-        return Step::to(IcmpError::Unreachable(told.get().reason));
+        return Step::to(IcmpError::Unreachable(packed.get().reason));
     }
     match reset(found) {
         Some(()) => {
             stats::count_rejected();
             Step::TX
         }
-        None => told.get().given_up(),
+        None => packed.get().given_up(),
     }
 }
 

@@ -16,9 +16,10 @@ use balancer_common::{
 };
 
 use crate::{
-    cpu_rows, forward, memory,
+    cpu_rows,
+    debug_log::{self, Oddity},
+    forward, memory,
     parse::{Ip, Ports, UDP},
-    puzzles::{self, Puzzle},
     rules::{self, Ruled},
     share::{self, Treated},
     step::{Choice, Reject, Step, Unchosen, Watch},
@@ -273,7 +274,7 @@ pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(Sl
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
     let place = table.place(client::slot(hash, table.size));
     let Some(line) = SLOTS.get(place.line) else {
-        puzzles::tell(Puzzle::BeyondTables, place.line);
+        debug_log::tell(Oddity::BeyondTables, place.line);
         return None;
     };
     // SAFETY: a reference is valid for reads; the controller replaces this word in one piece.

@@ -107,9 +107,9 @@ pub(crate) trait Payload: Copy {
 
 /// A step's payload as a word: one number to keep until it is needed.
 #[derive(Clone, Copy)]
-pub(crate) struct Told<What>(u64, PhantomData<What>);
+pub(crate) struct Packed<What>(u64, PhantomData<What>);
 
-impl<What: Payload> Told<What> {
+impl<What: Payload> Packed<What> {
     #[inline(always)]
     pub(crate) const fn of_word(word: u64) -> Self {
         Self(word, PhantomData)
@@ -686,8 +686,8 @@ impl Step {
 
     /// The step with this payload.
     #[inline(always)]
-    pub(crate) fn to<What: Payload>(told: What) -> Self {
-        Self(What::KIND as u64 | told.word())
+    pub(crate) fn to<What: Payload>(packed: What) -> Self {
+        Self(What::KIND as u64 | packed.word())
     }
 
     /// The number that is passed to and returned from global functions.
@@ -784,10 +784,10 @@ mod tests {
         }
     }
 
-    fn survives<What: Payload + PartialEq + Debug>(told: What) {
-        let step = Step::to(told);
-        assert!(step.is(What::KIND) && !step.is_last(), "{told:?}");
-        assert_eq!(Told::<What>::of_word(step.word()).get(), told);
+    fn survives<What: Payload + PartialEq + Debug>(packed: What) {
+        let step = Step::to(packed);
+        assert!(step.is(What::KIND) && !step.is_last(), "{packed:?}");
+        assert_eq!(Packed::<What>::of_word(step.word()).get(), packed);
     }
 
     #[test]
@@ -808,7 +808,7 @@ mod tests {
             survives(FlowReturn { row });
             let asked =
                 FlowThere::unchosen(row).chosen(Choice { backend: LAST_BACKEND, decision: DecisionIndex::NONE });
-            let going = Told::<FlowThere>::of_word(asked.word()).get().0;
+            let going = Packed::<FlowThere>::of_word(asked.word()).get().0;
             assert_eq!(going, Going { row, decision: DecisionIndex::NONE });
         }
         for toward in [Toward::Backend, Toward::Client] {
@@ -836,12 +836,12 @@ mod tests {
 
     #[test]
     fn when_a_step_depends_on_the_host_then_it_differs_from_every_other() {
-        let told = ToBackend {
+        let packed = ToBackend {
             choice: Choice { backend: 7, decision: DecisionIndex(5) },
             carries: Carries::Nothing,
             port: 80,
         };
-        for step in [Step::CONSULT, Step::to(told), Step::drop(DropReason::Denied), Step::PASS] {
+        for step in [Step::CONSULT, Step::to(packed), Step::drop(DropReason::Denied), Step::PASS] {
             assert_eq!(step.if_not_hosts(), None);
             let marked = step.unless_hosts();
             assert_eq!(marked.if_not_hosts(), Some(step));

@@ -12,23 +12,23 @@ use crate::{
     memory, quic, rare, reject, share,
     step::{
         Encapsulate, ErrorToBackend, ErrorToClient, FlowError, FlowPart, FlowPort, FlowReturn, FlowThere, IcmpError,
-        Kind, OpenFlow, Payload, Quic, QuicNamed, Reject, Step, ToBackend, ToClient, Told, Watch,
+        Kind, OpenFlow, Packed, Payload, Quic, QuicNamed, Reject, Step, ToBackend, ToClient, Watch,
     },
 };
 
 /// Declares steps. Each step is a global function. It gets the frame (`Ingress`: as it arrived; `Found`: with its
 /// layer-4 header found; `Plain`: the same, quickly for most packets; `Again`: the same after a step that has found the
-/// header) and, with `told`, its [`Payload`] as [`Told`]. The function in the first line runs the steps in this order;
+/// header) and, with `packed`, its [`Payload`] as [`Packed`]. The function in the first line runs the steps in this order;
 /// each step leads only to later ones.
 macro_rules! steps {
-    ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $told:ident)?) $run:path;)*) => {
+    ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $packed:ident)?) $run:path;)*) => {
         $(
             #[inline(never)]
             #[unsafe(no_mangle)]
-            extern "C" fn $global(context: *mut xdp_md $(, $told: u64)?) -> u64 {
+            extern "C" fn $global(context: *mut xdp_md $(, $packed: u64)?) -> u64 {
                 // SAFETY: the function below passes the program's context.
                 let ingress = unsafe { Ingress::new(context) };
-                steps!(@run ingress, $frame, $run $(, Told::<$kind>::of_word($told))?).word()
+                steps!(@run ingress, $frame, $run $(, Packed::<$kind>::of_word($packed))?).word()
             }
         )*
 
@@ -37,8 +37,8 @@ macro_rules! steps {
             let mut step = first;
             $(
                 if step.is(Kind::$kind) {
-                    $(let $told = step.word();)?
-                    step = Step::of_word($global(ingress.context() $(, $told)?));
+                    $(let $packed = step.word();)?
+                    step = Step::of_word($global(ingress.context() $(, $packed)?));
                     if step.is_last() {
                         return step;
                     }
@@ -47,16 +47,16 @@ macro_rules! steps {
             step
         }
     };
-    (@run $ingress:ident, Ingress, $run:path $(, $told:expr)?) => { $run($ingress $(, $told)?) };
-    (@run $ingress:ident, Again, $run:path $(, $told:expr)?) => {
+    (@run $ingress:ident, Ingress, $run:path $(, $packed:expr)?) => { $run($ingress $(, $packed)?) };
+    (@run $ingress:ident, Again, $run:path $(, $packed:expr)?) => {
         match Found::again($ingress) {
-            Some(found) => $run(&found $(, $told)?),
+            Some(found) => $run(&found $(, $packed)?),
             None => Step::PASS,
         }
     };
-    (@run $ingress:ident, Plain, $run:path $(, $told:expr)?) => {
+    (@run $ingress:ident, Plain, $run:path $(, $packed:expr)?) => {
         match Found::plain($ingress) {
-            Some(found) => $run(&found $(, $told)?),
+            Some(found) => $run(&found $(, $packed)?),
             None => Step::PASS,
         }
     };
@@ -66,10 +66,10 @@ macro_rules! steps {
             None => Step::PASS,
         }
     };
-    (@run $ingress:ident, Found, $run:path, $told:expr) => {
+    (@run $ingress:ident, Found, $run:path, $packed:expr) => {
         match Found::of($ingress) {
-            Some(found) => $run(&found, $told),
-            None => $told.get().given_up(),
+            Some(found) => $run(&found, $packed),
+            None => $packed.get().given_up(),
         }
     };
 }
@@ -80,29 +80,29 @@ steps! {
     Icmp => balancer_icmp(Found) icmp::decide;
     Flow => balancer_flow(Plain) flows::find::decide;
     FlowNew => balancer_flow_new(Again) flows::open::choose;
-    Quic => balancer_quic(Plain, told) quic::read;
+    Quic => balancer_quic(Plain, packed) quic::read;
     QuicServer => balancer_quic_server(Ingress) quic::find;
-    QuicNamed => balancer_quic_named(Again, told) quic::choose;
+    QuicNamed => balancer_quic_named(Again, packed) quic::choose;
 }
 
 steps! {
     act:
-    OpenFlow => balancer_open_flow(Again, told) flows::open::begin;
-    FlowPort => balancer_flow_ports(Ingress, told) flows::ports::find;
-    FlowThere => balancer_flow_there(Again, told) flows::there::send;
+    OpenFlow => balancer_open_flow(Again, packed) flows::open::begin;
+    FlowPort => balancer_flow_ports(Ingress, packed) flows::ports::find;
+    FlowThere => balancer_flow_there(Again, packed) flows::there::send;
     FlowBack => balancer_flow_back(Plain) flows::back::decide;
-    FlowReturn => balancer_flow_return(Again, told) flows::back::to_client;
-    FlowPart => balancer_flow_part(Again, told) flows::parts::send;
-    FlowError => balancer_flow_error(Again, told) flows::errors::send;
-    ToBackend => balancer_to_backend(Again, told) forward::any_to_backend;
-    ErrorToBackend => balancer_error_to_backend(Found, told) forward::error_to_backend;
-    ToClient => balancer_to_client(Found, told) nat::to_client;
-    ErrorToClient => balancer_error_to_client(Found, told) nat::error_to_client;
-    Watch => balancer_watched(Found, told) forward::watch;
+    FlowReturn => balancer_flow_return(Again, packed) flows::back::to_client;
+    FlowPart => balancer_flow_part(Again, packed) flows::parts::send;
+    FlowError => balancer_flow_error(Again, packed) flows::errors::send;
+    ToBackend => balancer_to_backend(Again, packed) forward::any_to_backend;
+    ErrorToBackend => balancer_error_to_backend(Found, packed) forward::error_to_backend;
+    ToClient => balancer_to_client(Found, packed) nat::to_client;
+    ErrorToClient => balancer_error_to_client(Found, packed) nat::error_to_client;
+    Watch => balancer_watched(Found, packed) forward::watch;
     Own => balancer_own(Ingress) sockets::pass;
-    Encapsulate => balancer_encapsulate(Ingress, told) encapsulate::to_backend;
-    Reject => balancer_reject(Found, told) reject::answer;
-    IcmpError => balancer_icmp_error(Found, told) too_big::answer;
+    Encapsulate => balancer_encapsulate(Ingress, packed) encapsulate::to_backend;
+    Reject => balancer_reject(Found, packed) reject::answer;
+    IcmpError => balancer_icmp_error(Found, packed) too_big::answer;
 }
 
 /// Continues with `next`, unless the host has the connection.

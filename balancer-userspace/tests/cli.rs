@@ -612,7 +612,7 @@ async fn when_a_user_withdraws_then_the_command_waits_until_no_vip_is_left() {
     assert_eq!(stdout(&at(&socket, &["announce"]).await), "done\n");
     let stale = at(&socket, &["--if-generation", "1", "withdraw"]).await;
     assert_eq!(stale.status.code(), Some(1));
-    assert_eq!(fake.wishes(), [true, true, false].map(ChangeRequest::Withdraw));
+    assert_eq!(fake.change_requests(), [true, true, false].map(ChangeRequest::Withdraw));
 }
 
 #[tokio::test]

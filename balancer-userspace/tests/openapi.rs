@@ -101,7 +101,7 @@ async fn when_a_described_route_is_called_then_it_answers_as_described() {
         let harmless =
             method == "GET" || path.ends_with("/plan") || path.contains("/clients") || path.contains("/trace");
         let harmless = harmless || content["example"]["dry_run"] == true;
-        assert_eq!(fake.wishes().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
+        assert_eq!(fake.change_requests().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
 
         // The server refuses undescribed fields, as described.
         let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };
@@ -162,7 +162,7 @@ async fn when_a_reader_asks_then_what_changes_something_or_has_a_key_is_refused(
             open += 1;
         }
     }
-    assert_eq!(fake.wishes(), []);
+    assert_eq!(fake.change_requests(), []);
     for (method, path) in &refused {
         let is_read = *method == "GET" && !path.contains("trace") && !path.contains("quic");
         assert!(!is_read && *path != "/v1/plan", "{method} {path}");

@@ -92,7 +92,7 @@ impl Finder {
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Rescan => ["--package=balancer-tests", "--test=dataplane", "rescan::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace|sweep)::/)"],
-            Self::Packets => ["--package=balancer-tests", "--test=packets", "recent_hops::"],
+            Self::Packets => ["--package=balancer-tests", "--test=packets", "next_hop_cache::"],
             Self::Placement => ["--package=balancer-dataplane", "--lib", "placement::"],
             Self::Tables => ["--package=balancer-tests", "--test=packets", "full_tables::"],
             Self::Valid => ["--package=balancer-model", "--lib", "--filterset=test(/(validate|pieces)::/)"],

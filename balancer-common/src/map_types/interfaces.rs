@@ -12,9 +12,9 @@ pub type Mac = [u8; 6];
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct InterfaceRow {
-    /// The interface's own MAC as a [`station`] word, then those of the devices stacked on it; unused places repeat the
+    /// The interface's own MAC as a [`mac_word`] word, then those of the devices stacked on it; unused places repeat the
     /// first.
-    pub stations: [u64; STATIONS],
+    pub local_macs: [u64; LOCAL_MACS],
     /// Index of the interface. If the row holds another index, or 0, the program accepts every frame.
     pub ifindex: u32,
     /// Zero.
@@ -22,7 +22,7 @@ pub struct InterfaceRow {
 }
 
 /// The maximum number of MACs accepted by one interface.
-pub const STATIONS: usize = 7;
+pub const LOCAL_MACS: usize = 7;
 /// The maximum number of other backends recognized by their MACs, in services of which this machine is a backend.
 pub const MAX_PEERS: u32 = 256;
 
@@ -31,17 +31,17 @@ pub const MAX_PEERS: u32 = 256;
 #[must_use]
 pub const fn peer(sender: u64, service: u16) -> u64 {
     let [a, b] = service.to_ne_bytes();
-    sender & STATION_MASK | u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b])
+    sender & MAC_MASK | u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b])
 }
 
 /// The bits of a frame's first eight bytes that are its destination.
-pub const STATION_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
-/// The bit of a [`station`] word that marks a group address.
-pub const STATION_GROUP: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
+pub const MAC_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+/// The bit of a [`mac_word`] word that marks a group address.
+pub const MAC_GROUP: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
 
-/// A MAC as the first word of a frame for it, under [`STATION_MASK`].
+/// A MAC as the first word of a frame for it, under [`MAC_MASK`].
 #[must_use]
-pub const fn station([a, b, c, d, e, f]: Mac) -> u64 {
+pub const fn mac_word([a, b, c, d, e, f]: Mac) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
 }
 
@@ -90,7 +90,7 @@ pub struct NeighbourAsked {
 pub const MAX_ASKED: u32 = 4096;
 
 /// Number of clients' next hops that each CPU caches briefly, if it was online at the start.
-pub const RECENT_HOPS_OF_CPU: u32 = 2048;
+pub const CACHED_HOPS_OF_CPU: u32 = 2048;
 
 const _: () = {
     assert!(size_of::<InterfaceRow>() == 64);

@@ -18,7 +18,7 @@ use crate::{
     fragments::{self, Way},
     parse::{self, Ip, Ports},
     returns, signs,
-    step::{Carries, FlowReturn, Step, ToClient, Told, Toward},
+    step::{Carries, FlowReturn, Packed, Step, ToClient, Toward},
 };
 
 /// The flow of a packet between these endpoints, as the backend sees them.
@@ -65,9 +65,9 @@ fn of_nat(control: &'static Control, ip: &Ip<'_>, ports: Ports) -> Step {
 
 /// Sends a reply to the client of its flow.
 #[inline(always)]
-pub(crate) fn to_client(found: &Found, told: Told<FlowReturn>) -> Step {
+pub(crate) fn to_client(found: &Found, packed: Packed<FlowReturn>) -> Step {
     let Found { ip, .. } = found;
-    let Some(flow) = Flow::at(told.get().row) else { return Step::PASS };
+    let Some(flow) = Flow::at(packed.get().row) else { return Step::PASS };
     let way = way(found, flow.row());
     if !way.sends() {
         return way;

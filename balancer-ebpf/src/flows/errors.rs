@@ -16,7 +16,7 @@ use crate::{
     found::Found,
     parse::Ip,
     signs,
-    step::{Choice, FlowError, Kind, Step, Told, Toward},
+    step::{Choice, FlowError, Kind, Packed, Step, Toward},
 };
 
 /// Sends an error about a packet that the VIP sent to a client to the flow's backend.
@@ -54,8 +54,8 @@ pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
 
 /// Sends an error to the endpoint whose packet it quotes.
 #[inline(always)]
-pub(crate) fn send(found: &Found, told: Told<FlowError>) -> Step {
-    let FlowError { row, toward } = told.get();
+pub(crate) fn send(found: &Found, packed: Packed<FlowError>) -> Step {
+    let FlowError { row, toward } = packed.get();
     let (Some(flow), Some(inner)) = (Flow::at(row), found.quoted()) else { return Step::PASS };
     match toward {
         Toward::Backend => to_backend(found, &inner, &flow),

@@ -10,7 +10,7 @@ use crate::{
     parse, service,
     share::Treated,
     signs, steer,
-    step::{Carries, FlowPort, Going, OpenFlow, Quic, Step, ToBackend, Told},
+    step::{Carries, FlowPort, Going, OpenFlow, Packed, Quic, Step, ToBackend},
 };
 
 /// Chooses the backend of a new flow in the same way as for other services.
@@ -31,19 +31,19 @@ pub(crate) fn choose(found: &Found) -> Step {
 /// Takes a row for a new flow to the chosen backend. Packets to this machine itself are translated as in `nat`, without
 /// a flow.
 #[inline(always)]
-pub(crate) fn begin(found: &Found, told: Told<OpenFlow>) -> Step {
-    let OpenFlow { choice, port } = told.get();
+pub(crate) fn begin(found: &Found, packed: Packed<OpenFlow>) -> Step {
+    let OpenFlow { choice, port } = packed.get();
     if backends::reachable(choice.backend).is_some_and(|backend| backend.row.is_local()) {
         return Step::to(ToBackend { choice, carries: Carries::Header, port });
     }
-    match begun(found, told) {
-        Ok(row) => Step::to(FlowPort(Going { row, decision: told.get().choice.decision })),
-        Err(end) => decided(told.get().choice, end),
+    match begun(found, packed) {
+        Ok(row) => Step::to(FlowPort(Going { row, decision: packed.get().choice.decision })),
+        Err(end) => decided(packed.get().choice, end),
     }
 }
 
 #[inline(always)]
-fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, Step> {
+fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
     let ip = &found.ip;
     let control = control::words().ok_or(Step::drop(DropReason::NoNextHop))?;
     let ports = parse::ports(ip).ok_or(Step::drop(DropReason::Malformed))?;
@@ -71,7 +71,7 @@ fn begun(found: &Found, told: Told<OpenFlow>) -> Result<u32, Step> {
     row.begun = now;
     row.bytes_there = 0;
     row.bytes_back = 0;
-    let OpenFlow { choice, port } = told.get();
+    let OpenFlow { choice, port } = packed.get();
     row.backend_id = choice.backend;
     let Some(backend) = backends::reachable(choice.backend) else {
         place::give_up(index);

@@ -7,13 +7,13 @@ use crate::{
     flows::{back, rewriting, table::Flow, there},
     forward,
     found::Found,
-    step::{Choice, FlowPart, Step, Told, Toward},
+    step::{Choice, FlowPart, Packed, Step, Toward},
 };
 
 /// Sends a later fragment to the destination of its first fragment's flow.
 #[inline(always)]
-pub(crate) fn send(found: &Found, told: Told<FlowPart>) -> Step {
-    let FlowPart { flow, toward } = told.get();
+pub(crate) fn send(found: &Found, packed: Packed<FlowPart>) -> Step {
+    let FlowPart { flow, toward } = packed.get();
     let Some(flow) = Flow::named(flow) else { return Step::drop(DropReason::FragmentUnknown) };
     match toward {
         Toward::Backend => to_backend(found, &flow),

@@ -19,15 +19,15 @@ use crate::{
     forward::decided,
     ingress::Ingress,
     parse::UDP,
-    step::{Choice, FlowPort, FlowThere, Step, Told},
+    step::{Choice, FlowPort, FlowThere, Packed, Step},
 };
 
 /// Finds an address and a port for a flow that has a row, and publishes the flow to packets.
 #[inline(always)]
-pub(crate) fn find(ingress: Ingress, told: Told<FlowPort>) -> Step {
+pub(crate) fn find(ingress: Ingress, packed: Packed<FlowPort>) -> Step {
     // The compiler drops an unused argument, but the verifier requires it.
     let _ = ingress.frame();
-    let FlowPort(going) = told.get();
+    let FlowPort(going) = packed.get();
     // SAFETY: a plain helper call.
     let start = unsafe { bpf_get_prandom_u32() };
     let now = table::now();

@@ -9,14 +9,14 @@ use crate::{
     found::Found,
     fragments::{self, Way},
     parse,
-    step::{Choice, FlowThere, IcmpError, Step, Told, Toward},
+    step::{Choice, FlowThere, IcmpError, Packed, Step, Toward},
 };
 
 /// Rewrites a flow's packet and sends it to the backend.
 #[inline(always)]
-pub(crate) fn send(found: &Found, told: Told<FlowThere>) -> Step {
+pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     let Found { ingress, ip, .. } = found;
-    let FlowThere(going) = told.get();
+    let FlowThere(going) = packed.get();
     let Some(flow) = Flow::at(going.row) else { return Step::drop(DropReason::FlowUnknown) };
     let choice = Choice { backend: flow.row().backend_id, decision: going.decision };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };

@@ -10,21 +10,21 @@ use crate::{
     },
     ingress::Ingress,
     parse,
-    step::{Answerable, Encapsulate, IcmpError, Step, Told},
+    step::{Answerable, Encapsulate, IcmpError, Packed, Step},
 };
 
 /// Wraps a packet in an outer packet to its backend and sends it.
 #[inline(always)]
-pub(crate) fn to_backend(ingress: Ingress, told: Told<Encapsulate>) -> Step {
-    match sent(ingress, told) {
+pub(crate) fn to_backend(ingress: Ingress, packed: Packed<Encapsulate>) -> Step {
+    match sent(ingress, packed) {
         Ok(step) => step,
-        Err(end) => decided(told.get().choice, end),
+        Err(end) => decided(packed.get().choice, end),
     }
 }
 
 #[inline(always)]
-fn sent(ingress: Ingress, told: Told<Encapsulate>) -> Result<Step, Step> {
-    let Encapsulate { choice, answerable } = told.get();
+fn sent(ingress: Ingress, packed: Packed<Encapsulate>) -> Result<Step, Step> {
+    let Encapsulate { choice, answerable } = packed.get();
     let frame = ingress.frame();
     let ip = parse::ip(frame).ok_or(MALFORMED)?;
     let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;

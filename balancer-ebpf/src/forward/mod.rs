@@ -6,7 +6,7 @@ mod local;
 pub(crate) mod mark;
 pub(crate) mod nat;
 pub(crate) mod neighbour;
-mod recent_hops;
+mod next_hop_cache;
 pub mod rewrite;
 mod sent;
 pub(crate) mod sockets;
@@ -26,7 +26,7 @@ use crate::{
     ingress::Ingress,
     packet::Packet,
     parse::Ip,
-    step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Step, ToBackend, Told, Watch},
+    step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Packed, Step, ToBackend, Watch},
 };
 pub(crate) use sent::decided;
 use sent::{Sender, finish, finish_by_any, no_next_hop};
@@ -111,23 +111,23 @@ fn is_tunnel(row: &BackendRow) -> bool {
 /// Sends as [`to_backend`] does, for a packet with its layer-4 header anywhere, which the kernel may have to send.
 /// Remembers the destination of a first fragment.
 #[inline(always)]
-pub(crate) fn any_to_backend(found: &Found, told: Told<ToBackend>) -> Step {
+pub(crate) fn any_to_backend(found: &Found, packed: Packed<ToBackend>) -> Step {
     if found.ip.fragment.is_first() {
-        fragments::remember(&found.ip, Way::Backend(told.get().choice.backend));
+        fragments::remember(&found.ip, Way::Backend(packed.get().choice.backend));
     }
-    match sent_by_any(found, told) {
+    match sent_by_any(found, packed) {
         Ok(step) => step,
-        Err(end) => decided(told.get().choice, end),
+        Err(end) => decided(packed.get().choice, end),
     }
 }
 
 #[inline(always)]
-fn sent_by_any(found: &Found, told: Told<ToBackend>) -> Result<Step, Step> {
+fn sent_by_any(found: &Found, packed: Packed<ToBackend>) -> Result<Step, Step> {
     let Found { ingress, frame, ip } = found;
-    let choice = || told.get().choice;
+    let choice = || packed.get().choice;
     let backend = reachable(choice().backend).ok_or_else(|| no_next_hop(choice()))?;
     if backend.row.is_local() {
-        return local::pass(found, backend, choice(), told.get().carries, told.get().port);
+        return local::pass(found, backend, choice(), packed.get().carries, packed.get().port);
     }
     if is_tunnel(backend.row) {
         return Ok(Step::to(Encapsulate { choice: choice(), answerable: Answerable::Yes }));
@@ -137,15 +137,15 @@ fn sent_by_any(found: &Found, told: Told<ToBackend>) -> Result<Step, Step> {
     {
         return Ok(step);
     }
-    write(*ingress, *frame, ip, told.get().carries, backend, told.get().port)?;
+    write(*ingress, *frame, ip, packed.get().carries, backend, packed.get().port)?;
     Ok(finish_by_any(*ingress, *frame, ip, backend, choice(), Sender::Client { added: 0 }))
 }
 
 /// Sends an ICMP error about a packet from a VIP to the backend that the packet came from.
 #[inline(always)]
-pub(crate) fn error_to_backend(found: &Found, told: Told<ErrorToBackend>) -> Step {
+pub(crate) fn error_to_backend(found: &Found, packed: Packed<ErrorToBackend>) -> Step {
     let Found { ingress, frame, ip } = found;
-    let ErrorToBackend { choice, port } = told.get();
+    let ErrorToBackend { choice, port } = packed.get();
     let Some(inner) = found.quoted() else { return Step::PASS };
     let Some(backend) = reachable(choice.backend) else { return no_next_hop(choice) };
     let row = backend.row;
@@ -197,9 +197,9 @@ pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> S
 
 /// Passes a packet that is only watched, and counts it as if the program had forwarded it to its backend.
 #[inline(always)]
-pub(crate) fn watch(found: &Found, told: Told<Watch>) -> Step {
+pub(crate) fn watch(found: &Found, packed: Packed<Watch>) -> Step {
     let Found { ingress, ip, .. } = found;
-    let Watch { choice } = told.get();
+    let Watch { choice } = packed.get();
     if ip.fragment.is_first() {
         fragments::remember(ip, Way::Passed);
     }

@@ -16,15 +16,16 @@ use crate::{
     control,
     forward::{
         neighbour,
-        recent_hops::RecentHop,
+        next_hop_cache::CachedHop,
         rewrite::{self, End, Translation},
     },
     found::Found,
     ingress::Ingress,
+    local_mac,
     packet::Packet,
     parse::{ACK, Ip, RST, SYN, TCP},
-    returns, signs, station,
-    step::{Carries, ErrorToClient, Kind, Step, ToClient, Told},
+    returns, signs,
+    step::{Carries, ErrorToClient, Kind, Packed, Step, ToClient},
 };
 
 /// The translation of one end of `ip`, a VIP with port `old` (network order), to the backend. `port` is the backend's
@@ -96,7 +97,7 @@ pub(super) fn to_this_machine(ip: &Ip<'_>, carries: Carries, backend: Reachable,
 #[inline(always)]
 pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static ReturnRow, otherwise: Step) -> Step {
     // SAFETY: as in `way_back`.
-    let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
+    let expected = local_mac::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     if !expected || ip.ttl() <= 1 {
         return otherwise;
     }
@@ -108,7 +109,7 @@ pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static Retur
 
 /// This is a separate function, so that its stack does not add to that of the path's steps.
 #[inline(never)]
-extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'static RecentHop, place: u64) -> u64 {
+extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'static CachedHop, place: u64) -> u64 {
     // SAFETY: the function above passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     let frame = ingress.frame();
@@ -126,9 +127,9 @@ extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'s
 
 /// Turns a backend's reply into the VIP's reply and sends it to the client along the kernel's route.
 #[inline(always)]
-pub(crate) fn to_client(found: &Found, told: Told<ToClient>) -> Step {
+pub(crate) fn to_client(found: &Found, packed: Packed<ToClient>) -> Step {
     let Found { ingress, frame, ip } = found;
-    let ToClient { port, protocol, carries } = told.get();
+    let ToClient { port, protocol, carries } = packed.get();
     let Some(control) = control::words() else { return Step::PASS };
     let key = ServiceKey { address: ip.source, port, protocol, family: ip.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
@@ -169,8 +170,8 @@ pub(super) fn error_to_backend(
 /// source becomes the VIP whichever host on the backends' side sent it (RFC 5508, REQ-5), because that host may have no
 /// route to the client.
 #[inline(always)]
-pub(crate) fn error_to_client(found: &Found, told: Told<ErrorToClient>) -> Step {
-    let ErrorToClient { port } = told.get();
+pub(crate) fn error_to_client(found: &Found, packed: Packed<ErrorToClient>) -> Step {
+    let ErrorToClient { port } = packed.get();
     let Found { ingress, frame, ip } = found;
     let Some(control) = control::words() else { return Step::PASS };
     let Some(inner) = found.quoted() else { return Step::PASS };
@@ -221,7 +222,7 @@ pub(crate) fn says_unreachable(ip: &Ip<'_>) -> bool {
 #[inline(always)]
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one store.
-    let expected = station::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
+    let expected = local_mac::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     let way = neighbour::route(ingress, ip, &row.vip, &ip.destination);
     if way.is(Kind::Pass) || way.is(Kind::Own) {
         way

@@ -18,15 +18,15 @@ use balancer_common::{
 };
 
 use crate::{
+    debug_log::{self, Oddity},
     devices,
     forward::{
         mark,
-        recent_hops::{Question, RecentHop},
+        next_hop_cache::{CachedHop, Question},
         waiting,
     },
     ingress::Ingress,
     parse::Ip,
-    puzzles::{self, Puzzle},
     step::{IcmpError, Step},
 };
 
@@ -96,7 +96,7 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
 
 /// The cached next hop of a packet in one buffer from `source` to `ip`'s destination, if XDP can send the packet.
 #[inline(always)]
-pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option<&'static RecentHop> {
+pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option<&'static CachedHop> {
     let hop = Question { ingress: ingress.ifindex(), ip, source }.recent()?;
     let is_good =
         !devices::kernel_sends_whole(ip, ingress.ifindex(), hop.egress) && fits(ingress, ip, hop.egress, hop.mtu);
@@ -134,11 +134,11 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destinatio
         BPF_FIB_LKUP_RET_NO_NEIGH => Step::drop(DropReason::NoNeighbour),
         BPF_FIB_LKUP_RET_NOT_FWDED => Step::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
-            puzzles::tell(Puzzle::NoRoute, answer);
+            debug_log::tell(Oddity::NoRoute, answer);
             Step::OWN
         }
         _ => {
-            puzzles::tell(Puzzle::NoRoute, answer);
+            debug_log::tell(Oddity::NoRoute, answer);
             Step::drop(DropReason::NoRoute)
         }
     }

@@ -4,12 +4,12 @@ use balancer_common::{handover::Handed, verdict::DropReason};
 
 use crate::{
     backends::Reachable,
+    debug_log::{self, Oddity},
     devices,
     forward::mark,
     ingress::Ingress,
     packet::Packet,
     parse::Ip,
-    puzzles::{self, Puzzle},
     samples, stats,
     step::{Choice, Step},
 };
@@ -82,6 +82,6 @@ pub(super) fn by_kernel_perhaps(
 
 #[inline(always)]
 pub(super) fn no_next_hop(choice: Choice) -> Step {
-    puzzles::tell(Puzzle::NoNextHop, u32::from(choice.backend));
+    debug_log::tell(Oddity::NoNextHop, u32::from(choice.backend));
     Step::drop(DropReason::NoNextHop)
 }

@@ -19,13 +19,13 @@ use network_types::{
 
 use crate::{
     backends::Reachable,
+    debug_log::{self, Oddity},
     devices,
     forward::rewrite,
     ingress::Ingress,
     link::{self, V4, V6},
     packet::Packet,
     parse::{Ip, UDP},
-    puzzles::{self, Puzzle},
     step::Step,
 };
 
@@ -102,7 +102,7 @@ pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, 
     rewrite::one_hop_less(ip).ok_or(MALFORMED)?;
     let overhead = tunnel.overhead();
     ingress.grow_head(overhead as i32).ok_or_else(|| {
-        puzzles::tell(Puzzle::NoHeadroom, overhead as u32);
+        debug_log::tell(Oddity::NoHeadroom, overhead as u32);
         Step::drop(DropReason::NoHeadroom)
     })?;
     put(ingress.frame(), &inner, row, tunnel).ok_or(MALFORMED)?;

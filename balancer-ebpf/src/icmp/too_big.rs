@@ -17,7 +17,7 @@ use crate::{
     packet::Packet,
     parse::{ICMP, ICMP_CHECK, ICMP_HEADER_LEN, ICMP_V6, Ip},
     stats,
-    step::{IcmpError, Payload as _, Step, Told},
+    step::{IcmpError, Packed, Payload as _, Step},
 };
 
 /// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and the longest quote here a multiple of eight.
@@ -34,11 +34,11 @@ const TOS: u8 = 0xc0;
 /// Answers a packet to a VIP, or a `nat` backend's reply. Senders of IPv4 packets that may be fragmented learn the MTU
 /// too: the program does not fragment, but they can.
 #[inline(always)]
-pub(crate) fn answer(found: &Found, told: Told<IcmpError>) -> Step {
-    if reply(found, told).is_none() {
-        return told.get().given_up();
+pub(crate) fn answer(found: &Found, packed: Packed<IcmpError>) -> Step {
+    if reply(found, packed).is_none() {
+        return packed.get().given_up();
     }
-    match told.get() {
+    match packed.get() {
         IcmpError::TooBig(_) => stats::count_too_big(),
         IcmpError::Unreachable(_) => stats::count_rejected(),
     }
@@ -72,12 +72,12 @@ fn is_denied(reason: DropIndex) -> bool {
 
 /// Writes the error. `None`: the sender is not informed, and the frame may be half rewritten.
 #[inline(always)]
-fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
+fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     let Found { ingress, frame, ip } = *found;
     if ip.fragment.is_later() || is_group(frame) || !is_one_host(&ip.source, ip.family) {
         return None;
     }
-    let may = match told.get() {
+    let may = match packed.get() {
         IcmpError::TooBig(_) => budget::may_send_error(),
         IcmpError::Unreachable(_) => budget::may_reject(),
     };
@@ -97,7 +97,7 @@ fn reply(found: &Found, told: Told<IcmpError>) -> Option<()> {
     swap_macs(frame)?;
     let outer = frame.skip(ip.l3_offset);
     let pseudo = if ip.family == FAMILY_V4 { v4(outer, &ip, quote) } else { v6(outer, &ip, quote) }?;
-    outer.store(header, message(told.get(), ip.family))?;
+    outer.store(header, message(packed.get(), ip.family))?;
     let check = checksum::fold(pseudo + opaque::number(sum(outer.skip(header), ICMP_HEADER_LEN + quote))?);
     ingress.frame().skip(ip.l3_offset + header).store(ICMP_CHECK, !check)
 }

@@ -334,7 +334,7 @@ pub struct ServiceSnapshot {
     /// The lists of targets that become its backends.
     pub discover: Vec<DiscoverSnapshot>,
     /// Counters of backends removed for good, by name; summed up after an hour.
-    pub departed: Vec<(String, BackendStats)>,
+    pub removed_backends: Vec<(String, BackendStats)>,
     /// Moves counted here that another member of the fleet has made and counts as well, by cause.
     pub repeated_moves: [u64; MOVE_COUNTERS],
     /// Removed backends that clients still know.
@@ -367,8 +367,8 @@ impl ServiceSnapshot {
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
         let present = self.backends.iter().map(|backend| &backend.stats);
         let gone = self.gone.iter().map(|gone| &gone.stats);
-        let departed = self.departed.iter().map(|(_, stats)| stats);
-        present.chain(gone).chain(departed).map(counter).sum()
+        let removed_backends = self.removed_backends.iter().map(|(_, stats)| stats);
+        present.chain(gone).chain(removed_backends).map(counter).sum()
     }
 
     /// The counters of all backends by id, before services of both families are joined.

@@ -65,8 +65,8 @@ pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, N
     /// The known states of the paths to backends.
     pub next_hops: NextHops,
     /// Counters of backends removed for good, by service and name. The shell fills this in.
-    #[serde(default)]
-    pub departed: SavedCountersByService,
+    #[serde(default, rename = "departed")]
+    pub removed_backends: SavedCountersByService,
     /// Moves that other members of a fleet count, by service and cause. The shell fills this in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
@@ -105,7 +105,7 @@ impl SavedState {
     /// counter that continues from it could decrease, which Prometheus treats as a reset and counts twice. Counters
     /// `agreed` by a fleet stay.
     pub fn restart_counters(&mut self, agreed: bool) {
-        self.departed.clear();
+        self.removed_backends.clear();
         self.repeated_moves.clear();
         for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
             backend.checks = [0; 3];

@@ -1,4 +1,4 @@
-//! The kernel program's reports about rare and puzzling packets, logged at level debug.
+//! The kernel program's reports about rare and unexpected packets, logged at level debug.
 
 use anyhow::Context as _;
 use balancer_dataplane::KernelDataplane;

@@ -62,8 +62,8 @@ mod tests {
         of(links.iter())
     }
 
-    fn stations(links: &[Link], ifindex: u32) -> Vec<Mac> {
-        let (own, others) = layers(links).stations(ifindex).unwrap();
+    fn local_macs(links: &[Link], ifindex: u32) -> Vec<Mac> {
+        let (own, others) = layers(links).local_macs(ifindex).unwrap();
         std::iter::once(own).chain(others).collect()
     }
 
@@ -78,22 +78,22 @@ mod tests {
             upon(6, InfoKind::Vlan, 5),
             device(7),
         ];
-        assert_eq!(stations(&links, 2), [mac(2), mac(3)]);
-        assert_eq!(stations(&links, 4), [mac(4), mac(5), mac(6)]);
-        assert_eq!(stations(&links, 3), [mac(3)], "not those of what lies below");
-        assert_eq!(layers(&links).stations(77), None);
+        assert_eq!(local_macs(&links, 2), [mac(2), mac(3)]);
+        assert_eq!(local_macs(&links, 4), [mac(4), mac(5), mac(6)]);
+        assert_eq!(local_macs(&links, 3), [mac(3)], "not those of what lies below");
+        assert_eq!(layers(&links).local_macs(77), None);
     }
 
     #[test]
-    fn when_a_vlan_has_the_mac_of_its_parent_then_there_is_one_station() {
+    fn when_a_vlan_has_the_mac_of_its_parent_then_there_is_one_local_mac() {
         let links = [device(2), Link { mac: Some(mac(2)), ..upon(3, InfoKind::Vlan, 2) }];
-        assert_eq!(stations(&links, 2), [mac(2)]);
+        assert_eq!(local_macs(&links, 2), [mac(2)]);
     }
 
     #[test]
-    fn when_devices_are_veth_peers_then_they_are_separate_stations() {
+    fn when_devices_are_veth_peers_then_each_has_its_own_local_mac() {
         let links = [upon(2, InfoKind::Veth, 3), upon(3, InfoKind::Veth, 2)];
-        assert_eq!(stations(&links, 2), [mac(2)]);
+        assert_eq!(local_macs(&links, 2), [mac(2)]);
         assert!(!layers(&links).related(2, 3));
     }
 

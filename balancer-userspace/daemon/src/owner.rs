@@ -63,10 +63,10 @@ pub use self::{
 };
 use crate::{
     clocks,
-    departed::Departed,
     events::{Events, subject},
     neighbours::{Neighbours, Tunnels},
     prober::Prober,
+    removed_backends::RemovedBackends,
     restorable::Restorable,
 };
 
@@ -86,7 +86,7 @@ pub struct Owner<D> {
     builds: HashMap<ServiceId, Duration>,
     /// The service and name of the backend behind each row of counters.
     owners: HashMap<BackendId, (ServiceId, String)>,
-    departed: Departed,
+    removed_backends: RemovedBackends,
     recently_retired: RecentlyRetired,
     /// Moves that other members of the fleet count, by cause.
     repeated_moves: HashMap<ServiceId, [u64; MOVE_COUNTERS]>,
@@ -135,7 +135,7 @@ impl<D: Dataplane> Owner<D> {
             events,
             builds: HashMap::new(),
             owners: HashMap::new(),
-            departed: Departed::default(),
+            removed_backends: RemovedBackends::default(),
             recently_retired: RecentlyRetired::default(),
             repeated_moves: HashMap::new(),
             last_changes: LastChanges::default(),
@@ -164,10 +164,10 @@ impl<D: Dataplane> Owner<D> {
     /// Continues the counters of removed backends, and of moves counted by other members, from an ended process.
     pub fn take_over_counters(
         &mut self,
-        departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+        removed_backends: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
         repeated_moves: BTreeMap<u16, Vec<u64>>,
     ) {
-        self.departed = Departed::restore(departed, clocks::clocks());
+        self.removed_backends = RemovedBackends::restore(removed_backends, clocks::clocks());
         let moves = |kept: Vec<u64>| std::array::from_fn(|cause| kept.get(cause).copied().unwrap_or(0));
         self.repeated_moves =
             repeated_moves.into_iter().map(|(service, kept)| (ServiceId(service), moves(kept))).collect();
@@ -187,7 +187,7 @@ impl<D: Dataplane> Owner<D> {
         let clocks = clocks::clocks();
         Restorable {
             controller: self.controller.clone(),
-            departed: self.departed.export(clocks),
+            removed_backends: self.removed_backends.export(clocks),
             repeated_moves: self.repeated_moves.iter().map(|(service, moves)| (service.0, moves.to_vec())).collect(),
             withdrawn: self.is_withdrawn(),
             epoch: self.epoch,
@@ -225,7 +225,7 @@ impl<D: Dataplane> Owner<D> {
         if !self.controller.goes_on() {
             // Ids have new meanings.
             (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
-            self.departed = Departed::default();
+            self.removed_backends = RemovedBackends::default();
             self.recently_retired = RecentlyRetired::default();
             self.repeated_moves.clear();
         }
@@ -514,23 +514,23 @@ impl<D: Dataplane> Owner<D> {
         }
         let retired = self.recently_retired.take_final(Instant::now().into_std());
         self.count_the_last_packets(retired);
-        self.sum_up_departed();
+        self.sum_up_removed_backends();
     }
 
     /// Adds the packets counted for backends after they were retired.
     fn count_the_last_packets(&mut self, all: impl IntoIterator<Item = Retired>) {
         for Retired { id, service, name, counted, at } in all {
             match self.dataplane.backend_stats(id) {
-                Ok(stats) if stats != counted => self.departed.add(service, name, &stats.since(&counted), at),
+                Ok(stats) if stats != counted => self.removed_backends.add(service, name, &stats.since(&counted), at),
                 Ok(_) => {}
                 Err(why) => warn!("the last packets of {name} are not counted: {why:#}"),
             }
         }
     }
 
-    fn sum_up_departed(&mut self) {
-        let Self { controller, departed, .. } = self;
-        departed.sum_up(Instant::now().into_std(), |id| {
+    fn sum_up_removed_backends(&mut self) {
+        let Self { controller, removed_backends, .. } = self;
+        removed_backends.sum_up(Instant::now().into_std(), |id| {
             let service = controller.services().iter().filter(|service| service.id() == id);
             let present = service.flat_map(Service::backends).map(Backend::name);
             let gone = controller.gone().iter().filter(|gone| gone.row.service == id).map(|gone| gone.name.as_str());
@@ -610,7 +610,7 @@ impl<D: Dataplane> Owner<D> {
                 self.suspects.forget(*id);
                 if let Some((service, name)) = self.owners.remove(id) {
                     let at = Instant::now().into_std();
-                    self.departed.add(service, name.clone(), &stats, at);
+                    self.removed_backends.add(service, name.clone(), &stats, at);
                     self.recently_retired.add(Retired { id: *id, service, name, counted: stats, at });
                 }
             }

@@ -15,7 +15,7 @@ pub struct Restorable {
     /// The services and everything that follows from them.
     pub controller: Controller,
     /// The counters of removed backends.
-    pub departed: SavedCountersByService,
+    pub removed_backends: SavedCountersByService,
     /// Moves that other members of a fleet count, by service and cause.
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs.
@@ -33,7 +33,7 @@ impl Restorable {
     #[must_use]
     pub fn state(&self) -> SavedState<impl Serialize + '_, impl Serialize + '_, impl Serialize + '_> {
         SavedState {
-            departed: self.departed.clone(),
+            removed_backends: self.removed_backends.clone(),
             repeated_moves: self.repeated_moves.clone(),
             withdrawn: self.withdrawn,
             epoch: self.epoch,
@@ -46,7 +46,8 @@ impl Restorable {
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> SavedChanges {
         SavedChanges {
-            departed: (!same_counts(&self.departed, &before.departed)).then(|| self.departed.clone()),
+            removed_backends: (!same_counts(&self.removed_backends, &before.removed_backends))
+                .then(|| self.removed_backends.clone()),
             repeated_moves: (self.repeated_moves != before.repeated_moves).then(|| self.repeated_moves.clone()),
             withdrawn: (self.withdrawn != before.withdrawn).then_some(self.withdrawn),
             epoch: self.epoch.filter(|_| self.epoch != before.epoch),
@@ -70,8 +71,8 @@ fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> 
 impl Restorable {
     /// A controller's state, with `now` at the beginning of 1970 on the wall clock.
     pub(crate) fn of(controller: Controller, now: std::time::Instant) -> Self {
-        let (departed, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
+        let (removed_backends, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
         let clocks = Clocks { now, wall: std::time::UNIX_EPOCH };
-        Self { controller, departed, repeated_moves, withdrawn: false, epoch: None, clocks, clock: None }
+        Self { controller, removed_backends, repeated_moves, withdrawn: false, epoch: None, clocks, clock: None }
     }
 }

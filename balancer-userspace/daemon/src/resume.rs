@@ -26,7 +26,7 @@ use super::{
 pub(super) struct Resumed {
     pub(super) controller: Controller,
     /// The counters of removed backends.
-    pub(super) departed: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
+    pub(super) removed_backends: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
     /// Moves that other members of a fleet count.
     pub(super) repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs.
@@ -117,16 +117,17 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         let mut controller = Controller::new(as_written, key);
         controller.set_instance(random()?);
         let largest = controller.largest();
-        let (departed, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
+        let (removed_backends, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
         let (withdrawn, epoch, state) = (false, None, None);
-        return Ok(Resumed { controller, departed, repeated_moves, withdrawn, file, largest, epoch, state });
+        return Ok(Resumed { controller, removed_backends, repeated_moves, withdrawn, file, largest, epoch, state });
     };
     match (pins, notes) {
         (Some(pins), Some(_)) => Histories::open(pins)?.bring_up_to_date(&mut state),
         _ => state.restart_counters(config.fleet.is_some()),
     }
     let saved = config.fleet.is_some().then(|| (*state).clone());
-    let SavedState { hash_key, key_fingerprint, departed, repeated_moves, withdrawn, epoch, .. } = (*state).clone();
+    let SavedState { hash_key, key_fingerprint, removed_backends, repeated_moves, withdrawn, epoch, .. } =
+        (*state).clone();
     let key = config.hash_key.or(hash_key).map_or_else(random_key, Ok)?;
     let clocks = as_saved(&mut state);
     let mut controller = Controller::restore(as_written, key, *state, clocks).map_err(|why| {
@@ -147,7 +148,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         controller.set_instance(random()?);
     }
     let largest = controller.largest();
-    Ok(Resumed { controller, departed, repeated_moves, withdrawn, file, largest, epoch, state: saved })
+    Ok(Resumed { controller, removed_backends, repeated_moves, withdrawn, file, largest, epoch, state: saved })
 }
 
 fn random_key() -> anyhow::Result<HashKey> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use balancer_common::map_types::{InterfaceRow, ReturnRow, STATIONS, interface_row, station};
+use balancer_common::map_types::{InterfaceRow, LOCAL_MACS, ReturnRow, interface_row, mac_word};
 use balancer_core::io::BackendId;
 
 use super::mapped::MappedArray;
@@ -69,8 +69,8 @@ impl Interfaces {
     fn write(&mut self, ifindex: u32) {
         let row = row(ifindex, self.multiplier);
         let named = self.rows.word32(row, offset_of!(InterfaceRow, ifindex));
-        let known = self.layers.stations(ifindex).filter(|(_, others)| {
-            let fit = others.len() < STATIONS;
+        let known = self.layers.local_macs(ifindex).filter(|(_, others)| {
+            let fit = others.len() < LOCAL_MACS;
             if !fit && self.crowded.insert(ifindex) {
                 tracing::warn!(
                     "interface {ifindex} has {} MAC addresses with the devices upon it: frames for other hosts are not told \
@@ -84,14 +84,14 @@ impl Interfaces {
             named.store(0, Ordering::Release);
             return;
         };
-        let stations = std::iter::once(own).chain(others).chain(std::iter::repeat(own)).map(station);
+        let local_macs = std::iter::once(own).chain(others).chain(std::iter::repeat(own)).map(mac_word);
         let same = named.load(Ordering::Acquire) == ifindex;
         if !same {
             named.store(0, Ordering::Release);
         }
-        for (index, station) in stations.take(STATIONS).enumerate() {
-            let offset = offset_of!(InterfaceRow, stations) + index * size_of::<u64>();
-            self.rows.word64(row, offset).store(station, Ordering::Release);
+        for (index, mac) in local_macs.take(LOCAL_MACS).enumerate() {
+            let offset = offset_of!(InterfaceRow, local_macs) + index * size_of::<u64>();
+            self.rows.word64(row, offset).store(mac, Ordering::Release);
         }
         named.store(ifindex, Ordering::Release);
     }

@@ -42,7 +42,7 @@ impl Layers {
     /// The MACs that an interface accepts: its own, then those of devices stacked on it. `None`: the interface has no
     /// MAC or is unknown.
     #[must_use]
-    pub fn stations(&self, ifindex: u32) -> Option<(Mac, BTreeSet<Mac>)> {
+    pub fn local_macs(&self, ifindex: u32) -> Option<(Mac, BTreeSet<Mac>)> {
         let own = self.0.get(&ifindex)?.mac?;
         let mut others: BTreeSet<Mac> =
             self.with_above(ifindex).iter().filter_map(|above| self.0.get(above)?.mac).collect();

@@ -6,10 +6,10 @@ use balancer_common::{
     client_table::Bucket,
     kept::{BackendHistory, NotesRow, ServiceHistory},
     map_types::{
-        BackendRows, BackendStats, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow, FragmentKey, FragmentRow,
-        InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES,
-        MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted, NewcomerBudget,
-        RECENT_HOPS_OF_CPU, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
+        BackendRows, BackendStats, CACHED_HOPS_OF_CPU, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow,
+        FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS,
+        MAX_INTERFACES, MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted,
+        NewcomerBudget, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
     },
     quic::{MAX_QUIC_SERVICES, QUIC_ROWS, QuicRow, QuicStats},
     rule_filter, seen, signs,
@@ -95,7 +95,10 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
         array::<RuleStats>("SHARED_RULES", MAX_RULES),
         // Memory is allocated as rules are added.
         MapSize { bytes: 0, ..of("RULES", Some(MAX_RULES + MAX_DENIED as u32 + SPARE_RULE), 0) },
-        MapSize { of_cpus: OfCpus::Online(blocks), ..of("RECENT_HOPS", Some(blocks * RECENT_HOPS_OF_CPU), RECENT_HOP) },
+        MapSize {
+            of_cpus: OfCpus::Online(blocks),
+            ..of("NEXT_HOP_CACHE", Some(blocks * CACHED_HOPS_OF_CPU), RECENT_HOP)
+        },
         hash::<NeighbourWanted, NeighbourAsked>("ASKED", MAX_ASKED),
         hash::<FragmentKey, FragmentRow>("FRAGMENTS", MAX_FRAGMENTS),
         hash::<u32, u32>("DEVICES", MAX_DEVICES),

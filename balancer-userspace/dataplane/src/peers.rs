@@ -8,7 +8,7 @@ use aya::{
     Ebpf,
     maps::{HashMap as HashTable, MapData},
 };
-use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, peer, station};
+use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, mac_word, peer};
 use balancer_core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 
 /// See the [module](self).
@@ -77,7 +77,7 @@ impl Peers {
             return Ok(());
         }
         let of_local = |(service, mac): &(ServiceId, Mac)| {
-            self.local.get(service).map(|local| (peer(station(*mac), service.0), u32::from(local.0)))
+            self.local.get(service).map(|local| (peer(mac_word(*mac), service.0), u32::from(local.0)))
         };
         let all: BTreeMap<u64, u32> = self.macs.values().filter_map(of_local).collect();
         let room = MAX_PEERS as usize;

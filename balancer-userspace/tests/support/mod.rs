@@ -97,14 +97,14 @@ impl Fake {
         self.directory.path().join("run/balancer.sock")
     }
 
-    pub(crate) fn wishes(&self) -> Vec<ChangeRequest> {
+    pub(crate) fn change_requests(&self) -> Vec<ChangeRequest> {
         self.seen.lock().unwrap().iter().map(|(change_request, _)| change_request.clone()).collect()
     }
 
     pub(crate) fn changes(&self) -> Vec<Change> {
         let change =
             |change_request| if let ChangeRequest::Change(change) = change_request { Some(change) } else { None };
-        self.wishes().into_iter().filter_map(change).collect()
+        self.change_requests().into_iter().filter_map(change).collect()
     }
 
     /// Stops the server and returns the directory of its socket.
@@ -427,7 +427,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
             stats: QuicStats { steered: 9, unknown: 2, migrated: 1, reserved: 0 },
             servers: ["web1", "web2"].map(|name| (name.to_owned(), "0x0011223344556677".parse().unwrap(), 1)).to_vec(),
         }),
-        departed: Vec::new(),
+        removed_backends: Vec::new(),
         repeated_moves: Default::default(),
         gone: Vec::new(),
         backends,

@@ -42,7 +42,7 @@ impl Controller {
         }
         let what = format!("has an agent that says {said}");
         self.parts_mut(name).for_each(|backend| backend.hear(said.clone()));
-        let reconciled = self.settle_around(name, now);
+        let reconciled = self.reconcile_around(name, now);
         Ok((self.done(name, &what, &reconciled), reconciled.commands))
     }
 }

@@ -151,14 +151,14 @@ impl Controller {
     }
 
     /// Reconciles the service of a backend that was changed.
-    pub(super) fn settle_around(&mut self, name: &BackendName, now: Instant) -> Reconciled {
+    pub(super) fn reconcile_around(&mut self, name: &BackendName, now: Instant) -> Reconciled {
         self.reconcile(|service| service.name() == name.service, Vec::new(), Some(name), now)
     }
 
     /// Starts draining a backend that is to be removed.
     pub(super) fn leave(&mut self, name: &BackendName, known: Option<u64>, now: Instant) -> (String, Vec<Command>) {
         self.parts_mut(name).for_each(Backend::leave);
-        let reconciled = self.settle_around(name, now);
+        let reconciled = self.reconcile_around(name, now);
         let message = self.done(name, "drains before it is removed", &reconciled);
         let mut commands = reconciled.commands;
         commands.extend(self.remove_those_that_left(now));
@@ -178,7 +178,7 @@ impl Controller {
         }
         let legs = self.services.those_mut(|service| service.name() == name.service);
         legs.for_each(|service| service.set_weight(&name.backend, weight));
-        let reconciled = self.settle_around(name, now);
+        let reconciled = self.reconcile_around(name, now);
         Ok((self.done(name, &format!("weight {old} → {weight}"), &reconciled), reconciled.commands))
     }
 
@@ -200,7 +200,7 @@ impl Controller {
             return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.set_admin(admin, timeout));
-        let reconciled = self.settle_around(name, now);
+        let reconciled = self.reconcile_around(name, now);
         Ok((self.done(name, word, &reconciled), reconciled.commands))
     }
 
@@ -220,7 +220,7 @@ impl Controller {
             return Ok((format!("backend {name} {already} already: nothing changed"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.force(forced));
-        let reconciled = self.settle_around(name, now);
+        let reconciled = self.reconcile_around(name, now);
         let what = match forced {
             Some(_) => what.to_owned(),
             None => format!("{what} again, is {}", self.backend(name)?.state().word()),

@@ -63,7 +63,7 @@ impl Controller {
             gone: self.export_gone(),
             free_ids: self.ids.runs(),
             next_hops,
-            departed: std::collections::BTreeMap::new(),
+            removed_backends: std::collections::BTreeMap::new(),
             repeated_moves: std::collections::BTreeMap::new(),
             epoch: None,
             clock: None,

@@ -31,9 +31,9 @@ pub struct SavedChanges {
     /// See [`SavedState::next_hops`]; `None`: the address is no longer watched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next_hops: Vec<(IpAddr, Option<Hop>)>,
-    /// See [`SavedState::departed`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub departed: Option<SavedCountersByService>,
+    /// See [`SavedState::removed_backends`].
+    #[serde(default, rename = "departed", skip_serializing_if = "Option::is_none")]
+    pub removed_backends: Option<SavedCountersByService>,
     /// See [`SavedState::repeated_moves`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeated_moves: Option<std::collections::BTreeMap<u16, Vec<u64>>>,
@@ -111,7 +111,7 @@ impl SavedState {
             gone,
             free_ids,
             next_hops,
-            departed,
+            removed_backends,
             repeated_moves,
             withdrawn,
             epoch,
@@ -128,7 +128,7 @@ impl SavedState {
             self.next_hops.extend(changed.into_iter().filter_map(|(address, hop)| Some((address, hop?))));
             self.next_hops.sort_unstable_by_key(|&(address, _)| address);
         }
-        put(&mut self.departed, departed);
+        put(&mut self.removed_backends, removed_backends);
         put(&mut self.repeated_moves, repeated_moves);
         put(&mut self.withdrawn, withdrawn);
         self.epoch = epoch.or(self.epoch);

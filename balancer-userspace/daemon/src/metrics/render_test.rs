@@ -134,7 +134,7 @@ pub(super) fn snapshot() -> Snapshot {
         share: Share::ALL,
         passed: ShareStats::default(),
         quic: None,
-        departed: Vec::new(),
+        removed_backends: Vec::new(),
         repeated_moves: [3, 0, 0, 0, 0, 0, 0],
         gone: Vec::new(),
         backends: vec![
@@ -288,7 +288,7 @@ fn when_a_backend_is_removed_and_added_then_its_moves_count_on() {
         BackendStats { moves, ..BackendStats::default() }
     };
     // web2 was removed twice, recently with clients still known there, and added again each time.
-    snapshot.services[0].departed = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
+    snapshot.services[0].removed_backends = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
     snapshot.services[0].gone =
         vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];
     let text = text(&snapshot);

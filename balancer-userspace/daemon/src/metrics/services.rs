@@ -182,9 +182,9 @@ pub(super) fn quic(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
 fn moves(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, [u64; MOVE_COUNTERS])> {
     let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
     let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
-    let departed = service.departed.iter().map(|(name, stats)| (name.as_str(), stats));
+    let removed_backends = service.removed_backends.iter().map(|(name, stats)| (name.as_str(), stats));
     let mut by_name = BTreeMap::new();
-    for (name, stats) in present.chain(gone).chain(departed) {
+    for (name, stats) in present.chain(gone).chain(removed_backends) {
         let sums = by_name.entry(name).or_insert([0; MOVE_COUNTERS]);
         sums.iter_mut().zip(stats.moves).for_each(|(sum, moves)| *sum += moves);
     }

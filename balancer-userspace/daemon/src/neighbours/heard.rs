@@ -45,7 +45,7 @@ pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, u
     let _ = devices::devices(tracker.links(), features.as_ref());
     let layers = layers::of(tracker.links());
     for link in tracker.links() {
-        let _ = (layers.stations(link.ifindex), layers.related(link.ifindex, 2));
+        let _ = (layers.local_macs(link.ifindex), layers.related(link.ifindex, 2));
     }
     (asked.iter().sum(), told)
 }

@@ -97,7 +97,7 @@ impl<D: Dataplane> Owner<D> {
             if let Some(count) = stats.moves.get_mut(CauseIndex::from(MoveCause::Forgotten).counter()) {
                 *count = moved;
             }
-            self.departed.add(service, backend, &stats, Instant::now().into_std());
+            self.removed_backends.add(service, backend, &stats, Instant::now().into_std());
         }
     }
 }

@@ -60,10 +60,10 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
     for (sum, moves) in first.repeated_moves.iter_mut().zip(other.repeated_moves) {
         *sum += moves;
     }
-    for (name, stats) in other.departed {
-        match first.departed.iter_mut().find(|(known, _)| *known == name) {
+    for (name, stats) in other.removed_backends {
+        match first.removed_backends.iter_mut().find(|(known, _)| *known == name) {
             Some((_, sum)) => *sum += &stats,
-            None => first.departed.push((name, stats)),
+            None => first.removed_backends.push((name, stats)),
         }
     }
     first.gone.extend(other.gone);

@@ -125,7 +125,7 @@ impl<D: Dataplane> Owner<D> {
             passed: self.dataplane.share_stats(id),
             quic: self.quic(service)?,
             passive: service.backends().iter().map(|backend| self.passive(backend.id())).collect(),
-            departed: self.departed.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
+            removed_backends: self.removed_backends.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
             repeated_moves: self.repeated_moves.get(&id).copied().unwrap_or_default(),
             table_build: self.builds.get(&id).copied().unwrap_or_default(),
             warnings: self.full_pools(service),

@@ -63,7 +63,7 @@ impl<D: Dataplane> Owner<D> {
         }
         let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
         self.owners.retain(|_, (service, _)| listed.contains(service));
-        self.departed.retain(&listed);
+        self.removed_backends.retain(&listed);
         self.repeated_moves.retain(|service, _| listed.contains(service));
         if let Some(report) = report {
             let told = self.tell(report);

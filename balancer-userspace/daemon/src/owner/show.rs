@@ -46,7 +46,7 @@ pub(super) struct Aside {
     /// The passive signals of each backend.
     pub(super) passive: Vec<Passive>,
     /// The counters of backends removed for good, by name.
-    pub(super) departed: Vec<(String, BackendStats)>,
+    pub(super) removed_backends: Vec<(String, BackendStats)>,
     /// Moves that other members of the fleet count, by cause.
     pub(super) repeated_moves: [u64; MOVE_COUNTERS],
     pub(super) table_build: Duration,
@@ -86,7 +86,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
             .map(|share| SpreadHeavy { share, ruled: service.rules().iter().map(|rule| rule.prefix).collect() }),
         denied: aside.denied,
         discover: aside.discover,
-        departed: aside.departed,
+        removed_backends: aside.removed_backends,
         repeated_moves: aside.repeated_moves,
         gone: gone.map(show_gone).collect(),
         backends: (service.backends().iter().zip(aside.passive).zip(aside.agents))

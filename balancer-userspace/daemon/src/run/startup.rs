@@ -147,7 +147,7 @@ impl Startup {
         let outlives = pins.is_some();
         let Resumed {
             mut controller,
-            departed,
+            removed_backends,
             repeated_moves,
             withdrawn,
             file: mut state_file,
@@ -184,7 +184,7 @@ impl Startup {
         let patience = beginning.at() + FIRST_NEXT_HOPS;
         prober.tell_words(calls_in.clone());
         let mut owner = Owner::new(beginning, dataplane, neighbours, prober, history.clone());
-        owner.take_over_counters(departed, repeated_moves);
+        owner.take_over_counters(removed_backends, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
         owner.set_fleet(config.fleet.as_ref().map(|fleet| FleetFacts::stranger(fleet.when_alone)));
         owner.start()?;

@@ -55,7 +55,7 @@ struct Numbers<'a> {
     interfaces: usize,
     interface_multiplier: u32,
     handover_key: u64,
-    /// Whether the program logs puzzling events.
+    /// Whether the program logs rare and unexpected events.
     tells: bool,
 }
 
@@ -69,7 +69,7 @@ impl KernelDataplane {
     }
 
     /// Loads the program. The maps that outlive a controller are taken from `pins`, or pinned there. Whether the
-    /// program `tells` of puzzling events cannot be changed later.
+    /// program `tells` of rare and unexpected events cannot be changed later.
     ///
     /// # Errors
     /// If the kernel refuses the program or a map.

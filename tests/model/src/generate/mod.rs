@@ -75,7 +75,7 @@ pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<S
         }
         let mut unbroken = source.frame(&mut rng);
         let ingress = if once_in(&mut rng, 6) { interfaces.other } else { interfaces.usual };
-        address(&mut rng, &mut unbroken, scene.stations()[&ingress]);
+        address(&mut rng, &mut unbroken, scene.local_macs()[&ingress]);
         let frame = mutate::perhaps(&mut rng, &unbroken);
         steps.push(Step::Packet { frame, unbroken, ingress });
     }

@@ -154,7 +154,7 @@ impl Scene {
     }
 
     /// The MAC addresses of the interfaces.
-    pub(super) fn stations(&self) -> BTreeMap<u32, Mac> {
+    pub(super) fn local_macs(&self) -> BTreeMap<u32, Mac> {
         BTreeMap::from([(self.interfaces.usual, IN_MAC), (self.interfaces.other, OUT_MAC)])
     }
 
@@ -212,7 +212,7 @@ impl Scene {
     #[must_use]
     pub fn state(&self, routes: Routes) -> State {
         let backends: BTreeMap<_, _> = self.backends.iter().map(|backend| (backend.id.0, backend.clone())).collect();
-        let mut state = State::new(self.services.clone(), backends, self.newcomers.clone(), routes, self.stations());
+        let mut state = State::new(self.services.clone(), backends, self.newcomers.clone(), routes, self.local_macs());
         state.clients.clone_from(&self.clients);
         state.seen = self.seen;
         state

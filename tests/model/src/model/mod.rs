@@ -100,8 +100,8 @@ impl State {
     }
 
     fn decide(&mut self, arrival: Arrival<'_>) -> Result<Fate, DropReason> {
-        let station = self.stations.get(&arrival.ingress).map(|mac| mac.as_slice());
-        if !too_big::is_group(arrival.frame) && station.is_some_and(|mac| mac != &arrival.frame[..6]) {
+        let local_mac = self.local_macs.get(&arrival.ingress).map(|mac| mac.as_slice());
+        if !too_big::is_group(arrival.frame) && local_mac.is_some_and(|mac| mac != &arrival.frame[..6]) {
             return Ok(Fate::Pass);
         }
         let packet = match parse::frame(arrival.frame) {

@@ -112,7 +112,7 @@ pub struct State {
     /// The routes to clients.
     pub routes: Routes,
     /// The MAC of each interface.
-    pub stations: BTreeMap<u32, Mac>,
+    pub local_macs: BTreeMap<u32, Mac>,
     /// The earlier interfaces of backends' next hops.
     pub(super) moved_from: BTreeMap<u16, u32>,
     /// The counters since the beginning.
@@ -158,7 +158,7 @@ impl State {
         backends: BTreeMap<u16, BackendSpec>,
         newcomers: Newcomers,
         routes: Routes,
-        stations: BTreeMap<u32, Mac>,
+        local_macs: BTreeMap<u32, Mac>,
     ) -> Self {
         Self {
             services,
@@ -167,7 +167,7 @@ impl State {
             seen: Seen::default(),
             newcomers,
             routes,
-            stations,
+            local_macs,
             moved_from: BTreeMap::new(),
             counters: Counters::default(),
             datagrams: HashMap::new(),

@@ -3,7 +3,7 @@
 //! clock, whether or not a controller runs.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
-use balancer_common::map_types::{Mac, RECENT_HOPS_OF_CPU};
+use balancer_common::map_types::{CACHED_HOPS_OF_CPU, Mac};
 
 use crate::{cpu_rows, forward::rewrite, parse::Ip};
 
@@ -12,7 +12,7 @@ const LIFETIME: u64 = 1 << 24;
 
 /// A kernel's answer together with the question, in one cache line.
 #[repr(C)]
-pub(crate) struct RecentHop {
+pub(crate) struct CachedHop {
     source: [u32; 4],
     destination: [u32; 4],
     /// Time of the answer by the kernel's coarse clock.
@@ -28,12 +28,12 @@ pub(crate) struct RecentHop {
     pub(super) mtu: u16,
 }
 
-const _: () = assert!(size_of::<RecentHop>() == 64);
+const _: () = assert!(size_of::<CachedHop>() == 64);
 
-/// [`RECENT_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel each time. The flag
+/// [`CACHED_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel each time. The flag
 /// aligns rows to cache lines.
 #[map]
-static RECENT_HOPS: Array<RecentHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static NEXT_HOP_CACHE: Array<CachedHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// A question to the kernel.
 #[derive(Clone, Copy)]
@@ -46,15 +46,15 @@ pub(super) struct Question<'a> {
 impl Question<'_> {
     /// The place of its answer in the cache. Questions that share a place overwrite each other.
     #[inline(always)]
-    fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut RecentHop> {
+    fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut CachedHop> {
         let folded = u64::from(a ^ c) << 32 | u64::from(b ^ d);
         // Knuth, The Art of Computer Programming, volume 3, section 6.4: multiplicative hashing.
         let row = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        cpu_rows::own(&RECENT_HOPS, RECENT_HOPS_OF_CPU, row as u32 % RECENT_HOPS_OF_CPU)
+        cpu_rows::own(&NEXT_HOP_CACHE, CACHED_HOPS_OF_CPU, row as u32 % CACHED_HOPS_OF_CPU)
     }
 
     #[inline(always)]
-    fn is_of(&self, hop: &RecentHop, destination: &[u32; 4]) -> bool {
+    fn is_of(&self, hop: &CachedHop, destination: &[u32; 4]) -> bool {
         let Self { ingress, ip, source } = *self;
         let differ = |a: &[u32; 4], b: &[u32; 4]| (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
         let kinds = u32::from(hop.protocol ^ ip.protocol) | u32::from(hop.family ^ ip.family);
@@ -63,7 +63,7 @@ impl Question<'_> {
 
     /// The cached answer, if it is still valid.
     #[inline(always)]
-    pub(super) fn recent(&self) -> Option<&'static RecentHop> {
+    pub(super) fn recent(&self) -> Option<&'static CachedHop> {
         // It is read from the packet again, so that it does not occupy the stack since parsing.
         let destination = rewrite::destination(self.ip)?;
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.

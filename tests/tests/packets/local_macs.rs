@@ -30,7 +30,7 @@ fn to(destination_mac: Mac) -> Vec<u8> {
 }
 
 #[test]
-fn when_a_frame_is_for_another_station_then_it_passes() {
+fn when_a_frame_is_for_another_machine_then_it_passes() {
     run(|rig| {
         let mut cases = Vec::new();
         for (client, vip) in PAIRS {
@@ -63,7 +63,7 @@ fn when_a_frame_is_for_another_station_then_it_passes() {
 }
 
 #[test]
-fn when_an_interface_has_several_stations_then_frames_for_each_are_taken() {
+fn when_an_interface_has_several_macs_then_frames_for_each_are_taken() {
     with_rig(|mut rig| {
         let steered = |rig: &Rig, mac| rig.run(&to(mac)).expect("a run").action != XDP_PASS;
         let (vrrp, new) = ([0, 0, 0x5e, 0, 1, 51], [2, 0, 0, 0, 0, 77]);
@@ -86,7 +86,7 @@ fn when_an_interface_has_several_stations_then_frames_for_each_are_taken() {
         assert!(steered(&rig, new) && !steered(&rig, IN_MAC) && !steered(&rig, vrrp));
         rig.set_layers(full);
         assert!(steered(&rig, IN_MAC) && many[1..].iter().all(|&mac| steered(&rig, mac)) && !steered(&rig, many[0]));
-        // Too many stations, or none known: the program accepts all frames.
+        // Too many MACs, or none known: the program accepts all frames.
         rig.set_layers(crowded);
         assert!(steered(&rig, IN_MAC) && steered(&rig, many[0]) && steered(&rig, new));
         rig.set_layers(Layers::default());

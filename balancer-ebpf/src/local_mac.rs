@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::Array,
 };
-use balancer_common::map_types::{InterfaceRow, MAX_INTERFACES, STATION_GROUP, STATION_MASK, STATIONS};
+use balancer_common::map_types::{InterfaceRow, LOCAL_MACS, MAC_GROUP, MAC_MASK, MAX_INTERFACES};
 
 use crate::{
     ingress::Ingress,
@@ -19,17 +19,17 @@ use crate::{
 #[map]
 static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES, BPF_F_MMAPABLE);
 
-/// Whether a frame is for this machine, or for a group of stations.
+/// Whether a frame is for this machine, or for a group.
 #[inline(always)]
 pub(crate) fn is_ours(ingress: Ingress, frame: Packet<'_>) -> bool {
     let Some(destination) = destination(frame) else { return true };
     let Some(row) = Shared::at(&INTERFACES, ingress.row()) else { return true };
-    destination == word!(row, stations[0]) || balancer_is_ours(ingress.context()) != 0
+    destination == word!(row, local_macs[0]) || balancer_is_ours(ingress.context()) != 0
 }
 
 #[inline(always)]
 fn destination(frame: Packet<'_>) -> Option<u64> {
-    Some(frame.load::<u64>(0)? & STATION_MASK)
+    Some(frame.load::<u64>(0)? & MAC_MASK)
 }
 
 /// Checks a frame that is not for the interface's own MAC. It is a global function because such frames are rare.
@@ -39,12 +39,12 @@ extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
     // SAFETY: `is_ours` passes the program's context on.
     let ingress = unsafe { Ingress::new(context) };
     let Some(destination) = destination(ingress.frame()) else { return 1 };
-    if destination & STATION_GROUP != 0 {
+    if destination & MAC_GROUP != 0 {
         return 1;
     }
     let Some(row) = known(ingress) else { return 1 };
-    for index in 1..STATIONS {
-        if destination == word!(row, stations[index]) {
+    for index in 1..LOCAL_MACS {
+        if destination == word!(row, local_macs[index]) {
             return 1;
         }
     }

@@ -22,7 +22,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 
 /// See the [module](self).
 #[derive(Debug, Default)]
-pub(super) struct Departed {
+pub(super) struct RemovedBackends {
     services: HashMap<ServiceId, BTreeMap<String, Row>>,
     /// Time of the last summing up.
     summed: Option<Instant>,
@@ -35,7 +35,7 @@ struct Row {
     since: Instant,
 }
 
-impl Departed {
+impl RemovedBackends {
     /// Restores the counters from the state file.
     pub(super) fn restore(kept: BTreeMap<u16, BTreeMap<String, SavedCounters>>, clocks: Clocks) -> Self {
         let row = |counters: SavedCounters| Row {
@@ -98,7 +98,7 @@ impl Departed {
         self.services.retain(|service, _| listed.contains(service));
     }
 
-    /// Returns the counters of a service's departed backends, by name.
+    /// Returns the counters of a service's removed_backends backends, by name.
     pub(super) fn of(&self, service: ServiceId) -> impl Iterator<Item = (&str, &BackendStats)> {
         self.services.get(&service).into_iter().flatten().map(|(name, row)| (name.as_str(), &row.stats))
     }
@@ -152,77 +152,77 @@ mod tests {
         stats
     }
 
-    fn names(departed: &Departed) -> Vec<&str> {
-        departed.of(WEB).map(|(name, _)| name).collect()
+    fn names(removed_backends: &RemovedBackends) -> Vec<&str> {
+        removed_backends.of(WEB).map(|(name, _)| name).collect()
     }
 
-    fn sum(departed: &Departed) -> BackendStats {
+    fn sum(removed_backends: &RemovedBackends) -> BackendStats {
         let mut sum = BackendStats::default();
-        departed.of(WEB).for_each(|(_, stats)| sum += stats);
+        removed_backends.of(WEB).for_each(|(_, stats)| sum += stats);
         sum
     }
 
     #[test]
     fn when_names_never_come_again_then_they_are_summed_up() {
         let start = fixture::now();
-        let mut departed = Departed::default();
+        let mut removed_backends = RemovedBackends::default();
         let mut all = BackendStats::default();
         // A new pod comes every minute for ten hours.
         for number in 0..600 {
             let now = start + number * MINUTE;
-            departed.add(WEB, format!("pod-{number}"), &counted(u64::from(number)), now);
+            removed_backends.add(WEB, format!("pod-{number}"), &counted(u64::from(number)), now);
             all += &counted(u64::from(number));
-            departed.sum_up(now, |_| HashSet::new());
-            assert!(names(&departed).len() <= 61, "{:?}", names(&departed));
-            assert_eq!(sum(&departed), all);
+            removed_backends.sum_up(now, |_| HashSet::new());
+            assert!(names(&removed_backends).len() <= 61, "{:?}", names(&removed_backends));
+            assert_eq!(sum(&removed_backends), all);
         }
-        departed.sum_up(start + 700 * MINUTE, |_| HashSet::new());
-        assert_eq!(names(&departed), [TOGETHER]);
-        assert_eq!(sum(&departed), all);
+        removed_backends.sum_up(start + 700 * MINUTE, |_| HashSet::new());
+        assert_eq!(names(&removed_backends), [TOGETHER]);
+        assert_eq!(sum(&removed_backends), all);
     }
 
     #[test]
     fn when_a_name_is_present_or_comes_back_then_it_keeps_its_row() {
         let start = fixture::now();
-        let mut departed = Departed::default();
+        let mut removed_backends = RemovedBackends::default();
         // Clients of a present backend were forgotten; another backend was removed, added and removed again.
-        departed.add(WEB, "web1".to_owned(), &counted(1), start);
-        departed.add(WEB, "web2".to_owned(), &counted(2), start);
-        departed.add(WEB, "web3".to_owned(), &counted(4), start);
-        departed.add(WEB, "web2".to_owned(), &counted(2), start + 30 * MINUTE);
+        removed_backends.add(WEB, "web1".to_owned(), &counted(1), start);
+        removed_backends.add(WEB, "web2".to_owned(), &counted(2), start);
+        removed_backends.add(WEB, "web3".to_owned(), &counted(4), start);
+        removed_backends.add(WEB, "web2".to_owned(), &counted(2), start + 30 * MINUTE);
         let there = |_| HashSet::from(["web1".to_owned()]);
-        departed.sum_up(start + 60 * MINUTE, there);
-        assert_eq!(names(&departed), [TOGETHER, "web1", "web2"], "web3 has gone");
-        departed.sum_up(start + 90 * MINUTE, there);
-        assert_eq!(names(&departed), [TOGETHER, "web1"]);
-        departed.add(WEB, "web2".to_owned(), &counted(2), start + 90 * MINUTE);
-        assert_eq!(names(&departed), [TOGETHER, "web1", "web2"]);
-        assert_eq!(sum(&departed).connections, 11);
+        removed_backends.sum_up(start + 60 * MINUTE, there);
+        assert_eq!(names(&removed_backends), [TOGETHER, "web1", "web2"], "web3 has gone");
+        removed_backends.sum_up(start + 90 * MINUTE, there);
+        assert_eq!(names(&removed_backends), [TOGETHER, "web1"]);
+        removed_backends.add(WEB, "web2".to_owned(), &counted(2), start + 90 * MINUTE);
+        assert_eq!(names(&removed_backends), [TOGETHER, "web1", "web2"]);
+        assert_eq!(sum(&removed_backends).connections, 11);
     }
 
     #[test]
     fn when_the_process_restarts_then_rows_keep_their_age() {
         let start = fixture::now();
-        let mut departed = Departed::default();
-        departed.add(WEB, "old".to_owned(), &counted(5), start);
-        departed.sum_up(start + 60 * MINUTE, |_| HashSet::new());
-        departed.add(WEB, "web1".to_owned(), &counted(7), start + 61 * MINUTE);
+        let mut removed_backends = RemovedBackends::default();
+        removed_backends.add(WEB, "old".to_owned(), &counted(5), start);
+        removed_backends.sum_up(start + 60 * MINUTE, |_| HashSet::new());
+        removed_backends.add(WEB, "web1".to_owned(), &counted(7), start + 61 * MINUTE);
         let clocks =
             |minutes: u32| Clocks { now: start + minutes * MINUTE, wall: UNIX_EPOCH + (1_000_000 + minutes) * MINUTE };
-        let text = serde_json::to_string(&departed.export(clocks(70))).unwrap();
-        let mut restored = Departed::restore(serde_json::from_str(&text).unwrap(), clocks(100));
-        assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER, "web1"], sum(&departed)));
+        let text = serde_json::to_string(&removed_backends.export(clocks(70))).unwrap();
+        let mut restored = RemovedBackends::restore(serde_json::from_str(&text).unwrap(), clocks(100));
+        assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER, "web1"], sum(&removed_backends)));
         restored.sum_up(start + 120 * MINUTE, |_| HashSet::new());
         assert_eq!(names(&restored), [TOGETHER, "web1"]);
         restored.sum_up(start + 121 * MINUTE, |_| HashSet::new());
-        assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&departed)));
+        assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&removed_backends)));
 
         // Earlier versions wrote rows without an age.
         let before: BTreeMap<u16, BTreeMap<String, SavedCounters>> = serde_json::from_str(
             r#"{"3":{"web9":{"packets":9,"bytes":90,"connections":3,"decisions":[1],"moves":[]}}}"#,
         )
         .unwrap();
-        let mut restored = Departed::restore(before, clocks(100));
+        let mut restored = RemovedBackends::restore(before, clocks(100));
         restored.sum_up(start + 159 * MINUTE, |_| HashSet::new());
         assert_eq!(names(&restored), ["web9"]);
         restored.sum_up(start + 160 * MINUTE, |_| HashSet::new());

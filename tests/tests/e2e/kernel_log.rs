@@ -62,7 +62,7 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        assert_eq!((record.level(), record.target()), (Level::Debug, "balancer_ebpf::puzzles"));
+        assert_eq!((record.level(), record.target()), (Level::Debug, "balancer_ebpf::debug_log"));
         self.0.lock().unwrap().push(record.args().to_string());
     }
 

@@ -1,4 +1,4 @@
-//! Rare and puzzling events, logged at level debug: states that a controller does not cause, or only for a moment. All
+//! Rare and unexpected events, logged at level debug: states that a controller does not cause, or only for a moment. All
 //! of them are counted elsewhere; the log adds details.
 //!
 //! Logging is off unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the
@@ -16,7 +16,7 @@ use crate::budget;
 /// An event with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Puzzle {
+pub enum Oddity {
     /// The steps of a packet led to no outcome; the number is the last step.
     NoOutcome,
     /// The kernel accepts no redirect to an interface; the number is its index.
@@ -35,19 +35,19 @@ pub enum Puzzle {
     NoHeadroom,
 }
 
-const PUZZLES: u32 = 8;
+const ODDITIES: u32 = 8;
 
 /// The maximum number of lines about each event that a CPU writes in a period of 2^30 ns.
 const LINES_PER_PERIOD: u32 = 8;
 
 #[map]
-static PUZZLE_BUDGETS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(PUZZLES, 0);
+static LOG_BUDGETS: PerCpuArray<Budget> = PerCpuArray::with_max_entries(ODDITIES, 0);
 
 /// Logs an event if logging is on.
 #[inline(always)]
-pub fn tell(puzzle: Puzzle, number: u32) {
+pub fn tell(oddity: Oddity, number: u32) {
     if wanted() {
-        balancer_tell(puzzle as u64, u64::from(number));
+        balancer_tell(oddity as u64, u64::from(number));
     }
 }
 
@@ -59,20 +59,20 @@ fn wanted() -> bool {
 /// This is a global function: the verifier checks it once, and its callers stay short.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_tell(puzzle: u64, number: u64) -> u64 {
-    if !wanted() || !budget::spend(&PUZZLE_BUDGETS, puzzle as u32, LINES_PER_PERIOD) {
+extern "C" fn balancer_tell(oddity: u64, number: u64) -> u64 {
+    if !wanted() || !budget::spend(&LOG_BUDGETS, oddity as u32, LINES_PER_PERIOD) {
         return 0;
     }
     let number = number as u32;
-    match puzzle as u8 {
-        puzzle if puzzle == Puzzle::NoOutcome as u8 => debug!((), "a packet has come to no end: step {}", number),
-        puzzle if puzzle == Puzzle::Redirect as u8 => debug!((), "no redirect to interface {}", number),
-        puzzle if puzzle == Puzzle::NoNextHop as u8 => debug!((), "a packet for backend row {}: no next hop", number),
-        puzzle if puzzle == Puzzle::BeyondTables as u8 => debug!((), "slot {} is beyond the tables", number),
-        puzzle if puzzle == Puzzle::BeyondClients as u8 => debug!((), "bucket {} is beyond the client table", number),
-        puzzle if puzzle == Puzzle::NoRoute as u8 => debug!((), "a reply has no way: the route lookup says {}", number),
-        puzzle if puzzle == Puzzle::Fragment as u8 => debug!((), "a fragment's way is not kept: error {}", number),
-        puzzle if puzzle == Puzzle::NoHeadroom as u8 => debug!((), "no headroom for {} bytes", number),
+    match oddity as u8 {
+        oddity if oddity == Oddity::NoOutcome as u8 => debug!((), "a packet has come to no end: step {}", number),
+        oddity if oddity == Oddity::Redirect as u8 => debug!((), "no redirect to interface {}", number),
+        oddity if oddity == Oddity::NoNextHop as u8 => debug!((), "a packet for backend row {}: no next hop", number),
+        oddity if oddity == Oddity::BeyondTables as u8 => debug!((), "slot {} is beyond the tables", number),
+        oddity if oddity == Oddity::BeyondClients as u8 => debug!((), "bucket {} is beyond the client table", number),
+        oddity if oddity == Oddity::NoRoute as u8 => debug!((), "a reply has no way: the route lookup says {}", number),
+        oddity if oddity == Oddity::Fragment as u8 => debug!((), "a fragment's way is not kept: error {}", number),
+        oddity if oddity == Oddity::NoHeadroom as u8 => debug!((), "no headroom for {} bytes", number),
         _ => {}
     }
     1
