@@ -11,8 +11,8 @@ use balancer_api::{
     client::Client,
     model::{Applied, ApplyConfiguration},
 };
-use balancer_core::run_time::summary;
-use balancer_model::file;
+use balancer_config::file;
+use balancer_control::run_time::summary;
 
 use super::{Failure, output, plan};
 

@@ -9,7 +9,7 @@ use balancer_api::{
     client::Client,
     model::{AddBackend, Changed, PlanRequest, ServiceView, SetAdmin, SetLimits},
 };
-use balancer_model::{names::BackendName, states::Admin, value};
+use balancer_config::{names::BackendName, states::Admin, value};
 use clap::Subcommand;
 use tokio::time::Instant;
 

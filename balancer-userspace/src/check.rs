@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use balancer_model::{file, words::counted};
+use balancer_config::{file, words::counted};
 
 use super::{Failure, output};
 

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
+use balancer_config::{config::XdpMode, value};
 use balancer_daemon::decap;
-use balancer_model::{config::XdpMode, value};
 use clap::ValueEnum;
 use ipnet::IpNet;
 

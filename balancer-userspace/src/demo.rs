@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use balancer_common::map_types::Forwarding;
+use balancer_config::value;
 use balancer_demo::{Course, MAX_CLIENTS, Options, lab, server};
-use balancer_model::value;
 use clap::ValueEnum;
 
 use super::{Failure, wait_for};

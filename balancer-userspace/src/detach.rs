@@ -3,9 +3,9 @@
 use std::io::{self, Write as _};
 
 use anyhow::anyhow;
+use balancer_config::words::counted;
 use balancer_daemon::host;
 use balancer_dataplane::{AllPins, Pins, privileges};
-use balancer_model::words::counted;
 
 use super::Failure;
 

@@ -7,13 +7,13 @@ use std::{
 };
 
 use balancer_api::client::Client;
+use balancer_config::words::counted;
 use balancer_doctor::{
     cure,
     finding::{Finding, Report},
     judge::judge,
     look::look,
 };
-use balancer_model::words::counted;
 
 use super::{Failure, output};
 

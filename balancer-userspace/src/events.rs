@@ -9,7 +9,7 @@ use balancer_api::{
     client::Client,
     events::{EventView, EventsView, MAX_WAIT},
 };
-use balancer_model::value;
+use balancer_config::value;
 
 use super::{Failure, absence, fleet, output};
 

@@ -4,7 +4,7 @@ use balancer_api::{
     client::{Client, ClientError},
     model::{FleetMember, FleetSnapshot},
 };
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
 use hyper::StatusCode;
 
 use super::{

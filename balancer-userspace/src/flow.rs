@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use balancer_api::{client::Client, model::FlowView};
-use balancer_model::{value, words::grouped};
+use balancer_config::{value, words::grouped};
 use clap::Subcommand;
 
 use super::{

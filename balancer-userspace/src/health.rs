@@ -6,7 +6,7 @@ use balancer_api::{
     client::Client,
     model::{Force, HealthView},
 };
-use balancer_model::{names::BackendName, states::Forced, value};
+use balancer_config::{names::BackendName, states::Forced, value};
 use clap::{Subcommand, ValueEnum};
 
 use super::{

@@ -5,7 +5,7 @@ use std::{
     io::{self, IsTerminal as _},
 };
 
-use balancer_model::names::nearest;
+use balancer_config::names::nearest;
 use clap::{CommandFactory as _, error::ErrorKind};
 use ratatui::crossterm::terminal;
 

@@ -49,7 +49,7 @@ use std::{
 use anyhow::Context as _;
 use balancer_api::client::{Client, ClientError};
 use balancer_common::map_types::LAYOUT_VERSION;
-use balancer_model::{file::ConfigErrors, value};
+use balancer_config::{file::ConfigErrors, value};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// `packaging/debian/preinst` reads the second line before an upgrade.
@@ -217,7 +217,7 @@ fn dispatch(Cli { socket, server, if_generation, verb }: Cli) -> Result<(), Fail
         if let Some(server) = server.clone() {
             return Client::remote(server).if_generation(if_generation);
         }
-        let socket = socket.as_deref().unwrap_or(balancer_model::file::DEFAULT_SOCKET.as_ref());
+        let socket = socket.as_deref().unwrap_or(balancer_config::file::DEFAULT_SOCKET.as_ref());
         Client::new(socket).if_generation(if_generation)
     };
     match verb {

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use balancer_api::model::{BackendView, DenyView, DiscoverView, Rates, ServiceView};
-use balancer_model::words::{counted, grouped};
+use balancer_config::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
 

@@ -1,7 +1,7 @@
 //! `balancer plan …`.
 
 use balancer_api::{client::Client, model::PlanView};
-use balancer_model::words::{counted, grouped};
+use balancer_config::words::{counted, grouped};
 use clap::Subcommand;
 
 use super::{

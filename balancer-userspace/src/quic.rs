@@ -5,7 +5,7 @@ use balancer_api::{
     model::ServiceView,
     quic::{QuicServerConfig, QuicView},
 };
-use balancer_model::{names::BackendName, value, words::grouped};
+use balancer_config::{names::BackendName, value, words::grouped};
 use clap::Subcommand;
 
 use super::{

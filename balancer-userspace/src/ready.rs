@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use balancer_api::client::Client;
-use balancer_core::readiness::{Fitness, Readiness};
+use balancer_control::readiness::{Fitness, Readiness};
 use tokio::time::timeout;
 
 use super::{Failure, output};

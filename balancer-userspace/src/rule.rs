@@ -6,7 +6,7 @@ use balancer_api::{
     client::Client,
     model::{Changed, RuleView, RuleWord, SetRule},
 };
-use balancer_model::{value, words::grouped};
+use balancer_config::{value, words::grouped};
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use balancer_config::{file, value};
 use balancer_daemon::{arena, configuration::Configurations, service_manager, supervisor::panicked};
-use balancer_model::{file, value};
 use clap::ValueEnum;
 use tracing::field::Field;
 use tracing_subscriber::{

@@ -1,7 +1,7 @@
 //! `balancer service …`.
 
 use balancer_api::{client::Client, model::PlanRequest};
-use balancer_model::{listeners::Listener, value, words::grouped};
+use balancer_config::{listeners::Listener, value, words::grouped};
 use clap::{Args, Subcommand};
 
 use super::{

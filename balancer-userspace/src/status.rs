@@ -9,8 +9,8 @@ use balancer_api::{
     client::Client,
     model::{Fitness, StatusView},
 };
-use balancer_core::run_time::summary;
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
+use balancer_control::run_time::summary;
 use ratatui::crossterm::terminal;
 
 use super::{

@@ -7,7 +7,7 @@ use balancer_api::{
     client::{Client, ClientError},
     model::BackendView,
 };
-use balancer_model::{
+use balancer_config::{
     names::BackendName,
     states::{Admin, BackendState},
     value,
@@ -137,7 +137,7 @@ fn describe(backend: &BackendView) -> String {
         text += &format!(" ({})", backend.reason);
     }
     if backend.drain_seconds_left.is_some() {
-        text += &format!(", {} left", balancer_model::words::counted(backend.known_clients as usize, "known client"));
+        text += &format!(", {} left", balancer_config::words::counted(backend.known_clients as usize, "known client"));
     }
     text
 }

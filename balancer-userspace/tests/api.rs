@@ -16,17 +16,17 @@ use balancer_api::{
     events::MAX_WAIT,
     model::{AddBackend, ApiError, ClientQuery, Force, SetAdmin, StatusView},
 };
-use balancer_core::io::Change;
+use balancer_config::{
+    limits::Limits,
+    names::BackendName,
+    states::{Admin, BackendState, Forced},
+};
+use balancer_control::io::Change;
 use balancer_daemon::{
     api_server::{Answering, ControlSocket, serve},
     audit::Audit,
     configuration::Configurations,
     supervisor::Supervisor,
-};
-use balancer_model::{
-    limits::Limits,
-    names::BackendName,
-    states::{Admin, BackendState, Forced},
 };
 use hyper::StatusCode;
 use support::{Fake, snapshot};

@@ -15,12 +15,12 @@ use balancer_api::{
     model::{BackendEntry, ClientView, HealthView, ServiceView, StatusView},
     statistics::{StatsView, TopClient},
 };
-use balancer_core::io::{Change, Moved};
-use balancer_daemon::call::ChangeRequest;
-use balancer_model::{
+use balancer_config::{
     names::BackendName,
     states::{Admin, BackendState, Forced},
 };
+use balancer_control::io::{Change, Moved};
+use balancer_daemon::call::ChangeRequest;
 use support::{Fake, snapshot};
 use tokio::io::AsyncBufReadExt as _;
 

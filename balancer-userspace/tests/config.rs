@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
 use balancer_common::{client::HashKey, map_types::Forwarding};
-use balancer_model::{
+use balancer_config::{
     config::{
         AgentConfig, AssignVip, BackendConfig, BodyTest, BoundedLoad, CheckConfig, CheckKind, ClientFiles,
         ClientPrefix, Config, Control, DnsCheck, DnsName, ExecCheck, Failback, FailureAction, Fleet, GrpcCheck, Header,

@@ -6,9 +6,9 @@ mod support;
 
 use std::{collections::BTreeSet, path::Path};
 
-use balancer_core::io::Moved;
+use balancer_config::names::BackendName;
+use balancer_control::io::Moved;
 use balancer_daemon::api_server::routes;
-use balancer_model::names::BackendName;
 use serde_json::{Value, json};
 use support::Fake;
 use tokio::{

@@ -72,7 +72,7 @@ const BINARIES: [(Benchmark, &str, &[&str]); 10] = [
 
 /// Benchmarks that cargo runs: package and name.
 const BENCHES: [(Benchmark, [&str; 2]); 3] = [
-    (Benchmark::Table, ["balancer-core", "maglev"]),
+    (Benchmark::Table, ["balancer-control", "maglev"]),
     (Benchmark::Memory, ["balancer-common", "seen"]),
     (Benchmark::Checks, ["balancer-daemon", "checks"]),
 ];

@@ -27,9 +27,9 @@ pub(crate) enum Aim {
 /// The packages that Cargo.toml optimises for tests.
 const OPTIMISED: [&str; 8] = [
     "balancer-common",
-    "balancer-core",
+    "balancer-control",
     "balancer-fleet",
-    "balancer-model",
+    "balancer-config",
     "aya",
     "aya-obj",
     "object",

@@ -87,15 +87,15 @@ impl Finder {
     const fn arguments(self) -> [&'static str; 3] {
         match self {
             Self::Contest => ["--package=balancer-tests", "--test=dataplane", "model::"],
-            Self::Core => ["--package=balancer-core", "--lib", "--filterset=test(/(model|drain|outage)_test::/)"],
-            Self::Merge => ["--package=balancer-core", "--lib", "merge_test::"],
+            Self::Core => ["--package=balancer-control", "--lib", "--filterset=test(/(model|drain|outage)_test::/)"],
+            Self::Merge => ["--package=balancer-control", "--lib", "merge_test::"],
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Rescan => ["--package=balancer-tests", "--test=dataplane", "rescan::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace|sweep)::/)"],
             Self::Packets => ["--package=balancer-tests", "--test=packets", "next_hop_cache::"],
             Self::Placement => ["--package=balancer-dataplane", "--lib", "placement::"],
             Self::Tables => ["--package=balancer-tests", "--test=packets", "full_tables::"],
-            Self::Valid => ["--package=balancer-model", "--lib", "--filterset=test(/(validate|pieces)::/)"],
+            Self::Valid => ["--package=balancer-config", "--lib", "--filterset=test(/(validate|pieces)::/)"],
         }
     }
 }

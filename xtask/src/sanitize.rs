@@ -14,11 +14,11 @@ use crate::{
 /// `memcpy` that replaces the sanitizer's, and Miri interprets them.
 const CRATES: [&str; 8] = [
     "balancer-common",
-    "balancer-model",
-    "balancer-core",
+    "balancer-config",
+    "balancer-control",
     "balancer-api",
     "balancer-fleet",
-    "balancer-engine",
+    "balancer-etcd",
     "balancer-dataplane",
     "balancer-daemon",
 ];

@@ -81,7 +81,7 @@ pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     let wear = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "e2e", "wear::"];
     run(cargo().args(wear).args(["--", "--nocapture", "--include-ignored"]).env("SOAK_SECONDS", seconds))?;
     // Four tests with this number of cases each.
-    let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-core", "--lib", "model_test::"];
+    let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-control", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
     let (begin, mut lived) = (Instant::now(), 0);
     let limit = minutes.map(|minutes| Duration::from_secs(60 * minutes));

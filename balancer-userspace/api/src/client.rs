@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::{readiness::Readiness, top::By};
-use balancer_model::{control::readers_socket, listeners::Listener, names::BackendName};
+use balancer_config::{control::readers_socket, listeners::Listener, names::BackendName};
+use balancer_control::{readiness::Readiness, top::By};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balancer_core::io::Moved;
+use balancer_control::io::Moved;
 use serde::{Deserialize, Serialize};
 
 /// How long a request may wait for the next event.

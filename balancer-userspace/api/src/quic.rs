@@ -1,7 +1,7 @@
 //! Views of QUIC connection IDs that encode the backends of a service.
 
-use balancer_core::snapshot::QuicSnapshot;
-use balancer_model::quic::{Keyed, QuicConfig};
+use balancer_config::quic::{Keyed, QuicConfig};
+use balancer_control::snapshot::QuicSnapshot;
 use serde::{Deserialize, Serialize};
 
 /// How QUIC connection IDs encode the backends of a service. It contains no key.
@@ -69,7 +69,7 @@ impl From<QuicSnapshot> for QuicView {
         let learns = config.learns();
         let QuicConfig { format, server_id_length, nonce_length, current, before, .. } = config;
         let server = |(backend, id, _): (String, _, _)| {
-            let id: balancer_model::quic::ServerId = id;
+            let id: balancer_config::quic::ServerId = id;
             ServerView { backend, server_id: id.to_string() }
         };
         Self {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use balancer_core::top::By;
+use balancer_control::top::By;
 use serde::{Deserialize, Serialize};
 
 /// An element of `GET /v1/stats`, one for each service.

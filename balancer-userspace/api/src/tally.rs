@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
-use balancer_core::ratios;
+use balancer_control::ratios;
 use serde::{Deserialize, Serialize};
 
 use crate::statistics::{BackendShare, PeriodView, StatsView, TopClient};

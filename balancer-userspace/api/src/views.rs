@@ -6,13 +6,13 @@ use balancer_common::{
     map_types::DropStats,
     verdict::{DropReason, Verdict},
 };
-use balancer_core::snapshot::{
-    BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, InterfaceSnapshot,
-    ListenerSnapshot, ServiceSnapshot, Snapshot,
-};
-use balancer_model::{
+use balancer_config::{
     config::{Protocol, forwarding_word},
     dns::Records,
+};
+use balancer_control::snapshot::{
+    BackendSnapshot, CheckSnapshot, Coming, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, InterfaceSnapshot,
+    ListenerSnapshot, ServiceSnapshot, Snapshot,
 };
 
 use crate::{

@@ -12,12 +12,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_common::client::HashKey;
-use balancer_core::{
+use balancer_config::file;
+use balancer_control::{
     controller::Controller,
     io::{CheckOutcome, CheckSpec, Command, Event},
 };
 use balancer_daemon::{prober::Prober, supervisor::Supervisor};
-use balancer_model::file;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -147,7 +147,7 @@ async fn measure(check: &str, target: SocketAddr) -> Result<Measured> {
 }
 
 /// A service with all backends, at a VIP that no client connects to.
-fn configuration(check: &str) -> Result<balancer_model::config::Config> {
+fn configuration(check: &str) -> Result<balancer_config::config::Config> {
     let mut text = format!(
         "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\ntable_size = 131071\n\
          check = {{ type = \"{check}\" }}\n"

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use balancer_model::{
+use balancer_config::{
     agent::{Answer, MAX_ANSWER},
     config::CheckConfig,
     names::BackendName,

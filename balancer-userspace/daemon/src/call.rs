@@ -6,15 +6,7 @@ use balancer_api::{
     model::{Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView},
     trace::{BeginTrace, HopView},
 };
-use balancer_core::{
-    controller::NearBackend,
-    io::{Change, Refused},
-    plan::Planned,
-    readiness::Announcement,
-    snapshot::{Coming, Snapshot},
-};
-use balancer_dataplane::FlowCounts;
-use balancer_model::{
+use balancer_config::{
     agent::Answer,
     config::Config,
     deny::DenyList,
@@ -22,6 +14,14 @@ use balancer_model::{
     names::BackendName,
     validate::Valid,
 };
+use balancer_control::{
+    controller::NearBackend,
+    io::{Change, Refused},
+    plan::Planned,
+    readiness::Announcement,
+    snapshot::{Coming, Snapshot},
+};
+use balancer_dataplane::FlowCounts;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use balancer_core::state::{Clocks, SavedClock, SavedState};
+use balancer_control::state::{Clocks, SavedClock, SavedState};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 

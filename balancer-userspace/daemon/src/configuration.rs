@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use balancer_model::file::{self, Parsed, Parser};
+use balancer_config::file::{self, Parsed, Parser};
 use tokio::task::{JoinError, spawn_blocking};
 
 /// The parser, which remembers the last parsed configuration.

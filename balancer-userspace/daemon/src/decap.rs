@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
+use balancer_config::config::XdpMode;
 use balancer_dataplane::{Decap, privileges};
-use balancer_model::config::XdpMode;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};

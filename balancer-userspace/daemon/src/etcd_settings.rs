@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use balancer_engine::Settings;
-use balancer_model::etcd::EtcdServers;
+use balancer_config::etcd::EtcdServers;
+use balancer_etcd::Settings;
 
 /// The settings of a driver that uses the keys below `prefix`.
 pub(crate) fn settings(prefix: String, etcd: &EtcdServers, lease: Duration) -> Settings {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use balancer_api::events::{EventView, EventsView};
-use balancer_core::io::{Change, Moved, Report, ReportLevel};
-use balancer_model::names::BackendName;
+use balancer_config::names::BackendName;
+use balancer_control::io::{Change, Moved, Report, ReportLevel};
 use tokio::{
     sync::{Semaphore, watch},
     time::timeout,

@@ -15,7 +15,13 @@ use std::{
 use anyhow::Context as _;
 use balancer_api::model::Changed;
 use balancer_common::{client::HashKey, verdict::Signal};
-use balancer_core::{
+use balancer_config::{
+    config::{Config, Fleet as FleetConfig},
+    names::BackendName,
+    states::Admin,
+    words::{counted, grouped},
+};
+use balancer_control::{
     fingerprint,
     fleet::{FleetMember, FleetSnapshot},
     io::{BackendId, Change, Refused, Report, ReportLevel},
@@ -24,18 +30,12 @@ use balancer_core::{
     state::{Clocks, Moment, SavedEpoch, SavedState},
 };
 use balancer_dataplane::{Capacity, KernelDataplane};
-use balancer_engine::Engine;
+use balancer_etcd::Engine;
 use balancer_fleet::{
     engine::{Answer, News, Request as Ask},
     member::{Done, Input, Member, Output, Settings},
     records,
     store_schema::{Ballot, ChangeRequest, Epoch, Line},
-};
-use balancer_model::{
-    config::{Config, Fleet as FleetConfig},
-    names::BackendName,
-    states::Admin,
-    words::{counted, grouped},
 };
 use tokio::{
     sync::oneshot,
@@ -108,7 +108,7 @@ impl Fleet {
         supervisor: &Supervisor,
     ) -> anyhow::Result<Self> {
         let name = fleet.member_name().map_err(anyhow::Error::msg)?;
-        let prefix = balancer_engine::prefix_of(&fleet.name);
+        let prefix = balancer_etcd::prefix_of(&fleet.name);
         let (engine, driver) = Engine::new(etcd_settings::settings(prefix, &fleet.etcd, fleet.lease));
         let driving = supervisor.spawn("the way to the fleet's engine", async {
             driver.await;
@@ -385,7 +385,7 @@ impl Fleet {
     }
 
     fn ask(&mut self, request: Ask, inputs: &mut VecDeque<Input>) {
-        if let Err(balancer_engine::Unsent::Full(Ask::Transaction { ticket, .. } | Ask::Read { ticket, .. })) =
+        if let Err(balancer_etcd::Unsent::Full(Ask::Transaction { ticket, .. } | Ask::Read { ticket, .. })) =
             self.engine.requests.send(request)
         {
             let answer = Answer::Unknown("too many requests wait".to_owned());
@@ -527,7 +527,7 @@ impl Owner<KernelDataplane> {
     }
 
     /// The slots of each service that a state would change.
-    fn changed_slots(&self, state: SavedState, clocks: Clocks) -> HashMap<balancer_core::io::ServiceId, Vec<bool>> {
+    fn changed_slots(&self, state: SavedState, clocks: Clocks) -> HashMap<balancer_control::io::ServiceId, Vec<bool>> {
         let mut next = self.controller().clone();
         if next.follow(state, clocks).is_err() {
             return HashMap::new();

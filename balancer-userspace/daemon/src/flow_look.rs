@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
 use balancer_api::model::FlowView;
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_control::io::{BackendId, ServiceId};
 use balancer_dataplane::{FlowTable, KnownFlow};
 
 /// A flow table for listing, with the names of services and backends.

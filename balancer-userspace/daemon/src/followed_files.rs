@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_model::{config::ServiceConfig, file::Finding, validate::Valid};
+use balancer_config::{config::ServiceConfig, file::Finding, validate::Valid};
 use tokio::{
     sync::watch,
     task::spawn_blocking,

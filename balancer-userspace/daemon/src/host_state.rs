@@ -7,12 +7,12 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::controller::Controller;
-use balancer_dataplane::Attachment;
-use balancer_model::{
+use balancer_config::{
     config::{OnExit, Remote, XdpMode},
     listeners::{Family, PortRange},
 };
+use balancer_control::controller::Controller;
+use balancer_dataplane::Attachment;
 
 /// The wanted state of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
-use balancer_dataplane::Dataplane;
-use balancer_model::{
+use balancer_config::{
     discover::{Source, Target},
     dns::DnsSource,
     etcd::EtcdSource,
     questions::{Questions, questions},
     validate::Valid,
 };
+use balancer_dataplane::Dataplane;
 use tokio::sync::watch;
 
 use crate::{

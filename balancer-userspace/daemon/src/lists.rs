@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use balancer_model::{
+use balancer_config::{
     config::ServiceConfig,
     discover::{Source, Target},
     file::{self, Finding},

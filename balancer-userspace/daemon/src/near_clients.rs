@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::{
+use balancer_control::{
     controller::NearBackend,
     io::{BackendId, ServiceId},
 };
@@ -112,7 +112,7 @@ fn interface_name(ifindex: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use balancer_model::names::BackendName;
+    use balancer_config::names::BackendName;
 
     use super::*;
 

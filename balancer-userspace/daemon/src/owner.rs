@@ -29,9 +29,10 @@ use std::{
 use anyhow::Context as _;
 use balancer_api::model::{Changed, ClientQuery, ClientView, RuleView};
 use balancer_common::verdict::MOVE_COUNTERS;
-use balancer_core::{
+use balancer_config::{config::Config, listeners::Family, names::BackendName};
+use balancer_control::{
+    applied::Applied,
     controller::{Controller, Precomputed, Services},
-    held::Held,
     io::{BackendId, Change, Command, Event, Moved, Refused, ServiceId, ServiceSpec},
     last_changes::LastChanges,
     locate::Why,
@@ -40,7 +41,6 @@ use balancer_core::{
     state::{SavedCounters, SavedEpoch},
 };
 use balancer_dataplane::{Dataplane, FlowCounts, Swept};
-use balancer_model::{config::Config, listeners::Family, names::BackendName};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -95,7 +95,7 @@ pub struct Owner<D> {
     started: Instant,
     /// Whether something has happened since the last query.
     changed: bool,
-    held: Held,
+    applied: Applied,
     /// The work of the last change left in the client table.
     rescan: Option<Rescan>,
     /// Known clients forgotten by changes that were not reported yet.
@@ -125,7 +125,7 @@ pub struct Owner<D> {
 impl<D: Dataplane> Owner<D> {
     /// Takes over a controller, whose first commands wait for [`start`](Self::start).
     pub fn new(beginning: Beginning, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
-        let Beginning { controller, commands, held, .. } = beginning;
+        let Beginning { controller, commands, applied, .. } = beginning;
         Self {
             controller,
             first: commands,
@@ -141,7 +141,7 @@ impl<D: Dataplane> Owner<D> {
             last_changes: LastChanges::default(),
             started: Instant::now(),
             changed: false,
-            held,
+            applied,
             rescan: None,
             forgotten: 0,
             told: VecDeque::new(),
@@ -540,7 +540,7 @@ impl<D: Dataplane> Owner<D> {
 
     fn resync(&mut self) {
         let now = Instant::now();
-        let commands = self.controller.resync(&self.held);
+        let commands = self.controller.resync(&self.applied);
         let before = std::mem::replace(&mut self.out_of_step, false);
         match self.execute(commands, now) {
             Ok(()) if before => info!("the data path is in step again"),
@@ -566,9 +566,9 @@ impl<D: Dataplane> Owner<D> {
         for command in commands {
             self.carry_out(&command, since)?;
             if matches!(command, Command::PublishServices(_)) {
-                before.append(&mut self.held.services);
+                before.append(&mut self.applied.services);
             }
-            self.held.note(&command);
+            self.applied.note(&command);
         }
         if !published {
             return Ok(());

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use balancer_core::{controller::Precomputed, io::Refused};
+use balancer_control::{controller::Precomputed, io::Refused};
 use balancer_dataplane::Dataplane;
 use tokio::{
     task::{JoinError, JoinHandle},
@@ -284,11 +284,11 @@ impl<F: Save> Persistence<F> {
 #[cfg(test)]
 mod tests {
     use balancer_api::model::Changed;
-    use balancer_core::{controller::Controller, io::Change};
-    use balancer_model::{
+    use balancer_config::{
         fixture::{KEY, config, now, web},
         names::BackendName,
     };
+    use balancer_control::{controller::Controller, io::Change};
     use tokio::sync::oneshot;
 
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::SystemTime};
 
-use balancer_model::{config::Config, words::counted};
+use balancer_config::{config::Config, words::counted};
 use tokio::{signal::unix::Signal, sync::oneshot, task::spawn_blocking};
 use tracing::{error, warn};
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_common::map_types::BackendStats;
-use balancer_core::{
+use balancer_control::{
     io::ServiceId,
     state::{Clocks, SavedCounters},
 };
@@ -133,7 +133,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
-    use balancer_model::fixture;
+    use balancer_config::fixture;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use balancer_core::{
+use balancer_control::{
     controller::Controller,
     state::{Clocks, SavedChanges, SavedClock, SavedCountersByService, SavedEpoch, SavedState},
 };

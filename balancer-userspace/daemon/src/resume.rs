@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, anyhow, bail};
 use balancer_common::client::HashKey;
-use balancer_core::{
+use balancer_config::config::{self, Config};
+use balancer_control::{
     controller::{Controller, Largest},
     keys,
     state::{SavedCounters, SavedEpoch, SavedState},
 };
 use balancer_dataplane::{Histories, Pins};
 use balancer_fleet::store_schema::Epoch;
-use balancer_model::config::{self, Config};
 use tokio::time::Instant;
 use tracing::{info, warn};
 

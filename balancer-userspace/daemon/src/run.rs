@@ -11,8 +11,8 @@ mod waiting;
 
 use std::{path::PathBuf, time::Duration};
 
+use balancer_config::config::Config;
 use balancer_dataplane::privileges;
-use balancer_model::config::Config;
 use tracing::info;
 
 use self::{shutdown::Shutdown, startup::Startup};

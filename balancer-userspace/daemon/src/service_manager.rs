@@ -3,7 +3,7 @@
 
 use std::{env, future::pending, time::Duration};
 
-use balancer_model::words::counted;
+use balancer_config::words::counted;
 use sd_notify::{NotifyState, notify, watchdog_enabled};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;

@@ -26,7 +26,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use balancer_core::state::{SavedClock, SavedState, VERSION};
+use balancer_control::state::{SavedClock, SavedState, VERSION};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 

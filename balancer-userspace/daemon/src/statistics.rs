@@ -15,7 +15,11 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
-use balancer_core::{
+use balancer_config::{
+    config::{ClientPrefix, StatisticsConfig},
+    names::BackendName,
+};
+use balancer_control::{
     history::{History, STEP},
     io::{BackendId, Report, ReportLevel, ServiceId},
     rates::TrafficHistory,
@@ -23,10 +27,6 @@ use balancer_core::{
     silence::{Around, first_look},
     snapshot::{Coming, ServiceSnapshot, ServiceStatistics, Snapshot, SpreadHeavy},
     top::{By, Top, client_of},
-};
-use balancer_model::{
-    config::{ClientPrefix, StatisticsConfig},
-    names::BackendName,
 };
 use tokio::{
     sync::oneshot,

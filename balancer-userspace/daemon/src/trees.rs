@@ -3,11 +3,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use balancer_engine::Tree;
-use balancer_model::{
+use balancer_config::{
     discover::{Source, Target},
     etcd::{self, EtcdSource},
 };
+use balancer_etcd::Tree;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -74,7 +74,7 @@ pub(crate) async fn follow(wanted: watch::Receiver<Trees>, calls: Calls) {
 
 /// Sends the keys of a source at first, and after each change.
 async fn read(source: &EtcdSource, told: mpsc::Sender<Result<Tree, String>>) {
-    balancer_engine::follow(settings(source.prefix.clone(), &source.etcd, LEASE), told).await;
+    balancer_etcd::follow(settings(source.prefix.clone(), &source.etcd, LEASE), told).await;
 }
 
 fn list(source: &EtcdSource, tree: Result<Tree, String>) -> ListRead {

@@ -2,8 +2,8 @@
 
 use std::{io, net::SocketAddr};
 
-use balancer_core::{io::CheckOutcome, state::SavedState};
-use balancer_model::config::CheckKind;
+use balancer_config::config::CheckKind;
+use balancer_control::{io::CheckOutcome, state::SavedState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use crate::neighbours::heard as netlink;

@@ -17,7 +17,7 @@ use aya::{
     },
 };
 use balancer_common::map_types::interface_row;
-use balancer_model::config::XdpMode;
+use balancer_config::config::XdpMode;
 use tracing::{info, warn};
 
 use super::{

@@ -1,7 +1,7 @@
 //! Counters of many backends, readable outside the task that owns the controller.
 
 use balancer_common::map_types::BackendStats;
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 
 use super::cpu_rows::CpuRows;
 

@@ -13,7 +13,7 @@ use balancer_common::{
     },
     verdict::{CauseIndex, MoveCause},
 };
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 
 use super::{
     grace::{Grace, GracePeriods},

@@ -10,8 +10,8 @@ use balancer_common::{
         SLOTS_PER_LINE,
     },
 };
-use balancer_core::controller::Largest;
-use balancer_model::config::{Config, ServiceConfig};
+use balancer_config::config::{Config, ServiceConfig};
+use balancer_control::controller::Largest;
 
 /// The maximum number of backends of a `snat` service that are this machine.
 const MOST_LOCAL: usize = 64;

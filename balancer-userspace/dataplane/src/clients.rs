@@ -16,7 +16,7 @@ use balancer_common::{
     clock::Clock,
     map_types::{ALL_DOWN, NO_BACKEND},
 };
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_control::io::{BackendId, ServiceId};
 
 use super::{Forgotten, mapped::MappedArray, memory::Memory};
 

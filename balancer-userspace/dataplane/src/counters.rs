@@ -18,7 +18,7 @@ use balancer_common::{
     },
     verdict::Verdict,
 };
-use balancer_core::io::{BackendId, ListenerId, ServiceId};
+use balancer_control::io::{BackendId, ListenerId, ServiceId};
 
 use super::{
     attach::Attachment, backend_counters::BackendCounters, cpu_rows::CpuRows, mapped::MappedArray, object::take,

@@ -17,7 +17,7 @@ use aya::{
 use balancer_common::map_types::{
     DECAP_OWN, DECAP_PREFIX_BASE, DECAP_VIP, DecapKey, DecapPrefix, DecapStats, MAX_DECAP_ADDRESSES, MAX_DECAP_PREFIXES,
 };
-use balancer_model::config::XdpMode;
+use balancer_config::config::XdpMode;
 use ipnet::IpNet;
 
 use super::{

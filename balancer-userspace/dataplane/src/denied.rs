@@ -6,8 +6,8 @@ use std::{
 };
 
 use balancer_common::map_types::{RULE_DENY, RuleRow};
-use balancer_core::io::ServiceId;
-use balancer_model::{deny::DenyList, listeners::Family};
+use balancer_config::{deny::DenyList, listeners::Family};
+use balancer_control::io::ServiceId;
 use ipnet::IpNet;
 
 /// `RuleRow::backend` of a row that belongs to a list. The kernel program reads this field only in pin rules.

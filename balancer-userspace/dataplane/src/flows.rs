@@ -15,7 +15,7 @@ use balancer_common::{
     flows::{FlowWord, IdleTicks, ticks},
     map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowPool, FlowReturns, FlowRow, Forwarding, MAX_POOL},
 };
-use balancer_core::io::{FlowSpec, ServiceSpec};
+use balancer_control::io::{FlowSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
 pub(super) use self::former::FormerFlows;

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use anyhow::Context as _;
 use aya::maps::{Array, Map, MapData};
 use balancer_common::signs::{HANDSHAKE_UNIT_BITS, HANDSHAKES, Handshake, Handshaker};
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::rows::address_words;

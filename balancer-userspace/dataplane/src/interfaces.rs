@@ -10,7 +10,7 @@ use std::{
 
 use aya::maps::MapData;
 use balancer_common::map_types::{InterfaceRow, LOCAL_MACS, ReturnRow, interface_row, mac_word};
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 
 use super::mapped::MappedArray;
 use crate::Layers;

@@ -13,7 +13,7 @@ use aya::{
     maps::{Array, Map, MapData},
 };
 use balancer_common::kept::{BackendHistory, NotesRow, ServiceHistory};
-use balancer_core::{
+use balancer_control::{
     io::{BackendId, ServiceId},
     state::SavedState,
 };

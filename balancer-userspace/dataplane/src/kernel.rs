@@ -30,7 +30,7 @@ use balancer_common::{
     quic::QuicStats,
     service_table::{TableView, vip_bit},
 };
-use balancer_core::{
+use balancer_control::{
     io::{BackendId, BackendSpec, ListenerId, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     snapshot::{MemorySnapshot, Unanswered},
 };

@@ -6,7 +6,7 @@ use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Entry, find, victim},
 };
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_control::io::{BackendId, ServiceId};
 
 use super::{KernelDataplane, clients::Look, rows, stickiness::Stickiness};
 

@@ -69,7 +69,7 @@ use balancer_common::{
     map_types::{BackendStats, DropStats, InterfaceStats, ListenerStats, ReplyStats, RuleStats, ShareStats},
     quic::QuicStats,
 };
-use balancer_core::{
+use balancer_control::{
     io::{BackendId, BackendSpec, ListenerId, RuleSpec, ServiceId, ServiceSpec},
     snapshot::{MemorySnapshot, Unanswered},
 };

@@ -9,8 +9,8 @@ use std::{
 use balancer_common::map_types::{
     LISTENER_COUNTS, LISTENER_QUIC, LISTENER_RANGES, ListenerRow, Listening, Portless, RangeRow, VIP_SHARED,
 };
-use balancer_core::io::{ListenerSpec, ServiceId, ServiceSpec};
-use balancer_model::{config::Protocol, listeners::PortRange};
+use balancer_config::{config::Protocol, listeners::PortRange};
+use balancer_control::io::{ListenerSpec, ServiceId, ServiceSpec};
 
 use super::rows;
 

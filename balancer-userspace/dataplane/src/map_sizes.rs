@@ -14,7 +14,7 @@ use balancer_common::{
     quic::{MAX_QUIC_SERVICES, QUIC_ROWS, QuicRow, QuicStats},
     rule_filter, seen, signs,
 };
-use balancer_model::deny::MAX_DENIED;
+use balancer_config::deny::MAX_DENIED;
 
 use super::{
     capacity::Capacity,

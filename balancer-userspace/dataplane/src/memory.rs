@@ -6,7 +6,7 @@ use balancer_common::{
     client_table::{Entry, TICK_MASK},
     clock::Clock,
 };
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 
 use super::KnownClient;
 

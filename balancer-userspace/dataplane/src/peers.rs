@@ -9,7 +9,7 @@ use aya::{
     maps::{HashMap as HashTable, MapData},
 };
 use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, mac_word, peer};
-use balancer_core::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
+use balancer_control::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 
 /// See the [module](self).
 pub(super) struct Peers {

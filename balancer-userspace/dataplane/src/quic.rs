@@ -10,8 +10,8 @@ use aya::{
     util::nr_cpus,
 };
 use balancer_common::quic::{QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer, QuicStats};
-use balancer_core::io::{BackendId, QuicSpec, ServiceId, ServiceSpec};
-use balancer_model::quic::{Format, Keyed, QuicConfig, ServerId};
+use balancer_config::quic::{Format, Keyed, QuicConfig, ServerId};
+use balancer_control::io::{BackendId, QuicSpec, ServiceId, ServiceSpec};
 use bytemuck::Zeroable as _;
 
 use super::{mapped::MappedArray, object::take};

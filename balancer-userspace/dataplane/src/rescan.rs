@@ -10,7 +10,7 @@ use std::{
 };
 
 use balancer_common::{client_table::Entry, clock::Clock};
-use balancer_core::{
+use balancer_control::{
     forgets::Forgets,
     io::{BackendId, ServiceId},
 };

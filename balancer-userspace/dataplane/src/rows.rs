@@ -17,11 +17,11 @@ use balancer_common::{
     },
     seen,
 };
-use balancer_core::io::{BackendId, BackendSpec, ListenerSpec, ServiceSpec};
-use balancer_model::{
+use balancer_config::{
     config::{Failback, Protocol},
     listeners::{Family, Listener, PortRange},
 };
+use balancer_control::io::{BackendId, BackendSpec, ListenerSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
 /// Seconds of silence after which a client's next datagram counts as a new connection.
@@ -275,7 +275,7 @@ pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
 #[cfg(test)]
 mod tests {
     use balancer_common::verdict::MoveCause;
-    use balancer_core::io::{NextHop, ServiceId};
+    use balancer_control::io::{NextHop, ServiceId};
 
     use super::*;
 

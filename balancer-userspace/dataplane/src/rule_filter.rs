@@ -6,7 +6,7 @@ use balancer_common::{
     map_types::{FAMILY_V4, FAMILY_V6},
     rule_filter::{PLACES, PREFIX_V4, PREFIX_V6, bit, every, place},
 };
-use balancer_core::io::ServiceId;
+use balancer_control::io::ServiceId;
 use ipnet::IpNet;
 
 use super::{mapped::MappedArray, rows::address_words};

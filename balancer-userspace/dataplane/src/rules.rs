@@ -19,8 +19,8 @@ use balancer_common::map_types::{
     MAX_RULES, NO_BACKEND, RULE_COUNTERS, RULE_DENY, RULE_PIN, RULE_PREFIX_BASE, RULE_SPREAD, RuleKey, RuleRow,
     RuleStats,
 };
-use balancer_core::io::{RuleAction, RuleSpec, ServiceId};
-use balancer_model::{deny::DenyList, listeners::Family};
+use balancer_config::{deny::DenyList, listeners::Family};
+use balancer_control::io::{RuleAction, RuleSpec, ServiceId};
 use ipnet::IpNet;
 
 use super::{

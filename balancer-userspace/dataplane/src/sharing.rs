@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::{client::slot, client_table::Entry};
-use balancer_core::io::ServiceId;
+use balancer_control::io::ServiceId;
 use balancer_fleet::{
     clients::{self as fleet, Facts, Heard, Imported, Sharing, Table},
     emptied::Emptied,

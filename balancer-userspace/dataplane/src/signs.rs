@@ -4,7 +4,7 @@ use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
 use aya::maps::MapData;
 use balancer_common::map_types::{Signs, WATCH_NO_HANDSHAKE};
-use balancer_core::{
+use balancer_control::{
     io::{BackendId, Passive},
     snapshot::Unanswered,
 };

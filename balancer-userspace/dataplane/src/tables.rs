@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::{LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace};
-use balancer_core::{bits::bits, io::ServiceId};
+use balancer_control::{bits::bits, io::ServiceId};
 use bytemuck::Zeroable as _;
 
 use super::{

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::forwarding_word;
+use balancer_config::config::forwarding_word;
 
 use crate::topology::{Family, Topology};
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use balancer_api::model::StatusView;
-use balancer_model::states::BackendState;
+use balancer_config::states::BackendState;
 
 use crate::{
     config::name,

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use balancer_api::model::{HealthView, RuleView, StatusView};
-use balancer_model::listeners::Listener;
+use balancer_config::listeners::Listener;
 
 use crate::finding::Unseen;
 

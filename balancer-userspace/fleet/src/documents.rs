@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 
-use balancer_core::state::{SavedState, VERSION};
+use balancer_control::state::{SavedState, VERSION};
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -13,7 +13,7 @@ use crate::{
     keys,
     store_schema::{self, BadCard, Common, Epoch, Member, StateCard},
 };
-use balancer_core::state::SavedState;
+use balancer_control::state::SavedState;
 
 /// The purpose of a request to the engine, which decides how its answer is used.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use balancer_common::client::HashKey;
-use balancer_core::{
+use balancer_config::config::ServiceConfig;
+use balancer_control::{
     agreed::Opinion,
     controller::Controller,
     health::FailureKind,
     io::{BackendId, Change, Refused},
     state::Moment,
 };
-use balancer_model::config::ServiceConfig;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::emptied::Emptied;
@@ -137,7 +137,7 @@ pub struct Member {
     pub format: u32,
     /// The balancer's version.
     pub version: String,
-    /// The fingerprint of its steering, see [`balancer_core::fingerprint`]; 0: unknown.
+    /// The fingerprint of its steering, see [`balancer_control::fingerprint`]; 0: unknown.
     #[serde(default)]
     pub steering: u32,
     /// A random number of its process.

@@ -1,6 +1,6 @@
 //! Derives the fleet's decision from the members' opinions of a backend.
 
-use balancer_core::{
+use balancer_control::{
     agreed::{Opinion, Way},
     health::{FailureKind, Verdict},
 };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use balancer_model::dns::host_name;
+use balancer_config::dns::host_name;
 
 /// The host of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]

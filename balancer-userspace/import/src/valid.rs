@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use balancer_model::{file, value};
+use balancer_config::{file, value};
 
 use crate::{
     error::NotUnderstood,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use balancer_model::file::check::without_port;
+use balancer_config::file::check::without_port;
 
 use crate::{
     address::shown,

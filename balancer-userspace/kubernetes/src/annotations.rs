@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use balancer_model::{names::nearest, value};
+use balancer_config::{names::nearest, value};
 use toml::{Table, Value};
 
 use crate::args::Target;

@@ -40,7 +40,7 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = Target::Pod)]
     pub target: Target,
     /// The balancer's control socket
-    #[arg(long, value_name = "FILE", env = "BALANCER_SOCKET", default_value = balancer_model::file::DEFAULT_SOCKET)]
+    #[arg(long, value_name = "FILE", env = "BALANCER_SOCKET", default_value = balancer_config::file::DEFAULT_SOCKET)]
     pub socket: PathBuf,
     /// The balancer's own configuration file; a part of it, between two lines of comment, becomes this program's
     #[arg(long, value_name = "FILE", default_value = "/etc/balancer/balancer.toml")]

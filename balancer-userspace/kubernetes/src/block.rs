@@ -209,16 +209,16 @@ mod tests {
         let emptied = read.with(&Block::default(), false);
         assert_eq!(File::read(&emptied).unwrap().others(), read.others());
         assert!(!emptied.contains("k8s."), "{emptied}");
-        balancer_model::file::parse("balancer.toml".as_ref(), emptied.as_bytes()).unwrap();
+        balancer_config::file::parse("balancer.toml".as_ref(), emptied.as_bytes()).unwrap();
     }
 
     #[test]
     fn when_it_is_written_then_the_balancer_takes_the_file() {
         let written = File::read(OTHERS).unwrap().with(&block(), false);
-        let (config, _) = balancer_model::file::parse("balancer.toml".as_ref(), written.as_bytes()).unwrap();
+        let (config, _) = balancer_config::file::parse("balancer.toml".as_ref(), written.as_bytes()).unwrap();
         assert_eq!(config.services.len(), 2);
         let alone = File::read("interfaces = [\"eth0\"]\n").unwrap().with(&Block::default(), true);
-        balancer_model::file::parse("balancer.toml".as_ref(), alone.as_bytes()).unwrap();
+        balancer_config::file::parse("balancer.toml".as_ref(), alone.as_bytes()).unwrap();
         assert_eq!(File::read(&alone).unwrap().block, Block::default(), "the placeholder is nobody's service");
     }
 

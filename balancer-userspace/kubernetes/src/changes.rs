@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use balancer_api::model::{AddBackend, BackendView, ServiceView};
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_config::{names::BackendName, states::Admin};
 
 use crate::{
     block::{self, Block},

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use balancer_model::file::{self, ConfigErrors};
+use balancer_config::file::{self, ConfigErrors};
 
 use crate::block::{Block, File, ServiceText};
 

@@ -31,7 +31,7 @@ pub fn hash(text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use balancer_model::value;
+    use balancer_config::value;
 
     use super::*;
 

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use balancer_model::file;
+use balancer_config::file;
 
 use crate::{
     block::{Block, File},

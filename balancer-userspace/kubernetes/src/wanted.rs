@@ -266,7 +266,7 @@ mod tests {
             text.listen,
             ["198.51.100.2:80", "198.51.100.2:443/udp", "[2001:db8::2]:80", "[2001:db8::2]:443/udp"]
         );
-        balancer_model::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
+        balancer_config::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
     }
 
     #[test]
@@ -285,7 +285,7 @@ mod tests {
         let text = text(serde_json::json!({"loadBalancerSourceRanges": ["128.0.0.0/1"]}));
         let rules: Vec<&str> = text.rules.iter().map(|rule| rule.prefix.as_str()).collect();
         assert_eq!(rules, ["0.0.0.0/1", "::/0"]);
-        balancer_model::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
+        balancer_config::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
     }
 
     #[test]
@@ -304,6 +304,6 @@ mod tests {
         let text = terms.text(&service, &wanted, &Grant { addresses, problems: Vec::new() });
         assert_eq!(text.settings["check"]["port"].as_integer(), Some(31_000));
         assert_eq!(text.settings["assign_vip"].as_str(), Some("lo"));
-        balancer_model::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
+        balancer_config::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
     }
 }

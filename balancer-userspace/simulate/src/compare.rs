@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use balancer_model::config::{ClientPrefix, ServiceConfig};
+use balancer_config::config::{ClientPrefix, ServiceConfig};
 
 use crate::{
     address::masked,

@@ -13,18 +13,18 @@ use balancer_common::{
     client_table::Entry,
     map_types::Forwarding,
 };
-use balancer_core::{
-    controller::Controller,
-    io::{Change as CoreChange, Command, Event, NextHop},
-    plan::Plan,
-    service::Service,
-};
-use balancer_model::{
+use balancer_config::{
     config::{AssignVip, CheckKind, ClientPrefix, Config, Protocol, ServiceConfig},
     listeners::{Family, Listener},
     names::BackendName,
     shared::shared,
     validate::Valid,
+};
+use balancer_control::{
+    controller::Controller,
+    io::{Change as CoreChange, Command, Event, NextHop},
+    plan::Plan,
+    service::Service,
 };
 
 use crate::servers::Change;

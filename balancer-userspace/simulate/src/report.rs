@@ -1,6 +1,6 @@
 //! The findings from a log.
 
-use balancer_model::config::ClientPrefix;
+use balancer_config::config::ClientPrefix;
 use serde::Serialize;
 
 /// The whole report.

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, time::Duration};
 
-use balancer_model::{config::ServiceConfig, states::Admin};
+use balancer_config::{config::ServiceConfig, states::Admin};
 
 use crate::rules::{Peer, haproxy::Map, nginx, reduced};
 
@@ -72,7 +72,7 @@ impl Servers {
     /// The servers of a service, all of them in use.
     #[must_use]
     pub fn of(service: &ServiceConfig) -> Self {
-        let server = |backend: &balancer_model::config::BackendConfig| Server {
+        let server = |backend: &balancer_config::config::BackendConfig| Server {
             name: backend.name.clone(),
             weight: backend.weight,
             backup: backend.backup,

@@ -1,6 +1,6 @@
 //! Derives suggestions from a log.
 
-use balancer_model::{
+use balancer_config::{
     config::{ClientPrefix, ServiceConfig},
     words::grouped,
 };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::{Config, ServiceConfig};
+use balancer_config::config::{Config, ServiceConfig};
 use ipnet::IpNet;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
@@ -95,7 +95,7 @@ fn is_shared(service: &ServiceConfig, interfaces: &[String], subnet: &Subnet) ->
 
 #[cfg(test)]
 mod tests {
-    use balancer_model::file;
+    use balancer_config::file;
 
     use super::*;
 

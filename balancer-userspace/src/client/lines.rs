@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use balancer_api::model::ImportClient;
-use balancer_model::value;
+use balancer_config::value;
 
 /// Parses the clients in `text` from the file `file`. `backends` are the service's backends in their order.
 ///

@@ -11,8 +11,8 @@ use balancer_api::{
     model::ClientQuery,
     statistics::{TopClient, TopQuery},
 };
-use balancer_core::top::By;
-use balancer_model::{names::BackendName, value, words::grouped};
+use balancer_config::{names::BackendName, value, words::grouped};
+use balancer_control::top::By;
 use clap::{Subcommand, ValueEnum};
 use ipnet::IpNet;
 

@@ -14,8 +14,8 @@ use balancer_api::{
     client::Client,
     model::{ImportedView, KnownClientView, KnownClientsView, MAX_IMPORTED},
 };
-use balancer_core::search;
-use balancer_model::words::{counted, grouped};
+use balancer_config::words::{counted, grouped};
+use balancer_control::search;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::lines;

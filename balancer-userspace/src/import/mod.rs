@@ -9,8 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use balancer_config::value;
 use balancer_import::{Dialect, convert};
-use balancer_model::value;
 
 use super::{Failure, output};
 

@@ -11,7 +11,7 @@ use balancer_common::{
     map_types::Mac,
     verdict::{Decision, DropReason, MoveCause, Verdict},
 };
-use balancer_model::listeners::Listener;
+use balancer_config::listeners::Listener;
 use serde::Serialize;
 
 use super::{Observation, frame::Frame};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::map_types::GUE_PORT;
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use serde::Serialize;
 

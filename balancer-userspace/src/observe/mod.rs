@@ -14,7 +14,7 @@ use balancer_api::{
     model::ServiceView,
     trace::{BeginTrace, MAX_WAIT, TraceView, TracedPacket},
 };
-use balancer_model::words;
+use balancer_config::words;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};

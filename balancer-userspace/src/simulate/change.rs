@@ -1,7 +1,7 @@
 //! Parses changes in the words of `balancer plan`.
 
 use balancer_api::model::PlanRequest;
-use balancer_model::value;
+use balancer_config::value;
 use balancer_simulate::servers::Change;
 use clap::{Parser, Subcommand};
 

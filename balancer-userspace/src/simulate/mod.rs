@@ -6,7 +6,7 @@ mod text;
 
 use std::path::{Path, PathBuf};
 
-use balancer_model::{
+use balancer_config::{
     config::Config,
     file::{self, ConfigErrors},
     value,
@@ -134,7 +134,7 @@ fn usual(service: &str, servers: &Servers) -> Vec<Change> {
     let is_free = |name: &String| servers.0.iter().all(|server| server.name != *name);
     let new = (servers.0.len() + 1..).map(|number| format!("{service}{number}")).find(is_free);
     changes.extend(new.map(|name| Change::Add { name, weight: None, backup: false }));
-    let drain = |name| Change::Admin { name, admin: balancer_model::states::Admin::Drain, timeout: None };
+    let drain = |name| Change::Admin { name, admin: balancer_config::states::Admin::Drain, timeout: None };
     changes.extend(name.map(drain));
     changes.push(Change::Reorder);
     changes

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balancer_model::words::{counted, grouped};
+use balancer_config::words::{counted, grouped};
 use balancer_simulate::report::{Moves, Report, Rule, RuleMoves, Share, Shares};
 
 use crate::output::Table;

@@ -14,7 +14,7 @@ use balancer_api::{
     model::FleetSnapshot,
     statistics::{PeriodView, StatsView},
 };
-use balancer_model::{value, words::grouped};
+use balancer_config::{value, words::grouped};
 
 use super::{
     Failure, client, fleet,

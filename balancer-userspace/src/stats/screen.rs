@@ -1,7 +1,7 @@
 //! The live view, for terminals of 80 × 24 and above.
 
 use balancer_api::statistics::{BackendShare, StatsView};
-use balancer_model::{states::BackendState, words::grouped};
+use balancer_config::{states::BackendState, words::grouped};
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},

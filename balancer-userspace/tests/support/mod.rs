@@ -17,7 +17,14 @@ use balancer_common::{
     quic::QuicStats,
     share::Share,
 };
-use balancer_core::{
+use balancer_config::{
+    config::{ClientPrefix, Protocol},
+    fixture,
+    listeners::Listener,
+    quic::{Format, Keyed, QuicConfig, QuicKey},
+    states::{Admin, BackendState},
+};
+use balancer_control::{
     health::Health,
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
     plan::{Planned, PlannedMove, PlannedService},
@@ -39,13 +46,6 @@ use balancer_daemon::{
     trace::Trace,
 };
 use balancer_fleet::documents;
-use balancer_model::{
-    config::{ClientPrefix, Protocol},
-    fixture,
-    listeners::Listener,
-    quic::{Format, Keyed, QuicConfig, QuicKey},
-    states::{Admin, BackendState},
-};
 use ipnet::IpNet;
 use tempfile::TempDir;
 use tokio::{
@@ -433,7 +433,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         backends,
     };
     Snapshot {
-        memory: balancer_core::snapshot::MemorySnapshot::default(),
+        memory: balancer_control::snapshot::MemorySnapshot::default(),
         flows: None,
         interfaces: vec![InterfaceSnapshot {
             name: "eth0".to_owned(),
@@ -463,7 +463,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
             withdrawn: false,
             vips: vec![("198.51.100.10".parse().unwrap(), "lo".to_owned())],
         },
-        fleet: Some(balancer_core::fleet::FleetSnapshot::example()),
+        fleet: Some(balancer_control::fleet::FleetSnapshot::example()),
     }
 }
 

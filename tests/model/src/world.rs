@@ -19,15 +19,15 @@ use balancer_common::{
     map_types::{LAST_BACKEND, MOST_BACKEND_ROWS},
     verdict::{CauseIndex, Decision, MoveCause},
 };
-use balancer_core::{
+use balancer_config::{config::Config, file, names::BackendName, states::Admin, validate::Valid};
+use balancer_control::{
+    applied::Applied,
     controller::Controller,
-    held::Held,
     io::{BackendId, Change, CheckOutcome, Command, Event, NextHop},
     plan::Planned,
     state::{Clocks, SavedState},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, Forgotten, KernelDataplane, Rescanned};
-use balancer_model::{config::Config, file, names::BackendName, states::Admin, validate::Valid};
 
 use crate::contest::{hold_newcomers, map_of};
 use balancer_testkit::{
@@ -58,7 +58,7 @@ pub struct World {
     departed: Counters,
     /// Ids of removed backends. Packets that were on their way at the removal still count afterwards.
     retired: Vec<BackendId>,
-    held: Held,
+    applied: Applied,
     /// The number of known clients that changes made unknown.
     forgotten: u64,
     leaves_rescan: bool,
@@ -151,7 +151,7 @@ impl World {
             backends: HashMap::new(),
             departed: Counters::default(),
             retired: Vec::new(),
-            held: Held::default(),
+            applied: Applied::default(),
             forgotten: 0,
             leaves_rescan: false,
         };
@@ -168,7 +168,7 @@ impl World {
         let (mut watched, mut published) = (Vec::new(), false);
         for command in commands {
             self.carry_out(&command)?;
-            self.held.note(&command);
+            self.applied.note(&command);
             published |= matches!(command, Command::PublishServices(_));
             if let Command::WatchNextHop(address) = command {
                 watched.push(address);
@@ -243,7 +243,7 @@ impl World {
         let (message, commands) = self.controller.change(change, self.now())?;
         if let Err(error) = self.execute(commands) {
             self.controller = before;
-            let commands = self.controller.resync(&self.held);
+            let commands = self.controller.resync(&self.applied);
             self.execute(commands).context("undoing a change")?;
             return Err(error);
         }

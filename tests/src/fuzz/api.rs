@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use balancer_api::model::Changed;
-use balancer_core::{controller::Controller, io::Change};
+use balancer_control::{controller::Controller, io::Change};
 use balancer_daemon::{
     call::{Call, ChangeRequest, Request},
     untrusted,

@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::CheckOutcome;
+use balancer_config::config::{BodyTest, CheckKind, GrpcCheck, HttpCheck, StatusRanges, Tls};
+use balancer_control::io::CheckOutcome;
 use balancer_daemon::untrusted;
-use balancer_model::config::{BodyTest, CheckKind, GrpcCheck, HttpCheck, StatusRanges, Tls};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,

@@ -6,15 +6,15 @@ use std::{
 };
 
 use balancer_common::client::HashKey;
-use balancer_core::{
-    controller::Controller,
-    io::{Change, Event},
-    state::Clocks,
-};
-use balancer_model::{
+use balancer_config::{
     config::Config,
     file,
     validate::{self, Valid},
+};
+use balancer_control::{
+    controller::Controller,
+    io::{Change, Event},
+    state::Clocks,
 };
 
 /// The limit on the slots of all lookup tables together, because filling more takes too long here.

@@ -7,7 +7,8 @@ use std::{
 
 use arbitrary::{Result, Unstructured};
 use balancer_common::client::HashKey;
-use balancer_core::{
+use balancer_config::{names::BackendName, states::Admin};
+use balancer_control::{
     controller::Controller,
     io::Change,
     state::{Clocks, SavedState},
@@ -20,7 +21,6 @@ use balancer_fleet::{
     records,
     store_schema::{Ballot, ChangeRequest},
 };
-use balancer_model::{names::BackendName, states::Admin};
 use serde_json::Value;
 
 use super::{

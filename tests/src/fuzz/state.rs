@@ -6,13 +6,13 @@ use std::{
 };
 
 use arbitrary::Unstructured;
-use balancer_core::{
+use balancer_config::{config::Config, file, names::BackendName, states::Admin};
+use balancer_control::{
     controller::Controller,
     io::{Change, Event},
     state::{Clocks, SavedState, VERSION},
 };
 use balancer_daemon::untrusted;
-use balancer_model::{config::Config, file, names::BackendName, states::Admin};
 
 use super::{
     config::{KEY, SLOTS},

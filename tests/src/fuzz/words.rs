@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use balancer_api::model::SetRule;
-use balancer_model::{
+use balancer_config::{
     config::{Protocol, StatusRanges},
     listeners::Listener,
     value,

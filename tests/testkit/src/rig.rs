@@ -23,16 +23,16 @@ use balancer_common::{
     share::Share,
     verdict::{DropReason, MoveCause, Verdict},
 };
-use balancer_core::io::{
-    BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, RuleSpec, ServiceId, ServiceSpec,
-};
-use balancer_daemon::supervisor::Supervisor;
-use balancer_dataplane::{Budgets, Capacity, Dataplane as _, FlowTable, KernelDataplane, Layers};
-use balancer_model::{
+use balancer_config::{
     config::{Failback, Protocol},
     listeners::{Family, Listener},
     snat::SnatConfig,
 };
+use balancer_control::io::{
+    BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, RuleSpec, ServiceId, ServiceSpec,
+};
+use balancer_daemon::supervisor::Supervisor;
+use balancer_dataplane::{Budgets, Capacity, Dataplane as _, FlowTable, KernelDataplane, Layers};
 use ipnet::IpNet;
 use log::Log;
 use nix::sched::{CloneFlags, unshare};

@@ -22,7 +22,7 @@ use balancer_api::{
     model::{ClientQuery, StatusView},
 };
 use balancer_common::map_types::Forwarding;
-use balancer_core::controller::Controller as Core;
+use balancer_control::controller::Controller as Core;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

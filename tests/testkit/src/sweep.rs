@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 use balancer_dataplane::{Dataplane, Swept};
 
 /// Sweeps a part of the client table, if enough time has passed. Returns the number of known clients of each backend

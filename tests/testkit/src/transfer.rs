@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_api::model::ClientQuery;
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::forwarding_word;
+use balancer_config::config::forwarding_word;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{

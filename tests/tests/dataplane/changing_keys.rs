@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_common::verdict::{Decision, MoveCause};
-use balancer_core::{io::CheckOutcome, plan::PlannedService};
+use balancer_config::config::{BackendConfig, Config, ServiceConfig};
+use balancer_control::{io::CheckOutcome, plan::PlannedService};
 use balancer_dataplane::Dataplane as _;
-use balancer_model::config::{BackendConfig, Config, ServiceConfig};
 use balancer_packet_model::world::{VIP, World, client};
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
@@ -304,7 +304,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
 }
 
 fn config(text: &str) -> Result<Config> {
-    Ok(balancer_model::file::parse("file.toml".as_ref(), text.as_bytes())?.0)
+    Ok(balancer_config::file::parse("file.toml".as_ref(), text.as_bytes())?.0)
 }
 
 /// Sends a client's packet to the service as it is now; returns the backend.
@@ -313,8 +313,8 @@ fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
     let (listener, _) = service.listeners().next().context("no listener")?;
     let port = if listener.ports.contains(80) { 80 } else { listener.ports.first };
     let transport = match listener.protocol {
-        balancer_model::config::Protocol::Tcp => Transport::Tcp(flags),
-        balancer_model::config::Protocol::Udp | balancer_model::config::Protocol::Quic => Transport::Udp,
+        balancer_config::config::Protocol::Tcp => Transport::Tcp(flags),
+        balancer_config::config::Protocol::Udp | balancer_config::config::Protocol::Quic => Transport::Udp,
     };
     let mut frame = Frame::new("192.0.2.1:40000", &SocketAddr::new(listener.address, port).to_string(), transport);
     frame.source = SocketAddr::new(client(number).into(), 40_000);

@@ -22,12 +22,12 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Entry, bucket},
     verdict::DropReason,
 };
-use balancer_core::{
+use balancer_config::states::{Admin, BackendState};
+use balancer_control::{
     io::{Change, CheckOutcome},
     keys,
 };
 use balancer_dataplane::Dataplane as _;
-use balancer_model::states::{Admin, BackendState};
 use balancer_packet_model::world::{KEY, World, client, last, named};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},

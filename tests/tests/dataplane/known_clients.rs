@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use balancer_common::verdict::{Decision, MoveCause};
+use balancer_config::states::Admin;
 use balancer_dataplane::Dataplane as _;
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{VIP, VIP_V6, World, client};
 use balancer_testkit::frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, options};
 

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use balancer_common::verdict::{Decision, MoveCause};
+use balancer_config::states::Admin;
 use balancer_dataplane::Dataplane as _;
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{World, client, named};
 use balancer_testkit::frame::{ACK, SYN};
 use nix::{

@@ -8,9 +8,9 @@ use balancer_common::{
     map_types::{Forwarding, LAST_BACKEND},
     verdict::{Decision, MoveCause},
 };
-use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, NextHop, ServiceId};
+use balancer_config::states::Admin;
+use balancer_control::io::{BackendId, BackendSpec, CheckOutcome, NextHop, ServiceId};
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane};
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{World, client, named};
 use balancer_testkit::frame::{ACK, SYN};
 

@@ -12,9 +12,9 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Entry},
     verdict::{Decision, MoveCause},
 };
-use balancer_core::io::{Change, CheckOutcome, ServiceId};
+use balancer_config::states::Admin;
+use balancer_control::io::{Change, CheckOutcome, ServiceId};
 use balancer_dataplane::{Dataplane as _, Forgotten};
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{VIP, World, client, named};
 use balancer_testkit::frame::{ACK, Frame, SYN};
 use nix::{

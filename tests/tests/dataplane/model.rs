@@ -10,7 +10,7 @@ use balancer_common::{
     quic::QuicStats,
     verdict::{Decision, DropReason, MoveCause, Verdict},
 };
-use balancer_model::listeners::Family;
+use balancer_config::listeners::Family;
 use balancer_packet_model::{
     contest::{Kernel, hex, play, shrink},
     generate::{self, Scene, Step},

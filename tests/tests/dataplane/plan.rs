@@ -6,12 +6,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use balancer_core::{
+use balancer_config::states::Admin;
+use balancer_control::{
     io::{Change, CheckOutcome},
     plan::{PlannedMove, PlannedService},
 };
 use balancer_dataplane::Dataplane as _;
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{World, client, named};
 use balancer_testkit::frame::SYN;
 

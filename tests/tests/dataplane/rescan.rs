@@ -5,7 +5,7 @@ use std::{collections::HashMap, thread, time::Duration};
 
 use anyhow::{Result, ensure};
 use balancer_common::verdict::MoveCause;
-use balancer_core::io::CheckOutcome;
+use balancer_control::io::CheckOutcome;
 use balancer_dataplane::Dataplane as _;
 use balancer_fleet::{emptied::Emptied, member::Told};
 use balancer_packet_model::world::{World, client};

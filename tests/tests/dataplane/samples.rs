@@ -6,8 +6,8 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use balancer_common::map_types::Sample;
-use balancer_core::top::client_of;
-use balancer_model::config::ClientPrefix;
+use balancer_config::config::ClientPrefix;
+use balancer_control::top::client_of;
 use balancer_packet_model::world::World;
 use balancer_testkit::frame::{ACK, Frame, SYN};
 

@@ -8,10 +8,10 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     verdict::{Decision, MoveCause},
 };
-use balancer_core::{io::ServiceId, service::Backend};
+use balancer_config::states::Admin;
+use balancer_control::{io::ServiceId, service::Backend};
 use balancer_dataplane::{Forgotten, ImportedClients, Learning, Learnt, Seen};
 use balancer_fleet::{emptied::Emptied, member::Told, records::Record};
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{client, named};
 use balancer_testkit::frame::{ACK, SYN};
 

@@ -12,9 +12,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_core::io::Change;
+use balancer_config::states::Admin;
+use balancer_control::io::Change;
 use balancer_dataplane::Dataplane as _;
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{World, client, named};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},

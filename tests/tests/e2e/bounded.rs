@@ -14,7 +14,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
 use balancer_testkit::{
     http_client::Request,
     namespace::Namespace,

@@ -15,8 +15,8 @@ use std::{
 
 use balancer_api::model::{AddBackend, SetAdmin};
 use balancer_common::map_types::Forwarding;
-use balancer_core::{controller::Controller as Core, io::Change};
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_config::{names::BackendName, states::Admin};
+use balancer_control::{controller::Controller as Core, io::Change};
 use balancer_testkit::{
     http_client::Request,
     site::{PATIENCE, Site, home},

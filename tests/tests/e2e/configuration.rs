@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::io::Change;
-use balancer_model::names::BackendName;
+use balancer_config::names::BackendName;
+use balancer_control::io::Change;
 use balancer_testkit::{
     http_client::Reply,
     site::{QUICK_HTTP_CHECK, Settings, Site, counts},

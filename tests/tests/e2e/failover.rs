@@ -9,11 +9,11 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::{
+use balancer_config::names::BackendName;
+use balancer_control::{
     controller::Controller as Core,
     io::{CheckOutcome, Event},
 };
-use balancer_model::names::BackendName;
 use balancer_testkit::{
     site::{Site, counts, deviation, home},
     topology::{Family, Shape},

@@ -15,7 +15,7 @@ use std::{
 
 use aya::maps::MapInfo;
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{
     binaries,
     frame::{ACK, Frame},

@@ -9,7 +9,7 @@ use balancer_common::{
     client_table::{BUCKET_ENTRIES, Entry},
     map_types::{Forwarding, LAYOUT_VERSION},
 };
-use balancer_core::keys;
+use balancer_control::keys;
 use balancer_testkit::{topology::Family, users::Users};
 
 use super::restart::{pins, rewrite_notes};

@@ -5,7 +5,7 @@
 use std::{fs, net::SocketAddr};
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},

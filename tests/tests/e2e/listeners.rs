@@ -12,7 +12,7 @@ use std::{
 
 use balancer_api::model::{ClientView, ForgottenView, PlanView, RuleView};
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::{Protocol, forwarding_word};
+use balancer_config::config::{Protocol, forwarding_word};
 use balancer_testkit::{
     site::Site,
     topology::{Family, Shape, Topology},

@@ -11,7 +11,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::forwarding_word;
+use balancer_config::config::forwarding_word;
 use balancer_testkit::{
     backend::Backend,
     binaries,

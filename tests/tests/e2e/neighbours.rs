@@ -12,7 +12,7 @@ use std::{
 };
 
 use balancer_common::map_types::{FAMILY_V4, Mac, NeighbourWanted};
-use balancer_core::io::{Event, NextHop};
+use balancer_control::io::{Event, NextHop};
 use balancer_daemon::{
     neighbours::{Neighbours, Tunnels},
     supervisor::Supervisor,

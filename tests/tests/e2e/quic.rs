@@ -9,7 +9,7 @@ use std::{
 
 use balancer_api::quic::{QuicServerConfig, QuicView};
 use balancer_common::{map_types::Forwarding, quic::QuicFormat};
-use balancer_model::config::{Protocol, forwarding_word};
+use balancer_config::config::{Protocol, forwarding_word};
 use balancer_testkit::{
     site::Site,
     topology::{Family, Shape, Topology},

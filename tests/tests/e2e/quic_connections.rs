@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use balancer_api::quic::QuicServerConfig;
 use balancer_common::{map_types::Forwarding, quic::QuicFormat};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{
     site::Site,
     topology::{Family, Shape},

@@ -14,7 +14,7 @@ use std::{
 
 use balancer_api::model::ClientQuery;
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::forwarding_word;
+use balancer_config::config::forwarding_word;
 use balancer_testkit::{
     process::Process,
     site::{PATIENCE, Settings, Site, wait_log},

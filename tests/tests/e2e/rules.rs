@@ -12,12 +12,12 @@ use balancer_common::{
     map_types::Forwarding,
     verdict::{Decision, DropReason, MoveCause},
 };
-use balancer_core::{
+use balancer_config::states::Admin;
+use balancer_control::{
     io::{Change, CheckOutcome},
     rules::Action,
 };
 use balancer_dataplane::Dataplane as _;
-use balancer_model::states::Admin;
 use balancer_packet_model::world::{World, client};
 use balancer_testkit::{
     frame::{ACK, SYN},
@@ -240,7 +240,7 @@ fn when_a_pin_names_a_backend_without_new_clients_then_it_has_no_effect() -> Res
     assert_eq!(world.counters()?.moved(MoveCause::Rule), 256);
     // With a weight of 0, only rules bring clients to a backend.
     world.change(Change::SetWeight {
-        name: balancer_model::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() },
+        name: balancer_config::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() },
         weight: 0,
     })?;
     assert_eq!(moved(&back, &connect_all(&mut world)?), BTreeSet::new());
@@ -253,7 +253,7 @@ fn when_a_rules_backend_is_removed_then_the_rule_works_again_with_one_of_that_na
     let homes = connect_all(&mut world)?;
     add(&mut world, PREFIX, pin("web2"), None)?;
     assert_eq!(moved(&homes, &connect_all(&mut world)?), concerned(&homes, "web2"));
-    let name = balancer_model::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
+    let name = balancer_config::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
     world.change(Change::Remove { name, force: true })?;
     // This backend gets an id; the rule must not confuse it with web2's.
     world.add("web9", 9)?;

@@ -1,6 +1,6 @@
 //! Tests of an etcd that answers but does not write.
 
-use balancer_engine::Settings;
+use balancer_etcd::Settings;
 use balancer_fleet::engine::{Answer, Request};
 use balancer_testkit::{
     etcd::{CLIENT, Options},

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use balancer_engine::Settings;
+use balancer_etcd::Settings;
 use balancer_fleet::engine::{Answer, News, Request, Revision};
 
 use crate::lab::{Driver, Lab, address, keys, put, put_leased};

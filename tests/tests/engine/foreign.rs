@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
-use balancer_engine::Settings;
+use balancer_etcd::Settings;
 use balancer_fleet::engine::{Answer, LONGEST_VALUE, Write};
 use balancer_testkit::{
     etcd::{EtcdCluster, Options},

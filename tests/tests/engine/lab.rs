@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_engine::{Engine, Settings};
+use balancer_etcd::{Engine, Settings};
 use balancer_fleet::engine::{Answer, Condition, Entry, News, Request, Revision, Ticket, Write};
 use balancer_testkit::{
     etcd::{EtcdCluster, Options},
@@ -184,7 +184,7 @@ pub(crate) fn keys(entries: &[Entry]) -> Vec<&str> {
 /// The settings of a driver that may use all members; `lease` in seconds.
 pub(crate) fn settings(cluster: &EtcdCluster, lease: u64) -> Settings {
     Settings {
-        prefix: balancer_engine::prefix_of("site1"),
+        prefix: balancer_etcd::prefix_of("site1"),
         endpoints: cluster.endpoints(),
         ca: None,
         cert: None,

@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use balancer_engine::Unsent;
+use balancer_etcd::Unsent;
 use balancer_fleet::engine::{News, Request, Ticket};
 
 use crate::lab::{Lab, keys, put, put_leased};

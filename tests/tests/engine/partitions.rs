@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use balancer_engine::Settings;
+use balancer_etcd::Settings;
 use balancer_fleet::engine::Answer;
 use balancer_testkit::{
     etcd::{EtcdCluster, Options},

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use balancer_engine::Settings;
+use balancer_etcd::Settings;
 use balancer_testkit::etcd::{Certificates, Options};
 
 use crate::lab::{Driver, Lab, address, put};

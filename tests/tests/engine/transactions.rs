@@ -1,6 +1,6 @@
 //! Tests of transactions, reads, and the watch's view of them.
 
-use balancer_engine::prefix_of;
+use balancer_etcd::prefix_of;
 use balancer_fleet::engine::{Answer, Condition, Entry, Request, Revision, Write};
 
 use crate::lab::{Lab, keys, put, put_leased};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balancer_engine::{Settings, Tree, follow};
+use balancer_etcd::{Settings, Tree, follow};
 use balancer_testkit::etcd::{CLIENT, Options};
 use tokio::{
     sync::mpsc,

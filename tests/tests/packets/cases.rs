@@ -5,7 +5,7 @@ use balancer_common::{
     map_types::Forwarding,
     verdict::{DropReason, Verdict},
 };
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{
     frame::Frame,
     rig::{IN_MAC, OUT_MAC, Rig, Service, Target, backend_mac},

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::Ipv4Addr};
 
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
-use balancer_model::{config::Protocol, snat::SnatConfig};
+use balancer_config::{config::Protocol, snat::SnatConfig};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     rig::{Rig, Service, TUNNEL_SOURCE_V4, Target},

@@ -3,8 +3,8 @@
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
-use balancer_core::io::ServiceId;
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
+use balancer_control::io::ServiceId;
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
     rig::{

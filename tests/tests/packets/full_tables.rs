@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
     rig::{IN_MAC, ROUTER_MAC, Rig, Service, Target},

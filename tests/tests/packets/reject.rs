@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use balancer_common::{map_types::Forwarding, verdict::DropReason};
-use balancer_core::io::{RuleAction, RuleSpec};
+use balancer_config::config::Protocol;
+use balancer_control::io::{RuleAction, RuleSpec};
 use balancer_dataplane::Budgets;
-use balancer_model::config::Protocol;
 use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, Transport, options, transport_checksum},
     prog_run::Ran,

@@ -7,7 +7,7 @@ use balancer_common::{
     map_types::RULE_COUNTERS,
     verdict::{Decision, DropReason},
 };
-use balancer_core::io::{RuleAction, RuleSpec};
+use balancer_control::io::{RuleAction, RuleSpec};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport, options},
     rig::{ROUTER_MAC, Rig, TABLE_SIZE, backend_id, backend_mac},

@@ -13,7 +13,7 @@ use balancer_common::{
     share::{Share, Side},
     verdict::{Decision, DropReason},
 };
-use balancer_core::io::{RuleAction, RuleSpec};
+use balancer_control::io::{RuleAction, RuleSpec};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
     rig::{Rig, backend_mac},

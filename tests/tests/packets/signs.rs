@@ -11,8 +11,8 @@ use balancer_common::{
     map_types::Forwarding,
     verdict::{DropReason, Signal},
 };
-use balancer_core::io::{BackendId, Passive};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
+use balancer_control::io::{BackendId, Passive};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     rig::{Rig, Service, Suspects, Target, backend_id},

@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn when_files_are_of_the_projects_own_crates_then_they_are_not_shared() {
-        for name in ["libbalancer_core-01ab.rlib", "balancer-ebpf-77", "balancer_bench-1.d", "xtask-0"] {
+        for name in ["libbalancer_control-01ab.rlib", "balancer-ebpf-77", "balancer_bench-1.d", "xtask-0"] {
             assert!(is_own(name), "{name}");
         }
         for name in ["libaya-01ab.rlib", "libc-77", "tokio-1"] {

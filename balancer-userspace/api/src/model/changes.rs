@@ -32,7 +32,7 @@ pub struct AddBackend {
 #[serde(deny_unknown_fields)]
 pub struct SetAdmin {
     /// The administrative state: `ready`, `drain` or `maint`.
-    pub admin: balancer_model::states::Admin,
+    pub admin: balancer_config::states::Admin,
     /// With `drain`: a timeout in place of the service's, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,

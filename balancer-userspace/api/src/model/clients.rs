@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use balancer_core::locate::Located;
+use balancer_control::locate::Located;
 use serde::{Deserialize, Serialize};
 
 /// An element of `GET /v1/clients/{ip}`, one for each matching service.

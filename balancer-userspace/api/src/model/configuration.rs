@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use balancer_core::{
+use balancer_control::{
     plan::{Planned, PlannedService},
     run_time::RunTimeChange,
 };

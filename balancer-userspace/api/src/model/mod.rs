@@ -8,7 +8,7 @@ mod rules;
 mod services;
 mod status;
 
-pub use balancer_core::{
+pub use balancer_control::{
     fleet::{FleetMember, FleetSnapshot},
     rates::Rates,
     readiness::{Fitness, Readiness},

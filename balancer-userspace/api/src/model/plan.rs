@@ -1,6 +1,6 @@
 //! Plans: the clients that a change would move.
 
-use balancer_core::plan::{PlannedMove, PlannedService};
+use balancer_control::plan::{PlannedMove, PlannedService};
 use serde::{Deserialize, Serialize};
 
 use super::changes::{AddBackend, SetAdmin, SetLimits};

@@ -1,6 +1,6 @@
 //! Rules for clients.
 
-use balancer_core::rules::Action;
+use balancer_control::rules::Action;
 use serde::{Deserialize, Serialize};
 
 /// An element of `GET /v1/rules`.

@@ -1,7 +1,7 @@
 //! Services, their listeners and their backends.
 
-use balancer_core::rates::Rates;
-use balancer_model::listeners::Family;
+use balancer_config::listeners::Family;
+use balancer_control::rates::Rates;
 use serde::{Deserialize, Serialize};
 
 use crate::quic::QuicView;
@@ -284,7 +284,7 @@ pub struct HealthView {
     /// Seconds since the verdict changed.
     pub verdict_seconds: f64,
     /// The verdict that the operator has set; `None`: the checks decide.
-    pub forced: Option<balancer_model::states::Forced>,
+    pub forced: Option<balancer_config::states::Forced>,
     /// The displayed state of the backend.
     pub state: String,
     /// The reason for the state.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use balancer_core::{fleet::FleetSnapshot, readiness::Readiness, run_time::RunTimeChange};
+use balancer_control::{fleet::FleetSnapshot, readiness::Readiness, run_time::RunTimeChange};
 use serde::{Deserialize, Serialize};
 
 use super::services::ServiceView;

@@ -2,7 +2,7 @@
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use balancer_api::IF_GENERATION;
-use balancer_model::value;
+use balancer_config::value;
 
 use super::{failure::Failure, peer::Peer};
 use crate::call::Calls;

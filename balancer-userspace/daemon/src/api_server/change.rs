@@ -1,8 +1,8 @@
 //! Bodies of requests become changes, in the same way for one that is made and one that is planned.
 
 use balancer_api::model::{AddBackend, PlanRequest, SetAdmin, SetLimits};
-use balancer_core::io::Change;
-use balancer_model::{limits::Limits, names::BackendName, states::Admin, value};
+use balancer_config::{limits::Limits, names::BackendName, states::Admin, value};
+use balancer_control::io::Change;
 
 use super::failure::Failure;
 

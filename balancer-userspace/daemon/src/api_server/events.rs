@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use balancer_api::events::{EventsView, MAX_WAIT};
-use balancer_model::value;
+use balancer_config::value;
 use serde::Deserialize;
 
 use super::{

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use balancer_api::model::ApiError;
-use balancer_core::io::Refused;
+use balancer_control::io::Refused;
 
 /// A refusal on its way out.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, path::Path};
 
-use balancer_model::{
+use balancer_config::{
     config::{CheckConfig, CheckKind, Config, FileUse},
     value,
 };
@@ -94,7 +94,7 @@ impl Taken<'_> {
 mod tests {
     use std::fs;
 
-    use balancer_model::file;
+    use balancer_config::file;
 
     use super::*;
 

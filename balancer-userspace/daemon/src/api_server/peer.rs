@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
-use balancer_model::control::{Role, readers_socket};
+use balancer_config::control::{Role, readers_socket};
 use nix::unistd::{Group, geteuid};
 
 use super::remote::Names;

@@ -2,8 +2,8 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use balancer_api::{model::Changed, quic::QuicServerConfig};
-use balancer_core::io::Change;
-use balancer_model::{quic::QuicKey, value};
+use balancer_config::{quic::QuicKey, value};
+use balancer_control::io::Change;
 
 use super::{
     asker::Asker,

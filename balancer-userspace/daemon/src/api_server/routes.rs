@@ -19,7 +19,8 @@ use balancer_api::{
         RuleWord, ServiceView, SetLimits, SetRule, SetSteer, SetWeight, StatusView,
     },
 };
-use balancer_core::{
+use balancer_config::{listeners::Listener, names::BackendName, states::Forced, value, words::counted};
+use balancer_control::{
     fleet::FleetSnapshot,
     io::{Change, Refused},
     plan::{clients_changing_sides, clients_moved},
@@ -28,7 +29,6 @@ use balancer_core::{
     rules::Action,
     snapshot::{Coming, Snapshot},
 };
-use balancer_model::{listeners::Listener, names::BackendName, states::Forced, value, words::counted};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use balancer_model::control::readers_socket;
+use balancer_config::control::readers_socket;
 use nix::unistd::{Gid, Group, chown, getegid};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tracing::warn;

@@ -9,7 +9,7 @@ use balancer_api::{
     tally::{self, Tally},
 };
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
-use balancer_core::{
+use balancer_control::{
     history::Counted,
     snapshot::ServiceSnapshot,
     top::{By, Heavy},

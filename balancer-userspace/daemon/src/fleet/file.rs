@@ -7,10 +7,10 @@ use std::{
 };
 
 use balancer_api::model::Changed;
-use balancer_core::io::{Change, Refused};
+use balancer_config::{config::Config, validate::Valid};
+use balancer_control::io::{Change, Refused};
 use balancer_dataplane::KernelDataplane;
 use balancer_fleet::store_schema::Epoch;
-use balancer_model::{config::Config, validate::Valid};
 use tokio::sync::oneshot;
 
 use super::Fleet;
@@ -125,7 +125,7 @@ impl Fleet {
 
 #[cfg(test)]
 mod tests {
-    use balancer_model::file;
+    use balancer_config::file;
 
     use super::*;
 

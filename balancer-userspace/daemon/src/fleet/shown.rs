@@ -5,7 +5,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use balancer_core::{
+use balancer_control::{
     agreed::{Opinion, Way},
     fleet::{FleetEngine, FleetMember, FleetRecords, FleetSnapshot},
     health::Verdict,
@@ -13,7 +13,7 @@ use balancer_core::{
     state::Moment,
 };
 use balancer_dataplane::{ImportedClients, KernelDataplane};
-use balancer_engine::{Facts, Traffic};
+use balancer_etcd::{Facts, Traffic};
 use balancer_fleet::{
     member::Member,
     store_schema::{Epoch, Member as Card},

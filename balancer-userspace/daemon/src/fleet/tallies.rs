@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use balancer_core::{history::STEP, io::Refused};
+use balancer_control::{history::STEP, io::Refused};
 use balancer_dataplane::KernelDataplane;
 use balancer_fleet::{documents, engine::LONGEST_VALUE, member::Input};
 use tokio::{

@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use balancer_config::config::XdpMode;
 use balancer_dataplane::{
     Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins,
     offload::{self, Offload},
     telling::{Filter, Knobs, Ring},
 };
-use balancer_model::config::XdpMode;
 use futures_util::{StreamExt as _, stream};
 use rtnetlink::Handle;
 use tokio::task::block_in_place;

@@ -28,8 +28,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use balancer_api::trace::HopView;
+use balancer_config::config::XdpMode;
 use balancer_dataplane::{HostChanges, HostEnds, telling::Filter};
-use balancer_model::config::XdpMode;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use balancer_common::map_types::Mac;
-use balancer_model::config::XdpMode;
+use balancer_config::config::XdpMode;
 
 use super::vips::{Found, Place};
 

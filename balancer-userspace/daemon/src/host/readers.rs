@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use balancer_model::control::readers_socket;
+use balancer_config::control::readers_socket;
 use tokio::sync::watch;
 use tracing::{info, warn};
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::anyhow;
-use balancer_model::control::Remote;
+use balancer_config::control::Remote;
 use tokio::net::TcpListener;
 
 use super::listening::{Listening, Outlet};

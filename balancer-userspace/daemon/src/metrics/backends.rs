@@ -1,8 +1,8 @@
 //! Metrics of backends.
 
 use balancer_common::verdict::Signal;
-use balancer_core::snapshot::{BackendSnapshot, ServiceSnapshot};
-use balancer_model::states::BackendState;
+use balancer_config::states::BackendState;
+use balancer_control::snapshot::{BackendSnapshot, ServiceSnapshot};
 
 use super::text::{Text, Written, counters, gauges};
 

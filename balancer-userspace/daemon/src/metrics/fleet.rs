@@ -1,7 +1,7 @@
 //! A fleet in Prometheus' text format.
 
 use balancer_common::verdict::{CauseIndex, MoveCause};
-use balancer_core::{fleet::FleetSnapshot, snapshot::ServiceSnapshot};
+use balancer_control::{fleet::FleetSnapshot, snapshot::ServiceSnapshot};
 
 use super::text::{Text, counters, gauges};
 

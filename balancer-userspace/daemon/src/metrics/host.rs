@@ -1,7 +1,7 @@
 //! Metrics of the balancer as a whole: interfaces, tables, readiness.
 
 use balancer_common::verdict::{DropReason, Verdict};
-use balancer_core::{
+use balancer_control::{
     readiness::Fitness,
     snapshot::{FlowsSnapshot, MemberSnapshot, MemorySnapshot, Snapshot},
 };

@@ -21,7 +21,7 @@ use axum::{
     routing::get,
 };
 use balancer_api::events::EventView;
-use balancer_core::{io::Refused, snapshot::Snapshot};
+use balancer_control::{io::Refused, snapshot::Snapshot};
 use serde::Deserialize;
 use tokio::{
     net::TcpListener,
@@ -240,7 +240,7 @@ mod tests {
         sync::mpsc,
     };
 
-    use balancer_core::{
+    use balancer_control::{
         readiness::{Announcement, Fitness, Readiness},
         snapshot::{MemberSnapshot, ServiceSnapshot},
     };
@@ -252,7 +252,7 @@ mod tests {
 
     /// Starts a listener whose controller answers with `answer` until shutdown.
     async fn serving(
-        answer: fn() -> anyhow::Result<balancer_core::snapshot::Snapshot>,
+        answer: fn() -> anyhow::Result<balancer_control::snapshot::Snapshot>,
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<anyhow::Result<()>>) {
         let (calls, mut asked) = mpsc::channel(1);
         tokio::spawn(async move {

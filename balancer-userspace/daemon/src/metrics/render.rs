@@ -1,6 +1,6 @@
 //! A snapshot in Prometheus' text format. Label values are names from the configuration, never a client's address.
 
-use balancer_core::{run_time::What, snapshot::Snapshot};
+use balancer_control::{run_time::What, snapshot::Snapshot};
 
 use super::{
     backends, fleet, host, services,

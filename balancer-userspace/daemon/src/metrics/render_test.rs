@@ -10,7 +10,15 @@ use balancer_common::{
     share::Share,
     verdict::{CauseIndex, Decision, DropReason, MOVE_COUNTERS, MoveCause, Signal, Verdict},
 };
-use balancer_core::{
+use balancer_config::{
+    agent::Said,
+    bounded::Bound,
+    config::ClientPrefix,
+    limits::Limits,
+    listeners::Family,
+    states::{Admin, BackendState},
+};
+use balancer_control::{
     fleet::FleetSnapshot,
     health::{Health, Verdict as Found},
     io::{BackendId, CheckOutcome, ServiceId},
@@ -20,14 +28,6 @@ use balancer_core::{
         AgentSnapshot, BackendSnapshot, CheckSnapshot, DeniedSnapshot, FlowsSnapshot, GoneSnapshot, InterfaceSnapshot,
         ListenerSnapshot, MemberSnapshot, MemorySnapshot, ServiceSnapshot, ServiceStatistics, Snapshot, TableSnapshot,
     },
-};
-use balancer_model::{
-    agent::Said,
-    bounded::Bound,
-    config::ClientPrefix,
-    limits::Limits,
-    listeners::Family,
-    states::{Admin, BackendState},
 };
 
 use super::render::render;
@@ -338,7 +338,7 @@ fn when_a_value_is_not_known_yet_then_it_is_left_out() {
 #[test]
 fn when_clients_are_heavy_then_they_are_shown_by_rank() {
     let mut snapshot = snapshot();
-    let mut top = balancer_core::top::Top::default();
+    let mut top = balancer_control::top::Top::default();
     for (client, samples) in [("203.0.113.7", 60), ("203.0.113.8", 30), ("203.0.113.9", 10)] {
         (0..samples).for_each(|_| top.count(client.parse().unwrap(), BackendId(1), 100));
     }

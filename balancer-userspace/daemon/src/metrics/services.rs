@@ -7,8 +7,8 @@ use balancer_common::{
     quic::QuicStats,
     verdict::{CauseIndex, Decision, MOVE_COUNTERS, MoveCause},
 };
-use balancer_core::{snapshot::ServiceSnapshot, top::By};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
+use balancer_control::{snapshot::ServiceSnapshot, top::By};
 
 use super::text::{Text, Written, counters, gauges};
 

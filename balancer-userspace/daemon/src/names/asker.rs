@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_model::{
+use balancer_config::{
     discover::Target,
     dns::{self, DnsSource, Records, Resolved, Srv},
     listeners::Family,

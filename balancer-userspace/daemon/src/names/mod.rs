@@ -6,7 +6,7 @@ mod servers;
 
 use std::{sync::Arc, time::Duration};
 
-use balancer_model::{
+use balancer_config::{
     discover::{Source, Target},
     dns::DnsSource,
     questions::Questions,

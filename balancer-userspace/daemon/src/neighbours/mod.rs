@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
-use balancer_core::io::Event;
+use balancer_control::io::Event;
 use balancer_dataplane::{Devices, Layers};
 use resolve::NeighbourKey;
 use tokio::sync::{Notify, mpsc, oneshot, watch};

@@ -12,7 +12,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::io::ServiceSpec;
+use balancer_control::io::ServiceSpec;
 use futures_util::future::select_all;
 use nix::sys::socket::{
     setsockopt,

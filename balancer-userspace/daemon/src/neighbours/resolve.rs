@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, net::IpAddr};
 
 use balancer_common::map_types::Mac;
-use balancer_core::io::NextHop;
+use balancer_control::io::NextHop;
 use netlink_packet_route::{neighbour::NeighbourState, route::RouteType};
 
 use crate::interfaces::Link;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_common::map_types::DEVICE_TAKES_NO_FRAMES;
-use balancer_core::io::Event;
+use balancer_control::io::Event;
 use balancer_dataplane::{Devices, Layers};
 use tokio::{
     sync::{mpsc, watch},

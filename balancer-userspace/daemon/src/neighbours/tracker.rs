@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::{Event, NextHop};
+use balancer_control::io::{Event, NextHop};
 use ipnet::IpNet;
 use netlink_packet_route::neighbour::NeighbourState;
 use tokio::time::Instant;

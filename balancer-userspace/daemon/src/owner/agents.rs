@@ -2,16 +2,16 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use balancer_core::{
+use balancer_config::{
+    agent::{Answer, Said},
+    names::BackendName,
+};
+use balancer_control::{
     io::Change,
     service::{Backend, Service, WordsOf},
     snapshot::AgentSnapshot,
 };
 use balancer_dataplane::Dataplane;
-use balancer_model::{
-    agent::{Answer, Said},
-    names::BackendName,
-};
 use tokio::time::Instant;
 use tracing::{info, warn};
 

@@ -1,6 +1,6 @@
 //! The first commands of a controller: they are computed, and next hops requested, before there is a data path.
 
-use balancer_core::{controller::Controller, held::Held, io::Command};
+use balancer_control::{applied::Applied, controller::Controller, io::Command};
 use tokio::time::Instant;
 
 use crate::neighbours::Neighbours;
@@ -11,7 +11,7 @@ pub struct Beginning {
     /// Commands to be carried out.
     pub(super) commands: Vec<Command>,
     /// The effect of the commands about next hops, which were carried out already.
-    pub(super) held: Held,
+    pub(super) applied: Applied,
     at: Instant,
 }
 
@@ -22,7 +22,7 @@ impl Beginning {
         let at = Instant::now();
         let now = at.into_std();
         let all = if controller.is_follower() { controller.start_following(now) } else { controller.start(now) };
-        let (mut commands, mut held) = (Vec::new(), Held::default());
+        let (mut commands, mut applied) = (Vec::new(), Applied::default());
         for command in all {
             if let Command::WatchNextHop(address) = command {
                 neighbours.watch(address);
@@ -32,9 +32,9 @@ impl Beginning {
                 commands.push(command);
                 continue;
             }
-            held.note(&command);
+            applied.note(&command);
         }
-        Self { controller, commands, held, at }
+        Self { controller, commands, applied, at }
     }
 
     /// The time of the start.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use balancer_core::{
+use balancer_config::bounded::Load;
+use balancer_control::{
     bounded::{Watch, members},
     full,
     io::Change,
     service::Service,
 };
 use balancer_dataplane::Dataplane;
-use balancer_model::bounded::Load;
 use tokio::time::Instant;
 
 use super::Owner;

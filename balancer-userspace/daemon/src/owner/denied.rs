@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use balancer_core::{io::ServiceId, locate::Located, service::Service, snapshot::DeniedSnapshot};
+use balancer_config::{deny::DenyList, listeners::Family, words::counted};
+use balancer_control::{io::ServiceId, locate::Located, service::Service, snapshot::DeniedSnapshot};
 use balancer_dataplane::{Dataplane, DeniedBy};
-use balancer_model::{deny::DenyList, listeners::Family, words::counted};
 use ipnet::IpNet;
 use tokio::time::Instant;
 use tracing::{error, info};

@@ -7,18 +7,18 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::{
-    io::{Change, Refused},
-    service::Service,
-    snapshot::DiscoverSnapshot,
-};
-use balancer_dataplane::Dataplane;
-use balancer_model::{
+use balancer_config::{
     discover::{DiscoverConfig, Source, Target},
     etcd::EtcdSource,
     questions::Questions,
     words::counted,
 };
+use balancer_control::{
+    io::{Change, Refused},
+    service::Service,
+    snapshot::DiscoverSnapshot,
+};
+use balancer_dataplane::Dataplane;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 

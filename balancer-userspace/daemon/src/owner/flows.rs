@@ -1,13 +1,13 @@
 //! The connections of `snat` services.
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::{
+use balancer_config::{names::BackendName, snat::DrainUntil};
+use balancer_control::{
     io::{BackendId, Event, Refused},
     service::{Backend, Service},
     snapshot::FlowsSnapshot,
 };
 use balancer_dataplane::{Dataplane, FlowCounts};
-use balancer_model::{names::BackendName, snat::DrainUntil};
 use tracing::warn;
 
 use super::Owner;

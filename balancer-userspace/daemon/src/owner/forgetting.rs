@@ -5,12 +5,12 @@ use balancer_common::{
     map_types::BackendStats,
     verdict::{CauseIndex, MoveCause},
 };
-use balancer_core::{
+use balancer_config::{listeners::Family, names::BackendName, words::grouped};
+use balancer_control::{
     io::{BackendId, Refused, ServiceId},
     service::Service,
 };
 use balancer_dataplane::{Dataplane, Forgotten};
-use balancer_model::{listeners::Family, names::BackendName, words::grouped};
 use tokio::time::Instant;
 
 use super::Owner;

@@ -2,8 +2,8 @@
 
 use std::iter;
 
-use balancer_core::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot, Unanswered};
-use balancer_model::states::BackendState;
+use balancer_config::states::BackendState;
+use balancer_control::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot, Unanswered};
 
 /// Joins the neighbouring parts of services.
 pub(super) fn join(services: impl Iterator<Item = ServiceSnapshot>) -> impl Iterator<Item = ServiceSnapshot> {

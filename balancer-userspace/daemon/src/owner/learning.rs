@@ -3,18 +3,18 @@
 use std::{collections::HashMap, time::Duration};
 
 use balancer_api::model::{ImportClient, ImportedView, KnownClientView, KnownClientsView};
-use balancer_core::{
-    io::{BackendId, Refused, ServiceId},
-    search::{self, Found, Hashing, Sought},
-    service::{Backend, Service},
-};
-use balancer_dataplane::{Dataplane as _, KernelDataplane, KnownClients, Learning, Learnt, Seen};
-use balancer_model::{
+use balancer_config::{
     config::ClientPrefix,
     listeners::Family,
     names::BackendName,
     words::{counted, grouped},
 };
+use balancer_control::{
+    io::{BackendId, Refused, ServiceId},
+    search::{self, Found, Hashing, Sought},
+    service::{Backend, Service},
+};
+use balancer_dataplane::{Dataplane as _, KernelDataplane, KnownClients, Learning, Learnt, Seen};
 use ipnet::IpNet;
 
 use super::Owner;

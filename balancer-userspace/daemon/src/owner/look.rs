@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use balancer_common::kept::{BackendHistory, ServiceHistory};
-use balancer_core::{
+use balancer_control::{
     controller::{Gone, Services},
     fleet::FleetSnapshot,
     io::{BackendId, QuicSpec},

@@ -4,13 +4,13 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use balancer_api::model::Changed;
-use balancer_core::{
+use balancer_config::config::OnExit;
+use balancer_control::{
     controller::Controller,
     readiness::{Announcement, Facts, Fitness, FleetFacts, Readiness, Stage},
     snapshot::MemberSnapshot,
 };
 use balancer_dataplane::{Dataplane, KernelDataplane};
-use balancer_model::config::OnExit;
 
 use super::Owner;
 use crate::host_state::{Present, Wanted};

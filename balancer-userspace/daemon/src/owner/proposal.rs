@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use balancer_core::{
+use balancer_config::names::BackendName;
+use balancer_control::{
     controller::{Controller, Precomputed},
     io::{Change, Refused},
     plan::{Plan, Planned},
 };
 use balancer_dataplane::{Dataplane, KnownClients};
-use balancer_model::names::BackendName;
 use tokio::task::JoinError;
 
 use super::{Owner, member::Place};

@@ -4,12 +4,12 @@
 use std::{collections::HashSet, thread};
 
 use balancer_api::model::Changed;
-use balancer_core::{
+use balancer_config::{names::BackendName, words::counted};
+use balancer_control::{
     io::{Moved, ServiceId, ServiceSpec},
     report,
 };
 use balancer_dataplane::{Dataplane, Rescanned};
-use balancer_model::{names::BackendName, words::counted};
 use tokio::time::Instant;
 
 use super::{Owner, PAUSE};
@@ -57,11 +57,11 @@ impl<D: Dataplane> Owner<D> {
         self.changed |= !forgotten.is_empty();
         for (backend, forgotten) in forgotten {
             let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
-            if let Some(service) = heir(service, &before, &self.held.services) {
+            if let Some(service) = heir(service, &before, &self.applied.services) {
                 self.count_forgotten(service, name, forgotten.moved);
             }
         }
-        let listed: HashSet<ServiceId> = self.held.services.iter().map(|service| service.id).collect();
+        let listed: HashSet<ServiceId> = self.applied.services.iter().map(|service| service.id).collect();
         self.owners.retain(|_, (service, _)| listed.contains(service));
         self.removed_backends.retain(&listed);
         self.repeated_moves.retain(|service, _| listed.contains(service));

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use balancer_common::map_types::BackendStats;
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_control::io::{BackendId, ServiceId};
 
 /// The maximum time of a packet in the program, and more.
 const PACKETS_ARE_OVER: Duration = Duration::from_millis(100);

@@ -9,7 +9,8 @@ use balancer_common::{
     map_types::{BackendStats, ShareStats},
     verdict::MOVE_COUNTERS,
 };
-use balancer_core::{
+use balancer_config::bounded::Bound;
+use balancer_control::{
     controller::Gone,
     last_changes::LastChange,
     service::{Backend, Service},
@@ -19,7 +20,6 @@ use balancer_core::{
         Unanswered,
     },
 };
-use balancer_model::bounded::Bound;
 
 use super::suspects::Counts;
 

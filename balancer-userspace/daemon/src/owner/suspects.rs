@@ -3,12 +3,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use balancer_common::verdict::Signal;
-use balancer_core::{
+use balancer_config::names::BackendName;
+use balancer_control::{
     health::Verdict,
     io::{BackendId, CheckOutcome, Event, Report, ReportLevel},
 };
 use balancer_dataplane::Dataplane;
-use balancer_model::names::BackendName;
 use tokio::time::Instant;
 
 use super::Owner;
@@ -140,7 +140,7 @@ impl<D: Dataplane> Owner<D> {
 
 #[cfg(test)]
 mod tests {
-    use balancer_core::io::CheckNumber;
+    use balancer_control::io::CheckNumber;
 
     use super::*;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use balancer_api::trace::{BeginTrace, HopView, LEAST_SNAPLEN, MOST_SNAPLEN};
-use balancer_core::{
+use balancer_config::value;
+use balancer_control::{
     io::{BackendSpec, Refused},
     service::Service,
 };
 use balancer_dataplane::{Dataplane, telling::Filter};
-use balancer_model::value;
 
 use super::Owner;
 

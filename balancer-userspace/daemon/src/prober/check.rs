@@ -2,11 +2,11 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use balancer_core::io::{BackendId, CheckOutcome};
-use balancer_model::{
+use balancer_config::{
     config::{CheckConfig, CheckKind, Via},
     names::BackendName,
 };
+use balancer_control::io::{BackendId, CheckOutcome};
 use nix::errno::Errno;
 use socket2::SockRef;
 use tokio::{
@@ -203,7 +203,7 @@ pub(super) fn told(bytes: &[u8]) -> String {
 #[cfg(test)]
 impl Whom {
     pub(super) fn at(target: SocketAddr) -> Self {
-        let (backend, name) = (BackendId(1), balancer_model::fixture::name("web/web1"));
+        let (backend, name) = (BackendId(1), balancer_config::fixture::name("web/web1"));
         Self { backend, name, target, ways: Ways::default(), hearer: Hearer::default() }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::config::{
+use balancer_config::config::{
     BodyTest, CheckConfig, CheckKind, Header, HeaderText, HttpCheck, Secret, StatusRanges, Tls, Via,
 };
+use balancer_control::io::CheckOutcome;
 use regex::bytes::Regex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

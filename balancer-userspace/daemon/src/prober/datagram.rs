@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::config::{DnsCheck, UdpCheck};
+use balancer_config::config::{DnsCheck, UdpCheck};
+use balancer_control::io::CheckOutcome;
 use nix::sys::socket::{
     setsockopt,
     sockopt::{Ipv4RecvErr, Ipv6RecvErr},

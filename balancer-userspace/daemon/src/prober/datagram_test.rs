@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use balancer_core::io::{BackendId, CheckOutcome, Event};
-use balancer_model::{
+use balancer_config::{
     config::{CheckConfig, CheckKind, DnsCheck, DnsName, Rcode, Record, UdpCheck},
     fixture,
 };
+use balancer_control::io::{BackendId, CheckOutcome, Event};
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
 
 use super::{

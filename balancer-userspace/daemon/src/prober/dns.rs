@@ -1,6 +1,6 @@
 //! DNS messages as far as a check needs them: a query, and the header and question of an answer.
 
-use balancer_model::config::{DnsCheck, Rcode};
+use balancer_config::config::{DnsCheck, Rcode};
 
 const HEADER: usize = 12;
 /// The flag that requests recursion. A server without recursion answers nevertheless.
@@ -70,7 +70,7 @@ impl Query {
 
 #[cfg(test)]
 mod tests {
-    use balancer_model::config::Record;
+    use balancer_config::config::Record;
 
     use super::*;
 

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::{config::ExecCheck, names::BackendName};
+use balancer_config::{config::ExecCheck, names::BackendName};
+use balancer_control::io::CheckOutcome;
 use caps::{CapSet, Capability};
 use nix::{
     errno::Errno,

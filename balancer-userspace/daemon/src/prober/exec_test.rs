@@ -2,8 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::{config::ExecCheck, names::BackendName};
+use balancer_config::{config::ExecCheck, names::BackendName};
+use balancer_control::io::CheckOutcome;
 use nix::unistd::{User, geteuid};
 use tokio::time::Instant;
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_model::file::contents;
+use balancer_config::file::contents;
 use tokio::{task::spawn_blocking, time::Instant};
 
 use crate::followed_files::{Version, version};

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::{config::GrpcCheck, value};
+use balancer_config::{config::GrpcCheck, value};
+use balancer_control::io::CheckOutcome;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
 use hyper::{

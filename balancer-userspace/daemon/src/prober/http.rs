@@ -2,8 +2,8 @@
 
 use std::{io, net::SocketAddr, pin::pin};
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::config::{BodyTest, HttpCheck, StatusRanges};
+use balancer_config::config::{BodyTest, HttpCheck, StatusRanges};
+use balancer_control::io::CheckOutcome;
 use bytes::Bytes;
 use futures_util::future::{self, Either};
 use http_body_util::Empty;

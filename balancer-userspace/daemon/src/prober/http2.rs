@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use balancer_core::io::CheckOutcome;
+use balancer_control::io::CheckOutcome;
 use bytes::Bytes;
 use futures_util::future::{self, Either};
 use h2::{RecvStream, client};

@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::{
+use balancer_config::{
     config::{
         BodyTest, CheckConfig, CheckKind, ClientFiles, GrpcCheck, Header, HeaderText, HttpCheck, Secret, StatusRanges,
         Tls,
     },
     fixture,
 };
+use balancer_control::io::CheckOutcome;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use hyper::{HeaderMap, Request, Response, http::request::Parts};

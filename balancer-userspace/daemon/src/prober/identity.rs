@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use balancer_model::config::ClientFiles;
+use balancer_config::config::ClientFiles;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::files::{Shelf, Watched};

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use balancer_model::{agent::MAX_ANSWER, names::BackendName};
+use balancer_config::{agent::MAX_ANSWER, names::BackendName};
 use hyper::{HeaderMap, header::HeaderName};
 
 use crate::call::{Call, Calls};
@@ -69,7 +69,7 @@ impl Words {
 
 #[cfg(test)]
 mod tests {
-    use balancer_model::fixture::name;
+    use balancer_config::fixture::name;
     use tokio::sync::mpsc;
 
     use super::*;

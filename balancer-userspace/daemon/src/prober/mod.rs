@@ -33,8 +33,8 @@ use std::{
     sync::Arc,
 };
 
-use balancer_core::io::{BackendId, BackendSpec, CheckOutcome, CheckSpec, Event};
-use balancer_model::config::CheckKind;
+use balancer_config::config::CheckKind;
+use balancer_control::io::{BackendId, BackendSpec, CheckOutcome, CheckSpec, Event};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -183,13 +183,13 @@ impl Prober {
 mod tests {
     use std::time::Duration;
 
-    use balancer_core::{
-        health::Health,
-        io::{CheckNumber, CheckOutcome},
-    };
-    use balancer_model::{
+    use balancer_config::{
         config::{CheckConfig, ExecCheck},
         fixture,
+    };
+    use balancer_control::{
+        health::Health,
+        io::{CheckNumber, CheckOutcome},
     };
     use nix::unistd::geteuid;
     use tokio::net::TcpListener;

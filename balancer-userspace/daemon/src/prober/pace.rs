@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balancer_model::config::CheckConfig;
+use balancer_config::config::CheckConfig;
 use tokio::time::Instant;
 
 /// The longest wait before the first check.

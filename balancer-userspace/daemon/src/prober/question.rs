@@ -2,12 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::{
+use balancer_config::{
     config::{GrpcCheck, Header, HeaderText, HttpCheck, Tls},
     file::check::without_port,
     header::sendable,
 };
+use balancer_control::io::CheckOutcome;
 use hyper::{
     Request,
     header::{HeaderName, HeaderValue},

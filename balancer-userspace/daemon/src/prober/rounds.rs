@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::{
+use balancer_config::{config::CheckConfig, names::BackendName};
+use balancer_control::{
     health::{Health, Verdict},
     io::{BackendId, CheckNumber, CheckOutcome, CheckSpec, Event},
 };
-use balancer_model::{config::CheckConfig, names::BackendName};
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
     task::{AbortHandle, JoinSet},
@@ -328,7 +328,7 @@ pub(super) mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use balancer_model::{
+    use balancer_config::{
         config::{CheckKind, HttpCheck, StatusRanges},
         fixture,
     };

@@ -2,8 +2,8 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use balancer_core::{health::Verdict, io::CheckOutcome};
-use balancer_model::config::CheckConfig;
+use balancer_config::config::CheckConfig;
+use balancer_control::{health::Verdict, io::CheckOutcome};
 use tokio::{
     sync::{Notify, Semaphore},
     task::JoinSet,

@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::CheckOutcome;
-use balancer_model::config::Tls;
+use balancer_config::config::Tls;
+use balancer_control::io::CheckOutcome;
 use tokio::time::Instant;
 use tokio_rustls::{
     TlsConnector,

@@ -3,13 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use balancer_api::model::{Changed, ForgottenView};
-use balancer_core::{
+use balancer_config::names::BackendName;
+use balancer_control::{
     io::{Change, Refused},
     plan::Planned,
 };
 use balancer_dataplane::KernelDataplane;
 use balancer_fleet::member::Input;
-use balancer_model::names::BackendName;
 use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::FIRST_NEXT_HOPS;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use balancer_core::readiness::Stage;
+use balancer_config::config::LINGER;
+use balancer_control::readiness::Stage;
 use balancer_dataplane::KernelDataplane;
-use balancer_model::config::LINGER;
 use tokio::time::Instant;
 
 use crate::{host::Host, owner::Owner, service_manager::ServiceManager, shutdown::ShutdownSignal};

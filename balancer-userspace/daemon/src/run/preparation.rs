@@ -1,7 +1,7 @@
 //! Preparations at a start that run while the kernel verifies the program, which takes a processor most of the time.
 
 use anyhow::Context as _;
-use balancer_core::{controller::Controller, io::Event};
+use balancer_control::{controller::Controller, io::Event};
 use balancer_dataplane::{Capacity, KernelDataplane, Pins};
 use tokio::{
     sync::mpsc,

@@ -16,10 +16,10 @@ use balancer_common::{
     map_types::{NeighbourWanted, Sign},
     verdict::Signal,
 };
-use balancer_core::io::{BackendId, Event};
+use balancer_config::config::StatisticsConfig;
+use balancer_control::io::{BackendId, Event};
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
 use balancer_fleet::member::Input;
-use balancer_model::config::StatisticsConfig;
 use bytemuck::AnyBitPattern;
 use tokio::{
     io::unix::AsyncFd,

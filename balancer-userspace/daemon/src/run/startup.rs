@@ -3,16 +3,16 @@
 use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
-use balancer_core::{
-    io::Event,
-    readiness::{FleetFacts, Stage},
-};
-use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
-use balancer_model::{
+use balancer_config::{
     config::{Config, OnExit},
     deny::DenyList,
     words::counted,
 };
+use balancer_control::{
+    io::Event,
+    readiness::{FleetFacts, Stage},
+};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},

@@ -4,7 +4,7 @@
 use std::{iter, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use balancer_model::config::Config;
+use balancer_config::config::Config;
 use tokio::{select, time::sleep};
 use tracing::{info, warn};
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use balancer_core::state::{SavedChanges, SavedState, VERSION};
+use balancer_control::state::{SavedChanges, SavedState, VERSION};
 use serde::{Deserialize, Serialize};
 
 use super::{

@@ -1,6 +1,6 @@
 //! Upgrading state files of earlier versions.
 
-use balancer_core::state::VERSION;
+use balancer_control::state::VERSION;
 use serde_json::{Value, json};
 
 /// Upgrades the body of a file of `version` to the current form.

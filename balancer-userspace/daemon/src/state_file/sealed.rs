@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
-use balancer_core::state::{SavedState, VERSION};
+use balancer_control::state::{SavedState, VERSION};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 

@@ -3,13 +3,13 @@
 use std::{os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::{
+use balancer_config::fixture::{KEY, backend, config, name, now, service, web};
+use balancer_control::{
     controller::Controller,
     io::{Change, Event},
     service::Service,
     state::{Clocks, Moment},
 };
-use balancer_model::fixture::{KEY, backend, config, name, now, service, web};
 use tempfile::TempDir;
 
 use super::*;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::{history::Counted, shares::Load};
+use balancer_control::{history::Counted, shares::Load};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -89,7 +89,7 @@ fn path(state_file: &Path) -> PathBuf {
 mod tests {
     use std::io::Write as _;
 
-    use balancer_core::shares::ShareHistory;
+    use balancer_control::shares::ShareHistory;
 
     use super::*;
 

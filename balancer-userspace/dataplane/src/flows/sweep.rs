@@ -12,8 +12,8 @@ use balancer_common::{
     flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, IdleTicks, Phase, ReturnWord, TICK_SHIFT, seconds},
     map_types::{FLOWS_PER_LINE, FlowRow},
 };
-use balancer_core::io::{BackendId, FlowSpec, ServiceId};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
+use balancer_control::io::{BackendId, FlowSpec, ServiceId};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{FlowTable, address, idle_ticks};

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
 
 use balancer_common::map_types::ServiceRow;
-use balancer_core::io::{ServiceId, ServiceSpec};
+use balancer_control::io::{ServiceId, ServiceSpec};
 
 use super::{CHANGE_PART, KernelDataplane};
 use crate::{

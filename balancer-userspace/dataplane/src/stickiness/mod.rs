@@ -6,7 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use balancer_common::{client::slot, client_table::Entry, map_types::LiveTable};
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_control::io::{BackendId, ServiceId};
 
 use super::{
     Forgotten, Swept,

@@ -20,7 +20,7 @@ use balancer_common::{
     query::Query,
     verdict::MoveCause,
 };
-use balancer_core::{
+use balancer_control::{
     controller::Gone,
     io::{BackendId, ServiceId},
 };

@@ -24,7 +24,7 @@ use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Entry},
 };
-use balancer_core::io::{BackendId, ServiceId};
+use balancer_control::io::{BackendId, ServiceId};
 
 pub(super) use scan::{Scan, Scanned};
 pub(super) use scanner::Scanner;

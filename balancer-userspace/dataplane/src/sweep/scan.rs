@@ -10,7 +10,7 @@ use balancer_common::{
     client::slot,
     client_table::{BUCKET_ENTRIES, Bucket, Entry},
 };
-use balancer_core::io::ServiceId;
+use balancer_control::io::ServiceId;
 
 use super::{Again, SlotSet};
 use crate::{clients::ClientTable, mapped::MappedArray, memory::Memory};

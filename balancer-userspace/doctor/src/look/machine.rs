@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use balancer_model::{config::XdpMode, file};
+use balancer_config::{config::XdpMode, file};
 use nix::{
     sched::{CloneFlags, setns},
     sys::{

@@ -18,7 +18,7 @@ use balancer_api::{
     model::{BackendView, HealthView, ServiceView},
     statistics::TopQuery,
 };
-use balancer_model::listeners::Listener;
+use balancer_config::listeners::Listener;
 
 use self::{
     netlink::Netlink,

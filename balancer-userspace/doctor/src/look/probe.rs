@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use tokio::{
     net::TcpStream,
     task::JoinHandle,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use balancer_core::state::Clocks;
+use balancer_control::state::Clocks;
 
 use super::{Clients, Member, Output, pauses::Errand, steps::put};
 use crate::{

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_core::io::Refused;
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
+use balancer_control::io::Refused;
 
 use super::{Done, Member, Output, pauses::Errand, steps::put};
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use balancer_core::io::BackendId;
+use balancer_control::io::BackendId;
 
 use super::{Member, Output};
 

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use balancer_core::{
+use balancer_control::{
     agreed::{Judgement, Opinion, Way},
     controller::Controller,
     health::Verdict,

@@ -28,11 +28,11 @@ use std::{
 };
 
 use balancer_common::client::HashKey;
-use balancer_core::{
+use balancer_config::config::Config;
+use balancer_control::{
     io::{BackendId, Refused},
     state::{Clocks, Moment, SavedState},
 };
-use balancer_model::config::Config;
 
 use crate::{
     emptied::Emptied,
@@ -59,7 +59,7 @@ pub struct Settings {
     pub instance: u64,
     /// The balancer's version.
     pub version: String,
-    /// The fingerprint of its steering: [`balancer_core::fingerprint`].
+    /// The fingerprint of its steering: [`balancer_control::fingerprint`].
     pub steering: u32,
     /// Buckets of its client table.
     pub buckets: u32,

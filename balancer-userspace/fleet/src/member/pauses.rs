@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn when_many_requests_fail_at_once_then_that_is_one_failure() {
-        let (mut pauses, now) = (Pauses::new(1), balancer_model::fixture::now());
+        let (mut pauses, now) = (Pauses::new(1), balancer_config::fixture::now());
         (0..1000).for_each(|_| pauses.failed(Errand::Records, now));
         assert!(pauses.hold(Errand::Records, now) && !pauses.hold(Errand::Card, now));
         let end = pauses.next_deadline(now).unwrap();

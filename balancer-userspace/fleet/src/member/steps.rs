@@ -7,8 +7,8 @@ use std::{
 };
 
 use balancer_common::client_table::BUCKET_ENTRIES;
-use balancer_core::state::{Clocks, Moment, SavedState};
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
+use balancer_control::state::{Clocks, Moment, SavedState};
 
 use super::{Clients, Member, Output, Told, card::OwnCard, dumps::without_dump, lead::Leading, pauses::Errand};
 use crate::{

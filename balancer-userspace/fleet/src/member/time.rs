@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use balancer_core::state::{Clocks, Moment};
+use balancer_control::state::{Clocks, Moment};
 
 use super::{Member, Output};
 use crate::{

@@ -2,11 +2,11 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use balancer_core::{
+use balancer_config::{config::Failback, names::BackendName, states::Admin};
+use balancer_control::{
     io::Change,
     service::{Backend, Service},
 };
-use balancer_model::{config::Failback, names::BackendName, states::Admin};
 
 use super::{
     store::Time,

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use balancer_core::io::ServiceId;
-use balancer_model::config::Failback;
+use balancer_config::config::Failback;
+use balancer_control::io::ServiceId;
 
 use super::{
     store::Time,

@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::{
+use balancer_config::{
+    config::{Failback, ServiceConfig},
+    names::BackendName,
+};
+use balancer_control::{
     health::Verdict,
     io::{Change, ServiceId},
     service::Service,
-};
-use balancer_model::{
-    config::{Failback, ServiceConfig},
-    names::BackendName,
 };
 
 use super::{

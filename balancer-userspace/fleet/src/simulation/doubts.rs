@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use balancer_core::{health::Verdict, io::BackendId, service::Service};
-use balancer_model::config::Failback;
+use balancer_config::config::Failback;
+use balancer_control::{health::Verdict, io::BackendId, service::Service};
 
 use super::world::{World, service};
 use crate::member::Mutation;

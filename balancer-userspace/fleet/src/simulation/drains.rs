@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::{
+use balancer_config::{config::Failback, names::BackendName, states::Admin};
+use balancer_control::{
     io::{BackendId, Change},
     service::{Backend, Service},
 };
-use balancer_model::{config::Failback, names::BackendName, states::Admin};
 
 use super::world::{World, service};
 

@@ -5,8 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use balancer_core::io::ServiceId;
-use balancer_model::config::{Failback, ServiceConfig};
+use balancer_config::config::{Failback, ServiceConfig};
+use balancer_control::io::ServiceId;
 
 use super::world::{World, service};
 

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use balancer_core::{
+use balancer_config::{config::Config, fixture};
+use balancer_control::{
     controller::Controller,
     io::{BackendId, CheckNumber, CheckOutcome, Command, Event, NextHop, ServiceId},
     state::{Clocks, Moment, SavedState},
 };
-use balancer_model::{config::Config, fixture};
 
 use super::{
     plane::{BUCKETS, Plane},

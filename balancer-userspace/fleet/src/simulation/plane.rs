@@ -9,8 +9,8 @@ use balancer_common::{
     memory::{Answer, BackendFacts, consult},
     query::Query,
 };
-use balancer_core::io::{BackendSpec, Command, ServiceId, ServiceSpec};
-use balancer_model::config::Failback;
+use balancer_config::config::Failback;
+use balancer_control::io::{BackendSpec, Command, ServiceId, ServiceSpec};
 
 use super::store::Time;
 use crate::{

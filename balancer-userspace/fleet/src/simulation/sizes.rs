@@ -1,11 +1,11 @@
 //! Changes that exceed the engine's limits.
 
 use balancer_common::map_types::Forwarding;
-use balancer_core::service::Service;
-use balancer_model::{
+use balancer_config::{
     config::{Failback, ServiceConfig},
     fixture,
 };
+use balancer_control::service::Service;
 
 use super::world::{World, service};
 

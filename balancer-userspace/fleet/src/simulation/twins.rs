@@ -1,6 +1,6 @@
 //! Two balancers with the same name.
 
-use balancer_model::config::Failback;
+use balancer_config::config::Failback;
 
 use super::world::{World, service};
 

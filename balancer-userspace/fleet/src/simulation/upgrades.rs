@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use balancer_core::io::Change;
-use balancer_model::{config::Failback, names::BackendName, states::Admin};
+use balancer_config::{config::Failback, names::BackendName, states::Admin};
+use balancer_control::io::Change;
 
 use super::world::{World, service};
 

@@ -7,13 +7,13 @@ use std::{
 };
 
 use balancer_common::map_types::{Forwarding, NO_BACKEND};
-use balancer_core::io::{BackendId, Change, ServiceId};
-use balancer_model::{
+use balancer_config::{
     config::{Config, Failback, ServiceConfig},
     fixture,
     names::BackendName,
     states::Admin,
 };
+use balancer_control::io::{BackendId, Change, ServiceId};
 
 use super::{
     node::{Happened, Left, Node},
@@ -636,7 +636,7 @@ impl World {
                         .map(|node| {
                             let service =
                                 node.controller.services().iter().find(|of| of.id() == service).expect("a service");
-                            let of = |backend: &balancer_core::service::Backend| {
+                            let of = |backend: &balancer_control::service::Backend| {
                                 format!(
                                     "{} {:?} {} {} {:?}",
                                     backend.name(),

@@ -5,7 +5,7 @@ use crate::{
     notes::Conversion,
     service::{self, Tls},
 };
-use balancer_model::header::{name, sendable};
+use balancer_config::header::{name, sendable};
 
 const EXEC: &str = "a check asks once, and compares the status or `expect_body`; use a check of type `exec`";
 

@@ -358,11 +358,11 @@ fn when_servers_of_haproxy_are_checked_in_other_ways_then_none_takes_over_the_ro
     ];
     let conversion = checked_over_tls("meth GET uri / hdr Host www.example.com", &[&[first][..], &others].concat());
     let text = checked(&conversion);
-    let config = balancer_model::file::parse("web.toml".as_ref(), text.as_bytes());
+    let config = balancer_config::file::parse("web.toml".as_ref(), text.as_bytes());
     let (config, _) = config.unwrap();
-    let tls = |backend: &balancer_model::config::BackendConfig| match backend.check.as_deref().map(|check| &check.kind)
+    let tls = |backend: &balancer_config::config::BackendConfig| match backend.check.as_deref().map(|check| &check.kind)
     {
-        Some(balancer_model::config::CheckKind::Http(http)) => {
+        Some(balancer_config::config::CheckKind::Http(http)) => {
             let tls = http.tls.clone().unwrap();
             (tls.verify, tls.ca_file.map(|file| file.display().to_string()), tls.sni.unwrap())
         }

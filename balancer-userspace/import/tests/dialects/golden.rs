@@ -27,7 +27,7 @@ fn when_a_service_lacks_an_address_then_it_is_valid_once_one_is_put_in() {
         // Servers with host names are left out.
         for service in whole.split("[[service]]").skip(1).filter(|service| service.contains("[[service.backend]]")) {
             let text = format!("[[service]]{service}");
-            let parsed = balancer_model::file::parse("balancer.toml".as_ref(), text.as_bytes());
+            let parsed = balancer_config::file::parse("balancer.toml".as_ref(), text.as_bytes());
             assert!(parsed.is_ok(), "{}\n{text}", parsed.unwrap_err());
             completed_services += 1;
         }

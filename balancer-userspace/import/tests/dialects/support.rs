@@ -52,7 +52,7 @@ pub(crate) fn try_convert(
 pub(crate) fn checked(conversion: &Conversion) -> String {
     let text = conversion.toml();
     let accepted = |text: &str| {
-        let parsed = balancer_model::file::parse(Path::new("balancer.toml"), text.as_bytes());
+        let parsed = balancer_config::file::parse(Path::new("balancer.toml"), text.as_bytes());
         assert!(parsed.is_ok(), "{}\n{text}", parsed.unwrap_err());
     };
     if text.contains("\n[[service]]\n") {

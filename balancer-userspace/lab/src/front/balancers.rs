@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_api::model::StatusView;
+use balancer_config::config::forwarding_word;
 use balancer_demo::{
     controller::Controller,
     etcd::{Server, servers},
@@ -20,7 +21,6 @@ use balancer_demo::{
     routing,
     topology::{Family, Topology},
 };
-use balancer_model::config::forwarding_word;
 
 use crate::{
     event::Event,

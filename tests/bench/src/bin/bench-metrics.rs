@@ -14,7 +14,8 @@ use balancer_bench::{
     report::document::{Document, Series},
 };
 use balancer_common::client::HashKey;
-use balancer_core::controller::Controller;
+use balancer_config::file;
+use balancer_control::controller::Controller;
 use balancer_daemon::{
     metrics::render,
     neighbours::Neighbours,
@@ -23,7 +24,6 @@ use balancer_daemon::{
     supervisor::Supervisor,
 };
 use balancer_dataplane::{Capacity, KernelDataplane};
-use balancer_model::file;
 use balancer_testkit::outcome::outcome;
 use clap::Parser;
 use nix::sched::{CloneFlags, unshare};

@@ -18,7 +18,7 @@ use balancer_common::{
     service_table::PublishedView,
     verdict::{DROP_COUNTERS, DropReason, Verdict},
 };
-use balancer_core::io::{BackendId, ListenerId, RuleSpec, ServiceId};
+use balancer_control::io::{BackendId, ListenerId, RuleSpec, ServiceId};
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Layers, Rescanned};
 use ipnet::IpNet;
 use nix::sched::{CpuSet, sched_setaffinity};

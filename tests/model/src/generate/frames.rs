@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_model::{
+use balancer_config::{
     config::Protocol,
     listeners::{Listener, PortRange},
 };

@@ -13,7 +13,7 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     map_types::{Mac, TableSlot},
 };
-use balancer_core::io::{BackendSpec, RuleSpec};
+use balancer_control::io::{BackendSpec, RuleSpec};
 use fastrand::Rng;
 
 use crate::model::Seen;

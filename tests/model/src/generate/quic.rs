@@ -3,8 +3,8 @@
 use std::{collections::HashSet, net::SocketAddr};
 
 use balancer_common::quic::{MAX_ID, QuicFormat};
-use balancer_core::io::{BackendId, QuicSpec};
-use balancer_model::quic::{CONFIGS, Format, Keyed, QuicConfig, QuicKey, ServerId};
+use balancer_config::quic::{CONFIGS, Format, Keyed, QuicConfig, QuicKey, ServerId};
+use balancer_control::io::{BackendId, QuicSpec};
 use fastrand::Rng;
 
 use super::{Scene, frames::bytes, once_in, one_of};

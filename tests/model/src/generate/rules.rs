@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use balancer_core::io::{RuleAction, RuleSpec, ServiceSpec};
-use balancer_model::listeners::Family;
+use balancer_config::listeners::Family;
+use balancer_control::io::{RuleAction, RuleSpec, ServiceSpec};
 use fastrand::Rng;
 use ipnet::IpNet;
 

@@ -13,11 +13,11 @@ use balancer_common::{
     share::Share,
     verdict::MoveCause,
 };
-use balancer_core::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec};
-use balancer_model::{
+use balancer_config::{
     config::{Failback, Protocol},
     listeners::{Family, Listener, PortRange},
 };
+use balancer_control::io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec};
 use fastrand::Rng;
 
 use super::{clients, once_in, one_of, quic, rules};
@@ -142,7 +142,7 @@ impl Scene {
             backends: backends.into(),
             rules: rng.bool(),
             reject: rng.bool(),
-            flows: balancer_core::io::FlowSpec::default(),
+            flows: balancer_control::io::FlowSpec::default(),
             quic,
             share: random_share(rng),
             local: Vec::new(),

@@ -5,7 +5,7 @@ use balancer_common::{
     client_table::BUCKET_ENTRIES,
     verdict::{Decision, MoveCause},
 };
-use balancer_core::io::{BackendSpec, ServiceId};
+use balancer_control::io::{BackendSpec, ServiceId};
 
 /// The modulus of ages, in ticks.
 const TICKS: u16 = 1 << 14;

@@ -5,11 +5,11 @@ use aes::{
     cipher::{BlockDecrypt as _, BlockEncrypt as _, KeyInit as _},
 };
 use balancer_common::{map_types::SLOT_EXCEPTIONS, seen};
-use balancer_core::io::ListenerSpec;
-use balancer_model::{
+use balancer_config::{
     config::Protocol,
     quic::{Format, Keyed, QuicConfig},
 };
+use balancer_control::io::ListenerSpec;
 
 use super::{
     Arrival, State,
@@ -186,7 +186,7 @@ fn decrypt(keyed: &Keyed, text: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use balancer_common::quic::QuicFormat;
-    use balancer_model::quic::QuicKey;
+    use balancer_config::quic::QuicKey;
 
     use super::*;
 

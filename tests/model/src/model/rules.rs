@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use balancer_core::io::{RuleAction, RuleSpec};
+use balancer_control::io::{RuleAction, RuleSpec};
 
 use super::State;
 

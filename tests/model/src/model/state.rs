@@ -11,8 +11,8 @@ use balancer_common::{
     map_types::{Forwarding, Mac, TableSlot},
     seen,
 };
-use balancer_core::io::{BackendSpec, ListenerSpec, RuleSpec, ServiceSpec};
-use balancer_model::listeners::{Listener, PortRange};
+use balancer_config::listeners::{Listener, PortRange};
+use balancer_control::io::{BackendSpec, ListenerSpec, RuleSpec, ServiceSpec};
 
 use super::{
     Counters, Routes,

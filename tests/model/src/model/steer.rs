@@ -8,7 +8,7 @@ use balancer_common::{
     seen,
     verdict::{CauseIndex, Decision, DropReason},
 };
-use balancer_model::config::Failback;
+use balancer_config::config::Failback;
 use siphasher::sip::SipHasher13;
 
 use super::{

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use balancer_common::{client::entropy, map_types::Forwarding, verdict::DropReason};
-use balancer_core::io::BackendSpec;
+use balancer_control::io::BackendSpec;
 use etherparse::{IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, UdpHeader};
 
 use super::{

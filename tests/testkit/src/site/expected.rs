@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use balancer_core::{
+use balancer_config::file;
+use balancer_control::{
     controller::Controller as Core,
     io::{Change, Command, Event, NextHop},
 };
-use balancer_model::file;
 
 /// The controller's core with a configuration file.
 ///

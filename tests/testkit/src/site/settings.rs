@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::forwarding_word;
+use balancer_config::config::forwarding_word;
 
 use crate::{
     binaries,

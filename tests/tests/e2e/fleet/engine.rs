@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_model::value;
+use balancer_config::value;
 use balancer_testkit::topology::{Family, Topology};
 
 use super::{ENGINES, Fleet, Plan, moved};

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::atomic::AtomicBool, thread};
 
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{datagrams, stop::StopOnDrop, topology::Family};
 
 use super::{Fleet, PORT, Plan};

@@ -27,7 +27,7 @@ use std::{
 
 use balancer_api::model::FleetSnapshot;
 use balancer_common::map_types::Forwarding;
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{
     backend::Backend,
     binaries,

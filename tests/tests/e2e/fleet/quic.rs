@@ -8,7 +8,7 @@ use std::{
 };
 
 use balancer_api::{model::ClientView, quic::QuicServerConfig};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::{datagrams, site::PATIENCE, stop::StopOnDrop, topology::Family};
 
 use super::{Fleet, PORT, Plan};

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_api::model::{AddBackend, SetAdmin};
-use balancer_model::{names::BackendName, states::Admin};
+use balancer_config::{names::BackendName, states::Admin};
 use balancer_testkit::{
     faults::{Faults, memory::NoMemory},
     site::{PATIENCE, PORT, Settings, Site},

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use balancer_model::{
+use balancer_config::{
     control::{Remote, Role},
     file::contents,
 };

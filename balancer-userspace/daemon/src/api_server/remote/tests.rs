@@ -2,7 +2,7 @@
 
 use std::{fs, future::pending, path::PathBuf, sync::Arc, time::Duration};
 
-use balancer_model::control::{Remote, Role};
+use balancer_config::control::{Remote, Role};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 use tokio::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balancer_core::{history::Counted, snapshot::ServiceSnapshot};
+use balancer_control::{history::Counted, snapshot::ServiceSnapshot};
 use maud::{Markup, html};
 
 /// The axis of the last ten minutes.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use balancer_core::snapshot::ServiceSnapshot;
+use balancer_control::snapshot::ServiceSnapshot;
 use maud::{Markup, html};
 
 /// The number of backends with their own colour, those with the largest shares; the others share one.
@@ -82,7 +82,7 @@ fn swatch(class: &str) -> Markup {
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use balancer_core::shares::{Load, ShareHistory};
+    use balancer_control::shares::{Load, ShareHistory};
 
     use super::*;
     use crate::metrics::render_test::snapshot;

@@ -4,13 +4,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use balancer_api::events::EventView;
 use balancer_common::verdict::{DropReason, Verdict};
-use balancer_core::{
-    readiness::Fitness,
-    snapshot::{BackendSnapshot, MemberSnapshot, MemorySnapshot, Snapshot},
-};
-use balancer_model::{
+use balancer_config::{
     states::BackendState,
     words::{counted, grouped},
+};
+use balancer_control::{
+    readiness::Fitness,
+    snapshot::{BackendSnapshot, MemberSnapshot, MemorySnapshot, Snapshot},
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 

@@ -1,7 +1,7 @@
 //! The fleet on the page.
 
-use balancer_core::fleet::{FleetMember, FleetSnapshot};
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
+use balancer_control::fleet::{FleetMember, FleetSnapshot};
 use maud::{Markup, html};
 
 pub(super) fn fleet(fleet: &FleetSnapshot) -> Markup {

@@ -7,11 +7,11 @@ use std::{
 };
 
 use balancer_api::events::EventView;
-use balancer_core::{
+use balancer_config::words::{counted, grouped};
+use balancer_control::{
     shares::{Load, Minute},
     snapshot::ServiceSnapshot,
 };
-use balancer_model::words::{counted, grouped};
 use maud::{Markup, html};
 
 use super::{
@@ -218,7 +218,7 @@ mod tests {
     use std::{sync::Arc, time::UNIX_EPOCH};
 
     use balancer_common::verdict::MoveCause;
-    use balancer_core::{
+    use balancer_control::{
         history::{Counted, History},
         shares::ShareHistory,
     };

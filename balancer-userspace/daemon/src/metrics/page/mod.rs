@@ -18,7 +18,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use balancer_api::events::EventView;
-use balancer_core::snapshot::Snapshot;
+use balancer_control::snapshot::Snapshot;
 use maud::Markup;
 
 /// The number of events searched for those to show.

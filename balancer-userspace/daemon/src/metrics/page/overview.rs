@@ -1,10 +1,10 @@
 //! An overview of all services, one row each.
 
-use balancer_core::snapshot::{ServiceSnapshot, Snapshot};
-use balancer_model::{
+use balancer_config::{
     states::BackendState,
     words::{counted, grouped},
 };
+use balancer_control::snapshot::{ServiceSnapshot, Snapshot};
 use maud::{Markup, html};
 
 use super::{

@@ -4,16 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use balancer_api::events::EventView;
 use balancer_common::verdict::{CauseIndex, Decision, MoveCause};
-use balancer_core::{
+use balancer_config::{
+    config::forwarding_word,
+    states::{Admin, BackendState},
+    words::grouped,
+};
+use balancer_control::{
     history::Counted,
     rates::Rates,
     snapshot::{BackendSnapshot, ServiceSnapshot},
     top::By,
-};
-use balancer_model::{
-    config::forwarding_word,
-    states::{Admin, BackendState},
-    words::grouped,
 };
 use maud::{Markup, html};
 

@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, fmt::Write as _};
 
-use balancer_core::snapshot::{ServiceSnapshot, TableSnapshot};
-use balancer_model::words::grouped;
+use balancer_config::words::grouped;
+use balancer_control::snapshot::{ServiceSnapshot, TableSnapshot};
 use maud::{Markup, html};
 
 use super::colours::Colours;
@@ -103,7 +103,7 @@ mod tests {
     use std::sync::Arc;
 
     use balancer_common::map_types::ALL_DOWN;
-    use balancer_model::listeners::Family;
+    use balancer_config::listeners::Family;
 
     use super::*;
     use crate::metrics::render_test::snapshot;

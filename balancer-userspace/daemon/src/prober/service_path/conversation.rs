@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use balancer_core::io::{BackendSpec, NextHop};
+use balancer_control::io::{BackendSpec, NextHop};
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken},

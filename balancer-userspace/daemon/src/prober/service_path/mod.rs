@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use balancer_core::io::{BackendId, BackendSpec};
+use balancer_control::io::{BackendId, BackendSpec};
 use nix::{ifaddrs::getifaddrs, net::if_::if_indextoname};
 use tokio::time::{Instant, sleep};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use balancer_core::{
+use balancer_control::{
     controller::Controller,
     state::{Clocks, Moment, SavedState},
 };

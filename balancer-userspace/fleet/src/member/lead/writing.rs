@@ -6,13 +6,13 @@ use std::{
     net::SocketAddr,
 };
 
-use balancer_core::{
+use balancer_config::words::grouped;
+use balancer_control::{
     controller::Controller,
     io::BackendId,
     service::{Backend, Service},
     state::Clocks,
 };
-use balancer_model::words::grouped;
 
 use super::{Lead, keeping, lines};
 use crate::{

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use balancer_model::file;
+use balancer_config::file;
 use balancer_testkit::kubernetes::http::{self, Request};
 use serde_json::{Value, json};
 

@@ -6,14 +6,14 @@ use std::{
 };
 
 use balancer_common::client::{HashKey, hash_v4, slot};
-use balancer_core::{
+use balancer_config::{
+    bounded::{Bound, BoundedLoad, Load},
+    config::WhenAllDown,
+};
+use balancer_control::{
     bounded::{Member, Watch},
     maglev,
     table::{Builder, Candidate, STEPS},
-};
-use balancer_model::{
-    bounded::{Bound, BoundedLoad, Load},
-    config::WhenAllDown,
 };
 
 use super::{
@@ -47,7 +47,7 @@ impl Balancer {
         let mut this = Self {
             rule: factor.map(|factor| BoundedLoad { factor, by: Load::Connections }),
             watch: Watch::new(Load::Connections),
-            began: balancer_model::fixture::now(),
+            began: balancer_config::fixture::now(),
             names: (0..SERVERS).map(|number| format!("web{number}")).collect(),
             bounds: BTreeMap::new(),
             counters: [0.0; SERVERS],

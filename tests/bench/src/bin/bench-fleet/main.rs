@@ -18,9 +18,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use balancer_bench::failover::hosts::{self, Hosts, Servers, VIP};
 use balancer_common::client_table::{self, BUCKET_ENTRIES};
-use balancer_core::io::Change;
-use balancer_engine::{Engine, Settings, Traffic};
-use balancer_model::{config::Config, file};
+use balancer_config::{config::Config, file};
+use balancer_control::io::Change;
+use balancer_etcd::{Engine, Settings, Traffic};
 use balancer_testkit::{
     etcd::{EtcdCluster, Options},
     namespace::Namespace,
@@ -88,7 +88,7 @@ struct Bench<'a> {
     entries: usize,
     orders: Vec<mpsc::UnboundedSender<Order>>,
     traffic: Vec<Arc<Traffic>>,
-    database: Option<tokio::sync::watch::Receiver<balancer_engine::Facts>>,
+    database: Option<tokio::sync::watch::Receiver<balancer_etcd::Facts>>,
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
 }
@@ -163,7 +163,7 @@ impl<'a> Bench<'a> {
     fn start_member(&mut self) -> Result<()> {
         let certificates = self.etcd.certificates().context("no certificates")?;
         let engine = Engine::start(Settings {
-            prefix: balancer_engine::prefix_of("bench"),
+            prefix: balancer_etcd::prefix_of("bench"),
             endpoints: self.etcd.endpoints(),
             ca: Some(certificates.ca.clone()),
             cert: Some(certificates.cert.clone()),

@@ -14,20 +14,20 @@ use balancer_common::{
     client::HashKey,
     client_table::{BUCKET_ENTRIES, Entry},
 };
-use balancer_core::{
+use balancer_config::config::Config;
+use balancer_control::{
     controller::Controller,
     fingerprint,
     io::{BackendId, Change, CheckNumber, CheckOutcome, Command, Event, NextHop},
     state::Clocks,
 };
-use balancer_engine::Engine;
+use balancer_etcd::Engine;
 use balancer_fleet::{
     clients::{Facts, Heard, Sharing, Table},
     member::{Input, Member, Output, Settings},
     records,
     store_schema::{Ballot, ChangeRequest},
 };
-use balancer_model::config::Config;
 use tokio::{
     select,
     sync::{mpsc, oneshot},

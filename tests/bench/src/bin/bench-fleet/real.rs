@@ -15,8 +15,8 @@ use balancer_bench::failover::{
     wire::Wire,
 };
 use balancer_common::client::hash_v4;
-use balancer_core::keys::client_key;
-use balancer_model::names::BackendName;
+use balancer_config::names::BackendName;
+use balancer_control::keys::client_key;
 use balancer_testkit::{binaries, controller::Controller, etcd::EtcdCluster, frame::ACK};
 
 use crate::member::KEY;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use balancer_bench::asm::Size;
 use balancer_common::{quic::QuicFormat, verdict::Verdict};
-use balancer_model::config::Protocol;
+use balancer_config::config::Protocol;
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 
 use crate::{

@@ -14,17 +14,17 @@ use balancer_common::{
     share::Share,
     verdict::MoveCause,
 };
-use balancer_core::{
-    io::{BackendSpec, FlowSpec, ListenerId, ListenerSpec, NextHop, QuicSpec, ServiceId, ServiceSpec},
-    maglev::{self, Member},
-};
-use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
-use balancer_model::{
+use balancer_config::{
     config::Failback,
     fixture,
     listeners::{Family, Listener},
     snat::IdleTimes,
 };
+use balancer_control::{
+    io::{BackendSpec, FlowSpec, ListenerId, ListenerSpec, NextHop, QuicSpec, ServiceId, ServiceSpec},
+    maglev::{self, Member},
+};
+use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
 use balancer_testkit::{prog_run, sweep::sweep};
 use serde_json::json;
 

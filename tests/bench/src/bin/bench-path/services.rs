@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
 use balancer_common::{client::HashKey, map_types::Forwarding};
-use balancer_core::io::{BackendId, RuleAction, RuleSpec};
-use balancer_model::{
+use balancer_config::{
     config::Protocol,
     quic::{Format, Keyed, QuicConfig, QuicKey},
 };
+use balancer_control::io::{BackendId, RuleAction, RuleSpec};
 
 /// A service that a path goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

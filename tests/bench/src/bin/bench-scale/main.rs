@@ -20,7 +20,7 @@ use balancer_bench::{
     figures::{Spread, milliseconds},
     report::document::{Document, Series},
 };
-use balancer_model::names::BackendName;
+use balancer_config::names::BackendName;
 use balancer_testkit::{binaries, controller::Controller, outcome::outcome};
 use clap::Parser;
 use tokio::runtime::Runtime;

@@ -1,0 +1,50 @@
+//! The effects of completed commands: the only certain knowledge after a command has failed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::io::{BackendId, CheckNumber, Command, ServiceSpec};
+
+/// The state that the data path, the watch on neighbours and the health checks hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// Rows of backends.
+    pub(crate) rows: BTreeSet<BackendId>,
+    /// The directory of services.
+    pub services: Vec<ServiceSpec>,
+    /// Addresses whose next hops are watched.
+    pub(crate) watched: BTreeSet<IpAddr>,
+    /// Running checks.
+    pub(crate) checks: BTreeMap<BackendId, CheckNumber>,
+}
+
+impl Applied {
+    /// Records a completed command.
+    pub fn note(&mut self, command: &Command) {
+        match command {
+            Command::WriteBackend(backend) => {
+                self.rows.insert(backend.id);
+            }
+            Command::RetireBackend(id) => {
+                self.rows.remove(id);
+            }
+            Command::PublishServices(services) => self.services.clone_from(services),
+            Command::WatchNextHop(address) => {
+                self.watched.insert(*address);
+            }
+            Command::UnwatchNextHop(address) => {
+                self.watched.remove(address);
+            }
+            Command::StartChecks(check) => {
+                self.checks.insert(check.backend, check.number);
+            }
+            Command::StopChecks(id) => {
+                self.checks.remove(id);
+            }
+            // Resynchronization sends these again in any case.
+            Command::SwapTable { .. } | Command::SetRules { .. } | Command::Report(_) => {}
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Lists of targets: backends that are added, drained and re-added as a list names them.
+
+use std::{sync::Arc, time::Instant};
+
+use balancer_config::{
+    config::ServiceConfig,
+    discover::{Discovered, Source, Target},
+    names::BackendName,
+    questions::{self, Questions},
+    states::Admin,
+};
+
+use super::{Controller, Largest, ids_of};
+use crate::{
+    discover::{self, Pool},
+    io::{Command, Refused, Report, ReportLevel},
+    moves::Moves,
+    service::{Backend, Service},
+};
+
+impl Largest {
+    /// Makes room for the targets of a list, each of which becomes a backend of the service.
+    pub fn expect_targets(&mut self, service: &str, source: &Source, targets: &[Target]) {
+        let Some(of) = self.services.iter_mut().find(|of| of.name == service) else { return };
+        let new = discover::newcomers(of, source, targets);
+        let before = ids_of(std::slice::from_ref(of));
+        Arc::make_mut(of).backends.extend(new);
+        self.ids += ids_of(std::slice::from_ref(of)) - before;
+    }
+}
+
+impl Controller {
+    /// Returns the backends that result from the targets of a list; `None`: the list changes nothing.
+    ///
+    /// # Errors
+    /// Why the list cannot be applied.
+    pub fn discovery(&self, service: &str, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
+        let (services, index) = self.edit(service)?;
+        let Some(config) = services.get(index) else { return Ok(None) };
+        let pool = self.pool(config, source, targets)?;
+        Ok(pool.filter(|pool| pool.backends != config.backends))
+    }
+
+    /// The DNS queries that services need.
+    #[must_use]
+    pub fn questions(&self) -> Questions {
+        let mut lists = self.services.iter().flat_map(Service::discover);
+        if lists.any(|list| list.source.dns().is_some()) {
+            questions::questions(&self.present())
+        } else {
+            Questions::new()
+        }
+    }
+
+    /// Returns why targets lack the addresses that a service needs.
+    #[must_use]
+    pub fn unresolved(&self, service: &str, source: &Source, targets: &[Target]) -> Option<String> {
+        let (services, index) = self.edit(service).ok()?;
+        let config = services.get(index)?;
+        let list = config.discover.iter().find(|list| list.source == *source)?;
+        discover::unresolved(config, list, targets).map(|text| format!("{source}: {text}"))
+    }
+
+    fn pool(&self, service: &ServiceConfig, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
+        let Some(list) = service.discover.iter().find(|list| list.source == *source) else { return Ok(None) };
+        let admin = |backend: &str| {
+            let name = BackendName { service: service.name.clone(), backend: backend.to_owned() };
+            self.backend(&name).map_or(Admin::Ready, Backend::admin)
+        };
+        let told = |text| Refused::Conflict(format!("{source} {text}"));
+        discover::pool(service, list, targets, admin).map(Some).map_err(told)
+    }
+
+    /// Whether the service still has the list that a backend comes from.
+    pub(super) fn is_discovered(&self, service: &str, backend: &Discovered) -> bool {
+        let lists = self.legs(service).flat_map(Service::discover);
+        { lists }.any(|list| list.source == backend.source)
+    }
+
+    /// Applies a list of targets.
+    pub(super) fn discover(
+        &mut self,
+        service: &str,
+        source: &Source,
+        targets: &[Target],
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let (mut services, index) = self.edit(service)?;
+        let Some(config) = services.get_mut(index) else { return Err(self.no_service(service)) };
+        let Some(pool) = self.pool(config, source, targets)?.filter(|pool| pool.backends != config.backends) else {
+            return Ok((format!("service {service} discovers what it has: nothing changed"), Vec::new()));
+        };
+        let Pool { backends, gone, back, .. } = &pool;
+        Arc::make_mut(config).backends.clone_from(backends);
+        let about = |backend: &str| BackendName { service: service.to_owned(), backend: backend.to_owned() };
+        let (_, mut reconciled) = self.configure(services, Some(&about("")), now)?;
+        for name in gone {
+            self.parts_mut(&about(name)).for_each(Backend::leave);
+        }
+        for (name, admin) in back {
+            self.parts_mut(&about(name)).for_each(|backend| backend.stay(*admin));
+        }
+        let mut all_moves: Vec<Moves> = reconciled.moves.drain().map(|(_, moves)| moves).collect();
+        let mut commands = reconciled.commands;
+        if !gone.is_empty() || !back.is_empty() {
+            let reconciled = self.reconcile(|of| of.name() == service, Vec::new(), Some(&about("")), now);
+            commands.extend(reconciled.commands);
+            all_moves.extend(reconciled.moves.into_values());
+        }
+        let told = |name: &str, what: &str| {
+            let message = format!("backend {service}/{name} {what} {}", source);
+            Command::Report(Report { level: ReportLevel::Info, about: Some(about(name)), message, moves: None })
+        };
+        commands.extend(pool.added.iter().map(|name| told(name, "added, it is a target of")));
+        commands.extend(gone.iter().map(|name| told(name, "drains before it is removed, it is no longer a target of")));
+        commands.extend(back.iter().map(|(name, _)| told(name, "stays, it is a target again of")));
+        commands.extend(self.remove_those_that_left(now));
+        let moved: u64 = all_moves.iter().map(|moves| u64::from(moves.total())).sum();
+        let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
+        let summary = Some(pool.summary()).filter(|text| !text.is_empty()).unwrap_or_else(|| "another list".to_owned());
+        Ok((format!("service {service} discovers: {summary}; {moved} slots moved, {needless} needless"), commands))
+    }
+
+    /// Starts draining backends from lists that their services no longer have.
+    pub(super) fn leave_lost_lists(&mut self, now: Instant) -> Vec<Command> {
+        let mut lost = Vec::new();
+        for service in self.services.iter().filter(|service| service.discover().is_empty()) {
+            let discovered = service.backends().iter().filter(|backend| backend.config().discovered.is_some());
+            lost.extend(discovered.filter(|backend| !backend.is_leaving()).map(|backend| service.name_of(backend)));
+        }
+        if lost.is_empty() {
+            return Vec::new();
+        }
+        for name in &lost {
+            self.parts_mut(name).for_each(Backend::leave);
+        }
+        let is_lost = |service: &str| lost.iter().any(|name| name.service == service);
+        let mut commands = self.reconcile(|service| is_lost(service.name()), Vec::new(), None, now).commands;
+        commands.extend(lost.into_iter().map(|name| {
+            let message = format!("backend {name} drains before it is removed, its service discovers none any more");
+            Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
+        }));
+        commands.extend(self.remove_those_that_left(now));
+        commands
+    }
+}

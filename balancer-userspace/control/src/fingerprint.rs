@@ -1,0 +1,79 @@
+//! A fingerprint of the rules by which clients are assigned to backends.
+//!
+//! Balancers of a fleet assign unknown clients alike only if they compute the same lookup tables from the same
+//! configuration. The number is therefore computed from tables, rather than being a version that a developer must
+//! remember to raise.
+
+use balancer_common::{
+    client::{HashKey, hash_v4, hash_v6, slot},
+    map_types::ALL_DOWN,
+};
+use balancer_config::config::WhenAllDown;
+
+use crate::{
+    maglev::{Member, mix},
+    table::{Builder, Candidate},
+};
+
+const KEY: HashKey = HashKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
+const TABLE_SIZE: u32 = 251;
+const NAMES: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
+
+/// The fingerprint. Balancers with different numbers steer differently; equal numbers mean equal steering, except by a
+/// chance of one in 2^32.
+#[must_use]
+pub fn of_steering() -> u32 {
+    let tables = scenes().into_iter().flat_map(|(away, slow)| table(away, slow));
+    let clients = (0..64u32).flat_map(|client| {
+        let hashes = [hash_v4(KEY, client.to_be()), hash_v6(KEY, [u64::from(client), !u64::from(client)])];
+        hashes.map(|hash| slot(hash, TABLE_SIZE) as u16)
+    });
+    let number = tables.chain(clients).fold(0, |number, id| mix(number ^ u64::from(id)));
+    (number ^ number >> 32) as u32
+}
+
+/// Sets of absent backends as bits, and a backend in a slow start: none, one, several, most, and all primaries.
+fn scenes() -> [(u8, Option<usize>); 6] {
+    [(0, None), (0b1, None), (0b1, Some(3)), (0b10_1010, None), (0b1_1111, None), (0b11_1111, None)]
+}
+
+fn table(away: u8, slow: Option<usize>) -> Vec<u16> {
+    let candidates: Vec<Candidate<'_>> = NAMES
+        .iter()
+        .zip(1..)
+        .enumerate()
+        .map(|(index, (name, id))| Candidate {
+            member: Member { id, name, weight: if index % 2 == 0 { 100 } else { 40 } },
+            backup: index == NAMES.len() - 1,
+            maint: false,
+            takes_new: away >> index & 1 == 0,
+            step: (slow == Some(index)).then_some(3),
+            bound: None,
+        })
+        .collect();
+    let live = Builder::default().live(&candidates, WhenAllDown::Drop, (TABLE_SIZE, KEY), &[]);
+    debug_assert!(live.slots.iter().all(|&id| id != ALL_DOWN));
+    live.slots.to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_steering_changes_then_operators_are_told() {
+        assert_eq!(
+            of_steering(),
+            1_408_341_387,
+            "members of a fleet with and without this change steer new clients differently: say so in the changelog"
+        );
+    }
+
+    #[test]
+    fn when_scenes_differ_then_their_tables_differ() {
+        let tables: Vec<_> = scenes().into_iter().map(|(away, slow)| table(away, slow)).collect();
+        for (index, table) in tables.iter().enumerate() {
+            assert!(!tables[..index].contains(table), "scene {index}");
+        }
+    }
+}

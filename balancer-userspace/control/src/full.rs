@@ -1,0 +1,85 @@
+//! Limits of backends: which backends are full.
+//!
+//! A backend with as many clients or connections as it may have takes no new ones, and its slots go to the next
+//! backends in the table's order. It takes new clients again once it has 5% fewer, but no earlier than [`DWELL`] after
+//! it became full, because each change alters the table.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use balancer_config::limits::{Full, Limits};
+
+use crate::service::Service;
+
+/// The minimum time for which a backend stays full.
+pub const DWELL: Duration = Duration::from_secs(10);
+/// The fraction of its maximum by which clients must fall before a full backend takes new ones: one in this many.
+const MARGIN: u32 = 20;
+
+/// The facts about a backend with limits that matter here, over all address families.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    /// The backend's limits.
+    pub limits: Limits,
+    /// Number of known clients.
+    pub clients: u64,
+    /// Number of connections, if they are counted.
+    pub connections: u64,
+    /// Whether it takes or keeps clients at all.
+    pub serves: bool,
+    /// The current state: what it has too much of.
+    pub full: Option<Full>,
+}
+
+/// Returns the backends with limits of a service, given its part of each address family.
+pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, Member> {
+    let mut members = BTreeMap::<String, Member>::new();
+    for backend in legs.flat_map(Service::backends).filter(|backend| !backend.config().limits.is_none()) {
+        let member = members.entry(backend.name().to_owned()).or_default();
+        member.limits = backend.config().limits;
+        member.clients += backend.known_clients();
+        member.connections += backend.connections().unwrap_or(0);
+        member.serves |= backend.may_take_new() || backend.may_keep_known();
+        member.full = member.full.or_else(|| backend.full());
+    }
+    members
+}
+
+/// The times at which backends of a service became full.
+#[derive(Clone, Debug, Default)]
+pub struct Watch(BTreeMap<String, Instant>);
+
+impl Watch {
+    /// Evaluates all `members`. Returns the backends that should be full if they differ from the current ones.
+    pub fn look(&mut self, members: &BTreeMap<String, Member>, now: Instant) -> Option<BTreeMap<String, Full>> {
+        self.0.retain(|name, _| members.get(name).is_some_and(|member| member.full.is_some()));
+        let mut full = BTreeMap::new();
+        for (name, member) in members {
+            let since = member.full.map(|_| *self.0.entry(name.clone()).or_insert(now));
+            let stays = since.is_some_and(|since| now.saturating_duration_since(since) < DWELL);
+            if let Some(next) = member.next(stays) {
+                full.insert(name.clone(), next);
+            }
+        }
+        let differs = members.iter().any(|(name, member)| member.full.is_some() != full.contains_key(name));
+        differs.then_some(full)
+    }
+}
+
+impl Member {
+    fn next(&self, stays: bool) -> Option<Full> {
+        if !self.serves {
+            return None;
+        }
+        let counts = [(false, self.clients, self.limits.clients), (true, self.connections, self.limits.connections)];
+        let limits = || counts.iter().filter_map(|&(of, had, most)| Some((of, had, most?)));
+        let Some(full) = self.full else {
+            let mut reached = limits().filter(|&(_, had, most)| had >= u64::from(most));
+            return reached.next().map(|(connections, had, most)| Full { connections, had, most });
+        };
+        let has_room = |(_, had, most): (bool, u64, u32)| had <= u64::from(most - (most / MARGIN).max(1).min(most));
+        (stays || !limits().all(has_room)).then_some(full)
+    }
+}

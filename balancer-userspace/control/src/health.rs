@@ -1,0 +1,306 @@
+//! Derives a verdict from single health checks: `rise` and `fall`.
+
+use balancer_config::config::CheckConfig;
+use serde::{Deserialize, Serialize};
+
+/// The outcome of a health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// The check passed.
+    Passed,
+    /// The backend answered with a failure (`status 503`, `body without "ok"`).
+    Soft(String),
+    /// The backend did not answer (`connect: refused`, `timeout after 1s`).
+    Hard(String),
+    /// This machine could not check, which says nothing about the backend.
+    Hindered(String),
+}
+
+impl CheckOutcome {
+    /// Returns `passed`, `soft`, `hard` or `hindered`, and the reason.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Passed => ("passed", ""),
+            Self::Soft(reason) => ("soft", reason),
+            Self::Hard(reason) => ("hard", reason),
+            Self::Hindered(reason) => ("hindered", reason),
+        }
+    }
+}
+
+/// How a backend fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The backend answers with a failure.
+    Soft,
+    /// The backend does not answer.
+    Hard,
+}
+
+/// The verdict of the checks on a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// No verdict yet.
+    #[default]
+    Unknown,
+    /// The backend works.
+    Up,
+    /// The backend has failed.
+    Down {
+        /// Whether it answers at all.
+        kind: FailureKind,
+        /// The reason in words (`connect: refused`).
+        reason: String,
+    },
+}
+
+impl Verdict {
+    /// The word that users see.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down { .. } => "down",
+        }
+    }
+}
+
+/// The verdict on a backend, and the checks counted towards the next verdict.
+///
+///
+/// ```text
+///             1 pass                 fall failures
+/// Unknown ───────────────► Up ────────────────────────► Down(kind of the last one)
+///    │                     ▲                             │  ▲ │
+///    │                     └──────── rise passes ────────┘  │ │ fall failures of the other kind
+///    └─────────────────── fall failures ────────────────────┘ └──► Down(other kind)
+/// ```
+///
+/// Only consecutive checks count: a failure sets the passes back to zero, a pass the failures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    verdict: Verdict,
+    passes: u32,
+    failures: u32,
+    /// The kind and reason of the last failure, and the number of consecutive failures of that kind.
+    last_failure: Option<Box<(FailureKind, String, u32)>>,
+}
+
+impl Health {
+    /// Makes a health with a verdict that other members found.
+    #[must_use]
+    pub fn agreed(verdict: Verdict) -> Self {
+        Self { verdict, ..Self::default() }
+    }
+
+    /// The current verdict.
+    #[must_use]
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// The number of consecutive failures that have not changed the verdict yet, and the reason of the last one.
+    #[must_use]
+    pub fn failing(&self) -> Option<(u32, &str)> {
+        match (&self.verdict, self.last_failure.as_deref()) {
+            (Verdict::Unknown | Verdict::Up, Some((_, reason, _))) => Some((self.failures, reason)),
+            (Verdict::Unknown | Verdict::Up, None) | (Verdict::Down { .. }, _) => None,
+        }
+    }
+
+    /// Records a check with this `outcome`.
+    pub fn record(&mut self, outcome: &CheckOutcome, check: &CheckConfig) {
+        match outcome {
+            CheckOutcome::Passed => self.pass(check.rise),
+            CheckOutcome::Soft(reason) => self.fail(FailureKind::Soft, reason, check.fall),
+            CheckOutcome::Hard(reason) => self.fail(FailureKind::Hard, reason, check.fall),
+            CheckOutcome::Hindered(_) => {}
+        }
+    }
+
+    /// Consecutive passes and failures; one of them is 0.
+    #[must_use]
+    pub const fn streak(&self) -> (u32, u32) {
+        (self.passes, self.failures)
+    }
+
+    /// Whether the last check contradicts the verdict, so that more of its kind will change it.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match (&self.verdict, self.last_failure.as_deref()) {
+            (Verdict::Unknown | Verdict::Up, _) => self.failures > 0,
+            (Verdict::Down { kind, .. }, Some((last, ..))) => kind != last,
+            (Verdict::Down { .. }, None) => true,
+        }
+    }
+
+    /// Keeps the verdict, and restarts the count towards the next one.
+    pub fn count_anew(&mut self) {
+        (self.passes, self.failures, self.last_failure) = (0, 0, None);
+    }
+
+    /// Returns how many more passes or failures change the verdict (`down after 2 more failures`), given the required
+    /// numbers (rise, fall).
+    #[must_use]
+    pub fn next_verdict(&self, (rise, fall): (u32, u32)) -> String {
+        let more = |count: u32, one: &str, many: &str| match count {
+            1 => format!("1 more {one}"),
+            count => format!("{count} more {many}"),
+        };
+        let failures = more(fall.saturating_sub(self.failures), "failure", "failures");
+        match self.verdict {
+            Verdict::Unknown => format!("up after 1 more pass, down after {failures}"),
+            Verdict::Up => format!("down after {failures}"),
+            Verdict::Down { .. } => {
+                format!("up after {}", more(rise.saturating_sub(self.passes), "pass", "passes"))
+            }
+        }
+    }
+
+    fn pass(&mut self, rise: u32) {
+        self.failures = 0;
+        self.last_failure = None;
+        self.passes = self.passes.saturating_add(1);
+        match self.verdict {
+            Verdict::Unknown => self.verdict = Verdict::Up,
+            Verdict::Down { .. } if self.passes >= rise => self.verdict = Verdict::Up,
+            Verdict::Up | Verdict::Down { .. } => {}
+        }
+    }
+
+    fn fail(&mut self, kind: FailureKind, reason: &str, fall: u32) {
+        self.passes = 0;
+        self.failures = self.failures.saturating_add(1);
+        let alike = match self.last_failure.as_deref() {
+            Some((last, _, alike)) if *last == kind => alike.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.last_failure = Some(Box::new((kind, reason.to_owned(), alike)));
+        let convinced = match self.verdict {
+            Verdict::Unknown | Verdict::Up => self.failures >= fall,
+            Verdict::Down { kind: known, .. } => known == kind || alike >= fall,
+        };
+        if convinced {
+            self.verdict = Verdict::Down { kind, reason: reason.to_owned() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use balancer_config::fixture;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(fall: u32, rise: u32) -> CheckConfig {
+        let interval = Duration::from_secs(2);
+        CheckConfig { interval, timeout: interval, fast_interval: interval, fall, rise, ..fixture::check() }
+    }
+
+    /// Returns the verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard) as `?`, `+`, `s`, `h`.
+    fn verdicts(outcomes: &str, fall: u32, rise: u32) -> String {
+        let mut health = Health::default();
+        outcomes
+            .chars()
+            .map(|outcome| {
+                let outcome = match outcome {
+                    'p' => CheckOutcome::Passed,
+                    's' => CheckOutcome::Soft("status 503".to_owned()),
+                    _ => CheckOutcome::Hard("connect: refused".to_owned()),
+                };
+                health.record(&outcome, &check(fall, rise));
+                match health.verdict() {
+                    Verdict::Unknown => '?',
+                    Verdict::Up => '+',
+                    Verdict::Down { kind: FailureKind::Soft, .. } => 's',
+                    Verdict::Down { kind: FailureKind::Hard, .. } => 'h',
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn when_checks_pass_once_or_fail_fall_times_then_the_verdict_changes() {
+        assert_eq!(verdicts("p", 3, 2), "+");
+        assert_eq!(verdicts("hhh", 3, 2), "??h");
+        assert_eq!(verdicts("hhphhh", 3, 2), "??+++h");
+        assert_eq!(verdicts("phhhpphp", 3, 2), "+++hh+++");
+        assert_eq!(verdicts("hp", 1, 1), "h+");
+    }
+
+    #[test]
+    fn when_the_kind_of_failure_changes_then_the_verdict_follows_after_fall_checks() {
+        assert_eq!(verdicts("phsssh", 3, 2), "+++sss");
+        assert_eq!(verdicts("sssshshhh", 3, 2), "??ssssssh");
+    }
+
+    #[test]
+    fn when_failures_repeat_then_the_reason_is_the_latest_of_its_kind() {
+        let mut health = Health::default();
+        for reason in ["connect: refused", "timeout after 1s"] {
+            health.record(&CheckOutcome::Hard(reason.to_owned()), &check(1, 1));
+        }
+        let down = Verdict::Down { kind: FailureKind::Hard, reason: "timeout after 1s".to_owned() };
+        assert_eq!(health.verdict(), &down);
+        assert_eq!(health.failing(), None);
+    }
+
+    /// Returns whether a verdict is pending after `outcomes`, and the text about the next one.
+    fn pending(outcomes: &str) -> (bool, String) {
+        let mut health = Health::default();
+        for outcome in outcomes.chars() {
+            let outcome = match outcome {
+                'p' => CheckOutcome::Passed,
+                's' => CheckOutcome::Soft("status 503".to_owned()),
+                'x' => CheckOutcome::Hindered("no sockets".to_owned()),
+                _ => CheckOutcome::Hard("connect: refused".to_owned()),
+            };
+            health.record(&outcome, &check(3, 2));
+        }
+        (health.is_pending(), health.next_verdict((2, 3)))
+    }
+
+    #[test]
+    fn when_checks_contradict_the_verdict_then_it_is_pending() {
+        for (outcomes, is_pending, next) in [
+            ("", false, "up after 1 more pass, down after 3 more failures"),
+            ("h", true, "up after 1 more pass, down after 2 more failures"),
+            ("hx", true, "up after 1 more pass, down after 2 more failures"),
+            ("px", false, "down after 3 more failures"),
+            ("pph", true, "down after 2 more failures"),
+            ("pphh", true, "down after 1 more failure"),
+            ("phhh", false, "up after 2 more passes"),
+            ("phhhs", true, "up after 2 more passes"),
+            ("phhhsss", false, "up after 2 more passes"),
+            ("phhhp", true, "up after 1 more pass"),
+            ("phhhpp", false, "down after 3 more failures"),
+        ] {
+            assert_eq!(pending(outcomes), (is_pending, next.to_owned()), "{outcomes}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn when_a_backend_flaps_below_fall_and_rise_then_nothing_changes(
+            fall in 1u32..6, rise in 1u32..6, flaps in prop::collection::vec((any::<u32>(), any::<bool>()), 0..40)
+        ) {
+            let mut up = "p".to_owned();
+            let mut down = "h".repeat(fall as usize);
+            for (length, soft) in flaps {
+                up += &if soft { "s" } else { "h" }.repeat((length % fall) as usize);
+                up.push('p');
+                down += &"p".repeat((length % rise) as usize);
+                down.push('h');
+            }
+            prop_assert!(verdicts(&up, fall, rise).chars().all(|verdict| verdict == '+'));
+            prop_assert!(verdicts(&down, fall, rise).chars().skip(fall as usize).all(|verdict| verdict == 'h'));
+        }
+    }
+}

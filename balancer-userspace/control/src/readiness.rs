@@ -1,0 +1,343 @@
+//! Whether this balancer is fit to receive clients, and why not.
+
+use balancer_config::{config::WhenAlone, words::grouped};
+use serde::{Deserialize, Serialize};
+
+/// The maximum number of backends named in a reason; the others are only counted.
+const NAMED: usize = 5;
+
+/// The fitness of a balancer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fitness {
+    /// It steers as intended.
+    Ready,
+    /// It steers, but needs attention.
+    Degraded,
+    /// It should not receive clients.
+    #[default]
+    NotReady,
+}
+
+impl Fitness {
+    /// `ready`, `degraded` or `not_ready`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::NotReady => "not_ready",
+        }
+    }
+
+    /// Whether clients may be sent to it.
+    #[must_use]
+    pub const fn serves(self) -> bool {
+        match self {
+            Self::Ready | Self::Degraded => true,
+            Self::NotReady => false,
+        }
+    }
+}
+
+/// A verdict with its reasons.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// The fitness.
+    pub state: Fitness,
+    /// Why it is not simply ready, one sentence each; empty if it is.
+    pub reasons: Vec<String>,
+}
+
+/// The facts that the verdict is derived from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The stage of the process.
+    pub stage: Stage,
+    /// The number of interfaces with its program.
+    pub attached: usize,
+    /// Wanted interfaces without its program.
+    pub missing: Vec<String>,
+    /// Whether the data path could not be brought to the wanted state.
+    pub out_of_step: bool,
+    /// Problems of this machine, one sentence each.
+    pub troubles: Vec<String>,
+    /// The state of its fleet; `None`: it has none.
+    pub fleet: Option<FleetFacts>,
+}
+
+/// The stages of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Startup is not complete.
+    #[default]
+    Starting,
+    /// The process serves.
+    Serving,
+    /// The process was asked to end.
+    Leaving,
+}
+
+/// A member's knowledge of its place in the fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetFacts {
+    /// Whether it has the fleet's current epoch and the records of clients.
+    pub joined: bool,
+    /// Whether the engine answers.
+    pub engine_reachable: bool,
+    /// Why the engine does not answer, if it does not.
+    pub engine_trouble: Option<String>,
+    /// Why the reachable engine refuses writes, in its own words.
+    pub denial: Option<String>,
+    /// Why this member does not take part although it could.
+    pub refused: Option<String>,
+    /// Steps to take before the engine fails, one sentence each.
+    pub engine_warnings: Vec<String>,
+    /// Whether the engine has not answered, or refused writes, for longer than the lease.
+    pub alone: bool,
+    /// The treatment of VIPs while the member is alone.
+    pub when_alone: WhenAlone,
+    /// Backends (`SERVICE/NAME`) that the fleet considers up but this member cannot reach.
+    pub unreachable_here: Vec<String>,
+}
+
+impl FleetFacts {
+    /// Returns the facts of a member that has heard nothing yet.
+    #[must_use]
+    pub const fn stranger(when_alone: WhenAlone) -> Self {
+        Self {
+            joined: false,
+            engine_reachable: false,
+            engine_trouble: None,
+            denial: None,
+            refused: None,
+            engine_warnings: Vec::new(),
+            alone: false,
+            when_alone,
+            unreachable_here: Vec::new(),
+        }
+    }
+
+    /// Returns the trouble with the engine, if there is any.
+    fn engine(&self) -> Option<String> {
+        let because = |why: &Option<String>| why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        match &self.denial {
+            Some(why) => Some(format!("etcd takes no writes ({why})")),
+            None if self.engine_reachable => None,
+            None => Some(format!("etcd is out of reach{}", because(&self.engine_trouble))),
+        }
+    }
+}
+
+/// A verdict, and whether VIPs are withdrawn, which is no part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announcement {
+    /// The verdict.
+    pub readiness: Readiness,
+    /// Whether the operator has withdrawn the VIPs.
+    pub withdrawn: bool,
+}
+
+impl Announcement {
+    /// The verdict for readers. With `announced`, it is for readers who cannot see whether the VIPs are there, so a
+    /// withdrawn balancer is not ready.
+    #[must_use]
+    pub fn seen(self, announced: bool) -> Readiness {
+        let Self { mut readiness, withdrawn } = self;
+        if announced && withdrawn {
+            readiness.state = Fitness::NotReady;
+            readiness.reasons.insert(0, "it is withdrawn".to_owned());
+        }
+        readiness
+    }
+}
+
+impl Facts {
+    /// The verdict.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let reasons = self.against();
+        if !reasons.is_empty() {
+            return Readiness { state: Fitness::NotReady, reasons };
+        }
+        let reasons = self.doubts();
+        let state = if reasons.is_empty() { Fitness::Ready } else { Fitness::Degraded };
+        Readiness { state, reasons }
+    }
+
+    /// Returns the reasons to keep clients away.
+    fn against(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.stage {
+            Stage::Starting => return vec!["it is starting".to_owned()],
+            Stage::Serving => {}
+            Stage::Leaving => reasons.push("it was asked to end".to_owned()),
+        }
+        if self.attached == 0 {
+            reasons.push("the program is on no interface".to_owned());
+        }
+        match &self.fleet {
+            Some(fleet) if !fleet.joined => {
+                let no_records = || "it has no epoch, or not all records of clients".to_owned();
+                let why = fleet.refused.clone().or_else(|| fleet.engine()).unwrap_or_else(no_records);
+                reasons.push(format!("it has not joined the fleet yet: {why}"));
+            }
+            Some(fleet) if fleet.alone && fleet.when_alone == WhenAlone::Withdraw => {
+                let why = fleet.engine().unwrap_or_else(|| "etcd was out of reach".to_owned());
+                reasons.push(format!("{why} for longer than the lease (when_alone = \"withdraw\")"));
+            }
+            Some(_) | None => {}
+        }
+        reasons
+    }
+
+    /// Returns the reasons for the state `degraded`, in which clients still come.
+    fn doubts(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.missing.is_empty() {
+            reasons.push(format!("the program is not on {}", self.missing.join(", ")));
+        }
+        if self.out_of_step {
+            reasons.push("the data path is out of step; the log says why".to_owned());
+        }
+        reasons.extend(self.troubles.iter().cloned());
+        let Some(fleet) = &self.fleet else { return reasons };
+        reasons.extend(fleet.engine().map(|why| format!("{why}: changes are refused")));
+        reasons.extend(fleet.refused.as_ref().map(|why| format!("it is no member of the fleet: {why}")));
+        reasons.extend(fleet.engine_warnings.iter().cloned());
+        if !fleet.unreachable_here.is_empty() {
+            reasons.push(format!("it cannot reach {}, which the fleet holds up", some(&fleet.unreachable_here)));
+        }
+        reasons
+    }
+}
+
+/// Returns names such as `web/web1, web/web2 and 3 more`.
+fn some(names: &[String]) -> String {
+    let (shown, others) = names.split_at(names.len().min(NAMED));
+    let shown = shown.join(", ");
+    if others.is_empty() { shown } else { format!("{shown} and {} more", grouped(others.len() as u64)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serving(fleet: Option<FleetFacts>) -> Facts {
+        Facts { stage: Stage::Serving, attached: 1, fleet, ..Facts::default() }
+    }
+
+    fn member() -> FleetFacts {
+        FleetFacts { joined: true, engine_reachable: true, ..FleetFacts::stranger(WhenAlone::Serve) }
+    }
+
+    #[test]
+    fn when_facts_are_judged_then_the_balancer_serves_or_not() {
+        use Fitness::{Degraded, NotReady, Ready};
+        let fleet = |change: fn(&mut FleetFacts)| {
+            let mut member = member();
+            change(&mut member);
+            serving(Some(member))
+        };
+        let alone = serving(None);
+        for (facts, state, reasons) in [
+            (Facts::default(), NotReady, &["it is starting"][..]),
+            (alone.clone(), Ready, &[]),
+            (Facts { stage: Stage::Leaving, ..alone.clone() }, NotReady, &["it was asked to end"]),
+            (Facts { attached: 0, ..alone.clone() }, NotReady, &["the program is on no interface"]),
+            (Facts { missing: vec!["eth1".to_owned()], ..alone.clone() }, Degraded, &["the program is not on eth1"]),
+            (Facts { troubles: owned(&["no"]), ..alone.clone() }, Degraded, &["no"]),
+            (Facts { out_of_step: true, ..alone }, Degraded, &["the data path is out of step; the log says why"]),
+            (
+                serving(Some(FleetFacts::stranger(WhenAlone::Serve))),
+                NotReady,
+                &["it has not joined the fleet yet: etcd is out of reach"],
+            ),
+            (
+                fleet(|fleet| fleet.joined = false),
+                NotReady,
+                &["it has not joined the fleet yet: it has no epoch, or not all records of clients"],
+            ),
+            (fleet(|_| {}), Ready, &[]),
+            (fleet(|fleet| fleet.engine_reachable = false), Degraded, &["etcd is out of reach: changes are refused"]),
+            (
+                fleet(|fleet| (fleet.engine_reachable, fleet.alone) = (false, true)),
+                Degraded,
+                &["etcd is out of reach: changes are refused"],
+            ),
+            (
+                fleet(|fleet| {
+                    (fleet.engine_reachable, fleet.alone, fleet.when_alone) = (false, true, WhenAlone::Withdraw);
+                }),
+                NotReady,
+                &["etcd is out of reach for longer than the lease (when_alone = \"withdraw\")"],
+            ),
+            (
+                fleet(|fleet| (fleet.engine_reachable, fleet.engine_trouble) = (false, Some("refused".to_owned()))),
+                Degraded,
+                &["etcd is out of reach (refused): changes are refused"],
+            ),
+            (
+                fleet(|fleet| fleet.denial = Some("mvcc: database space exceeded".to_owned())),
+                Degraded,
+                &["etcd takes no writes (mvcc: database space exceeded): changes are refused"],
+            ),
+            (
+                fleet(|fleet| {
+                    (fleet.denial, fleet.alone) = (Some("permission denied".to_owned()), true);
+                    fleet.when_alone = WhenAlone::Withdraw;
+                }),
+                NotReady,
+                &["etcd takes no writes (permission denied) for longer than the lease (when_alone = \"withdraw\")"],
+            ),
+            (
+                fleet(|fleet| (fleet.joined, fleet.refused) = (false, Some("lb1 is there already".to_owned()))),
+                NotReady,
+                &["it has not joined the fleet yet: lb1 is there already"],
+            ),
+            (
+                fleet(|fleet| fleet.refused = Some("lb1 is there already".to_owned())),
+                Degraded,
+                &["it is no member of the fleet: lb1 is there already"],
+            ),
+            (
+                fleet(|fleet| fleet.engine_warnings = vec!["etcd's database is nearly full".to_owned()]),
+                Degraded,
+                &["etcd's database is nearly full"],
+            ),
+            (
+                fleet(|fleet| fleet.unreachable_here = (1..=7).map(|number| format!("web/web{number}")).collect()),
+                Degraded,
+                &[
+                    "it cannot reach web/web1, web/web2, web/web3, web/web4, web/web5 and 2 more, which the fleet holds up",
+                ],
+            ),
+        ] {
+            let readiness = facts.readiness();
+            assert_eq!((readiness.state, readiness.reasons.as_slice()), (state, &*owned(reasons)), "{facts:?}");
+        }
+    }
+
+    fn owned(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn when_a_balancer_is_withdrawn_then_it_is_not_ready_to_those_who_cannot_see_its_vips() {
+        let readiness = Facts { missing: owned(&["eth1"]), ..serving(None) }.readiness();
+        for (withdrawn, announced) in [(false, false), (false, true), (true, false)] {
+            assert_eq!(Announcement { readiness: readiness.clone(), withdrawn }.seen(announced), readiness);
+        }
+        let withdrawn = Announcement { readiness, withdrawn: true }.seen(true);
+        assert_eq!(withdrawn.state, Fitness::NotReady);
+        assert_eq!(withdrawn.reasons, ["it is withdrawn", "the program is not on eth1"]);
+    }
+
+    #[test]
+    fn when_fitness_is_shown_then_the_word_is_that_of_json() {
+        for fitness in [Fitness::Ready, Fitness::Degraded, Fitness::NotReady] {
+            assert_eq!(serde_json::to_value(fitness).unwrap(), fitness.word());
+        }
+        assert!(Fitness::Ready.serves() && Fitness::Degraded.serves() && !Fitness::NotReady.serves());
+    }
+}

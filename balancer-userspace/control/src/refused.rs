@@ -1,0 +1,56 @@
+//! Why changes are refused.
+
+use balancer_config::{names::nearest, validate::Problem};
+
+/// Why a change was refused; nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The change names something that does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The change contradicts the current state.
+    #[error("{0}")]
+    Conflict(String),
+    /// The change makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The configuration has changed since the change was prepared.
+    #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
+    Stale(u64),
+    /// The change could not be saved for a restart.
+    #[error("{0}")]
+    Unsaved(String),
+}
+
+impl Refused {
+    /// Makes [`Refused::NotFound`] for `name`, with the most similar known name.
+    #[must_use]
+    pub fn not_found<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Self {
+        Self::NotFound(match (nearest(name, known.clone()), { known }.next()) {
+            (Some(nearest), _) => format!("no {what} {name:?}: did you mean {nearest:?}?"),
+            (None, Some(example)) => format!("no {what} {name:?}: there is {example:?}, for example"),
+            (None, None) => format!("no {what} {name:?}: there are none"),
+        })
+    }
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        let text = problem.to_string();
+        if problem.is_conflict() { Self::Conflict(text) } else { Self::Invalid(text) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_name_is_unknown_then_the_most_similar_one_is_suggested() {
+        let hint =
+            |name, known: &[&'static str]| Refused::not_found("service", name, known.iter().copied()).to_string();
+        assert_eq!(hint("wbe", &["api", "web"]), "no service \"wbe\": did you mean \"web\"?");
+        assert_eq!(hint("mail", &["web"]), "no service \"mail\": there is \"web\", for example");
+        assert_eq!(hint("mail", &[]), "no service \"mail\": there are none");
+    }
+}

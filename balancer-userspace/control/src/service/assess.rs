@@ -1,0 +1,135 @@
+//! The assessment of a backend from its configuration, health and next hop.
+
+use std::time::Instant;
+
+use balancer_config::{
+    config::CheckKind,
+    states::{Admin, BackendState, Forced},
+};
+
+use super::{
+    Service,
+    backend::{Assessment, Backend, SlowStart},
+};
+use crate::{
+    agreed::Way,
+    health::{FailureKind, Verdict},
+    next_hops::NextHops,
+    standing::{HealthFact, Held, Situation, Standing},
+    table::STEPS,
+};
+
+impl Service {
+    /// Assesses a backend from everything but its slow start.
+    pub(super) fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
+        let check = self.check_config(backend);
+        let checked = match backend.health.verdict() {
+            _ if check.kind == CheckKind::None => (HealthFact::Unchecked, String::new()),
+            Verdict::Unknown => (HealthFact::Unknown, String::new()),
+            Verdict::Up => (HealthFact::Up, String::new()),
+            Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
+        };
+        let held = self.outage.holds(backend.id).filter(|_| self.may_be_held(backend));
+        let way = backend.overruled().map(str::to_owned).map_or_else(|| self.judged_way(backend, hops), Way::Closed);
+        let (health, mut reason) = match (way, backend.effective_forced()) {
+            (Way::Closed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
+            (Way::Unknown | Way::Open, None) => checked,
+            (Way::Unknown | Way::Open, Some(Forced::Down)) => {
+                (HealthFact::Down(FailureKind::Hard), backend.forced_down_by())
+            }
+            (Way::Unknown | Way::Open, Some(Forced::Up)) => (
+                HealthFact::Up,
+                match checked {
+                    (HealthFact::Down(_), reason) => format!("forced up by operator, checks: {reason}"),
+                    (HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up, _) => {
+                        "forced up by operator".to_owned()
+                    }
+                },
+            ),
+        };
+        let situation = Situation {
+            admin: backend.effective_admin(),
+            health,
+            start_down: self.settings.start_down,
+            on_failure: self.settings.on_failure,
+            remembers: self.keeps_clients(),
+            drained: backend.drain.is_over(now),
+            held,
+        };
+        let mut standing = situation.standing();
+        if backend.waits_for_next_hop(hops) && standing.takes_new {
+            standing = Standing { takes_new: false, state: BackendState::Checking, ..standing };
+            reason = "its next hop is not known yet".to_owned();
+        }
+        if let (Some(held), HealthFact::Down(_)) = (held, health) {
+            reason = match held {
+                Held::Suspect => format!("suspect, too many others fail as well: {reason}"),
+                Held::Outage if self.remembers() => format!("outage, known clients stay: {reason}"),
+                Held::Outage => format!("outage, clients stay: {reason}"),
+            };
+        }
+        if backend.effective_admin() == Admin::Maint {
+            reason = backend.lowered();
+        } else if reason.is_empty() {
+            if let Some((failures, why)) = backend.health().failing() {
+                reason = format!("{why}, {failures} of {} failures", check.fall);
+            } else if standing.state == BackendState::Checking && !standing.takes_new {
+                reason = "no verdict yet, start_down = true".to_owned();
+            } else if standing.takes_new && backend.config.weight == 0 {
+                reason = "weight 0".to_owned();
+            } else {
+                reason = backend.lowered();
+            }
+        }
+        if !reason.is_empty() {
+            reason = format!("{}{reason}", self.prefix());
+        }
+        let beyond = held.is_some() && situation.drained;
+        Assessment { health, standing, drains: situation.drains(), beyond, reason }
+    }
+
+    /// Whether the consequences are known for every backend.
+    pub(crate) fn is_assessed(&self, hops: &NextHops, now: Instant) -> bool {
+        self.backends.iter().all(|backend| {
+            let mut assessment = self.assess(backend, hops, now);
+            backend.explain(&mut assessment);
+            backend.assessment.as_ref() == Some(&assessment)
+        })
+    }
+
+    /// Begins, advances and ends slow starts.
+    pub(super) fn start_slowly(&mut self, assessments: &[Assessment], now: Instant) {
+        let lasts = self.settings.slow_start;
+        if lasts.is_zero() && self.backends.iter().all(|backend| backend.slow_start.is_none()) {
+            return;
+        }
+        for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
+            let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
+            // A following controller receives slow starts from others.
+            let begins = backend.witness().is_none() && backend.begins(assessment);
+            // After an outage, all backends return equally new, so none starts slowly.
+            let begins = begins && !self.outage.has_returned(backend.id);
+            let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
+            let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
+            let advanced = slow_start.map(|slow_start| SlowStart { lasts, ..slow_start }.advance(now));
+            backend.slow_start = advanced.map(Box::new);
+        }
+        for backup in [false, true] {
+            let together = || {
+                let all = self.backends.iter().zip(assessments);
+                all.filter(|(backend, assessment)| {
+                    backend.config.backup == backup && backend.effective_weight() > 0 && assessment.standing.takes_new
+                })
+            };
+            // Without other backends to take the clients there is no slow start, and it ends for all at the same time.
+            let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
+            let through =
+                together().all(|(backend, _)| backend.slow_start.as_ref().is_none_or(|start| start.step == STEPS));
+            if all_start || through {
+                for backend in self.backends.iter_mut().filter(|backend| backend.config.backup == backup) {
+                    backend.slow_start = None;
+                }
+            }
+        }
+    }
+}

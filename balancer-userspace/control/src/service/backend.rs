@@ -1,0 +1,649 @@
+//! Backends at run time.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use balancer_common::verdict::MoveCause;
+use balancer_config::{
+    agent::Said,
+    bounded::Bound,
+    config::{BackendConfig, CheckConfig},
+    limits::Full,
+    names::BackendName,
+    states::{Admin, BackendState, Forced},
+};
+
+use crate::{
+    agreed::Way,
+    health::Health,
+    io::{BackendId, BackendSpec, CheckNumber, CheckOutcome},
+    next_hops::{Hop, NextHops},
+    report::Transition,
+    standing::{HealthFact, Standing},
+    table::STEPS,
+};
+
+/// A backend.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub(super) id: BackendId,
+    pub(super) config: BackendConfig,
+    /// The address by which it is reached; port 0: the ports of its service's listeners.
+    pub(super) reached: SocketAddr,
+    pub(super) admin: Admin,
+    pub(super) health: Health,
+    pub(super) assessment: Option<Assessment>,
+    /// Start of the current state.
+    pub(super) since: Instant,
+    pub(super) slots: u32,
+    pub(super) steered: bool,
+    /// Known clients at the last sweep.
+    pub(super) known: u64,
+    /// Number of connections at the last count. `None`: connections are not counted.
+    pub(super) flows: Option<u64>,
+    /// Whether its drains wait for connections rather than clients.
+    pub(super) waits_for_connections: bool,
+    pub(super) drain: Drain,
+    pub(super) slow_start: Option<Box<SlowStart>>,
+    /// Whether it is removed once drained.
+    pub(super) leaving: bool,
+    /// Whether it (or its address) was added while the service was in use, so that new clients wait for its next hop.
+    pub(super) late: bool,
+    pub(super) checks: [u64; 3],
+    pub(super) last_check: Option<LastCheck>,
+    /// When the verdict of the checks last changed.
+    pub(super) verdict_since: Instant,
+    /// The verdict that the operator has set.
+    pub(super) forced: Option<Forced>,
+    /// The agent's report that reduces something; `None`: nothing is reduced.
+    pub(super) agent: Option<Box<Said>>,
+    /// The part of its slots that its load allows; `None`: all.
+    pub(super) bound: Option<Bound>,
+    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
+    pub(super) full: Option<Full>,
+    pub(super) transitions: [u64; BackendState::ALL.len()],
+    pub(crate) told: Told,
+    /// Whether the prober must forget earlier results.
+    checked_anew: bool,
+    /// The state in a fleet; `None`: there is no fleet.
+    pub(super) fleet: Option<Box<InFleet>>,
+}
+
+/// The additional state of a backend in a fleet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct InFleet {
+    /// The path on which the fleet has agreed; `None`: the own next hop decides.
+    pub(super) agreed_way: Option<Way>,
+    /// The results of this balancer's checks, if `health` holds the fleet's verdict.
+    pub(super) witness: Option<Health>,
+    /// Why it counts as failed, regardless of what the fleet agreed on before this member lost contact.
+    pub(super) overruled: Option<String>,
+    /// Whether its latest checks failed according to most members.
+    pub(super) fails: bool,
+}
+
+/// The specifications of a backend that were last passed to the shell.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) row: Option<Arc<BackendSpec>>,
+    pub(crate) watched: Option<IpAddr>,
+    pub(crate) check: Option<Box<ToldCheck>>,
+}
+
+/// A running check.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ToldCheck {
+    pub(crate) number: CheckNumber,
+    pub(crate) target: SocketAddr,
+    pub(crate) config: CheckConfig,
+}
+
+/// A finished health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// The outcome.
+    pub outcome: CheckOutcome,
+    /// The duration.
+    pub took: Duration,
+    /// The time of its end.
+    pub ended: Instant,
+}
+
+/// The progress of a drain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Drain {
+    /// A timeout in place of the service's.
+    pub(super) timeout: Option<Duration>,
+    /// The deadline of a drain in progress.
+    pub(super) until: Option<Instant>,
+    /// The number of consecutive sweeps during the drain that found no known client.
+    pub(super) empty_sweeps: u32,
+}
+
+impl Drain {
+    /// The sweep in progress at the start of a drain may have passed a client; the second cannot.
+    pub(super) const ENOUGH_SWEEPS: u32 = 2;
+
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now >= until) || self.empty_sweeps >= Self::ENOUGH_SWEEPS
+    }
+}
+
+/// The progress of a slow start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlowStart {
+    pub(super) since: Instant,
+    /// Total duration.
+    pub(super) lasts: Duration,
+    /// The step in the live table, from 1.
+    pub(super) step: u8,
+}
+
+impl SlowStart {
+    /// When a step begins: the first at once, the last at the end.
+    fn step_begins(self, step: u8) -> Instant {
+        self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
+    }
+
+    /// Performs the steps that are due.
+    pub(super) fn advance(self, now: Instant) -> Self {
+        let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
+        Self { step, ..self }
+    }
+
+    fn next_step(self) -> Option<Instant> {
+        (self.step < STEPS).then(|| self.step_begins(self.step + 1))
+    }
+}
+
+/// The conclusions from all facts about a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assessment {
+    pub(super) health: HealthFact,
+    pub(super) standing: Standing,
+    pub(super) drains: bool,
+    /// Whether it keeps clients although its drain is over.
+    pub(super) beyond: bool,
+    pub(super) reason: String,
+}
+
+impl Backend {
+    pub(crate) fn new(id: BackendId, config: BackendConfig, reached: SocketAddr, late: bool, now: Instant) -> Self {
+        Self {
+            id,
+            config,
+            reached,
+            admin: Admin::Ready,
+            health: Health::default(),
+            assessment: None,
+            since: now,
+            slots: 0,
+            steered: false,
+            known: 0,
+            flows: None,
+            waits_for_connections: false,
+            drain: Drain::default(),
+            slow_start: None,
+            leaving: false,
+            late,
+            checks: [0; 3],
+            last_check: None,
+            verdict_since: now,
+            forced: None,
+            agent: None,
+            bound: None,
+            full: None,
+            transitions: [0; BackendState::ALL.len()],
+            told: Told::default(),
+            checked_anew: false,
+            fleet: None,
+        }
+    }
+
+    /// Returns the index of its row in the kernel's maps.
+    #[must_use]
+    pub const fn id(&self) -> BackendId {
+        self.id
+    }
+
+    /// Returns the backend's name, which is unique in the service.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Returns the backend's present configuration.
+    #[must_use]
+    pub const fn config(&self) -> &BackendConfig {
+        &self.config
+    }
+
+    /// The address by which it is reached; port 0: the ports of its service's listeners.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.reached
+    }
+
+    /// The weight, 0–65535.
+    #[must_use]
+    pub const fn weight(&self) -> u16 {
+        self.config.weight
+    }
+
+    /// Whether it is a backup.
+    #[must_use]
+    pub const fn is_backup(&self) -> bool {
+        self.config.backup
+    }
+
+    /// Returns the administrative state that the operator wants.
+    #[must_use]
+    pub const fn admin(&self) -> Admin {
+        self.admin
+    }
+
+    /// `unknown`, `up` or `down`.
+    #[must_use]
+    pub fn health_word(&self) -> &'static str {
+        self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
+    }
+
+    /// Returns the displayed state.
+    #[must_use]
+    pub fn state(&self) -> BackendState {
+        self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
+    }
+
+    /// The reason in a few words; empty if there is nothing to explain.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
+    }
+
+    /// Returns the number of its slots in the live table.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Whether new clients are steered to it now. An idle backup gets none.
+    #[must_use]
+    pub const fn takes_new_clients(&self) -> bool {
+        self.steered
+    }
+
+    /// Whether rules may pin clients to it; weight and backup status do not matter.
+    #[must_use]
+    pub fn takes_pinned(&self) -> bool {
+        self.may_take_new()
+    }
+
+    /// Whether its standing allows new clients.
+    pub(crate) fn may_take_new(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
+    }
+
+    /// Health checks: passed, failed softly, failed hard.
+    #[must_use]
+    pub const fn checks(&self) -> [u64; 3] {
+        self.checks
+    }
+
+    /// The last health check.
+    #[must_use]
+    pub const fn last_check(&self) -> Option<&LastCheck> {
+        self.last_check.as_ref()
+    }
+
+    /// The verdict of this balancer's own checks.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        self.witness().unwrap_or(&self.health)
+    }
+
+    pub(super) fn health_mut(&mut self) -> &mut Health {
+        own_health(&mut self.health, self.fleet.as_deref_mut())
+    }
+
+    /// Returns the results of this balancer's checks, if the verdict is a fleet's.
+    pub(super) fn witness(&self) -> Option<&Health> {
+        self.fleet.as_ref()?.witness.as_ref()
+    }
+
+    /// Returns the path on which its fleet has agreed.
+    pub(super) fn agreed_way(&self) -> Option<&Way> {
+        self.fleet.as_ref()?.agreed_way.as_ref()
+    }
+
+    /// Why it counts as failed, regardless of what its fleet has agreed on.
+    pub(super) fn overruled(&self) -> Option<&str> {
+        self.fleet.as_ref()?.overruled.as_deref()
+    }
+
+    /// Whether its latest checks failed according to most members of its fleet.
+    pub(super) fn fails_for_the_fleet(&self) -> bool {
+        self.fleet.as_ref().is_some_and(|fleet| fleet.fails)
+    }
+
+    /// Returns its state in its fleet, creating it if necessary.
+    pub(super) fn in_fleet(&mut self) -> &mut InFleet {
+        self.fleet.get_or_insert_default()
+    }
+
+    pub(super) fn overrule(&mut self, why: Option<String>) {
+        if why.as_deref() != self.overruled() {
+            self.in_fleet().overruled = why;
+        }
+    }
+
+    /// When the verdict of its checks last changed.
+    #[must_use]
+    pub const fn verdict_since(&self) -> Instant {
+        self.verdict_since
+    }
+
+    /// Returns the verdict that the operator has set.
+    #[must_use]
+    pub const fn forced(&self) -> Option<Forced> {
+        self.forced
+    }
+
+    /// Overrides the verdict of the checks, which continue.
+    pub(crate) const fn force(&mut self, forced: Option<Forced>) {
+        self.forced = forced;
+    }
+
+    /// Records a check. `service_check` is the service's configuration.
+    pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
+        let word = |health: &Health| std::mem::discriminant(health.verdict());
+        let before = word(self.health());
+        let check = self.config.check.as_deref().unwrap_or(service_check);
+        own_health(&mut self.health, self.fleet.as_deref_mut()).record(outcome, check);
+        if word(self.health()) != before {
+            self.verdict_since = now;
+        }
+        self.last_check = Some(LastCheck { outcome: outcome.clone(), took, ended: now });
+        let [passed, soft, hard] = &mut self.checks;
+        match outcome {
+            CheckOutcome::Passed => *passed += 1,
+            CheckOutcome::Soft(_) => *soft += 1,
+            CheckOutcome::Hard(_) => *hard += 1,
+            CheckOutcome::Hindered(_) => {}
+        }
+    }
+
+    /// The number of times it entered each of [`BackendState::ALL`], without its first state.
+    #[must_use]
+    pub const fn transitions(&self) -> [u64; BackendState::ALL.len()] {
+        self.transitions
+    }
+
+    /// Applies another configuration. A new address means a new server, about which nothing is known.
+    pub(crate) fn configure(&mut self, config: BackendConfig, reached: SocketAddr) {
+        let ports = [self.reached.port(), reached.port()];
+        if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
+            self.forget_verdict();
+            if let Some(way) = self.fleet.as_mut().and_then(|fleet| fleet.agreed_way.as_mut()) {
+                *way = Way::Unknown;
+            }
+            self.late = true;
+            (self.bound, self.full) = (None, None);
+        }
+        if self.config.limits != config.limits {
+            self.full = None;
+        }
+        self.reached = reached;
+        if self.config.name != config.name {
+            self.called_otherwise();
+        }
+        self.config = config;
+    }
+
+    /// Copies the operator's settings from its `twin`, the same backend in the other part of its service.
+    pub(crate) fn follow(&mut self, twin: &Self) {
+        self.admin = twin.admin;
+        self.forced = twin.forced;
+        self.agent.clone_from(&twin.agent);
+        self.bound = twin.bound;
+        self.full = twin.full;
+        self.leaving = twin.leaving;
+        if twin.admin == Admin::Drain {
+            self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, empty_sweeps: 0 };
+        }
+    }
+
+    /// Announces its check again under a new name of the backend or service; results continue to count.
+    pub(super) fn called_otherwise(&mut self) {
+        self.checked_anew = true;
+    }
+
+    /// Sets the operator's state; a drain takes `timeout` in place of the service's.
+    pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
+        self.admin = admin;
+        self.drain = Drain { timeout, ..Drain::default() };
+        self.leaving &= admin == Admin::Drain;
+    }
+
+    /// Marks it for removal once drained.
+    pub(crate) fn leave(&mut self) {
+        if self.admin != Admin::Drain {
+            self.set_admin(Admin::Drain, None);
+        }
+        self.leaving = true;
+    }
+
+    /// Cancels its removal, and restores the operator's state unless that has changed since.
+    pub(crate) fn stay(&mut self, admin: Admin) {
+        if self.leaving && admin != Admin::Drain {
+            self.set_admin(admin, None);
+        }
+        self.leaving = false;
+    }
+
+    /// Whether it is to be removed and has no clients to keep.
+    pub(crate) fn has_left(&self) -> bool {
+        self.leaving && !self.may_keep_known()
+    }
+
+    /// Whether known clients would stay with it if another backend could take them.
+    pub(crate) fn may_keep_known(&self) -> bool {
+        self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
+    }
+
+    /// The cause of its known clients' moves; `None` while they stay.
+    pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
+        let standing = self.assessment.as_ref()?.standing;
+        (!standing.keeps_known).then_some(standing.cause)
+    }
+
+    /// Whether it is to be removed once drained.
+    pub(crate) const fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Whether a complete sweep with this many known clients changes anything.
+    pub(crate) const fn learns_from_sweep(&self, known: u64) -> bool {
+        self.known != known || self.drain.until.is_some() || self.drain.empty_sweeps > 0
+    }
+
+    /// Records a complete sweep. True if it ends a drain.
+    pub(crate) fn swept(&mut self, known: u64) -> bool {
+        self.known = known;
+        !self.waits_for_connections && self.found(known)
+    }
+
+    /// Whether a count of its connections changes anything. `waits`: drains wait for connections.
+    pub(crate) fn learns_from_flows(&self, flows: u64, waits: bool) -> bool {
+        self.flows != Some(flows)
+            || self.waits_for_connections != waits
+            || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
+    }
+
+    /// Records its number of connections. True if that ends a drain, which waits only for them.
+    pub(crate) fn flows(&mut self, flows: u64) -> bool {
+        self.flows = Some(flows);
+        self.waits_for_connections = true;
+        self.found(flows)
+    }
+
+    /// Returns the number of connections at the last count. `None`: connections are not counted.
+    #[must_use]
+    pub const fn connections(&self) -> Option<u64> {
+        self.flows
+    }
+
+    /// Records the number of clients or connections that a drain waits for. True if that ends it.
+    fn found(&mut self, known: u64) -> bool {
+        if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
+            // The drain is over even if a client comes, which may happen in an open table without other backends.
+            return false;
+        }
+        if self.drain.until.is_none() || known > 0 {
+            self.drain.empty_sweeps = 0;
+            return false;
+        }
+        self.drain.empty_sweeps += 1;
+        self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
+    }
+
+    /// Records a complete sweep whose consequences another balancer decides.
+    pub(crate) const fn note_known(&mut self, known: u64) {
+        self.known = known;
+    }
+
+    /// Records connections whose consequences another balancer decides.
+    pub(crate) const fn note_flows(&mut self, flows: u64) {
+        self.waits_for_connections = false;
+        self.flows = Some(flows);
+    }
+
+    /// The deadline of a drain in progress.
+    #[must_use]
+    pub fn drain_deadline(&self) -> Option<Instant> {
+        // A down backend that keeps clients does so beyond its deadline, because of an outage.
+        let drains = self.assessment.as_ref().is_some_and(|assessment| {
+            let keeps = assessment.standing.keeps_known && assessment.standing.state != BackendState::Down;
+            keeps && !assessment.beyond
+        });
+        self.drain.until.filter(|_| drains)
+    }
+
+    /// The next time at which something is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.drain_deadline()
+            .into_iter()
+            .chain(self.slow_start.as_ref().and_then(|slow_start| slow_start.next_step()))
+            .min()
+    }
+
+    /// Whether it starts taking new clients with the new `assessment`. At the balancer's start none does, because all
+    /// are there at once.
+    pub(super) fn begins(&self, assessment: &Assessment) -> bool {
+        let before = self.assessment.as_ref().map(|before| before.standing);
+        let absent = match before {
+            Some(before) => !before.takes_new && (self.late || before.state != BackendState::Checking),
+            None => self.late,
+        };
+        assessment.standing.takes_new && absent
+    }
+
+    /// Explains its state if nothing else does and it is full, starts slowly or has too much load: `slow start, step 3
+    /// of 10`.
+    pub(super) fn explain(&self, assessment: &mut Assessment) {
+        if let Some(full) = self.full.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
+            assessment.reason = format!("full: {full}");
+        }
+        let step = self.slow_start.as_ref().map(|slow_start| slow_start.step).filter(|&step| step < STEPS);
+        if let Some(step) = step.filter(|_| assessment.reason.is_empty()) {
+            assessment.reason = format!("slow start, step {step} of {STEPS}");
+        }
+        if let Some(bound) = self.bound.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
+            assessment.reason = format!("bounded load: {bound}");
+        }
+    }
+
+    /// Whether it is this machine itself, as its row was told.
+    pub(crate) fn is_local(&self) -> bool {
+        self.told.row.as_ref().and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
+    }
+
+    pub(crate) fn waits_for_next_hop(&self, hops: &NextHops) -> bool {
+        self.late
+            && match self.agreed_way() {
+                Some(way) => *way == Way::Unknown,
+                None => matches!(hops.get(self.reached.ip()), Hop::Pending),
+            }
+    }
+
+    /// Whether known clients stay with it.
+    #[must_use]
+    pub fn keeps_known(&self) -> bool {
+        self.told.row.as_ref().is_some_and(|row| row.keeps_known)
+    }
+
+    /// Known clients at the last sweep.
+    #[must_use]
+    pub const fn known_clients(&self) -> u64 {
+        self.known
+    }
+
+    /// Resets the verdict to unknown, because no check was running.
+    pub(crate) fn forget_verdict(&mut self) {
+        *self.health_mut() = Health::default();
+        self.last_check = None;
+        self.checked_anew = true;
+    }
+
+    /// Whether the check that the shell was told is the wanted one.
+    pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig)>) -> bool {
+        match (&self.told.check, wanted) {
+            (None, None) => true,
+            (Some(told), Some((target, config))) => {
+                !self.checked_anew && told.target == target && told.config == *config
+            }
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
+    /// Starts the check `number`. Counts towards the next verdict continue unless the check asks something else.
+    pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
+        let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
+        if self.told.check.as_deref().is_some_and(other) {
+            self.health_mut().count_anew();
+        }
+        self.checked_anew = false;
+        self.told.check = Some(Box::new(ToldCheck { number, target, config }));
+    }
+
+    /// The running check.
+    #[must_use]
+    pub fn check_number(&self) -> Option<CheckNumber> {
+        self.told.check.as_ref().map(|told| told.number)
+    }
+
+    pub(super) fn enter(&mut self, service: &str, assessment: Assessment, now: Instant) -> Option<Transition> {
+        let after = assessment.standing.state;
+        let reason = assessment.reason.clone();
+        let keeps_known = assessment.standing.keeps_known;
+        let old = self.assessment.replace(assessment)?.standing;
+        let before = old.state;
+        if before == after {
+            return None;
+        }
+        if let Some(count) = self.transitions.get_mut(after as usize) {
+            *count += 1;
+        }
+        let lasted = now.saturating_duration_since(std::mem::replace(&mut self.since, now));
+        let name = BackendName { service: service.to_owned(), backend: self.config.name.clone() };
+        let known = if old.keeps_known { self.known } else { 0 };
+        Some(Transition { name, id: self.id.0, before, after, lasted, reason, known, keeps_known })
+    }
+}
+
+/// Returns the results of this balancer's checks, which are separate if `health` holds the fleet's verdict.
+fn own_health<'a>(health: &'a mut Health, fleet: Option<&'a mut InFleet>) -> &'a mut Health {
+    fleet.and_then(|fleet| fleet.witness.as_mut()).unwrap_or(health)
+}

@@ -1,0 +1,109 @@
+//! A service's lookup tables.
+
+use std::mem;
+
+use balancer_config::{
+    config::{WhenAllDown, WhenFull},
+    renames::Named as _,
+    states::Admin,
+};
+
+use super::{Backend, Service, bounded::PERCENT_IN_A_STEP};
+use crate::{
+    by_id::ById,
+    io::BackendId,
+    maglev::Member,
+    moves::Moves,
+    next_hops::NextHops,
+    table::{Builder, Candidate, Live, Made, Shares},
+};
+
+impl Service {
+    /// Returns `takes_new` for every backend that counts. `None`: the backend counts as not configured, so that slots
+    /// move only once, when it can serve them.
+    pub(super) fn counted(&self, takes_new: impl Iterator<Item = bool>, hops: &NextHops) -> Vec<Option<bool>> {
+        let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
+        let counts = self.backends.iter().map(|backend| all_wait || !backend.waits_for_next_hop(hops));
+        counts.zip(takes_new).map(|(counts, takes_new)| counts.then_some(takes_new)).collect()
+    }
+
+    /// The live table, given by `takes_new` whether each backend takes new clients; `None`: the backend does not count
+    /// yet.
+    pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
+        let all_full = self.are_all_full(takes_new);
+        let is_open = self.settings.when_full == WhenFull::Open;
+        let has_room = |backend: &Backend| backend.full.is_none() || all_full && is_open;
+        let candidates = self.backends.iter().zip(takes_new).filter_map(|(backend, takes_new)| {
+            Some(Candidate {
+                member: Member {
+                    id: backend.id.0,
+                    name: backend.config.identity(),
+                    weight: backend.effective_weight(),
+                },
+                backup: backend.config.backup,
+                maint: backend.effective_admin() == Admin::Maint,
+                takes_new: (*takes_new)? && has_room(backend),
+                step: backend.slow_start_step(),
+                bound: backend.bound.map(|bound| bound.keeps / PERCENT_IN_A_STEP),
+            })
+        });
+        let candidates: Vec<Candidate<'_>> = candidates.collect();
+        let slots = self.settings.table_size.slots(candidates.len());
+        let when_nobody = if all_full && !is_open { WhenAllDown::Drop } else { self.settings.when_all_down };
+        builder.live(&candidates, when_nobody, (slots, self.table_key), made)
+    }
+
+    /// The precomputed base tables.
+    pub(crate) fn made(&self) -> Vec<Made> {
+        self.builder.made()
+    }
+
+    /// Records that exactly these backends are steered to. Writes the changed rows or, if backends may be new, all.
+    pub(super) fn steer(&mut self, shares: Shares, all: bool) {
+        let before = mem::replace(&mut self.shares, shares);
+        if all {
+            self.backends.iter_mut().for_each(|backend| backend.steered = self.shares.has(backend.id.0));
+            return;
+        }
+        for id in before.ids().chain(self.shares.ids()).filter(|&id| before.has(id) != self.shares.has(id)) {
+            if let Some(place) = self.position(BackendId(id))
+                && let Some(backend) = self.backends.get_mut(place)
+            {
+                backend.steered = self.shares.has(id);
+            }
+        }
+    }
+
+    /// Counts the slots of each backend: from the moves if the table has the same length, or else anew.
+    pub(super) fn count_slots(&mut self, moves: Option<&Moves>) {
+        let counts = match moves {
+            Some(moves) => {
+                let mut counts = ById::new(self.backends.iter().map(|backend| backend.id.0), 0u32);
+                self.backends.iter().for_each(|backend| counts.set(backend.id.0, |count| *count = backend.slots));
+                for &(from, to) in moves.pairs() {
+                    counts.set(from, |count| *count = count.wrapping_sub(1));
+                    counts.set(to, |count| *count = count.wrapping_add(1));
+                }
+                counts
+            }
+            None => counts(&self.live, &self.backends),
+        };
+        for backend in &mut self.backends {
+            backend.slots = counts.get(backend.id.0).copied().unwrap_or(0);
+        }
+    }
+
+    pub(super) fn slots_are_counted(&self) -> bool {
+        let counts = counts(&self.live, &self.backends);
+        self.backends.iter().all(|backend| counts.get(backend.id.0).copied().unwrap_or(0) == backend.slots)
+    }
+}
+
+/// The number of slots of each backend in `table`. There may be thousands of tables, each with few of the ids.
+fn counts(table: &[u16], backends: &[Backend]) -> ById<u32> {
+    let mut counts = ById::new(backends.iter().map(|backend| backend.id.0), 0);
+    for &entry in table {
+        counts.set(entry, |count| *count += 1);
+    }
+    counts
+}

@@ -1,0 +1,416 @@
+//! The heaviest clients of a service, from samples of its packets.
+//!
+//! Two summaries of [`COUNTERS`] counters each, one by packets and one by bytes, kept by the space-saving algorithm
+//! (Metwally, Agrawal, El Abbadi: *Efficient computation of frequent and top-k elements in data streams*, ICDT 2005): a
+//! client without a counter takes over the smallest one, and its count becomes the possible error. All counts fade
+//! ([`Top::fade`]), so that the heaviest are those of about the last minute.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use balancer_common::{
+    client::{mask_v4, mask_v6},
+    map_types::{FAMILY_V4, Sample},
+};
+
+use balancer_config::config::ClientPrefix;
+
+use crate::io::BackendId;
+
+/// The number of counters in a summary: every client with more than this fraction (1 in the number) of the traffic has
+/// a counter.
+pub const COUNTERS: usize = 256;
+/// The time after which counted traffic has faded to 1/e.
+pub const MEMORY: Duration = Duration::from_secs(60);
+/// Smaller amounts count as nothing.
+const NOTHING: f64 = 1e-3;
+
+/// The measure of how heavy a client is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// Bytes.
+    #[default]
+    Bytes,
+    /// Packets.
+    Packets,
+}
+
+/// An amount of traffic, in samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Packets sampled.
+    pub packets: f64,
+    /// Bytes sampled.
+    pub bytes: f64,
+}
+
+impl Traffic {
+    const fn by(&self, by: By) -> f64 {
+        match by {
+            By::Bytes => self.bytes,
+            By::Packets => self.packets,
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+
+    fn scale(&mut self, factor: f64) {
+        self.packets *= factor;
+        self.bytes *= factor;
+    }
+}
+
+/// A client with a counter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heavy {
+    /// The client's address, masked.
+    pub client: IpAddr,
+    /// The backend it was last seen on its way to.
+    pub backend: BackendId,
+    /// The client's traffic since it got its counter.
+    pub seen: Traffic,
+    /// The part of it that went to `backend`.
+    pub there: Traffic,
+    /// The count of earlier clients that came with the counter, in the summary's measure.
+    inherited: f64,
+}
+
+impl Heavy {
+    fn count(&self, by: By) -> f64 {
+        self.inherited + self.seen.by(by)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Summary {
+    by: By,
+    counters: Vec<Heavy>,
+    places: HashMap<IpAddr, usize>,
+}
+
+impl Summary {
+    fn new(by: By) -> Self {
+        Self { by, counters: Vec::new(), places: HashMap::new() }
+    }
+
+    fn count(&mut self, client: IpAddr, backend: BackendId, traffic: Traffic) {
+        if let Some(heavy) = self.places.get(&client).and_then(|&place| self.counters.get_mut(place)) {
+            heavy.seen.add(traffic);
+            if heavy.backend != backend {
+                (heavy.backend, heavy.there) = (backend, Traffic::default());
+            }
+            heavy.there.add(traffic);
+            return;
+        }
+        let newcomer = Heavy { client, backend, seen: traffic, there: traffic, inherited: 0.0 };
+        if self.counters.len() < COUNTERS {
+            self.places.insert(client, self.counters.len());
+            self.counters.push(newcomer);
+            return;
+        }
+        let by = self.by;
+        let smallest =
+            self.counters.iter_mut().enumerate().min_by(|(_, a), (_, b)| a.count(by).total_cmp(&b.count(by)));
+        let Some((place, counter)) = smallest else { return };
+        self.places.remove(&counter.client);
+        self.places.insert(client, place);
+        *counter = Heavy { inherited: counter.count(by), ..newcomer };
+    }
+
+    fn fade(&mut self, factor: f64) {
+        for heavy in &mut self.counters {
+            heavy.seen.scale(factor);
+            heavy.there.scale(factor);
+            heavy.inherited *= factor;
+        }
+        let (by, before) = (self.by, self.counters.len());
+        self.counters.retain(|heavy| heavy.count(by) > NOTHING);
+        if self.counters.len() < before {
+            self.places = self.counters.iter().enumerate().map(|(place, heavy)| (heavy.client, place)).collect();
+        }
+    }
+}
+
+/// The recent traffic of a service.
+#[derive(Clone, Debug)]
+pub struct Top {
+    bytes: Summary,
+    packets: Summary,
+    total: Traffic,
+    backends: HashMap<BackendId, Traffic>,
+    observed: Duration,
+}
+
+impl Default for Top {
+    fn default() -> Self {
+        Self {
+            bytes: Summary::new(By::Bytes),
+            packets: Summary::new(By::Packets),
+            total: Traffic::default(),
+            backends: HashMap::new(),
+            observed: Duration::ZERO,
+        }
+    }
+}
+
+impl Top {
+    /// Counts a sampled packet of `client`, a masked address, to `backend`.
+    pub fn count(&mut self, client: IpAddr, backend: BackendId, bytes: u32) {
+        let traffic = Traffic { packets: 1.0, bytes: f64::from(bytes) };
+        self.total.add(traffic);
+        self.backends.entry(backend).or_default().add(traffic);
+        self.bytes.count(client, backend, traffic);
+        self.packets.count(client, backend, traffic);
+    }
+
+    /// Fades the counts by the elapsed time.
+    pub fn fade(&mut self, elapsed: Duration) {
+        let factor = (-elapsed.as_secs_f64() / MEMORY.as_secs_f64()).exp();
+        self.observed += elapsed;
+        self.total.scale(factor);
+        self.backends.retain(|_, traffic| {
+            traffic.scale(factor);
+            traffic.packets > NOTHING
+        });
+        self.bytes.fade(factor);
+        self.packets.fade(factor);
+    }
+
+    /// The heaviest clients in descending order, at most [`COUNTERS`].
+    #[must_use]
+    pub fn heaviest(&self, by: By) -> Vec<Heavy> {
+        let summary = match by {
+            By::Bytes => &self.bytes,
+            By::Packets => &self.packets,
+        };
+        let mut heaviest = summary.counters.clone();
+        heaviest.sort_by(|a, b| b.seen.by(by).total_cmp(&a.seen.by(by)).then(a.client.cmp(&b.client)));
+        heaviest
+    }
+
+    /// All recently sampled traffic.
+    #[must_use]
+    pub const fn total(&self) -> Traffic {
+        self.total
+    }
+
+    /// Returns the traffic recently sampled on its way to a backend.
+    #[must_use]
+    pub fn to_backend(&self, backend: BackendId) -> Traffic {
+        self.backends.get(&backend).copied().unwrap_or_default()
+    }
+
+    /// `part` as a fraction of all of the service's traffic; 0 if there is none.
+    #[must_use]
+    pub fn share(&self, part: &Traffic, by: By) -> f64 {
+        ratio(part.by(by), self.total.by(by))
+    }
+
+    /// The fraction of its backend's bytes that a client sends, and the number of samples behind it.
+    #[must_use]
+    pub fn share_of_backend(&self, heavy: &Heavy) -> (f64, f64) {
+        let all = self.to_backend(heavy.backend);
+        (ratio(heavy.there.bytes, all.bytes), all.packets)
+    }
+
+    /// Traffic per second, if one packet in `interval` is sampled.
+    #[must_use]
+    pub fn rate(&self, sampled: &Traffic, interval: u32) -> Traffic {
+        let memory = MEMORY.as_secs_f64();
+        let seconds = memory * (1.0 - (-self.observed.as_secs_f64().max(1.0) / memory).exp());
+        let mut rate = *sampled;
+        rate.scale(f64::from(interval) / seconds);
+        rate
+    }
+
+    /// How unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients, from 0 (all
+    /// send the same) towards 1 (few send everything). Clients without a counter count as equal, so the result is a
+    /// lower bound. `None` without traffic, or with fewer than two clients.
+    #[must_use]
+    pub fn gini(&self, clients: u64) -> Option<f64> {
+        let heavy: Vec<f64> = self.bytes.counters.iter().map(|heavy| heavy.seen.bytes).collect();
+        let rest = (self.total.bytes - heavy.iter().sum::<f64>()).max(0.0);
+        gini(heavy, rest, clients)
+    }
+}
+
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 }
+}
+
+/// The Gini coefficient of `values` plus further values that share `rest` evenly, `clients` in total.
+fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
+    let others = clients.saturating_sub(values.len() as u64);
+    let clients = (values.len() as u64 + others) as f64;
+    let each = if others > 0 { rest / others as f64 } else { 0.0 };
+    let total = values.iter().sum::<f64>() + each * others as f64;
+    if clients < 2.0 || total <= 0.0 {
+        return None;
+    }
+    values.sort_by(f64::total_cmp);
+    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over rising x_i; the equal values are one run of ranks.
+    let below = values.partition_point(|&value| value < each);
+    let mut rank = 0.0;
+    let mut weighted = 0.0;
+    for (index, value) in values.iter().enumerate() {
+        if index == below {
+            weighted += each * others as f64 * (rank + (others as f64 + 1.0) / 2.0);
+            rank += others as f64;
+        }
+        rank += 1.0;
+        weighted += rank * value;
+    }
+    if below == values.len() {
+        weighted += each * others as f64 * (rank + (others as f64 + 1.0) / 2.0);
+    }
+    Some((2.0 * weighted / (clients * total) - (clients + 1.0) / clients).clamp(0.0, 1.0))
+}
+
+/// The client of a sampled packet, with client prefixes of these lengths.
+#[must_use]
+pub fn client_of(sample: &Sample, prefix: ClientPrefix) -> IpAddr {
+    if sample.family == u32::from(FAMILY_V4) {
+        let [first, ..] = sample.source;
+        IpAddr::V4(Ipv4Addr::from((first & mask_v4(prefix.v4)).to_ne_bytes()))
+    } else {
+        let [low, high]: [u64; 2] = bytemuck::cast(sample.source);
+        let [mask_low, mask_high] = mask_v6(prefix.v6);
+        IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<_, [u8; 16]>([low & mask_low, high & mask_high])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(length: u8) -> ClientPrefix {
+        ClientPrefix { v4: length.min(32), v6: length }
+    }
+
+    const WEB1: BackendId = BackendId(1);
+    const WEB2: BackendId = BackendId(2);
+
+    fn client(number: u32) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number))
+    }
+
+    /// 100,000 clients, the i-th of weight i^-1.1. Samples of unordered packets are independent draws.
+    #[test]
+    fn when_the_load_is_zipf_then_the_heaviest_clients_are_found_with_their_shares() {
+        const CLIENTS: u32 = 100_000;
+        const SAMPLES: u32 = 300_000;
+        let mut sum = 0.0;
+        let cumulated: Vec<f64> = (1..=CLIENTS)
+            .map(|rank| {
+                sum += f64::from(rank).powf(-1.1);
+                sum
+            })
+            .collect();
+        for seed in 1..=3 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut top = Top::default();
+            for _ in 0..SAMPLES {
+                let draw = random.f64() * sum;
+                let rank = cumulated.partition_point(|&below| below <= draw) as u32 + 1;
+                top.count(client(rank), WEB1, 1000);
+            }
+            for by in [By::Bytes, By::Packets] {
+                let heaviest = top.heaviest(by);
+                let mut found: Vec<IpAddr> = heaviest.iter().take(10).map(|heavy| heavy.client).collect();
+                found.sort();
+                assert_eq!(found, (1..=10).map(client).collect::<Vec<_>>(), "seed {seed}");
+                for heavy in heaviest.iter().take(10) {
+                    let IpAddr::V4(address) = heavy.client else { panic!("IPv6") };
+                    let truth = f64::from(address.to_bits() - 0x0a00_0000).powf(-1.1) / sum;
+                    let share = top.share(&heavy.seen, by);
+                    assert!((share / truth - 1.0).abs() < 0.1, "seed {seed}: {address} {share} instead of {truth}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn when_traffic_is_long_ago_then_it_fades() {
+        let mut top = Top::default();
+        (0..1000).for_each(|_| top.count(client(1), WEB1, 100));
+        top.fade(MEMORY * 3);
+        (0..100).for_each(|_| top.count(client(2), WEB1, 100));
+        assert_eq!(top.heaviest(By::Bytes)[0].client, client(2));
+        top.fade(MEMORY * 20);
+        assert!(top.heaviest(By::Packets).is_empty() && top.total().packets < 1.0);
+    }
+
+    #[test]
+    fn when_rates_are_computed_then_they_are_recent() {
+        let mut top = Top::default();
+        // 10 samples of 500 bytes a second at 1 in 1024 mean 10,240 packets a second.
+        for _ in 0..600 {
+            top.fade(Duration::from_secs(1));
+            (0..10).for_each(|_| top.count(client(1), WEB1, 500));
+        }
+        let rate = top.rate(&top.total(), 1024);
+        assert!((rate.packets / 10_240.0 - 1.0).abs() < 0.02, "{rate:?}");
+        assert!((rate.bytes / 5_120_000.0 - 1.0).abs() < 0.02, "{rate:?}");
+    }
+
+    #[test]
+    fn when_a_client_moves_then_it_is_heavy_at_its_new_backend() {
+        let mut top = Top::default();
+        (0..60).for_each(|_| top.count(client(1), WEB1, 100));
+        (0..40).for_each(|_| top.count(client(2), WEB2, 100));
+        (0..40).for_each(|_| top.count(client(1), WEB2, 100));
+        let heaviest = top.heaviest(By::Bytes);
+        assert_eq!((heaviest[0].client, heaviest[0].backend), (client(1), WEB2));
+        assert_eq!(top.share_of_backend(&heaviest[0]), (0.5, 80.0));
+        assert!((top.share(&heaviest[0].seen, By::Bytes) - 100.0 / 140.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn when_a_newcomer_takes_over_a_counter_then_it_is_not_taken_for_earlier_clients() {
+        let mut top = Top::default();
+        for number in 0..10_000 {
+            top.count(client(number), WEB1, 100);
+        }
+        let heaviest = top.heaviest(By::Bytes);
+        assert_eq!(heaviest.len(), COUNTERS);
+        assert!(top.share(&heaviest[0].seen, By::Bytes) < 0.001, "{:?}", heaviest[0]);
+    }
+
+    #[test]
+    fn when_values_are_given_then_the_gini_coefficient_is_right() {
+        let of = |values: &[f64], rest, clients| gini(values.to_vec(), rest, clients);
+        let near = |gini: Option<f64>, expected: f64| assert!((gini.unwrap() - expected).abs() < 1e-9, "{gini:?}");
+        near(of(&[5.0, 5.0, 5.0, 5.0], 0.0, 4), 0.0);
+        near(of(&[1.0, 3.0], 0.0, 2), 0.25);
+        near(of(&[10.0], 0.0, 10), 0.9);
+        // The result is the same whether the equal ones are listed or not.
+        near(of(&[6.0, 2.0], 8.0, 6), of(&[6.0, 2.0, 2.0, 2.0, 2.0, 2.0], 0.0, 6).unwrap());
+        assert_eq!(of(&[], 0.0, 10), None);
+        assert_eq!(of(&[7.0], 0.0, 1), None);
+    }
+
+    #[test]
+    fn when_a_packet_is_sampled_then_its_client_is_masked() {
+        let mut sample = Sample {
+            source: [u32::from_ne_bytes([203, 0, 113, 77]), 0, 0, 0],
+            bytes: 60,
+            service: 0,
+            backend: 1,
+            family: u32::from(FAMILY_V4),
+            reserved: 0,
+        };
+        assert_eq!(client_of(&sample, both(32)).to_string(), "203.0.113.77");
+        assert_eq!(client_of(&sample, both(24)).to_string(), "203.0.113.0");
+        sample.family = 6;
+        sample.source = bytemuck::cast("2001:db8:1:2:3:4:5:6".parse::<Ipv6Addr>().unwrap().octets());
+        assert_eq!(client_of(&sample, both(64)).to_string(), "2001:db8:1:2::");
+        assert_eq!(client_of(&sample, both(128)).to_string(), "2001:db8:1:2:3:4:5:6");
+    }
+}
