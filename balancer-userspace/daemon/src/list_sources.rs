@@ -16,7 +16,7 @@ use crate::{
     call::Calls,
     followed_files::{self, Files},
     names,
-    owner::Owner,
+    owner::{Owner, WantedLists},
     supervisor::{Attended, Supervisor},
     tasks_by_key::want,
     trees::{self, Trees},
@@ -67,35 +67,68 @@ impl FirstLists {
 
 /// Tasks that follow the lists which services name.
 pub(crate) struct ListSources {
+    calls: Calls,
+    supervisor: Supervisor,
+    reading: u64,
+    /// They end when they are dropped, which must be before the senders.
+    tasks: [Attended<()>; 3],
     files: watch::Sender<BTreeSet<PathBuf>>,
     names: watch::Sender<Questions>,
     trees: watch::Sender<Trees>,
-    /// Ends the tasks when it is dropped.
-    _tasks: [Attended<()>; 3],
 }
 
 impl ListSources {
-    pub(crate) fn follow<D: Dataplane>(
-        owner: &Owner<D>,
-        read: Files<Vec<Target>>,
-        calls: &Calls,
-        supervisor: &Supervisor,
-    ) -> Self {
-        let (files, wanted_files) = watch::channel(owner.lists());
-        let (names, questions) = watch::channel(owner.questions());
-        let (trees, wanted_trees) = watch::channel(owner.trees());
+    /// Begins to read the `wanted` lists, of which some files are `read` already.
+    pub(crate) fn follow(wanted: WantedLists, read: Files<Vec<Target>>, calls: Calls, supervisor: &Supervisor) -> Self {
+        let (files, wanted_files) = watch::channel(wanted.files);
+        let (names, questions) = watch::channel(wanted.questions);
+        let (trees, wanted_trees) = watch::channel(wanted.trees);
         let tasks = [
             supervisor.attend("the reading of targets", followed_files::follow(read, wanted_files, calls.clone())),
             supervisor.attend("the questions to DNS", names::follow(questions, calls.clone())),
             supervisor.attend("the reading of etcd's keys", trees::follow(wanted_trees, calls.clone())),
         ];
-        Self { files, names, trees, _tasks: tasks }
+        Self { calls, supervisor: supervisor.clone(), reading: wanted.reading, tasks, files, names, trees }
     }
 
-    /// Tells the tasks which lists services name now.
-    pub(crate) fn want<D: Dataplane>(&self, owner: &Owner<D>) {
-        want(&self.files, owner.lists());
-        want(&self.names, owner.questions());
-        want(&self.trees, owner.trees());
+    /// Tells the tasks which lists services name now. A new reading has new tasks, because the present ones report only
+    /// changes, and may not have seen that no list was wanted in between.
+    pub(crate) fn want(&mut self, wanted: WantedLists) {
+        if wanted.reading != self.reading {
+            let new = Self::follow(wanted, Files::default(), self.calls.clone(), &self.supervisor);
+            let before = std::mem::replace(self, new);
+            drop(before.tasks);
+            return;
+        }
+        want(&self.files, wanted.files);
+        want(&self.names, wanted.questions);
+        want(&self.trees, wanted.trees);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::call::Call;
+
+    #[tokio::test]
+    async fn when_a_leader_is_replaced_and_leads_again_at_once_then_all_lists_are_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("targets.json");
+        fs::write(&file, r#"[{"targets": ["192.0.2.1:80"]}]"#).unwrap();
+        let leads = |reading| WantedLists { reading, files: BTreeSet::from([file.clone()]), ..WantedLists::default() };
+        let (calls_in, mut calls) = mpsc::channel(1);
+        let (supervisor, _endings) = Supervisor::new();
+        let mut sources = ListSources::follow(leads(1), Files::default(), calls_in, &supervisor);
+        let mut is_read = async || matches!(calls.recv().await, Some(Call::ListRead { read: Ok(_), .. }));
+        assert!(is_read().await);
+        // No task runs in between.
+        sources.want(WantedLists { reading: 2, ..WantedLists::default() });
+        sources.want(leads(3));
+        assert!(is_read().await);
     }
 }

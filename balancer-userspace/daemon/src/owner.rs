@@ -1,5 +1,4 @@
-//! The single owner of the controller's core and of every map write: receives events and changes, and carries out
-//! commands.
+//! The owner of the core, which alone writes the maps: receives events and changes, and carries out commands.
 
 mod agents;
 mod beginning;
@@ -56,6 +55,7 @@ use self::{
 };
 pub use self::{
     beginning::Beginning,
+    discovered::WantedLists,
     forgetting::Forgetting,
     learning::Searching,
     look::Counting,
@@ -73,36 +73,36 @@ use crate::{
 /// The interval for polling short operations.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// The core with everything that its commands act on.
+/// The core together with everything on which its commands act.
 pub struct Owner<D> {
     controller: Controller,
-    /// Commands to carry out at the start.
+    /// The commands to carry out at the start.
     first: Vec<Command>,
     dataplane: D,
     neighbours: Neighbours,
     prober: Prober,
     events: Events,
-    /// Duration of each service's last table change, from event to swap.
+    /// The duration of each service's last table change, from the event to the swap.
     builds: HashMap<ServiceId, Duration>,
-    /// The service and name of the backend behind each row of counters.
+    /// The service and the name of the backend behind each row of counters.
     owners: HashMap<BackendId, (ServiceId, String)>,
     removed_backends: RemovedBackends,
     recently_retired: RecentlyRetired,
-    /// Moves that other members of the fleet count, by cause.
+    /// The moves that other members of the fleet count, by cause.
     repeated_moves: HashMap<ServiceId, [u64; MOVE_COUNTERS]>,
     last_changes: LastChanges,
     /// The start of the clocks of client memory.
     started: Instant,
-    /// Whether something has happened since the last query.
+    /// Whether something has happened since this was last asked.
     changed: bool,
     applied: Applied,
-    /// The work of the last change left in the client table.
+    /// The work that the last change has left in the client table.
     rescan: Option<Rescan>,
-    /// Known clients forgotten by changes that were not reported yet.
+    /// The number of known clients that changes have forgotten, as far as it was not reported yet.
     forgotten: u64,
-    /// Results of changes that forgot clients in parts, not collected yet.
+    /// The results of changes that forgot clients in parts, as far as the caller has not collected them yet.
     told: VecDeque<Changed>,
-    /// Whether bringing the data path to the wanted state has failed and must be retried.
+    /// Whether the data path could not be brought to the wanted state, so that this must be retried.
     out_of_step: bool,
     member: Member,
     denied: Denied,
@@ -114,11 +114,11 @@ pub struct Owner<D> {
     flow_counts: FlowCounts,
     /// The number of times that connections were counted.
     flows_counted: u64,
-    /// The fleet's epoch that it follows.
+    /// The epoch of the fleet that the owner follows.
     epoch: Option<SavedEpoch>,
-    /// Number of complete sweeps.
+    /// The number of complete sweeps.
     sweeps: u64,
-    /// When to continue the current part of the sweep.
+    /// The time at which to continue the current part of the sweep.
     sweeps_at: Option<Instant>,
 }
 
@@ -161,7 +161,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Continues the counters of removed backends, and of moves counted by other members, from an ended process.
+    /// Continues the counters that an ended process has left: those of removed backends, and of moves counted by other
+    /// members.
     pub fn take_over_counters(
         &mut self,
         removed_backends: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
@@ -215,7 +216,7 @@ impl<D: Dataplane> Owner<D> {
             } else if let Command::SetRules { service, .. } = command {
                 ruled.push(*service);
             } else if let Command::PublishServices(services) = command {
-                // The first directory is the one from before, and its listeners are needed.
+                // The first directory is the one from before the restart, and its listeners are needed.
                 if listeners.is_empty() {
                     let all = services.iter().flat_map(|spec| &spec.listeners);
                     listeners.extend(all.filter(|listener| listener.counted).map(|listener| listener.id));
@@ -223,7 +224,7 @@ impl<D: Dataplane> Owner<D> {
             }
         }
         if !self.controller.goes_on() {
-            // Ids have new meanings.
+            // The ids have new meanings.
             (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
             self.removed_backends = RemovedBackends::default();
             self.recently_retired = RecentlyRetired::default();
@@ -274,7 +275,8 @@ impl<D: Dataplane> Owner<D> {
         self.controller.next_deadline().map(Instant::from_std)
     }
 
-    /// Passes an event to the controller. If the data path refuses, it is resynchronized and a report is made.
+    /// Passes an event to the controller. If the data path refuses a command, it is resynchronized and a report is
+    /// made.
     pub fn handle(&mut self, event: Event) {
         self.handle_all([event]);
     }
@@ -317,7 +319,7 @@ impl<D: Dataplane> Owner<D> {
         self.sweeps
     }
 
-    /// Sets the followed epoch of the fleet.
+    /// Sets the epoch of the fleet that the owner follows.
     pub(crate) const fn set_epoch(&mut self, epoch: SavedEpoch) {
         self.epoch = Some(epoch);
     }
@@ -334,10 +336,10 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Carries out the consequences of the fleet's state, which the fleet reports.
+    /// Carries out the consequences of the fleet's state. The fleet itself reports them.
     ///
     /// # Errors
-    /// If the data path refuses; the controller is restored to `before` then.
+    /// If the data path refuses a command; in that case the controller is restored to `before`.
     pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
         let now = Instant::now();
         self.changed = true;
@@ -359,7 +361,7 @@ impl<D: Dataplane> Owner<D> {
     /// [`take_told`](Self::take_told) once clients are forgotten.
     ///
     /// # Errors
-    /// If the controller or the data path refuses; nothing has changed then.
+    /// If the controller or the data path refuses the change; in that case nothing has changed.
     pub fn change(
         &mut self,
         change: Change,
@@ -407,12 +409,12 @@ impl<D: Dataplane> Owner<D> {
         Ok(None)
     }
 
-    /// The number of known clients that stay with a backend; 0 if it does not exist.
+    /// The number of known clients that stay with a backend; 0 if no such backend exists.
     fn keeps(&self, name: &BackendName) -> u64 {
         self.controller.parts(name).filter(|backend| backend.keeps_known()).map(Backend::known_clients).sum()
     }
 
-    /// Slots moved in a service since the start (required, needless); zero if it does not exist.
+    /// The numbers of slots moved in a service since the start (required, needless); zero if no such service exists.
     pub fn slots_moved(&self, service: &str) -> (u64, u64) {
         sum(self.controller.legs(service).map(Service::slots_moved))
     }
@@ -422,20 +424,20 @@ impl<D: Dataplane> Owner<D> {
         self.controller.waits_for_next_hop(name)
     }
 
-    /// Reports and returns the result of adding a backend for the user `uid`; `before` are the slots of its service
-    /// that had moved before.
+    /// Reports and returns the result of adding a backend for the user `uid`; `before` has the numbers of slots of its
+    /// service that had moved before.
     pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
         let message = self.controller.added(name, before);
         self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
         Changed { message }
     }
 
-    /// Sums [`Owner::slots_moved`] over all services. Removing a service removes its part.
+    /// Sums [`Owner::slots_moved`] over all services. When a service is removed, the sum loses its part.
     fn all_slots_moved(&self) -> (u64, u64) {
         sum(self.controller.services().iter().map(Service::slots_moved))
     }
 
-    /// Finds the backend that a client is steered to.
+    /// Finds the backend to which a client is steered.
     ///
     /// # Errors
     /// If the requested service does not exist.
@@ -501,12 +503,12 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// When to continue the current part of the sweep, if there is one.
+    /// The time at which to continue the current part of the sweep, if there is one.
     pub const fn sweeps_at(&self) -> Option<Instant> {
         self.sweeps_at
     }
 
-    /// Resynchronizes a data path that is out of step, and sums up the counters of backends removed long ago.
+    /// Resynchronizes a data path that is out of step, and sums up the counters of backends that were removed long ago.
     pub fn keep_up(&mut self) {
         self.dataplane.watch_handshakes(self.started.elapsed());
         if self.out_of_step {
@@ -517,7 +519,7 @@ impl<D: Dataplane> Owner<D> {
         self.sum_up_removed_backends();
     }
 
-    /// Adds the packets counted for backends after they were retired.
+    /// Adds the packets that were counted for backends after their retirement.
     fn count_the_last_packets(&mut self, all: impl IntoIterator<Item = Retired>) {
         for Retired { id, service, name, counted, at } in all {
             match self.dataplane.backend_stats(id) {
@@ -555,13 +557,13 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
-        // It collects every replaced directory.
+        // The list collects every replaced directory.
         let mut before: Vec<ServiceSpec> = Vec::new();
         let published = publishes(&commands);
         if published {
             self.rescan_all();
         }
-        // These counts must not be reported.
+        // The counts of forgotten clients must not be reported.
         self.forgotten = 0;
         for command in commands {
             self.carry_out(&command, since)?;
@@ -573,14 +575,14 @@ impl<D: Dataplane> Owner<D> {
         if !published {
             return Ok(());
         }
-        // This must not happen earlier, because failed changes are undone.
+        // The step must not come earlier, because failed changes are undone.
         self.dataplane.complete();
         self.rescan = Some(Rescan { before, report: None, at: Instant::now() });
         self.rescan();
         Ok(())
     }
 
-    /// Updates the names of backends' counters in services changed since `before`.
+    /// Updates the names of backends' counters in services that have changed since `before`.
     fn name_owners(&mut self, before: &Services) {
         for service in self.controller.services().touched_since(before) {
             for backend in service.backends() {
@@ -644,12 +646,12 @@ fn publishes(commands: &[Command]) -> bool {
     commands.iter().any(|command| matches!(command, Command::PublishServices(_)))
 }
 
-/// The sum of moved slots (required, needless).
+/// The sum of the numbers of moved slots (required, needless).
 fn sum(moved: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
     moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
 }
 
-/// Returns the moves between two readings of (required, needless).
+/// Returns the moves between two readings of the numbers (required, needless).
 const fn moved(before: (u64, u64), after: (u64, u64)) -> Moved {
     let (required, needless) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
     Moved { slots: required + needless, needless, known_clients: None }

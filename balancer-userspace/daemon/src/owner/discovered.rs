@@ -32,9 +32,24 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Discovery {
     /// Whether this balancer reads the lists; in a fleet only the leader does.
     reads: bool,
+    /// The number of times that it has begun or ceased to read.
+    readings: u64,
     lists: BTreeMap<Source, Known>,
     /// The attempts by service and list.
     uses: BTreeMap<(String, Source), Use>,
+}
+
+/// The lists that services name, by the kind of their source.
+#[derive(Debug, Default)]
+pub struct WantedLists {
+    /// If it differs from that of earlier lists, the owner has forgotten them, and wants all lists anew.
+    pub reading: u64,
+    /// The files.
+    pub files: BTreeSet<PathBuf>,
+    /// The DNS queries.
+    pub questions: Questions,
+    /// The prefixes of keys of etcd.
+    pub trees: BTreeMap<EtcdSource, ()>,
 }
 
 /// The last state of a list of targets.
@@ -63,24 +78,20 @@ impl<D: Dataplane> Owner<D> {
     /// Sets whether this balancer reads the lists. A new leader of a fleet reads all of them again.
     pub fn read_lists(&mut self, reads: bool) {
         if self.discovery.reads != reads {
-            self.discovery = Discovery { reads, ..Discovery::default() };
+            let readings = self.discovery.readings + 1;
+            self.discovery = Discovery { reads, readings, ..Discovery::default() };
             self.changed = true;
         }
     }
 
-    /// The files to read: those with lists that services name.
-    pub fn lists(&self) -> BTreeSet<PathBuf> {
-        self.uses().filter_map(|(_, list)| list.source.file()).map(Path::to_owned).collect()
-    }
-
-    /// The DNS queries to perform.
-    pub fn questions(&self) -> Questions {
-        if self.discovery.reads { self.controller.questions() } else { Questions::new() }
-    }
-
-    /// The lists in keys of etcd to follow.
-    pub fn trees(&self) -> BTreeMap<EtcdSource, ()> {
-        self.uses().filter_map(|(_, list)| Some((list.source.etcd()?.clone(), ()))).collect()
+    /// The lists to read.
+    pub fn wanted_lists(&self) -> WantedLists {
+        WantedLists {
+            reading: self.discovery.readings,
+            files: self.uses().filter_map(|(_, list)| list.source.file()).map(Path::to_owned).collect(),
+            questions: if self.discovery.reads { self.controller.questions() } else { Questions::new() },
+            trees: self.uses().filter_map(|(_, list)| Some((list.source.etcd()?.clone(), ()))).collect(),
+        }
     }
 
     /// Sections to use by the name of their service, each once. Followers in a fleet use none.

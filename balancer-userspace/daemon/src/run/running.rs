@@ -49,7 +49,7 @@ use crate::{
     tasks_by_key::want,
 };
 
-/// The maximum number of events waiting for the controller; further senders wait.
+/// The maximum number of events that wait for the controller; further senders wait.
 pub(super) const EVENTS: usize = 1024;
 /// The maximum interval between parts of a sweep of the client table.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -58,10 +58,10 @@ const SWEEP_ALL: Duration = Duration::from_secs(8);
 /// The interval at which the owner retries failed work.
 const UPKEEP: Duration = Duration::from_millis(250);
 
-/// Everything that serves. Fields are dropped in their order.
+/// Everything that serves. Fields are dropped in the order of their declaration.
 pub(super) struct Running {
     pub(super) manager: ServiceManager,
-    /// The configuration last passed to the statistics.
+    /// The configuration that was last passed to the statistics.
     pub(super) settings: StatisticsConfig,
     pub(super) state_file: PathBuf,
     pub(super) persistence: Persistence,
@@ -74,14 +74,14 @@ pub(super) struct Running {
     pub(super) suspects: Ring<Sign>,
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
-    /// The deny list files to follow.
+    /// The deny list files that the task follows.
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
     pub(super) lists: ListSources,
-    /// The agents to query.
+    /// The agents that the task queries.
     pub(super) agents: watch::Sender<Agents>,
     pub(super) asking: Attended<()>,
-    /// The channel for tasks that answer later.
+    /// The channel for tasks that send their results later.
     pub(super) calls_in: Calls,
     pub(super) watching: Attended<()>,
     pub(super) finding: Attended<()>,
@@ -185,7 +185,7 @@ impl Running {
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
                 signs = suspects.next() => signs.iter().for_each(|sign| suspect(owner, *sign)),
-                // This is ready while work is left, so it comes last.
+                // The branch is always ready while work is left, so it comes last.
                 () = until(rescans) => owner.rescan(),
                 () = ready(()), if owner.has_list_steps() => owner.step_lists(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
@@ -209,7 +209,7 @@ impl Running {
                 host.want(owner.wanted());
                 owner.tell_lists();
                 want(deny_files, owner.deny_files());
-                lists.want(owner);
+                lists.want(owner.wanted_lists());
                 owner.tell_readiness();
                 if *settings != owner.settings().statistics {
                     *settings = owner.settings().statistics;
@@ -234,7 +234,7 @@ fn suspect(owner: &mut Owner<KernelDataplane>, sign: Sign) {
 
 /// Why the loop has ended.
 pub(super) enum End {
-    /// A signal requested it.
+    /// A signal has requested the end.
     Asked(ShutdownSignal),
     /// An essential task has ended.
     Failed(Ended),
@@ -249,7 +249,7 @@ impl fmt::Display for End {
     }
 }
 
-/// The serving control socket, until this is dropped.
+/// The control socket, which is served until this value is dropped.
 pub(super) struct Api {
     task: Task<()>,
     /// Notifies the server of the end.
@@ -260,13 +260,13 @@ impl Api {
     pub(super) fn serve(socket: ControlSocket, answering: Answering, supervisor: &Supervisor) -> Self {
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error means that the sender is gone, which is the end as well.
+            // An error means that the sender is gone, which ends the server as well.
             let _ = stopped.changed().await;
         };
         Self { task: supervisor.spawn("the control socket", api_server::serve(socket, answering, ended)), stop }
     }
 
-    /// Stops accepting requests, and waits for running answers.
+    /// Stops accepting requests, and waits until running answers are complete.
     pub(super) async fn end(self) {
         let Self { task, stop } = self;
         drop(stop);
@@ -274,7 +274,7 @@ impl Api {
     }
 }
 
-/// Waits for the fleet's next input; forever if there is no fleet.
+/// Waits for the fleet's next input; waits forever if there is no fleet.
 async fn heard(fleet: &mut Option<Fleet>) -> Input {
     match fleet {
         Some(fleet) => fleet.next().await,
@@ -282,7 +282,7 @@ async fn heard(fleet: &mut Option<Fleet>) -> Input {
     }
 }
 
-/// The interval between sweeps of one out of this many parts of the client table.
+/// The interval between parts of a sweep if the client table has this many parts.
 fn sweeps(parts: usize) -> Duration {
     let parts = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
     SWEEP.min(SWEEP_ALL / parts)
@@ -297,7 +297,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// A ring buffer with reports of the kernel program.
+/// A ring buffer that contains reports of the kernel program.
 pub(super) struct Ring<T> {
     ring: AsyncFd<RingBuf<MapData>>,
     tells: PhantomData<T>,

@@ -50,10 +50,10 @@ use crate::{
     supervisor::{Endings, Supervisor},
 };
 
-/// The maximum number of requests waiting for the controller.
+/// The maximum number of requests that wait for the controller.
 const CALLS: usize = 64;
 
-/// Everything that must exist before the program is loaded and that may fail.
+/// Everything that may fail and must exist before the program is loaded.
 pub(super) struct Startup {
     config: Config,
     named: Vec<String>,
@@ -66,20 +66,20 @@ pub(super) struct Startup {
     ifindexes: Vec<u32>,
     socket: ControlSocket,
     readers: Option<ControlSocket>,
-    /// The pins, which outlive this process or have outlived another.
+    /// The pins, which will outlive this process or have outlived an earlier one.
     pins: Option<Pins>,
     resumed: Resumed,
-    /// The fleet, if there is one.
+    /// The member of the fleet, if there is a fleet.
     fleet: Option<Fleet>,
     metrics: Option<TcpListener>,
 }
 
 impl Startup {
-    /// `None`: a signal came while there was no interface to attach to.
+    /// Prepares the start; returns `None` if a signal came while there was no interface to attach to.
     pub(super) async fn new(launch: Launch) -> anyhow::Result<Option<Self>> {
         let Launch { config, as_written, named, file, configurations } = launch;
         if let Some(fleet) = &config.fleet {
-            // This check comes before anything is set up.
+            // The name is checked before anything is set up.
             fleet.member_name().map_err(anyhow::Error::msg)?;
         }
         let (supervisor, endings) = Supervisor::new();
@@ -102,7 +102,7 @@ impl Startup {
             None => None,
         };
         let metrics = match config.metrics_listen {
-            // Behave like a running balancer: it works, is degraded, and retries.
+            // The start behaves like a running balancer: it works, is degraded, and retries.
             Some(listen) => metrics::bind(listen).await.ok(),
             None => None,
         };
@@ -195,17 +195,17 @@ impl Startup {
             fleet.set_file(&file);
             fleet.catch_up(&mut owner);
         }
-        // Lists are applied before the first packet that they concern.
+        // Lists are applied before the first packet to which they apply.
         files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
         owner.begin_lists();
-        // A member of a fleet reads them once it leads.
+        // A member of a fleet reads the lists once it leads.
         owner.read_lists(fleet.is_none());
         let list_files = if fleet.is_none() { lists.tell(&mut owner) } else { Files::default() };
         owner.begin_discovery();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
-        // The state is saved before pins exist, which could not be identified without it.
+        // The state is saved before the pins exist, because pins could not be identified without it.
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
         let answering =
@@ -249,7 +249,7 @@ impl Startup {
         let (deny_files, wanted_files) = watch::channel(owner.deny_files());
         let denying =
             supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, calls_in.clone()));
-        let lists = ListSources::follow(&owner, list_files, &calls_in, &supervisor);
+        let lists = ListSources::follow(owner.wanted_lists(), list_files, calls_in.clone(), &supervisor);
         let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
         let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file, audit);
@@ -291,7 +291,7 @@ impl Startup {
     }
 }
 
-/// Logs the capacity of the maps, and which process left them, if one did.
+/// Logs the capacity of the maps, and the process that left them, if there was one.
 fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
@@ -305,7 +305,7 @@ fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity)
     info!("client table for {} known clients: {table:.1} MiB", capacity.clients);
 }
 
-/// The pins to continue with or to make; none if nothing outlives or has outlived a process.
+/// The pins to continue with or to create; `None` if nothing is to outlive this process or has outlived an earlier one.
 fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     let left = Pins::find(&config.state_file)?;
     match config.on_exit {
@@ -314,7 +314,7 @@ fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     }
 }
 
-/// Handles `found` and later events until each backend's address has had an answer, or `deadline` has passed.
+/// Handles `found` and later events until each backend's address has got an answer, or `deadline` has passed.
 async fn await_next_hops(
     owner: &mut Owner<KernelDataplane>,
     mut found: Vec<Event>,
