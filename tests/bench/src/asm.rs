@@ -26,7 +26,7 @@ const BPF_FUNC_XDP_ADJUST_HEAD: i32 = 44;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Register {
-    /// Results, and temporary values.
+    /// The register for results and temporary values.
     R0,
     /// The first argument; at entry, the context.
     R1,
@@ -36,17 +36,17 @@ pub enum Register {
     R3,
     /// The fourth argument.
     R4,
-    /// Preserved over calls.
+    /// A register that calls preserve.
     R6 = 6,
-    /// Preserved over calls.
+    /// A register that calls preserve.
     R7,
-    /// Preserved over calls.
+    /// A register that calls preserve.
     R8,
     /// The end of the stack, read-only: programs store below it.
     R10 = 10,
 }
 
-/// Bytes of a memory access.
+/// The size of a memory access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Size {
@@ -186,7 +186,7 @@ impl Program {
         self.with(instruction(0x55, register, Register::R0, count, value))
     }
 
-    /// Goes through `zero` if the register is 0, otherwise through `other`, which both go on behind: `JNE` and `JA`.
+    /// Executes `zero` if the register is 0, otherwise `other`, and then continues behind both: `JNE` and `JA`.
     #[must_use]
     pub fn branch(self, register: Register, zero: Self, other: Self) -> Self {
         let mut program = self.skip_unless(register, 0, zero.0.len() as i16 + 1);
@@ -322,7 +322,8 @@ impl Map {
     /// Sets one value of an array.
     ///
     /// # Errors
-    /// If `value` has not the size of the array's values, or the kernel refuses, as it does beyond the array's end.
+    /// If the size of `value` differs from that of the array's values, or the kernel refuses, which it does beyond the
+    /// array's end.
     pub fn set<V: Pod>(&self, index: u32, value: &V) -> io::Result<()> {
         if size_of::<V>() as u32 != self.value_size {
             let message = format!("a value of {} bytes, where the array's have {}", size_of::<V>(), self.value_size);

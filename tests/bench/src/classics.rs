@@ -1,4 +1,4 @@
-//! Proxies in the balancer's place, to be compared with it.
+//! Proxies in the balancer's place, for comparison with it.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -14,7 +14,7 @@ use balancer_testkit::{
 /// The elements of `all` whose titles contain `only`.
 ///
 /// # Errors
-/// If there are none.
+/// If no title contains it.
 pub fn chosen<T, S: AsRef<str>>(
     all: impl IntoIterator<Item = T>,
     only: &str,
@@ -28,7 +28,7 @@ pub fn chosen<T, S: AsRef<str>>(
 /// The path that a proxy's health checks ask servers for.
 const HEALTH: &str = "/healthz";
 
-/// Server `number`, counted from 1, as a proxy reaches it where servers are there for `nat`.
+/// Server `number`, counted from 1, as a proxy reaches it on hosts for `nat`.
 #[must_use]
 pub fn server(topology: &Topology, number: u16) -> Server {
     let address = SocketAddr::new(topology.backend_address(Family::V4, number - 1), backend_port(Forwarding::Nat));
@@ -38,7 +38,7 @@ pub fn server(topology: &Topology, number: u16) -> Server {
 /// Starts a proxy on the balancer's host, at the service's address, before servers `1..=servers`.
 ///
 /// # Errors
-/// If it does not start.
+/// If the proxy does not start.
 pub fn start(topology: &Topology, rule: Rule, servers: u16, files: &Path) -> Result<Proxy> {
     let servers = (1..=servers).map(|number| server(topology, number)).collect();
     Proxy::start(topology.balancer(), rule, servers, SocketAddr::new(topology.vip(Family::V4), PORT), HEALTH, files)

@@ -17,7 +17,7 @@ const SCRAPE: Duration = Duration::from_secs(2);
 /// Scrapes the metrics of the balancer in a namespace.
 ///
 /// # Errors
-/// If it does not answer, or says something else than metrics.
+/// If the balancer does not answer, or the answer has no metrics.
 pub fn scrape(namespace: &Namespace) -> Result<Metrics> {
     Metrics::scrape(namespace, SCRAPE)
 }

@@ -21,7 +21,10 @@ use socket2::{Domain, Socket, Type};
 pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
 /// The source address of checks.
 pub const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const PORT: u16 = 8080;
+/// The port on which servers listen.
+pub const PORT: u16 = 8080;
+/// The UDP port of `gue`.
+pub const GUE: u16 = 6080;
 /// The backlog of checks at a backend.
 const BACKLOG: i32 = 16;
 
@@ -67,7 +70,7 @@ const fn number_in(net: u8, address: Ipv4Addr) -> Option<u16> {
     }
 }
 
-/// How a configuration for the balancer begins, its files in `files`: both interfaces, and a key that is always the same.
+/// The beginning of a balancer's configuration, with files in `files`: both interfaces, and a constant key.
 #[must_use]
 pub fn settings(files: &Path) -> String {
     let files = files.display();
@@ -82,7 +85,7 @@ impl Hosts {
     /// Creates the hosts with their routes.
     ///
     /// # Errors
-    /// Without root, without `ip`, or when the kernel refuses.
+    /// If the process is not root, `ip` is missing, or the kernel refuses.
     pub fn new() -> Result<Self> {
         let [clients, balancer, backends] =
             [Namespace::new("clients")?, Namespace::new("balancer")?, Namespace::new("backends")?];
@@ -96,14 +99,17 @@ impl Hosts {
         balancer.ip("addr add 10.3.0.1/24 dev eth0")?;
         balancer.ip("route add 10.1.0.0/16 via 10.3.0.2")?;
         balancer.ip("addr add 10.0.0.1/24 dev eth1")?;
-        // Behind a gateway, because the kernel's table of neighbours has room for a thousand in all.
+        // The addresses are behind a gateway, because the kernel's table of neighbours holds only a thousand in total.
         balancer.ip("route add 10.4.0.0/16 via 10.0.0.2")?;
         backends.ip("addr add 10.0.0.2/24 dev eth0")?;
         backends.ip("route add default via 10.0.0.1")?;
         backends.ip("route add local 10.4.0.0/16 dev lo")?;
-        // Clients get no answers: a reset would look like that of a check, and cost as much as a packet.
+        // Clients get no answers: a reset would look like the reset of a check, and cost as much as a packet.
         backends.ip("rule add pref 10 lookup local")?;
         backends.ip("rule add pref 5 from 10.1.0.0/16 blackhole")?;
+        // No backend removes outer headers, or reports an error about them.
+        backends.ip("rule add pref 5 ipproto ipip blackhole")?;
+        backends.ip(&format!("rule add pref 5 ipproto udp dport {GUE} blackhole"))?;
         backends.ip("rule del pref 0")?;
         Ok(Self { clients, balancer, backends })
     }
@@ -123,7 +129,7 @@ impl Hosts {
         })?
     }
 
-    /// Stops all packets from this backend, also refusals.
+    /// Stops all packets from this backend, including refusals.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -65,8 +65,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends packets with all of these flags of one client of each group every `pause`, of each client in turn, for `limit` at
-    /// most.
+    /// Sends packets with all of these flags of one client of each group every `pause`, of each client in turn, for
+    /// `limit` at most.
     pub fn start(namespace: Entrance, groups: &[Vec<u16>], flags: &[u8], pause: Duration, limit: Duration) -> Self {
         let of = |client: &u16| flags.iter().map(|&flags| packet(*client, flags)).collect();
         let packets: Vec<Vec<Vec<Vec<u8>>>> = groups.iter().map(|group| group.iter().map(of).collect()).collect();

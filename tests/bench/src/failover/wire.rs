@@ -31,11 +31,21 @@ use super::hosts;
 
 /// The size of the IP and TCP headers.
 const HEADERS: usize = 40;
+/// The size of an IP header.
+const IP: usize = 20;
+/// The size of a UDP header.
+const UDP: usize = 8;
+/// The size of the longest outer headers, with the inner IP header.
+const ENCAPSULATED: usize = IP + UDP + IP;
 /// The size of the socket's queue in bytes, enough for seconds.
 const QUEUE: usize = 64 << 20;
 /// How often the queue is emptied. The kernel stamps packets when they come.
 const PAUSE: Duration = Duration::from_millis(2);
 const RST: u8 = 4;
+const IPIP: u8 = 4;
+const TCP: u8 = 6;
+/// UDP, which carries `gue`.
+const GUE: u8 = 17;
 
 /// The observations of one backend.
 #[derive(Clone, Debug, Default)]
@@ -138,7 +148,7 @@ fn packets() -> Result<OwnedFd> {
 /// Reads all waiting packets.
 fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
     let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec, u32);
-    let mut packet = [0; HEADERS];
+    let mut packet = [0; ENCAPSULATED];
     loop {
         let mut buffer = [IoSliceMut::new(&mut packet)];
         let message = match recvmsg::<()>(socket.as_raw_fd(), &mut buffer, Some(&mut space), MsgFlags::empty()) {
@@ -147,7 +157,7 @@ fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error).context("seeing packets"),
         };
-        let (mut at, whole) = (None, message.bytes == HEADERS);
+        let (mut at, length) = (None, message.bytes);
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmTimestampns(time) = control {
                 at = Some(Duration::from(time));
@@ -156,10 +166,15 @@ fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
             }
         }
         let at = at.context("a packet without a time stamp")?;
-        if whole {
-            seen.packet(&packet, at);
-        }
+        seen.packet(packet.get(..length).unwrap_or(&packet), at);
     }
+}
+
+/// The addresses and the protocol of an IPv4 header without options.
+fn ip(packet: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u8)> {
+    let header = packet.first_chunk::<IP>()?;
+    let [0x45, .., p0, p1, p2, p3, q0, q1, q2, q3] = *header else { return None };
+    Some((Ipv4Addr::new(p0, p1, p2, p3), Ipv4Addr::new(q0, q1, q2, q3), header[9]))
 }
 
 impl Seen {
@@ -183,13 +198,21 @@ impl Seen {
     }
 
     /// Evaluates the beginning of an IPv4 packet.
-    fn packet(&mut self, packet: &[u8; HEADERS], at: Duration) {
-        let [0x45, .., p0, p1, p2, p3, q0, q1, q2, q3] = packet[..20] else { return };
-        if packet[9] != 6 {
+    fn packet(&mut self, packet: &[u8], at: Duration) {
+        let Some((source, destination, protocol)) = ip(packet) else { return };
+        self.now = self.now.max(at);
+        let inner = match protocol {
+            IPIP => packet.get(IP..),
+            GUE if packet.get(IP + 2..IP + 4) == Some(&hosts::GUE.to_be_bytes()) => packet.get(IP + UDP..),
+            _ => None,
+        };
+        if let Some((client, ..)) = inner.and_then(ip) {
+            if let (Some(client), Some(backend)) = (hosts::client_number(client), hosts::backend_number(destination)) {
+                self.arrived(client, backend, at);
+            }
             return;
         }
-        let (source, destination) = (Ipv4Addr::new(p0, p1, p2, p3), Ipv4Addr::new(q0, q1, q2, q3));
-        self.now = self.now.max(at);
+        let Some(packet) = packet.first_chunk::<HEADERS>().filter(|_| protocol == TCP) else { return };
         if let (Some(client), Some(backend)) = (hosts::client_number(source), hosts::backend_number(destination)) {
             self.arrived(client, backend, at);
         } else if let (hosts::CHECKER, Some(backend)) = (source, hosts::backend_number(destination)) {

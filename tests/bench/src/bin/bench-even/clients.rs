@@ -10,7 +10,7 @@ const GATEWAYS: usize = 500;
 const EXPONENT: f64 = 1.1;
 /// The number of users behind all gateways.
 const BEHIND: f64 = 20_000.0;
-/// The average minutes that an address stays, and stays away.
+/// The average numbers of minutes for which an address is present and absent.
 const STAYS: [f64; 2] = [120.0, 600.0];
 const AWAY: [f64; 2] = [360.0, 300.0];
 
@@ -40,7 +40,7 @@ impl Population {
         here.map(|(&users, _)| users).fold(0.0, f64::max)
     }
 
-    /// Makes addresses appear and disappear; more of them appear by day.
+    /// Makes addresses appear and disappear; more of them appear in the daytime.
     pub(crate) fn minute(&mut self, minute: usize) {
         let day = 1.0 - 0.8 * (TAU * minute as f64 / super::DAY as f64).cos();
         for (index, here) in self.here.iter_mut().enumerate() {

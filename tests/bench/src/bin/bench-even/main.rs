@@ -1,5 +1,5 @@
-//! A simulated day of clients, most of them behind few gateways: how much more than its share the fullest server has, with
-//! and without bounded load, and by `HAProxy`'s rules; and how many clients that costs. Nothing is sent.
+//! A simulated day of clients, most of them behind few gateways: by how much the fullest server exceeds its share with
+//! and without bounded load, and by `HAProxy`'s rules; and how many clients must move. No packets are sent.
 
 mod clients;
 mod ours;
@@ -44,8 +44,8 @@ struct Options {
 struct Day {
     /// The largest load relative to the expected one, in each minute.
     largest: Vec<f64>,
-    /// The largest gateway's load in the same way, as if it had its own server: no rule can do better without moving
-    /// its users.
+    /// The relative load of the largest gateway if it had its own server. No rule can do better without splitting this
+    /// gateway's users.
     alone: Vec<f64>,
     /// The number of addresses that moved from their proper server to another.
     moved: usize,
@@ -59,7 +59,7 @@ trait Rule {
     fn minute(&mut self, minute: usize, population: &Population) -> [f64; SERVERS];
     /// Starts counting moves.
     fn count(&mut self);
-    /// The number of moved addresses since then, and the largest number of table changes in an hour.
+    /// The number of moved addresses since [`Self::count`], and the largest number of table changes in an hour.
     fn counted(&self) -> (usize, usize);
 }
 

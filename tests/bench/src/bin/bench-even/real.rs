@@ -21,7 +21,7 @@ use super::{
 const CONNECTIONS: usize = 600;
 const ADDRESSES: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Long enough for the program to notice a closed connection.
+/// A pause in which the program notices a closed connection.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The agreement between model and program.
@@ -29,7 +29,7 @@ pub(crate) struct Agreement {
     pub(crate) connections: usize,
     /// The number of connections that the program opened to the server that the model names.
     pub(crate) agreed: usize,
-    /// The number of connections that went to another server than without a factor.
+    /// The number of connections that went to another server than it would without a factor.
     pub(crate) elsewhere: usize,
 }
 
@@ -46,7 +46,7 @@ impl Drop for Program {
 /// Opens and closes connections through the program, on loopback, as gateways and single clients do.
 ///
 /// # Errors
-/// If it is not installed, or does not work.
+/// If the program is not installed, or does not work.
 pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
     let mut rng = Rng::with_seed(seed);
     let servers = (0..SERVERS).map(|number| serve(number as u8)).collect::<Result<Vec<_>>>()?;
@@ -62,7 +62,7 @@ pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
         anyhow::ensure!(started.elapsed() < PATIENCE, "haproxy does not listen on {front}");
         thread::sleep(PAUSE);
     }
-    // The connection that found it out is closed.
+    // The connection that noticed the failure is closed.
     thread::sleep(10 * PAUSE);
     let of_loopback = |rng: &mut Rng| Ipv4Addr::new(127, rng.u8(1..250), rng.u8(..), rng.u8(1..250));
     let addresses: Vec<Ipv4Addr> = (0..ADDRESSES).map(|_| of_loopback(&mut rng)).collect();

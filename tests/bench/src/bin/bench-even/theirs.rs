@@ -1,8 +1,8 @@
-//! `HAProxy` as `src/lb_chash.c` of 2.6 has it: a ring with 16 nodes for each unit of weight, on which an address belongs to
-//! the nearest node, and with `hash-balance-factor` to the first one from there whose server has room. `--haproxy` compares
-//! this with the program.
+//! `HAProxy`'s algorithm in `src/lb_chash.c` of version 2.6: a ring with 16 nodes for each unit of weight, on which an
+//! address belongs to the nearest node, and with `hash-balance-factor` to the next node whose server has room.
+//! `--haproxy` compares this module with the program.
 //!
-//! Every user has one connection at a time, which is opened again every five minutes; a connection counts until then.
+//! Every user has one connection at a time, which is replaced every five minutes; until then, the connection counts.
 
 use super::{
     Rule, SERVERS,
@@ -27,14 +27,15 @@ pub(crate) struct Haproxy {
     moved: Vec<bool>,
 }
 
-/// Returns the address of IPv4 of this number, each another one: `full_hash` is uneven for neighbours, which gateways are not.
+/// Returns a different IPv4 address for each number. The addresses are scattered like those of gateways, because
+/// `full_hash` is uneven for neighbouring ones.
 const fn scattered(number: u32) -> u32 {
     let mut address = number.wrapping_add(1).wrapping_mul(0x85eb_ca6b);
     address = (address ^ (address >> 13)).wrapping_mul(0xc2b2_ae35);
     address ^ (address >> 16)
 }
 
-/// `full_hash` of `include/haproxy/tools.h`.
+/// The function `full_hash` of `include/haproxy/tools.h`.
 const fn full_hash(number: u32) -> u32 {
     let mut hash = number.wrapping_add(0x7ed5_5d16).wrapping_add(number << 12);
     hash = (hash ^ 0xc761_c23c) ^ (hash >> 19);
@@ -74,12 +75,12 @@ impl Haproxy {
         servers.find(|&server| self.has_room(server)).unwrap_or(0)
     }
 
-    /// Notes an opened connection to a server.
+    /// Records an opened connection to a server.
     pub(crate) fn opened(&mut self, server: usize) {
         self.served[server] += 1;
     }
 
-    /// Notes a closed connection to a server.
+    /// Records a closed connection to a server.
     pub(crate) fn closed(&mut self, server: usize) {
         self.served[server] -= 1;
     }

@@ -1,11 +1,12 @@
-//! How long a failure takes from its detection to its effect, seen on the wire between a running balancer and its
+//! Measures how long a failure takes from its detection to its effect, on the wire between a running balancer and its
 //! backends.
 //!
-//! A backend's port is closed while packets of its clients go on. From then on the kernel refuses the balancer's checks;
-//! the `fall`-th refusal in a row is the first packet from which the balancer can know of the failure. Measured is the time
-//! from there to the last packet of a client that arrives at the dead backend, and to the next of the same clients' packets,
-//! which arrives elsewhere; the truth lies between. All on one clock, as the kernel stamps packets, so everything is in it: the
-//! check's socket, the queues of events, the new table, and the packets that were on their way.
+//! A backend's port is closed while packets of its clients continue. From that time on, the kernel refuses the
+//! balancer's checks; the `fall`-th refusal in a row is the first packet from which the balancer can know of the
+//! failure. The benchmark measures the time from this packet to the last packet of a client that arrives at the dead
+//! backend, and to the next packet of the same clients, which arrives elsewhere; the true time lies in between. The
+//! kernel stamps all packets with one clock, so these times include everything: the check's socket, the queues of
+//! events, the new table, and the packets that were on their way.
 
 mod figures;
 mod signals;
@@ -22,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use balancer_bench::{
     failover::{
-        hosts::{Hosts, Servers, VIP, backend, settings},
+        hosts::{Hosts, PORT, Servers, VIP, backend, settings},
         load::{self, Load},
         scrape,
         wire::Wire,
@@ -71,9 +72,19 @@ struct Options {
     /// Measure instead how long it takes from death to effect, where clients' handshakes alone show the failure.
     #[arg(long)]
     signals: bool,
+    /// How packets reach the backends.
+    #[arg(long, default_value = "nat", value_parser = ["nat", "ipip", "gue"])]
+    forwarding: String,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+impl Options {
+    /// The part of a scenario's name that describes the forwarding mode.
+    fn mode(&self) -> String {
+        if self.forwarding == "nat" { String::new() } else { format!(", {}", self.forwarding) }
+    }
 }
 
 fn main() -> ExitCode {
@@ -110,7 +121,7 @@ fn measure(options: &Options) -> Result<()> {
 }
 
 fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<Series>) -> Result<()> {
-    let mut site = Site::new(backends, remember, CHECK)?;
+    let mut site = Site::new(backends, &options.forwarding, remember, CHECK)?;
     let several = 10.min(backends / 2);
     for (at_once, rounds) in [(1, options.rounds), (several, options.rounds / 4)] {
         let mut figures = Figures::default();
@@ -118,7 +129,7 @@ fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<S
             site.fail(at_once, &mut figures)?;
         }
         let how = if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") };
-        let what = format!("{backends} backends, remember {remember}, {how}");
+        let what = format!("{backends} backends, remember {remember}, {how}{}", options.mode());
         if options.json {
             series.extend(figures.series(&what));
         } else {
@@ -133,7 +144,7 @@ struct Site {
     controller: Controller,
     wire: Wire,
     servers: Servers,
-    /// The next backend to fail.
+    /// The number of the next backend to fail.
     next: u16,
     backends: u16,
     hosts: Hosts,
@@ -141,14 +152,14 @@ struct Site {
 }
 
 impl Site {
-    fn new(backends: u16, remember: &str, check: &str) -> Result<Self> {
+    fn new(backends: u16, forwarding: &str, remember: &str, check: &str) -> Result<Self> {
         let hosts = Hosts::new()?;
         let mut servers = Servers::default();
         hosts.listen(&(1..=backends).collect::<Vec<_>>(), &mut servers)?;
         let wire = Wire::tap(hosts.backends.entrance())?;
         let files = tempfile::tempdir()?;
         let (config, socket) = (files.path().join("balancer.toml"), files.path().join("balancer.sock"));
-        fs::write(&config, configuration((backends, remember, check), files.path())?)?;
+        fs::write(&config, configuration((backends, forwarding, remember, check), files.path())?)?;
         let log = files.path().join("balancer.log");
         let controller = Controller::start(&hosts.balancer, &binaries::balancer()?, &config, &socket, &log)?;
         let mut site = Self { controller, wire, servers, next: 1, backends, hosts, _files: files };
@@ -251,16 +262,18 @@ impl Site {
     }
 }
 
-fn configuration((backends, remember, check): (u16, &str, &str), files: &Path) -> Result<String> {
+fn configuration((backends, forwarding, remember, check): (u16, &str, &str, &str), files: &Path) -> Result<String> {
     let mut text = settings(files);
     write!(
         text,
-        "[[service]]\nname = \"web\"\naddress = \"{VIP}\"\nforwarding = \"nat\"\ntable_size = 65537\n\
+        "[[service]]\nname = \"web\"\naddress = \"{VIP}\"\nforwarding = \"{forwarding}\"\ntable_size = 65537\n\
          remember = \"{remember}\"\n\
-         check = {{ type = \"tcp\", {check}, timeout = \"1s\", fall = {FALL}, rise = 1 }}\n"
+         check = {{ type = \"tcp\", port = {PORT}, {check}, timeout = \"1s\", fall = {FALL}, rise = 1 }}\n"
     )?;
     for number in 1..=backends {
         let address = backend(number);
+        // A tunnel keeps the port of the VIP.
+        let address = if forwarding == "nat" { address.to_string() } else { address.ip().to_string() };
         write!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n")?;
     }
     Ok(text)

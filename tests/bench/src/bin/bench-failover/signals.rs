@@ -17,7 +17,7 @@ use super::{
 };
 
 const NO_CHECK: &str = "interval = \"1h\", fast_interval = \"1h\"";
-/// The time before and after the deaths in which the other backends' checks are watched.
+/// The time before and after the deaths in which the benchmark observes the other backends' checks.
 const WATCHED: Duration = Duration::from_secs(5);
 
 /// How a backend dies.
@@ -39,12 +39,13 @@ pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()>
         for (death, name) in [(Death::OfTheServer, "servers"), (Death::OfTheMachine, "machines")] {
             for checked in [false, true] {
                 let at_once = 10.min(backends / 4);
-                let what =
-                    format!("{backends} backends, {at_once} {name} die{}", if checked { ", checks" } else { "" });
+                let checks = if checked { ", checks" } else { "" };
+                let what = format!("{backends} backends, {at_once} {name} die{checks}{}", options.mode());
                 let (mut figures, mut pauses) = (Figures::default(), checked.then(Pauses::default));
                 let rounds = (options.rounds / 4).min(backends / at_once / 2).max(1);
                 for _ in 0..rounds {
-                    round(backends, at_once, death, (&mut figures, pauses.as_mut())).with_context(|| what.clone())?;
+                    round((backends, &options.forwarding), at_once, death, (&mut figures, pauses.as_mut()))
+                        .with_context(|| what.clone())?;
                 }
                 if options.json {
                     series.extend(figures.series(&what));
@@ -59,7 +60,7 @@ pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()>
     Ok(())
 }
 
-/// The longest times without a check of each backend that does not die, in ms, where checks come each second.
+/// The longest time without a check of each surviving backend, in ms. Checks come each second.
 #[derive(Default)]
 struct Pauses {
     before: Vec<f64>,
@@ -81,12 +82,12 @@ impl Pauses {
 
 /// Backends stay dead, so each round has a new site.
 fn round(
-    backends: u16,
+    (backends, forwarding): (u16, &str),
     at_once: u16,
     death: Death,
     (figures, mut pauses): (&mut Figures, Option<&mut Pauses>),
 ) -> Result<()> {
-    let mut site = Site::new(backends, "3h", if pauses.is_some() { CHECK } else { NO_CHECK })?;
+    let mut site = Site::new(backends, forwarding, "3h", if pauses.is_some() { CHECK } else { NO_CHECK })?;
     let watched = if pauses.is_some() { WATCHED } else { 10 * LEAD };
     for flags in [SYN, ACK] {
         load::once(&site.hosts.clients, 1..=CLIENTS, flags)?;
@@ -141,7 +142,7 @@ fn millis(time: &Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Waits until no packet has arrived at any of them for a while.
+/// Waits until no packet has arrived at any dying backend for a while.
 fn await_silence(site: &mut Site, dying: &[u16]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

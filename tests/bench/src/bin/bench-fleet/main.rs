@@ -1,6 +1,6 @@
-//! Measures the costs and delays of a fleet: real etcd (three members), 31 balancers that have no kernel but the real
-//! protocol, core and sharing of clients, and the real balancer, through which real packets go; 1,000,000 known
-//! clients. All of it runs on this machine, so that the members' work and etcd's share its CPUs.
+//! Measures the costs and delays of a fleet: real etcd (three members), 31 balancers that have no kernel program but
+//! the real protocol, core and sharing of clients, and the real balancer, which forwards real packets. All members know
+//! 1,000,000 clients. Everything runs on this machine, so that the members' work and etcd's share its CPUs.
 
 mod member;
 mod real;
@@ -193,7 +193,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Waits until this number of members has reported it; returns the time of the last report.
+    /// Waits until this number of members has reported the event, and returns the time of the last report.
     async fn all(&mut self, members: usize, is: impl Fn(&Told) -> bool) -> Result<Instant> {
         let mut have = HashSet::new();
         let waiting = async {
@@ -207,8 +207,8 @@ impl<'a> Bench<'a> {
         timeout(PATIENCE, waiting).await.context("it takes too long")?
     }
 
-    /// Gives all members the clients. Returns the positions of their entries, and the backend of each client with real
-    /// packets.
+    /// Makes the clients known to all members. Returns the positions of their entries, and the backend of each client
+    /// with real packets.
     async fn fill(&mut self) -> Result<(Vec<usize>, HashMap<u16, u16>)> {
         let buckets = self.entries / BUCKET_ENTRIES;
         let mut counts = vec![0; buckets];
@@ -345,7 +345,7 @@ impl<'a> Bench<'a> {
             let stray = real.last_stray(number)?;
             load.stop()?;
             applied_after.push(applied - last_needed);
-            // The real balancer may be the first to know.
+            // The real balancer may be the first member to know.
             stray_after.push(stray.saturating_sub(on_the_wall));
             sleep(Duration::from_secs(1)).await;
         }

@@ -49,29 +49,29 @@ pub(crate) enum Order {
     Fill(Arc<Vec<Known>>),
     /// See these clients again.
     See(Vec<usize>),
-    /// Find, by its checks, that this address is down.
+    /// Let the member's checks find that this address is down.
     Lose(IpAddr),
 }
 
 /// A client that all members know, and that was not seen for a while.
 pub(crate) struct Known {
-    /// The index of its entry.
+    /// The index of the client's entry.
     pub(crate) index: usize,
-    /// The high half of its hash.
+    /// The high half of the client's hash.
     pub(crate) tag: u32,
-    /// The index of its backend in the service.
+    /// The index of the client's backend in the service.
     pub(crate) backend: u16,
 }
 
 /// An event that a member reports.
 pub(crate) enum Told {
-    /// It has joined or left the fleet, and knows this number of clients.
+    /// The member has joined or left the fleet, and knows this number of clients.
     InStep(usize),
-    /// It has applied an epoch; has the number of the first service's backends that are up.
+    /// The member has applied an epoch. The value is the number of the first service's backends that are up.
     Applied(usize),
-    /// It has changed its votes about backends.
+    /// The member has changed its votes about backends.
     Voted,
-    /// It has filled its table.
+    /// The member has filled its table.
     Filled,
 }
 
@@ -228,7 +228,7 @@ impl Light {
             for output in self.member.handle(input, clocks()) {
                 self.obey(output, &mut inputs);
             }
-            // In the order of their arrival.
+            // The inputs are processed in the order of their arrival.
             inputs.reverse();
         }
         if self.member.is_in_step() != self.in_step {

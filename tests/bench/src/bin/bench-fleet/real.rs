@@ -21,7 +21,7 @@ use balancer_testkit::{binaries, controller::Controller, etcd::EtcdCluster, fram
 
 use crate::member::KEY;
 
-/// Clients whose packets it steers.
+/// The number of clients whose packets the real balancer steers.
 pub(crate) const CLIENTS: u16 = 10_000;
 /// The pause between two packets: 4,000 a second.
 const PAUSE: Duration = Duration::from_micros(250);
@@ -49,7 +49,7 @@ impl Real {
     /// how long that took.
     ///
     /// # Errors
-    /// If it does not become ready.
+    /// If the balancer does not become ready.
     pub(crate) fn start(
         hosts: &Hosts,
         etcd: &EtcdCluster,
@@ -124,7 +124,7 @@ impl Real {
     /// The time of the last packet to the watched backend, by the wall clock. After that, its clients are elsewhere.
     ///
     /// # Errors
-    /// If packets go on arriving there.
+    /// If packets continue to arrive there.
     pub(crate) fn last_stray(&mut self, watched: u16) -> Result<Duration> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -151,7 +151,7 @@ impl Real {
     /// The number of bytes sent to the engine and received from it.
     ///
     /// # Errors
-    /// If it does not say.
+    /// If the balancer does not report it.
     pub(crate) fn bytes(&self, hosts: &Hosts) -> Result<(u64, u64)> {
         let metrics = scrape(&hosts.balancer)?;
         let of = |direction: &str| metrics.sum("fleet_engine_bytes_total", &[&format!("direction=\"{direction}\"")]);
@@ -161,7 +161,7 @@ impl Real {
     /// The CPU time of the balancer so far.
     ///
     /// # Errors
-    /// If the kernel does not say.
+    /// If the kernel does not report it.
     pub(crate) fn cpu(&mut self) -> Result<Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.controller.process().pid()))?;
         let mut sum = Duration::ZERO;

@@ -11,7 +11,7 @@ use crate::{
     serve::Server,
 };
 
-/// The result of looking at a path.
+/// The result of a comparison on one path.
 pub(crate) struct Looked {
     /// The name of the path.
     pub(crate) path: String,
@@ -25,7 +25,7 @@ impl Looked {
     }
 }
 
-/// How often to load both programs again, because their positions in memory affect all paths. The number is even,
+/// The number of times to load both programs, because their positions in memory affect all paths. The number is even,
 /// because the order of loading matters as well.
 const LOADS: u32 = 4;
 
@@ -97,7 +97,7 @@ fn look(programs: [&Path; 2], rounds: u32, wanted: impl Fn(&str) -> bool) -> Res
     Ok(all.into_iter().map(looked).collect())
 }
 
-/// The wanted paths, and which of them cannot be compared.
+/// The wanted paths, divided into those that can be compared and those that cannot.
 fn common(before: &[String], after: &[String], wanted: impl Fn(&str) -> bool) -> Vec<(String, Result<Turns, String>)> {
     let has = |paths: &[String], why: &str, path: &String| {
         (path.clone(), if paths.contains(path) { Ok(Turns::default()) } else { Err(why.to_owned()) })

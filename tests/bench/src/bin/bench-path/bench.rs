@@ -21,7 +21,7 @@ use crate::{
 
 /// The number of packets of a run: ten runs cover a million clients.
 pub(crate) const PACKETS: u32 = 100_000;
-/// More than a tick of the memory.
+/// A time that is longer than a tick of the memory.
 const A_TICK: Duration = Duration::from_secs(10);
 /// The empty program runs once in this number of turns.
 const TURNS_PER_EMPTY: usize = 4;
@@ -41,8 +41,9 @@ impl Runner {
         Ok(Self { program: program.try_clone_to_owned()?, frame: frame.to_vec(), runs: Vec::new(), _next: None })
     }
 
-    /// One run; the action of its last packet. The kernel answers in whole nanoseconds and waits for its RCU before and
-    /// after, so what counts is the thread's CPU time; the system call's own is the same for all.
+    /// Runs the program once, and returns the action of the last packet. The kernel reports only whole nanoseconds per
+    /// packet, and waits for RCU before and after, so the benchmark measures the thread's CPU time. The cost of the
+    /// system call itself is the same for all programs.
     fn run(&mut self) -> Result<u32> {
         let start = cpu_time()?;
         let ran = ground::run(self.program.as_fd(), &self.frame, PACKETS)?;
@@ -62,7 +63,7 @@ fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// A path with its program and the empty one, each with the same feeder if it has one.
+/// A path with the measured program and the empty one, both with the same feeder if the path has one.
 pub(crate) struct Measured {
     path: Path,
     full: Runner,
@@ -86,7 +87,7 @@ impl Measured {
             grower = program.set(Register::R0, XDP_TX).exit().load_frags()?;
             grower.as_fd()
         };
-        // Bytes that the program would have added at the front.
+        // The frame begins with the bytes that the program would have added at the front.
         let fed = [vec![0; path.grows as usize], frame.clone()].concat();
         let behind = |program| -> Result<Runner> {
             let next = ProgramArray::new(program)?;
@@ -188,9 +189,9 @@ pub(crate) struct Row {
 
 /// The results of paths and yardsticks, measured in turns.
 pub(crate) struct Series {
-    /// In the order of [`yardsticks::all`].
+    /// The yardsticks, in the order of [`yardsticks::all`].
     pub(crate) yardsticks: Vec<Row>,
-    /// In the order of [`paths::all`], and [`paths::paced`].
+    /// The paths, in the order of [`paths::all`], followed by [`paths::paced`].
     pub(crate) paths: Vec<Row>,
 }
 
@@ -302,8 +303,8 @@ fn apart(rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Returns the cost of one move of the start of the frame, in ns: `thrice` makes two moves there and two back more than
-/// `once`.
+/// Returns the cost of one move of the start of the frame, in ns: `thrice` makes four moves more than `once`: two
+/// forward and two back.
 fn head([once, thrice]: &[Runner; 2]) -> f64 {
     (thrice.best() - once.best()) / 4.0
 }

@@ -11,7 +11,7 @@ const END: Register = Register::R8;
 pub(crate) struct Feed {
     /// The clients, used in turns.
     pub(crate) clients: Clients,
-    /// Parts of the frame that it writes as they were first, in the widths that the program reads them in: a read of
+    /// Parts of the frame that the feeder restores, in the widths in which the program reads them: a read that spans
     /// several writes would wait for all of them.
     pub(crate) restores: Vec<(i16, Size)>,
 }
@@ -25,14 +25,14 @@ pub(crate) struct Clients {
     pub(crate) beside: i16,
     /// The first client's word, in host order.
     pub(crate) first: u32,
-    /// How many clients.
+    /// The number of clients.
     pub(crate) count: u32,
     /// The offset of the word that selects the client, if the program overwrites the address.
     pub(crate) turn: Option<i16>,
 }
 
-/// A program that makes the frame (without the `grows` bytes before it) `frame` again, but from the next client, and goes on
-/// with the program in `next`.
+/// A program that restores the frame (without the `grows` bytes before it) to `frame`, but from the next client, and
+/// continues with the program in `next`.
 pub(crate) fn feeder(frame: &[u8], feed: &Feed, grows: i32, next: &ProgramArray) -> Program {
     let mut program = Program::default().copy(CONTEXT, Register::R1);
     if grows != 0 {

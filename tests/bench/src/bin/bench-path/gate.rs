@@ -1,4 +1,5 @@
-//! Decides whether the kernel program has become slower, from runs before and after a change in turns.
+//! Decides whether the kernel program has become slower, from alternating runs of the programs before and after a
+//! change.
 
 /// The comparison fails if a path is slower by more than this.
 pub(crate) const TOLERANCE: f64 = 0.07;
@@ -8,9 +9,9 @@ const NOISE: f64 = 1.0;
 /// The times of one run, in ns per packet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Took {
-    /// With the kernel program.
+    /// The time with the kernel program.
     pub(crate) full: f64,
-    /// With the empty one.
+    /// The time with the empty program.
     pub(crate) empty: f64,
 }
 
@@ -22,7 +23,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Records a run of each.
+    /// Records one run of each program.
     pub(crate) fn push(&mut self, before: Took, after: Took) {
         self.before.push(before);
         self.after.push(after);
@@ -62,9 +63,9 @@ impl Compared {
         self.after / self.before
     }
 
-    /// Whether the path has become slower by more than [`TOLERANCE`]. Both the fastest runs (which other work on the machine
-    /// delays least) and the median of the turns (which one lucky run does not change) must be slower. On a busy machine
-    /// turns differ very much, so three in four must also be slower by half of the tolerance.
+    /// Whether the path has become slower by more than [`TOLERANCE`]. Both the fastest runs (which other work on the
+    /// machine delays least) and the median of the turns (which one lucky run does not change) must be slower. On a
+    /// busy machine turns differ very much, so three in four must also be slower by half of the tolerance.
     pub(crate) fn is_slower(&self) -> bool {
         let (low, _) = self.spread;
         self.ratio().min(self.middle) > 1.0 + TOLERANCE

@@ -39,10 +39,11 @@ pub(crate) fn enter() -> Result<()> {
     namespace.enter()
 }
 
-/// Runs the program on `frame`, which comes in by the interface, `repeat` times, each time on what the run before left.
+/// Runs the program on `frame`, which arrives by the interface, `repeat` times, each time on the result of the previous
+/// run.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses to run it.
 pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<prog_run::Ran> {
     prog_run::run(program, frame, INTERFACE, repeat).context("running a program on packets in memory")
 }

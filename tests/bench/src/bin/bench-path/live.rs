@@ -1,5 +1,5 @@
-//! Measures real frames: they go from one end of a veth pair to a program at the other end, which sends them back,
-//! where they are counted.
+//! Measures real frames: they go from one end of a veth pair to a program at the other end, which sends them back to be
+//! counted.
 
 mod programs;
 mod report;

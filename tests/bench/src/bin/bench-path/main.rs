@@ -2,17 +2,18 @@
 //! nothing.
 //!
 //! The kernel gives a program its own output again on each repeat, so that a forwarded packet's TTL would run out. A
-//! *feeder*, a small program, therefore restores the frame (with the next client's source address) and continues with the
-//! measured program by a tail call. The same feeder in front of the empty program is what is subtracted. Where the measured
-//! program adds an outer header, the empty program moves the start of the frame as well, and the cost of that move, measured
-//! by itself, is added again. Packets that the program passes need no feeder.
+//! *feeder*, a small program, therefore restores the frame (with the next client's source address) and continues with
+//! the measured program by a tail call. The benchmark subtracts the cost of the same feeder in front of the empty
+//! program. If the measured program adds an outer header, the empty program moves the start of the frame as well, and
+//! the cost of that move, measured separately, is added again. Packets that the program passes need no feeder.
 //!
 //! Every run is checked against the program's counters: all its packets forwarded, or all passed.
 //!
-//! With `--live` real frames cross veth pairs instead, through the kernel program and through one that sends them back.
+//! With `--live` real frames cross veth pairs instead, through the kernel program and through a bare program that only
+//! sends them back.
 //!
-//! *Yardsticks*, small programs that do what other load balancers do, are measured in the same turns. With `--against` the
-//! same paths of another commit's program are, and it fails if this one's are slower.
+//! *Yardsticks*, small programs that do what other load balancers do, are measured in the same turns. With `--against`,
+//! the benchmark also measures the same paths of another commit's program, and fails if this program's are slower.
 
 mod against;
 mod bench;
@@ -93,8 +94,9 @@ fn perform(options: &Options) -> Result<()> {
     }
 }
 
-/// Goes before ordinary threads on this CPU: CPU time leaves theirs out, but not the caches that they have used. Only when
-/// everything is there: while interfaces are made, the kernel has threads spin for a lock whose holder would never run.
+/// Gives this thread priority over ordinary threads on this CPU. CPU time does not include those threads, but they
+/// would displace data in the caches. The caller must do this after the set-up: while interfaces are created, the
+/// kernel lets threads spin for a lock whose holder would never run.
 pub(crate) fn go_first() {
     let priority = libc::sched_param { sched_priority: 10 };
     // SAFETY: the structure outlives the call.

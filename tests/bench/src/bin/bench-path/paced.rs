@@ -1,4 +1,4 @@
-//! Clients with pauses between their packets: periods of the memory end meanwhile, and a client's first packet in each
+//! Clients with pauses between their packets: periods of the memory end in between, and a client's first packet in each
 //! period reads its entry.
 
 use std::time::Duration;
@@ -18,12 +18,12 @@ const PAUSE: Duration = Duration::from_secs(5);
 const CYCLE: Duration = Duration::from_secs(170);
 const CYCLES: usize = 3;
 
-/// The mean cost of a packet of each client in turn, while time passes as it would with these pauses.
+/// Measures the mean cost of packets of all clients in turn, while simulated time passes as it would with these pauses.
 pub(crate) fn row(path: Path, scene: &mut Scene, measured: &mut Measured) -> Result<Row> {
     let step = PAUSE * PACKETS / path.clients();
     let steps = (CYCLE.as_secs_f64() / step.as_secs_f64()).ceil() as u32;
     let mut rounds = Vec::new();
-    // The first cycle lets the period before it end.
+    // The first cycle ends the period from before the measurement.
     for _ in 0..=CYCLES {
         measured.forget();
         measured.run_empty()?;

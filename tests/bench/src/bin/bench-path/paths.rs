@@ -24,7 +24,8 @@ const V6_SITE: i16 = 22;
 const V4_DESTINATION: i16 = 30;
 /// The offset of the first word of an IPv6 destination address.
 const V6_DESTINATION_SITE: i16 = 38;
-/// An outer header is written over it, and whether a frame is for this machine is read from eight bytes.
+/// The MAC addresses, which an outer header overwrites. The program reads eight bytes to decide whether a frame is for
+/// this machine.
 const MAC: (i16, Size) = (0, Size::Double);
 const TYPE: (i16, Size) = (12, Size::Half);
 /// The size of a VLAN tag, in bytes.
@@ -36,8 +37,8 @@ const V6_PORTS: (i16, Size) = (54, Size::Word);
 
 const CLIENT_V6: &str = "[2001:db8:c:1::9]:40000";
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
-/// The first address of clients that send datagrams, apart from `FIRST_V4`: services have one key here, and so an entry
-/// for a client of one of them is in another's way.
+/// The first address of clients that send datagrams, apart from `FIRST_V4`: all services here have the same key, so the
+/// entry of one service's client would occupy the place of another's.
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
@@ -49,11 +50,11 @@ pub(crate) struct Path {
     pub(crate) name: String,
     /// The expected cost in ns, in words.
     pub(crate) wanted: &'static str,
-    /// The scene in which it is measured.
+    /// The scene in which the path is measured.
     pub(crate) scene: Place,
-    /// The expected outcome of its packets.
+    /// The expected outcome of the path's packets.
     pub(crate) end: End,
-    /// The clients of its packets.
+    /// The clients of the path's packets.
     pub(crate) clients: Clients,
     packet: Frame,
     /// The packet that the program gets once before each run.
@@ -97,7 +98,7 @@ impl Path {
         self.before.as_ref().map(Frame::bytes)
     }
 
-    /// The same packet as one that opens a connection, for every client.
+    /// The same packets, but each opening a connection, for every client.
     pub(crate) fn opening(&self) -> (Vec<u8>, Feed) {
         let is_tcp = matches!(self.packet.transport, Transport::Tcp(_));
         let transport = if is_tcp { Transport::Tcp(SYN) } else { self.packet.transport };
@@ -106,12 +107,12 @@ impl Path {
         (opening.bytes(), Feed { clients: self.clients, restores })
     }
 
-    /// The number of clients of its packets.
+    /// The number of clients of the path's packets.
     pub(crate) fn clients(&self) -> u32 {
         self.clients.count
     }
 
-    /// Whether its packets are of different clients, or for different services.
+    /// Whether the path's packets are of different clients, or for different services.
     pub(crate) fn varies(&self) -> bool {
         self.clients.count > 1
     }
@@ -155,7 +156,7 @@ impl Path {
         Self { before: Some(before), ..self }
     }
 
-    /// A forwarded packet has a lower TTL afterwards.
+    /// Adds a feeder that restores these parts, and the TTL, which is lower after forwarding.
     fn fed(mut self, count: u32, restores: &[(i16, Size)]) -> Self {
         self.clients.count = count;
         let restores = [&[ttl(&self.packet)], restores].concat();
@@ -269,17 +270,17 @@ pub(crate) fn known() -> Path {
     to("known clients", MEMORY).of_many()
 }
 
-/// The same over IPv6.
+/// Like [`known`], over IPv6.
 pub(crate) fn known_over_v6() -> Path {
     to("known clients over IPv6", MEMORY_V6).of_many()
 }
 
-/// The same for a service with a rule that pins other clients.
+/// Like [`known`], for a service with a rule that pins other clients.
 pub(crate) fn known_beside_a_rule() -> Path {
     to("known clients beside a rule", RULED_MEMORY).of_many()
 }
 
-/// The same with datagrams.
+/// Like [`known`], with datagrams.
 pub(crate) fn known_by_datagrams() -> Path {
     to("known clients of datagrams", REMEMBERED_DATAGRAMS).of_many()
 }

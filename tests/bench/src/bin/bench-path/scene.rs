@@ -40,7 +40,7 @@ use crate::{
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The number of clients of one service that may be recorded per second: an eighth of the size of most tables.
 const NEWCOMERS: u32 = 125_000;
-/// The number of passes after which flags are cleared: two that agree, after the one in which a table came.
+/// The number of passes after which flags are cleared: two equal ones, after the one in which the table was replaced.
 const SETTLING_SWEEPS: u32 = 4;
 /// The size of the connection table.
 const FLOWS: u32 = 1_200_000;
@@ -55,7 +55,7 @@ const AFTER_CLIENTS: Duration = Duration::from_secs(60);
 /// The state in which a path is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A million clients are known where the table sends them.
+    /// A million clients are known at the backends that the table names.
     Settled,
     /// A million clients are known, and every slot of the table has changed since.
     Exceptions,
@@ -67,7 +67,7 @@ pub(crate) enum Place {
     ManyServices,
     /// The interface accepts no redirected frames, and an interface on top of it tags frames. No client is known.
     Devices,
-    /// Like `Settled`, with clients of a service with a rule for other clients.
+    /// Like `Settled`, for a service that has a rule for other clients.
     Ruled,
     /// A million connections are known.
     Flows,
@@ -117,7 +117,8 @@ impl Scene {
         scenes[Place::Flows as usize].open_flows()
     }
 
-    /// A scene in which a million clients of segments and a million of datagrams are known where the table sends them.
+    /// A scene in which a million TCP clients and a million datagram clients are known at the backends that the table
+    /// names.
     pub(crate) fn settled(ifindex: u32) -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES, ifindex, 16 * NEWCOMERS)?];
         make_known(&mut scenes, &[vec![paths::known(), paths::known_by_datagrams()]])?;
@@ -125,7 +126,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// A scene in which a million clients are known, whose connections all begin with a packet that opens them.
+    /// A scene with a million known clients, whose connections all begin with a packet that opens them.
     pub(crate) fn paced() -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES[..DATAGRAMS], INTERFACE, 8 * NEWCOMERS)?];
         make_known(&mut scenes, &[vec![paths::known()]])?;
@@ -133,7 +134,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// A scene with a table of little more than the known clients, which are those of the paths.
+    /// A scene whose table is only a little larger than the number of known clients, which are the clients of the path.
     pub(crate) fn small(known: Path) -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES[..DATAGRAMS], INTERFACE, NEWCOMERS)?];
         make_known(&mut scenes, &[vec![known]])?;
@@ -165,7 +166,7 @@ impl Scene {
             backends: 1 << 14,
             clients,
             flows,
-            // Fields that earlier programs do not have.
+            // These fields do not exist in earlier programs.
             ..Capacity::for_config(&fixture::config(Vec::new()))
         };
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
@@ -182,7 +183,7 @@ impl Scene {
         Ok(Self { dataplane, program, ifindex, newcomers: clients / 8, elapsed: AFTER_CLIENTS })
     }
 
-    /// Assigns every slot to another backend.
+    /// Assigns every slot to a different backend.
     fn move_everybody(&mut self) -> Result<()> {
         let mut remembering = 0;
         for (index, service) in SERVICES.iter().enumerate() {
@@ -194,7 +195,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Notes that the interface accepts no redirected frames, and that another one carries tags.
+    /// Records that the interface accepts no redirected frames, and that another one carries tags.
     fn meet_devices(&mut self) -> Result<()> {
         let known = [(INTERFACE, DEVICE_TAKES_NO_FRAMES), (TAGGED_INTERFACE, DEVICE_CARRIES_TAGS)];
         self.dataplane.set_devices(&Devices::from(known))
@@ -209,7 +210,7 @@ impl Scene {
         }
     }
 
-    /// Lets time pass for the memory.
+    /// Advances the time of the client memory.
     pub(crate) fn pass(&mut self, time: Duration) {
         self.elapsed += time;
         sweep(&mut self.dataplane, self.elapsed);
@@ -220,7 +221,7 @@ impl Scene {
         self.program.as_fd()
     }
 
-    /// How many packets have taken this path.
+    /// The number of packets that have taken this path.
     pub(crate) fn counted(&self, path: &Path) -> Result<u64> {
         let ended = self.dataplane.interface_stats(self.ifindex)?.verdicts[path.end.verdict().index()];
         let End::AtBackend(service) = path.end else { return Ok(ended) };
@@ -257,8 +258,8 @@ impl Opener {
     }
 }
 
-/// Opens a connection of every client of these paths of each scene, in each second as many as one service is sure to have
-/// recorded: half. All scenes wait for the same seconds.
+/// Opens a connection of every client of these paths of each scene, in each second only half of the limit, which one
+/// service can certainly record. All scenes use the same seconds.
 fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
     let of = |(scene, known): (&Scene, &Vec<Path>)| {
         known.iter().map(|known| Opener::new(scene, known)).collect::<Result<Vec<_>>>()
@@ -277,7 +278,7 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
         thread::sleep(Duration::from_millis(1100));
     }
     let clients = known.iter().flatten().map(Path::clients).max().unwrap_or_default();
-    // Another packet, in a later tick, establishes them.
+    // A second packet, in a later tick, establishes the clients.
     for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
         while sweep(&mut scene.dataplane, AFTER_CLIENTS / 2).is_none() {}
         openers.iter_mut().try_for_each(|opener| opener.open(clients))?;
@@ -292,7 +293,7 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
     Ok(())
 }
 
-/// The service's table. Each backend has the slots that the backend `shift` places before it would have otherwise.
+/// The service's table. A `shift` gives each backend the slots of the backend that many places before it.
 fn table(index: usize, service: &Service, shift: u16) -> Result<Arc<[u16]>> {
     let names: Vec<String> = (0..BACKENDS).map(|number| format!("backend {number}")).collect();
     let members: Vec<_> = names
@@ -312,14 +313,14 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         let next_hop = NextHop {
             ifindex: if service.elsewhere { OTHER_INTERFACE } else { ifindex },
             source_mac: OWN_MAC,
-            // The program's forwarded packet is its next one, and must be for this machine.
+            // The forwarded packet is the program's next input, so it must be for this machine.
             destination_mac: OWN_MAC,
             mtu: 1500,
             source: None,
             gateway: None,
             local: false,
         };
-        // By names of fields, so that the benchmark can measure earlier programs, which lack some.
+        // The fields are given by name, so that the benchmark can measure earlier programs, which lack some of them.
         let spec: BackendSpec = serde_json::from_value(json!({
             "id": backend,
             "forwarding": service.forwarding,

@@ -1,5 +1,5 @@
-//! Measuring run by run, at another process's word: how two kernel programs are measured in turns, each by the benchmark that
-//! was built with it. Each line of the input names a path, each of the output says what one run of it took.
+//! Measures single runs on request of another process. This lets two kernel programs be measured in turns, each by the
+//! benchmark that was built with it. Each input line names a path; each output line has the time of one run.
 
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _, stdin, stdout},
@@ -21,7 +21,7 @@ pub(crate) const OPTION: &str = "--serve";
 enum Stage {
     /// The programs are in the kernel; their clients are not known yet. Earlier benchmarks leave this line out.
     Loaded { programs: usize },
-    /// Everything can be measured, by these names.
+    /// The server is ready to measure these paths.
     Ready { paths: Vec<String> },
 }
 
@@ -33,7 +33,7 @@ enum Answer {
     Failed(String),
 }
 
-/// Measures the paths that the input names, until it ends.
+/// Measures the paths that the input names, until the input ends.
 pub(crate) fn serve() -> Result<()> {
     let scenes = Scene::load_all()?;
     say(&Stage::Loaded { programs: scenes.len() })?;
@@ -55,19 +55,19 @@ fn say(line: &impl Serialize) -> Result<()> {
     Ok(output.flush()?)
 }
 
-/// A process that measures on request. It ends with its input.
+/// A process that measures on request. It ends when its input ends.
 pub(crate) struct Server {
     child: Child,
     input: Option<ChildStdin>,
     output: Lines<BufReader<ChildStdout>>,
-    /// The paths that it can measure.
+    /// The paths that the process can measure.
     pub(crate) paths: Vec<String>,
 }
 
 impl Server {
-    /// Starts several, and waits until all are ready. They load their kernel programs one after the other: the kernel
-    /// puts programs that are loaded at the same time in alternating places, and a path whose steps lie far apart may be
-    /// a fifth slower.
+    /// Starts several processes, and waits until all are ready. They load their kernel programs one after the other:
+    /// the kernel puts programs that are loaded at the same time in alternating places, and a path whose steps lie far
+    /// apart may be a fifth slower.
     pub(crate) fn start<const COUNT: usize>(programs: [&Path; COUNT]) -> Result<[Self; COUNT]> {
         let mut servers = Vec::new();
         for program in programs {

@@ -23,16 +23,16 @@ pub(crate) struct Service {
     pub(crate) remembers: bool,
     /// Whether backends are behind another interface than clients.
     pub(crate) elsewhere: bool,
-    /// The prefix of its rule, if it has one.
+    /// The prefix of the service's rule, if there is one.
     pub(crate) rule: Option<&'static str>,
     /// Whether the rule pins clients to its first backend; otherwise it denies them.
     pub(crate) pins: bool,
-    /// The key that its clients are hashed with.
+    /// The key with which clients are hashed.
     pub(crate) key: HashKey,
-    /// Slots of its table.
+    /// The number of slots of the table.
     pub(crate) slots: u32,
-    /// Bytes of a nonce, beside a server ID of eight, in the connection IDs that name its backends; and whether they are
-    /// encrypted.
+    /// For connection IDs that name backends: the length of the nonce beside an eight-byte server ID, and whether the
+    /// IDs are encrypted.
     pub(crate) quic: Option<(u8, bool)>,
 }
 
@@ -67,7 +67,7 @@ impl Service {
         Self { quic, ..Self::new(SocketAddr::new(vip, 443), Protocol::Quic, Forwarding::Dsr).remembering() }
     }
 
-    /// The configuration of connection IDs with backends in them.
+    /// The configuration of connection IDs that name backends.
     pub(crate) fn quic_config(&self) -> Option<QuicConfig> {
         let (nonce_length, encrypted) = self.quic?;
         Some(QuicConfig {
@@ -93,7 +93,7 @@ impl Service {
         Self { rule: Some(prefix), pins: true, ..self }
     }
 
-    /// Whether it is reached over IPv6, as its backends are.
+    /// Whether the service and its backends use IPv6.
     pub(crate) const fn is_v6(&self) -> bool {
         self.address.is_ipv6()
     }
@@ -131,19 +131,20 @@ pub(crate) const IPIP_V6: usize = 9;
 pub(crate) const GUE: usize = 10;
 pub(crate) const GUE_V6: usize = 11;
 pub(crate) const ELSEWHERE: usize = 12;
-/// With a rule for other clients, whose addresses are far away.
+/// The service with a rule for other clients, whose addresses are far away.
 pub(crate) const RULED: usize = 13;
-/// With a rule for neighbours of the clients, so that packets need a lookup.
+/// The service with a rule for neighbours of the clients, so that packets need a lookup.
 pub(crate) const RULED_NEARBY: usize = 14;
-/// With a rule that pins the clients.
+/// The service with a rule that pins the clients.
 pub(crate) const PINNED: usize = 15;
-/// With memory, and a rule that pins others, whose addresses are nowhere near.
+/// The service with memory and a rule that pins other clients, whose addresses are far away.
 pub(crate) const RULED_MEMORY: usize = 16;
-/// With connection IDs that name backends: readable, encrypted in one block, and in four passes of which three are undone.
+/// The services with connection IDs that name backends: unencrypted, encrypted as one block, and encrypted in four
+/// passes of which three are undone.
 pub(crate) const QUIC: [usize; 3] = [17, 18, 19];
 
-/// Every service; their index is their id. No VIP has the bit of a path's first client, whose SYN would have to ask whether the
-/// client is a VIP ([`balancer_common::service_table::vip_bit`]).
+/// Every service; their index is their id. No VIP has the bit of a path's first client, because the program would
+/// otherwise look up whether the client is a VIP ([`balancer_common::service_table::vip_bit`]).
 pub(crate) const SERVICES: [Service; 20] = [
     Service::tcp(v4(1), Forwarding::Dsr),
     Service::tcp(v6(1), Forwarding::Dsr),
@@ -167,10 +168,10 @@ pub(crate) const SERVICES: [Service; 20] = [
     Service::quic(v4(14), 10, true),
 ];
 
-/// The services whose connections are flows: they have their own scene.
+/// The services whose connections are flows. These services have their own scene.
 pub(crate) const FLOWING: [Service; 1] = [Service::tcp(v4(1), Forwarding::Snat)];
 
-/// The source addresses of those connections.
+/// The source addresses of the flows.
 pub(crate) fn pool() -> Vec<IpAddr> {
     (1..=8).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect()
 }

@@ -1,5 +1,5 @@
-//! Small programs that do what every load balancer does, or what most do. The kernel program's paths are compared with
-//! them, because their speed depends on the machine in the same way.
+//! Small programs that do the work that all or most load balancers do. The benchmark compares the kernel program's
+//! paths with them, because the speed of both depends on the machine in the same way.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -17,7 +17,7 @@ const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
 
-/// Ethernet, IPv4 without options and TCP.
+/// The length of the headers: Ethernet, IPv4 without options, and TCP.
 const HEADERS: i32 = 54;
 const ETHER_TYPE: i16 = 12;
 const VERSION_AND_LENGTH: i16 = 14;
@@ -29,7 +29,7 @@ const TCP: i32 = 6;
 
 /// The number of slots in the array for clients.
 const SLOTS: u32 = 1 << 16;
-/// Backends behind the hash table.
+/// The number of backends behind the hash table.
 const BACKENDS: u32 = 256;
 /// The size of the hash table of connections.
 const CONNECTIONS: u32 = 1 << 20;
@@ -43,11 +43,11 @@ pub(crate) const WRITTEN: [u8; 4] = [2, 0, 0, 1];
 
 /// A program that is measured together with the paths.
 pub(crate) struct Yardstick {
-    /// The path that its packets take.
+    /// The path that the yardstick's packets take.
     pub(crate) path: Path,
     /// The program.
     pub(crate) program: OwnedFd,
-    /// Whether it writes MAC addresses.
+    /// Whether the yardstick writes MAC addresses.
     pub(crate) writes: bool,
 }
 
@@ -55,14 +55,14 @@ pub(crate) struct Yardstick {
 const PARSE: &str = "parse";
 /// The yardstick of steering by an array.
 const ARRAYS: &str = "arrays";
-/// The same, with a million clients.
+/// The yardstick of steering by an array, with a million clients.
 const ARRAYS_OF_MANY: &str = "arrays, 1M clients";
-/// The yardstick of steering by the kernel's LRU hash. Paths are compared with it because it is of their size and, as
-/// they do, computes a hash and looks up an entry that is in the cache. The two above are a few ns, a tenth of what is
-/// subtracted. With a million clients it waits for memory, and comes out between 120 and 180 ns without anything having
-/// changed.
+/// The yardstick of steering by the kernel's LRU hash. Paths are compared with this yardstick because it is about as
+/// long and, like them, computes a hash and looks up an entry that is in the cache. The two yardsticks above take a few
+/// ns, a tenth of the time that is subtracted. With a million clients, this yardstick waits for memory, and varies
+/// between 120 and 180 ns without any change.
 pub(crate) const LRU_HASH: &str = "LRU_HASH";
-/// The same, with a million clients.
+/// The yardstick of steering by the kernel's LRU hash, with a million clients.
 const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients";
 
 /// Every yardstick, in the order of the report.
@@ -88,16 +88,15 @@ fn parse_only() -> io::Result<OwnedFd> {
     parsed().set(Register::R0, XDP_TX).exit().load_frags()
 }
 
-/// Parses, multiplies the source address, and writes the MAC addresses that an array has for the product: the least that
-/// steers by the client's address.
+/// Parses, multiplies the source address, and writes the MAC addresses that an array has for the product: the minimum
+/// for steering by the client's address.
 pub(crate) fn floor_by_arrays() -> io::Result<OwnedFd> {
     let slots = rows(SLOTS)?;
     sent(slot(parsed(), SLOTS).store(Size::Word, Register::R10, NUMBER, Register::R1), &slots).load_frags()
 }
 
-/// Parses, and looks up the connection by addresses, ports and protocol in an LRU hash of the kernel's, where it is
-/// recorded if it is not known; then writes the MAC addresses that an array has for the backend: what most load balancers
-/// in XDP do.
+/// Parses, looks up the connection by addresses, ports and protocol in the kernel's LRU hash, and records it there if
+/// it is unknown. Then writes the MAC addresses that an array has for the backend, as most load balancers in XDP do.
 fn hash_and_lru_hash() -> io::Result<OwnedFd> {
     let (connections, backends) = (Map::lru_hash(16, 4, CONNECTIONS)?, rows(BACKENDS)?);
     let keyed = parsed()
@@ -136,7 +135,7 @@ fn parsed() -> Program {
     let program = unless(program.load(Size::Half, Register::R1, FRAME, ETHER_TYPE), ipv4.into());
     let program = unless(program.load(Size::Byte, Register::R1, FRAME, VERSION_AND_LENGTH), 0x45);
     let program = program.load(Size::Half, Register::R1, FRAME, FRAGMENT);
-    // "More fragments" and the offset.
+    // The mask of "more fragments" and the offset.
     let program = unless(program.and(Register::R1, u16::from_ne_bytes([0x3f, 0xff]).into()), 0);
     unless(program.load(Size::Byte, Register::R1, FRAME, PROTOCOL), TCP)
 }
@@ -150,7 +149,7 @@ fn unless(program: Program, value: i32) -> Program {
 fn slot(program: Program, count: u32) -> Program {
     program
         .load(Size::Word, Register::R1, FRAME, SOURCE)
-        // 2^32 less 2^32 divided by the golden ratio, in 31 bits.
+        // The factor is 2^32 minus 2^32 divided by the golden ratio, in 31 bits.
         .multiply(Register::R1, 0x61c8_8647)
         // These bits depend on the lowest byte in network order, which is the highest byte here.
         .shift_right(Register::R1, 24)
@@ -172,7 +171,7 @@ fn sent(program: Program, rows: &Map) -> Program {
         .exit()
 }
 
-/// Rows of two MAC addresses, in as many bytes as divide a cache line.
+/// Rows of two MAC addresses, padded so that the row size divides a cache line.
 fn rows(count: u32) -> io::Result<Map> {
     let rows = Map::array(16, count)?;
     for number in 0..count {

@@ -20,9 +20,9 @@ use crate::{nft, server};
 
 /// Equal servers.
 const SERVERS: u16 = 4;
-/// Addresses between two clients, so that few share a network.
+/// The distance between the address numbers of two clients, so that few share a network.
 const STRIDE: u16 = 16;
-/// How many clients there are.
+/// The number of clients.
 const CLIENTS: u16 = 4_000;
 /// The time limit of a whole connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     Nft,
 }
 
-/// All but [`Kind::Direct`], with which they are compared, in the order of the table.
+/// All kinds except [`Kind::Direct`], the reference, in the order of the table.
 pub(crate) const OTHERS: [Kind; 5] = [
     Kind::Balancer(Forwarding::Dsr),
     Kind::Balancer(Forwarding::Nat),
@@ -60,12 +60,12 @@ impl Kind {
         }
     }
 
-    /// Whether it needs programs that this system may not have.
+    /// Whether the contender needs programs that this system may not have.
     pub(crate) const fn may_be_missing(self) -> bool {
         matches!(self, Self::Classic(_) | Self::Nft)
     }
 
-    /// Returns an error if it is not installed.
+    /// Returns an error if the contender's program is not installed.
     pub(crate) fn ensure_installed(self) -> Result<()> {
         match self {
             Self::Direct | Self::Balancer(_) => Ok(()),

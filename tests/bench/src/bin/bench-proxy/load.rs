@@ -13,12 +13,12 @@ use nix::sys::prctl::set_timerslack;
 /// The largest number of concurrent requests.
 pub(crate) const WORKERS: usize = 8;
 
-/// When requests are sent.
+/// The times at which requests are sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// One after the other, as fast as answers arrive.
+    /// Requests follow each other as fast as answers arrive.
     Full,
-    /// With this interval.
+    /// Requests are sent with this interval.
     Every(Duration),
 }
 

@@ -1,6 +1,6 @@
 //! Compares the cost of a connection through the balancer with its cost through proxies, through the kernel's own
 //! translation of addresses, and through a router alone: real HTTP from many addresses, over network namespaces of one
-//! machine, whose processors all share.
+//! machine, whose processors are shared by all parts.
 
 mod contender;
 mod load;

@@ -1,5 +1,5 @@
-//! Measures processor time: of this process, in which clients and servers are threads, of what is in the middle, and of
-//! the kernel's threads that send and receive for others.
+//! Measures processor time: of this process, in which clients and servers are threads, of the process in the middle,
+//! and of the kernel's threads that send and receive on their behalf.
 
 use std::{fs, time::Duration};
 
@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 pub(crate) const COUNTED: &str = "processor time is that of clients, servers, what is in the middle and ksoftirqd, by the \
     kernel's clocks of processes; softirqs count where they run";
 
-/// The processor time of all that serve connections. `middle` is the process in the middle, if there is one.
+/// The processor time of everything that serves connections. `middle` is the process in the middle, if there is one.
 pub(crate) fn used(middle: Option<u32>) -> Result<Duration> {
     let mut used = Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?);
     let middle = middle.map_or_else(Vec::new, with_children);

@@ -30,14 +30,14 @@ pub(crate) struct Measured {
     pub(crate) rounds: Vec<Figures>,
 }
 
-/// A figure that is reported of each contender.
+/// A figure that the report has for each contender.
 struct Column {
     title: &'static str,
-    /// In full; in the picture.
+    /// The full name, and the name in the picture.
     name: &'static str,
     unit: &'static str,
     drawn: bool,
-    /// Computes the figure from those of a round. The second contender is the direct connection.
+    /// Computes the figure from those of a contender and of the direct connection in the same round.
     of: fn(&Figures, &Figures) -> f64,
 }
 
@@ -89,7 +89,7 @@ impl Measured {
     }
 }
 
-/// The same for other programs.
+/// Puts the results into a document for other programs.
 pub(crate) fn document(all: &[Measured], left_out: Vec<String>, rate: u32) -> Document {
     let series = |measured: &Measured, nobody: &Measured| -> Vec<Series> {
         let own = |column: &Column| Series {

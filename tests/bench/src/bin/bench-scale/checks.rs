@@ -13,7 +13,7 @@ use super::{PATIENCE, Site};
 /// The largest number of concurrent checks.
 const AT_ONCE: u16 = 16_384;
 
-/// Checks all backends every `interval`, for so many periods once they are all up.
+/// Checks all backends every `interval`, for this number of periods after all are up.
 pub(super) fn checks(site: &mut Site, interval: Duration, periods: u16, table: &mut Vec<Series>) -> Result<()> {
     let _servers = site.hosts.listen_everywhere(AT_ONCE)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,5 +1,5 @@
 //! Measures the cost of many known clients to the controller: how long it takes to count them and to change `remember`,
-//! and for how long others wait meanwhile.
+//! and how long other requests wait in the meantime.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -21,7 +21,7 @@ use super::{PATIENCE, Site, machine::map_ids, timed, times};
 /// The two values of `remember`; their ticks differ in length.
 pub(super) const REMEMBER: [&str; 2] = ["3h", "30d"];
 
-/// Makes `clients` of backends 1 to `backends` known, and changes `remember` of all services so often.
+/// Makes `clients` of backends 1 to `backends` known, and changes `remember` of all services this many times.
 pub(super) fn clients(
     site: &mut Site,
     clients: u32,
@@ -74,7 +74,7 @@ pub(super) fn clients(
     Ok(())
 }
 
-/// Does something. Returns its result with the longest time that repeated requests to the owner waited.
+/// Calls `what`. Returns its result, and the longest time that repeated requests to the owner waited in the meantime.
 fn meanwhile<T>(api: &Client, what: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -103,7 +103,7 @@ fn client_table(pid: u32) -> Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
     anyhow::bail!("process {pid} has no client table")
 }
 
-/// Fills the table as if these clients had just come, with the same number in each bucket.
+/// Fills the table as if these clients had just arrived, with the same number in each bucket.
 fn fill(mut table: Array<MapData, [u64; BUCKET_ENTRIES]>, clients: u32, backends: u16) -> Result<()> {
     let (buckets, mut left) = (table.len(), clients);
     let mut random = fastrand::Rng::with_seed(1);

@@ -105,7 +105,7 @@ fn document(about: String, series: Vec<Series>) -> Document {
     Document { benchmark: "scale".to_owned(), title, about, series, left_out: Vec::new() }
 }
 
-/// A balancer and its files. The hosts are dropped last.
+/// A balancer and its files. The hosts are the last field to be dropped.
 struct Site {
     controller: Option<Controller>,
     config: PathBuf,
@@ -159,7 +159,7 @@ impl Site {
         Client::new(&self.files.path().join("balancer.sock"))
     }
 
-    /// Changes of one weight, files with and without one, from question to answer.
+    /// Measures changes of one weight, and files with and without such a change, from request to answer.
     fn changes(&self, runtime: &Runtime, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let api = self.api();
         let [mut weight, mut applied, mut unchanged, mut status] = [const { Vec::new() }; 4];
@@ -223,7 +223,7 @@ fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
              table_size = {table_size}\n{remember}check = {{ {check} }}\n"
         )?;
         for number in 0..*backends {
-            // As many addresses as there are; further backends use other ports.
+            // All available addresses are used; further backends use other ports.
             let all = u32::from(service) * u32::from(*backends) + u32::from(number);
             let address = backend(u16::try_from(all % 65_000 + 256)?);
             writeln!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = 100")?;

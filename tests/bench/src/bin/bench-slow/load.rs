@@ -1,4 +1,4 @@
-//! The clients: they arrive at random times, ask a few times in a second each, and leave.
+//! The clients: they arrive at random times, send a few requests, one each second, and leave.
 
 use std::{
     collections::BTreeMap,

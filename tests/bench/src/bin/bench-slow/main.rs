@@ -1,5 +1,5 @@
-//! One of four CPU-bound servers is slow: how long new clients wait for their answers with
-//! `bounded_load = { by = "latency" }` and without, in turns, and whether known clients stay.
+//! One of four CPU-bound servers is slow: measures how long new clients wait for answers with and without `bounded_load
+//! = { by = "latency" }`, in turns, and whether known clients stay.
 
 mod load;
 mod server;
@@ -30,15 +30,15 @@ use tempfile::TempDir;
 use self::load::{Clients, Span, homes};
 
 const SERVERS: u16 = 4;
-/// The slow one, which is the last.
+/// The slow server, which is the last one.
 const SLOW: &str = "web4";
 /// The clients that come first, and are asked again at the end.
 const FIRST: u16 = 100;
 const RULE: &str = "bounded_load = { factor = 1.25, by = \"latency\" }";
-/// A queue of requests must not make a backend fail. On a busy machine that of the slow server lasts for seconds, because its
-/// processor time takes longer then.
+/// A queue of requests must not make a backend fail. On a busy machine, the slow server's queue lasts for seconds,
+/// because its processor time then takes longer.
 const CHECK: &str = r#"{ type = "http", path = "/", interval = "5s", timeout = "5s", fall = 10, passive = false }"#;
-/// The time within which the first change comes, and a later one: a service changes once in ten minutes.
+/// The time limits for the first change and for later ones: a service changes once in ten minutes.
 const FIRST_CHANGE: Duration = Duration::from_secs(90);
 const LATER_CHANGE: Duration = Duration::from_secs(700);
 
@@ -83,13 +83,13 @@ struct Scene {
 
 /// The measurements while the slow server keeps the same part of its slots.
 struct Row {
-    /// Percent; `None` without the rule.
+    /// The percentage of slots that the server keeps; `None` without the rule.
     keeps: Option<u8>,
     p50: Vec<f64>,
     p99: Vec<f64>,
     /// The slow server's part of new clients.
     part: Vec<f64>,
-    /// 99th percentile, relative to that of the measurement without the rule before it.
+    /// The 99th percentile, relative to the previous measurement without the rule.
     ratio: Vec<f64>,
     failed: usize,
     moved: usize,
@@ -148,14 +148,14 @@ impl Scene {
         Ok(Self { controller, _servers: servers, topology, settings, clients, files })
     }
 
-    /// The numbers of that many new clients.
+    /// The numbers of the next `count` new clients.
     fn take(&mut self, count: u16) -> impl Iterator<Item = u16> + use<> {
         let before = self.clients.number;
         self.clients.number += count;
         before + 1..=before + count
     }
 
-    /// Applies the service with this line.
+    /// Applies a configuration whose service has this line.
     fn apply(&mut self, line: &str) -> Result<()> {
         line.clone_into(&mut self.settings.service_lines);
         let config = write_config(&self.topology, &self.settings, self.files.path())?;
@@ -164,7 +164,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Goes on with clients until the slow server keeps another part of its slots, and returns that.
+    /// Continues with clients until the slow server keeps a different part of its slots, and returns that part.
     fn wait_for_change(&mut self, limit: Duration) -> Result<u8> {
         let (before, begin) = (keeps(&self.slow()?), Instant::now());
         loop {

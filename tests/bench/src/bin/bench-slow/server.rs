@@ -23,7 +23,7 @@ pub(crate) fn start(host: &Namespace, name: String, port: u16, time: Duration) -
     })
 }
 
-/// Computes until this thread has used that much processor time.
+/// Computes until this thread has used this much processor time.
 fn work(time: Duration) -> io::Result<()> {
     let used = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
     let end = used()? + time;

@@ -19,7 +19,7 @@ pub(crate) enum Contender {
     Balancer(&'static str),
 }
 
-/// All of them, in the order of the table.
+/// All contenders, in the order of the table.
 pub(crate) const ALL: [Contender; 7] = [
     Contender::Classic(Rule::NginxIpHash),
     Contender::Classic(Rule::NginxHash),
@@ -32,7 +32,7 @@ pub(crate) const ALL: [Contender; 7] = [
 
 /// A running contender. Dropping the value ends it.
 pub(crate) trait Front {
-    /// The hosts on which it runs.
+    /// The hosts on which the contender runs.
     fn topology(&self) -> &Topology;
     /// Makes a step's change, and waits for its effect.
     fn perform(&mut self, step: Step) -> Result<()>;
@@ -54,7 +54,7 @@ impl Contender {
         }
     }
 
-    /// Returns an error if it is not installed.
+    /// Returns an error if the program is not installed.
     pub(crate) fn ensure_installed(self) -> Result<()> {
         match self {
             Self::Classic(rule) => rule.ensure_installed(),
@@ -62,7 +62,7 @@ impl Contender {
         }
     }
 
-    /// Starts it without earlier clients; proxies run on `hosts`.
+    /// Starts the contender without earlier clients; proxies run on `hosts`.
     pub(crate) fn start(self, hosts: &Hosts) -> Result<Box<dyn Front + '_>> {
         Ok(match self {
             Self::Classic(rule) => Box::new(Classic::start(hosts, rule)?),

@@ -1,6 +1,6 @@
 //! Counts the clients that a change of the servers moves: the same thousands of clients connect through nginx, HAProxy
-//! and the balancer, before a server is deleted, drained and so on, and after it. Real programs, real connections, and
-//! answers that say who gave them.
+//! and the balancer, before and after a server is deleted, drained and so on. It uses real programs and real
+//! connections, and each answer names its server.
 
 mod balanced;
 mod classic;

@@ -10,7 +10,7 @@ const ONE_NETWORK: &str = "servers that the addresses of one /24 reach";
 /// The observed moves of a contender's clients.
 pub(crate) struct Seen {
     pub(crate) title: String,
-    /// Whether it is the balancer.
+    /// Whether the contender is the balancer.
     pub(crate) ours: bool,
     pub(crate) version: Option<String>,
     /// The moves of all steps, in their order.
@@ -19,7 +19,7 @@ pub(crate) struct Seen {
     pub(crate) of_one_network: usize,
 }
 
-/// The same for other programs.
+/// Puts the results into a document for other programs.
 pub(crate) fn document(all: &[Seen], missing: &[String]) -> Document {
     let versions = all.iter().filter_map(|seen| Some(format!("{}: {}", seen.title, seen.version.as_ref()?)));
     let about = format!(

@@ -14,7 +14,7 @@ pub(crate) const TARGET: u16 = 2;
 pub(crate) enum Step {
     /// A server is deleted from the list.
     Delete,
-    /// The list is written in reverse order, and its reader is restarted.
+    /// The list is written in reverse order, and the program is restarted to read it.
     Reorder,
     /// A fifth server is added.
     Add,
@@ -22,11 +22,11 @@ pub(crate) enum Step {
     Weigh,
     /// A server is drained.
     Drain,
-    /// It is taken back.
+    /// The drained server takes clients again.
     Return,
 }
 
-/// Steps that are taken one after the other, from the same start each.
+/// Courses of consecutive steps. Each course begins from the same start.
 pub(crate) const COURSES: [&[Step]; 5] =
     [&[Step::Delete], &[Step::Reorder], &[Step::Add], &[Step::Weigh], &[Step::Drain, Step::Return]];
 
@@ -34,7 +34,7 @@ pub(crate) const COURSES: [&[Step]; 5] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) step: Step,
-    /// Clients of the server that something was done to.
+    /// Clients of the changed server.
     pub(crate) own: Share,
     /// Clients of all other servers.
     pub(crate) others: Share,
@@ -67,7 +67,7 @@ impl Step {
         [others, format!("{title}: {own}")]
     }
 
-    /// Whether clients of the other servers should stay, although some rule moves them.
+    /// Whether clients of the other servers should stay, even if some rule moves them.
     pub(crate) const fn should_move_no_others(self) -> bool {
         matches!(self, Self::Delete | Self::Reorder | Self::Add | Self::Weigh)
     }
@@ -77,7 +77,7 @@ impl Step {
         self == Self::Drain
     }
 
-    /// Whether it concerns one server that has clients.
+    /// Whether the step concerns one server that has clients.
     pub(crate) const fn has_target(self) -> bool {
         !matches!(self, Self::Reorder | Self::Add)
     }

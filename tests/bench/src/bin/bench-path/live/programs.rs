@@ -15,12 +15,12 @@ const END: Register = Register::R8;
 
 /// The size of an Ethernet header.
 const MACS: i32 = 14;
-/// The number of bytes that each frame gets again, more than programs change: Ethernet, IPv4 and TCP, or UDP.
+/// The number of bytes that are rewritten in each frame, more than programs change: Ethernet, IPv4 and TCP, or UDP.
 const WRITTEN: i16 = 56;
 /// The position of the map's key on the stack.
 const KEY: i16 = -4;
 
-/// Makes a frame what `frame` was, from the next client, and sends it to an interface. A map has the number of the next
+/// Restores a frame to `frame`, from the next client, and sends it to an interface. A map has the number of the next
 /// client, because the kernel uses many copies of a frame in no fixed order.
 pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32) -> Program {
     let Clients { at, first, count, .. } = clients;
@@ -58,12 +58,12 @@ pub(super) fn bare() -> Program {
     program.set(Register::R0, XDP_TX).exit()
 }
 
-/// The register for the rest of an address.
+/// The register that holds the rest of an address.
 const fn next(register: Register) -> Register {
     if matches!(register, Register::R1) { Register::R2 } else { Register::R4 }
 }
 
-/// Drops shorter frames.
+/// Drops frames that are shorter than `length`.
 fn whole(length: i32) -> Program {
     Program::default()
         .copy(CONTEXT, Register::R1)
@@ -104,7 +104,7 @@ mod tests {
         let turn = Map::array(4, 1).unwrap();
         turn.set(0, &(path.clients.first + path.clients.count - 2)).unwrap();
         let program = generator(&frame, path.clients, &turn, LOOPBACK).load_xdp().unwrap();
-        // The last client, then the first again, in a frame with another program's changes.
+        // The last client comes before the first again, in a frame with another program's changes.
         for client in [path.clients.first + path.clients.count - 1, path.clients.first] {
             let left = vec![0xff; frame.len()];
             let ran = prog_run::run(program.as_fd(), &left, LOOPBACK, 1).unwrap();

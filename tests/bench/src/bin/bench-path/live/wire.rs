@@ -16,7 +16,7 @@ use balancer_testkit::{
 use nix::net::if_::if_nametoindex;
 
 const XDP_DROP: i32 = 1;
-/// How long frames may be under way.
+/// The time limit for frames on their way.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A veth pair whose ends have the same name.
