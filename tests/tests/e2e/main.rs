@@ -24,6 +24,7 @@ mod floods;
 mod forget;
 mod fragments;
 mod full;
+mod grpc_checks;
 mod host;
 mod image;
 mod kernel_log;
